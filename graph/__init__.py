@@ -1,0 +1,1 @@
+"""The loop as a LangGraph state graph: state, routing, wiring and runs."""

@@ -1,0 +1,1 @@
+"""Everything that does not know that a graph exists."""

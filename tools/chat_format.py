@@ -1,0 +1,93 @@
+"""Dialogues as tokens: chat template, end of turn and padding, for any causal model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from nslora.tools.errors import ModelError
+
+Message = dict[str, str]
+Dialogue = Sequence[Message]
+
+# A model without a chat template gets this plain rendering; its turn ends where the next question would begin.
+PLAIN_LABELS = {"system": "", "user": "Question: ", "assistant": "Answer: "}
+PLAIN_STOP = "\nQuestion:"
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How one tokenizer writes a dialogue.
+
+    tokenizer: a transformers tokenizer, with or without a chat template.
+    generation_stops: the end tokens that the model's generation config names.
+    """
+
+    tokenizer: Any
+    generation_stops: tuple[int, ...] = ()
+
+    @property
+    def has_template(self) -> bool:
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def render(self, dialogue: Dialogue) -> str:
+        """The text that the policy continues: all turns, then the opening of the assistant's turn."""
+        if self.has_template:
+            return str(self.tokenizer.apply_chat_template(list(dialogue), tokenize=False, add_generation_prompt=True))
+        turns = [PLAIN_LABELS[turn["role"]] + turn["content"] for turn in dialogue]
+        return "\n".join([*turns, PLAIN_LABELS["assistant"].rstrip()])
+
+    def prompt_ids(self, dialogue: Dialogue) -> list[int]:
+        """Token ids of `render(dialogue)`. The template writes its own special tokens, so none are added."""
+        ids = self.tokenizer(self.render(dialogue), add_special_tokens=not self.has_template)["input_ids"]
+        # A plain tokenizer that closes each text with an end token would make the model answer an ended text.
+        while ids and not self.has_template and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]
+        if not ids:
+            raise ModelError("A prompt came out as no tokens at all: give the question some text.")
+        return [int(i) for i in ids]
+
+    def completion_ids(self, reply: str) -> list[int]:
+        """Token ids of an assistant's reply with the end of its turn, as training wants them."""
+        text = reply if self.has_template else f" {reply}"
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [int(i) for i in ids] + [self.end_of_turn]
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token that ends the assistant's turn: what the template writes after a reply, else the end of text."""
+        if self.has_template:
+            dialogue = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "MARK"}]
+            text = str(self.tokenizer.apply_chat_template(dialogue, tokenize=False))
+            tail = self.tokenizer(text[text.rindex("MARK") + len("MARK"):], add_special_tokens=False)["input_ids"]
+            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
+            for token in tail:
+                if token in special:
+                    return int(token)
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError("The tokenizer has no end token: set tokenizer.eos_token before adapting this model.")
+        return int(self.tokenizer.eos_token_id)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token at which generation stops."""
+        end = self.tokenizer.eos_token_id
+        return tuple(sorted({self.end_of_turn, *self.generation_stops, *(() if end is None else (int(end),))}))
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a batch. It may equal an end token, so padding is masked by length, never by this id."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_of_turn if pad is None else int(pad)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The reply in `ids` (generated tokens): up to the first stop, special tokens left out, trimmed."""
+        kept: list[int] = []
+        for token in ids:
+            if token in self.stop_ids:
+                break
+            kept.append(int(token))
+        text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
+        if not self.has_template:
+            text = text.split(PLAIN_STOP)[0]
+        return text.strip()

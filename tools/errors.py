@@ -1,0 +1,41 @@
+"""Errors, named for the boundary that was crossed.
+
+Each message is one sentence for the person at the keyboard: what came, what was wanted, what to do.
+An update that failed (`EditorError`, `DivergedError`) is recorded as data and the loop goes on; the others end a run.
+"""
+
+
+class NsloraError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class TaskError(NsloraError):
+    """A task cannot be read: names the file, the line and the field."""
+
+
+class RewardError(NsloraError):
+    """A reward or one of its checks raised, returned no number in [0, 1], or does not exist: names the row."""
+
+
+class SettingsError(NsloraError):
+    """A setting is unknown or out of range."""
+
+
+class ModelError(NsloraError):
+    """A model or an adapter cannot be found, loaded or run."""
+
+
+class PromptError(NsloraError):
+    """A prompt document is refused, with the reason; the prompt in force stays as it was."""
+
+
+class EditorError(NsloraError):
+    """The symbolic editor gave nothing usable: one failed edit, which the loop records and survives."""
+
+
+class DivergedError(NsloraError):
+    """A burst of training left the finite numbers or rose above its bound; its adapter is not kept."""
+
+
+class RunError(NsloraError):
+    """A run's folder cannot be created, opened, locked or continued."""

