@@ -148,7 +148,7 @@ def fingerprint(location: str, model: Any) -> str:
     """
     folder = Path(location)
     if folder.is_dir():
-        files = sorted(folder.glob("*.safetensors")) + [folder / "config.json"]
+        files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
         return hashlib.sha256("".join(sha256_of_file(f) for f in files).encode()).hexdigest()[:16]
     commit = getattr(model.config, "_commit_hash", None)
     if commit:

@@ -1,0 +1,55 @@
+# Every target sets up what it needs by itself: python3 >= 3.11 and make are enough.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+# Where pip is configured with a folder of wheels, uv looks there too.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+UV_VERSION := 0.13.9
+# cpu or auto: passed to uv, which then picks PyTorch's own index. Empty: whatever constraints.txt and the index give.
+TORCH ?=
+TORCH_VERSION := 2.13.0
+INSTALLED := .venv/.installed
+
+.PHONY: help setup demo test test-fast lint types lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## make .venv with everything that was tested together
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@echo "installing (about a minute)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt --editable '.[dev,embedded,postgres]'
+	@touch $@
+
+demo: setup ## adapt a real model to invented facts and a house style (minutes; result in runs/demo/result)
+	@$(BIN)/nslora run handbook --folder runs/demo --overwrite
+
+test: setup ## the whole test suite
+	@$(BIN)/pytest -q
+
+test-fast: setup ## without the tests that run the embedded model
+	@$(BIN)/pytest -q -m "not slow"
+
+lint: setup ## ruff
+	@$(BIN)/ruff check .
+
+# Type checkers cannot follow an editable install whose folders are mapped to other names: they get a tree of links.
+types: setup ## mypy, strict
+	@mkdir -p build/typing/nslora && for folder in graph nodes tools; do ln -sfn ../../../$$folder build/typing/nslora/$$folder; done
+	@$(BIN)/mypy -p nslora
+
+lock: ## write constraints.txt anew: resolve freely into a fresh environment, and freeze it
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+# torch first: left free, the newest one brings 6 GB of CUDA packages.
+	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python 'torch==$(TORCH_VERSION)'
+	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python --editable '.[dev,embedded,postgres]'
+	@build/lock/bin/uv pip freeze --python build/lock/bin/python --exclude-editable | sed 's/+cpu//' | grep -v '^uv==' > constraints.txt
+	@rm -rf build/lock
+
+clean: ## remove what was built; runs stay
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,40 @@
+"""The wiring of the loop.
+
+START -> evaluate -> monitor -+-> finish -> END
+            ^                 +-> classify -+-> lora_update ----+
+            |                               +-> textgrad_edit --+
+            +---------------------------------------------------+
+"""
+
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+
+from nslora.graph.routing import after_classify, after_monitor
+from nslora.graph.state import AdaptationContext, AdaptationState
+from nslora.nodes.classify import classify
+from nslora.nodes.evaluate import evaluate
+from nslora.nodes.finish import finish
+from nslora.nodes.lora_update import lora_update
+from nslora.nodes.monitor import monitor
+from nslora.nodes.textgrad_edit import textgrad_edit
+
+Graph = CompiledStateGraph[AdaptationState, AdaptationContext, AdaptationState, AdaptationState]
+
+
+def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> Graph:
+    """The compiled graph; with a checkpointer its runs can be resumed, inspected, replayed and forked."""
+    graph = StateGraph(AdaptationState, context_schema=AdaptationContext)
+    for node in (evaluate, monitor, classify, lora_update, textgrad_edit, finish):
+        graph.add_node(node.__name__, node)
+    graph.add_edge(START, "evaluate")
+    graph.add_edge("evaluate", "monitor")
+    graph.add_conditional_edges("monitor", after_monitor, {name: name for name in ("finish", "classify")})
+    graph.add_conditional_edges(
+        "classify", after_classify, {name: name for name in ("lora_update", "textgrad_edit", "finish")})
+    graph.add_edge("lora_update", "evaluate")
+    graph.add_edge("textgrad_edit", "evaluate")
+    graph.add_edge("finish", END)
+    return graph.compile(checkpointer=checkpointer, name="nslora")

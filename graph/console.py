@@ -1,0 +1,104 @@
+"""What a person sees of a run: progress while it works, one line a round, and the result."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.syntax import Syntax
+from rich.table import Table
+
+WORKING = {"evaluate": "evaluate: replies on validation and a sample of train", "classify": "classify",
+           "lora_update": "lora_update: training", "textgrad_edit": "textgrad_edit: asking the editor",
+           "finish": "finish: the test split", "monitor": "monitor"}
+NEXT = {"evaluate": "monitor", "lora_update": "evaluate", "textgrad_edit": "evaluate"}
+
+
+def show_run(console: Console, events: Iterator[tuple[str, Any]]) -> None:
+    """Follow a stream of ("updates" | "custom", part) to its end."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+               TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(WORKING["evaluate"], total=None)
+        for mode, part in events:
+            if mode == "custom":
+                bar.update(task, description=f"{part['node']}: {part['what']}", completed=part["done"],
+                           total=part["total"])
+                continue
+            for node, changes in part.items():
+                show_node(console, node, changes or {})
+                upcoming = next_node(node, changes or {})
+                bar.reset(task, description=WORKING.get(upcoming, upcoming), total=None)
+
+
+def next_node(node: str, changes: Mapping[str, Any]) -> str:
+    """The node that is about to work, for the progress line."""
+    if node in NEXT:
+        return NEXT[node]
+    if changes.get("stop"):
+        return "finish"
+    decision = changes.get("decision")
+    if node == "classify" and decision:
+        return {"lora": "lora_update", "textgrad": "textgrad_edit"}.get(decision["action"], "finish")
+    return "classify"
+
+
+def show_node(console: Console, node: str, changes: Mapping[str, Any]) -> None:
+    """The lines that a finished node is worth."""
+    if node == "monitor" and changes.get("start_measured"):
+        start = changes["start_measured"]
+        console.print(f"start    reward {start['reward']:.3f}, all checks {start['all_checks']:.2f} on validation "
+                      f"({start['failures']} failures)")
+    for record in changes.get("rounds", ()):
+        console.print(round_line(record), highlight=False)
+    if changes.get("stop"):
+        console.print(f"stop     {changes['stop']}")
+
+
+def round_line(record: Mapping[str, Any]) -> str:
+    """action, why, reward before and after, kept or dropped, cost."""
+    after = record["reward_after"]
+    colour = "green" if record["kept"] else "yellow"
+    cost = [f"{record['wall_s']:.0f} s"]
+    if record["trained_tokens"]:
+        cost.append(f"{record['trained_tokens']} trained tokens")
+    if record["generated_tokens"]:
+        cost.append(f"{record['generated_tokens']} generated")
+    if record["editor"].get("calls"):
+        cost.append(f"{record['editor']['calls']:.0f} editor calls")
+    reward = f"{record['reward_before']:.3f} -> {'failed' if after is None else format(after, '.3f')}"
+    fate = f"[{colour}]{'kept' if record['kept'] else 'dropped'}[/]"
+    lines = [f"round {record['round']}  [bold]{record['action']:<8}[/]  reward {reward}  {fate}  ({', '.join(cost)})",
+             f"why: {record['reason']}", record["note"], record["verdict"]]
+    return "\n         ".join(line for line in lines if line)
+
+
+def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> None:
+    """The prompt's diff, base against result on the test split, and where the result lies."""
+    if report["prompt_diff"]:
+        console.print(Panel(Syntax(report["prompt_diff"], "diff", word_wrap=True), title="prompt"))
+    else:
+        console.print("The prompt is unchanged.")
+    test = report["test"]
+    table = Table(title=f"test split, {test['questions']} questions, looked at once")
+    for column in ("", "all checks", "95 % interval", *test["base"]["checks"], "reward"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in ("base", "result"):
+        numbers = test[name]
+        table.add_row(name, f"{numbers['all_checks']:.2f}", words(numbers["interval"]),
+                      *(f"{value:.2f}" for value in numbers["checks"].values()), f"{numbers['reward']:.3f}")
+    console.print(table)
+    gain = test["gain"]
+    console.print(f"gain in all checks {gain['all_checks']:+.2f}, 95 % interval {words(gain['interval'])}, paired by "
+                  "question")
+    cost = report["cost"]
+    console.print(f"cost     {report['wall_s']:.0f} s, {cost['trained_tokens']} trained and {cost['generated_tokens']} "
+                  f"generated tokens, {cost['editor_calls']:.0f} editor calls, peak memory "
+                  f"{report['peak_rss_mb']:.0f} MiB")
+    console.print(f"result   {folder / 'result'}", highlight=False)
+
+
+def words(interval: list[float]) -> str:
+    return f"[{interval[0]:.2f}, {interval[1]:.2f}]".replace("[", "\\[")

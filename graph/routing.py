@@ -1,0 +1,18 @@
+"""The conditional edges. Pure: each reads a decision that a node wrote, and does no work."""
+
+from typing import Literal
+
+from nslora.graph.state import AdaptationState
+
+
+def after_monitor(state: AdaptationState) -> Literal["finish", "classify"]:
+    """Is there a reason to stop?"""
+    return "finish" if state["stop"] else "classify"
+
+
+def after_classify(state: AdaptationState) -> Literal["lora_update", "textgrad_edit", "finish"]:
+    """Where did the router send this round?"""
+    decision = state["decision"]
+    if decision is None or decision["action"] == "finish":
+        return "finish"
+    return "lora_update" if decision["action"] == "lora" else "textgrad_edit"

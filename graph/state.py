@@ -1,0 +1,136 @@
+"""The state of a run: small, plain, and all that survives a checkpoint."""
+
+import operator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypedDict
+
+Kind = Literal["lora", "textgrad"]
+
+
+class Candidate(TypedDict):
+    """A pair of adapter and prompt, each named by content hash; adapter None is the untouched base."""
+
+    adapter: str | None
+    prompt: str
+
+
+class Measured(TypedDict):
+    """Summary of one evaluation; the rows and the failures stand in `evaluations/<key>.jsonl`.
+
+    Shares and rewards are means over validation in [0, 1]; loss_nats is the references' mean loss per token.
+    """
+
+    key: str
+    reward: float
+    potential: float                # reward after the best single repair of each failure
+    all_checks: float               # share of replies that pass every check
+    checks: dict[str, float]
+    loss_nats: float | None
+    failures: int
+    train_reward: float             # on the sample of train
+    wall_s: float
+    generated_tokens: int
+    cached_replies: int
+
+
+class Decision(TypedDict):
+    """What the router chose for this round, and why."""
+
+    action: Literal["lora", "textgrad", "finish"]
+    reason: str
+    evidence: dict[str, float | str]
+    demand: dict[str, float]
+    material: str                   # file with the train rows chosen for each kind of update
+
+
+class Proposal(TypedDict):
+    """What an update proposes, and what it cost. candidate None: the update failed, and error says how."""
+
+    kind: Kind
+    candidate: Candidate | None
+    error: str | None
+    wall_s: float
+    trained_tokens: int
+    generated_tokens: int
+    editor: dict[str, float | bool]     # calls, tokens, cost of the symbolic editor
+    epoch_losses_nats: list[float]
+    grad_norms: list[float]
+    new_rows: int                       # verified remade rows that this edit brought
+    note: str                           # one line for people: what was done
+
+
+class RemadePool(TypedDict):
+    """The newest remade data: rows for one prompt, in `remade/<prompt>.jsonl`. waiting: not trained on yet."""
+
+    prompt: str
+    rows: int
+    waiting: bool
+
+
+class RoundRecord(TypedDict):
+    """One finished round, kept or not."""
+
+    round: int
+    action: Kind
+    reason: str                         # why this kind of update
+    kept: bool
+    verdict: str                        # why it was kept or dropped
+    error: str | None
+    candidate: Candidate | None
+    evaluation: str | None              # key of the evaluation
+    reward_before: float
+    reward_after: float | None
+    potential_before: float
+    potential_after: float | None
+    numbers: dict[str, float]           # of the paired test
+    demand: dict[str, float]
+    signal: dict[str, dict[str, float]]
+    wall_s: float
+    trained_tokens: int
+    generated_tokens: int
+    editor: dict[str, float | bool]
+    epoch_losses_nats: list[float]
+    grad_norms: list[float]
+    new_rows: int
+    note: str
+
+
+class AdaptationState(TypedDict):
+    """What survives a checkpoint. Adapters and prompts are named by content hash, never held."""
+
+    status: Literal["running", "finished"]
+    stop: str                                           # why the run ends; "" while it goes on
+    round: int                                          # completed updates, from 0
+    start: Candidate
+    start_measured: Measured | None
+    kept: Candidate                                     # in force
+    kept_measured: Measured | None                      # None until the first evaluation
+    best: Candidate                                     # highest validation reward so far: the final choice
+    best_reward: float
+    proposal: Proposal | None                           # waits for evaluation
+    measured: Measured | None                           # of the newest evaluation
+    decision: Decision | None
+    remade: RemadePool | None
+    signal: dict[str, dict[str, float]]                 # per kind: value, saturated, evidence
+    editor_failures: int                                # in a row
+    rounds: Annotated[list[RoundRecord], operator.add]  # one summary a round
+    wall_s: Annotated[float, operator.add]              # inside nodes, all processes together
+
+
+@dataclass
+class AdaptationContext:
+    """What a node is given beside the state, never persisted: where the run lives. Plain, so that JSON can carry it."""
+
+    folder: str
+
+
+def first_state(prompt: str) -> AdaptationState:
+    """The state that a run begins with: the base model under the task's own prompt."""
+    start = Candidate(adapter=None, prompt=prompt)
+    return AdaptationState(
+        status="running", stop="", round=0, start=start, start_measured=None, kept=start, kept_measured=None,
+        best=start, best_reward=-1.0,
+        proposal=None, measured=None, decision=None, remade=None, signal={}, editor_failures=0, rounds=[], wall_s=0.0)
+
+
+Changes = dict[str, Any]        # what a node returns: the keys of the state that it changes

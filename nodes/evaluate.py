@@ -1,0 +1,93 @@
+"""evaluate: measure the proposed candidate (the start, in round 0) on validation, and on a sample of train."""
+
+import time
+
+from langgraph.runtime import Runtime
+
+from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
+from nslora.nodes.workplace import lab_for, progress
+from nslora.tools.evaluation import Row, ask, grade, measure, read_evaluation, write_evaluation
+from nslora.tools.files import sha256_of_json
+from nslora.tools.lab import Lab
+from nslora.tools.policy import Advance
+from nslora.tools.prompt import normalise
+from nslora.tools.remake import read_rows
+from nslora.tools.rewards import Graded
+
+
+def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Write the rows and failures to a file, and their summary into the state."""
+    lab = lab_for(runtime)
+    proposal = state["proposal"]
+    candidate = proposal["candidate"] if proposal else state["start"]
+    if candidate is None:
+        return {"measured": None}
+    started = time.monotonic()
+    measured = measure_candidate(lab, candidate, state["round"], progress("evaluate", "replies"))
+    wall_s = time.monotonic() - started
+    return {"measured": {**measured, "wall_s": wall_s}, "wall_s": wall_s}
+
+
+def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance: Advance) -> Measured:
+    """Evaluate one candidate; what is already measured is read back."""
+    sample = lab.train_sample(round_number)
+    key = sha256_of_json([candidate, lab.task.hash, lab.policy.fingerprint, [row.id for row in sample],
+                          lab.task.max_new_tokens])[:16]
+    path = lab.evaluations / f"{key}.jsonl"
+    tokens = cached = 0
+    if not path.exists():
+        validation = lab.task.validation
+        prompt = lab.prompts.get(candidate["prompt"])
+        replies = ask(lab.policy, lab.replies if lab.settings.reuse_replies else None, prompt,
+                      [row.question for row in (*validation, *sample)], adapter=candidate["adapter"],
+                      max_new_tokens=lab.task.max_new_tokens, advance=advance)
+        tokens, cached = replies.tokens, replies.cached
+        graded = grade(lab.task.reward, (*validation, *sample), replies.texts)
+        good = known_good(lab, candidate, graded[len(validation):])
+        rows, failures = measure(graded[:len(validation)], lab.task.reward, good, "validation",
+                                 reference_losses(lab, candidate))
+        more_rows, more_failures = measure(graded[len(validation):], lab.task.reward, good, "train")
+        write_evaluation(path, rows + more_rows, failures + more_failures)
+    return summary(key, read_evaluation(path)[0], tokens, cached)
+
+
+def reference_losses(lab: Lab, candidate: Candidate) -> list[float | None]:
+    """Loss of each validation reference under the candidate, nats per token; None where a row has no reference."""
+    prompt = lab.prompts.get(candidate["prompt"])
+    rows = [(i, row) for i, row in enumerate(lab.task.validation) if row.reference]
+    losses = lab.policy.reference_losses([prompt.messages(row.question) for _, row in rows],
+                                         [row.reference or "" for _, row in rows], adapter=candidate["adapter"])
+    by_row = dict(zip((i for i, _ in rows), losses, strict=True))
+    return [by_row.get(i) for i in range(len(lab.task.validation))]
+
+
+def known_good(lab: Lab, candidate: Candidate, train: list[Graded]) -> list[Graded]:
+    """Replies to train questions that earn full reward, from which the classifier learns layouts.
+
+    They come from this evaluation, from the prompt's demonstrations, and from remade data under this prompt.
+    """
+    good = [each for each in train if each.score.passed]
+    by_question = {normalise(row.question): row for row in lab.task.train}
+    by_id = {row.id: row for row in lab.task.train}
+    pairs = [(by_question.get(normalise(each.question)), each.reply)
+             for each in lab.prompts.get(candidate["prompt"]).demonstrations]
+    pairs += [(by_id.get(row.source), row.reply) for row in read_rows(lab.remade / f"{candidate['prompt']}.jsonl")]
+    graded = [Graded(row, reply, lab.task.reward(row, reply)) for row, reply in pairs if row is not None]
+    return good + [each for each in graded if each.score.passed]
+
+
+def summary(key: str, rows: list[Row], tokens: int, cached: int) -> Measured:
+    """Means over the validation rows."""
+    judged = [row for row in rows if row.split == "validation"]
+    train = [row for row in rows if row.split == "train"]
+    losses = [row.loss_nats for row in judged if row.loss_nats is not None]
+    return Measured(
+        key=key, reward=mean([row.value for row in judged]), potential=mean([row.single for row in judged]),
+        all_checks=mean([float(row.passed) for row in judged]),
+        checks={name: mean([row.checks[name] for row in judged]) for name in judged[0].checks},
+        loss_nats=mean(losses) if losses else None, failures=sum(not row.passed for row in judged),
+        train_reward=mean([row.value for row in train]), wall_s=0.0, generated_tokens=tokens, cached_replies=cached)
+
+
+def mean(values: list[float]) -> float:
+    return float(sum(values) / len(values)) if values else 0.0

@@ -1,0 +1,44 @@
+"""finish: the test split, once, for the untouched start and for the final candidate; then the result folder."""
+
+import time
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes
+from nslora.nodes.workplace import lab_for, progress
+from nslora.tools.evaluation import ask, grade
+from nslora.tools.lab import Lab
+from nslora.tools.policy import Advance
+from nslora.tools.report import RunFacts, compare_on_test, write_result
+from nslora.tools.rewards import Graded
+
+
+def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Choose by validation reward among all candidates, look at the test split, write the artefacts."""
+    lab = lab_for(runtime)
+    started = time.monotonic()
+    final = state["best"]
+    base = on_test(lab, state["start"], progress("finish", "test replies of the base"))
+    result = base if final == state["start"] else on_test(lab, final, progress("finish", "test replies of the result"))
+    wall_s = time.monotonic() - started
+    facts = RunFacts(
+        stop=state["stop"], rounds=[dict(record) for record in state["rounds"]], start=state["start"],
+        final=final, validation=validation_numbers(state), test=compare_on_test(base, result),
+        wall_s=state["wall_s"] + wall_s)
+    write_result(lab, facts)
+    return {"status": "finished", "wall_s": wall_s}
+
+
+def on_test(lab: Lab, candidate: Candidate, advance: Advance) -> list[Graded]:
+    """Every test question answered and graded under one candidate."""
+    replies = ask(lab.policy, lab.replies if lab.settings.reuse_replies else None,
+                  lab.prompts.get(candidate["prompt"]), [row.question for row in lab.task.test],
+                  adapter=candidate["adapter"], max_new_tokens=lab.task.max_new_tokens, advance=advance)
+    return grade(lab.task.reward, lab.task.test, replies.texts)
+
+
+def validation_numbers(state: AdaptationState) -> dict[str, Any]:
+    """Validation reward of the start and of the final choice, so that the gap to test can be seen."""
+    start = state["start_measured"]
+    return {"base": {"reward": start["reward"] if start else None}, "result": {"reward": state["best_reward"]}}

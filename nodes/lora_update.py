@@ -1,0 +1,64 @@
+"""lora_update: propose new weights, trained with TRL's SFTTrainer on the rows that want content and on remade data."""
+
+import time
+
+from langgraph.runtime import Runtime
+
+from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
+from nslora.nodes.classify import material_of
+from nslora.nodes.workplace import lab_for, progress
+from nslora.tools.errors import DivergedError
+from nslora.tools.files import write_jsonl
+from nslora.tools.material import training_rows
+from nslora.tools.policy import Burst, TrainingRow
+from nslora.tools.remake import read_rows
+
+
+def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Train on from the kept adapter, under the prompt of the newest remade data (the kept prompt without any)."""
+    lab = lab_for(runtime)
+    started = time.monotonic()
+    pool = state["remade"]
+    waiting = bool(pool and pool["waiting"])
+    prompt_hash = pool["prompt"] if pool and waiting else state["kept"]["prompt"]
+    prompt = lab.prompts.get(prompt_hash)
+    remade = {row.source: row for row in read_rows(lab.remade / f"{prompt_hash}.jsonl")}
+    rows = training_rows(lab.task.train, material_of(state, lab), prompt, remade, everything=waiting,
+                         replay_share=lab.settings.lora.replay_share, seed=f"{lab.settings.seed}/{state['round']}")
+    write_jsonl(lab.folder / "material" / f"{state['round'] + 1}-rows.jsonl",
+                [{"source": row.source, "origin": row.origin, "completion": row.completion} for row in rows])
+    if not rows:
+        return failed(state, "no train row has a reference or a verified reply to learn from", started)
+    task_id = getattr(runtime.execution_info, "task_id", None) or f"round-{state['round'] + 1}"
+    burst = Burst(tuple(rows), lab.settings.lora.epochs, seed=lab.settings.seed * 1000 + state["round"],
+                  start=state["kept"]["adapter"], progress=lab.folder / "progress" / task_id)
+    try:
+        result = lab.policy.train(burst, progress("lora_update", "steps"))
+    except DivergedError as error:
+        return failed(state, str(error), started)
+    wall_s = time.monotonic() - started
+    proposal = Proposal(
+        kind="lora", candidate=Candidate(adapter=result.adapter, prompt=prompt_hash), error=None, wall_s=wall_s,
+        trained_tokens=result.trained_tokens, generated_tokens=0, editor={},
+        epoch_losses_nats=list(result.epoch_losses), grad_norms=list(result.grad_norms), new_rows=0,
+        note=f"{described(rows)}, {result.steps} steps ({result.fast_path})")
+    changes: Changes = {"proposal": proposal, "wall_s": wall_s}
+    if pool:
+        changes["remade"] = {**pool, "waiting": False}
+    return changes
+
+
+def described(rows: list[TrainingRow]) -> str:
+    """The rows of a burst in a few words."""
+    counts = {origin: sum(row.origin == origin for row in rows) for origin in ("remade", "reference", "replay")}
+    return f"{len(rows)} rows ({', '.join(f'{count} {origin}' for origin, count in counts.items() if count)})"
+
+
+def failed(state: AdaptationState, error: str, started: float) -> Changes:
+    """A burst that came to nothing: recorded, and the loop goes on from what is kept."""
+    wall_s = time.monotonic() - started
+    proposal = Proposal(kind="lora", candidate=None, error=error, wall_s=wall_s, trained_tokens=0, generated_tokens=0,
+                        editor={}, epoch_losses_nats=[], grad_norms=[], new_rows=0, note="")
+    pool = state["remade"]
+    # Rows that made a burst diverge are not offered again as new.
+    return {"proposal": proposal, "wall_s": wall_s, "remade": {**pool, "waiting": False} if pool else None}

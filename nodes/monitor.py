@@ -1,0 +1,104 @@
+"""monitor: keep or drop what was proposed, bring the signal up to date, and say whether to stop."""
+
+from langgraph.runtime import Runtime
+
+from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Measured, Proposal, RoundRecord
+from nslora.nodes.workplace import lab_for
+from nslora.tools.evaluation import Row, read_evaluation
+from nslora.tools.files import write_jsonl
+from nslora.tools.lab import Lab
+from nslora.tools.signal import KINDS, Update, progress
+from nslora.tools.statistics import Verdict, keep_or_drop
+
+
+def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Judge by validation alone. In round 0 there is nothing to judge: the start is what is kept."""
+    lab = lab_for(runtime)
+    measured, proposal = state["measured"], state["proposal"]
+    if proposal is None:
+        if measured is None:
+            return {}
+        changes: Changes = {"start_measured": measured, "kept_measured": measured, "best_reward": measured["reward"]}
+        return {**changes, "signal": signal_of([], lab), "stop": why_stop(lab, measured, 0)}
+    verdict = judge(state, lab)
+    record = round_record(state, proposal, measured, verdict)
+    rounds = [*state["rounds"], record]
+    record["signal"] = signal_of(rounds, lab)
+    write_jsonl(lab.folder / "decisions.jsonl", rounds)
+    changes = {"round": state["round"] + 1, "proposal": None, "measured": None, "decision": None, "rounds": [record],
+               "signal": record["signal"]}
+    kept_measured = state["kept_measured"]
+    if measured is not None and proposal["candidate"] is not None:
+        if verdict.kept:
+            kept_measured = measured
+            changes |= {"kept": proposal["candidate"], "kept_measured": measured}
+        # A keep is not for ever: the final choice goes by reward, among all that was measured.
+        if measured["reward"] > state["best_reward"]:
+            changes |= {"best": proposal["candidate"], "best_reward": measured["reward"]}
+    if kept_measured is not None:
+        changes["stop"] = why_stop(lab, kept_measured, state["round"] + 1)
+    return changes
+
+
+def judge(state: AdaptationState, lab: Lab) -> Verdict:
+    """The paired test of the proposal against what is kept, row by row on validation."""
+    kept, measured, proposal = state["kept_measured"], state["measured"], state["proposal"]
+    if proposal is not None and proposal["error"]:
+        return Verdict(False, f"failed: {proposal['error']}", {})
+    if kept is None or measured is None:
+        return Verdict(False, "dropped: nothing was measured", {})
+    old, new = validation_rows(lab, kept["key"]), validation_rows(lab, measured["key"])
+    ids = sorted(old)
+    return keep_or_drop([old[i].value for i in ids], [new[i].value for i in ids], [old[i].single for i in ids],
+                        [new[i].single for i in ids], settings=lab.settings.keep)
+
+
+def validation_rows(lab: Lab, key: str) -> dict[str, Row]:
+    rows, _ = read_evaluation(lab.evaluations / f"{key}.jsonl")
+    return {row.id: row for row in rows if row.split == "validation"}
+
+
+def history(rounds: list[RoundRecord]) -> list[Update]:
+    """The rounds as the signal wants them."""
+    return [Update(
+        kind=record["action"], kept=record["kept"], gain=record["numbers"].get("gain", 0.0),
+        potential_gain=record["numbers"].get("potential_gain", 0.0),
+        epoch_losses_nats=tuple(record["epoch_losses_nats"]), grad_norms=tuple(record["grad_norms"]),
+        new_rows=record["new_rows"], failed=record["error"] is not None) for record in rounds]
+
+
+def signal_of(rounds: list[RoundRecord], lab: Lab) -> dict[str, dict[str, float]]:
+    """The unified monitoring signal of each kind, as plain numbers."""
+    states = {kind: progress(kind, history(rounds), lab.settings.signal) for kind in KINDS}
+    return {kind: {"value": each.value, "saturated": float(each.saturated), **each.evidence}
+            for kind, each in states.items()}
+
+
+def why_stop(lab: Lab, kept: Measured, rounds_done: int) -> str:
+    """A reason to end the run that needs no classifier, or ""."""
+    if kept["reward"] >= lab.settings.target:
+        return f"target reached: validation reward {kept['reward']:.3f}, wanted {lab.settings.target:.3f}"
+    if kept["failures"] == 0:
+        return "nothing left to mend on validation"
+    if rounds_done >= lab.settings.max_rounds:
+        return f"round limit of {lab.settings.max_rounds} reached"
+    return ""
+
+
+def round_record(state: AdaptationState, proposal: Proposal, measured: Measured | None,
+                 verdict: Verdict) -> RoundRecord:
+    """The summary of the round that ends here."""
+    kept, decision = state["kept_measured"], state["decision"]
+    spent_s = proposal["wall_s"] + (measured["wall_s"] if measured else 0.0)
+    return RoundRecord(
+        round=state["round"] + 1, action=proposal["kind"], reason=decision["reason"] if decision else "",
+        kept=verdict.kept, verdict=verdict.reason, error=proposal["error"], candidate=proposal["candidate"],
+        evaluation=measured["key"] if measured else None,
+        reward_before=kept["reward"] if kept else 0.0, reward_after=measured["reward"] if measured else None,
+        potential_before=kept["potential"] if kept else 0.0,
+        potential_after=measured["potential"] if measured else None,
+        numbers=dict(verdict.numbers), demand=decision["demand"] if decision else {}, signal={}, wall_s=spent_s,
+        trained_tokens=proposal["trained_tokens"],
+        generated_tokens=proposal["generated_tokens"] + (measured["generated_tokens"] if measured else 0),
+        editor=proposal["editor"], epoch_losses_nats=proposal["epoch_losses_nats"],
+        grad_norms=proposal["grad_norms"], new_rows=proposal["new_rows"], note=proposal["note"])

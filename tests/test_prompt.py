@@ -1,0 +1,158 @@
+"""The prompt document: lossless, readable, and refused with a reason."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nslora.tools.errors import PromptError
+from nslora.tools.prompt import PLAIN_STOP, Demonstration, Prompt, check_prompt, difference, parse
+
+LINES = ["\\# System", "{question", "#\xa0x", "\u2003", "\x85", "# System", "## Question", "##reply:", "\\", "\\\\", "\\#", "\\~", "~", "# ", "#", "", "  ", "\t", "```", "\r"]
+TEXTS = st.one_of(
+    st.text(st.characters(codec=None)),
+    st.lists(st.one_of(st.sampled_from(LINES), st.text())).map("\n".join),
+)
+TEMPLATES = st.tuples(TEXTS, TEXTS).map("{question}".join).filter(lambda text: text.count("{question}") == 1)
+PROMPTS = st.builds(
+    Prompt, TEXTS, TEMPLATES, st.lists(st.builds(Demonstration, TEXTS, TEXTS), max_size=3).map(tuple)
+)
+STYLED = Prompt("Be brief.", "Q: {question}", (Demonstration("Who?", "ADA"), Demonstration("When?", "1911")))
+
+
+@settings(max_examples=200, deadline=None)
+@given(PROMPTS)
+def test_a_document_gives_back_the_prompt_that_it_was_made_from(prompt: Prompt) -> None:
+    document = prompt.render()
+    assert parse(document) == prompt
+    assert document.encode().decode() == document
+    assert "\r" not in document
+
+
+@settings(max_examples=50, deadline=None)
+@given(PROMPTS)
+def test_a_prompt_keeps_its_hash_through_the_document(prompt: Prompt) -> None:
+    assert parse(prompt.render()).hash == prompt.hash
+    assert len(prompt.hash) == 16
+
+
+def test_two_lone_surrogates_do_not_become_one_character() -> None:
+    prompt = Prompt("\ud83d\ude00")
+    assert parse(prompt.render()) == prompt
+
+
+def test_the_document_reads_as_markdown() -> None:
+    assert STYLED.render() == (
+        "# System\n\nBe brief.\n\n# Question template\n\nQ: {question}\n\n"
+        "# Demonstration 1\n\n## Question\n\nWho?\n\n## Reply\n\nADA\n\n"
+        "# Demonstration 2\n\n## Question\n\nWhen?\n\n## Reply\n\n1911\n"
+    )
+
+
+def test_demonstrations_are_sent_as_turns_through_the_template() -> None:
+    assert STYLED.messages("Where?") == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Q: Who?"},
+        {"role": "assistant", "content": "ADA"},
+        {"role": "user", "content": "Q: When?"},
+        {"role": "assistant", "content": "1911"},
+        {"role": "user", "content": "Q: Where?"},
+    ]
+
+
+def test_an_empty_system_turn_is_not_sent() -> None:
+    assert Prompt().messages("Where?") == [{"role": "user", "content": "Where?"}]
+
+
+def test_a_question_that_holds_the_placeholder_is_not_filled_in_twice() -> None:
+    assert Prompt(template="Q: {question}").ask("what is {question}?") == "Q: what is {question}?"
+
+
+def test_the_plain_text_ends_where_the_reply_begins_and_stops_before_the_next_question() -> None:
+    text = STYLED.plain_text("Where?")
+    assert text.endswith("### User\nQ: Where?\n\n### Assistant\n")
+    assert text.count(PLAIN_STOP) == 3
+
+
+def test_blank_lines_and_a_fence_that_an_editor_adds_do_no_harm() -> None:
+    document = STYLED.render().replace("\n\n", "\n\n\n").replace("# System\n\n\n", "# system:  \n")
+    assert parse(f"\n```markdown\n{document}\n```\n\n") == STYLED
+
+
+def test_headings_of_a_lower_rank_are_text() -> None:
+    assert parse("# System\n\n## Rules\n- one\n\n# Question template\n{question}").system == "## Rules\n- one"
+
+
+def test_latex_at_the_start_of_a_line_keeps_its_backslash() -> None:
+    assert parse("# Question template\n\\frac{1}{2}\n{question}").template == "\\frac{1}{2}\n{question}"
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ("", "missing"),
+        ("Be brief: {question}", "before it"),
+        ("# System\nBe brief.", '"# Question template" is missing'),
+        ("# Question template\nQ:", "exactly once, but does not hold it"),
+        ("# Question template\n{question} {question}", "holds it 2 times"),
+        ("# System\na\n# System\nb\n# Question template\n{question}", '"# System" stands twice'),
+        ("# Rules\na\n# Question template\n{question}", '"# Rules" is unknown'),
+        ("#\n# Question template\n{question}", "no name"),
+        ("# Question template\n{question}\n# Demonstration 1\n## Question\nWho?", "Demonstration 1 has no reply"),
+        ("# Question template\n{question}\n# Demonstration 1\n## Question\nWho?\n## Reply\n\n", "has no reply"),
+        ("# Question template\n{question}\n# Demonstration 1\n## Reply\nADA", "Demonstration 1 has no question"),
+        ("# Question template\n{question}\n# Demonstration 1\nWho?", "must begin with"),
+        ("# Question template\n{question}\n# Demonstration 1\n## Reply\nA\n## Reply\nB", "two parts"),
+        ("# System\n\\~\\xq\n# Question template\n{question}", "no Python escapes"),
+    ],
+)
+def test_a_document_that_does_not_parse_is_refused_with_the_reason(document: str, reason: str) -> None:
+    with pytest.raises(PromptError, match=reason):
+        parse(document)
+
+
+def test_a_prompt_cannot_be_made_without_its_placeholder() -> None:
+    with pytest.raises(PromptError, match="exactly once"):
+        Prompt(template="Answer!")
+
+
+def test_the_difference_shows_people_what_changed() -> None:
+    shown = difference(Prompt("Be brief."), Prompt("Be kind."))
+    assert "-Be brief." in shown
+    assert "+Be kind." in shown
+    assert difference(STYLED, STYLED) == ""
+
+
+def words(turns: Sequence[dict[str, str]]) -> int:
+    return sum(len(turn["content"].split()) for turn in turns)
+
+
+def test_a_prompt_that_leaves_no_room_for_question_and_reply_is_refused() -> None:
+    # 2 + 2 + 1 + 2 + 1 words of the prompt and 1 + 3 of the question: 12, and 5 for the reply.
+    options = {"count_tokens": words, "longest_question": "a b c", "max_new_tokens": 5}
+    check_prompt(STYLED, context_tokens=17, **options)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="12 tokens with the longest question and 5 for the reply"):
+        check_prompt(STYLED, context_tokens=16, **options)  # type: ignore[arg-type]
+
+
+def test_a_demonstration_that_copies_a_held_out_question_is_refused_however_it_is_spelt() -> None:
+    with pytest.raises(PromptError, match="Demonstration 2 copies"):
+        check_prompt(STYLED, forbidden_questions=["  WHEN"])
+    check_prompt(STYLED, forbidden_questions=["When did it open?"])
+
+
+def test_a_held_out_question_quoted_in_the_system_turn_is_refused() -> None:
+    with pytest.raises(PromptError, match="quotes"):
+        check_prompt(Prompt('If asked "When did it open?", say 1911.'), forbidden_questions=["when did it open"])
+
+
+def test_a_protected_text_must_stay() -> None:
+    check_prompt(STYLED, protected=["Be brief."])
+    with pytest.raises(PromptError, match="protected text"):
+        check_prompt(STYLED, protected=["Never give advice."])
+
+
+def test_a_demonstration_with_an_empty_side_is_refused() -> None:
+    with pytest.raises(PromptError, match="Demonstration 1 is empty on one side"):
+        check_prompt(Prompt(demonstrations=(Demonstration("Who?", " "),)))

@@ -1,0 +1,59 @@
+"""Adapters on disk: PEFT folders named by the hash of their content, written once, never overwritten."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.errors import ModelError
+from nslora.tools.files import publish_folder, sha256_of_file, sha256_of_json
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+OPTIMIZER = "optimizer.safetensors"
+# What changes a reply; the rest of PEFT's config is bookkeeping that may differ between versions.
+CONFIG_KEYS = ("r", "lora_alpha", "target_modules", "layers_to_transform", "use_rslora", "use_dora", "bias")
+
+
+@dataclass(frozen=True)
+class AdapterStore:
+    """A folder of adapters: `<folder>/<hash>/` holds PEFT's two files and, beside them, the optimizer's moments."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """The folder of an adapter whose weights still have the hash that they were stored under.
+
+        Raises ModelError where it is missing or damaged.
+        """
+        folder = self.folder / name
+        if not re.fullmatch(r"[0-9a-f]{16}", name) or not (folder / WEIGHTS).is_file():
+            raise ModelError(f"No adapter {name} in {self.folder}: it was deleted, or the run's folder was moved in "
+                             "part.")
+        if content_hash(folder) != name:
+            raise ModelError(f"The adapter {folder} is damaged: its content no longer has the hash in its name. "
+                             "Delete it and continue from an earlier round.")
+        return folder
+
+    def add(self, partial: Path) -> str:
+        """Take over a finished folder under the hash of its content; returns the hash."""
+        name = content_hash(partial)
+        publish_folder(partial, self.folder / name)
+        return name
+
+    def export(self, name: str, target: Path) -> None:
+        """Copy an adapter as plain PEFT files (without optimizer state) to `target`."""
+        source = self.path(name)
+        target.mkdir(parents=True)
+        for file in (WEIGHTS, CONFIG):
+            shutil.copyfile(source / file, target / file)
+
+
+def content_hash(folder: Path) -> str:
+    """16 hex characters over the tensors' bytes and the settings that change what they compute."""
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    kept = {key: config.get(key) for key in CONFIG_KEYS}
+    kept["target_modules"] = sorted(config.get("target_modules") or ())
+    return sha256_of_json([kept, sha256_of_file(folder / WEIGHTS)])[:16]

@@ -1,0 +1,275 @@
+"""The reward-based classifier: does a failing reply need other content, another form, or both?
+
+Counterfactual repair, this project's own: the reward itself is asked which repair it would pay for. Only `value` of a
+score is read, never the checks' names, kinds or suggestions.
+
+    content deficit  share of the missing reward still missing after mending the form only
+    form deficit     share of the missing reward still missing after mending the content only
+    p_content        content deficit / (content deficit + form deficit)
+    stake            the missing reward
+    verdict          both, where both deficits are above the tolerance, else the larger
+
+Form repair: the reply's own span in a layout of replies that earned full reward. Content repair: the reference in
+place of the reply's span. Where no layout is known, the content deficit comes from the content repair (did the reward
+rise?) and from whether the reply states the reference. About six reward calls a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nslora.tools.repairs import WORD, Layout, LayoutBook, Span, learn_layouts, likely_cores, states, unescape
+from nslora.tools.reward_calls import Asker, measure_tolerance
+from nslora.tools.spans import replace, spans
+
+if TYPE_CHECKING:
+    from nslora.tools.rewards import Graded, Score
+    from nslora.tools.task import Example
+
+__all__ = [
+    "Attribution",
+    "AttributionSettings",
+    "Demand",
+    "attribute",
+    "demand",
+    "measure_tolerance",
+    "potential",
+    "potentials",
+]
+
+VerdictName = Literal["content", "form", "both"]
+
+
+class AttributionSettings(BaseModel):
+    """How much is asked of the reward, and what counts as a deficit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tolerance: float = Field(
+        default=0.0, ge=0, lt=1, description="Noise of the reward; `measure_tolerance` asks it twice."
+    )
+    deficit_tolerance: float = Field(
+        default=0.15, ge=0, lt=1, description="Share of the missing reward up to which a repair counts as complete."
+    )
+    unstated_tolerance: float = Field(
+        default=0.03,
+        ge=0,
+        lt=1,
+        description="The same for the content of a reply that does not state the reference: similarity rewards take "
+        "little off for one wrong word.",
+    )
+    max_spans: int = Field(default=3, ge=1)
+    max_layouts: int = Field(default=3, ge=1)
+    max_calls_per_failure: int = Field(default=12, ge=1)
+    sentence_words: int = Field(
+        default=5, ge=1, description="References of more words are searched for the span that earns full reward."
+    )
+    max_core_calls: int = Field(default=4, ge=0, description="Of the calls, those spent on that search.")
+
+
+DEFAULTS = AttributionSettings()
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What one failing reply needs. `repaired` is the reply that proves it; `single` the reward after one repair."""
+
+    example_id: str
+    content_deficit: float
+    form_deficit: float
+    p_content: float
+    stake: float
+    verdict: VerdictName
+    repaired: str | None
+    single: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Shares of the three verdicts among the failures; p_content weighs each failure by its missing reward."""
+
+    failures: int
+    content: float
+    form: float
+    both: float
+    p_content: float
+    stake: float
+
+
+def attribute(
+    failures: Sequence[Graded],
+    reward: Callable[[Example, str], Score],
+    *,
+    known_good: Sequence[Graded] = (),
+    settings: AttributionSettings = DEFAULTS,
+) -> list[Attribution]:
+    """One attribution per failure, in their order.
+
+    known_good: replies that earned full reward (of demonstrations, of other rows); layouts are learnt from them.
+    Raises RewardError, with the row, where the reward raises or returns no number in [0, 1].
+    """
+    layouts = LayoutBook(learn_layouts(known_good, settings.max_layouts), settings.max_layouts)
+    cap = settings.max_calls_per_failure
+    return [_attribute_one(failure, Asker(failure, reward, cap), layouts, settings) for failure in failures]
+
+
+def demand(attributions: Sequence[Attribution]) -> Demand:
+    """What the failures need, taken together."""
+    count = len(attributions)
+    stake = sum(each.stake for each in attributions)
+    shares = {
+        verdict: sum(each.verdict == verdict for each in attributions) / max(1, count)
+        for verdict in ("content", "form", "both")
+    }
+    weighted = sum(each.p_content * each.stake for each in attributions)
+    p_content = weighted / stake if stake > 0 else 0.5
+    return Demand(count, shares["content"], shares["form"], shares["both"], p_content, stake)
+
+
+def potentials(graded: Sequence[Graded], attributions: Sequence[Attribution]) -> list[float]:
+    """Reward of each row after its best single repair, in the order of `graded`; its own value where none is known."""
+    single: Mapping[str, float] = {each.example_id: each.single for each in attributions}
+    return [max(row.score.value, single.get(row.example.id, 0.0)) for row in graded]
+
+
+def potential(graded: Sequence[Graded], attributions: Sequence[Attribution]) -> float:
+    """Mean over all rows of the reward after the best single repair; 0.0 without rows."""
+    values = potentials(graded, attributions)
+    return sum(values) / len(values) if values else 0.0
+
+
+@dataclass(frozen=True)
+class _Repairs:
+    """The best reply and reward of each repair; None where it could not be tried."""
+
+    content: tuple[float, str] | None
+    form: tuple[float, str] | None
+    proof: str | None  # both mended: earned full reward
+
+
+def _attribute_one(failure: Graded, ask: Asker, book: LayoutBook, settings: AttributionSettings) -> Attribution:
+    own, row = failure.score.value, failure.example.id
+    stake = max(0.0, 1.0 - own)
+    if failure.example.reference is None or not failure.example.reference.strip():
+        # Without a reference, what would be right is not known: only the form can be asked for.
+        return Attribution(row, 0.0, 1.0, 0.0, stake, "form", None, own, 0)
+    repairs = _repairs(failure, failure.example.reference.strip(), ask, book, settings)
+    noise = settings.tolerance / stake if stake > 0 else 0.0
+    limit, stated = max(settings.deficit_tolerance, noise), states(failure.reply, failure.example.reference)
+    content, form = _deficits(failure, repairs, limit, stated)
+    content_limit = limit if stated else max(settings.unstated_tolerance, noise)
+    p_content, verdict = _judge(content, form, content_limit, limit, stated)
+    single = max([own, *(found[0] for found in (repairs.content, repairs.form) if found)])
+    return Attribution(
+        row, content, form, p_content, stake, verdict, _proof(verdict, repairs, own), single, ask.calls
+    )
+
+
+def _repairs(
+    failure: Graded, reference: str, ask: Asker, book: LayoutBook, settings: AttributionSettings
+) -> _Repairs:
+    full = 1.0 - settings.tolerance - 1e-9
+    question, reply = failure.example.question, failure.reply
+    proven: list[Layout] = []
+    proof: str | None = None
+    core = reference
+    for layout in book.candidates():
+        found = _core_in(layout, reference, question, ask, full, settings) if not proven else reference
+        value = ask(layout.wrap(found or core, question))
+        worked = value is not None and value >= full
+        book.note(layout, worked)
+        if worked and not proven:
+            core, proof = found or core, layout.wrap(found or core, question)
+        if worked:
+            proven.append(layout)
+            break
+    places = spans(reply, core, question, proven, settings.max_spans)
+    content = _best(ask, [replace(reply, place, core) for place in places], full)
+    form = _best(ask, _reframed(reply, core, places, proven, question), full) if proven else None
+    return _Repairs(content, form, proof)
+
+
+def _core_in(
+    layout: Layout, reference: str, question: str, ask: Asker, full: float, settings: AttributionSettings
+) -> str | None:
+    """The shortest stretch of a sentence reference found that earns full reward in this layout; None where none does.
+
+    Short references are taken whole. For sentences the tail after a marker, single numbers and names are tried.
+    """
+    if len(WORD.findall(reference)) <= settings.sentence_words:
+        return None
+    for core in likely_cores(reference, question)[: settings.max_core_calls]:
+        value = ask(layout.wrap(core, question))
+        if value is not None and value >= full:
+            return core
+    return None
+
+
+def _reframed(
+    reply: str, core: str, places: Sequence[Span], proven: Sequence[Layout], question: str
+) -> list[str | None]:
+    """Form repairs: each of the reply's own spans in each proven layout. Case is form, so it is mended too."""
+    quoted = reply.lstrip().startswith(("{", "["))
+    texts = [reply[place.start : place.end] for place in places]
+    texts = [unescape(text) if quoted else text for text in texts]
+    texts = [core if text.lower() == core.lower() else text for text in texts]
+    return [layout.wrap(text, question) for layout in proven for text in texts]
+
+
+def _best(ask: Asker, replies: Sequence[str | None], full: float) -> tuple[float, str] | None:
+    """The best-paid of the replies; asks no further once one earns full reward."""
+    best: tuple[float, str] | None = None
+    for reply in dict.fromkeys(replies):
+        value = ask(reply)
+        if reply is not None and value is not None and (best is None or value > best[0]):
+            best = (value, reply)
+        if best is not None and best[0] >= full:
+            break
+    return best
+
+
+def _deficits(failure: Graded, repairs: _Repairs, limit: float, stated: bool) -> tuple[float, float]:
+    """(content deficit, form deficit), each in [0, 1]."""
+    own: float = failure.score.value
+
+    def missing(found: tuple[float, str] | None) -> float:
+        if found is None or own >= 1.0:
+            return 1.0
+        return min(1.0, max(0.0, (1.0 - found[0]) / (1.0 - own)))
+
+    form = missing(repairs.content)
+    if repairs.form is not None:
+        return missing(repairs.form), form
+    rise = 1.0 - form
+    if stated:
+        return (rise if rise > limit else 0.0), form
+    # Neither stated nor, by itself, paid for: wrong content hides behind the wrong form.
+    return (rise if rise > limit else 1.0), form
+
+
+def _judge(
+    content: float, form: float, content_limit: float, form_limit: float, stated: bool
+) -> tuple[float, VerdictName]:
+    """(p_content, verdict) of two deficits. Where either repair alone suffices, a stated reference speaks for form."""
+    total = content + form
+    if total <= 0:
+        return (0.0, "form") if stated else (1.0, "content")
+    if content > content_limit and form > form_limit:
+        return content / total, "both"
+    return content / total, "content" if content >= form else "form"
+
+
+def _proof(verdict: VerdictName, repairs: _Repairs, own: float) -> str | None:
+    """The reply that shows the verdict; None where no repair earned more than the reply itself."""
+    ranked = {
+        "content": [repairs.content],
+        "form": [repairs.form],
+        "both": [(1.0, repairs.proof) if repairs.proof is not None else None, repairs.content, repairs.form],
+    }[verdict]
+    paid = [found for found in ranked if found is not None and found[0] > own]
+    return max(paid, key=lambda found: found[0])[1] if paid else None

@@ -1,0 +1,272 @@
+"""The built-in checks: each gives a value in [0, 1], words about what is wrong, and a mended reply where it can.
+
+A check does not say whether it is about content or form; nothing in the loop may know. Its options are the fields of
+its class, so that a wrong option in a task.yaml is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from nslora.tools.settings import Settings
+
+if TYPE_CHECKING:
+    from nslora.tools.task import Example
+
+REFERENCE = "reference"
+_OPENING, _CLOSING = "\"'“‘([{*", "\"'”’)]}*.,;:!?"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one check says about one reply: a value in [0, 1] and words about what is wrong ("" at 1).
+
+    parts and suggestion are set by a user's function that returns a whole Score.
+    """
+
+    value: float
+    feedback: str = ""
+    parts: Mapping[str, float] | None = None
+    suggestion: str | None = None
+
+
+RIGHT = Verdict(1.0)
+
+
+class Check(Settings):
+    """A named, weighted check. `wanted` replaces its own words about what the reply should be."""
+
+    check: str
+    name: str = Field(min_length=1)
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    wanted: str | None = None
+
+    @abstractmethod
+    def grade(self, example: Example, reply: str) -> Verdict:
+        """Judge the reply to this row."""
+
+    def mend(self, example: Example, reply: str) -> str:
+        """A reply as near to this one as possible that the check accepts; the same one where it knows none."""
+        return reply
+
+    def problem(self, example: Example) -> str | None:
+        """Why this row cannot be judged, as the end of a sentence; None where it can."""
+        return None
+
+    @property
+    def tells(self) -> bool:
+        """Whether what would be right may be shown."""
+        return True
+
+
+class FieldCheck(Check):
+    """A check against a text of the row: its reference, or the column named by `field` (a list: any of them)."""
+
+    field: str = REFERENCE
+    reveal: bool = True
+
+    @property
+    def tells(self) -> bool:
+        return self.reveal
+
+    def texts(self, example: Example) -> list[str]:
+        """The texts that are accepted, of which the first stands in suggestions."""
+        value = example.reference if self.field == REFERENCE else example.fields.get(self.field)
+        values = value if isinstance(value, list | tuple) else [value]
+        return [str(text) for text in values if text is not None and str(text).strip()]
+
+    def problem(self, example: Example) -> str | None:
+        if self.texts(example):
+            return None
+        found = ", ".join(example.fields)
+        return f"the check {self.name!r} compares with the field {self.field!r}, which is missing or empty (found: {found})"
+
+    def words(self, verb: str, example: Example) -> str:
+        """Words about a reply that is wrong; only where it may be shown do they quote the text."""
+        if self.wanted is not None:
+            return f"The reply should be {self.wanted}."
+        shown = repr(self.texts(example)[0]) if self.reveal else f"the right text ({self.field})"
+        return f"The reply {verb} {shown}."
+
+
+class ExactMatch(FieldCheck):
+    """The reply is the text, up to case, spacing and the punctuation around its words."""
+
+    ignore_case: bool = True
+    ignore_whitespace: bool = True
+    ignore_punctuation: bool = True
+
+    def grade(self, example: Example, reply: str) -> Verdict:
+        if self.normal(reply) in map(self.normal, self.texts(example)):
+            return RIGHT
+        return Verdict(0.0, self.words("should be exactly", example))
+
+    def mend(self, example: Example, reply: str) -> str:
+        return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]
+
+    def normal(self, text: str) -> str:
+        """The text without what is ignored."""
+        if self.ignore_punctuation:
+            text = re.sub(r"\S+", lambda word: word[0].lstrip(_OPENING).rstrip(_CLOSING) or word[0], text)
+        if self.ignore_whitespace:
+            text = " ".join(text.split())
+        return text.casefold() if self.ignore_case else text
+
+
+class Contains(FieldCheck):
+    """The text stands in the reply, at word boundaries, whatever the spacing; `whole_words: false` finds it anywhere."""
+
+    ignore_case: bool = True
+    whole_words: bool = True
+
+    def grade(self, example: Example, reply: str) -> Verdict:
+        if any(self.finds(text, reply) for text in self.texts(example)):
+            return RIGHT
+        return Verdict(0.0, self.words("does not contain", example))
+
+    def mend(self, example: Example, reply: str) -> str:
+        return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]
+
+    def finds(self, text: str, reply: str) -> bool:
+        """Whether the text stands in the reply. 25 does not stand in 125, in 1.25 or in 25.5."""
+        pattern = r"\s+".join(map(re.escape, text.split()))
+        if self.whole_words:
+            pattern = rf"(?<!\w)(?<!\d[.,]){pattern}(?!\w)(?![.,]\d)"
+        return re.search(pattern, reply, re.IGNORECASE if self.ignore_case else 0) is not None
+
+
+class Regex(Check):
+    """The pattern fits the whole reply without the white space around it (`full: false`: any part of the reply).
+
+    form builds a reply that fits, such as `ANSWER: {reply} [END]`.
+    """
+
+    pattern: str
+    full: bool = True
+    ignore_case: bool = False
+    form: str | None = None
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        return pattern
+
+    @field_validator("form")
+    @classmethod
+    def _has_a_place(cls, form: str | None) -> str | None:
+        if form is not None and form.count("{reply}") != 1:
+            raise ValueError("must hold {reply} exactly once")
+        return form
+
+    def grade(self, example: Example, reply: str) -> Verdict:
+        flags = re.IGNORECASE if self.ignore_case else 0
+        found = re.fullmatch(self.pattern, reply.strip(), flags) if self.full else re.search(self.pattern, reply, flags)
+        if found:
+            return RIGHT
+        return Verdict(0.0, f"The reply should be {self.wanted or f'text that fits the pattern {self.pattern}'}.")
+
+    def mend(self, example: Example, reply: str) -> str:
+        if self.form is None or self.grade(example, reply).value == 1:
+            return reply
+        return self.form.replace("{reply}", reply)
+
+
+class UpperCase(Check):
+    """The whole reply stands in capital letters, with at least one letter."""
+
+    def grade(self, example: Example, reply: str) -> Verdict:
+        if reply == reply.upper() and reply != reply.lower():
+            return RIGHT
+        return Verdict(0.0, f"The reply should be {self.wanted or 'written in capital letters throughout'}.")
+
+    def mend(self, example: Example, reply: str) -> str:
+        return reply.upper()
+
+
+class JsonSchema(Check):
+    """The reply is one JSON value, and nothing else, that the schema accepts."""
+
+    # Not named `schema`, which pydantic's own models had as a method.
+    shape: dict[str, Any] = Field(alias="schema")
+
+    @field_validator("shape")
+    @classmethod
+    def _is_a_schema(cls, shape: dict[str, Any]) -> dict[str, Any]:
+        from jsonschema import Draft202012Validator, SchemaError
+
+        try:
+            Draft202012Validator.check_schema(shape)
+        except SchemaError as error:
+            raise ValueError(f"no JSON schema: {error.message}") from error
+        return shape
+
+    def grade(self, example: Example, reply: str) -> Verdict:
+        from jsonschema import Draft202012Validator
+        from jsonschema.exceptions import best_match
+
+        try:
+            value = json.loads(reply)
+        except (ValueError, RecursionError):
+            return Verdict(0.0, f"The reply should be {self.description()}, with no text before or after it.")
+        error = best_match(Draft202012Validator(self.shape).iter_errors(value))
+        if error is None:
+            return RIGHT
+        return Verdict(0.0, f"The reply should be {self.description()}, but {error.message}.")
+
+    def mend(self, example: Example, reply: str) -> str:
+        required = self.shape.get("required", [])
+        if len(required) != 1 or self.grade(example, reply).value == 1:
+            return reply
+        kind = self.shape.get("properties", {}).get(required[0], {}).get("type", "string")
+        return json.dumps({required[0]: reply}, ensure_ascii=False) if kind == "string" else reply
+
+    def description(self) -> str:
+        """The schema in words."""
+        keys = self.shape.get("required", [])
+        if self.wanted is not None or self.shape.get("type") != "object" or not keys:
+            return self.wanted or f"JSON that fits the schema {json.dumps(self.shape)}"
+        return f"a JSON object with the key{'s' if len(keys) > 1 else ''} {', '.join(keys)}"
+
+
+class Length(Check):
+    """The reply has so many words (parts between white space) or characters."""
+
+    min_words: int | None = Field(None, ge=1)
+    max_words: int | None = Field(None, ge=1)
+    max_chars: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Length:
+        if self.min_words is None and self.max_words is None and self.max_chars is None:
+            raise ValueError("needs at least one of min_words, max_words, max_chars")
+        if self.min_words and self.max_words and self.min_words > self.max_words:
+            raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
+        return self
+
+    def grade(self, example: Example, reply: str) -> Verdict:
+        words, chars = len(reply.split()), len(reply)
+        wrong = []
+        if self.min_words is not None and words < self.min_words:
+            wrong.append(f"The reply should have at least {self.min_words} words, not {words}.")
+        if self.max_words is not None and words > self.max_words:
+            wrong.append(f"The reply should have at most {self.max_words} words, not {words}.")
+        if self.max_chars is not None and chars > self.max_chars:
+            wrong.append(f"The reply should have at most {self.max_chars} characters, not {chars}.")
+        return Verdict(0.0, self.wanted and f"The reply should be {self.wanted}." or " ".join(wrong)) if wrong else RIGHT
+
+    def mend(self, example: Example, reply: str) -> str:
+        if self.max_words is not None and len(reply.split()) > self.max_words:
+            ends = [word.end() for word in re.finditer(r"\S+", reply)]
+            reply = reply[: ends[self.max_words - 1]]
+        return reply[: self.max_chars].rstrip() if self.max_chars is not None else reply

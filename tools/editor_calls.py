@@ -1,0 +1,256 @@
+"""One door for every call to an editor's chat model: counted, capped, recorded, and never a raw exception.
+
+Transport errors, rate limits and timeouts are retried by the chat model's own settings; what still comes through
+becomes one EditFailedError, whose message names the exception and holds no key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from pydantic import BaseModel, Field
+
+from nslora.tools.chat_models import editor_name
+from nslora.tools.editor_log import EditorLog, RecordedCall, request_sha256
+from nslora.tools.errors import EditorError, SettingsError
+from nslora.tools.textual_gradients import CLOSE, OPEN, answers
+
+# Rule of thumb for English under today's tokenizers; used only where the provider reports no usage, and marked.
+CHARACTERS_PER_TOKEN = 4
+# What a chat template adds to each message, for the reservation only.
+TOKENS_AROUND_A_MESSAGE = 16
+MESSAGE_CHARACTERS = 500
+
+_SECRET = re.compile(
+    r"\b(?:sk|pk|rk|hf|gsk|xai|ghp|AIza)[-_]?[\w-]{12,}"
+    r"|(?<=bearer )\S+|(?<=basic )\S{8,}"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"|(?<=key=)[^\s&'\"]+|(?<=token=)[^\s&'\"]+",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What editor calls cost. cost: in the currency of the user's price table; estimated: some tokens were guessed."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    estimated: bool = False
+    seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "estimated"}
+        return Usage(**sums, estimated=self.estimated or other.estimated)
+
+    @property
+    def tokens(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True)
+class Caps:
+    """The most that an editor may cost in a run; None is no cap. reply_tokens: the longest reply, for reservations.
+
+    A call is reserved before it is made, at no more tokens than its request has bytes plus reply_tokens, so a cap is
+    not overshot; the reply's length is bound too where the chat model has a `max_tokens`.
+    """
+
+    calls: int | None = None
+    tokens: int | None = None
+    cost: float | None = None
+    reply_tokens: int = 4096
+
+
+class EditFailedError(EditorError):
+    """An edit that gave nothing usable. usage: what it cost; disabled: the editor will not be called again."""
+
+    def __init__(self, message: str, *, usage: Usage | None = None, disabled: bool = False) -> None:
+        super().__init__(message)
+        self.usage = usage or Usage()
+        self.disabled = disabled
+
+
+class ImprovedVariable(BaseModel):
+    """The improved variable, complete, as it shall replace the old one."""
+
+    document: str = Field(description="The whole improved variable, without any tags around it.")
+
+
+class EditorCalls:
+    """Calls of one chat model in one run. spent: their sum, recorded ones included, so that a replay counts the same.
+
+    prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
+    Raises SettingsError for a cap on cost without a price for the model.
+    """
+
+    def __init__(
+        self,
+        chat: BaseChatModel,
+        *,
+        log: EditorLog | None = None,
+        caps: Caps | None = None,
+        prices: Mapping[str, Mapping[str, float]] | None = None,
+        structured: Literal["auto", "never"] = "auto",
+    ) -> None:
+        self.model = editor_name(chat)
+        self.caps = caps or Caps()
+        self.spent = self.since_begin = Usage()
+        self._chat = chat
+        self._log = log
+        self._secrets = secrets_of(chat)
+        self._structured = structured == "auto" and bool((chat.profile or {}).get("structured_output"))
+        self._price = _price(self.model, prices or {}, needed=self.caps.cost is not None)
+
+    def begin(self) -> None:
+        """Start counting `since_begin` anew."""
+        self.since_begin = Usage()
+
+    def ask(
+        self, messages: Sequence[BaseMessage], purpose: str, *, wants_document: bool = False, warmer: float = 0.0
+    ) -> str:
+        """The reply's text, from the record where it holds this request, else from the model.
+
+        wants_document: the reply is an improved variable, for which structured output is used where the model has it.
+        warmer: added to the model's temperature, where it has one set. Raises EditFailedError.
+        """
+        request = request_sha256(messages)
+        call = self._log.find(request, self.model) if self._log is not None else None
+        if call is None:
+            self._reserve(messages)
+            call = self._call(messages, request, purpose, wants_document, warmer)
+            if self._log is not None:
+                self._log.append(call)
+        self._count(self._usage(call))
+        return call.reply
+
+    def knows_a_secret_in(self, text: str) -> bool:
+        """Whether the text holds one of the chat model's own keys."""
+        return any(secret in text for secret in self._secrets)
+
+    def _call(
+        self, messages: Sequence[BaseMessage], request: str, purpose: str, wants_document: bool, warmer: float
+    ) -> RecordedCall:
+        started = time.monotonic()
+        try:
+            message, reply = self._invoke(messages, wants_document, warmer)
+        except Exception as error:  # providers raise their own types; whatever it was, this edit has failed
+            self._count(Usage(calls=1, seconds=time.monotonic() - started))
+            if isinstance(error, EditorError):
+                raise
+            said = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS]
+            raise EditFailedError(f"The editor {self.model} failed with {type(error).__name__}: {said}") from None
+        counted = message.usage_metadata
+        return RecordedCall(
+            request_sha256=request,
+            model=self.model,
+            purpose=purpose,
+            reply=reply,
+            input_tokens=max(0, counted["input_tokens"]) if counted else sum(map(_estimate, map(_text, messages))),
+            output_tokens=max(0, counted["output_tokens"]) if counted else _estimate(reply),
+            estimated=not counted,
+            seconds=message.response_metadata.get("recorded_seconds", time.monotonic() - started),
+        )
+
+    def _invoke(self, messages: Sequence[BaseMessage], wants_document: bool, warmer: float) -> tuple[AIMessage, str]:
+        chat = self._prepared(warmer)
+        if wants_document and self._structured:
+            result = chat.with_structured_output(ImprovedVariable, include_raw=True).invoke(list(messages))
+            if not isinstance(result, dict):
+                raise EditFailedError(f"The editor {self.model} gave no raw message beside its structured output.")
+            message, parsed = result["raw"], result.get("parsed")
+            document = parsed.document if isinstance(parsed, ImprovedVariable) else (parsed or {}).get("document")
+            if document is not None:
+                return message, document if answers(document) else f"{OPEN}\n{document}\n{CLOSE}"
+        else:
+            message = chat.invoke(list(messages))
+        if not isinstance(message, AIMessage):
+            found = type(message).__name__
+            raise EditFailedError(f"The editor {self.model} gave a {found} where a message was wanted.")
+        return message, _text(message)
+
+    def _prepared(self, warmer: float) -> BaseChatModel:
+        changes: dict[str, Any] = {}
+        temperature = getattr(self._chat, "temperature", None)
+        if warmer and isinstance(temperature, int | float):
+            changes["temperature"] = min(1.0, temperature + warmer)
+        capped = self.caps.tokens is not None or self.caps.cost is not None
+        if capped and getattr(self._chat, "max_tokens", 0) is None:
+            changes["max_tokens"] = self.caps.reply_tokens
+        return self._chat.model_copy(update=changes) if changes else self._chat
+
+    def _reserve(self, messages: Sequence[BaseMessage]) -> None:
+        own = getattr(self._chat, "max_tokens", None)
+        reply = own if isinstance(own, int) and own > 0 else self.caps.reply_tokens
+        request = sum(len(_text(m).encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE for m in messages)
+        self._refuse_beyond("calls", self.caps.calls, self.spent.calls, 1)
+        self._refuse_beyond("tokens", self.caps.tokens, self.spent.tokens, request + reply)
+        self._refuse_beyond("cost", self.caps.cost, self.spent.cost, self._cost(request, reply))
+
+    def _refuse_beyond(self, name: str, cap: float | None, spent: float, wanted: float) -> None:
+        if cap is not None and spent + wanted > cap:
+            raise EditFailedError(
+                f"The editor's cap on {name} ({cap:g}) is reached: {spent:g} are spent and the next call may need "
+                f"{wanted:g}; raise the cap to go on editing.",
+                disabled=True,
+            )
+
+    def _count(self, usage: Usage) -> None:
+        self.spent += usage
+        self.since_begin += usage
+
+    def _cost(self, input_tokens: int, output_tokens: int) -> float:
+        return (input_tokens * self._price["input"] + output_tokens * self._price["output"]) / 1e6
+
+    def _usage(self, call: RecordedCall) -> Usage:
+        cost = self._cost(call.input_tokens, call.output_tokens)
+        return Usage(1, call.input_tokens, call.output_tokens, cost, call.estimated, call.seconds)
+
+
+def secrets_of(chat: BaseChatModel) -> tuple[str, ...]:
+    """The keys that a chat model holds: its secret fields, and headers that carry one."""
+    found = []
+    for name in type(chat).model_fields:
+        value = getattr(chat, name, None)
+        if callable(reveal := getattr(value, "get_secret_value", None)):
+            found.append(str(reveal()))
+        elif isinstance(value, Mapping):
+            found += [str(v) for k, v in value.items() if re.search(r"auth|key|token|secret", str(k), re.IGNORECASE)]
+    return tuple(secret for secret in found if len(secret) >= 6)
+
+
+def scrub(text: str, secrets: Sequence[str] = ()) -> str:
+    """The text without keys: those given, and whatever looks like one."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "[secret]")
+    return _SECRET.sub("[secret]", text)
+
+
+def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> Mapping[str, float]:
+    price = prices.get(model) or prices.get(model.partition(":")[2])
+    if price is None and needed:
+        raise SettingsError(
+            f"A cap on the editor's cost needs a price for {model!r}: add "
+            f"prices={{{model!r}: {{'input': ..., 'output': ...}}}}, per million tokens."
+        )
+    if price is not None and not {"input", "output"} <= set(price):
+        raise SettingsError(f"The price of {model!r} needs both 'input' and 'output', per million tokens.")
+    return price or {"input": 0.0, "output": 0.0}
+
+
+def _text(message: BaseMessage) -> str:
+    return str(message.text)
+
+
+def _estimate(text: str) -> int:
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)

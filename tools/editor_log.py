@@ -1,0 +1,160 @@
+"""The record of an editor's calls, `editor.jsonl`: one line per call, read back instead of calling again.
+
+A line holds the request's hash, the model's name, what the call was for, the reply, tokens and seconds; never a key,
+never the request itself. The same request always gets the same recorded reply, so a resumed run pays for no call
+twice and a replay calls nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import ConfigDict
+
+from nslora.tools.errors import EditorError
+
+SHOWN_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """One call: request_sha256 over the messages, tokens as the provider counted them (or estimated), seconds."""
+
+    request_sha256: str
+    model: str
+    purpose: str
+    reply: str
+    input_tokens: int
+    output_tokens: int
+    estimated: bool
+    seconds: float
+
+
+def request_sha256(messages: Sequence[BaseMessage]) -> str:
+    """The name of a request: the hash of its messages' roles and texts, whichever model they go to."""
+    plain = [[message.type, str(message.text)] for message in messages]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+class EditorLog:
+    """`editor.jsonl`, read once when opened and appended to after each call.
+
+    problems: what could not be read. A last line that a crash cut off is left out; a damaged line elsewhere too.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.problems: list[str] = []
+        self._lock = threading.Lock()
+        self._cut_off = False
+        self._calls: dict[tuple[str, str], RecordedCall] = {}
+        for call in self._read():
+            self._calls.setdefault((call.model, call.request_sha256), call)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def find(self, request: str, model: str | None = None) -> RecordedCall | None:
+        """The recorded call with this request hash, of this model or (None) of any."""
+        if model is not None:
+            return self._calls.get((model, request))
+        return next((call for (_, known), call in self._calls.items() if known == request), None)
+
+    def append(self, call: RecordedCall) -> None:
+        """Write the call to the disk before anything is made of its reply.
+
+        Raises OSError where the disk is full or the folder is gone.
+        """
+        line = json.dumps(asdict(call)) + "\n"
+        with self._lock, self.path.open("a", encoding="utf-8", newline="") as file:
+            if self._cut_off:
+                file.write("\n")  # so that the new line does not continue the one that a crash cut off
+                self._cut_off = False
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._calls.setdefault((call.model, call.request_sha256), call)
+
+    def _read(self) -> list[RecordedCall]:
+        if not self.path.exists():
+            return []
+        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        self._cut_off = bool(text) and not text.endswith("\n")
+        lines = text.split("\n")
+        calls = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                calls.append(_call(json.loads(line)))
+            except (ValueError, KeyError, TypeError):
+                where = "was cut off (the process ended while writing)" if number == len(lines) else "is damaged"
+                self.problems.append(f"{self.path}:{number}: this line {where} and was left out.")
+        return calls
+
+
+class RecordedChat(BaseChatModel):
+    """A chat model that answers from an editor's record and calls nobody.
+
+    Raises EditorError at a request that the record does not hold, showing how that request begins.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    log: EditorLog
+
+    def __init__(self, log: EditorLog | str | Path, **fields: Any) -> None:
+        super().__init__(**{"log": log if isinstance(log, EditorLog) else EditorLog(log), **fields})
+
+    @property
+    def _llm_type(self) -> str:
+        return "recorded"
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self.log.find(request_sha256(messages))
+        if call is None:
+            shown = str(messages[-1].text)[:SHOWN_CHARACTERS]
+            raise EditorError(
+                f"{self.log.path} holds no reply to this request, which is new: {shown!r}. To record it, run once "
+                "with the editor itself and this file as its log."
+            )
+        return ChatResult(generations=[ChatGeneration(message=call_message(call))])
+
+
+def call_message(call: RecordedCall) -> AIMessage:
+    """The reply of a recorded call as the message that the chat model gave."""
+    recorded = {"recorded_seconds": call.seconds}
+    if call.estimated:
+        return AIMessage(call.reply, response_metadata=recorded)
+    total = call.input_tokens + call.output_tokens
+    usage = UsageMetadata(input_tokens=call.input_tokens, output_tokens=call.output_tokens, total_tokens=total)
+    return AIMessage(call.reply, usage_metadata=usage, response_metadata=recorded)
+
+
+def _call(row: dict[str, Any]) -> RecordedCall:
+    return RecordedCall(
+        request_sha256=str(row["request_sha256"]),
+        model=str(row["model"]),
+        purpose=str(row["purpose"]),
+        reply=str(row["reply"]),
+        input_tokens=int(row["input_tokens"]),
+        output_tokens=int(row["output_tokens"]),
+        estimated=bool(row["estimated"]),
+        seconds=float(row["seconds"]),
+    )

@@ -1,0 +1,133 @@
+"""What the nodes of one run work with: task, policy, editor, stores. Plain objects; no graph, no state.
+
+A lab is opened from the run's folder, so that another process (a resume, `langgraph dev`) finds the same one. What
+cannot be written down there, such as a chat model object, is handed over in this process by `register`.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.adapters import AdapterStore
+from nslora.tools.editor import Editor
+from nslora.tools.editor_log import EditorLog
+from nslora.tools.errors import RunError
+from nslora.tools.files import write_text
+from nslora.tools.models import Note, cache_folder
+from nslora.tools.policy import Policy
+from nslora.tools.prompt import Prompt, parse
+from nslora.tools.reply_cache import ReplyCache
+from nslora.tools.settings import RunSettings
+from nslora.tools.task import Example, Task, load_task
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class PromptStore:
+    """Prompts on disk, named by the hash of their document, written once."""
+
+    folder: Path
+
+    def add(self, prompt: Prompt) -> str:
+        path = self.folder / f"{prompt.hash}.md"
+        if not path.exists():
+            write_text(path, prompt.render())
+        return prompt.hash
+
+    def get(self, name: str) -> Prompt:
+        """Raises RunError where the document is missing or no longer has the hash in its name."""
+        path = self.folder / f"{name}.md"
+        try:
+            prompt = parse(path.read_bytes().decode("utf-8", "surrogatepass"))
+        except OSError as error:
+            raise RunError(f"No prompt {name} in {self.folder}: the run's folder was moved in part.") from error
+        if prompt.hash != name:
+            raise RunError(f"The prompt {path} was changed: its content no longer has the hash in its name.")
+        return prompt
+
+
+class Lab:
+    """The objects behind one run; the heavy ones are made when they are first used."""
+
+    def __init__(self, folder: Path, settings: RunSettings, task: Task, *, policy: Policy | None = None,
+                 editor_chat: Any = None, note: Note = lambda _: None) -> None:
+        self.folder, self.settings, self.task, self.note = folder, settings, task, note
+        self.adapters = AdapterStore(folder / "adapters")
+        self.prompts = PromptStore(folder / "prompts")
+        self.evaluations = folder / "evaluations"
+        self.remade = folder / "remade"
+        self._policy, self._editor_chat = policy, editor_chat
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The model that is adapted; loading takes seconds."""
+        if self._policy is not None:
+            return self._policy
+        from nslora.tools.local_policy import LocalPolicy
+
+        return LocalPolicy.load(self.settings.model, adapters=self.adapters.folder, lora=self.settings.lora,
+                                device=self.settings.device, note=self.note)
+
+    @cached_property
+    def editor(self) -> Editor:
+        """The symbolic editor, each call recorded in `editor.jsonl` and never paid twice."""
+        from nslora.tools.chat_models import connect_editor
+
+        chat = self._editor_chat or connect_editor(self.settings.editor, base_url=self.settings.editor_base_url)
+        return Editor(chat, log=EditorLog(self.folder / "editor.jsonl"))
+
+    @cached_property
+    def replies(self) -> ReplyCache:
+        """Known replies: shared with other runs, or this run's own where `reuse_replies` is off."""
+        shared = self.settings.reuse_replies
+        return ReplyCache((cache_folder() if shared else self.folder) / "replies.sqlite")
+
+    def train_sample(self, round_number: int) -> tuple[Example, ...]:
+        """The train rows that the evaluation after `round_number` updates looks at, another sample each round."""
+        rows = list(self.task.train)
+        random.Random(f"{self.settings.seed}/{round_number}/sample").shuffle(rows)
+        chosen = {row.id for row in rows[:self.settings.train_sample]}
+        return tuple(row for row in self.task.train if row.id in chosen)
+
+
+_LABS: dict[Path, Lab] = {}
+
+
+def register(lab: Lab) -> Lab:
+    """Make `lab` the one that this process uses for its folder."""
+    _LABS[lab.folder.resolve()] = lab
+    return lab
+
+
+def open_lab(folder: str | Path) -> Lab:
+    """The lab of a run's folder: the registered one, else opened from what the folder says.
+
+    Raises RunError where the folder is no run, or its task or editor existed only in the process that made it.
+    """
+    path = Path(folder).resolve()
+    if path in _LABS:
+        return _LABS[path]
+    record = read_run_file(path)
+    if not record["task"]["source"]:
+        raise RunError(f"The task of {folder} was made of Python objects: open the run with Run.open(folder, task=...).")
+    if record["editor_is_object"]:
+        raise RunError(f"The editor of {folder} was a chat model object ({record['settings']['editor']}): open the "
+                       "run with Run.open(folder, task=..., editor=...).")
+    task = load_task(record["task"]["source"], **record["task"]["options"])
+    if task.hash != record["task"]["hash"]:
+        raise RunError(f"The task {record['task']['source']} has changed since {folder} was begun: restore it, or "
+                       "begin a new run.")
+    return register(Lab(path, RunSettings(**record["settings"]), task))
+
+
+def read_run_file(folder: Path) -> dict[str, Any]:
+    """The record that a run's folder begins with. Raises RunError where there is none."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is missing or damaged).") from error
+    return record

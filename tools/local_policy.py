@@ -1,0 +1,250 @@
+"""A policy in this process: one base in memory, however many adapters live on it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.adapters import OPTIMIZER, AdapterStore
+from nslora.tools.burst_progress import BurstProgress
+from nslora.tools.chat_format import ChatFormat, Dialogue
+from nslora.tools.errors import ModelError
+from nslora.tools.lora_targets import lora_targets
+from nslora.tools.models import ModelSource, Note, fingerprint, resolve_model
+from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
+from nslora.tools.settings import DeviceSettings, LoraSettings
+
+GENERATION_BATCH = {"cpu": 32, "cuda": 128, "mps": 64}
+ADAPTERS_IN_MEMORY = 6
+TRAINING = "burst"      # PEFT's name of the adapter that is being trained
+
+
+def prepare_environment() -> None:
+    """Settings that must stand before torch is imported; what the user has set is left alone.
+
+    OpenMP threads spin while they wait: on a shared machine two spinning threads are slower than one.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+class LocalPolicy:
+    """A causal model of transformers with PEFT adapters, named by content hash and found in `adapters`."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, source: ModelSource, adapters: AdapterStore,
+                 lora: LoraSettings | None = None, device: DeviceSettings | None = None) -> None:
+        self.lora = lora or LoraSettings()
+        self.adapters = adapters
+        self.name = model.name_or_path = source.name    # what an adapter's config will name: no folder of a machine
+        self.base = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.batch_size = (device.batch_size if device else None) or GENERATION_BATCH.get(self.device, 32)
+        self.fingerprint = f"{fingerprint(source.location, model)}-{str(model.dtype).removeprefix('torch.')}"
+        self.format = ChatFormat(tokenizer, stops_of(model))
+        config = model.config.get_text_config()
+        self.context_tokens = int(getattr(config, "max_position_embeddings", 0) or 2048)
+        self._targets = lora_targets(model, self.lora, on_cpu=self.device == "cpu")     # before LoRA layers wrap them
+        self._peft: Any = None
+        self._loaded: list[str] = []
+
+    @classmethod
+    def load(cls, name: str, *, adapters: Path, lora: LoraSettings | None = None,
+             device: DeviceSettings | None = None, note: Note = lambda _: None) -> "LocalPolicy":
+        """Load the model called `name` (embedded, folder or hub id). Raises ModelError."""
+        prepare_environment()
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        device = device or DeviceSettings()
+        source = resolve_model(name, note)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        torch.set_num_threads(device.threads or default_threads())
+        place = device.device or best_device()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.location)
+            model = AutoModelForCausalLM.from_pretrained(
+                source.location, dtype=getattr(torch, device.dtype or best_dtype(place)), use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"The model '{name}' cannot be loaded from {source.location}: "
+                             f"{str(error).splitlines()[0]}") from error
+        return cls(model.to(place), tokenizer, source=source, adapters=AdapterStore(adapters), lora=lora, device=device)
+
+    @property
+    def device(self) -> str:
+        return str(self.base.device.type)
+
+    def describe(self) -> dict[str, Any]:
+        """Model, weights' hash, device, dtype, threads and number of parameters, as plain values."""
+        import torch
+
+        return {"model": self.name, "weights": self.fingerprint, "device": self.device,
+                "dtype": str(self.base.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+                "parameters": self.base.num_parameters(), "context_tokens": self.context_tokens}
+
+    def count_tokens(self, dialogue: Dialogue) -> int:
+        return len(self.format.prompt_ids(dialogue))
+
+    def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
+                 advance: Advance = silent) -> Generated:
+        """Greedy replies, in order. Raises ModelError where a dialogue and its reply do not fit the context."""
+        from nslora.tools.generation import generate_ids
+
+        if not dialogues:
+            return Generated((), 0)
+        rows = [self.format.prompt_ids(dialogue) for dialogue in dialogues]
+        longest = max(len(row) for row in rows) + max_new_tokens
+        if longest > self.context_tokens:
+            raise ModelError(f"A question with its prompt and reply takes {longest} tokens, the model's context holds "
+                             f"{self.context_tokens}: shorten the prompt or lower max_new_tokens.")
+        with self.using(adapter) as model:
+            ids = generate_ids(model, rows, max_new_tokens=max_new_tokens, stop_ids=self.format.stop_ids,
+                               pad_id=self.format.pad_id, batch_size=self.batch_size, advance=advance)
+        return Generated(tuple(self.format.decode(row) for row in ids), sum(len(row) for row in ids))
+
+    def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
+                         adapter: str | None) -> list[float]:
+        """Mean negative log-likelihood of each reference (end of turn included), nats per token."""
+        from nslora.tools.scoring import completion_losses
+
+        rows = [(self.format.prompt_ids(dialogue), self.format.completion_ids(reference))
+                for dialogue, reference in zip(dialogues, references, strict=True)]
+        with self.using(adapter) as model:
+            return completion_losses(model, rows, pad_id=self.format.pad_id, batch_size=self.batch_size)
+
+    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
+        """Train a new adapter (or a copy of `burst.start`) and store it. Raises DivergedError, ModelError."""
+        from nslora.tools.training import Plan, TokenRow, train
+
+        rows = tuple(TokenRow(tuple(self.format.prompt_ids(row.dialogue)),
+                              tuple(self.format.completion_ids(row.completion))) for row in burst.rows)
+        if not rows:
+            raise ModelError("A burst of training was asked for without rows.")
+        plan = Plan(rows, burst.epochs, burst.seed, self.format.pad_id, self.lora)
+        start_optimizer = self.adapters.path(burst.start) / OPTIMIZER if burst.start else None
+        progress = BurstProgress(burst.progress, start_optimizer=start_optimizer)
+        try:
+            outcome = train(self._new_adapter(burst), self.tokenizer, plan, progress, advance)
+            name = self._store(outcome.moments)
+        finally:
+            self._forget(TRAINING)
+        progress.clear()
+        return BurstResult(
+            adapter=name, steps=plan.steps, steps_done=outcome.steps_done, trained_tokens=outcome.trained_tokens,
+            epoch_losses=outcome.per_epoch("loss"), grad_norms=outcome.per_epoch("grad_norm"), wall_s=outcome.wall_s,
+            fast_path=outcome.fast_path, log=tuple(outcome.log))
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[Any]:
+        """The model with this adapter in force, or the untouched base, for as long as the block lasts."""
+        if adapter is None and self._peft is None:
+            yield self.base
+        elif adapter is None:
+            with self._peft.disable_adapter():
+                yield self.base
+        else:
+            self._load(adapter)
+            self._peft.set_adapter(adapter)
+            self._peft.requires_grad_(False)
+            yield self.base
+
+    def _load(self, adapter: str) -> None:
+        """Bring an adapter into memory; the one that was used least recently makes room."""
+        if adapter in self._loaded:
+            self._loaded.remove(adapter)
+        else:
+            self._attach(self.adapters.path(adapter), adapter, trainable=False)
+        self._loaded.append(adapter)
+        while len(self._loaded) > ADAPTERS_IN_MEMORY:
+            self._forget(self._loaded.pop(0))
+
+    def _attach(self, folder: Path, name: str, *, trainable: bool) -> None:
+        from peft import PeftModel
+
+        if self._peft is None:
+            self._peft = PeftModel.from_pretrained(self.base, folder, adapter_name=name, is_trainable=trainable)
+        else:
+            self._peft.load_adapter(folder, adapter_name=name, is_trainable=trainable)
+
+    def _new_adapter(self, burst: Burst) -> Any:
+        """A PeftModel whose trainable adapter is a copy of the start, or new with weights drawn from the seed."""
+        import torch
+        from peft import get_peft_model
+
+        self._forget(TRAINING)
+        # Always re-seeded: dropout, where there is any, draws from this generator too.
+        torch.manual_seed(burst.seed)
+        if burst.start is not None:
+            self._attach(self.adapters.path(burst.start), TRAINING, trainable=True)
+        elif self._peft is None:
+            self._peft = get_peft_model(self.base, self._lora_config(), adapter_name=TRAINING)
+        else:
+            self._peft.add_adapter(TRAINING, self._lora_config())
+        self._peft.set_adapter(TRAINING)
+        for name, parameter in self._peft.named_parameters():
+            parameter.requires_grad_(f".{TRAINING}." in name)
+        return self._peft
+
+    def _lora_config(self) -> Any:
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="CAUSAL_LM", base_model_name_or_path=self.name, r=self.lora.rank, lora_alpha=self.lora.alpha,
+            lora_dropout=self.lora.dropout, use_rslora=self.lora.use_rslora, use_dora=self.lora.use_dora,
+            **self._targets)
+
+    def _store(self, moments: dict[str, Any]) -> str:
+        """Save the trained adapter under the hash of its content."""
+        from safetensors.torch import save_file
+
+        self.adapters.folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=self.adapters.folder, prefix=".partial-"))
+        try:
+            self._peft.save_pretrained(scratch, selected_adapters=[TRAINING], save_embedding_layers=False)
+            save_file(moments, scratch / TRAINING / OPTIMIZER)
+            return self.adapters.add(scratch / TRAINING)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _forget(self, name: str) -> None:
+        if self._peft is not None and name in self._peft.peft_config:
+            self._peft.delete_adapter(name)
+
+
+def stops_of(model: Any) -> tuple[int, ...]:
+    """The end tokens of the model's own generation config."""
+    end = getattr(model.generation_config, "eos_token_id", None)
+    return () if end is None else (end,) if isinstance(end, int) else tuple(end)
+
+
+def default_threads() -> int:
+    """Cores that this process may run on, `OMP_NUM_THREADS` first."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0)) \
+        if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def best_device() -> str:
+    """CUDA, then MPS, then the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def best_dtype(device: str) -> str:
+    """bfloat16 where a GPU has it, float32 elsewhere.
+
+    A CPU stays at float32, also where it has bf16 instructions: rounding then depends on the shape of a batch, and a
+    reply on which others were asked with it.
+    """
+    import torch
+
+    return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"

@@ -1,0 +1,70 @@
+"""Which train rows each kind of update learns from."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nslora.tools.evaluation import Failure, Row
+from nslora.tools.files import write_json
+from nslora.tools.policy import Origin, TrainingRow
+from nslora.tools.prompt import Prompt
+from nslora.tools.remake import RemadeRow
+from nslora.tools.task import Example
+
+
+@dataclass(frozen=True)
+class Material:
+    """Ids of train rows, by what they are good for.
+
+    content: their content is missing, or nobody looked. mastered: full reward, or right content in the wrong form.
+    form: failures whose form is missing, the largest deficit first.
+    """
+
+    content: tuple[str, ...]
+    mastered: tuple[str, ...]
+    form: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+
+def choose_material(train: Sequence[Example], rows: Sequence[Row], failures: Sequence[Failure], *,
+                    seed: str) -> Material:
+    """Sort the train rows by the classifier's answers on the sample that was evaluated.
+
+    Rows outside the sample are unknown, and count as wanting content: to learn what is known costs little, to miss
+    what is not costs the round. Equal form deficits are ordered by the seed, so that each edit sees others.
+    """
+    verdicts = {each.id: each.attribution for each in failures if each.split == "train"}
+    seen = {row.id for row in rows if row.split == "train"}
+    mastered = tuple(row.id for row in train if row.id in seen
+                     and (row.id not in verdicts or verdicts[row.id].verdict == "form"))
+    content = tuple(row.id for row in train if row.id not in mastered)
+    form = [i for i, each in verdicts.items() if each.verdict in ("form", "both")] or list(verdicts)
+    random.Random(seed).shuffle(form)
+    form.sort(key=lambda i: -round(verdicts[i].form_deficit, 2))
+    return Material(content, mastered, tuple(form))
+
+
+def training_rows(train: Sequence[Example], material: Material, prompt: Prompt, remade: Mapping[str, RemadeRow], *,
+                  everything: bool, replay_share: float, seed: str) -> list[TrainingRow]:
+    """The rows of a burst under `prompt`: verified remade replies where there are some, plain references elsewhere.
+
+    everything: all train rows (new remade data teaches each row its form); else those that want content, and a replay
+    of mastered ones, `replay_share` of their number, so that nothing is forgotten.
+    """
+    replay: set[str] = set()
+    wanted = {row.id for row in train} if everything else set(material.content)
+    if not everything:
+        count = min(len(material.mastered), round(replay_share * len(wanted)))
+        replay = set(random.Random(seed).sample(sorted(material.mastered), count))
+    rows = []
+    for example in train:
+        made = remade.get(example.id)
+        completion = made.reply if made else example.reference
+        if completion is None or example.id not in wanted | replay:
+            continue
+        origin: Origin = "replay" if example.id in replay else "remade" if made else "reference"
+        rows.append(TrainingRow(tuple(prompt.messages(example.question)), completion, example.id, origin))
+    return rows

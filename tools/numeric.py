@@ -1,0 +1,87 @@
+"""The numeric check: plain numbers by themselves, fractions and LaTeX through math-verify."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from nslora.tools.checks import RIGHT, FieldCheck, Verdict
+
+if TYPE_CHECKING:
+    from nslora.tools.task import Example
+
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:(?<=\d)\.\d+|\.\d+)?(?:(?<=\d)[eE][-+]?\d+)?(?!\w)")
+_ARITHMETIC = re.compile(r"[\\/^*=%×÷]|\bsqrt\b|\bpi\b")
+# math-verify ends what takes longer through an alarm signal, which only the main thread may set.
+_TIMEOUT_S = 5
+_LONGEST_CHARS = 4000
+
+
+class Numeric(FieldCheck):
+    """The reply's number is the row's, within `tolerance` (absolute)."""
+
+    tolerance: float = Field(1e-6, ge=0, allow_inf_nan=False)
+
+    def grade(self, example: Example, reply: str) -> Verdict:
+        if any(same_number(text, reply, self.tolerance) for text in self.texts(example)):
+            return RIGHT
+        return Verdict(0.0, self.words("should give the number", example))
+
+    def mend(self, example: Example, reply: str) -> str:
+        return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]
+
+    def problem(self, example: Example) -> str | None:
+        missing = super().problem(example)
+        if missing:
+            return missing
+        for text in self.texts(example):
+            if plain_number(text) is None and not _parsed(text):
+                return f"the check {self.name!r} needs a number in the field {self.field!r}, but it holds {text[:80]!r}"
+        return None
+
+
+def plain_number(text: str) -> float | None:
+    """The number of a text that holds exactly one and no arithmetic; None for any other text."""
+    found = [number for number in _NUMBER.findall(text) if number.strip("+-")]
+    if len(found) != 1 or _ARITHMETIC.search(text):
+        return None
+    return float(found[0].replace(",", ""))
+
+
+def same_number(expected: str, reply: str, tolerance: float) -> bool:
+    """Whether two texts give the same number within the absolute tolerance."""
+    left, right = plain_number(expected), plain_number(reply)
+    if left is not None and right is not None:
+        return math.isclose(left, right, rel_tol=1e-12, abs_tol=tolerance)
+    from math_verify import verify
+
+    gold, given = _parsed(expected), _parsed(reply)
+    if not gold or not given:
+        return False
+    if verify(gold, given, timeout_seconds=_timeout()):
+        return True
+    wanted, got = _value(gold), _value(given)
+    return wanted is not None and got is not None and abs(wanted - got) <= tolerance
+
+
+def _parsed(text: str) -> list[Any]:
+    """What math-verify reads: [] or [sympy expression, its text]. The end of a long reply holds its result."""
+    from math_verify import parse
+
+    return list(parse(text[-_LONGEST_CHARS:], parsing_timeout=_timeout(), fallback_mode="no_fallback"))
+
+
+def _value(parsed: list[Any]) -> float | None:
+    try:
+        value = float(parsed[0])
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _timeout() -> int | None:
+    return _TIMEOUT_S if threading.current_thread() is threading.main_thread() else None

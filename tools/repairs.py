@@ -1,0 +1,224 @@
+"""What good replies look like around their answers: layouts, learnt by aligning them with their references.
+
+Text work only; no reward is asked here. A layout is what stands before and after the reference in a reply that earned
+full reward, with the case and the JSON escaping it was written in. `tools/spans.py` finds where a failing reply's own
+answer stands; `tools/attribution.py` puts the two together and asks the reward.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from nslora.tools.rewards import Graded
+
+Case = Literal["as is", "upper", "lower"]
+CASES: tuple[Case, ...] = ("as is", "upper", "lower")
+QUESTION = "\x00question\x00"  # stands for the row's own question in a layout; cannot occur in text
+WORD = re.compile(r"[^\W_]+(?:[.,'’:/-][^\W_]+)*%?", re.UNICODE)
+NUMBER = re.compile(r"[-+]?\d[\d,.]*")
+# Words that carry no answer by themselves.
+FUNCTION_WORDS = frozenset(
+    ["a", "an", "and", "answer", "are", "as", "at", "be", "but", "by", "for", "from", "has", "have", "i", "in", "is",
+     "it", "its", "my", "of", "on", "or", "so", "than", "that", "the", "their", "they", "this", "to", "was", "were",
+     "which", "who", "with", "you", "your"]
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters start..end of a reply. `framed`: a known layout stands around it, so replacing it leaves the form."""
+
+    start: int
+    end: int
+    framed: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands around the answer in a good reply."""
+
+    prefix: str = ""
+    suffix: str = ""
+    case: Case = "as is"
+    escaped: bool = False
+
+    @property
+    def bare(self) -> bool:
+        """Whether nothing stands around the answer."""
+        return not self.prefix and not self.suffix
+
+    def for_any(self, question: str) -> Layout:
+        """The same layout with a mark in place of this row's question."""
+        if not question:
+            return self
+        prefix, suffix = (part.replace(question, QUESTION) for part in (self.prefix, self.suffix))
+        return Layout(prefix, suffix, self.case, self.escaped)
+
+    def wrap(self, core: str, question: str) -> str:
+        """The core in this layout, with the row's own question where the layout restates one."""
+        text = escape(core) if self.escaped else core
+        prefix, suffix = (part.replace(QUESTION, question) for part in (self.prefix, self.suffix))
+        return prefix + in_case(text, self.case) + suffix
+
+    def slot(self, reply: str, question: str) -> Span | None:
+        """Where the answer stands in a reply of this layout; None where the reply is of another."""
+        prefix, suffix = (part.replace(QUESTION, question).strip() for part in (self.prefix, self.suffix))
+        text = reply.strip()
+        if not text.startswith(prefix) or not text.endswith(suffix) or len(text) <= len(prefix) + len(suffix):
+            return None
+        offset = len(reply) - len(reply.lstrip())
+        start, end = offset + len(prefix), offset + len(text) - len(suffix)
+        inner = reply[start:end]
+        if self.escaped and re.search(r'(?<!\\)"', inner):
+            return None  # another field or another shape of JSON begins inside
+        return Span(start + len(inner) - len(inner.lstrip()), end - (len(inner) - len(inner.rstrip())), framed=True)
+
+
+def escape(text: str) -> str:
+    """The text as it stands between the quotes of a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def unescape(text: str) -> str:
+    """The text with its JSON escapes resolved; what is no valid escape stays as it came."""
+    return re.sub(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})', lambda match: str(json.loads(f'"{match.group()}"')), text)
+
+
+def in_case(text: str, case: Case) -> str:
+    return {"as is": text, "upper": text.upper(), "lower": text.lower()}[case]
+
+
+def learn_layouts(known_good: Iterable[Graded], limit: int = 3) -> list[Layout]:
+    """Layouts of replies that earned full reward, the most frequent first, then the shortest.
+
+    Each reply is aligned with its reference, or, for a reference that is a sentence, with the longest run of its
+    words that the reply holds.
+    """
+    counts: Counter[Layout] = Counter()
+    for good in known_good:
+        layout = None if good.example.reference is None else align(good.reply, good.example.reference)
+        if layout is not None:
+            counts[layout.for_any(good.example.question)] += 1
+    ranked = sorted(counts, key=lambda layout: (-counts[layout], len(layout.prefix) + len(layout.suffix)))
+    return ranked[:limit]
+
+
+class LayoutBook:
+    """Layouts to try, those that proved good on earlier rows first.
+
+    Where none was learnt, the reference itself in three cases is tried; a guess that failed on `PATIENCE` rows and
+    never worked is tried no more.
+    """
+
+    PATIENCE = 3
+
+    def __init__(self, learnt: Sequence[Layout], limit: int) -> None:
+        bare = [Layout(case=case) for case in (CASES if not learnt else CASES[:1])]
+        self.layouts = [*learnt, *(layout for layout in bare if layout not in learnt)]
+        self.limit = limit
+        self.hits = dict.fromkeys(self.layouts, 0)
+        self.misses = dict.fromkeys(self.layouts, 0)
+
+    def candidates(self) -> list[Layout]:
+        """Layouts for the next row, best first."""
+        alive = [layout for layout in self.layouts if self.hits[layout] or self.misses[layout] < self.PATIENCE]
+        return sorted(alive, key=lambda layout: -self.hits[layout])[: self.limit]
+
+    def note(self, layout: Layout, worked: bool) -> None:
+        """Remember whether the reference in this layout earned a row full reward."""
+        counts = self.hits if worked else self.misses
+        counts[layout] += 1
+
+
+def align(reply: str, reference: str) -> Layout | None:
+    """The layout of a good reply around its reference; None where the reply does not hold it."""
+    for core in [reference.strip(), *word_runs(reference)]:
+        for case in CASES:
+            for escaped in (False, True):
+                text = in_case(escape(core) if escaped else core, case)
+                if not core or (escaped and text == in_case(core, case)):
+                    continue
+                at = find_bounded(reply, text)
+                if at is not None:
+                    prefix, suffix = reply[:at], reply[at + len(text) :]
+                    quoted = prefix.lstrip().startswith(("{", "[")) and prefix.endswith('"')
+                    return Layout(prefix, suffix, case if _cased(core) else "as is", quoted)
+    return None
+
+
+def _cased(text: str) -> bool:
+    return text.upper() != text.lower()
+
+
+def find_bounded(text: str, part: str) -> int | None:
+    """Where the part stands in the text as whole words, the last such place; None where it does not."""
+    before = r"(?<!\w)" if part[:1].isalnum() else ""
+    after = r"(?!\w)" if part[-1:].isalnum() else ""
+    places = [match.start() for match in re.finditer(before + re.escape(part) + after, text)]
+    return places[-1] if places else None
+
+
+def word_runs(reference: str, longest: int = 12) -> list[str]:
+    """Runs of whole words of a reference, longest first; none where it is a single word, or where a run is only
+    function words. A long reference gives the runs of its last `longest` words, where answers stand."""
+    words = list(WORD.finditer(reference))[-longest:]
+    runs: list[str] = []
+    for size in range(len(words), 0, -1):
+        for first in range(len(words) - size, -1, -1):
+            run = words[first : first + size]
+            if any(word.group().lower() not in FUNCTION_WORDS for word in run):
+                runs.append(reference[run[0].start() : run[-1].end()])
+    return [run for run in runs if run != reference.strip()]
+
+
+def states(reply: str, reference: str) -> bool:
+    """Whether the reply states the reference, whatever the case, as whole words; numbers by value.
+
+    Words without content at either end of the reference are not asked for: "1911" states "in 1911".
+    """
+    core = without_function_words(reference).lower()
+    if any(find_bounded(text.lower(), core) is not None for text in (reply, unescape(reply))):
+        return True
+    number = number_in(core)
+    if number is None or core.strip(" .$€£%") != NUMBER.findall(core)[0].strip(".,"):
+        return False
+    return any(_as_number(found) == number for found in NUMBER.findall(reply))
+
+
+def without_function_words(text: str) -> str:
+    """The text from its first to its last word of content; the text itself where it has none."""
+    words = [word for word in WORD.finditer(text) if word.group().lower() not in FUNCTION_WORDS]
+    return text[words[0].start() : words[-1].end()] if words else text.strip()
+
+
+def number_in(text: str) -> float | None:
+    """The only number of a text; None where there is none or several."""
+    found = NUMBER.findall(text)
+    return _as_number(found[0]) if len(found) == 1 else None
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text.replace(",", "").rstrip("."))
+    except ValueError:
+        return None
+
+
+def likely_cores(reference: str, question: str) -> list[str]:
+    """Stretches of a sentence reference that may be its answer, likeliest first."""
+    asked = {word.lower() for word in WORD.findall(question)}
+    cores: list[str] = []
+    for marker in ("####", "answer is", "Answer:", "="):
+        _, found, tail = reference.rpartition(marker)
+        if found and tail.strip():
+            cores.append(tail.strip().rstrip("."))
+    runs = [run for run in word_runs(reference) if not any(word.lower() in asked for word in WORD.findall(run))]
+    names = [run for run in runs if run[:1].isupper() or run[:1].isdigit()]
+    cores += [run for run in names if len(WORD.findall(run)) <= 3][:3] + runs[:2]
+    return list(dict.fromkeys(cores))

@@ -1,0 +1,66 @@
+"""Replies that were generated once are not generated again, in this run or another."""
+
+import hashlib
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nslora.tools.errors import RunError
+
+LOOKUP_CHUNK = 500      # keys in one SQL statement; SQLite's own limit is 999 in old builds
+
+
+def reply_key(policy: str, adapter: str | None, request: str, max_new_tokens: int) -> str:
+    """What a greedy reply depends on: the base (weights and dtype), the adapter, the text sent and its length limit."""
+    parts = "\x1f".join((policy, adapter or "base", str(max_new_tokens), request))
+    return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class ReplyCache:
+    """A SQLite file of replies by key; several processes may use it at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._connect() as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+        except sqlite3.DatabaseError as error:
+            raise RunError(f"The reply cache {path} cannot be used ({error}): delete it, it holds nothing but replies "
+                           "that can be generated again.") from error
+
+    def find(self, keys: Sequence[str]) -> dict[str, str]:
+        """The replies that are known, by key."""
+        found: dict[str, str] = {}
+        with self._connect() as connection:
+            for start in range(0, len(keys), LOOKUP_CHUNK):
+                chunk = list(keys[start:start + LOOKUP_CHUNK])
+                marks = ",".join("?" * len(chunk))
+                rows = connection.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", chunk)
+                found.update(rows.fetchall())
+        return found
+
+    def add(self, replies: Mapping[str, str]) -> None:
+        """Store replies; one that is already there stays."""
+        with self._connect() as connection:
+            connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", list(replies.items()))
+
+    def _connect(self) -> "_Closing":
+        return _Closing(sqlite3.connect(self.path, timeout=60))
+
+
+class _Closing:
+    """A connection that commits or rolls back, and closes, at the end of its block; sqlite3's own only commits."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self.connection.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.connection.__exit__(*error)  # type: ignore[arg-type]
+        finally:
+            self.connection.close()

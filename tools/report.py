@@ -1,0 +1,119 @@
+"""The result folder: adapter, prompt, remade data, decisions, and the report that accounts for them."""
+
+import importlib.metadata
+import platform
+import resource
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.adapters import WEIGHTS
+from nslora.tools.files import sha256_of_file, write_json, write_jsonl, write_text
+from nslora.tools.lab import Lab
+from nslora.tools.prompt import difference
+from nslora.tools.remake import read_rows
+from nslora.tools.rewards import Graded
+from nslora.tools.statistics import bootstrap_interval
+
+PACKAGES = ("nslora", "torch", "transformers", "peft", "trl", "textgrad", "langgraph", "langchain-core")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a finished run knows about itself, as plain values."""
+
+    stop: str
+    rounds: Sequence[Mapping[str, Any]]
+    start: Mapping[str, Any]       # {"adapter": hash or None, "prompt": hash}
+    final: Mapping[str, Any]
+    validation: Mapping[str, Any]
+    test: Mapping[str, Any]
+    wall_s: float
+
+
+def compare_on_test(base: Sequence[Graded], result: Sequence[Graded]) -> dict[str, Any]:
+    """Base and result on the same questions; intervals are 95 % bootstrap, the gain's paired by question."""
+    def numbers(graded: Sequence[Graded]) -> dict[str, Any]:
+        passed = [float(each.score.passed) for each in graded]
+        checks = {name: sum(each.score.checks[name] for each in graded) / len(graded)
+                  for name in graded[0].score.checks}
+        return {"all_checks": sum(passed) / len(passed), "interval": list(bootstrap_interval(passed)),
+                "reward": sum(each.score.value for each in graded) / len(graded), "checks": checks}
+
+    gains = [float(after.score.passed) - float(before.score.passed)
+             for before, after in zip(base, result, strict=True)]
+    return {"questions": len(base), "base": numbers(base), "result": numbers(result),
+            "gain": {"all_checks": sum(gains) / len(gains), "interval": list(bootstrap_interval(gains))}}
+
+
+def write_result(lab: Lab, facts: RunFacts) -> Path:
+    """Write `result/` as a whole: into a folder beside it, which is then renamed."""
+    partial, final = lab.folder / ".result.partial", lab.folder / "result"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    prompt = lab.prompts.get(str(facts.final["prompt"]))
+    start = lab.prompts.get(str(facts.start["prompt"]))
+    adapter = facts.final["adapter"]
+    if adapter:
+        lab.adapters.export(adapter, partial / "adapter")
+    write_text(partial / "prompt.md", prompt.render())
+    write_jsonl(partial / "remade.jsonl", remade_rows(lab))
+    write_jsonl(partial / "decisions.jsonl", facts.rounds)
+    sha256 = sha256_of_file(partial / "adapter" / WEIGHTS) if adapter else None
+    write_json(partial / "report.json", {
+        **report(lab, facts), "adapter_sha256": sha256, "prompt_diff": difference(start, prompt)})
+    shutil.rmtree(final, ignore_errors=True)
+    partial.replace(final)
+    return final
+
+
+def report(lab: Lab, facts: RunFacts) -> dict[str, Any]:
+    """Everything that a reader needs to know how the result came about."""
+    return {
+        "task": {"name": lab.task.name, "source": lab.task.source, "options": dict(lab.task.options),
+                 "hash": lab.task.hash, "rows": {"train": len(lab.task.train), "validation": len(lab.task.validation),
+                                                 "test": len(lab.task.test)}},
+        "seed": lab.settings.seed, "strategy": lab.settings.strategy, "stop": facts.stop,
+        "policy": lab.policy.describe(), "editor": lab.settings.editor,
+        "start": dict(facts.start), "result": dict(facts.final),
+        "test": dict(facts.test), "validation": dict(facts.validation), "rounds": [dict(each) for each in facts.rounds],
+        "cost": costs(facts.rounds), "reward_calls": lab.task.reward.calls,
+        "wall_s": round(facts.wall_s, 3), "peak_rss_mb": peak_rss_mb(),
+        "settings": lab.settings.model_dump(mode="json"), "versions": versions(),
+        "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
+    }
+
+
+def costs(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Sums over the rounds."""
+    editor = [each["editor"] for each in rounds]
+    return {
+        "trained_tokens": sum(each["trained_tokens"] for each in rounds),
+        "generated_tokens": sum(each["generated_tokens"] for each in rounds),
+        "editor_calls": sum(each.get("calls", 0) for each in editor),
+        "editor_tokens": sum(each.get("input_tokens", 0) + each.get("output_tokens", 0) for each in editor),
+        "editor_cost": sum(each.get("cost", 0.0) for each in editor),
+    }
+
+
+def remade_rows(lab: Lab) -> list[dict[str, Any]]:
+    """All remade data of the run, in TRL's prompt-completion format."""
+    rows = []
+    for path in sorted(lab.remade.glob("*.jsonl")):
+        prompt = lab.prompts.get(path.stem)
+        rows += [row.as_trl(prompt) for row in read_rows(path)]
+    return rows
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that a result depends on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -1,0 +1,196 @@
+"""Two Bradley-Terry reward heads per task, content and form, for rewards that cost money or are noisy.
+
+Trained on preference pairs made from the task's own train rows, with no reward call: each row's reference and another
+row's reference (right and wrong content), in a layout known to be good and in others (right and wrong form). A head
+is a linear score w.x of cheap text features; P(a preferred to b) = sigmoid(w.(x_a - x_b)) (Bradley and Terry 1952).
+Platt scaling turns what a reply lacks against its row's best reply into a deficit in [0, 1].
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nslora.tools.attribution import Attribution, VerdictName
+from nslora.tools.errors import SettingsError
+from nslora.tools.repairs import FUNCTION_WORDS, WORD, Layout, states, unescape
+
+if TYPE_CHECKING:
+    from nslora.tools.rewards import Graded
+    from nslora.tools.task import Example
+
+Floats = npt.NDArray[np.float64]
+
+# Forms that models fall into by themselves; those alike to the good layout are left out.
+COMMON_LAYOUTS = (
+    Layout(),
+    Layout(suffix="."),
+    Layout(case="upper"),
+    Layout(case="lower"),
+    Layout("It is ", "."),
+    Layout("- "),
+    Layout("Answer: "),
+    Layout('{"result": "', '"}', escaped=True),
+    Layout("I am not sure, but I believe that it is ", ". There is more to say about this, as it depends."),
+    Layout("The answer to your question is ", ", as far as it is known.\n\nLet me know if there is anything else."),
+)
+MARKS = '{}[]<>":#*-.!?\n'
+DEFICIT = 0.5  # of a calibrated probability
+BLENDED_DEFICIT = 0.33  # of an average of two: one sure voice and a doubtful one suffice
+LEAST_REFERENCES = 2  # a wrong answer is another row's right one
+
+
+@dataclass(frozen=True)
+class Head:
+    """Linear score of standardised features, with Platt's scale and shift for the lack against the best reply."""
+
+    weights: tuple[float, ...]
+    scale: float
+    shift: float
+
+    def score(self, features: Floats) -> float:
+        return float(np.dot(self.weights, features))
+
+    def deficit(self, lack: float) -> float:
+        """Probability that a reply which lacks this much against the row's best one is wrong."""
+        return float(1 / (1 + np.exp(-np.clip(self.scale * lack + self.shift, -30, 30))))
+
+
+@dataclass(frozen=True)
+class RewardHeads:
+    """The content head and the form head of one task."""
+
+    layout: Layout
+    words: float  # mean words of a reference
+    content: Head
+    form: Head
+
+    def attribute(self, failures: Sequence[Graded]) -> list[Attribution]:
+        """Attributions without reward calls, in the order of the failures; rows without reference are form."""
+        return [self._one(failure) for failure in failures]
+
+    def _one(self, failure: Graded) -> Attribution:
+        example, own = failure.example, failure.score.value
+        stake = max(0.0, 1.0 - own)
+        if not example.reference:
+            return Attribution(example.id, 0.0, 1.0, 0.0, stake, "form", None, own, 0)
+        best = self.layout.wrap(example.reference, example.question)
+        lacks = [
+            head.score(features(example, best, self)) - head.score(features(example, failure.reply, self))
+            for head, features in ((self.content, _content_of), (self.form, _form_of))
+        ]
+        content, form = self.content.deficit(lacks[0]), self.form.deficit(lacks[1])
+        p_content = content / (content + form) if content + form > 0 else 0.5
+        verdict = _verdict(content, form)
+        return Attribution(example.id, content, form, p_content, stake, verdict, best, own, 0)
+
+
+def _verdict(content: float, form: float) -> VerdictName:
+    if content > DEFICIT and form > DEFICIT:
+        return "both"
+    return "content" if content >= form else "form"
+
+
+def fit_heads(
+    rows: Sequence[Example], layout: Layout, *, failing: Sequence[Layout] = (), seed: int = 0
+) -> RewardHeads:
+    """Heads from train rows and one layout known to earn full reward.
+
+    failing: layouts seen in failing replies, beside the common ones. Raises SettingsError where all references are
+    the same. Without a known good layout there is nothing to train a form head on (measured: AUROC 0.25).
+    """
+    known = [row for row in rows if row.reference]
+    references = sorted({row.reference for row in known if row.reference})
+    if len(references) < LEAST_REFERENCES:
+        raise SettingsError(
+            f"{len(references)} different references came, reward heads need at least {LEAST_REFERENCES}; "
+            "use counterfactual repair."
+        )
+    words = sum(len(WORD.findall(reference)) for reference in references) / len(references)
+    blank = Head((), 1.0, 0.0)
+    heads = RewardHeads(layout, words, blank, blank)
+    bad = [each for each in (*COMMON_LAYOUTS, *failing) if each.wrap("Qx 7", "") != layout.wrap("Qx 7", "")]
+    draw = random.Random(seed)
+    content_pairs: list[tuple[Floats, Floats]] = []
+    form_pairs: list[tuple[Floats, Floats]] = []
+    for row in known:
+        wrong = draw.choice([text for text in references if text != row.reference])
+        for each in draw.sample(bad, min(4, len(bad))):
+            cores = (row.reference or "", wrong)
+            texts = [frame.wrap(core, row.question) for frame in (layout, each) for core in cores]
+            c, f = ([features(row, text, heads) for text in texts] for features in (_content_of, _form_of))
+            # 0: good layout, right; 1: good layout, wrong; 2: bad layout, right; 3: bad layout, wrong
+            content_pairs += [(c[0], c[1]), (c[2], c[3]), (c[2], c[1])]
+            form_pairs += [(f[0], f[2]), (f[1], f[3]), (f[1], f[2])]
+    return replace(heads, content=_fit(content_pairs), form=_fit(form_pairs))
+
+
+def _fit(pairs: Sequence[tuple[Floats, Floats]]) -> Head:
+    """Logistic regression on differences, no intercept; then Platt on what the worse one lacks against the better."""
+    from sklearn.linear_model import LogisticRegression
+
+    differences = np.array([better - worse for better, worse in pairs])
+    sides = np.concatenate([differences, -differences])
+    labels = np.repeat([1, 0], len(differences))
+    model: Any = LogisticRegression(fit_intercept=False, C=1.0, max_iter=500).fit(sides, labels)
+    weights = np.asarray(model.coef_[0], dtype=np.float64)
+    lacks = differences @ weights
+    platt: Any = LogisticRegression(C=10.0).fit(
+        np.concatenate([np.zeros_like(lacks), lacks])[:, None], np.repeat([0, 1], len(lacks))
+    )
+    return Head(tuple(float(each) for each in weights), float(platt.coef_[0][0]), float(platt.intercept_[0]))
+
+
+def _content_of(example: Example, reply: str, heads: RewardHeads) -> Floats:
+    """(3,) whether the reply states the reference, share of its words and of its letter pairs found in the reply."""
+    reference = example.reference or ""
+    text = unescape(reply).lower()
+    words = [word.lower() for word in WORD.findall(reference) if word.lower() not in FUNCTION_WORDS]
+    said = {word.lower() for word in WORD.findall(text)}
+    pairs = {reference.lower()[i : i + 2] for i in range(len(reference) - 1)}
+    shared = sum(pair in text for pair in pairs) / max(1, len(pairs))
+    return np.array([states(reply, reference), sum(word in said for word in words) / max(1, len(words)), shared], float)
+
+
+def _form_of(example: Example, reply: str, heads: RewardHeads) -> Floats:
+    """Features of the reply's form, as distances from the good layout filled with the row's reference."""
+    good = heads.layout.wrap(example.reference or "", example.question)
+    slot = heads.layout.slot(reply, example.question)
+    filling = len(WORD.findall(reply[slot.start : slot.end])) if slot else 0
+    fits = float(slot is not None and filling <= max(6.0, 2 * heads.words))
+    shape, wanted = _shape(reply), _shape(good)
+    return np.concatenate([[float(slot is not None), fits], -np.abs(shape - wanted)])
+
+
+def _shape(text: str) -> Floats:
+    """Length, share of capitals among letters, marks (capped at 3), and the kinds of the first and last character."""
+    letters = [letter for letter in text if letter.isalpha()]
+    capitals = sum(letter.isupper() for letter in letters) / max(1, len(letters))
+    marks = [min(3, text.count(mark)) for mark in MARKS]
+    ends = [float(test(edge)) for edge in (text.strip()[:1], text.strip()[-1:]) for test in (str.isalpha, str.isdigit)]
+    return np.array([np.log1p(len(text.split())), 2 * capitals, *marks, *ends], float)
+
+
+def blend(repairs: Sequence[Attribution], heads: Sequence[Attribution], *, weight: float = 0.5) -> list[Attribution]:
+    """Deficits averaged, verdicts from the averages; replies, rewards and calls stay those of the repairs.
+
+    Measured (classifier-facts): 0.967 against 0.963 under a graded reward, 0.931 against 0.910 under similarity.
+    """
+    blended: list[Attribution] = []
+    for one, other in zip(repairs, heads, strict=True):
+        content = (1 - weight) * one.content_deficit + weight * other.content_deficit
+        form = (1 - weight) * one.form_deficit + weight * other.form_deficit
+        total = content + form
+        verdict: VerdictName = "content" if content >= form else "form"
+        if content > BLENDED_DEFICIT and form > BLENDED_DEFICIT:
+            verdict = "both"
+        p_content = content / total if total > 0 else 0.5
+        blended.append(
+            replace(one, content_deficit=content, form_deficit=form, p_content=p_content, verdict=verdict)
+        )
+    return blended

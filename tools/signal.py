@@ -1,0 +1,190 @@
+"""The unified monitoring signal: how much progress each kind of update still makes, as one number in [0, 1].
+
+After arXiv 2601.12711: loss change across epochs or gradient norms tell when LoRA has saturated, then edits of the
+prompt take over; when those bring little, back to LoRA. The formulas and thresholds below are this project's own.
+
+Progress of one update:
+
+    reward term    R = clip(max(gain, potential_gain) / full_gain, 0, 1)
+    loss term      L = clip(((l[-2] - l[-1]) / l[-2]) / full_loss_drop, 0, 1)      l: mean loss of each epoch
+    gradient term  G = last epoch's gradient norm / largest so far of any burst
+    lora, kept         max(R, sqrt(L * G))
+    lora, dropped      dropped_weight * sqrt(L * G)
+    textgrad, kept     R
+    textgrad, dropped  0
+    failed             0
+
+A kind's value is that of its last burst (lora) or the mean over its last `window` edits (textgrad). A kind saturates
+when each of its last `patience` updates stayed under its threshold, and stays so until the ground moves: the other
+kind had an update kept, or (for lora) an edit brought verified rows to train on. Then its value goes half-way back to
+the 1.0 of a kind never tried.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Kind = Literal["lora", "textgrad"]
+KINDS: tuple[Kind, ...] = ("lora", "textgrad")
+
+
+class SignalSettings(BaseModel):
+    """Thresholds of the signal, each with its reason."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    full_gain: float = Field(
+        default=0.05, gt=0, le=1, description="Reward gain that counts as full progress; 5 points are worth any round."
+    )
+    full_loss_drop: float = Field(
+        default=0.30,
+        gt=0,
+        le=1,
+        description="Relative loss drop over one epoch that counts as full speed; a burst that learns halves its loss "
+        "in two epochs, which is 0.29 each.",
+    )
+    lora_threshold: float = Field(
+        default=0.10, gt=0, lt=1, description="Below it a burst moves the reward by under half a point."
+    )
+    textgrad_threshold: float = Field(
+        default=0.10, gt=0, lt=1, description="Same unit as for lora, so that the two can be compared."
+    )
+    dropped_weight: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="What a falling loss counts for when the burst was dropped: rows learnt by heart lower the loss "
+        "without raising the reward. Under the threshold, or a useless kind would never saturate.",
+    )
+    lora_patience: int = Field(
+        default=2, ge=1, description="One burst can be bad luck of its sample; each further one costs minutes."
+    )
+    textgrad_patience: int = Field(
+        default=2, ge=1, description="One edit can be bad luck of the editor; a second has seen the first's outcome."
+    )
+    window: int = Field(default=2, ge=1, description="Edits that the value of textgrad is averaged over.")
+    reopen_factor: float = Field(
+        default=2.0,
+        ge=1,
+        description="A saturated kind that was run all the same opens again above this many thresholds (hysteresis).",
+    )
+
+    @model_validator(mode="after")
+    def _dropped_stays_below(self) -> Self:
+        if self.dropped_weight >= self.lora_threshold:
+            raise ValueError(
+                f"dropped_weight {self.dropped_weight} must be below lora_threshold {self.lora_threshold}: "
+                "otherwise dropped bursts never saturate."
+            )
+        return self
+
+    def threshold(self, kind: Kind) -> float:
+        """Progress of one update below which it counts as low."""
+        return self.lora_threshold if kind == "lora" else self.textgrad_threshold
+
+    def patience(self, kind: Kind) -> int:
+        """Low updates in a row after which the kind is saturated."""
+        return self.lora_patience if kind == "lora" else self.textgrad_patience
+
+
+DEFAULTS = SignalSettings()
+
+
+@dataclass(frozen=True)
+class Update:
+    """One finished and measured update.
+
+    gain and potential_gain are paired means on validation against the candidate kept before, in reward units.
+    new_rows: verified remade rows that an edit brought; they move the ground for lora even if the edit was dropped.
+    """
+
+    kind: Kind
+    kept: bool
+    gain: float
+    potential_gain: float
+    epoch_losses_nats: tuple[float, ...] = ()
+    grad_norms: tuple[float, ...] = ()
+    new_rows: int = 0
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Value in [0, 1] of one kind, whether it is saturated, and the numbers that say so."""
+
+    kind: Kind
+    value: float
+    saturated: bool
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
+def progress(kind: Kind, history: Sequence[Update], settings: SignalSettings = DEFAULTS) -> Progress:
+    """Progress that updates of this kind still make, from the whole history of updates, oldest first.
+
+    A kind never tried has value 1.0 and is open: nothing is known against it.
+    """
+    threshold, patience = settings.threshold(kind), settings.patience(kind)
+    values: list[float] = []
+    low, saturated, moved, largest_norm = 0, False, False, 0.0
+    last: dict[str, float] = {}
+    for update in history:
+        if update.kind != kind:
+            if _moves_ground(update, kind):
+                low, saturated, moved = 0, False, True
+            continue
+        largest_norm = max([largest_norm, *(norm for norm in update.grad_norms if math.isfinite(norm))])
+        value, last = _value(update, largest_norm, settings)
+        values.append(value)
+        moved = False
+        low = low + 1 if value < threshold else 0
+        saturated = low >= patience or (saturated and value < settings.reopen_factor * threshold)
+    evidence = {**last, "tries": float(len(values)), "low_in_a_row": float(low), "ground_moved": float(moved)}
+    if not values:
+        return Progress(kind, 1.0, False, evidence)
+    recent = values[-1:] if kind == "lora" else values[-settings.window :]
+    value = sum(recent) / len(recent)
+    evidence["measured"] = value
+    return Progress(kind, (1.0 + value) / 2 if moved else value, saturated, evidence)
+
+
+def _moves_ground(other: Update, kind: Kind) -> bool:
+    """Whether an update of the other kind makes what was known about this kind out of date."""
+    if other.failed:
+        return False
+    return other.kept or (kind == "lora" and other.new_rows > 0)
+
+
+def _value(update: Update, largest_norm: float, settings: SignalSettings) -> tuple[float, dict[str, float]]:
+    """Progress of one update and the terms that made it."""
+    evidence = {"gain": update.gain, "potential_gain": update.potential_gain, "kept": float(update.kept)}
+    if update.failed:
+        return 0.0, {**evidence, "failed": 1.0}
+    reward_term = _unit(max(update.gain, update.potential_gain) / settings.full_gain) if update.kept else 0.0
+    if update.kind == "textgrad":
+        return reward_term, evidence
+    drop = relative_loss_drop(update.epoch_losses_nats)
+    share = _unit(update.grad_norms[-1] / largest_norm) if update.grad_norms and largest_norm > 0 else 1.0
+    # Without two epochs the loss says nothing about a trend: the reward alone decides.
+    trainer_term = math.sqrt(_unit((drop or 0.0) / settings.full_loss_drop) * share)
+    if drop is not None:
+        evidence["relative_loss_drop"] = drop
+    evidence["gradient_share"] = share
+    if not update.kept:
+        return settings.dropped_weight * trainer_term, evidence
+    return max(reward_term, trainer_term), evidence
+
+
+def relative_loss_drop(epoch_losses_nats: Sequence[float]) -> float | None:
+    """(l[-2] - l[-1]) / l[-2] over the last two epochs; None below two epochs or where a loss is not finite."""
+    if len(epoch_losses_nats) < 2 or not all(math.isfinite(loss) for loss in epoch_losses_nats[-2:]):
+        return None
+    before, after = epoch_losses_nats[-2:]
+    return (before - after) / max(before, 1e-12)
+
+
+def _unit(value: float) -> float:
+    """The value clipped to [0, 1]; 0 where it is not a number."""
+    return 0.0 if math.isnan(value) else min(1.0, max(0.0, value))

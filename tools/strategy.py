@@ -1,0 +1,253 @@
+"""The choice of the next update: tune weights, rewrite the prompt, or finish. Pure functions of the situation.
+
+The default weighs what the failures need (classifier) against what still moves (signal): see `tools/expected_gain.py`.
+The others are for comparison, for ablation, and for people who want them. All share the same ends: target reached,
+nothing left to mend, no round left; and none runs a kind that is saturated, but for a fixed order and a user's own.
+"""
+
+import importlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nslora.tools.errors import NsloraError, SettingsError
+from nslora.tools.expected_gain import (
+    DEFAULTS,
+    StrategySettings,
+    affordability,
+    best_of,
+    demands_of,
+    expected_gains,
+)
+from nslora.tools.signal import DEFAULTS as SIGNAL_DEFAULTS
+from nslora.tools.signal import KINDS, Kind, SignalSettings, Update, progress
+from nslora.tools.situation import (
+    Action,
+    Decision,
+    Situation,
+    Strategy,
+    demand_words,
+    finish,
+    go,
+    must_finish,
+    open_kinds,
+    signal_words,
+    title,
+    why_nothing_goes,
+)
+
+__all__ = [
+    "Action",
+    "Decision",
+    "Situation",
+    "Strategy",
+    "StrategySettings",
+    "demands_of",
+    "expected_gains",
+    "must_finish",
+    "strategy_named",
+]
+
+
+
+@dataclass(frozen=True)
+class Neurosymbolic:
+    """Classifier and signal together: the default."""
+
+    settings: StrategySettings = DEFAULTS
+    name: str = "neurosymbolic"
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        demands = demands_of(situation, self.settings)
+        wanted = [kind for kind in open_kinds(situation) if demands[kind] > 0]
+        if not wanted:
+            return finish(why_nothing_goes(situation), situation)
+        gains = expected_gains(situation, self.settings)
+        kind = best_of(wanted, gains, situation, self.settings.tie_share)
+        return go(kind, _explain(kind, wanted, gains, situation, self.settings), situation, gains)
+
+
+@dataclass(frozen=True)
+class SingleKind:
+    """One kind of update until it is saturated."""
+
+    kind: Kind
+    name: str
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        if situation.progress[self.kind].saturated:
+            return finish(f"{signal_words(situation, self.kind)}; strategy {self.name} has no other kind.", situation)
+        return go(self.kind, f"Strategy {self.name}: {signal_words(situation, self.kind)}", situation)
+
+
+@dataclass(frozen=True)
+class RandomChoice:
+    """Any kind that is not saturated, by seed and round."""
+
+    name: str = "random"
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        kinds = open_kinds(situation)
+        if not kinds:
+            return finish(why_nothing_goes(situation), situation)
+        kind = random.Random(f"{situation.seed}-{situation.round}").choice(kinds)
+        return go(kind, f"Drawn by chance (seed {situation.seed}, round {situation.round})", situation)
+
+
+@dataclass(frozen=True)
+class FixedOrder:
+    """Steps in a fixed order. Each step repeats its kind until that is saturated, counted from the step's start."""
+
+    steps: tuple[Kind, ...]
+    signal: SignalSettings = SIGNAL_DEFAULTS
+
+    @property
+    def name(self) -> str:
+        return " -> ".join(self.steps)
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        position = self.position(situation.history)
+        if position >= len(self.steps):
+            return finish(f"The order {self.name} is done: its last step is saturated.", situation)
+        kind = self.steps[position]
+        words = f"Step {position + 1} of {len(self.steps)} of the order {self.name}"
+        return go(kind, words, situation)
+
+    def position(self, history: Sequence[Update]) -> int:
+        """Index of the step in force, from the updates so far; len(steps) once the order is done."""
+        position, start = 0, 0
+        for end in range(1, len(history) + 1):
+            if position < len(self.steps) and progress(self.steps[position], history[start:end], self.signal).saturated:
+                position, start = position + 1, end
+        return position
+
+
+@dataclass(frozen=True)
+class WithoutClassifier:
+    """Ablation: the signal alone. Stays with a kind until it is saturated, then the other; starts with the cheaper."""
+
+    name: str = "neurosymbolic-without-classifier"
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        kinds = open_kinds(situation)
+        if not kinds:
+            return finish(why_nothing_goes(situation), situation)
+        last = situation.history[-1].kind if situation.history else None
+        kind = last if last in kinds else min(kinds, key=lambda kind: situation.cost_tokens.get(kind, 0.0))
+        return go(kind, f"By the signal alone: {signal_words(situation, kind)}", situation)
+
+
+@dataclass(frozen=True)
+class WithoutSignal:
+    """Ablation: the classifier alone. A kind whose last updates were all dropped is done for good."""
+
+    settings: StrategySettings = DEFAULTS
+    name: str = "neurosymbolic-without-signal"
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        demands, costs = demands_of(situation, self.settings), affordability(situation, self.settings)
+        wanted = [kind for kind in KINDS if demands[kind] > 0 and not self.done(kind, situation.history)]
+        if not wanted:
+            drops = self.settings.drops_without_signal
+            return finish(f"Every kind wanted was dropped {drops} times in a row.", situation)
+        gains: dict[Kind, float] = {kind: demands[kind] * costs[kind] for kind in KINDS}
+        kind = best_of(wanted, gains, situation, self.settings.tie_share)
+        return go(kind, f"By the classifier alone: {demand_words(kind, situation)}", situation, gains)
+
+    def done(self, kind: Kind, history: Sequence[Update]) -> bool:
+        """Whether the last few updates of this kind were all dropped."""
+        last = [update.kept for update in history if update.kind == kind][-self.settings.drops_without_signal :]
+        return len(last) == self.settings.drops_without_signal and not any(last)
+
+
+@dataclass(frozen=True)
+class UserChoice:
+    """A user's own function of the situation; it returns a Decision or the name of an action."""
+
+    name: str
+    function: Callable[[Situation], object]
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        try:
+            answer = self.function(situation)
+        except NsloraError:
+            raise
+        except Exception as error:
+            message = f"Strategy {self.name} raised {type(error).__name__} in round {situation.round}: {error}."
+            raise SettingsError(message) from error
+        if isinstance(answer, Decision) and answer.action in (*KINDS, "finish"):
+            return answer
+        if answer == "finish":
+            return finish(f"Strategy {self.name} ended the run.", situation)
+        for kind in KINDS:
+            if answer == kind:
+                return go(kind, f"Chosen by {self.name}", situation)
+        raise SettingsError(
+            f"Strategy {self.name} returned {answer!r}; return 'lora', 'textgrad', 'finish' or a Decision with one."
+        )
+
+
+def strategy_named(
+    name: str, *, settings: StrategySettings = DEFAULTS, signal: SignalSettings | None = None
+) -> Strategy:
+    """The strategy of that name. Raises SettingsError that lists what is known."""
+    wanted = name.strip()
+    known: dict[str, Strategy] = {
+        "neurosymbolic": Neurosymbolic(settings),
+        "lora": SingleKind("lora", "lora"),
+        "textgrad": SingleKind("textgrad", "textgrad"),
+        "random": RandomChoice(),
+        "neurosymbolic-without-classifier": WithoutClassifier(),
+        "neurosymbolic-without-signal": WithoutSignal(settings),
+    }
+    if wanted in known:
+        return known[wanted]
+    if "->" in wanted:
+        parts = [part.strip() for part in wanted.split("->")]
+        steps = tuple(kind for part in parts for kind in KINDS if kind == part)
+        if len(steps) == len(parts):
+            return FixedOrder(steps, signal or SIGNAL_DEFAULTS)
+    elif ":" in wanted:
+        return UserChoice(wanted, _user_function(wanted))
+    raise SettingsError(
+        f"No strategy {name!r}; known are {', '.join(known)}, an order such as 'textgrad -> lora -> textgrad', "
+        "or your own function as 'package.module:function'."
+    )
+
+
+def _user_function(spec: str) -> Callable[[Situation], object]:
+    module, _, attribute = spec.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(f"Strategy {spec!r} cannot be loaded ({error}); write package.module:function.") from error
+    if not callable(function):
+        raise SettingsError(f"Strategy {spec!r} is a {type(function).__name__}; name a function of the situation.")
+    chosen: Callable[[Situation], object] = function
+    return chosen
+
+
+def _explain(
+    kind: Kind, wanted: Sequence[Kind], gains: Mapping[Kind, float], situation: Situation, settings: StrategySettings
+) -> str:
+    parts = [demand_words(kind, situation), signal_words(situation, kind)]
+    other: Kind = "textgrad" if kind == "lora" else "lora"
+    if other not in wanted and situation.progress[other].saturated:
+        parts.append(f"{title(other)} is saturated")
+    elif other in wanted and gains[other] >= gains[kind] * (1 - settings.tie_share):
+        parts.append("a tie, so the cheaper one")
+    return "; ".join(parts)
