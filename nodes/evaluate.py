@@ -1,12 +1,14 @@
 """evaluate: measure the proposed candidate (the start, in round 0) on validation, and on a sample of train."""
 
 import time
+from dataclasses import replace
 
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
 from nslora.nodes.workplace import lab_for, progress
-from nslora.tools.evaluation import Row, ask, grade, measure, read_evaluation, write_evaluation
+from nslora.tools.attribution import attribute
+from nslora.tools.evaluation import Failure, Row, ask, grade, measure, read_evaluation, write_evaluation
 from nslora.tools.files import sha256_of_json
 from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance
@@ -24,8 +26,11 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
         return {"measured": None}
     started = time.monotonic()
     measured = measure_candidate(lab, candidate, state["round"], progress("evaluate", "replies"))
+    changes: Changes = {}
+    if state["kept_measured"] is not None:
+        changes["kept_measured"] = attributed_anew(lab, state["kept_measured"])
     wall_s = time.monotonic() - started
-    return {"measured": {**measured, "wall_s": wall_s}, "wall_s": wall_s}
+    return {**changes, "measured": {**measured, "wall_s": wall_s}, "wall_s": wall_s}
 
 
 def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance: Advance) -> Measured:
@@ -43,7 +48,7 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
                       max_new_tokens=lab.task.max_new_tokens, advance=advance)
         tokens, cached = replies.tokens, replies.cached
         graded = grade(lab.task.reward, (*validation, *sample), replies.texts)
-        good = known_good(lab, candidate, graded[len(validation):])
+        good = known_good(lab) + [each for each in graded[len(validation):] if each.score.passed]
         rows, failures = measure(graded[:len(validation)], lab.task.reward, good, "validation",
                                  reference_losses(lab, candidate))
         more_rows, more_failures = measure(graded[len(validation):], lab.task.reward, good, "train")
@@ -61,19 +66,45 @@ def reference_losses(lab: Lab, candidate: Candidate) -> list[float | None]:
     return [by_row.get(i) for i in range(len(lab.task.validation))]
 
 
-def known_good(lab: Lab, candidate: Candidate, train: list[Graded]) -> list[Graded]:
+def attributed_anew(lab: Lab, kept: Measured) -> Measured:
+    """The kept candidate's failures under the layouts that are known by now; its rewards stay.
+
+    The first replies that earn full reward come with the first edit. Without this, the potential of a new candidate
+    would be measured with layouts that the kept one was measured without.
+    """
+    rows, failures = read_evaluation(lab.evaluations / f"{kept['key']}.jsonl")
+    good = known_good(lab)
+    key = sha256_of_json([kept["key"].split("-")[0], sorted({(each.example.id, each.reply) for each in good})])[:8]
+    key = f"{kept['key'].split('-')[0]}-{key}"
+    if key != kept["key"]:
+        graded = [regraded(lab, each) for each in failures]
+        anew = attribute(graded, lab.task.reward, known_good=good)
+        singles = {each.example_id: each.single for each in anew}
+        rows = [replace(row, single=max(row.value, singles.get(row.id, 0.0))) for row in rows]
+        failures = [replace(each, attribution=fresh) for each, fresh in zip(failures, anew, strict=True)]
+        write_evaluation(lab.evaluations / f"{key}.jsonl", rows, failures)
+    judged = [row.single for row in rows if row.split == "validation"]
+    return {**kept, "key": key, "potential": mean(judged)}
+
+
+def regraded(lab: Lab, failure: Failure) -> Graded:
+    """A stored failure as the classifier takes it."""
+    example = lab.examples[failure.id]
+    return Graded(example, failure.reply, lab.task.reward(example, failure.reply))
+
+
+def known_good(lab: Lab) -> list[Graded]:
     """Replies to train questions that earn full reward, from which the classifier learns layouts.
 
-    They come from this evaluation, from the prompt's demonstrations, and from remade data under this prompt.
+    They come from the demonstrations of this run's prompts and from its remade data.
     """
-    good = [each for each in train if each.score.passed]
     by_question = {normalise(row.question): row for row in lab.task.train}
-    by_id = {row.id: row for row in lab.task.train}
     pairs = [(by_question.get(normalise(each.question)), each.reply)
-             for each in lab.prompts.get(candidate["prompt"]).demonstrations]
-    pairs += [(by_id.get(row.source), row.reply) for row in read_rows(lab.remade / f"{candidate['prompt']}.jsonl")]
+             for prompt in lab.prompts.all() for each in prompt.demonstrations]
+    pairs += [(lab.examples.get(row.source), row.reply)
+              for path in sorted(lab.remade.glob("*.jsonl")) for row in read_rows(path)]
     graded = [Graded(row, reply, lab.task.reward(row, reply)) for row, reply in pairs if row is not None]
-    return good + [each for each in graded if each.score.passed]
+    return [each for each in graded if each.score.passed]
 
 
 def summary(key: str, rows: list[Row], tokens: int, cached: int) -> Measured:

@@ -2,12 +2,15 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
 from langchain_core.runnables import Runnable, RunnableLambda
@@ -27,7 +30,7 @@ NEW = Prompt("Reply in capitals.", demonstrations=(Demonstration("Who?", "ADA"),
 
 
 def failure(number: int = 1, reply: str = "ada", feedback: str = "Use capitals.", right: str | None = None) -> Graded:
-    shown = f"{feedback}\n{SUGGESTION_PREFIX} {right}" if right else feedback
+    shown = f"{feedback}\n{SUGGESTION_PREFIX}{right}" if right else feedback
     example = Example(f"train-{number}", f"Question {number}?", "Ada", {})
     return Graded(example, reply, Score(0.5, {"style": 0.0}, shown, right))
 
@@ -47,7 +50,7 @@ def test_an_edit_critiques_each_failure_and_then_steps() -> None:
     backward, step = texts(chat.requests[1]), texts(chat.requests[2])
     assert "You are the gradient (feedback) engine" in backward[0]
     assert "<LM_INPUT> Question 2? </LM_INPUT>" in backward[1]
-    assert f"{SUGGESTION_PREFIX} ADA" in backward[1]
+    assert f"{SUGGESTION_PREFIX}ADA" in backward[1]
     assert "<IMPROVED_VARIABLE>" in step[0]
     assert step[1].index("first critique") < step[1].index("second critique")
 
@@ -213,6 +216,26 @@ def test_tokens_are_counted_from_what_the_provider_says_and_priced_by_the_users_
     assert editor.spent == usage
 
 
+class NotingChat(KeyedChat):
+    """Notes with which settings it was called."""
+
+    settings: list[tuple[float | None, int | None]] = Field(default_factory=list)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        self.settings.append((self.temperature, self.max_tokens))
+        return super()._generate(*args, **kwargs)
+
+
+def test_later_candidates_are_asked_for_at_a_higher_temperature_and_replies_are_bound_under_a_cap() -> None:
+    chat = NotingChat(["critique", improved(NEW), improved(Prompt("Shout."))])
+    Editor(chat, caps=Caps(tokens=100_000, reply_tokens=500)).edit(OLD, [failure()], candidates=2)
+    assert chat.settings == [(0.5, 500), (0.5, 500), (0.8, 500)]
+    assert (chat.temperature, chat.max_tokens) == (0.5, None)
+    free = NotingChat(["critique", improved(NEW)])
+    Editor(free).edit(OLD, [failure()])
+    assert free.settings == [(0.5, None)] * 2
+
+
 @pytest.mark.parametrize(
     ("caps", "calls", "name"),
     [
@@ -295,10 +318,14 @@ def test_textgrad_leaves_no_file_no_log_and_no_engine(
     load_textgrad.cache_clear()  # monkeypatch puts the modules back that were imported before
 
 
-def test_neutralising_is_undone_for_any_text() -> None:
-    for text in ("<VARIABLE>", "<\\VARIABLE>", "</ feedback >", "<\\\\/think>", "a < b <VAR> <FEEDBACK-2>"):
-        assert restore(neutralise(text)) == text
-        assert neutralise(neutralise(text)) != text or "VAR" in text
+TAGGED = st.lists(st.sampled_from(["<", "\\", "/", " ", "VARIABLE", "think", "feedback-2", ">", "x"])).map("".join)
+
+
+@given(TAGGED)
+def test_neutralising_is_undone_and_leaves_no_tag(text: str) -> None:
+    neutral = neutralise(text)
+    assert restore(neutral) == text
+    assert not re.search(r"<\s*/?\s*(VARIABLE|think|feedback-2)\b", neutral)
     assert neutralise("<VAR> a < b") == "<VAR> a < b"
 
 

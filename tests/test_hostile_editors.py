@@ -118,7 +118,7 @@ def test_nobody_but_textgrad_opens_or_closes_its_tags(where: str) -> None:
     if where == "question":
         bad = replace(bad, example=replace(bad.example, question=attack))
     if where == "suggestion":
-        bad = replace(bad, score=replace(bad.score, feedback=f"No.\n{SUGGESTION_PREFIX} {attack}", suggestion=attack))
+        bad = replace(bad, score=replace(bad.score, feedback=f"No.\n{SUGGESTION_PREFIX}{attack}", suggestion=attack))
     chat = ScriptedChat([attack if where == "critique" else "critique", improved(NEW)])
     assert Editor(chat).edit(old, [bad]).prompts == (NEW,)
     backward, step = (str(request[1].text) for request in chat.requests)

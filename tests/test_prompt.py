@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import PLAIN_STOP, Demonstration, Prompt, check_prompt, difference, parse
 
-LINES = ["\\# System", "{question", "#\xa0x", "\u2003", "\x85", "# System", "## Question", "##reply:", "\\", "\\\\", "\\#", "\\~", "~", "# ", "#", "", "  ", "\t", "```", "\r"]
+HEADINGS = ("# System", "\\# System", "#\xa0x", "## Question", "##reply:", "# ", "#")
+MARKS = ("\\", "\\\\", "\\#", "\\~", "~", "", "  ", "\t", "\u2003", "\x85", "\r", "```", "{question")
 TEXTS = st.one_of(
     st.text(st.characters(codec=None)),
-    st.lists(st.one_of(st.sampled_from(LINES), st.text())).map("\n".join),
+    st.lists(st.one_of(st.sampled_from([*HEADINGS, *MARKS]), st.text())).map("\n".join),
 )
 TEMPLATES = st.tuples(TEXTS, TEXTS).map("{question}".join).filter(lambda text: text.count("{question}") == 1)
 PROMPTS = st.builds(

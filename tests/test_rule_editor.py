@@ -19,7 +19,7 @@ def failure(number: int, feedback: str = WANTED, right: str | None = "json") -> 
     suggestion = f'{{"answer": "{fact}"}}' if right == "json" else right
     shown = f"The reply does not contain '{fact}'. {feedback}"
     if suggestion:
-        shown += f"\n{SUGGESTION_PREFIX} {suggestion}"
+        shown += f"\n{SUGGESTION_PREFIX}{suggestion}"
     example = Example(f"train-{number}", f"Question {number}?", fact, {})
     return Graded(example, "I don't know.", Score(0.0, {"style": 0.0}, shown, suggestion))
 
@@ -40,16 +40,40 @@ def test_feedback_becomes_instructions_and_two_demonstrations() -> None:
 
 
 def test_the_same_request_gets_the_same_answer() -> None:
-    assert edit(Prompt(), [0, 1]) == edit(Prompt(), [0, 1])
+    first, second = edit(Prompt(), [0, 1]), edit(Prompt(), [0, 1])
+    assert (first.prompts, first.critiques) == (second.prompts, second.critiques)
 
 
 def test_no_fact_of_a_row_becomes_an_instruction() -> None:
     assert not any(fact in edit(Prompt(), [0, 1]).prompts[0].system for fact in FACTS)
     exact = "The reply should be exactly '1911'. The reply should have at most 3 words, not 9."
-    only = critique("Question 0?", f"{exact}\n{SUGGESTION_PREFIX} 1911")
-    assert only.splitlines()[0] == "Instruction: Your reply should have at most 3 words."
+    only = critique("Question 0?", f"{exact}\n{SUGGESTION_PREFIX}1911").splitlines()
+    assert [line for line in only if line.startswith("Instruction:")] == [
+        "Instruction: Your reply should have at most 3 words."
+    ]
     example = critique("Q?", 'Write a JSON object, such as {"answer": "1911"}.')
     assert example == "Instruction: Write a JSON object."
+
+
+@pytest.mark.parametrize(
+    ("sentence", "rule"),
+    [
+        ("The reply should have at most 3 words, not 9.", "Your reply should have at most 3 words."),
+        ("The reply should be JSON, but 'answer' is a required property.", "Your reply should be JSON."),
+        ("Do not use commas.", "Do not use commas."),
+        ("You must not shout, but use capitals at the start.", "You must not shout, but use capitals at the start."),
+    ],
+)
+def test_what_a_sentence_says_of_this_row_is_cut_and_the_rule_stays(sentence: str, rule: str) -> None:
+    assert critique("Q?", sentence) == f"Instruction: {rule}"
+
+
+def test_a_quoted_text_is_a_rule_only_where_every_row_was_told_the_same() -> None:
+    ends = "The reply should end with 'The End'."
+    same = [failure(n, feedback=ends, right=f"{FACTS[n]} The End") for n in (0, 1)]
+    assert Editor(RuleEditor()).edit(Prompt(), same).prompts[0].system == "Your reply should end with 'The End'."
+    apart = [failure(n, feedback=f"The reply should be exactly '{FACTS[n]}'.", right=FACTS[n]) for n in (0, 1)]
+    assert Editor(RuleEditor()).edit(Prompt(), apart).prompts[0].system == ""
 
 
 def test_without_suggestions_only_instructions_are_written() -> None:

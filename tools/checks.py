@@ -65,6 +65,11 @@ class Check(Settings):
         """Whether what would be right may be shown."""
         return True
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The check as plain values, for the task's hash."""
+        return self.model_dump(by_alias=True, exclude_defaults=True)
+
 
 class FieldCheck(Check):
     """A check against a text of the row: its reference, or the column named by `field` (a list: any of them)."""
@@ -85,8 +90,8 @@ class FieldCheck(Check):
     def problem(self, example: Example) -> str | None:
         if self.texts(example):
             return None
-        found = ", ".join(example.fields)
-        return f"the check {self.name!r} compares with the field {self.field!r}, which is missing or empty (found: {found})"
+        found = ", ".join(map(str, example.fields))
+        return f"the check {self.name!r} needs the field {self.field!r}, which is missing or empty (found: {found})"
 
     def words(self, verb: str, example: Example) -> str:
         """Words about a reply that is wrong; only where it may be shown do they quote the text."""
@@ -121,7 +126,7 @@ class ExactMatch(FieldCheck):
 
 
 class Contains(FieldCheck):
-    """The text stands in the reply, at word boundaries, whatever the spacing; `whole_words: false` finds it anywhere."""
+    """The text stands in the reply, at word boundaries (`whole_words: false`: anywhere), whatever the spacing."""
 
     ignore_case: bool = True
     whole_words: bool = True
@@ -263,7 +268,9 @@ class Length(Check):
             wrong.append(f"The reply should have at most {self.max_words} words, not {words}.")
         if self.max_chars is not None and chars > self.max_chars:
             wrong.append(f"The reply should have at most {self.max_chars} characters, not {chars}.")
-        return Verdict(0.0, self.wanted and f"The reply should be {self.wanted}." or " ".join(wrong)) if wrong else RIGHT
+        if not wrong:
+            return RIGHT
+        return Verdict(0.0, " ".join(wrong) if self.wanted is None else f"The reply should be {self.wanted}.")
 
     def mend(self, example: Example, reply: str) -> str:
         if self.max_words is not None and len(reply.split()) > self.max_words:

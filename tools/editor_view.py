@@ -32,18 +32,18 @@ def shown(failure: Graded) -> tuple[str, str, str]:
     A suggestion is shown whole or not at all: half a right reply is a wrong one.
     """
     score = failure.score
-    feedback, _, suggestion = score.feedback.partition(SUGGESTION_PREFIX)
+    feedback, _, suggestion = score.feedback.partition(SUGGESTION_PREFIX.strip())
     suggestion = suggestion.strip() or (score.suggestion or "")
     told = clip(feedback.strip(), FEEDBACK_CHARACTERS) or f"The reply earned {score.value:.2f} of 1."
     if suggestion and len(suggestion) <= SUGGESTION_CHARACTERS:
-        told += f"\n{SUGGESTION_PREFIX.strip()} {suggestion}"
+        told += f"\n{SUGGESTION_PREFIX}{suggestion}"
     question = clip(failure.example.question, QUESTION_CHARACTERS)
     reply = clip(failure.reply, REPLY_CHARACTERS) or "(an empty reply)"
     return neutralise(question), neutralise(reply), neutralise(valid(told))
 
 
 def _general_feedback(failure: Graded) -> str:
-    return failure.score.feedback.partition(SUGGESTION_PREFIX)[0].strip()
+    return failure.score.feedback.partition(SUGGESTION_PREFIX.strip())[0].strip()
 
 
 def clip(text: str, characters: int) -> str:

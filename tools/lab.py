@@ -50,6 +50,11 @@ class PromptStore:
         return prompt
 
 
+    def all(self) -> list[Prompt]:
+        """Every prompt of the run, by name."""
+        return [self.get(path.stem) for path in sorted(self.folder.glob("*.md"))]
+
+
 class Lab:
     """The objects behind one run; the heavy ones are made when they are first used."""
 
@@ -85,6 +90,11 @@ class Lab:
         """Known replies: shared with other runs, or this run's own where `reuse_replies` is off."""
         shared = self.settings.reuse_replies
         return ReplyCache((cache_folder() if shared else self.folder) / "replies.sqlite")
+
+    @cached_property
+    def examples(self) -> dict[str, Example]:
+        """Train and validation rows by id."""
+        return {row.id: row for row in (*self.task.train, *self.task.validation)}
 
     def train_sample(self, round_number: int) -> tuple[Example, ...]:
         """The train rows that the evaluation after `round_number` updates looks at, another sample each round."""

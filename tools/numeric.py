@@ -14,11 +14,14 @@ from nslora.tools.checks import RIGHT, FieldCheck, Verdict
 if TYPE_CHECKING:
     from nslora.tools.task import Example
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:(?<=\d)\.\d+|\.\d+)?(?:(?<=\d)[eE][-+]?\d+)?(?!\w)")
+# Thousands may be parted by commas; a number does not begin inside a word or another number.
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
 _ARITHMETIC = re.compile(r"[\\/^*=%×÷]|\bsqrt\b|\bpi\b")
 # math-verify ends what takes longer through an alarm signal, which only the main thread may set.
 _TIMEOUT_S = 5
 _LONGEST_CHARS = 4000
+# Powers of powers, large exponents and factorials of large numbers: `9^9^9^9` keeps sympy busy past any alarm.
+_TOWER = re.compile(r"(?:\^|\*\*)[\s{(]*[-\d.]+[\s})]*(?:\^|\*\*)|(?:\^|\*\*)[\s{(]*-?\d{4,}|\d{4,}\s*!|!\s*!")
 
 
 class Numeric(FieldCheck):
@@ -46,7 +49,7 @@ class Numeric(FieldCheck):
 
 def plain_number(text: str) -> float | None:
     """The number of a text that holds exactly one and no arithmetic; None for any other text."""
-    found = [number for number in _NUMBER.findall(text) if number.strip("+-")]
+    found = _NUMBER.findall(text)
     if len(found) != 1 or _ARITHMETIC.search(text):
         return None
     return float(found[0].replace(",", ""))
@@ -62,16 +65,18 @@ def same_number(expected: str, reply: str, tolerance: float) -> bool:
     gold, given = _parsed(expected), _parsed(reply)
     if not gold or not given:
         return False
-    if verify(gold, given, timeout_seconds=_timeout()):
-        return True
     wanted, got = _value(gold), _value(given)
-    return wanted is not None and got is not None and abs(wanted - got) <= tolerance
+    if wanted is not None and got is not None:
+        return math.isclose(wanted, got, rel_tol=1e-12, abs_tol=tolerance)  # verify would round to six places
+    return bool(verify(gold, given, timeout_seconds=_timeout()))
 
 
 def _parsed(text: str) -> list[Any]:
     """What math-verify reads: [] or [sympy expression, its text]. The end of a long reply holds its result."""
     from math_verify import parse
 
+    if _TOWER.search(text):
+        return []
     return list(parse(text[-_LONGEST_CHARS:], parsing_timeout=_timeout(), fallback_mode="no_fallback"))
 
 

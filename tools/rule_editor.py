@@ -32,6 +32,7 @@ BACKWARD_MARK = "You are the gradient (feedback) engine"
 FIRST_DEMONSTRATIONS, MOST_DEMONSTRATIONS = 2, 4
 MOST_INSTRUCTIONS = 6
 INSTRUCTION, DEMONSTRATION = "Instruction: ", "Demonstration: "
+PERHAPS = "Instruction, unless it is about this row: "
 NO_LANGUAGE_MODEL = "I am the embedded rule editor and no language model: I can only answer TextGrad's own prompts."
 
 # A sentence that asks for something, as opposed to one that only says what was wrong in this row.
@@ -41,7 +42,11 @@ _ASKS = re.compile(
     re.IGNORECASE,
 )
 # Where a sentence leaves the rule and speaks of this row: what was found instead, or an example.
-_THIS_ROW = re.compile(r",? (?:but|not) (?=[^,]*$)|,? (?:such as|for example|for instance|e\.g\.) ", re.IGNORECASE)
+_THIS_ROW = re.compile(
+    r", not (?=['\"“\d][^,]*$)|, but (?=.*(?:['\"“\d]|\b(?:is|are|was|has|found|got)\b))"
+    r"|,? (?:such as|for example|for instance|e\.g\.),? ",
+    re.IGNORECASE,
+)
 
 
 class RuleEditor(BaseChatModel):
@@ -81,7 +86,9 @@ def critique(question: str, feedback: str) -> str:
     Pairs are written as JSON without `<`, so that they pass through TextGrad's tags unharmed.
     """
     said, _, suggestion = feedback.partition(SUGGESTION_PREFIX.strip())
-    lines = [INSTRUCTION + sentence for sentence in _instructions(said, suggestion.strip())]
+    lines = [
+        (PERHAPS if _quotes(sentence, suggestion) else INSTRUCTION) + sentence for sentence in _instructions(said)
+    ]
     if suggestion.strip() and CLIPPED not in question:
         pair = {"question": restore(question), "reply": restore(suggestion.strip())}
         lines.append(DEMONSTRATION + json.dumps(pair, ensure_ascii=False).replace("<", "\\u003c"))
@@ -123,16 +130,19 @@ class _Found:
     @classmethod
     def read(cls, critiques: Sequence[str]) -> _Found:
         count: Counter[str] = Counter()
+        quoting: Counter[str] = Counter()
         pairs: list[Demonstration] = []
         for text in critiques:
             lines = [line.strip() for line in text.strip().split("\n")]
-            marked = [line for line in lines if line.startswith((INSTRUCTION, DEMONSTRATION))]
-            given = [line.removeprefix(INSTRUCTION) for line in marked if line.startswith(INSTRUCTION)]
-            count.update(dict.fromkeys(given if marked else _instructions(text, ""), 1))
-            pairs += [pair for line in marked if line.startswith(DEMONSTRATION) for pair in _pair(line)]
+            marked = any(line.startswith((INSTRUCTION, PERHAPS, DEMONSTRATION)) for line in lines)
+            count.update(_marked(lines, INSTRUCTION) if marked else _instructions(text))
+            quoting.update(_marked(lines, PERHAPS))
+            pairs += [pair for line in _marked(lines, DEMONSTRATION) for pair in _pair(line)]
         # What only one row of several was told is likely to hold for that row only.
-        shared = [sentence for sentence, times in count.items() if times > 1 or len(critiques) < 3]
-        return cls(tuple(shared or count)[:MOST_INSTRUCTIONS], tuple(dict.fromkeys(reversed(pairs))))
+        shared = [sentence for sentence, times in count.items() if times > 1 or len(critiques) < 3] or list(count)
+        if len({pair.reply for pair in pairs}) > 1:
+            shared += [sentence for sentence, times in quoting.items() if times == len(critiques)]
+        return cls(tuple(shared)[:MOST_INSTRUCTIONS], tuple(dict.fromkeys(reversed(pairs))))
 
 
 def _demonstrations(
@@ -168,22 +178,25 @@ def _varied(pairs: Sequence[Demonstration]) -> list[Demonstration]:
     return [*chosen, *later]
 
 
-def _instructions(feedback: str, suggestion: str) -> list[str]:
-    """The sentences that ask for something, without what belongs to this row only."""
+def _instructions(feedback: str) -> list[str]:
+    """The sentences that ask for something, without what they say of this row only."""
     found = []
     for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])|\n+", feedback.strip()):
         rule = _THIS_ROW.split(sentence.strip(), maxsplit=1)[0].rstrip(" .:;,")
-        if not rule or not _ASKS.search(rule) or _quotes(rule, suggestion):
-            continue
-        found.append(restore(re.sub(r"^the reply\b", "Your reply", rule, flags=re.IGNORECASE)) + ".")
+        if rule and _ASKS.search(rule):
+            found.append(restore(re.sub(r"^the reply\b", "Your reply", rule, flags=re.IGNORECASE)) + ".")
     return list(dict.fromkeys(found))
 
 
 def _quotes(rule: str, suggestion: str) -> bool:
-    """Whether the sentence holds a quoted text of this row's right reply, such as the answer itself."""
+    """Whether the sentence quotes a text of this row's right reply, which may be the answer itself."""
     quoted = re.findall(r"'([^']+)'|\"([^\"]+)\"|“([^”]+)”", rule)
     texts = [normalise(text) for group in quoted for text in group if text]
     return any(text and f" {text} " in f" {normalise(suggestion)} " for text in texts)
+
+
+def _marked(lines: Sequence[str], mark: str) -> list[str]:
+    return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
 
 
 def _with_instructions(text: str, instructions: Sequence[str]) -> str:
@@ -197,7 +210,7 @@ def _with_instructions(text: str, instructions: Sequence[str]) -> str:
 
 def _pair(line: str) -> list[Demonstration]:
     try:
-        row = json.loads(line.removeprefix(DEMONSTRATION))
+        row = json.loads(line)
         return [Demonstration(str(row["question"]), str(row["reply"]))]
     except (ValueError, KeyError, TypeError):
         return []  # a line of somebody else's critique that only looks like one of ours

@@ -8,6 +8,7 @@ import math
 import random
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -241,8 +242,11 @@ def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     scheduler = get_scheduler(settings.schedule, optimizer, round(settings.warmup_share * plan.steps), plan.steps)
     progress.restore_optimizer(model, optimizer)
-    for _ in range(plan.steps - math.ceil(len(dataset) / settings.batch_size)):
-        scheduler.step()
+    with warnings.catch_warnings():
+        # The optimizer's steps were done by the process that was killed.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        for _ in range(plan.steps - math.ceil(len(dataset) / settings.batch_size)):
+            scheduler.step()
     trainer = BurstTrainer(
         model=model, args=trainer_arguments(plan, model), train_dataset=dataset, data_collator=collator,
         processing_class=tokenizer, optimizers=(optimizer, scheduler), callbacks=[Watch()])

@@ -1,0 +1,145 @@
+"""The policy over tiny random models of three families."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nslora.tools.adapters import WEIGHTS
+from nslora.tools.errors import DivergedError, ModelError
+from nslora.tools.local_policy import LocalPolicy
+from nslora.tools.policy import Burst, TrainingRow
+
+Make = Callable[..., LocalPolicy]
+QUESTIONS = ["Who keeps the mill?", "When was the bridge opened?", "What hangs in the old hall of the town?", "Where?"]
+ANSWERS = ["Orla Vint", "in 1864", "a brass lantern", "by the well"]
+
+
+def dialogues(system: str = "Answer in few words, please.") -> list[list[dict[str, str]]]:
+    return [[{"role": "system", "content": system}, {"role": "user", "content": q}] for q in QUESTIONS]
+
+
+def rows() -> tuple[TrainingRow, ...]:
+    return tuple(TrainingRow(tuple(d), a, str(i), "reference")
+                 for i, (d, a) in enumerate(zip(dialogues(), ANSWERS, strict=True)))
+
+
+def plain_generate(policy: LocalPolicy, dialogue: list[dict[str, str]], max_new_tokens: int) -> str:
+    """transformers' generate with nothing of ours around it but the chat template."""
+    ids = torch.tensor([policy.format.prompt_ids(dialogue)])
+    output = policy.base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens,
+                                  do_sample=False, eos_token_id=list(policy.format.stop_ids),
+                                  pad_token_id=policy.format.pad_id)
+    return policy.format.decode(output[0, ids.shape[1]:].tolist())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_batched_replies_with_a_shared_prefix_are_those_of_plain_generate(tiny_policy: Make, family: str) -> None:
+    policy = tiny_policy(family)
+    expected = tuple(plain_generate(policy, dialogue, 12) for dialogue in dialogues())
+    assert policy.generate(dialogues(), adapter=None, max_new_tokens=12).replies == expected
+
+
+def test_a_model_without_a_chat_template_answers_a_plain_text(tiny_policy: Make) -> None:
+    policy = tiny_policy("gpt2", chat_template=False)
+    assert policy.format.render(dialogues()[0]).endswith("Question: Who keeps the mill?\nAnswer:")
+    assert len(policy.generate(dialogues(), adapter=None, max_new_tokens=4).replies) == len(QUESTIONS)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_training_moves_every_adapter_weight_and_no_base_weight(tiny_policy: Make, family: str) -> None:
+    policy = tiny_policy(family)
+    before = {name: tensor.clone() for name, tensor in policy.base.state_dict().items()}
+    first = policy.train(Burst(rows(), 1, seed=1))
+    last = policy.train(Burst(rows(), 2, seed=2, start=first.adapter))
+    old, new = (load_file(policy.adapters.path(name) / WEIGHTS) for name in (first.adapter, last.adapter))
+    assert old.keys() == new.keys()
+    assert all(not torch.equal(old[name], new[name]) for name in old)
+    after = {name.replace(".base_layer", ""): tensor for name, tensor in policy.base.state_dict().items()
+             if "lora_" not in name}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_short_cuts_and_plain_training_give_the_same_adapter(tiny_policy: Make, family: str) -> None:
+    fast = tiny_policy(family, fast=True).train(Burst(rows(), 4, seed=3))
+    plain = tiny_policy(family, fast=False).train(Burst(rows(), 4, seed=3))
+    assert plain.fast_path == "plain (switched off)"
+    # GPT-2 adds positions to whatever embeddings it is given, so cached states would get them twice.
+    assert ("frozen trunk" in fast.fast_path) == (family != "gpt2")
+    assert fast.adapter == plain.adapter
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tiny_policy: Make) -> None:
+    policy = tiny_policy()
+    once, again, other = (policy.train(Burst(rows(), 2, seed=seed)).adapter for seed in (5, 5, 6))
+    assert once == again != other
+
+
+def test_an_adapter_in_force_leaves_the_base_as_it_was(tiny_policy: Make) -> None:
+    policy = tiny_policy()
+    before = policy.reference_losses(dialogues(), ANSWERS, adapter=None)
+    adapter = policy.train(Burst(rows(), 8, seed=1)).adapter
+    adapted = policy.reference_losses(dialogues(), ANSWERS, adapter=adapter)
+    assert sum(adapted) < sum(before)
+    assert policy.reference_losses(dialogues(), ANSWERS, adapter=None) == before
+
+
+def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(tiny_policy: Make, tmp_path: Path) -> None:
+    policy = tiny_policy(batch_size=1, epochs=6)
+    whole = policy.train(Burst(rows(), 6, seed=7))
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def die(done: int, total: int) -> None:
+        if done == 17:
+            raise Killed
+
+    with pytest.raises(Killed):
+        policy.train(Burst(rows(), 6, seed=7, progress=tmp_path / "progress"), die)
+    resumed = tiny_policy(batch_size=1, epochs=6).train(Burst(rows(), 6, seed=7, progress=tmp_path / "progress"))
+    assert resumed.adapter == whole.adapter
+    assert resumed.steps_done == whole.steps - 16      # snapshots every 8 steps
+    assert resumed.epoch_losses == whole.epoch_losses
+    assert not (tmp_path / "progress").exists()
+
+
+def test_a_diverged_burst_stores_nothing(tiny_policy: Make) -> None:
+    policy = tiny_policy(max_loss_nats=0.01)
+    with pytest.raises(DivergedError, match="learning_rate"):
+        policy.train(Burst(rows(), 1, seed=1))
+    assert not list(policy.adapters.folder.glob("*"))
+
+
+def test_an_adapter_is_plain_peft_and_names_no_folder_of_a_machine(
+        tiny_policy: Make, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    policy = tiny_policy()
+    adapter = policy.train(Burst(rows(), 4, seed=1)).adapter
+    policy.adapters.export(adapter, tmp_path / "exported")
+    assert {file.suffix for file in (tmp_path / "exported").iterdir()} == {".safetensors", ".json"}
+    config = (tmp_path / "exported" / "adapter_config.json").read_text()
+    assert str(tiny_folder().parent) not in config
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder()), tmp_path / "exported")
+    ids = torch.tensor([policy.format.prompt_ids(dialogues()[0])])
+    with policy.using(adapter) as model:
+        assert torch.equal(plain(ids).logits, model(ids).logits)
+
+
+def test_a_damaged_adapter_is_named_and_not_used(tiny_policy: Make) -> None:
+    policy = tiny_policy()
+    adapter = policy.train(Burst(rows(), 1, seed=1)).adapter
+    weights = policy.adapters.folder / adapter / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ModelError, match="damaged"):
+        policy.generate(dialogues(), adapter=adapter, max_new_tokens=2)
+
+
+def test_a_question_that_does_not_fit_the_context_is_refused(tiny_policy: Make) -> None:
+    with pytest.raises(ModelError, match="context holds 2048"):
+        tiny_policy().generate([[{"role": "user", "content": "x" * 3000}]], adapter=None, max_new_tokens=2)

@@ -1,0 +1,145 @@
+"""Reading the rows of a task: JSON lines, JSON, CSV, Parquet and Hugging Face datasets, each row with its place."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.errors import TaskError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it came: its number from 1 in its source, its place for messages (`train.jsonl:3`), its columns."""
+
+    number: int
+    place: str
+    columns: Mapping[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a .jsonl, .json, .csv or .parquet file. Raises TaskError with file and line."""
+    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
+        ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
+    }  # fmt: skip
+    if path.suffix.lower() not in readers:
+        raise TaskError(f"{path}: {path.suffix!r} is no known format (known: {', '.join(readers)}); convert the file.")
+    if not path.is_file():
+        raise TaskError(f"{path}: there is no such file; name it under `data` relative to task.yaml.")
+    try:
+        return list(readers[path.suffix.lower()](path))
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: no UTF-8 text at byte {error.start}; save the file as UTF-8.") from error
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def read_dataset(path: str, name: str | None, split: str, revision: str | None) -> list[Row]:
+    """One split of a Hugging Face dataset, by `datasets.load_dataset`. Raises TaskError with what it answered."""
+    from datasets import load_dataset
+
+    label = f"dataset {path}{f' ({name})' if name else ''}, split {split}"
+    try:
+        data = load_dataset(path, name, split=split, revision=revision)
+        rows = [dict(row) for row in data]
+    except Exception as error:
+        raise TaskError(
+            f"{label}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
+            "check dataset.path, dataset.name and dataset.splits."
+        ) from error
+    return [Row(number, f"{label}, row {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def from_python(rows: Sequence[Any], split: str) -> list[Row]:
+    """Rows that were handed over in Python: mappings of columns."""
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise TaskError(f"{split} row {number}: a mapping of columns is wanted, not {type(row).__name__}.")
+    return [Row(number, f"{split} row {number}", dict(row)) for number, row in enumerate(rows, 1)]
+
+
+def cut(
+    rows: Sequence[Row], shares: Mapping[str, float], seed: int, question_of: Callable[[Row], str]
+) -> dict[str, list[Row]]:
+    """Cut shares of the questions off for other splits; rows of one question stay together, in file order.
+
+    shares: split name -> share in (0, 1) of the distinct questions; "train" in the result holds the rest.
+    """
+    questions = sorted({question_of(row) for row in rows})
+    random.Random(seed).shuffle(questions)
+    owner = dict.fromkeys(questions, "train")
+    start = 0
+    for split, share in shares.items():
+        count = round(share * len(questions))
+        owner.update(dict.fromkeys(questions[start : start + count], split))
+        start += count
+    return {split: [row for row in rows if owner[question_of(row)] == split] for split in ("train", *shares)}
+
+
+def _row(path: Path, line: int, number: int, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise TaskError(f"{path}:{line}: a JSON object is wanted, not {type(value).__name__}; write one object a row.")
+    return Row(number, f"{path}:{line}", value)
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    number = 0
+    # Split at "\n" alone: JSON strings may hold U+2028, at which splitlines() would cut.
+    for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if text.strip():
+            number += 1
+            try:
+                value = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise TaskError(f"{path}:{line}: no valid JSON ({error}); write one JSON object a line.") from error
+            yield _row(path, line, number, value)
+
+
+def _json(path: Path) -> Iterator[Row]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise TaskError(f"{path}:{error.lineno}: no valid JSON ({error.msg}).") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise
+        raise TaskError(f"{path}: no valid JSON ({error}).") from error
+    if not isinstance(values, list):
+        raise TaskError(f"{path}: a list of JSON objects is wanted, not {type(values).__name__}.")
+    for number, value in enumerate(values, 1):
+        if not isinstance(value, dict):
+            raise TaskError(f"{path}: row {number} is {type(value).__name__}, but a JSON object is wanted.")
+        yield Row(number, f"{path}, row {number}", value)
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for number, row in enumerate(reader, 1):
+                columns = len(reader.fieldnames or ())
+                if None in row or None in row.values():
+                    came = sum(value is not None for value in row.values()) + len(row.get(None) or ()) - (None in row)
+                    raise TaskError(
+                        f"{path}:{reader.line_num}: {came} values came for {columns} columns; quote values with commas."
+                    )
+                yield Row(number, f"{path}:{reader.line_num}", row)
+        except csv.Error as error:
+            raise TaskError(f"{path}:{reader.line_num}: no valid CSV ({error}).") from error
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_table
+
+    try:
+        values = read_table(path).to_pylist()
+    except ArrowException as error:
+        raise TaskError(f"{path}: no valid Parquet ({' '.join(str(error).split())[:200]}).") from error
+    for number, value in enumerate(values, 1):
+        yield Row(number, f"{path}, row {number}", value)
