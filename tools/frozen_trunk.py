@@ -32,11 +32,8 @@ def blocks_of(model: Any) -> tuple[Any, str]:
     raise ValueError(f"no list of {count} decoder blocks in {type(model).__name__}")
 
 
-def trunk_states(model: Any, batches: Iterator[tuple[Any, Any]], cut: int) -> list[Any]:
-    """What enters block `cut` for each row: a list of (T, H) tensors, on the CPU, in the order of the batches.
-
-    batches: (input_ids, attention_mask) pairs, (B, T) each, padded on the right.
-    """
+def trunk_states(model: Any, batch: dict[str, Any], cut: int) -> Any:
+    """What enters block `cut`: (B, T, H). batch: a batch of a layout; its labels are left out."""
     import torch
 
     decoder, name = blocks_of(model)
@@ -47,17 +44,14 @@ def trunk_states(model: Any, batches: Iterator[tuple[Any, Any]], cut: int) -> li
         raise _Reached
 
     handle = getattr(decoder, name)[cut].register_forward_pre_hook(capture, with_kwargs=True)
-    states: list[Any] = []
     try:
         with torch.no_grad():
-            for ids, mask in batches:
-                try:
-                    decoder(input_ids=ids, attention_mask=mask, use_cache=False)
-                except _Reached:
-                    states.extend(captured.pop().cpu().unbind(0))
+            decoder(**inputs_of(model, batch), use_cache=False)
+    except _Reached:
+        pass
     finally:
         handle.remove()
-    return states
+    return captured.pop()
 
 
 @contextmanager
@@ -77,8 +71,13 @@ def without_trunk(model: Any, cut: int) -> Iterator[None]:
         setattr(decoder, name, blocks)
 
 
-def trunk_is_exact(model: Any, ids: Any, mask: Any, states: Any, cut: int) -> bool:
-    """Whether the top blocks give on cached `states` (B, T, H) what the whole model gives on `ids` (B, T).
+def inputs_of(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """What a decoder takes of a batch, on its device."""
+    return {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+
+
+def trunk_is_exact(model: Any, batch: dict[str, Any], cut: int) -> bool:
+    """Whether the top blocks give on the trunk's states what the whole model gives on the batch's token ids.
 
     An architecture that scales its embeddings, adds positions to them or routes by block number is found out here,
     and trains in the plain way.
@@ -86,18 +85,20 @@ def trunk_is_exact(model: Any, ids: Any, mask: Any, states: Any, cut: int) -> bo
     import torch
 
     decoder, _ = blocks_of(model)
+    inputs = inputs_of(model, batch)
+    states = trunk_states(model, batch, cut)
     with torch.no_grad():
-        whole = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        whole = decoder(**inputs, use_cache=False).last_hidden_state
+        del inputs["input_ids"]
         try:
             with without_trunk(model, cut):
-                top = decoder(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
+                top = decoder(inputs_embeds=states, **inputs, use_cache=False).last_hidden_state
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             return False
-    kept = mask.bool()
     if whole.shape != top.shape:
         return False
-    scale = whole[kept].abs().max().clamp(min=1e-6)
-    return bool((whole[kept] - top[kept]).abs().max() / scale < LARGEST_DIFFERENCE)
+    scored = batch["labels"] != -100
+    return bool((whole[scored] - top[scored]).abs().max() <= LARGEST_DIFFERENCE * whole[scored].abs().max())
 
 
 @contextmanager

@@ -51,6 +51,7 @@ class LocalPolicy:
         self._targets = lora_targets(model, self.lora, on_cpu=self.device == "cpu")     # before LoRA layers wrap them
         self._peft: Any = None
         self._loaded: list[str] = []
+        self._found_exact: dict[str, bool] = {}
 
     @classmethod
     def load(cls, name: str, *, adapters: Path, lora: LoraSettings | None = None,
@@ -120,7 +121,8 @@ class LocalPolicy:
 
     def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
         """Train a new adapter (or a copy of `burst.start`) and store it. Raises DivergedError, ModelError."""
-        from nslora.tools.training import Plan, TokenRow, train
+        from nslora.tools.burst_plan import Plan, TokenRow
+        from nslora.tools.training import train
 
         rows = tuple(TokenRow(tuple(self.format.prompt_ids(row.dialogue)),
                               tuple(self.format.completion_ids(row.completion))) for row in burst.rows)
@@ -130,11 +132,10 @@ class LocalPolicy:
         start_optimizer = self.adapters.path(burst.start) / OPTIMIZER if burst.start else None
         progress = BurstProgress(burst.progress, start_optimizer=start_optimizer)
         try:
-            outcome = train(self._new_adapter(burst), self.tokenizer, plan, progress, advance)
+            outcome = train(self._new_adapter(burst), self.tokenizer, plan, progress, self._found_exact, advance)
             name = self._store(outcome.moments)
         finally:
             self._forget(TRAINING)
-        progress.clear()
         return BurstResult(
             adapter=name, steps=plan.steps, steps_done=outcome.steps_done, trained_tokens=outcome.trained_tokens,
             epoch_losses=outcome.per_epoch("loss"), grad_norms=outcome.per_epoch("grad_norm"), wall_s=outcome.wall_s,

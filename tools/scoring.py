@@ -1,45 +1,59 @@
 """Log-likelihood of given replies."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
+from nslora.tools.generation import SHORTEST_SHARED_PREFIX_TOKENS, prefix_cache, shared_prefix_length
 
-def completion_losses(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad_id: int,
-                      batch_size: int) -> list[float]:
+Pair = tuple[Sequence[int], Sequence[int]]      # (prompt ids, completion ids)
+
+
+def completion_losses(model: Any, rows: Sequence[Pair], *, pad_id: int, batch_size: int) -> list[float]:
     """Mean negative log-likelihood of each completion given its prompt, nats per completion token.
 
-    rows: (prompt ids, completion ids). Only the positions that predict a completion go through the vocabulary.
+    What all prompts begin with goes through the model once, and only the positions that predict a completion go
+    through the vocabulary.
     """
     import torch
 
-    losses: list[float] = []
+    if not rows:
+        return []
+    shared = shared_prefix_length([prompt for prompt, _ in rows]) if len(rows) > 1 else 0
+    losses: dict[int, float] = {}
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]) + len(rows[i][1]), i))
     with torch.inference_mode():
+        prefix = prefix_cache(model, rows[0][0][:shared]) if shared >= SHORTEST_SHARED_PREFIX_TOKENS else None
         for start in range(0, len(order), batch_size):
-            losses += batch_losses(model, [rows[i] for i in order[start:start + batch_size]], pad_id)
-    by_row = dict(zip(order, losses, strict=True))
-    return [by_row[i] for i in range(len(rows))]
+            batch = order[start:start + batch_size]
+            found = batch_losses(model, [rows[i] for i in batch], pad_id, shared, prefix)
+            losses.update(zip(batch, found, strict=True))
+    return [losses[i] for i in range(len(rows))]
 
 
-def batch_losses(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> list[float]:
-    """`completion_losses` of one batch, padded on the right."""
+def batch_losses(model: Any, rows: Sequence[Pair], pad_id: int, shared: int, prefix: Any) -> list[float]:
+    """`completion_losses` of one batch: tails padded on the right, behind the cached keys and values of the prefix."""
     import torch
 
-    width = max(len(prompt) + len(completion) for prompt, completion in rows)
+    shared = shared if prefix is not None else 0
+    width = max(len(prompt) + len(completion) for prompt, completion in rows) - shared
     ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    mask = torch.zeros((len(rows), shared + width), dtype=torch.long)
     scored = torch.zeros((len(rows), width), dtype=torch.bool)
     for i, (prompt, completion) in enumerate(rows):
-        end = len(prompt) + len(completion)
-        ids[i, :end] = torch.tensor([*prompt, *completion])
-        mask[i, :end] = 1
-        scored[i, len(prompt):end] = True
+        end = len(prompt) + len(completion) - shared
+        ids[i, :end] = torch.tensor([*prompt[shared:], *completion])
+        mask[i, :shared + end] = 1
+        scored[i, len(prompt) - shared:end] = True
     ids, scored = ids.to(model.device), scored.to(model.device)
-    decoder = model.get_decoder()
-    states = decoder(input_ids=ids, attention_mask=mask.to(model.device), use_cache=False).last_hidden_state
+    cache = None
+    if prefix is not None:
+        cache = copy.deepcopy(prefix)
+        cache.batch_repeat_interleave(len(rows))
+    states = model.get_decoder()(input_ids=ids, attention_mask=mask.to(model.device), past_key_values=cache,
+                                 use_cache=cache is not None).last_hidden_state
     predicts = scored[:, 1:]
     logits = model.get_output_embeddings()(states[:, :-1][predicts]).float()
     nll = torch.nn.functional.cross_entropy(logits, ids[:, 1:][predicts], reduction="none")
-    row_of = predicts.nonzero()[:, 0]
-    sums = torch.zeros(len(rows), device=nll.device).index_add_(0, row_of, nll)
-    return [float(x) for x in (sums / scored.sum(dim=1)).cpu()]
+    sums = torch.zeros(len(rows), device=nll.device).index_add_(0, predicts.nonzero()[:, 0], nll)
+    return [float(loss) for loss in (sums / scored.sum(dim=1)).cpu()]

@@ -5,111 +5,45 @@ and ends with the same adapter.
 """
 
 import math
-import random
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
+from nslora.tools.burst_plan import Layout, PaddedLayout, Plan, SharedPrefixLayout, shared_layout
 from nslora.tools.burst_progress import BurstProgress, moments
 from nslora.tools.errors import DivergedError
 from nslora.tools.frozen_trunk import (
+    LARGEST_DIFFERENCE,
+    blocks_of,
     compact_head,
+    inputs_of,
     lowest_trained_block,
     trunk_is_exact,
     trunk_states,
     without_trunk,
 )
 from nslora.tools.policy import Advance
-from nslora.tools.settings import LoraSettings
 
 LARGEST_TRUNK_BYTES = 2 << 30       # cached states above this are not worth the memory: plain training
-TRUNK_BATCH = 8
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """A training row as tokens: what is given, and what is learnt."""
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything about a burst that is known before its first step.
-
-    order: row numbers in the order of training, all epochs one after the other; each epoch is a permutation.
-    """
-
-    rows: tuple[TokenRow, ...]
-    epochs: int
-    seed: int
-    pad_id: int
-    settings: LoraSettings
-
-    @cached_property
-    def order(self) -> tuple[int, ...]:
-        order: list[int] = []
-        for epoch in range(self.epochs):
-            numbers = list(range(len(self.rows)))
-            random.Random(f"{self.seed}/{epoch}").shuffle(numbers)
-            order += numbers
-        return tuple(order)
-
-    @property
-    def steps(self) -> int:
-        return math.ceil(len(self.order) / self.settings.batch_size)
-
-    @property
-    def width(self) -> int:
-        """Every batch is padded to this many tokens: equal padding is what makes cached states exact to the bit."""
-        return max(len(row) for row in self.rows)
-
-    def epoch_of(self, step: int) -> int:
-        """The epoch that step `step` (from 0) begins in."""
-        return min(step * self.settings.batch_size // len(self.rows), self.epochs - 1)
-
-    def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """input_ids, attention_mask and labels of these rows, (B, width) int64, padded on the right.
-
-        Labels are masked by length and never by the pad token, which may be the end token that is to be learnt.
-        """
-        import torch
-
-        shape = (len(numbers), self.width)
-        ids, mask = torch.full(shape, self.pad_id), torch.zeros(shape, dtype=torch.long)
-        labels = torch.full(shape, -100)
-        for i, number in enumerate(numbers):
-            row = self.rows[number]
-            ids[i, :len(row)] = torch.tensor(row.prompt_ids + row.completion_ids)
-            labels[i, len(row.prompt_ids):len(row)] = torch.tensor(row.completion_ids)
-            mask[i, :len(row)] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 @dataclass
 class Collator:
     """Row numbers to a batch; with cached states in the place of token ids where the trunk is frozen."""
 
-    plan: Plan
+    layout: Layout
     states: list[Any] | None = None
 
     def __call__(self, items: Sequence[dict[str, int]]) -> dict[str, Any]:
-        import torch
-
         numbers = [item["row"] for item in items]
-        batch = self.plan.batch(numbers)
+        batch = self.layout.batch(numbers)
         if self.states is not None:
             del batch["input_ids"]
-            batch["inputs_embeds"] = torch.stack([self.states[number] for number in numbers])
+            batch["inputs_embeds"] = self.layout.join([self.states[number] for number in numbers])
         return batch
 
 
@@ -133,14 +67,15 @@ class Outcome:
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that went through the steps of this process, padding left out."""
-        batch = self.plan.settings.batch_size
-        numbers = self.plan.order[(len(self.log) - self.steps_done) * batch:]
-        return sum(len(self.plan.rows[number]) for number in numbers)
+        """Tokens that went through the steps, padding left out; those of a process that was killed count too."""
+        return sum(len(self.plan.rows[number]) for number in self.plan.order)
 
 
-def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, advance: Advance) -> Outcome:
+def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found_exact: dict[str, bool],
+          advance: Advance) -> Outcome:
     """Train the active adapter of a PeftModel in place.
+
+    found_exact: which short cuts this base was found to bear; the caller keeps it, so that each is probed once.
 
     Raises DivergedError where a step's loss is no finite number or above `settings.max_loss_nats`.
     """
@@ -149,11 +84,11 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, advan
     started = time.monotonic()
     done = progress.restore(model)
     outcome = Outcome(plan, log=list(progress.log))
-    batch = plan.settings.batch_size
-    rest = plan.order[done * batch:]
+    rest = plan.rest(done)
     with ExitStack() as stack:
         base = model.get_base_model()
-        collator, positions, outcome.fast_path = fast_path(stack, model, plan, epochs=len(rest) / len(plan.rows))
+        collator, positions, outcome.fast_path = fast_path(
+            stack, model, plan, found_exact, epochs=len(rest) / len(plan.rows))
         if rest:
             trainer = burst_trainer(model, tokenizer, plan, Dataset.from_dict({"row": list(rest)}), collator,
                                     positions, progress, outcome, advance)
@@ -170,48 +105,75 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, advan
     return outcome
 
 
-def fast_path(stack: ExitStack, model: Any, plan: Plan, epochs: float) -> tuple[Collator, Any, str]:
+def fast_path(stack: ExitStack, model: Any, plan: Plan, found_exact: dict[str, bool],
+              epochs: float) -> tuple[Collator, Any, str]:
     """Enter the short cuts that are exact here, for this many `epochs` of the rows.
 
     Returns the collator, the head's positions (None: all of them), and what was chosen, in words.
     """
     if not plan.settings.fast:
-        return Collator(plan), None, "plain (switched off)"
+        return Collator(PaddedLayout(plan)), None, "plain (switched off)"
     base = model.get_base_model()
     try:
         positions = stack.enter_context(compact_head(base))
         cut = lowest_trained_block(base, [n for n, p in model.named_parameters() if p.requires_grad])
     except ValueError as error:
-        return Collator(plan), None, f"plain ({error})"
-    states = cached_states(model, plan, cut or 0) if cut and epochs > 1 else None
-    if states is None:
-        return Collator(plan), positions, "compact head"
-    stack.enter_context(without_trunk(base, cut or 0))
-    return Collator(plan, states), positions, f"compact head, frozen trunk of {cut} blocks"
+        return Collator(PaddedLayout(plan)), None, f"plain ({error})"
+    used = ["compact head"]
+    model.eval()
+    layout: Layout = PaddedLayout(plan)
+    states: list[Any] | None = None
+    packed = shared_layout(plan) if plan.settings.share_prefix else None
+    if packed is not None and probed(found_exact, "shared prefix", lambda: layouts_agree(base, plan, packed)):
+        layout = packed
+        used.append(f"shared prefix of {packed.shared} tokens")
+    if cut and epochs > 1 and fits_memory(base, plan) and probed(
+            found_exact, f"trunk {cut} {type(layout).__name__}", lambda: trunk_is_exact(base, layout.batch([0]), cut)):
+        states = cached_states(base, layout, cut)
+        stack.enter_context(without_trunk(base, cut))
+        used.append(f"frozen trunk of {cut} blocks")
+    return Collator(layout, states), positions, ", ".join(used)
 
 
-def cached_states(model: Any, plan: Plan, cut: int) -> list[Any] | None:
-    """What enters block `cut` for each row, or None where caching it is not exact or takes too much memory."""
+def probed(found: dict[str, bool], name: str, probe: Callable[[], bool]) -> bool:
+    """The answer to a probe, asked once per base."""
+    if name not in found:
+        found[name] = probe()
+    return found[name]
+
+
+def fits_memory(base: Any, plan: Plan) -> bool:
+    """Whether the trunk's states of all rows may be kept."""
+    longest, hidden = max(len(row) for row in plan.rows), base.config.get_text_config().hidden_size
+    return bool(len(plan.rows) * longest * hidden * next(base.parameters()).element_size() <= LARGEST_TRUNK_BYTES)
+
+
+def layouts_agree(base: Any, plan: Plan, packed: SharedPrefixLayout) -> bool:
+    """Whether this architecture gives the supervised positions of two rows alike in both layouts, up to rounding."""
     import torch
 
-    base = model.get_base_model()
-    width = base.config.get_text_config().hidden_size
-    size_bytes = len(plan.rows) * plan.width * width * next(base.parameters()).element_size()
-    if size_bytes > LARGEST_TRUNK_BYTES:
-        return None
-    model.eval()
-    numbers = list(range(len(plan.rows)))
+    decoder, _ = blocks_of(base)
+    found = []
+    try:
+        with torch.no_grad():
+            for layout in (PaddedLayout(plan), packed):
+                batch = layout.batch([0, 1])
+                states = decoder(**inputs_of(base, batch), use_cache=False).last_hidden_state
+                found.append(states[:, :-1][batch["labels"][:, 1:] != -100])
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return found[0].shape == found[1].shape and bool(
+        (found[0] - found[1]).abs().max() <= LARGEST_DIFFERENCE * found[0].abs().max())
 
-    def batches() -> Any:
-        for start in range(0, len(numbers), TRUNK_BATCH):
-            batch = plan.batch(numbers[start:start + TRUNK_BATCH])
-            yield batch["input_ids"].to(base.device), batch["attention_mask"].to(base.device)
 
-    states = trunk_states(base, batches(), cut)
-    probe = plan.batch(numbers[:2])
-    exact = trunk_is_exact(base, probe["input_ids"].to(base.device), probe["attention_mask"].to(base.device),
-                           torch.stack(states[:2]).to(base.device), cut)
-    return states if exact else None
+def cached_states(base: Any, layout: Layout, cut: int) -> list[Any]:
+    """What enters block `cut` for each row of the plan, on the CPU."""
+    states: list[Any] = []
+    numbers, size = range(len(layout.plan.rows)), layout.plan.settings.batch_size
+    for start in range(0, len(numbers), size):
+        reached = trunk_states(base, layout.batch(numbers[start:start + size]), cut)
+        states += [each.cpu() for each in layout.split(reached)]
+    return states
 
 
 def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator: Collator, positions: Any,
