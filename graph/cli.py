@@ -9,6 +9,8 @@ import typer
 import yaml
 from rich.console import Console
 
+from nslora.graph import cli_runs
+from nslora.graph.cli_classifier import classify, diagnosed
 from nslora.tools.errors import NsloraError, RunError, SettingsError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -34,11 +36,22 @@ def run(
     combine: Annotated[str | None, typer.Option(help="mean or all: graded or all-or-nothing reward.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same decisions, same adapter hash.")] = 0,
     max_rounds: Annotated[int, typer.Option(help="Most updates.")] = 6,
+    max_seconds: Annotated[float | None, typer.Option(help="Longest time at work, over all processes.")] = None,
+    max_train_tokens: Annotated[int | None, typer.Option(help="Most tokens through training steps.")] = None,
+    max_editor_calls: Annotated[int | None, typer.Option(help="Most requests to the editor.")] = None,
+    max_editor_tokens: Annotated[int | None, typer.Option(help="Most tokens of the editor, both ways.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Most that the editor may cost, at editing.prices.")] = None,
+    approve: Annotated[str, typer.Option(help="nothing, edits or updates: what waits for your yes.")] = "nothing",
+    checkpoints: Annotated[str | None, typer.Option(help="postgresql://... instead of a file in FOLDER.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate; spend nothing.")] = False,
     folder: Annotated[Path | None, typer.Option(help="New folder of the run. Default: runs/TASK-TIME.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a run that is already in FOLDER.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as lora.rank=16.")] = None,
 ) -> None:
     """Adapt a model to a task: evaluate, decide, update, until nothing is left to gain."""
+    from nslora.graph.console_runs import show_plan
+    from nslora.graph.run_folder import read_settings
+    from nslora.tools.budget import plan_of
     from nslora.tools.local_policy import prepare_environment
     from nslora.tools.task import load_task
 
@@ -46,21 +59,23 @@ def run(
     loaded = load_task(task, **{key: value for key, value in (("style", style), ("combine", combine)) if value})
     path = folder or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
     settings = parsed(set_ or [])
+    caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
+    if any(value is not None for value in caps.values()):
+        settings["editing"] = {**settings.get("editing", {}), **{k: v for k, v in caps.items() if v is not None}}
+    settings |= {"strategy": strategy, "seed": seed, "max_rounds": max_rounds, "max_seconds": max_seconds,
+                 "max_train_tokens": max_train_tokens, "approve": approve, "editor_base_url": base_url}
+    plan = plan_of(loaded, read_settings(model=model, editor=editor, **settings))
+    if dry_run:
+        show_plan(out, plan)
+        return
+    for warning in plan.warnings:
+        err.print(f"[yellow]note[/] {warning}")
     from nslora.graph.run import Run
 
     if overwrite and path.exists():
         remove_run(path)
-    begun = Run.create(path, task=loaded, model=model, editor=editor, editor_base_url=base_url, strategy=strategy,
-                       seed=seed, max_rounds=max_rounds, note=out.print, **settings)
-    follow(begun)
-
-
-@app.command()
-def resume(folder: Annotated[Path, typer.Argument(help="The folder of a run that did not finish.")]) -> None:
-    """Go on with a run from its last checkpoint."""
-    from nslora.graph.run import Run
-
-    follow(Run.open(folder))
+    follow(Run.create(path, task=loaded, model=model, editor=editor, note=out.print, checkpoints=checkpoints,
+                      **settings))
 
 
 @app.command()
@@ -73,20 +88,31 @@ def graph(mermaid: Annotated[bool, typer.Option(help="As a Mermaid diagram.")] =
     print(drawing.draw_mermaid() if mermaid else drawing.to_json())
 
 
-def follow(begun: Any) -> None:
-    """Show a run until it ends, or say how to go on with it."""
+def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
+    """Show a run until it ends, is stopped or asks a person; then say how to go on with it."""
+    from langgraph.errors import GraphDrained
+    from langgraph.runtime import RunControl
+
     from nslora.graph.console import show_result, show_run
+    from nslora.graph.console_runs import show_question
+    from nslora.graph.signals import stopping
 
     lab = begun.lab
     rows = lab.task
     out.print(f"task     {rows.name}: {len(rows.train)} train, {len(rows.validation)} validation, {len(rows.test)} "
               f"test rows; model {lab.settings.model}; editor {lab.settings.editor}; strategy {lab.settings.strategy}; "
               f"seed {lab.settings.seed}")
-    try:
-        show_run(out, begun.stream())
-    except KeyboardInterrupt:
-        err.print(f"Stopped. Everything up to the last finished step is kept: nslora resume {begun.folder}")
-        raise typer.Exit(130) from None
+    control = RunControl()
+    with stopping(control, err.print) as stopper:
+        try:
+            show_run(out, begun.stream(control=control, answer=answer))
+        except GraphDrained:
+            err.print(f"Stopped; every finished step is kept. Go on with: nslora resume {begun.folder}")
+            raise typer.Exit(stopper.exit_status) from None
+    waiting = begun.question()
+    if waiting is not None:
+        show_question(out, begun.folder, waiting)
+        return
     show_result(out, begun.folder, begun.report())
 
 
@@ -115,6 +141,13 @@ def remove_run(folder: Path) -> None:
         raise RunError(f"{folder} exists and is not the folder of a run, so --overwrite leaves it alone: name another "
                        "folder.") from error
     shutil.rmtree(folder)
+
+
+app.command()(classify)
+app.command("diagnose")(diagnosed)
+
+
+cli_runs.register(app)
 
 
 def main() -> None:

@@ -93,6 +93,10 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
     gain = test["gain"]
     console.print(f"gain in all checks {gain['all_checks']:+.2f}, 95 % interval {words(gain['interval'])}, paired by "
                   "question")
+    gap = report.get("overfit_gap", {"result": None})     # a run of an earlier version has none
+    if gap["result"] is not None:
+        console.print(f"overfit  reward on validation {report['validation']['result']['reward']:.3f}, on test "
+                      f"{test['result']['reward']:.3f}: gap {gap['result']:+.3f} (base {gap['base'] or 0.0:+.3f})")
     cost = report["cost"]
     console.print(f"cost     {report['wall_s']:.0f} s, {cost['trained_tokens']} trained and {cost['generated_tokens']} "
                   f"generated tokens, {cost['editor_calls']:.0f} editor calls, peak memory "

@@ -16,3 +16,11 @@ def after_classify(state: AdaptationState) -> Literal["lora_update", "textgrad_e
     if decision is None or decision["action"] == "finish":
         return "finish"
     return "lora_update" if decision["action"] == "lora" else "textgrad_edit"
+
+
+def after_update(state: AdaptationState) -> Literal["approve", "evaluate"]:
+    """Does a person want to see this proposal before it is measured?"""
+    proposal, wanted = state["proposal"], state.get("approve", "nothing")
+    if proposal is None or proposal["candidate"] is None or wanted == "nothing":
+        return "evaluate"
+    return "approve" if wanted == "updates" or proposal["kind"] == "textgrad" else "evaluate"

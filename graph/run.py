@@ -1,89 +1,109 @@
 """A run: one folder, one thread of checkpoints, from first state to result."""
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from pydantic import ValidationError
+from langgraph.runtime import RunControl
+from langgraph.types import Command, StreamMode
 
-from nslora.graph.adapt import build_graph
+from nslora.graph.adapt import STEPS_PER_ROUND, build_graph
+from nslora.graph.run_folder import OLD_THREAD, make_folder, read_settings, refuse_unusable, write_record
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
-from nslora.tools.chat_models import connect_editor, editor_name
-from nslora.tools.checkpoints import sqlite_checkpoints
-from nslora.tools.errors import RunError, SettingsError
-from nslora.tools.files import write_json
-from nslora.tools.lab import RUN_FILE, Lab, open_lab, read_run_file, register
+from nslora.tools.chat_models import editor_name
+from nslora.tools.checkpoints import (
+    CHECKPOINTS_FILE,
+    check_place,
+    place_of,
+    postgres_checkpoints,
+    sqlite_checkpoints,
+)
+from nslora.tools.errors import RunError
+from nslora.tools.lab import Lab, open_lab, read_run_file, register
 from nslora.tools.models import Note, resolve_model
 from nslora.tools.policy import Policy
+from nslora.tools.run_lock import sole_writer
 from nslora.tools.settings import RunSettings
 from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
-THREAD = "adaptation"           # one run, one thread, one checkpoint file
-STEPS_PER_ROUND = 4             # evaluate, monitor, classify, update
-FREE_SPACE_BYTES = 200e6        # adapters, checkpoints and replies of an ordinary run take less
+Saver = BaseCheckpointSaver[Any]
+Answer = dict[str, str]         # to a question of `approve`: {"answer": "accept"}, {"answer": "rewrite", "prompt": ...}
 
 
 class Run:
-    """One adaptation: its folder, its lab, and its checkpoints."""
+    """One adaptation: its folder, its lab, and its checkpoints.
 
-    def __init__(self, folder: Path, lab: Lab) -> None:
+    saver: a checkpointer of the user's own; without one the place in the folder's record is used.
+    """
+
+    def __init__(self, folder: Path, lab: Lab, saver: Saver | None = None, place: str | None = None) -> None:
         self.folder, self.lab = folder, lab
+        self._saver = saver
+        record = read_run_file(folder)
+        self._place = place or place_of(record.get("checkpoints"))
+        self.thread: str = record.get("thread", OLD_THREAD)
+        self.origin: dict[str, Any] | None = record.get("origin")
 
     @classmethod
     def create(cls, folder: str | Path, *, task: Task, model: str | Policy = "SmolLM2-135M-Instruct",
-               editor: str | BaseChatModel = "rules", note: Note = lambda _: None, **settings: Any) -> "Run":
+               editor: str | BaseChatModel = "rules", note: Note = lambda _: None,
+               checkpoints: str | Saver | None = None, **settings: Any) -> "Run":
         """Begin a run in a new folder.
 
         model: embedded, folder, hub id, or an object that is a Policy. editor: a name such as "openai:gpt-4o", or a
-        LangChain chat model. settings: fields of RunSettings (seed=1, max_rounds=4, lora={"rank": 16}, ...).
+        LangChain chat model. checkpoints: URL of a PostgreSQL database or a LangGraph checkpointer, None for a file in
+        the folder. settings: fields of RunSettings (seed=1, max_rounds=4, lora={"rank": 16}, ...).
         Everything is checked first: after an error nothing is written.
         """
         path = Path(folder)
+        place = checkpoints if isinstance(checkpoints, str) else None
+        check_place(place)
         values = read_settings(model=model if isinstance(model, str) else model.name,
                                editor=editor if isinstance(editor, str) else editor_name(editor), **settings)
         strategy_named(values.strategy)
-        chat = connect_editor(editor, base_url=values.editor_base_url)
+        lab = Lab(path.resolve(), values, task, policy=None if isinstance(model, str) else model,
+                  editor_chat=None if isinstance(editor, str) else editor, note=note)
+        _ = lab.editor      # connects, and checks prices where there is a cap on cost; sends nothing
         if isinstance(model, str):
             resolve_model(model, note)
         refuse_unusable(path)
-        path.mkdir(parents=True)
-        lab = Lab(path.resolve(), values, task, policy=None if isinstance(model, str) else model, editor_chat=chat,
-                  note=note)
-        write_json(path / RUN_FILE, {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"), "settings": values.model_dump(mode="json"),
-            "editor_is_object": not isinstance(editor, str),
-            "task": {"name": task.name, "source": task.source, "options": dict(task.options), "hash": task.hash}})
-        return cls(path, register(lab))
+        make_folder(path)
+        write_record(path, task, values, editor_is_object=not isinstance(editor, str), checkpoints=place)
+        return cls(path, register(lab), None if isinstance(checkpoints, str) else checkpoints, place)
 
     @classmethod
     def open(cls, folder: str | Path, *, task: Task | None = None, editor: BaseChatModel | None = None,
-             model: Policy | None = None, note: Note = lambda _: None) -> "Run":
-        """A run that exists. task, editor, model: only where the run was created with Python objects."""
+             model: Policy | None = None, note: Note = lambda _: None,
+             checkpoints: str | Saver | None = None) -> "Run":
+        """A run that exists. task, editor, model, checkpoints: only where it was created with Python objects, or where
+        the database's URL has a password (which is not written down).
+        """
         path = Path(folder)
         record = read_run_file(path)
+        place = checkpoints if isinstance(checkpoints, str) else None
+        check_place(place)
+        saver = None if isinstance(checkpoints, str) else checkpoints
         if task is None and editor is None and model is None:
-            return cls(path, open_lab(path))
+            return cls(path, open_lab(path), saver, place)
         if task is None:
             raise RunError("Give the task too: Run.open(folder, task=..., editor=...).")
         if task.hash != record["task"]["hash"]:
             raise RunError(f"Another task than the one that {folder} was begun with (hash {task.hash[:12]}, wanted "
                            f"{record['task']['hash'][:12]}).")
         lab = Lab(path.resolve(), RunSettings(**record["settings"]), task, policy=model, editor_chat=editor, note=note)
-        return cls(path, register(lab))
+        return cls(path, register(lab), saver, place)
 
     @property
     def config(self) -> RunnableConfig:
         """LangGraph's config of this run."""
         limit = STEPS_PER_ROUND * (self.lab.settings.max_rounds + 2)
-        return {"configurable": {"thread_id": THREAD}, "recursion_limit": limit}
+        return {"configurable": {"thread_id": self.thread}, "recursion_limit": limit}
 
     @property
     def context(self) -> AdaptationContext:
@@ -92,31 +112,61 @@ class Run:
 
     def first_state(self) -> AdaptationState:
         """The state to begin with: the base model under the task's prompt."""
-        return first_state(self.lab.prompts.add(self.lab.task.prompt))
+        return first_state(self.lab.prompts.add(self.lab.task.prompt), approve=self.lab.settings.approve)
 
-    def checkpointer(self) -> AbstractContextManager[BaseCheckpointSaver[Any]]:
-        """The run's checkpoint file, open as long as the block lasts."""
-        return sqlite_checkpoints(self.folder / "checkpoints.sqlite")
+    def checkpointer(self) -> AbstractContextManager[Saver]:
+        """The run's checkpoints, open as long as the block lasts."""
+        if self._saver is not None:
+            return nullcontext(self._saver)
+        if self._place is not None:
+            return postgres_checkpoints(self._place)
+        return sqlite_checkpoints(self.folder / CHECKPOINTS_FILE)
 
-    def stream(self) -> Iterator[tuple[str, Any]]:
-        """Run to the end, yielding ("updates", {node: changes}) and ("custom", progress) as they come.
+    def stream(self, modes: Sequence[StreamMode] = ("updates", "custom"), *, control: RunControl | None = None,
+               answer: Answer | None = None) -> Iterator[tuple[str, Any]]:
+        """Run to the end, yielding (mode, part) of LangGraph's stream as they come.
 
-        A run that was begun before goes on from its last checkpoint; a finished one yields nothing.
+        modes: "updates" gives {node: changes}, "values" whole states, "custom" progress inside a node. control: its
+        `request_drain()` ends the run after the current step with GraphDrained. answer: to the question of an
+        `approve` node, see `question`. A run that was begun before goes on from its last checkpoint, under the same
+        settings; a finished one yields nothing. Raises RunError where another process is at work on the run.
         """
-        with self.checkpointer() as saver:
+        with sole_writer(self.folder), self.checkpointer() as saver:
             graph = build_graph(saver)
-            seen = graph.get_state(self.config).values
-            if seen.get("status") == "finished":
+            seen = graph.get_state(self.config)
+            if seen.values.get("status") == "finished":
                 return
-            for mode, part in graph.stream(None if seen else self.first_state(), self.config, context=self.context,
-                                           stream_mode=["updates", "custom"], durability="sync"):
+            start: Any = None if seen.values else self.first_state()
+            if seen.interrupts:
+                if answer is None:
+                    return
+                start = Command(resume=answer)
+            for mode, part in graph.stream(start, self.config, context=self.context, stream_mode=list(modes),
+                                           durability="sync", control=control):
                 yield str(mode), part
 
     def adapt(self) -> dict[str, Any]:
-        """Run to the end and return the report."""
-        for _ in self.stream():
+        """Run to the end and return the report.
+
+        Raises RunError where the run stops before its end to ask a person; `question` then holds what it asks.
+        """
+        return self.resume()
+
+    def resume(self, answer: Answer | None = None) -> dict[str, Any]:
+        """Go on from the last checkpoint to the end, and return the report. answer: as in `stream`."""
+        for _ in self.stream(answer=answer):
             pass
+        if self.question() is not None:
+            raise RunError(f"The run {self.folder} waits for a person: look at question(), then "
+                           "resume({'answer': 'accept'}).")
         return self.report()
+
+    def question(self) -> dict[str, Any] | None:
+        """What an `approve` node asks: {"kind", "round", "diff", "screening", ...}; None where nothing waits."""
+        with self.checkpointer() as saver:
+            interrupts = build_graph(saver).get_state(self.config).interrupts
+        value: dict[str, Any] | None = interrupts[0].value if interrupts else None
+        return value
 
     def state(self) -> AdaptationState | None:
         """The newest state, None before the first checkpoint."""
@@ -131,25 +181,3 @@ class Run:
             raise RunError(f"The run {self.folder} has no result yet: let it finish (nslora resume {self.folder}).")
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return report
-
-
-def read_settings(**values: Any) -> RunSettings:
-    """RunSettings, with a readable SettingsError where a value is unknown or out of range."""
-    try:
-        return RunSettings(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        known = f"; known: {', '.join(RunSettings.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise SettingsError(f"Setting {place}: {first['msg']} (came: {first['input']!r}){known}.") from error
-
-
-def refuse_unusable(folder: Path) -> None:
-    """Raise RunError where a run cannot live in `folder`."""
-    if folder.exists():
-        raise RunError(f"{folder} exists already: name another folder, or continue it with nslora resume {folder}.")
-    parent = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    free = shutil.disk_usage(parent).free
-    if free < FREE_SPACE_BYTES:
-        raise RunError(f"Only {free / 1e6:.0f} MB are free in {parent}, a run needs {FREE_SPACE_BYTES / 1e6:.0f} MB: "
-                       "make room, or name a folder elsewhere.")

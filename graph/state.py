@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 Kind = Literal["lora", "textgrad"]
+Approve = Literal["nothing", "edits", "updates"]
 
 
 class Candidate(TypedDict):
@@ -114,6 +115,7 @@ class AdaptationState(TypedDict):
     signal: dict[str, dict[str, float]]                 # per kind: value, saturated, evidence
     editor_failures: int                                # in a row
     rounds: Annotated[list[RoundRecord], operator.add]  # one summary a round
+    approve: Approve                                    # which updates a person is asked about
     wall_s: Annotated[float, operator.add]              # inside nodes, all processes together
 
 
@@ -124,13 +126,14 @@ class AdaptationContext:
     folder: str
 
 
-def first_state(prompt: str) -> AdaptationState:
+def first_state(prompt: str, approve: Approve = "nothing") -> AdaptationState:
     """The state that a run begins with: the base model under the task's own prompt."""
     start = Candidate(adapter=None, prompt=prompt)
     return AdaptationState(
         status="running", stop="", round=0, start=start, start_measured=None, kept=start, kept_measured=None,
         best=start, best_reward=-1.0,
-        proposal=None, measured=None, decision=None, remade=None, signal={}, editor_failures=0, rounds=[], wall_s=0.0)
+        proposal=None, measured=None, decision=None, remade=None, signal={}, editor_failures=0, rounds=[],
+        approve=approve, wall_s=0.0)
 
 
 Changes = dict[str, Any]        # what a node returns: the keys of the state that it changes

@@ -1,25 +1,24 @@
 """classify: what do the failures need, which rows could teach it, and which kind of update goes next?"""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured
 from nslora.nodes.monitor import history
+from nslora.nodes.spending import within_budget
 from nslora.nodes.workplace import lab_for
 from nslora.tools.attribution import Demand, demand
 from nslora.tools.evaluation import read_evaluation
+from nslora.tools.files import read_jsonl
 from nslora.tools.lab import Lab
 from nslora.tools.material import Material, choose_material
-from nslora.tools.signal import KINDS, progress
+from nslora.tools.run_cost import update_tokens
+from nslora.tools.signal import KINDS, Progress, Update, given_up, progress
 from nslora.tools.strategy import Situation, strategy_named
-
-# Cost of a kind before it ran, in tokens that go forward through the whole model: a step of training counts three
-# times its tokens (forward and backward), and with LoRA on the top third and a frozen trunk a third of that remains.
-TRAINING_COST_PER_TOKEN = 1.0
-GENERATION_COST_PER_TOKEN = 1.0
+from nslora.tools.verdict_memory import Verdict, corrected, learn, verdicts_of
 
 
 def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -29,18 +28,41 @@ def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     if kept is None:
         return {"stop": "nothing was measured"}
     rows, failures = read_evaluation(lab.evaluations / f"{kept['key']}.jsonl")
+    memory = learn(remembered(state, lab))
+    judged = corrected([each.attribution for each in failures], memory)
+    failures = [replace(each, attribution=anew) for each, anew in zip(failures, judged, strict=True)]
     need = demand([each.attribution for each in failures if each.split == "validation"])
     seed = f"{lab.settings.seed}/{state['round']}"
     material_file = f"material/{state['round'] + 1}-{kept['key']}.json"
     choose_material(lab.task.train, rows, failures, seed=seed).save(lab.folder / material_file)
     strategy = strategy_named(lab.settings.strategy, settings=lab.settings.routing, signal=lab.settings.signal)
-    choice = strategy.choose(situation_of(state, lab, kept, need))
-    decision = Decision(action=choice.action, reason=choice.reason, evidence=dict(choice.evidence),
+    situation = situation_of(state, lab, kept, need)
+    choice = within_budget(strategy.choose(situation), situation, state, lab)
+    learnt = {f"{head}_{name}": value for head, each in memory.items() if each.verdicts
+              for name, value in asdict(each).items()}
+    decision = Decision(action=choice.action, reason=choice.reason, evidence={**choice.evidence, **learnt},
                         demand={key: float(value) for key, value in asdict(need).items()}, material=material_file)
     changes: Changes = {"decision": decision}
     if choice.action == "finish":
         changes["stop"] = choice.reason
     return changes
+
+
+def remembered(state: AdaptationState, lab: Lab) -> list[Verdict]:
+    """What the updates so far say about the classifier's answers, from the evaluations before and after each."""
+    found: list[Verdict] = []
+    before = state["start_measured"]["key"] if state["start_measured"] else None
+    for record in state["rounds"]:
+        burst = read_jsonl(lab.folder / "material" / f"{record['round']}-rows.jsonl")
+        taught_both = record["action"] == "lora" and any(row["origin"] == "remade" for row in burst)
+        after = record["evaluation"]
+        if before and after and not taught_both:
+            rows, failures = read_evaluation(lab.evaluations / f"{before}.jsonl")
+            new_rows, _ = read_evaluation(lab.evaluations / f"{after}.jsonl")
+            found += verdicts_of(record["action"], {row.id: row.value for row in rows},
+                                 {row.id: row.value for row in new_rows}, [each.attribution for each in failures])
+        before = after if record["kept"] else before
+    return found
 
 
 def situation_of(state: AdaptationState, lab: Lab, kept: Measured, need: Demand) -> Situation:
@@ -50,19 +72,22 @@ def situation_of(state: AdaptationState, lab: Lab, kept: Measured, need: Demand)
     return Situation(
         round=state["round"], rounds_left=lab.settings.max_rounds - state["round"], failures=kept["failures"],
         validation_reward=kept["reward"], target=lab.settings.target, demand=need if kept["failures"] else None,
-        progress={kind: progress(kind, updates, lab.settings.signal) for kind in KINDS},
+        progress=signals(state, lab, updates),
         cost_tokens=expected_cost(lab), remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
         seed=lab.settings.seed, history=updates)
 
 
-def expected_cost(lab: Lab) -> dict[Kind, float]:
-    """Tokens through the model that one update of each kind takes.
+def signals(state: AdaptationState, lab: Lab, updates: tuple[Update, ...]) -> dict[Kind, Progress]:
+    """The signal of each kind; edits are closed once the editor has failed too often in a row, or reached a cap."""
+    found: dict[Kind, Progress] = {kind: progress(kind, updates, lab.settings.signal) for kind in KINDS}
+    if state["editor_failures"] >= lab.settings.editing.patience:
+        found["textgrad"] = given_up(found["textgrad"])
+    return found
 
-    By formula and not by the clock, or the same seed would decide otherwise on a busy machine.
-    """
-    rows, reply = len(lab.task.train), lab.task.max_new_tokens
-    return {"lora": TRAINING_COST_PER_TOKEN * rows * lab.settings.lora.epochs * reply,
-            "textgrad": GENERATION_COST_PER_TOKEN * rows * reply}
+
+def expected_cost(lab: Lab) -> dict[Kind, float]:
+    """Tokens through the model that one update of each kind takes."""
+    return update_tokens(len(lab.task.train), lab.settings.lora.epochs, lab.task.max_new_tokens)
 
 
 def material_of(state: AdaptationState, lab: Lab) -> Material:

@@ -7,8 +7,19 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
 from nslora.nodes.workplace import lab_for, progress
-from nslora.tools.attribution import attribute
-from nslora.tools.evaluation import Failure, Row, ask, grade, measure, read_evaluation, write_evaluation
+from nslora.tools.classifier import classify
+from nslora.tools.evaluation import (
+    Failure,
+    Row,
+    anchor_rows,
+    ask,
+    evaluation_cost,
+    grade,
+    known_losses,
+    measure,
+    read_evaluation,
+    write_evaluation,
+)
 from nslora.tools.files import sha256_of_json
 from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance
@@ -36,23 +47,30 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
 def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance: Advance) -> Measured:
     """Evaluate one candidate; what is already measured is read back."""
     sample = lab.train_sample(round_number)
+    anchor = lab.anchor
     key = sha256_of_json([candidate, lab.task.hash, lab.policy.fingerprint, [row.id for row in sample],
-                          lab.task.max_new_tokens])[:16]
+                          lab.task.max_new_tokens, *([row.question, row.reference] for row in anchor)])[:16]
     path = lab.evaluations / f"{key}.jsonl"
     tokens = cached = 0
     if not path.exists():
         validation = lab.task.validation
         prompt = lab.prompts.get(candidate["prompt"])
         replies = ask(lab.policy, lab.replies if lab.settings.reuse_replies else None, prompt,
-                      [row.question for row in (*validation, *sample)], adapter=candidate["adapter"],
+                      [row.question for row in (*validation, *sample, *anchor)], adapter=candidate["adapter"],
                       max_new_tokens=lab.task.max_new_tokens, advance=advance)
         tokens, cached = replies.tokens, replies.cached
-        graded = grade(lab.task.reward, (*validation, *sample), replies.texts)
+        every = grade(lab.task.reward, (*validation, *sample, *anchor), replies.texts)
+        graded = every[:len(validation) + len(sample)]
         good = known_good(lab) + [each for each in graded[len(validation):] if each.score.passed]
         rows, failures = measure(graded[:len(validation)], lab.task.reward, good, "validation",
-                                 reference_losses(lab, candidate))
-        more_rows, more_failures = measure(graded[len(validation):], lab.task.reward, good, "train")
-        write_evaluation(path, rows + more_rows, failures + more_failures)
+                                 reference_losses(lab, candidate), lab.task.train)
+        more_rows, more_failures = measure(graded[len(validation):], lab.task.reward, good, "train",
+                                           train=lab.task.train)
+        more_rows += anchor_rows(every[len(graded):])
+        write_evaluation(path, rows + more_rows, failures + more_failures, payer=lab.task_id, tokens=tokens,
+                         cached=cached)
+    else:
+        tokens, cached = evaluation_cost(path, lab.task_id)
     return summary(key, read_evaluation(path)[0], tokens, cached)
 
 
@@ -60,8 +78,9 @@ def reference_losses(lab: Lab, candidate: Candidate) -> list[float | None]:
     """Loss of each validation reference under the candidate, nats per token; None where a row has no reference."""
     prompt = lab.prompts.get(candidate["prompt"])
     rows = [(i, row) for i, row in enumerate(lab.task.validation) if row.reference]
-    losses = lab.policy.reference_losses([prompt.messages(row.question) for _, row in rows],
-                                         [row.reference or "" for _, row in rows], adapter=candidate["adapter"])
+    losses = known_losses(lab.policy, lab.replies if lab.settings.reuse_replies else None,
+                          [prompt.messages(row.question) for _, row in rows], [row.reference or "" for _, row in rows],
+                          adapter=candidate["adapter"])
     by_row = dict(zip((i for i, _ in rows), losses, strict=True))
     return [by_row.get(i) for i in range(len(lab.task.validation))]
 
@@ -78,7 +97,7 @@ def attributed_anew(lab: Lab, kept: Measured) -> Measured:
     key = f"{kept['key'].split('-')[0]}-{key}"
     if key != kept["key"]:
         graded = [regraded(lab, each) for each in failures]
-        anew = attribute(graded, lab.task.reward, known_good=good)
+        anew = classify(graded, lab.task.reward, known_good=good, train=lab.task.train)
         singles = {each.example_id: each.single for each in anew}
         rows = [replace(row, single=max(row.value, singles.get(row.id, 0.0))) for row in rows]
         failures = [replace(each, attribution=fresh) for each, fresh in zip(failures, anew, strict=True)]

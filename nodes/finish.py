@@ -10,7 +10,7 @@ from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.evaluation import ask, grade
 from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance
-from nslora.tools.report import RunFacts, compare_on_test, write_result
+from nslora.tools.report import RunFacts, compare_on_test, question_scores, write_result
 from nslora.tools.rewards import Graded
 
 
@@ -25,6 +25,7 @@ def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chang
     facts = RunFacts(
         stop=state["stop"], rounds=[dict(record) for record in state["rounds"]], start=state["start"],
         final=final, validation=validation_numbers(state), test=compare_on_test(base, result),
+        scores=[*question_scores("base", base), *question_scores("result", result)],
         wall_s=state["wall_s"] + wall_s)
     write_result(lab, facts)
     return {"status": "finished", "wall_s": wall_s}

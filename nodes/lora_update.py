@@ -6,12 +6,13 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.classify import material_of
+from nslora.nodes.spending import Steps, deadline, fitted, most_tokens
 from nslora.nodes.workplace import lab_for, progress
-from nslora.tools.errors import DivergedError
+from nslora.tools.errors import BudgetError, DivergedError
 from nslora.tools.files import write_jsonl
 from nslora.tools.material import training_rows
 from nslora.tools.policy import Burst, TrainingRow
-from nslora.tools.remake import read_rows
+from nslora.tools.remake import read_rows, rows_by_source
 
 
 def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -22,7 +23,7 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     waiting = bool(pool and pool["waiting"])
     prompt_hash = pool["prompt"] if pool and waiting else state["kept"]["prompt"]
     prompt = lab.prompts.get(prompt_hash)
-    remade = {row.source: row for row in read_rows(lab.remade / f"{prompt_hash}.jsonl")}
+    remade = rows_by_source(read_rows(lab.remade / f"{prompt_hash}.jsonl"))
     rows = training_rows(lab.task.train, material_of(state, lab), prompt, remade, everything=waiting,
                          replay_share=lab.settings.lora.replay_share, seed=f"{lab.settings.seed}/{state['round']}")
     write_jsonl(lab.folder / "material" / f"{state['round'] + 1}-rows.jsonl",
@@ -32,10 +33,14 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     task_id = getattr(runtime.execution_info, "task_id", None) or f"round-{state['round'] + 1}"
     burst = Burst(tuple(rows), lab.settings.lora.epochs, seed=lab.settings.seed * 1000 + state["round"],
                   start=state["kept"]["adapter"], progress=lab.folder / "progress" / task_id)
+    burst = fitted(burst, state, lab)
+    if burst.epochs < 1:
+        return failed(state, "max_train_tokens leave no room for one epoch of these rows", started)
+    steps = Steps(progress("lora_update", "steps", deadline(state, lab)))
     try:
-        result = lab.policy.train(burst, progress("lora_update", "steps"))
-    except DivergedError as error:
-        return failed(state, str(error), started)
+        result = lab.train(burst, steps)
+    except (BudgetError, DivergedError) as error:
+        return failed(state, str(error), started, round(steps.share * most_tokens(burst, lab)))
     wall_s = time.monotonic() - started
     proposal = Proposal(
         kind="lora", candidate=Candidate(adapter=result.adapter, prompt=prompt_hash), error=None, wall_s=wall_s,
@@ -54,11 +59,12 @@ def described(rows: list[TrainingRow]) -> str:
     return f"{len(rows)} rows ({', '.join(f'{count} {origin}' for origin, count in counts.items() if count)})"
 
 
-def failed(state: AdaptationState, error: str, started: float) -> Changes:
-    """A burst that came to nothing: recorded, and the loop goes on from what is kept."""
+def failed(state: AdaptationState, error: str, started: float, trained_tokens: int = 0) -> Changes:
+    """A burst that came to nothing: recorded with what it spent, and the loop goes on from what is kept."""
     wall_s = time.monotonic() - started
-    proposal = Proposal(kind="lora", candidate=None, error=error, wall_s=wall_s, trained_tokens=0, generated_tokens=0,
-                        editor={}, epoch_losses_nats=[], grad_norms=[], new_rows=0, note="")
+    proposal = Proposal(kind="lora", candidate=None, error=error, wall_s=wall_s,
+                        trained_tokens=trained_tokens, generated_tokens=0, editor={}, epoch_losses_nats=[],
+                        grad_norms=[], new_rows=0, note="")
     pool = state["remade"]
     # Rows that made a burst diverge are not offered again as new.
     return {"proposal": proposal, "wall_s": wall_s, "remade": {**pool, "waiting": False} if pool else None}

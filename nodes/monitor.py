@@ -8,7 +8,7 @@ from nslora.tools.evaluation import Row, read_evaluation
 from nslora.tools.files import write_jsonl
 from nslora.tools.lab import Lab
 from nslora.tools.signal import KINDS, Update, progress
-from nslora.tools.statistics import Verdict, keep_or_drop
+from nslora.tools.statistics import TIE, Verdict, keep_or_drop
 
 
 def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -32,8 +32,9 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
         if verdict.kept:
             kept_measured = measured
             changes |= {"kept": proposal["candidate"], "kept_measured": measured}
-        # A keep is not for ever: the final choice goes by reward, among all that was measured.
-        if measured["reward"] > state["best_reward"]:
+        # A keep is not for ever: the final choice goes by reward, among all that was measured and spared the anchor.
+        spared = verdict.numbers.get("anchor_gain", 0.0) >= -lab.settings.keep.anchor_tolerance - TIE
+        if measured["reward"] > state["best_reward"] and spared:
             changes |= {"best": proposal["candidate"], "best_reward": measured["reward"]}
     if kept_measured is not None:
         changes["stop"] = why_stop(lab, kept_measured, state["round"] + 1)
@@ -47,15 +48,19 @@ def judge(state: AdaptationState, lab: Lab) -> Verdict:
         return Verdict(False, f"failed: {proposal['error']}", {})
     if kept is None or measured is None:
         return Verdict(False, "dropped: nothing was measured", {})
-    old, new = validation_rows(lab, kept["key"]), validation_rows(lab, measured["key"])
+    old, new = rows_of(lab, kept["key"], "validation"), rows_of(lab, measured["key"], "validation")
     ids = sorted(old)
+    anchor_old, anchor_new = rows_of(lab, kept["key"], "anchor"), rows_of(lab, measured["key"], "anchor")
+    anchors = sorted(anchor_old.keys() & anchor_new.keys())
     return keep_or_drop([old[i].value for i in ids], [new[i].value for i in ids], [old[i].single for i in ids],
-                        [new[i].single for i in ids], settings=lab.settings.keep)
+                        [new[i].single for i in ids], settings=lab.settings.keep,
+                        anchor_old=[anchor_old[i].value for i in anchors] or None,
+                        anchor_new=[anchor_new[i].value for i in anchors] or None)
 
 
-def validation_rows(lab: Lab, key: str) -> dict[str, Row]:
+def rows_of(lab: Lab, key: str, split: str) -> dict[str, Row]:
     rows, _ = read_evaluation(lab.evaluations / f"{key}.jsonl")
-    return {row.id: row for row in rows if row.split == "validation"}
+    return {row.id: row for row in rows if row.split == split}
 
 
 def history(rounds: list[RoundRecord]) -> list[Update]:

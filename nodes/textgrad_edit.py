@@ -1,24 +1,48 @@
 """textgrad_edit: propose a new prompt from the failures that a change of form could mend, and make its remade data."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal, RemadePool
 from nslora.nodes.classify import material_of
 from nslora.nodes.workplace import lab_for, progress
-from nslora.tools.editor import EditFailedError, PastEdit
+from nslora.tools.editor import Edit, EditFailedError, PastEdit, Usage
+from nslora.tools.editor_view import describe_edit
 from nslora.tools.evaluation import ask, grade, read_evaluation
+from nslora.tools.files import write_json
 from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance
 from nslora.tools.prompt import Prompt, check_prompt
 from nslora.tools.remake import Remade, remake, write_rows
+from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.rewards import Graded
 from nslora.tools.task import Example
 
-FAILURES_SHOWN = 8      # offered to the editor, which picks a few varied ones
-SCREENING_ROWS = 8      # train rows that tell several candidates of one edit apart
+FAILURES_OFFERED = 8    # to the editor, which picks a few varied ones
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Mean reward of each candidate of an edit on the same few train rows; none where there was only one."""
+
+    rewards: tuple[float, ...] = ()
+    failing: int = 0
+    passing: int = 0
+
+    @property
+    def best(self) -> int:
+        """Number of the candidate to propose; the editor's first where they tie."""
+        return self.rewards.index(max(self.rewards)) if self.rewards else 0
+
+    def describe(self) -> str:
+        if not self.rewards:
+            return ""
+        rewards = ", ".join(f"{reward:.2f}" for reward in self.rewards)
+        return (f"; candidate {self.best + 1} of {len(self.rewards)}, screened on {self.failing} failing and "
+                f"{self.passing} passing train rows (rewards {rewards})")
 
 
 def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -26,26 +50,37 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
     lab = lab_for(runtime)
     started = time.monotonic()
     kept = lab.prompts.get(state["kept"]["prompt"])
-    lab.editor.consecutive_failures = state["editor_failures"]
+    failures = failures_to_show(state, lab)
+    lab.editor.continue_from(state["editor_failures"], spent_so_far(state), adapter=state["kept"]["adapter"])
     try:
-        edit = lab.editor.edit(kept, failures_to_show(state, lab), past=past_edits(state),
-                               validate=lambda prompt: check(prompt, lab))
+        edit = lab.editor.edit(kept, failures, past=past_edits(state, lab), validate=lambda prompt: check(prompt, lab),
+                               candidates=lab.settings.editing.candidates)
     except EditFailedError as error:
-        proposal = blank(asdict(error.usage), time.monotonic() - started)
-        return {"proposal": {**proposal, "error": str(error)}, "wall_s": proposal["wall_s"],
-                "editor_failures": state["editor_failures"] + 1}
-    prompt = screened(edit.prompts, state, lab)
+        return failed(state, lab, error, time.monotonic() - started)
+    screening = screen(edit.prompts, state, lab)
+    prompt = edit.prompts[screening.best]
     prompt_hash = lab.prompts.add(prompt)
-    remade = remake_under(prompt, state, lab, progress("textgrad_edit", "remade replies"))
+    name = keep_record(state, lab, failures, edit, screening)
+    remade = remake_under(prompt, state, lab, name, progress("textgrad_edit", "remade replies"))
     proposal = blank(asdict(edit.usage), time.monotonic() - started)
+    sources = len({row.source for row in remade.rows})
     proposal |= {
         "candidate": Candidate(adapter=state["kept"]["adapter"], prompt=prompt_hash),
         "generated_tokens": remade.generated_tokens, "new_rows": len(remade.rows),
-        "note": f"{len(prompt.demonstrations)} demonstrations, {len(remade.rows)} of {len(lab.task.train)} rows remade"}
+        "note": f"{len(prompt.demonstrations)} demonstrations, {sources} of {len(lab.task.train)} rows remade"
+                f"{screening.describe()}"}
     changes: Changes = {"proposal": proposal, "wall_s": proposal["wall_s"], "editor_failures": 0}
     if remade.rows:
         changes["remade"] = RemadePool(prompt=prompt_hash, rows=len(remade.rows), waiting=True)
     return changes
+
+
+def failed(state: AdaptationState, lab: Lab, error: EditFailedError, wall_s: float) -> Changes:
+    """An edit that came to nothing: recorded, and the loop goes on. An editor given up counts as `patience` of them."""
+    proposal = blank(asdict(error.usage), wall_s)
+    count = lab.editor.consecutive_failures
+    return {"proposal": {**proposal, "error": str(error)}, "wall_s": wall_s,
+            "editor_failures": max(count, lab.settings.editing.patience) if error.disabled else count}
 
 
 def blank(usage: dict[str, float | bool], wall_s: float) -> Proposal:
@@ -62,14 +97,30 @@ def failures_to_show(state: AdaptationState, lab: Lab) -> list[Graded]:
     _, failures = read_evaluation(lab.evaluations / f"{kept['key']}.jsonl")
     replies = {each.id: each.reply for each in failures if each.split == "train"}
     by_id = {row.id: row for row in lab.task.train}
-    shown = [i for i in material_of(state, lab).form if i in replies][:FAILURES_SHOWN]
+    shown = [i for i in material_of(state, lab).form if i in replies][:FAILURES_OFFERED]
     return [Graded(by_id[i], replies[i], lab.task.reward(by_id[i], replies[i])) for i in shown]
 
 
-def past_edits(state: AdaptationState) -> list[PastEdit]:
+def spent_so_far(state: AdaptationState) -> Usage:
+    """What all edits of this run have cost, also those of other processes."""
+    usages: list[dict[str, Any]] = [record["editor"] for record in state["rounds"] if record["editor"]]
+    return sum((Usage(**usage) for usage in usages), Usage())
+
+
+def past_edits(state: AdaptationState, lab: Lab) -> list[PastEdit]:
     """Earlier edits with what they brought: the momentum that the editor is shown."""
-    return [PastEdit(record["note"], record["numbers"].get("gain", 0.0), record["kept"])
-            for record in state["rounds"] if record["action"] == "textgrad" and record["candidate"] is not None]
+    edits = []
+    prompt = state["start"]["prompt"]       # the one that was in force before each round
+    for record in state["rounds"]:
+        candidate = record["candidate"]
+        if candidate is None:
+            continue
+        if record["action"] == "textgrad":
+            summary = describe_edit(lab.prompts.get(prompt), lab.prompts.get(candidate["prompt"]))
+            edits.append(PastEdit(summary, record["numbers"].get("gain", 0.0), record["kept"]))
+        if record["kept"]:
+            prompt = candidate["prompt"]
+    return edits
 
 
 def check(prompt: Prompt, lab: Lab) -> None:
@@ -78,34 +129,55 @@ def check(prompt: Prompt, lab: Lab) -> None:
     longest = max((row.question for row in (*lab.task.train, *held_out)), key=len)
     check_prompt(prompt, count_tokens=lab.policy.count_tokens, context_tokens=lab.policy.context_tokens,
                  longest_question=longest, max_new_tokens=lab.task.max_new_tokens,
-                 forbidden_questions=[row.question for row in held_out])
+                 forbidden_questions=[row.question for row in held_out], protected=lab.settings.editing.protected)
 
 
-def screened(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab) -> Prompt:
-    """The prompt with the highest reward on a few train rows; the editor's first where they tie."""
+def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab) -> Screening:
+    """Ask the policy a few train questions under each prompt, half of them failing so far and half passing."""
     if len(prompts) == 1:
-        return prompts[0]
-    rows = screening_rows(state, lab)
+        return Screening()
+    failing, passing = screening_rows(state, lab)
+    rows = [*failing, *passing]
 
     def reward(prompt: Prompt) -> float:
-        replies = ask(lab.policy, lab.replies, prompt, [row.question for row in rows], adapter=state["kept"]["adapter"],
-                      max_new_tokens=lab.task.max_new_tokens)
-        return float(sum(each.score.value for each in grade(lab.task.reward, rows, replies.texts)))
+        replies = ask(lab.policy, cache_of(lab), prompt, [row.question for row in rows],
+                      adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens)
+        return float(sum(each.score.value for each in grade(lab.task.reward, rows, replies.texts)) / len(rows))
 
-    return max(prompts, key=reward)
-
-
-def screening_rows(state: AdaptationState, lab: Lab) -> list[Example]:
-    """Half failing, half mastered train rows."""
-    material = material_of(state, lab)
-    wanted = [*material.form[:SCREENING_ROWS // 2], *material.mastered[:SCREENING_ROWS // 2]]
-    return [row for row in lab.task.train if row.id in wanted]
+    return Screening(tuple(reward(prompt) for prompt in prompts), len(failing), len(passing))
 
 
-def remake_under(prompt: Prompt, state: AdaptationState, lab: Lab, advance: Advance) -> Remade:
+def screening_rows(state: AdaptationState, lab: Lab) -> tuple[list[Example], list[Example]]:
+    """Train rows that fail and that pass under what is kept; where one side is short, the other fills up."""
+    kept, most = state["kept_measured"], lab.settings.editing.screening_rows
+    rows = read_evaluation(lab.evaluations / f"{kept['key']}.jsonl")[0] if kept else []
+    by_id = {row.id: row for row in lab.task.train}
+    failing = [by_id[i] for i in material_of(state, lab).form if i in by_id]
+    passing = [by_id[row.id] for row in rows if row.split == "train" and row.passed]
+    few = min(len(passing), max(most // 2, most - len(failing)))
+    return failing[:most - few], passing[:few]
+
+
+def keep_record(state: AdaptationState, lab: Lab, failures: list[Graded], edit: Edit, screening: Screening) -> str:
+    """Write what the editor saw and said to `edits/<name>.json`, and return the name."""
+    measured = state["kept_measured"]
+    name = f"{state['round'] + 1}-{measured['key'] if measured else state['kept']['prompt']}"
+    write_json(lab.folder / "edits" / f"{name}.json", {
+        "round": state["round"] + 1, "editor": lab.editor.name, "kept": state["kept"],
+        "failures": [each.example.id for each in failures], "critiques": edit.critiques, "problems": edit.problems,
+        "candidates": [lab.prompts.add(prompt) for prompt in edit.prompts],
+        "proposed": edit.prompts[screening.best].hash, "screening": asdict(screening), "usage": asdict(edit.usage)})
+    return name
+
+
+def remake_under(prompt: Prompt, state: AdaptationState, lab: Lab, edit: str, advance: Advance) -> Remade:
     """Make and store the remade data of a proposed prompt."""
-    remade = remake(lab.policy, lab.replies if lab.settings.reuse_replies else None, lab.task.reward, prompt,
-                    lab.task.train, adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens,
-                    advance=advance)
+    remade = remake(lab.policy, cache_of(lab), lab.task.reward, prompt, lab.task.train,
+                    adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens,
+                    per_row=lab.settings.remade_per_row, edit=edit, advance=advance)
     write_rows(lab.remade / f"{prompt.hash}.jsonl", remade.rows)
     return remade
+
+
+def cache_of(lab: Lab) -> ReplyCache | None:
+    return lab.replies if lab.settings.reuse_replies else None

@@ -1,13 +1,17 @@
 """Shared pieces: a tiny random model on disk, and caches that stay inside the test's folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nslora.graph.run import Run
 from nslora.tools.local_policy import LocalPolicy, prepare_environment
 from nslora.tools.settings import DeviceSettings, LoraSettings
+from nslora.tools.task import Task, load_task
 from nslora.tools.tiny_model import Family, write_tiny_model
+from nslora.tools.tiny_task import write_tiny_task
 
 prepare_environment()
 
@@ -36,3 +40,42 @@ def tiny_policy(tiny_folder: Callable[..., Path], tmp_path: Path) -> Callable[..
                                 device=DeviceSettings(device="cpu", threads=1))
 
     return policy
+
+
+@pytest.fixture(scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A reply cache that this session's runs of tiny models share with nobody."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NSLORA_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def keepers(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """A tiny task on disk."""
+    return load_task(write_tiny_task(tmp_path_factory.mktemp("keepers"), rows=6))
+
+
+@pytest.fixture
+def begin(own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Run]:
+    """Begins runs of the tiny model on the tiny task: an edit, a burst, an edit, a burst, ..."""
+    return lambda name="run", **settings: begin_tiny_run(tmp_path / name, keepers, tiny_folder(), **settings)
+
+
+@pytest.fixture(scope="session")
+def finished(own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path],
+             tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of three rounds (textgrad, lora, lora), to be looked at and never changed."""
+    run = begin_tiny_run(tmp_path_factory.mktemp("runs") / "finished", keepers, tiny_folder(),
+                         strategy="textgrad -> lora")
+    run.adapt()
+    return run
+
+
+def begin_tiny_run(folder: Path, task: Task, model: Path, **settings: Any) -> Run:
+    values: dict[str, Any] = {
+        "strategy": "textgrad -> lora", "max_rounds": 3, "keep": {"level": 0.45},
+        "lora": {"epochs": 2, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4},
+        "routing": {"drops_without_signal": 1}, "device": {"threads": 1, "device": "cpu"}}
+    return Run.create(folder, task=task, model=str(model), **{**values, **settings})

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nslora.tools.repairs import Layout, LayoutBook, align, learn_layouts, likely_cores, states
+from nslora.tools.cores import CoreBook
+from nslora.tools.repairs import Layout, LayoutBook, align, learn_layouts, states
 from nslora.tools.spans import Span, replace, spans
 
 QUESTION = "In which year was the Velmar bridge opened?"
@@ -143,8 +144,8 @@ def test_a_content_repair_keeps_case_and_escaping_for_they_are_form():
 
 def test_sentences_offer_their_answer_as_core():
     reasoning = "There are 3 boxes of 4 pens, so 3 * 4 = 12 pens.\n#### 12"
-    assert likely_cores(reasoning, "How many pens are in 3 boxes of 4 pens?")[0] == "12"
-    assert "Mira Holt" in likely_cores("The team is led by Mira Holt today", "Who leads the team?")
+    assert CoreBook().likely(reasoning, "How many pens are in 3 boxes of 4 pens?")[0] == "12"
+    assert "Mira Holt" in CoreBook().likely("The team is led by Mira Holt today", "Who leads the team?")
 
 
 def test_a_guessed_layout_that_never_works_is_given_up_after_three_rows():

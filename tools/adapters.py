@@ -55,5 +55,6 @@ def content_hash(folder: Path) -> str:
     """16 hex characters over the tensors' bytes and the settings that change what they compute."""
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     kept = {key: config.get(key) for key in CONFIG_KEYS}
+    kept["lora_alpha"] = float(config["lora_alpha"])    # 16 and 16.0 are one setting
     kept["target_modules"] = sorted(config.get("target_modules") or ())
     return sha256_of_json([kept, sha256_of_file(folder / WEIGHTS)])[:16]

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nslora.tools.repairs import WORD, Layout, LayoutBook, Span, learn_layouts, likely_cores, states, unescape
+from nslora.tools.cores import WORD, shared_runs
+from nslora.tools.repairs import Layout, LayoutBook, Span, core_of, states, unescape, without_function_words
 from nslora.tools.reward_calls import Asker, measure_tolerance
 from nslora.tools.spans import replace, spans
 
@@ -53,7 +54,7 @@ class AttributionSettings(BaseModel):
         default=0.0, ge=0, lt=1, description="Noise of the reward; `measure_tolerance` asks it twice."
     )
     deficit_tolerance: float = Field(
-        default=0.15, ge=0, lt=1, description="Share of the missing reward up to which a repair counts as complete."
+        default=0.08, ge=0, lt=1, description="Share of the missing reward up to which a repair counts as complete."
     )
     unstated_tolerance: float = Field(
         default=0.03,
@@ -69,6 +70,10 @@ class AttributionSettings(BaseModel):
         default=5, ge=1, description="References of more words are searched for the span that earns full reward."
     )
     max_core_calls: int = Field(default=4, ge=0, description="Of the calls, those spent on that search.")
+    heads_weight: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the reward heads in the deficits. Measured on real failures, an "
+        "even average lowers macro-F1 from 0.997 to 0.906 (mean), from 0.977 to 0.926 (similarity).",
+    )
 
 
 DEFAULTS = AttributionSettings()
@@ -113,7 +118,9 @@ def attribute(
     known_good: replies that earned full reward (of demonstrations, of other rows); layouts are learnt from them.
     Raises RewardError, with the row, where the reward raises or returns no number in [0, 1].
     """
-    layouts = LayoutBook(learn_layouts(known_good, settings.max_layouts), settings.max_layouts)
+    layouts = LayoutBook(known_good, settings.max_layouts, [each.reply for each in failures])
+    for good in known_good:
+        layouts.cores.note(good.example.reference or "", core_of(good) or "")
     cap = settings.max_calls_per_failure
     return [_attribute_one(failure, Asker(failure, reward, cap), layouts, settings) for failure in failures]
 
@@ -145,8 +152,9 @@ def potential(graded: Sequence[Graded], attributions: Sequence[Attribution]) -> 
 
 @dataclass(frozen=True)
 class _Repairs:
-    """The best reply and reward of each repair; None where it could not be tried."""
+    """The best reply and reward of each repair; None where it could not be tried. core: the reference's answer."""
 
+    core: str
     content: tuple[float, str] | None
     form: tuple[float, str] | None
     proof: str | None  # both mended: earned full reward
@@ -160,10 +168,13 @@ def _attribute_one(failure: Graded, ask: Asker, book: LayoutBook, settings: Attr
         return Attribution(row, 0.0, 1.0, 0.0, stake, "form", None, own, 0)
     repairs = _repairs(failure, failure.example.reference.strip(), ask, book, settings)
     noise = settings.tolerance / stake if stake > 0 else 0.0
-    limit, stated = max(settings.deficit_tolerance, noise), states(failure.reply, failure.example.reference)
+    limit, stated = max(settings.deficit_tolerance, noise), states(failure.reply, repairs.core)
     content, form = _deficits(failure, repairs, limit, stated)
     content_limit = limit if stated else max(settings.unstated_tolerance, noise)
-    p_content, verdict = _judge(content, form, content_limit, limit, stated)
+    _, verdict = _judge(content, form, content_limit, limit, stated)
+    # What lies within the reward's noise speaks for neither side, unless there is nothing else.
+    firm = [deficit if deficit > noise else 0.0 for deficit in (content, form)]
+    p_content = firm[0] / sum(firm) if sum(firm) > 0 else _judge(content, form, content_limit, limit, stated)[0]
     single = max([own, *(found[0] for found in (repairs.content, repairs.form) if found)])
     return Attribution(
         row, content, form, p_content, stake, verdict, _proof(verdict, repairs, own), single, ask.calls
@@ -179,35 +190,48 @@ def _repairs(
     proof: str | None = None
     core = reference
     for layout in book.candidates():
-        found = _core_in(layout, reference, question, ask, full, settings) if not proven else reference
-        value = ask(layout.wrap(found or core, question))
-        worked = value is not None and value >= full
+        found = _core_in(layout, failure, ask, full, settings, book)
+        worked = found is not None
         book.note(layout, worked)
-        if worked and not proven:
-            core, proof = found or core, layout.wrap(found or core, question)
-        if worked:
+        if found is not None:
+            core, proof = found, layout.wrap(found, question)
             proven.append(layout)
             break
     places = spans(reply, core, question, proven, settings.max_spans)
-    content = _best(ask, [replace(reply, place, core) for place in places], full)
-    form = _best(ask, _reframed(reply, core, places, proven, question), full) if proven else None
-    return _Repairs(content, form, proof)
+    case = proven[0].case if proven else "as is"
+    content = _best(ask, [replace(reply, place, core, case) for place in places], full)
+    own = [Span(*run) for run in shared_runs(reply, reference, question)[:1] if core not in reply]
+    form = _best(ask, _reframed(reply, core, [*own, *places], proven, question), full) if proven else None
+    return _Repairs(core, content, form, proof)
 
 
 def _core_in(
-    layout: Layout, reference: str, question: str, ask: Asker, full: float, settings: AttributionSettings
+    layout: Layout, failure: Graded, ask: Asker, full: float, settings: AttributionSettings, book: LayoutBook
 ) -> str | None:
-    """The shortest stretch of a sentence reference found that earns full reward in this layout; None where none does.
+    """The part of the reference that earns full reward in this layout, the barest that was found; None where none does.
 
-    Short references are taken whole. For sentences the tail after a marker, single numbers and names are tried.
+    Of a sentence its likely cores are tried; of a short reference what is left without the function words at its ends
+    ("1911" of "in 1911"), until that proved wrong on a few rows.
     """
-    if len(WORD.findall(reference)) <= settings.sentence_words:
-        return None
-    for core in likely_cores(reference, question)[: settings.max_core_calls]:
+    question, reference = failure.example.question, (failure.example.reference or "").strip()
+
+    def earns(core: str) -> bool:
         value = ask(layout.wrap(core, question))
-        if value is not None and value >= full:
-            return core
-    return None
+        return value is not None and value >= full
+
+    if len(WORD.findall(reference)) > settings.sentence_words:
+        likely = book.cores.likely(reference, question, failure.reply)[: settings.max_core_calls]
+        core = next((core for core in [*likely, reference] if earns(core)), None)
+        book.cores.note(reference, core or "")
+        return core
+    bare = without_function_words(reference)
+    if bare != reference and book.bare_cores_work:
+        worked = earns(bare)
+        if worked or earns(reference):
+            book.note_bare_core(worked)
+            return bare if worked else reference
+        return None
+    return reference if earns(reference) else None
 
 
 def _reframed(

@@ -6,11 +6,14 @@ log. A pointer file names the newest complete snapshot, and is replaced atomical
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from nslora.tools.files import write_json
 
+LARGEST_SHARE = 0.05    # of a burst's time that snapshots may take
+FREE_S = 3.0            # below this nobody minds
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -18,11 +21,13 @@ class BurstProgress:
     """Snapshots of one burst in `folder`; without a folder nothing is written.
 
     start_optimizer: moments to begin with (those of the adapter that the burst continues), None for none.
+    A snapshot is taken at every step, so that no step is done twice, unless snapshots come to cost more than
+    `LARGEST_SHARE` of the burst. (Measured with SmolLM2-135M, rank 8 on ten blocks, a CPU: 10 MB and 2 % of a step.)
     """
 
-    def __init__(self, folder: Path | None, every_steps: int = 8, start_optimizer: Path | None = None) -> None:
+    def __init__(self, folder: Path | None, start_optimizer: Path | None = None) -> None:
         self.folder = folder
-        self.every_steps = every_steps
+        self._began, self._spent_s = time.monotonic(), 0.0
         self.start_optimizer = start_optimizer
         self.log: list[dict[str, float]] = []
         self.moments: dict[str, Any] = {}
@@ -56,8 +61,9 @@ class BurstProgress:
                     "cpu" if key == "step" else parameter.device) for key in MOMENTS}
 
     def after_step(self, model: Any, optimizer: Any, log: list[dict[str, float]]) -> None:
-        """Take a snapshot where one is due."""
-        if self.folder is None or len(log) % self.every_steps:
+        """Take a snapshot, unless they have become too dear."""
+        started = time.monotonic()
+        if self.folder is None or self._spent_s > max(FREE_S, LARGEST_SHARE * (started - self._began)):
             return
         import torch
         from safetensors.torch import save_file
@@ -74,11 +80,7 @@ class BurstProgress:
         for old in self.folder.glob("step-*"):
             if old != snapshot:
                 shutil.rmtree(old, ignore_errors=True)
-
-    def clear(self) -> None:
-        """Forget the snapshots: the burst's adapter is stored."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._spent_s += time.monotonic() - started
 
     def _newest(self) -> Path | None:
         if self.folder is None or not (self.folder / "newest.json").is_file():

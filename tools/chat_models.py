@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
@@ -12,9 +14,14 @@ from nslora.tools.errors import ModelError
 
 KNOWN = (
     "'rules' (embedded, no network), 'policy' (the tuned model itself), 'provider:model' such as 'openai:gpt-4o', "
-    "'anthropic:...' or 'ollama:...', a model's name with base_url= for any OpenAI-compatible server, or a LangChain "
-    "chat model object"
+    "'anthropic:...' or 'ollama:...', a model's name with base_url= for any OpenAI-compatible server, "
+    "'recorded:FILE' for the editor.jsonl of an earlier run, or a LangChain chat model object"
 )
+# Seconds that one request may take, and how often the integration itself sends it again. Left alone, OpenAI's client
+# waits 600 s.
+TIMEOUT_S, TRANSPORT_RETRIES = 180.0, 2
+# Names under which integrations know these two, as fields or as their aliases.
+TIMEOUT_NAMES, RETRIES_NAMES = ("timeout", "request_timeout", "default_request_timeout"), ("max_retries",)
 
 
 def connect_editor(
@@ -22,19 +29,23 @@ def connect_editor(
     *,
     base_url: str | None = None,
     policy_chat: Callable[[], BaseChatModel] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    transport_retries: int = TRANSPORT_RETRIES,
 ) -> BaseChatModel:
     """The chat model that a spec names; no request is sent.
 
     base_url: an OpenAI-compatible server (vLLM, llama.cpp, Ollama), asked for the model named by spec with the key in
     OPENAI_API_KEY, if there is one. policy_chat: makes the chat model of "policy". Keys are read from the environment
-    by the integrations themselves. Raises ModelError, naming what is known or what to install.
+    by the integrations themselves. timeout_s of one request and transport_retries (after timeouts, rate limits and
+    server errors) are set where the integration has such settings; an object is taken as it is.
+    Raises ModelError, naming what is known or what to install.
     """
     if isinstance(spec, BaseChatModel):
         return spec
     if not isinstance(spec, str) or not spec.strip():
         raise ModelError(f"The editor {spec!r} is unknown: wanted {KNOWN}.")
     if base_url is not None:
-        return _openai_server(spec.removeprefix("openai:"), base_url)
+        return _openai_server(spec.removeprefix("openai:"), base_url, timeout_s, transport_retries)
     if spec == "rules":
         from nslora.tools.rule_editor import RuleEditor
 
@@ -46,7 +57,9 @@ def connect_editor(
     provider, colon, model = spec.partition(":")
     if not colon or not provider or not model:
         raise ModelError(f"The editor {spec!r} is unknown: wanted {KNOWN}.")
-    return _of_provider(provider, model)
+    if provider == "recorded":
+        return _recorded(Path(model))
+    return _of_provider(provider, model, timeout_s, transport_retries)
 
 
 def editor_name(chat: BaseChatModel) -> str:
@@ -58,17 +71,46 @@ def editor_name(chat: BaseChatModel) -> str:
     return chat._llm_type
 
 
-def _of_provider(provider: str, model: str) -> BaseChatModel:
+def _recorded(path: Path) -> BaseChatModel:
+    from nslora.tools.editor_log import RecordedChat
+
+    if not path.is_file():
+        raise ModelError(f"There is no record {path}: name the editor.jsonl of an earlier run.")
+    return RecordedChat(path)
+
+
+def _of_provider(provider: str, model: str, timeout_s: float, transport_retries: int) -> BaseChatModel:
     if importlib.util.find_spec("langchain") is None:
         if provider != "openai":
             raise ModelError(
                 f"The editor '{provider}:{model}' needs LangChain's model registry: pip install langchain "
                 f"langchain-{provider}."
             )
-        return _connected(lambda: _chat_openai(model), provider, model)
+        return _connected(lambda: _chat_openai(model, None, timeout_s, transport_retries), provider, model)
     from langchain.chat_models import init_chat_model
 
-    return _connected(lambda: init_chat_model(model, model_provider=provider), provider, model)
+    def connect() -> BaseChatModel:
+        first: BaseChatModel = init_chat_model(model, model_provider=provider)
+        transport = transport_settings(type(first), timeout_s, transport_retries)
+        return init_chat_model(model, model_provider=provider, **transport) if transport else first
+
+    return _connected(connect, provider, model)
+
+
+def transport_settings(kind: type[BaseChatModel], timeout_s: float, transport_retries: int) -> dict[str, Any]:
+    """The arguments by which this integration takes a timeout and a number of retries; only those that it knows."""
+    names = {field.alias or name for name, field in kind.model_fields.items()}
+    wanted = [(TIMEOUT_NAMES, timeout_s), (RETRIES_NAMES, transport_retries)]
+    settings: dict[str, Any] = {name: value for known, value in wanted for name in known if name in names}
+    # langchain-ollama hands these to the HTTP client under it.
+    if not names & set(TIMEOUT_NAMES) and isinstance(_default(kind, "client_kwargs"), Mapping):
+        settings["client_kwargs"] = {"timeout": timeout_s}
+    return settings
+
+
+def _default(kind: type[BaseChatModel], name: str) -> Any:
+    field = kind.model_fields.get(name)
+    return field.get_default(call_default_factory=True, validated_data={}) if field else None
 
 
 def _connected(connect: Callable[[], BaseChatModel], provider: str, model: str) -> BaseChatModel:
@@ -84,20 +126,21 @@ def _connected(connect: Callable[[], BaseChatModel], provider: str, model: str) 
         ) from error
 
 
-def _openai_server(model: str, base_url: str) -> BaseChatModel:
+def _openai_server(model: str, base_url: str, timeout_s: float, transport_retries: int) -> BaseChatModel:
     if not base_url.startswith(("http://", "https://")):
         raise ModelError(f"base_url={base_url!r} is no address: wanted one such as http://127.0.0.1:8000/v1.")
-    return _chat_openai(model, base_url)
+    return _chat_openai(model, base_url, timeout_s, transport_retries)
 
 
-def _chat_openai(model: str, base_url: str | None = None) -> BaseChatModel:
+def _chat_openai(model: str, base_url: str | None, timeout_s: float, transport_retries: int) -> BaseChatModel:
     from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
 
     if base_url is None:
-        return ChatOpenAI(model=model)
+        return ChatOpenAI(model=model, timeout=timeout_s, max_retries=transport_retries)
     # A local server asks for no key, but the client refuses to start without one.
-    return ChatOpenAI(model=model, base_url=base_url, api_key=SecretStr(os.environ.get("OPENAI_API_KEY") or "none"))
+    key = SecretStr(os.environ.get("OPENAI_API_KEY") or "none")
+    return ChatOpenAI(model=model, base_url=base_url, api_key=key, timeout=timeout_s, max_retries=transport_retries)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,15 +1,23 @@
 """Checkpointers, with a strict serialiser: a row of a checkpoint file never names code to run."""
 
+import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from nslora.tools.errors import RunError
+from nslora.tools.errors import RunError, SettingsError
+
+CHECKPOINTS_FILE = "checkpoints.sqlite"
+DATABASE_VERSION = 1        # SQLite's user_version of our checkpoint files; a higher one is left alone
+CONNECT_TIMEOUT_S = 10
+POSTGRES = ("postgresql://", "postgres://")
 
 
 def strict_serialiser() -> JsonPlusSerializer:
@@ -22,14 +30,98 @@ def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
     """The checkpoints of one run, in one SQLite file. Raises RunError where it cannot be opened."""
     from langgraph.checkpoint.sqlite import SqliteSaver
 
+    new = not path.exists()
     try:
         connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
-        saver = SqliteSaver(connection, serde=strict_serialiser())
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version <= DATABASE_VERSION:
+            saver = SqliteSaver(connection, serde=strict_serialiser())
+            saver.setup()
+            if new:
+                connection.execute(f"PRAGMA user_version = {DATABASE_VERSION}")
+                connection.commit()
+    except sqlite3.Error as error:
+        raise RunError(f"The checkpoints {path} cannot be opened ({error}): the file is damaged, of another program, "
+                       "or not yours to write.") from error
+    if version > DATABASE_VERSION:
+        connection.close()
+        raise RunError(f"The checkpoints {path} are of a newer nslora (version {version}, this one knows "
+                       f"{DATABASE_VERSION}): upgrade nslora; nothing was changed.")
+    try:
+        yield saver
+    except sqlite3.Error as error:
+        raise RunError(f"The checkpoints {path} could not be written or read ({error}): make room or mend the file; "
+                       "every finished step is kept.") from error
+    finally:
+        connection.close()
+
+
+@contextmanager
+def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
+    """Checkpoints in PostgreSQL, through a small pool. Raises RunError where the server cannot be reached.
+
+    Where the URL holds no password, libpq's own places are asked: PGPASSWORD, ~/.pgpass.
+    """
+    try:
+        from langgraph.checkpoint.postgres import PostgresSaver
+        from psycopg import Error
+        from psycopg.rows import dict_row
+        from psycopg_pool import ConnectionPool, PoolTimeout
+    except ImportError as error:
+        raise RunError("Checkpoints in PostgreSQL need more packages: pip install 'nslora[postgres]'.") from error
+    # Without autocommit nothing is durable before the pool closes; prepared statements break behind pgbouncer.
+    options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row,
+               "connect_timeout": CONNECT_TIMEOUT_S}
+    pool: Any = ConnectionPool(url, min_size=1, max_size=4, kwargs=options, open=False, timeout=CONNECT_TIMEOUT_S)
+    try:
+        pool.open(wait=True, timeout=CONNECT_TIMEOUT_S)
+        saver = PostgresSaver(pool, serde=strict_serialiser())
         saver.setup()
-    except sqlite3.DatabaseError as error:
-        raise RunError(f"The checkpoints {path} cannot be opened ({error}): the file is damaged or of another "
-                       "program.") from error
+    except (PoolTimeout, Error) as error:
+        pool.close()
+        raise RunError(f"The checkpoint database {without_password(url)} does not answer ({type(error).__name__}): "
+                       "start it, or correct the address.") from None
     try:
         yield saver
     finally:
-        connection.close()
+        pool.close()
+
+
+def check_place(place: str | None) -> None:
+    """Raise SettingsError where `place` is neither None nor the URL of a PostgreSQL database."""
+    if place is not None and not place.startswith(POSTGRES):
+        raise SettingsError(f"--checkpoints {without_password(place)}: wanted postgresql://user@host/database, or "
+                            "nothing for a file in the run's folder.")
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be written down."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1@", re.sub(r"password=[^&\s]*", "password=", url))
+
+
+def place_of(recorded: str | None) -> str | None:
+    """Where a run's checkpoints are: as recorded, or as NSLORA_CHECKPOINTS says, which may carry the password."""
+    given = os.environ.get("NSLORA_CHECKPOINTS")
+    return given if recorded and given and without_password(given) == recorded else recorded
+
+
+def copy_past(source: BaseCheckpointSaver[Any], target: BaseCheckpointSaver[Any], at: CheckpointTuple,
+              thread: str) -> RunnableConfig:
+    """Copy the checkpoint `at` and all that it grew from into `target`, under another thread id.
+
+    The source is only read. Returns the config of the copy of `at`.
+    """
+    line = [at]
+    while line[-1].parent_config is not None and (parent := source.get_tuple(line[-1].parent_config)) is not None:
+        line.append(parent)
+    config: RunnableConfig = {"configurable": {"thread_id": thread, "checkpoint_ns": ""}}
+    for each in reversed(line):
+        metadata: Any = {**each.metadata, "thread_id": thread} if "thread_id" in each.metadata else each.metadata
+        config = target.put(config, each.checkpoint, metadata, each.checkpoint["channel_versions"])
+        writes: dict[str, list[tuple[str, Any]]] = {}
+        for task, channel, value in each.pending_writes or ():
+            writes.setdefault(task, []).append((channel, value))
+        if each is not at:      # what the fork's first step writes is its own
+            for task, values in writes.items():
+                target.put_writes(config, values, task)
+    return config

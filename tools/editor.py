@@ -16,7 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from nslora.tools import prompt as documents
-from nslora.tools.editor_calls import Caps, EditFailedError, EditorCalls, Usage
+from nslora.tools.editor_calls import SECRET_MARK, Caps, EditFailedError, EditorCalls, Usage
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.editor_view import CRITIQUE_CHARACTERS, MAX_FAILURES, REPLY_CHARACTERS, choose_failures, clip, shown
 from nslora.tools.errors import EditorError, PromptError, SettingsError
@@ -74,7 +74,7 @@ class Editor:
 
     edit: the part that may change, the others are restored. retries: how often an unusable reply is answered with the
     reason. patience: after that many failed edits in a row no call is made any more. rules: further sentences that the
-    editor must follow. consecutive_failures can be set, by a run that continues. Raises SettingsError.
+    editor must follow. Raises SettingsError.
     """
 
     def __init__(
@@ -108,6 +108,15 @@ class Editor:
     def spent(self) -> Usage:
         """All calls so far."""
         return self._calls.spent
+
+    def continue_from(self, failures: int, spent: Usage, *, adapter: str | None = None) -> None:
+        """Take over where a run stands: failed edits in a row, what its edits cost so far, and the adapter in force.
+
+        With that, caps hold over a run that goes on in another process; the adapter matters where the policy edits.
+        """
+        self.consecutive_failures = failures
+        self._calls.spent = spent
+        self._calls.use_adapter(adapter)
 
     def edit(
         self,
@@ -236,7 +245,8 @@ class _Attempt:
             raise PromptError("The document is the same as before: change it so that the feedback is met.")
         if bare == Prompt() and not new.system.strip() and not new.demonstrations:
             raise PromptError("The document has been emptied: keep or write a system turn or demonstrations.")
-        if self._calls.knows_a_secret_in(new.render()):
+        # The record of a reply has this in place of the chat model's own keys.
+        if SECRET_MARK in block and SECRET_MARK not in self._old.render():
             raise PromptError("The document holds a key: leave it out.")
         if self._validate is not None:
             self._validate(new)

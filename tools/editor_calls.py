@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 from nslora.tools.chat_models import editor_name
 from nslora.tools.editor_log import EditorLog, RecordedCall, request_sha256
 from nslora.tools.errors import EditorError, SettingsError
+from nslora.tools.policy_chat import PolicyChat
 from nslora.tools.textual_gradients import CLOSE, OPEN, answers
 
 # Rule of thumb for English under today's tokenizers; used only where the provider reports no usage, and marked.
@@ -27,6 +28,11 @@ CHARACTERS_PER_TOKEN = 4
 # What a chat template adds to each message, for the reservation only.
 TOKENS_AROUND_A_MESSAGE = 16
 MESSAGE_CHARACTERS = 500
+SECRET_MARK = "[secret]"
+# Chat models of this package that run on this machine: a cap on cost needs no price for them.
+FREE = ("rules", "policy")
+# Answers of servers that know the protocol but not this request: asked again without structured output.
+REFUSED_STATUS = (400, 404, 415, 422, 501)
 
 _SECRET = re.compile(
     r"\b(?:sk|pk|rk|hf|gsk|xai|ghp|AIza)[-_]?[\w-]{12,}"
@@ -63,7 +69,8 @@ class Caps:
     """The most that an editor may cost in a run; None is no cap. reply_tokens: the longest reply, for reservations.
 
     A call is reserved before it is made, at no more tokens than its request has bytes plus reply_tokens, so a cap is
-    not overshot; the reply's length is bound too where the chat model has a `max_tokens`.
+    not overshot; the reply's length is bound too where the chat model has a `max_tokens`. What the chat model's own
+    settings send again after a transport error is one call.
     """
 
     calls: int | None = None
@@ -88,7 +95,8 @@ class ImprovedVariable(BaseModel):
 
 
 class EditorCalls:
-    """Calls of one chat model in one run. spent: their sum, recorded ones included, so that a replay counts the same.
+    """Calls of one chat model in one run. spent: their sum, recorded ones included, so that a replay counts the same;
+    it can be set, by a run that continues in another process.
 
     prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
     Raises SettingsError for a cap on cost without a price for the model.
@@ -103,14 +111,24 @@ class EditorCalls:
         prices: Mapping[str, Mapping[str, float]] | None = None,
         structured: Literal["auto", "never"] = "auto",
     ) -> None:
-        self.model = editor_name(chat)
         self.caps = caps or Caps()
         self.spent = self.since_begin = Usage()
         self._chat = chat
         self._log = log
         self._secrets = secrets_of(chat)
         self._structured = structured == "auto" and bool((chat.profile or {}).get("structured_output"))
-        self._price = _price(self.model, prices or {}, needed=self.caps.cost is not None)
+        costs_money = chat._llm_type not in FREE
+        self._price = _price(self.model, prices or {}, needed=self.caps.cost is not None and costs_money)
+
+    @property
+    def model(self) -> str:
+        """The chat model's name for records; that of a policy changes with its adapter."""
+        return editor_name(self._chat)
+
+    def use_adapter(self, adapter: str | None) -> None:
+        """Where the policy itself is the editor: answer under this adapter from now on."""
+        if isinstance(self._chat, PolicyChat):
+            self._chat.adapter = adapter
 
     def begin(self) -> None:
         """Start counting `since_begin` anew."""
@@ -134,10 +152,6 @@ class EditorCalls:
         self._count(self._usage(call))
         return call.reply
 
-    def knows_a_secret_in(self, text: str) -> bool:
-        """Whether the text holds one of the chat model's own keys."""
-        return any(secret in text for secret in self._secrets)
-
     def _call(
         self, messages: Sequence[BaseMessage], request: str, purpose: str, wants_document: bool, warmer: float
     ) -> RecordedCall:
@@ -155,7 +169,7 @@ class EditorCalls:
             request_sha256=request,
             model=self.model,
             purpose=purpose,
-            reply=reply,
+            reply=self._without_own_keys(reply),  # a server may send back what it was sent
             input_tokens=max(0, counted["input_tokens"]) if counted else sum(map(_estimate, map(_text, messages))),
             output_tokens=max(0, counted["output_tokens"]) if counted else _estimate(reply),
             estimated=not counted,
@@ -165,19 +179,35 @@ class EditorCalls:
     def _invoke(self, messages: Sequence[BaseMessage], wants_document: bool, warmer: float) -> tuple[AIMessage, str]:
         chat = self._prepared(warmer)
         if wants_document and self._structured:
-            result = chat.with_structured_output(ImprovedVariable, include_raw=True).invoke(list(messages))
-            if not isinstance(result, dict):
-                raise EditFailedError(f"The editor {self.model} gave no raw message beside its structured output.")
-            message, parsed = result["raw"], result.get("parsed")
-            document = parsed.document if isinstance(parsed, ImprovedVariable) else (parsed or {}).get("document")
-            if document is not None:
-                return message, document if answers(document) else f"{OPEN}\n{document}\n{CLOSE}"
-        else:
-            message = chat.invoke(list(messages))
+            try:
+                return self._filled_in(chat, messages)
+            except Exception as error:
+                # A server that goes by the name of a model which could fill in a schema, and cannot.
+                if getattr(error, "status_code", None) not in REFUSED_STATUS:
+                    raise
+                self._structured = False
+        return self._told(chat.invoke(list(messages)))
+
+    def _filled_in(self, chat: BaseChatModel, messages: Sequence[BaseMessage]) -> tuple[AIMessage, str]:
+        result = chat.with_structured_output(ImprovedVariable, include_raw=True).invoke(list(messages))
+        if not isinstance(result, dict):
+            raise EditFailedError(f"The editor {self.model} gave no raw message beside its structured output.")
+        message, parsed = result["raw"], result.get("parsed")
+        document = parsed.document if isinstance(parsed, ImprovedVariable) else (parsed or {}).get("document")
+        if document is None:
+            return self._told(message)
+        return message, document if answers(document) else f"{OPEN}\n{document}\n{CLOSE}"
+
+    def _told(self, message: BaseMessage) -> tuple[AIMessage, str]:
         if not isinstance(message, AIMessage):
             found = type(message).__name__
             raise EditFailedError(f"The editor {self.model} gave a {found} where a message was wanted.")
         return message, _text(message)
+
+    def _without_own_keys(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, SECRET_MARK)
+        return text
 
     def _prepared(self, warmer: float) -> BaseChatModel:
         changes: dict[str, Any] = {}
@@ -232,8 +262,8 @@ def secrets_of(chat: BaseChatModel) -> tuple[str, ...]:
 def scrub(text: str, secrets: Sequence[str] = ()) -> str:
     """The text without keys: those given, and whatever looks like one."""
     for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "[secret]")
-    return _SECRET.sub("[secret]", text)
+        text = text.replace(secret, SECRET_MARK)
+    return _SECRET.sub(SECRET_MARK, text)
 
 
 def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> Mapping[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nslora.tools.prompt import Prompt
 from nslora.tools.rewards import SUGGESTION_PREFIX, Graded
 from nslora.tools.textual_gradients import neutralise
 
@@ -11,6 +12,7 @@ MAX_FAILURES = 4  # every one repeats its conversation in the optimizer's prompt
 QUESTION_CHARACTERS, REPLY_CHARACTERS, FEEDBACK_CHARACTERS, SUGGESTION_CHARACTERS = 2000, 800, 1200, 2000
 CRITIQUE_CHARACTERS = 6000  # holds a question and a suggestion at their longest
 CLIPPED = " [...] "
+QUOTED_CHARACTERS = 160  # of a text in the summary of an edit
 
 
 def choose_failures(failures: Sequence[Graded], most: int = MAX_FAILURES) -> list[Graded]:
@@ -40,6 +42,25 @@ def shown(failure: Graded) -> tuple[str, str, str]:
     question = clip(failure.example.question, QUESTION_CHARACTERS)
     reply = clip(failure.reply, REPLY_CHARACTERS) or "(an empty reply)"
     return neutralise(question), neutralise(reply), neutralise(valid(told))
+
+
+def describe_edit(old: Prompt, new: Prompt) -> str:
+    """What an edit changed, on one line: the summary by which later edits remember it."""
+    said = []
+    if new.system != old.system:
+        said.append(f"The system turn became {_quoted(new.system)}.")
+    if new.template != old.template:
+        said.append(f"The question template became {_quoted(new.template)}.")
+    if new.demonstrations != old.demonstrations:
+        added = [_quoted(each.question) for each in new.demonstrations if each not in old.demonstrations]
+        removed = [_quoted(each.question) for each in old.demonstrations if each not in new.demonstrations]
+        changes = [f"{word} {', '.join(texts)}" for word, texts in (("added", added), ("removed", removed)) if texts]
+        said.append(f"{len(new.demonstrations)} demonstrations ({'; '.join(changes) or 'in another order'}).")
+    return " ".join(said) or "Nothing was changed."
+
+
+def _quoted(text: str) -> str:
+    return f'"{clip(" ".join(text.split()), QUOTED_CHARACTERS)}"'
 
 
 def _general_feedback(failure: Graded) -> str:

@@ -37,5 +37,9 @@ class DivergedError(NsloraError):
     """A burst of training left the finite numbers or rose above its bound; its adapter is not kept."""
 
 
+class BudgetError(NsloraError):
+    """An update ran out of what the run may spend; it is recorded as failed, and the run ends with what it has."""
+
+
 class RunError(NsloraError):
     """A run's folder cannot be created, opened, locked or continued."""

@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.attribution import Attribution, attribute, potentials
+from nslora.tools.attribution import Attribution, potentials
+from nslora.tools.chat_format import Dialogue
+from nslora.tools.classifier import classify
 from nslora.tools.errors import RunError
-from nslora.tools.files import write_jsonl
+from nslora.tools.files import sha256_of_json, write_jsonl
 from nslora.tools.policy import Advance, Policy, silent
 from nslora.tools.prompt import Prompt
 from nslora.tools.reply_cache import ReplyCache, reply_key
@@ -60,13 +62,31 @@ def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Seq
     keys = [reply_key(policy.fingerprint, adapter, json.dumps(dialogue), max_new_tokens) for dialogue in dialogues]
     known = cache.find(keys) if cache else {}
     missing = [i for i, key in enumerate(keys) if key not in known]
+    request = sha256_of_json(keys)
+    spent_tokens, spent_replies = cache.paid(request) if cache else (0, 0)
     generated = policy.generate([dialogues[i] for i in missing], adapter=adapter, max_new_tokens=max_new_tokens,
                                 advance=advance)
     new = {keys[i]: reply for i, reply in zip(missing, generated.replies, strict=True)}
     if cache:
-        cache.add(new)
+        cache.add(new, request, generated.tokens)
     replies = {**known, **new}
-    return Replies(tuple(replies[key] for key in keys), generated.tokens, len(keys) - len(missing))
+    return Replies(tuple(replies[key] for key in keys), spent_tokens + generated.tokens,
+                   len(keys) - len(missing) - spent_replies)
+
+
+def known_losses(policy: Policy, cache: ReplyCache | None, dialogues: Sequence[Dialogue], references: Sequence[str], *,
+                 adapter: str | None) -> list[float]:
+    """The references' losses, nats per token, from the cache where all of them are known there."""
+    keys = [reply_key(policy.fingerprint, adapter, json.dumps(["loss", dialogue, reference]), 0)
+            for dialogue, reference in zip(dialogues, references, strict=True)]
+    known = cache.find(keys) if cache else {}
+    if all(key in known for key in keys):
+        return [float(known[key]) for key in keys]
+    # All or nothing: a batch of other rows would be padded to another width.
+    losses = policy.reference_losses(dialogues, references, adapter=adapter)
+    if cache:
+        cache.add({key: repr(loss) for key, loss in zip(keys, losses, strict=True)})
+    return losses
 
 
 def grade(reward: Reward, examples: Sequence[Example], replies: Sequence[str]) -> list[Graded]:
@@ -76,10 +96,14 @@ def grade(reward: Reward, examples: Sequence[Example], replies: Sequence[str]) -
 
 
 def measure(graded: Sequence[Graded], reward: Reward, known_good: Sequence[Graded], split: str,
-            losses: Sequence[float | None] | None = None) -> tuple[list[Row], list[Failure]]:
-    """Rows and failures of one split, the failures attributed to content and form by the reward itself."""
+            losses: Sequence[float | None] | None = None,
+            train: Sequence[Example] = ()) -> tuple[list[Row], list[Failure]]:
+    """Rows and failures of one split, the failures attributed to content and form by the reward itself.
+
+    train: rows that reward heads are fitted on, where the reward is costly or wavers.
+    """
     failing = [each for each in graded if not each.score.passed]
-    attributions = attribute(failing, reward, known_good=known_good)
+    attributions = classify(failing, reward, known_good=known_good, train=train)
     singles = potentials(graded, attributions)
     rows = [Row(each.example.id, split, each.score.value, dict(each.score.checks), single, loss)
             for each, single, loss in zip(graded, singles, losses or [None] * len(graded), strict=True)]
@@ -88,9 +112,28 @@ def measure(graded: Sequence[Graded], reward: Reward, known_good: Sequence[Grade
     return rows, failures
 
 
-def write_evaluation(path: Path, rows: Sequence[Row], failures: Sequence[Failure]) -> None:
-    """One line per row (numbers only), then one per failure (with its texts)."""
-    write_jsonl(path, [{"row": asdict(row)} for row in rows] + [{"failure": asdict(each)} for each in failures])
+def anchor_rows(graded: Sequence[Graded]) -> list[Row]:
+    """Rows of the anchor set: rewards alone, since nothing is to be learnt from them."""
+    return [Row(each.example.id, "anchor", each.score.value, dict(each.score.checks), each.score.value, None)
+            for each in graded]
+
+
+def write_evaluation(path: Path, rows: Sequence[Row], failures: Sequence[Failure], *, payer: str = "",
+                     tokens: int = 0, cached: int = 0) -> None:
+    """A header, one line per row (numbers only), then one per failure (with its texts).
+
+    payer, tokens, cached: the graph's task that measured, and what it generated and found known.
+    """
+    header = {"rows": len(rows), "failures": len(failures), "payer": payer, "tokens": tokens, "cached": cached}
+    write_jsonl(path, [{"header": header}] + [{"row": asdict(row)} for row in rows]
+                + [{"failure": asdict(each)} for each in failures])
+
+
+def evaluation_cost(path: Path, payer: str) -> tuple[int, int]:
+    """(generated tokens, cached replies) where `payer` itself wrote the file and was then killed; (0, 0) else."""
+    with path.open(encoding="utf-8", errors="surrogatepass") as file:
+        header = json.loads(file.readline()).get("header", {})
+    return (header["tokens"], header["cached"]) if payer and header.get("payer") == payer else (0, 0)
 
 
 def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
@@ -101,6 +144,10 @@ def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
         rows = [Row(**line["row"]) for line in lines if "row" in line]
         failures = [Failure(**{**line["failure"], "attribution": Attribution(**line["failure"]["attribution"])})
                     for line in lines if "failure" in line]
+        for header in (line["header"] for line in lines if "header" in line):
+            if (header["rows"], header["failures"]) != (len(rows), len(failures)):
+                raise ValueError(f"{len(rows)} rows and {len(failures)} failures, wanted {header['rows']} and "
+                                 f"{header['failures']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"The evaluation {path} cannot be read ({error}): delete it and continue from the round "
                        "before.") from error

@@ -6,24 +6,29 @@ cannot be written down there, such as a chat model object, is handed over in thi
 
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nslora.tools.adapters import AdapterStore
+from nslora.tools.anchor import read_anchor
+from nslora.tools.burst_log import BurstLog, burst_sha256
 from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.errors import RunError
-from nslora.tools.files import write_text
+from nslora.tools.files import write_json, write_text
 from nslora.tools.models import Note, cache_folder
-from nslora.tools.policy import Policy
+from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
 from nslora.tools.prompt import Prompt, parse
 from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.settings import RunSettings
 from nslora.tools.task import Example, Task, load_task
 
 RUN_FILE = "run.json"
+POLICY_FILE = "policy.json"     # what a replay must know of the policy without loading it
+FORMAT = 1      # of a run's folder; a folder of a higher one is left alone
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,25 @@ class Lab:
         self.folder, self.settings, self.task, self.note = folder, settings, task, note
         self.adapters = AdapterStore(folder / "adapters")
         self.prompts = PromptStore(folder / "prompts")
+        self.anchor = read_anchor(settings.anchor, task)
         self.evaluations = folder / "evaluations"
         self.remade = folder / "remade"
-        self._policy, self._editor_chat = policy, editor_chat
+        self.bursts = BurstLog(folder / "bursts.jsonl", self.adapters)
+        self.task_id = ""               # of the graph's task that works now; the same again after a kill
+        self.given_policy, self.editor_chat = policy, editor_chat     # None where the settings name them
 
     @cached_property
     def policy(self) -> Policy:
         """The model that is adapted; loading takes seconds."""
-        if self._policy is not None:
-            return self._policy
+        policy = self.given_policy or self.load_policy()
+        facts = self.folder / POLICY_FILE
+        if self.folder.is_dir() and not facts.exists():
+            write_json(facts, {**policy.describe(), "name": policy.name, "fingerprint": policy.fingerprint,
+                               "context_tokens": policy.context_tokens})
+        return policy
+
+    def load_policy(self) -> Policy:
+        """The model that the settings name, from its weights."""
         from nslora.tools.local_policy import LocalPolicy
 
         return LocalPolicy.load(self.settings.model, adapters=self.adapters.folder, lora=self.settings.lora,
@@ -80,16 +95,24 @@ class Lab:
     @cached_property
     def editor(self) -> Editor:
         """The symbolic editor, each call recorded in `editor.jsonl` and never paid twice."""
-        from nslora.tools.chat_models import connect_editor
+        from nslora.tools.editor_setup import editor_of
 
-        chat = self._editor_chat or connect_editor(self.settings.editor, base_url=self.settings.editor_base_url)
-        return Editor(chat, log=EditorLog(self.folder / "editor.jsonl"))
+        return editor_of(self.settings, chat=self.editor_chat, log=EditorLog(self.folder / "editor.jsonl"),
+                         policy=lambda: self.policy)
 
     @cached_property
     def replies(self) -> ReplyCache:
         """Known replies: shared with other runs, or this run's own where `reuse_replies` is off."""
         shared = self.settings.reuse_replies
         return ReplyCache((cache_folder() if shared else self.folder) / "replies.sqlite")
+
+    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
+        """Train, or find what this very burst gave before; then its snapshots are cleared. Raises DivergedError."""
+        request = burst_sha256(burst, self.settings.lora, self.policy.fingerprint)
+        result = self.bursts.train_once(self.policy.train, burst, request, advance)
+        if burst.progress is not None:
+            shutil.rmtree(burst.progress, ignore_errors=True)
+        return result
 
     @cached_property
     def examples(self) -> dict[str, Example]:
@@ -140,4 +163,7 @@ def read_run_file(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is missing or damaged).") from error
+    if int(record.get("format", FORMAT)) > FORMAT:
+        raise RunError(f"{folder} was written by a newer nslora (format {record['format']}, this one knows {FORMAT}): "
+                       "upgrade nslora; nothing was changed.")
     return record

@@ -47,8 +47,9 @@ def choose_material(train: Sequence[Example], rows: Sequence[Row], failures: Seq
     return Material(content, mastered, tuple(form))
 
 
-def training_rows(train: Sequence[Example], material: Material, prompt: Prompt, remade: Mapping[str, RemadeRow], *,
-                  everything: bool, replay_share: float, seed: str) -> list[TrainingRow]:
+def training_rows(train: Sequence[Example], material: Material, prompt: Prompt,
+                  remade: Mapping[str, Sequence[RemadeRow]], *, everything: bool, replay_share: float,
+                  seed: str) -> list[TrainingRow]:
     """The rows of a burst under `prompt`: verified remade replies where there are some, plain references elsewhere.
 
     everything: all train rows (new remade data teaches each row its form); else those that want content, and a replay
@@ -61,10 +62,11 @@ def training_rows(train: Sequence[Example], material: Material, prompt: Prompt, 
         replay = set(random.Random(seed).sample(sorted(material.mastered), count))
     rows = []
     for example in train:
-        made = remade.get(example.id)
-        completion = made.reply if made else example.reference
-        if completion is None or example.id not in wanted | replay:
+        made = [row.reply for row in remade.get(example.id, ())]
+        completions = made or ([example.reference] if example.reference is not None else [])
+        if example.id not in wanted | replay:
             continue
         origin: Origin = "replay" if example.id in replay else "remade" if made else "reference"
-        rows.append(TrainingRow(tuple(prompt.messages(example.question)), completion, example.id, origin))
+        dialogue = tuple(prompt.messages(example.question))
+        rows += [TrainingRow(dialogue, completion, example.id, origin) for completion in completions]
     return rows

@@ -5,6 +5,7 @@ in the demonstrations alike; each reply that earns full reward is a training row
 SmolLM2-135M-Instruct: 92 % of 24 replies verified, 62 % where the demonstrations had no hint.)
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,11 @@ HINT = "{question}\n(The answer is: {reference})"
 
 @dataclass(frozen=True)
 class RemadeRow:
-    """A verified reply to a train question. source: the example's id; adapter: who replied (None: the base)."""
+    """A verified reply to a train question.
+
+    source: the example's id. prompt: hash of the prompt that it is for. adapter: who replied (None: the base). edit:
+    the edit that proposed the prompt, as its record is named in the run's folder `edits`.
+    """
 
     source: str
     question: str
@@ -31,19 +36,22 @@ class RemadeRow:
     prompt: str
     adapter: str | None
     reward: float
+    edit: str = ""
 
     def as_trl(self, prompt: Prompt) -> dict[str, Any]:
         """TRL's conversational prompt-completion format, with the row's origin beside it."""
         return {"prompt": prompt.messages(self.question), "completion": [{"role": "assistant", "content": self.reply}],
-                "source": self.source, "prompt_hash": self.prompt, "adapter": self.adapter or "", "reward": self.reward}
+                "source": self.source, "prompt_hash": self.prompt, "edit": self.edit, "adapter": self.adapter or "",
+                "reward": self.reward}
 
 
 @dataclass(frozen=True)
 class Remade:
-    """The rows of one prompt, and what making them cost."""
+    """The rows of one prompt, and what making them cost. asked: replies that were looked at."""
 
     rows: tuple[RemadeRow, ...]
     generated_tokens: int
+    asked: int = 0
 
 
 def hinted(prompt: Prompt, references: dict[str, str]) -> Prompt:
@@ -55,35 +63,51 @@ def hinted(prompt: Prompt, references: dict[str, str]) -> Prompt:
 
 
 def with_hint(question: str, reference: str) -> str:
-    return HINT.replace("{reference}", reference).replace("{question}", question)
+    before, _, after = HINT.partition("{question}")
+    return before + question + after.replace("{reference}", reference)
 
 
 def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Prompt, examples: Sequence[Example], *,
-           adapter: str | None, max_new_tokens: int, advance: Advance = silent) -> Remade:
-    """Verified replies to the train `examples` under `prompt`: one at most per example, the base's first.
+           adapter: str | None, max_new_tokens: int, per_row: int = 1, edit: str = "",
+           advance: Advance = silent) -> Remade:
+    """Verified replies to the train `examples` under `prompt`, at most `per_row` different ones per example.
 
-    The adapter in force answers what the base could not; examples without a reference have no hint and are left out.
+    The base is asked first, then the adapter in force, for those examples that still have room. Examples without a
+    reference have no hint and are left out. A pair of question and reply is kept once, whichever examples share it.
     """
-    open_examples = [example for example in examples if example.reference]
-    references = {normalise(example.question): example.reference or "" for example in open_examples}
+    examples = [example for example in examples if example.reference]
+    references = {normalise(example.question): example.reference or "" for example in examples}
     hinted_prompt = hinted(prompt, references)
-    rows: list[RemadeRow] = []
-    tokens = 0
-    for who in dict.fromkeys((None, adapter)):
-        questions = [with_hint(example.question, example.reference or "") for example in open_examples]
-        replies = ask(policy, cache, hinted_prompt, questions, adapter=who, max_new_tokens=max_new_tokens,
-                      advance=advance)
-        tokens += replies.tokens
-        good = {each.example.id: each for each in grade(reward, open_examples, replies.texts) if each.score.passed}
-        rows += [RemadeRow(each.example.id, each.example.question, each.reply, prompt.hash, who, each.score.value)
-                 for each in good.values()]
-        open_examples = [example for example in open_examples if example.id not in good]
     order = {example.id: i for i, example in enumerate(examples)}
-    return Remade(tuple(sorted(rows, key=lambda row: order[row.source])), tokens)
+    rows: list[RemadeRow] = []
+    known: set[tuple[str, str]] = set()
+    tokens = asked = 0
+    for who in dict.fromkeys((None, adapter)):
+        made = Counter(row.source for row in rows)
+        wanted = [example for example in examples if made[example.id] < per_row]
+        replies = ask(policy, cache, hinted_prompt, [with_hint(example.question, example.reference or "")
+                                                     for example in wanted],
+                      adapter=who, max_new_tokens=max_new_tokens, advance=advance)
+        tokens, asked = tokens + replies.tokens, asked + len(wanted)
+        for each in grade(reward, wanted, replies.texts):
+            pair = (normalise(each.example.question), each.reply)
+            if each.score.passed and pair not in known:
+                known.add(pair)
+                rows.append(RemadeRow(each.example.id, each.example.question, each.reply, prompt.hash, who,
+                                      each.score.value, edit))
+    return Remade(tuple(sorted(rows, key=lambda row: order[row.source])), tokens, asked)
 
 
 def write_rows(path: Path, rows: Sequence[RemadeRow]) -> None:
     write_jsonl(path, [asdict(row) for row in rows])
+
+
+def rows_by_source(rows: Sequence[RemadeRow]) -> dict[str, list[RemadeRow]]:
+    """The rows of each train example, in their order."""
+    found: dict[str, list[RemadeRow]] = {}
+    for row in rows:
+        found.setdefault(row.source, []).append(row)
+    return found
 
 
 def read_rows(path: Path) -> list[RemadeRow]:

@@ -7,6 +7,7 @@ answer stands; `tools/attribution.py` puts the two together and asks the reward.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -14,20 +15,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from nslora.tools.cores import FUNCTION_WORDS, NUMBER, WORD, CoreBook
+
 if TYPE_CHECKING:
     from nslora.tools.rewards import Graded
 
 Case = Literal["as is", "upper", "lower"]
 CASES: tuple[Case, ...] = ("as is", "upper", "lower")
+FRAMED_REPLIES = 40     # failing replies that are looked at for a frame they share
+SHARED_BY = 3           # pairs
 QUESTION = "\x00question\x00"  # stands for the row's own question in a layout; cannot occur in text
-WORD = re.compile(r"[^\W_]+(?:[.,'’:/-][^\W_]+)*%?", re.UNICODE)
-NUMBER = re.compile(r"[-+]?\d[\d,.]*")
-# Words that carry no answer by themselves.
-FUNCTION_WORDS = frozenset(
-    ["a", "an", "and", "answer", "are", "as", "at", "be", "but", "by", "for", "from", "has", "have", "i", "in", "is",
-     "it", "its", "my", "of", "on", "or", "so", "than", "that", "the", "their", "they", "this", "to", "was", "were",
-     "which", "who", "with", "you", "your"]
-)
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,12 @@ class Layout:
             return None  # another field or another shape of JSON begins inside
         return Span(start + len(inner) - len(inner.lstrip()), end - (len(inner) - len(inner.rstrip())), framed=True)
 
+    def explains(self, reply: str, question: str) -> bool:
+        """Whether the reply could have been written in this layout."""
+        slot = self.slot(reply, question)
+        inner = "" if slot is None else reply[slot.start : slot.end]
+        return slot is not None and inner == in_case(inner, self.case)
+
 
 def escape(text: str) -> str:
     """The text as it stands between the quotes of a JSON string."""
@@ -95,40 +98,61 @@ def in_case(text: str, case: Case) -> str:
 
 
 def learn_layouts(known_good: Iterable[Graded], limit: int = 3) -> list[Layout]:
-    """Layouts of replies that earned full reward, the most frequent first, then the shortest.
+    """Layouts of replies that earned full reward, those that explain the most replies first, then the shortest.
 
     Each reply is aligned with its reference, or, for a reference that is a sentence, with the longest run of its
-    words that the reply holds.
+    words that the reply holds. Numbers show no case: a layout in capitals that explains them too goes first.
     """
+    goods = [good for good in known_good if good.example.reference is not None]
     counts: Counter[Layout] = Counter()
-    for good in known_good:
-        layout = None if good.example.reference is None else align(good.reply, good.example.reference)
+    for good in goods:
+        layout = align(good.reply, good.example.reference or "")
         if layout is not None:
             counts[layout.for_any(good.example.question)] += 1
-    ranked = sorted(counts, key=lambda layout: (-counts[layout], len(layout.prefix) + len(layout.suffix)))
-    return ranked[:limit]
+
+    def explained(layout: Layout) -> int:
+        return sum(layout.explains(good.reply, good.example.question) for good in goods)
+
+    def rank(layout: Layout) -> tuple[int, bool, int, int]:
+        return -explained(layout), layout.case == "as is", -counts[layout], len(layout.prefix) + len(layout.suffix)
+
+    return sorted(counts, key=rank)[:limit]
 
 
 class LayoutBook:
     """Layouts to try, those that proved good on earlier rows first.
 
-    Where none was learnt, the reference itself in three cases is tried; a guess that failed on `PATIENCE` rows and
-    never worked is tried no more.
+    Where none was learnt, frames that the failing replies share and the reference itself in three cases are tried; a
+    guess that failed on `PATIENCE` rows and never worked is tried no more.
     """
 
     PATIENCE = 3
 
-    def __init__(self, learnt: Sequence[Layout], limit: int) -> None:
+    def __init__(self, known_good: Sequence[Graded], limit: int, failing: Sequence[str] = ()) -> None:
+        learnt = learn_layouts(known_good, limit)
         bare = [Layout(case=case) for case in (CASES if not learnt else CASES[:1])]
-        self.layouts = [*learnt, *(layout for layout in bare if layout not in learnt)]
+        guesses = [*(shared_frames(failing) if not learnt else []), *bare]
+        self.layouts = [*learnt, *(layout for layout in guesses if layout not in learnt)]
         self.limit = limit
         self.hits = dict.fromkeys(self.layouts, 0)
         self.misses = dict.fromkeys(self.layouts, 0)
+        self._bare_hits = self._bare_misses = 0
+        self.cores = CoreBook()
 
     def candidates(self) -> list[Layout]:
         """Layouts for the next row, best first."""
         alive = [layout for layout in self.layouts if self.hits[layout] or self.misses[layout] < self.PATIENCE]
         return sorted(alive, key=lambda layout: -self.hits[layout])[: self.limit]
+
+    @property
+    def bare_cores_work(self) -> bool:
+        """Whether a reference without its function words may still earn full reward here."""
+        return self._bare_hits > 0 or self._bare_misses < self.PATIENCE
+
+    def note_bare_core(self, worked: bool) -> None:
+        """Remember a row where the whole reference or its bare core earned full reward."""
+        self._bare_hits += worked
+        self._bare_misses += not worked
 
     def note(self, layout: Layout, worked: bool) -> None:
         """Remember whether the reference in this layout earned a row full reward."""
@@ -150,6 +174,38 @@ def align(reply: str, reference: str) -> Layout | None:
                     quoted = prefix.lstrip().startswith(("{", "[")) and prefix.endswith('"')
                     return Layout(prefix, suffix, case if _cased(core) else "as is", quoted)
     return None
+
+
+def shared_frames(replies: Sequence[str], limit: int = 2) -> list[Layout]:
+    """What pairs of replies share before and after their answers, the most frequent first; cut at whole words.
+
+    Replies in the right form with wrong answers show the form, before any reply was right.
+    """
+    texts = [text.strip() for text in dict.fromkeys(replies)][:FRAMED_REPLIES]
+    counts: Counter[Layout] = Counter()
+    for one, other in itertools.combinations(texts, 2):
+        prefix = re.sub(r"\w+$", "", common_start(one, other))
+        suffix = re.sub(r"^\w+", "", common_start(one[::-1], other[::-1])[::-1])
+        if (prefix.strip() or suffix.strip()) and len(prefix) + len(suffix) < min(len(one), len(other)):
+            quoted = prefix.startswith(("{", "[")) and prefix.endswith('"')
+            counts[Layout(prefix, suffix, escaped=quoted)] += 1
+    return [layout for layout, count in counts.most_common(limit) if count >= SHARED_BY]
+
+
+def common_start(one: str, other: str) -> str:
+    """The text with which both begin."""
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
+
+
+def core_of(good: Graded) -> str | None:
+    """The part of its reference that a good reply holds; None where that cannot be told."""
+    layout = None if good.example.reference is None else align(good.reply, good.example.reference)
+    if layout is None:
+        return None
+    core = good.reply[len(layout.prefix) : len(good.reply) - len(layout.suffix)]
+    at = (good.example.reference or "").lower().find(core.lower())
+    return None if at < 0 else (good.example.reference or "")[at : at + len(core)]
 
 
 def _cased(text: str) -> bool:
@@ -208,17 +264,3 @@ def _as_number(text: str) -> float | None:
         return float(text.replace(",", "").rstrip("."))
     except ValueError:
         return None
-
-
-def likely_cores(reference: str, question: str) -> list[str]:
-    """Stretches of a sentence reference that may be its answer, likeliest first."""
-    asked = {word.lower() for word in WORD.findall(question)}
-    cores: list[str] = []
-    for marker in ("####", "answer is", "Answer:", "="):
-        _, found, tail = reference.rpartition(marker)
-        if found and tail.strip():
-            cores.append(tail.strip().rstrip("."))
-    runs = [run for run in word_runs(reference) if not any(word.lower() in asked for word in WORD.findall(run))]
-    names = [run for run in runs if run[:1].isupper() or run[:1].isdigit()]
-    cores += [run for run in names if len(WORD.findall(run)) <= 3][:3] + runs[:2]
-    return list(dict.fromkeys(cores))

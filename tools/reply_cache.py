@@ -17,15 +17,22 @@ def reply_key(policy: str, adapter: str | None, request: str, max_new_tokens: in
 
 
 class ReplyCache:
-    """A SQLite file of replies by key; several processes may use it at once."""
+    """A SQLite file of replies by key; several processes may use it at once.
+
+    payer: the task of the graph on whose account replies are generated. A task that was killed starts again from its
+    top under the same name, finds its replies here, and must still count them as its own.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.payer = ""
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._connect() as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+                connection.execute("CREATE TABLE IF NOT EXISTS paid (payer TEXT, request TEXT, tokens INTEGER, "
+                                   "replies INTEGER, PRIMARY KEY (payer, request))")
         except sqlite3.DatabaseError as error:
             raise RunError(f"The reply cache {path} cannot be used ({error}): delete it, it holds nothing but replies "
                            "that can be generated again.") from error
@@ -41,10 +48,23 @@ class ReplyCache:
                 found.update(rows.fetchall())
         return found
 
-    def add(self, replies: Mapping[str, str]) -> None:
-        """Store replies; one that is already there stays."""
+    def add(self, replies: Mapping[str, str], request: str = "", tokens: int = 0) -> None:
+        """Store replies, and in the same transaction what the payer's `request` spent on them.
+
+        A reply that is already there stays.
+        """
         with self._connect() as connection:
             connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", list(replies.items()))
+            if self.payer and replies:
+                connection.execute("INSERT OR IGNORE INTO paid VALUES (?, ?, ?, ?)",
+                                   (self.payer, request, tokens, len(replies)))
+
+    def paid(self, request: str) -> tuple[int, int]:
+        """Tokens and replies that the payer's `request` generated before its process was killed; (0, 0) else."""
+        with self._connect() as connection:
+            row = connection.execute("SELECT tokens, replies FROM paid WHERE payer = ? AND request = ?",
+                                     (self.payer, request)).fetchone()
+        return (int(row[0]), int(row[1])) if row else (0, 0)
 
     def _connect(self) -> "_Closing":
         return _Closing(sqlite3.connect(self.path, timeout=60))

@@ -16,7 +16,7 @@ from nslora.tools.lab import Lab
 from nslora.tools.prompt import difference
 from nslora.tools.remake import read_rows
 from nslora.tools.rewards import Graded
-from nslora.tools.statistics import bootstrap_interval
+from nslora.tools.statistics import KEEP_TEST, bootstrap_interval
 
 PACKAGES = ("nslora", "torch", "transformers", "peft", "trl", "textgrad", "langgraph", "langchain-core")
 
@@ -32,6 +32,7 @@ class RunFacts:
     validation: Mapping[str, Any]
     test: Mapping[str, Any]
     wall_s: float
+    scores: Sequence[Mapping[str, Any]] = ()    # one per candidate and question, for paired comparisons of runs
 
 
 def compare_on_test(base: Sequence[Graded], result: Sequence[Graded]) -> dict[str, Any]:
@@ -49,6 +50,12 @@ def compare_on_test(base: Sequence[Graded], result: Sequence[Graded]) -> dict[st
             "gain": {"all_checks": sum(gains) / len(gains), "interval": list(bootstrap_interval(gains))}}
 
 
+def question_scores(candidate: str, graded: Sequence[Graded]) -> list[dict[str, Any]]:
+    """Scores by question, without any text of the test split."""
+    return [{"candidate": candidate, "id": each.example.id, "reward": each.score.value, "passed": each.score.passed,
+             "checks": dict(each.score.checks)} for each in graded]
+
+
 def write_result(lab: Lab, facts: RunFacts) -> Path:
     """Write `result/` as a whole: into a folder beside it, which is then renamed."""
     partial, final = lab.folder / ".result.partial", lab.folder / "result"
@@ -62,6 +69,7 @@ def write_result(lab: Lab, facts: RunFacts) -> Path:
     write_text(partial / "prompt.md", prompt.render())
     write_jsonl(partial / "remade.jsonl", remade_rows(lab))
     write_jsonl(partial / "decisions.jsonl", facts.rounds)
+    write_jsonl(partial / "test.jsonl", facts.scores)
     sha256 = sha256_of_file(partial / "adapter" / WEIGHTS) if adapter else None
     write_json(partial / "report.json", {
         **report(lab, facts), "adapter_sha256": sha256, "prompt_diff": difference(start, prompt)})
@@ -79,12 +87,22 @@ def report(lab: Lab, facts: RunFacts) -> dict[str, Any]:
         "seed": lab.settings.seed, "strategy": lab.settings.strategy, "stop": facts.stop,
         "policy": lab.policy.describe(), "editor": lab.settings.editor,
         "start": dict(facts.start), "result": dict(facts.final),
-        "test": dict(facts.test), "validation": dict(facts.validation), "rounds": [dict(each) for each in facts.rounds],
+        "test": dict(facts.test), "validation": dict(facts.validation),
+        "overfit_gap": overfit_gap(facts), "keep_test": KEEP_TEST, "rounds": [dict(each) for each in facts.rounds],
         "cost": costs(facts.rounds), "reward_calls": lab.task.reward.calls,
         "wall_s": round(facts.wall_s, 3), "peak_rss_mb": peak_rss_mb(),
         "settings": lab.settings.model_dump(mode="json"), "versions": versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
     }
+
+
+def overfit_gap(facts: RunFacts) -> dict[str, float | None]:
+    """Validation reward less test reward, of base and result: what choosing by validation made look better."""
+    def gap(name: str) -> float | None:
+        chosen_by = facts.validation[name]["reward"]
+        return None if chosen_by is None else float(chosen_by - facts.test[name]["reward"])
+
+    return {name: gap(name) for name in ("base", "result")}
 
 
 def costs(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:

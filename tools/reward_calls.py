@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from nslora.tools.task import Example
 
 
+LARGEST_NOISE = 0.3  # a larger change of mind about one reply cannot be told from a repair
+
+
 class Asker:
     """Asks the reward about one row: cached, counted, capped."""
 
@@ -47,7 +50,7 @@ class Asker:
 
 
 def measure_tolerance(
-    reward: Callable[[Example, str], Score], graded: Sequence[Graded], *, rows: int = 5, largest: float = 0.3
+    reward: Callable[[Example, str], Score], graded: Sequence[Graded], *, rows: int = 5, largest: float = LARGEST_NOISE
 ) -> float:
     """Noise of a reward: the largest change of mind over a few rows asked twice, doubled; 0.0 for a firm one.
 

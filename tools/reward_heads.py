@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nslora.tools.attribution import Attribution, VerdictName
+from nslora.tools.cores import FUNCTION_WORDS, WORD
 from nslora.tools.errors import SettingsError
-from nslora.tools.repairs import FUNCTION_WORDS, WORD, Layout, states, unescape
+from nslora.tools.repairs import Layout, states, unescape
 
 if TYPE_CHECKING:
     from nslora.tools.rewards import Graded

@@ -66,10 +66,14 @@ class Reward:
     """Scores replies: cached by row and reply, real evaluations counted in `calls`.
 
     combine "mean" is the mean of the checks by weight; "all" gives 1.0 where every check is at 1, else 0.0.
+    costly: each evaluation costs money, so the classifier asks as little as it can. noise: the largest change of mind
+    about one reply, None where it is not known and is measured.
     Raises RewardError, naming the row, where a user's function raises or gives no number in [0, 1].
     """
 
-    def __init__(self, checks: Sequence[Check], combine: Combine = "mean") -> None:
+    def __init__(
+        self, checks: Sequence[Check], combine: Combine = "mean", *, costly: bool = False, noise: float | None = None
+    ) -> None:
         names = [check.name for check in checks]
         if not names:
             raise RewardError("A reward needs at least one check: list some under reward.checks.")
@@ -79,6 +83,8 @@ class Reward:
         if combine not in get_args(Combine):
             raise RewardError(f"Unknown reward.combine {combine!r} (known: {', '.join(get_args(Combine))}).")
         self.checks, self.combine, self.calls = tuple(checks), combine, 0
+        self.costly, self.noise = costly, noise
+        self.tolerance: float | None = None  # what the classifier found when it asked twice
         self._scores: dict[tuple[str, str, str], Score] = {}
         self._suggestions: dict[tuple[str, str], str | None] = {}
 
@@ -116,7 +122,8 @@ class Reward:
     @property
     def spec(self) -> dict[str, Any]:
         """The reward as plain values, for the task's hash."""
-        return {"combine": self.combine, "checks": [check.spec for check in self.checks]}
+        spec: dict[str, Any] = {"combine": self.combine, "checks": [check.spec for check in self.checks]}
+        return spec | ({"costly": True} if self.costly else {}) | ({"noise": self.noise} if self.noise else {})
 
     def _suggest(self, example: Example) -> str | None:
         if example.reference is None or not all(check.tells for check in self.checks):

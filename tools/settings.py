@@ -1,8 +1,9 @@
 """Settings of a run: frozen, checked where the user can still mend them, the defaults stated once."""
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nslora.tools.expected_gain import StrategySettings
 from nslora.tools.signal import SignalSettings
@@ -23,7 +24,7 @@ class LoraSettings(Settings):
     """
 
     rank: int = Field(8, ge=1)
-    alpha: float = Field(16, gt=0)
+    alpha: float = Field(16.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] | None = None          # module names; None: every linear layer of a block
     top_blocks: int | None = Field(None, ge=1)      # None: the top third on a CPU, all of them on a GPU
@@ -38,7 +39,8 @@ class LoraSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     max_loss_nats: float = Field(20.0, gt=0)        # above ln(vocabulary) for any vocabulary: worse than guessing
     replay_share: float = Field(0.25, ge=0, le=1)   # of the content rows: rows already right, so that they stay so
-    fast: bool = True                               # frozen trunk and compact head, where they are exact
+    fast: bool = True                               # frozen trunk and compact head, where they are exact to the bit
+    share_prefix: bool = True                       # with fast: common beginnings once a batch; exact up to rounding
 
 
 class DeviceSettings(Settings):
@@ -50,16 +52,55 @@ class DeviceSettings(Settings):
     batch_size: int | None = Field(None, ge=1)      # of generation
 
 
+class Price(Settings):
+    """Of a chat model, in any currency, per million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+class EditorSettings(Settings):
+    """How the symbolic editor is asked, and the most that it may cost in a run.
+
+    Each failure that is shown is one call and about 2000 tokens of the last one. timeout_s and transport_retries go to
+    chat models that are named; a chat model object keeps its own.
+    """
+
+    edit: Literal["document", "system", "question", "demonstrations"] = "document"
+    failures: int = Field(4, ge=1)                  # shown at once
+    candidates: int = Field(1, ge=1)                # of an edit; several are screened before one is proposed
+    screening_rows: int = Field(8, ge=2)            # train rows for that, half of them failing, half passing
+    retries: int = Field(2, ge=0)                   # an unusable reply is sent back with the reason, so often
+    patience: int = Field(3, ge=1)                  # failed edits in a row after which the editor is left alone
+    max_calls: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=0)      # input and output together
+    max_cost: float | None = Field(None, ge=0)      # in the currency of `prices`
+    prices: dict[str, Price] = {}                   # by model name, as in "gpt-4o"
+    reply_tokens: int = Field(4096, ge=1)           # longest reply that is asked for under a cap
+    structured: Literal["auto", "never"] = "auto"   # structured output where the model has it
+    protected: tuple[str, ...] = ()                 # texts that must stay in the prompt, word for word
+    rules: tuple[str, ...] = ()                     # further sentences that the editor must follow
+    timeout_s: float = Field(180.0, gt=0)           # of one request; a local model on a CPU may need minutes
+    transport_retries: int = Field(2, ge=0)         # after a timeout, a rate limit or a server error
+    policy_reply_tokens: int = Field(768, ge=16)    # longest reply of the editor "policy"
+
+
 class RunSettings(Settings):
     """Everything that decides how a run goes, beside the task."""
 
     model: str = "SmolLM2-135M-Instruct"
     editor: str = "rules"                           # for a chat model object: its name, for the record
     editor_base_url: str | None = None
+    editing: EditorSettings = EditorSettings()
+    remade_per_row: int = Field(1, ge=1)            # different verified replies to one train question
     strategy: str = "neurosymbolic"
     seed: int = Field(0, ge=0)
     max_rounds: int = Field(6, ge=0)
     target: float = Field(1.0, gt=0, le=1)          # validation reward at which nothing is left to gain
+    max_seconds: float | None = Field(None, gt=0)   # inside nodes, all processes of the run together
+    max_train_tokens: int | None = Field(None, ge=0)    # through training steps; the editor's caps are in `editing`
+    approve: Literal["nothing", "edits", "updates"] = "nothing"     # which updates wait for a person's yes
+    anchor: str | None = None                       # file of rows on which no update may make the model worse
     train_sample: int = Field(24, ge=1)             # train rows an evaluation looks at, for failures to learn from
     lora: LoraSettings = LoraSettings()
     device: DeviceSettings = DeviceSettings()
@@ -67,3 +108,8 @@ class RunSettings(Settings):
     signal: SignalSettings = SignalSettings()
     routing: StrategySettings = StrategySettings()
     reuse_replies: bool = True                      # look replies up in the user's cache before generating them
+
+    @field_validator("anchor")
+    @classmethod
+    def _wherever_it_is_continued(cls, path: str | None) -> str | None:
+        return None if path is None else str(Path(path).absolute())

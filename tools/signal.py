@@ -22,7 +22,7 @@ the 1.0 of a kind never tried.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -148,6 +148,11 @@ def progress(kind: Kind, history: Sequence[Update], settings: SignalSettings = D
     value = sum(recent) / len(recent)
     evidence["measured"] = value
     return Progress(kind, (1.0 + value) / 2 if moved else value, saturated, evidence)
+
+
+def given_up(state: Progress) -> Progress:
+    """The same kind, closed for the rest of the run however the ground moves: an editor that fails is left alone."""
+    return replace(state, value=0.0, saturated=True, evidence={**state.evidence, "given_up": 1.0})
 
 
 def _moves_ground(other: Update, kind: Kind) -> bool:

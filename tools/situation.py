@@ -80,6 +80,8 @@ def demand_words(kind: Kind, situation: Situation) -> str:
 
 def signal_words(situation: Situation, kind: Kind) -> str:
     state = situation.progress[kind]
+    if state.evidence.get("given_up"):
+        return closed_words(situation, kind)
     if state.saturated:
         return f"{title(kind)} is saturated (progress {state.value:.2f})"
     if not state.evidence.get("tries", 0.0):
@@ -95,8 +97,18 @@ def signal_words(situation: Situation, kind: Kind) -> str:
     return f"{title(kind)} still progresses (last gain {state.evidence.get('gain', 0.0):+.3f})"
 
 
+def closed_words(situation: Situation, kind: Kind) -> str:
+    """Why a saturated kind does not go."""
+    if situation.progress[kind].evidence.get("given_up"):
+        return f"{title(kind)} is given up for this run, since the editor failed too often or reached its cap"
+    return f"{title(kind)} is saturated"
+
+
 def why_nothing_goes(situation: Situation) -> str:
     saturated = [kind for kind in KINDS if situation.progress[kind].saturated]
+    for kind in saturated:
+        if situation.progress[kind].evidence.get("given_up"):
+            return f"{closed_words(situation, kind)}, and the other kind has nothing more to bring."
     if len(saturated) == len(KINDS):
         return "Both kinds are saturated: neither weights nor edits of the prompt still bring reward."
     names = " and ".join(title(kind) for kind in saturated) or "no kind"

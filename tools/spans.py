@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from nslora.tools.repairs import FUNCTION_WORDS, NUMBER, WORD, Case, Layout, Span, escape, in_case, number_in
+from nslora.tools.cores import FUNCTION_WORDS, NUMBER, WORD
+from nslora.tools.repairs import Case, Layout, Span, escape, in_case, number_in
 
 LONG_REPLY_WORDS = 6
 # Answers in a structure that shows by itself where they stand; what is replaced inside leaves the structure.
@@ -118,15 +119,17 @@ def _overlap(one: Span, other: Span) -> float:
     return max(0, shared) / max(1, min(one.end - one.start, other.end - other.start))
 
 
-def replace(reply: str, span: Span, core: str) -> str | None:
+def replace(reply: str, span: Span, core: str, case: Case = "as is") -> str | None:
     """Content repair: the core in place of the span, in the span's case and escaping; all else as it was.
 
+    case: of the known layout, for a span without letters, which shows none.
     None where the span is more than half of a long reply and no known layout frames it: that would mend the form too.
     """
     long = len(WORD.findall(reply)) > LONG_REPLY_WORDS
     if long and not span.framed and (span.end - span.start) * 2 > len(reply.strip()):
         return None
-    text = in_case(core.strip(), case_of(reply, span))
+    lettered = any(letter.isalpha() for letter in reply[span.start : span.end])
+    text = in_case(core.strip(), case_of(reply, span) if lettered else case)
     if reply.lstrip().startswith(("{", "[")) and reply[: span.start].count('"') % 2:
         text = escape(text)
     return reply[: span.start] + text + reply[span.end :]

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+KEEP_TEST = "one-sided sign-flip permutation test, paired by question"
 TIE = 1e-9  # rewards are means of a few checks; smaller differences are rounding
 EXACT_ROWS = 16  # 2**16 sign patterns are enumerated; beyond, Monte Carlo
 CHUNK = 4_000_000  # numbers held at once, 32 MB
@@ -206,4 +207,4 @@ def _numbers(prefix: str, gain: PairedGain) -> dict[str, float]:
 
 
 def _words(gain: PairedGain) -> str:
-    return f"{gain.gain:+.3f} ({gain.wins} rows won, {gain.losses} lost, p {gain.p_value:.3f})"
+    return f"{gain.gain:+.3f} ({gain.wins} rows won, {gain.losses} lost, sign-flip p {gain.p_value:.3f})"

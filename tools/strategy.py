@@ -26,13 +26,13 @@ from nslora.tools.situation import (
     Decision,
     Situation,
     Strategy,
+    closed_words,
     demand_words,
     finish,
     go,
     must_finish,
     open_kinds,
     signal_words,
-    title,
     why_nothing_goes,
 )
 
@@ -247,7 +247,7 @@ def _explain(
     parts = [demand_words(kind, situation), signal_words(situation, kind)]
     other: Kind = "textgrad" if kind == "lora" else "lora"
     if other not in wanted and situation.progress[other].saturated:
-        parts.append(f"{title(other)} is saturated")
+        parts.append(closed_words(situation, other))
     elif other in wanted and gains[other] >= gains[kind] * (1 - settings.tie_share):
         parts.append("a tie, so the cheaper one")
     return "; ".join(parts)

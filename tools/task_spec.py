@@ -52,9 +52,15 @@ class Fields(Settings):
 
 
 class RewardSpec(Settings):
-    """Checks by name or with options; each is read by `rewards.build_check`."""
+    """Checks by name or with options; each is read by `rewards.build_check`.
+
+    costly: an evaluation costs money; the classifier then uses reward heads. noise: the largest change of mind about
+    one reply; where it is not given, a few replies are judged twice.
+    """
 
     combine: Literal["mean", "all"] = "mean"
+    costly: bool = False
+    noise: float | None = Field(None, ge=0, le=0.3)
     checks: tuple[str | dict[str, Any], ...] = Field(("exact_match",), min_length=1)
 
 
@@ -178,6 +184,7 @@ def reward_of(spec: TaskSpec, document: Document, style: str | None, combine: st
         except RewardError as error:
             raise RewardError(f"{document.place(keys)}: {error}") from error
     try:
-        return Reward(checks, cast("Combine", combine or spec.reward.combine))
+        kind = cast("Combine", combine or spec.reward.combine)
+        return Reward(checks, kind, costly=spec.reward.costly, noise=spec.reward.noise)
     except RewardError as error:
         raise RewardError(f"{document.place(['reward'])}: {error}") from error

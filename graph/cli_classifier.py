@@ -1,0 +1,159 @@
+"""`nslora classify` and `nslora diagnose`: what failing replies need, without and with a model. No graph runs."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nslora.tools.files import write_json
+
+if TYPE_CHECKING:
+    from nslora.tools.diagnosis import Diagnosis
+    from nslora.tools.reply_classifier import ReplyReport, ReplyVerdict
+
+EXAMPLES = 2        # a verdict, on the console; --json holds all
+SHOWN = 160         # characters of a text on the console
+REPAIRS = {"content": "weights (content mended)", "form": "prompt (form mended)", "both": "both"}
+
+TaskArgument = Annotated[str, typer.Argument(help="An embedded task (handbook), a task.yaml, or a folder with one.")]
+StyleOption = Annotated[str | None, typer.Option(help="House style, for tasks that have several.")]
+CombineOption = Annotated[str | None, typer.Option(help="mean or all: graded or all-or-nothing reward.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write everything that was found to this file.")]
+
+
+def classify(
+    task: TaskArgument,
+    replies: Annotated[Path, typer.Option(help="JSONL, JSON, CSV or Parquet: question, reference, reply.")],
+    reply_field: Annotated[str, typer.Option(help="Field that holds the reply.")] = "reply",
+    style: StyleOption = None,
+    combine: CombineOption = None,
+    json_: JsonOption = None,
+) -> None:
+    """Say of each failing reply in a log whether it needs other content, another form, or both. Loads no model."""
+    from nslora.tools.reply_classifier import classify_replies
+    from nslora.tools.task import load_task
+
+    out = Console(soft_wrap=False)
+    report = classify_replies(load_task(task, style=style, combine=combine), replies, reply_field=reply_field)
+    show_report(out, report)
+    if json_:
+        write_json(json_, dataclasses.asdict(report))
+        out.print(f"all of them: {escape(str(json_))}", highlight=False)
+
+
+def diagnosed(
+    task: TaskArgument,
+    model: Annotated[str, typer.Option(help="Embedded name, folder, or hub id.")] = "SmolLM2-135M-Instruct",
+    style: StyleOption = None,
+    combine: CombineOption = None,
+    json_: JsonOption = None,
+) -> None:
+    """Say what stands between a model and a task, before anything is trained and any editor is called."""
+    import tempfile
+
+    from nslora.tools.diagnosis import diagnose
+    from nslora.tools.local_policy import LocalPolicy, prepare_environment
+    from nslora.tools.models import cache_folder
+    from nslora.tools.reply_cache import ReplyCache
+    from nslora.tools.task import load_task
+
+    prepare_environment()
+    out = Console(soft_wrap=False)
+    loaded = load_task(task, style=style, combine=combine)
+    with tempfile.TemporaryDirectory() as scratch, out.status("asking the model") as status:
+        policy = LocalPolicy.load(model, adapters=Path(scratch), note=out.print)
+
+        def advance(done: int, total: int) -> None:
+            status.update(f"asking the model: {done} of {total} replies")
+
+        found = diagnose(loaded, policy, cache=ReplyCache(cache_folder() / "replies.sqlite"), advance=advance)
+    show_diagnosis(out, found)
+    if json_:
+        write_json(json_, dataclasses.asdict(found))
+        out.print(f"all of it: {escape(str(json_))}", highlight=False)
+
+
+def show_report(out: Console, report: "ReplyReport") -> None:
+    """Shares, then examples with the repaired replies."""
+    need = report.demand
+    out.print(f"replies  {report.rows}: {report.passed} earn full reward, {need.failures} fail; mean reward "
+              f"{report.reward:.3f}", highlight=False)
+    if not need.failures:
+        out.print("Nothing to classify: every reply earns full reward.")
+        return
+    out.print(shares(need))
+    layouts = f"{report.known_good} replies that earned full reward" if report.known_good else \
+        "the reward's own suggestions" if report.suggested else "none: no reply earned full reward"
+    noise = f"; noise of the reward {report.tolerance:.2f}" if report.tolerance else ""
+    out.print(f"layouts  from {layouts}; {report.reward_calls} reward calls{noise}", highlight=False)
+    for verdict in ("content", "form", "both"):
+        for each in [each for each in report.verdicts if each.verdict == verdict][:EXAMPLES]:
+            show_reply(out, each)
+
+
+def shares(need: Any) -> Table:
+    """The three verdicts as a table."""
+    table = Table(title=f"what the {need.failures} failing replies need", title_justify="left")
+    for column in ("content", "form", "both", "P(content), by missing reward"):
+        table.add_column(column, justify="right")
+    table.add_row(f"{need.content:.0%}", f"{need.form:.0%}", f"{need.both:.0%}", f"{need.p_content:.2f}")
+    return table
+
+
+def show_reply(out: Console, each: "ReplyVerdict") -> None:
+    mended = "no single repair was paid for" if each.repaired is None else shown(each.repaired)
+    earned = "" if each.repaired_reward is None else f"  (reward {each.repaired_reward:.2f})"
+    out.print(f"\n[bold]{each.verdict}[/]  {escape(each.id)}: {escape(shown(each.question))}", highlight=False)
+    out.print(f"  reply     {escape(shown(each.reply))}  (reward {each.reward:.2f})", highlight=False)
+    out.print(f"  repaired  {escape(mended)}{earned}", highlight=False)
+
+
+def show_diagnosis(out: Console, found: "Diagnosis") -> None:
+    """What stands in the way, what could be mended, what cannot be seen, what it costs, and the advice."""
+    checks = ", ".join(f"{name} {value:.2f}" for name, value in found.checks.items())
+    low, high = found.interval
+    out.print(f"{found.model} on {found.task}, as it is: reward {found.reward:.3f} on {found.validation_rows} "
+              f"validation rows (95 % {low:.3f} to {high:.3f}), {found.train_reward:.3f} on {found.train_rows} train "
+              f"rows; all checks {found.all_checks:.2f} ({escape(checks)})", highlight=False)
+    if found.demand.failures:
+        out.print(shares(found.demand))
+        for each in found.examples:
+            out.print(f"  {each.attribution.verdict:<8}{escape(shown(each.question))}\n          reply     "
+                      f"{escape(shown(each.reply))}", highlight=False)
+            if each.attribution.repaired is not None:
+                out.print(f"          repaired  {escape(shown(each.attribution.repaired))}", highlight=False)
+        out.print(bounds_table(found))
+        out.print(f"too small to see on {found.validation_rows} validation rows: gains in mean reward below "
+                  f"{found.smallest_detectable:.3f} (one-sided paired test, level {found.level:g})", highlight=False)
+        out.print(cost_table(found))
+    out.print(f"[bold]advice[/]   {found.advice}: {escape(found.reason)}", highlight=False)
+
+
+def bounds_table(found: "Diagnosis") -> Table:
+    table = Table(title="upper bounds, from repairs that the reward paid for", title_justify="left")
+    for column in ("mended", "reward", "gain", "95 % interval"):
+        table.add_column(column, justify="left" if column == "mended" else "right")
+    for bound in found.bounds:
+        low, high = bound.interval
+        table.add_row(REPAIRS[bound.repair], f"{bound.reward:.3f}", f"{bound.gain:+.3f}", f"{low:+.3f} to {high:+.3f}")
+    return table
+
+
+def cost_table(found: "Diagnosis") -> Table:
+    table = Table(title="about what it would cost here, at the speed of this evaluation", title_justify="left")
+    for column in ("", "tokens", "seconds"):
+        table.add_column(column, justify="right" if column else "left")
+    for cost in found.costs:
+        low, high = cost.seconds
+        table.add_row(cost.what, f"{cost.tokens}", f"{low:.0f} to {high:.0f}")
+    return table
+
+
+def shown(text: str) -> str:
+    """One line of a text, cut where it is long."""
+    line = text.replace("\n", "\\n")
+    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"

@@ -1,0 +1,131 @@
+"""Forks: a new run that shares another one's past up to a round, and decides otherwise from there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableConfig
+from langgraph.types import StateSnapshot
+
+from nslora.graph.adapt import Graph, build_graph
+from nslora.graph.run import Run
+from nslora.graph.run_folder import make_folder, read_settings, refuse_unusable, write_record
+from nslora.tools.chat_models import editor_name
+from nslora.tools.checkpoints import copy_past
+from nslora.tools.errors import RunError
+from nslora.tools.lab import Lab, read_run_file, register
+from nslora.tools.policy import Policy
+from nslora.tools.run_copy import copy_past as copy_files
+from nslora.tools.run_copy import copy_records
+from nslora.tools.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a new run takes over from another: which of its rounds is done anew, and what is handed over in memory."""
+
+    source: Run
+    folder: Path
+    round: int
+    kind: Literal["fork", "replay"]
+
+
+def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "textgrad"] | None = None,
+         editor: str | BaseChatModel | None = None, settings: Mapping[str, Any] | None = None) -> Run:
+    """A new run in `folder` with the past of `source` before round `at`, which is decided again.
+
+    action: what round `at` does, whatever the strategy would choose. editor: another one from there on. settings:
+    other fields of RunSettings; {"lora": {"rank": 16}} changes that one field of the group. The source is only read.
+    Raises RunError where it never came to that round.
+    """
+    values = merged(read_run_file(source.folder)["settings"], settings or {})
+    if editor is not None:
+        values["editor"] = editor if isinstance(editor, str) else editor_name(editor)
+    new = begin(Beginning(source, Path(folder), at, "fork"), read_settings(**values),
+                editor=editor if isinstance(editor, BaseChatModel) else None, keeps_editor=editor is None,
+                origin={"action": action, "settings": dict(settings or {})})
+    copy_records(source.folder, new.folder, editor=True, bursts=True)
+    if action is not None:
+        force(new, action)
+    return new
+
+
+def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel | None = None,
+          keeps_editor: bool = True, policy: Policy | None = None, origin: Mapping[str, Any] | None = None) -> Run:
+    """Make the new run: its record, the files of its past, and its checkpoints up to the decision of the round."""
+    source, folder = beginning.source, beginning.folder
+    record = read_run_file(source.folder)
+    with source.checkpointer() as saver:
+        graph = build_graph(saver)
+        at = checkpoint_before(graph, source, beginning.round)
+        past = line_of(graph, at.config)
+        refuse_unusable(folder)
+        make_folder(folder)
+        chat = editor or (source.lab.editor_chat if keeps_editor else None)
+        lab = Lab(folder.resolve(), settings, source.lab.task, policy=policy or source.lab.given_policy,
+                  editor_chat=chat, note=source.lab.note)
+        write_record(folder, source.lab.task, settings,
+                     editor_is_object=editor is not None or (keeps_editor and bool(record["editor_is_object"])),
+                     origin={"run": source.folder.name, "thread": source.thread, "kind": beginning.kind,
+                             "round": beginning.round, **(origin or {})})
+        copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
+        new = Run(folder, register(lab))
+        found = saver.get_tuple(at.config)
+        if found is None:
+            raise RunError(f"The checkpoint before round {beginning.round} of {source.folder} is gone.")
+        with new.checkpointer() as target:
+            copy_past(saver, target, found, new.thread)
+            reopen(build_graph(target), new)
+    return new
+
+
+def checkpoint_before(graph: Graph, run: Run, number: int) -> StateSnapshot:
+    """The checkpoint from which round `number` was decided; for the round after the last, that of the end."""
+    history = [each for each in graph.get_state_history(run.config) if each.values.get("round") == number - 1]
+    for wanted in ("classify", "finish"):
+        # Newest first; an earlier one of the same round would be another branch's.
+        if found := [each for each in history if wanted in each.next]:
+            return found[-1]
+    raise RunError(f"{run.folder} never came to round {number}: name an earlier one (nslora show {run.folder}).")
+
+
+def line_of(graph: Graph, config: RunnableConfig) -> list[StateSnapshot]:
+    """A checkpoint and all that it grew from, newest first."""
+    line = [graph.get_state(config)]
+    while line[-1].parent_config is not None:
+        line.append(graph.get_state(line[-1].parent_config))
+    return line
+
+
+def reopen(graph: Graph, run: Run) -> None:
+    """Take back an end that was given, since the settings may have changed: `classify` asks again whether to stop."""
+    state = graph.get_state(run.config)
+    if "finish" in state.next:
+        graph.update_state(run.config, {"stop": "", "decision": None, "approve": run.lab.settings.approve},
+                           as_node="monitor")
+    elif state.values.get("approve") != run.lab.settings.approve:
+        graph.update_state(run.config, {"approve": run.lab.settings.approve}, as_node="monitor")
+
+
+def force(run: Run, action: Literal["lora", "textgrad"]) -> None:
+    """Let `classify` choose its rows, then overrule its decision."""
+    with run.checkpointer() as saver:
+        graph = build_graph(saver)
+        graph.invoke(None, run.config, context=run.context, interrupt_after=["classify"], durability="sync")
+        decision = graph.get_state(run.config).values["decision"]
+        if decision is None:
+            raise RunError(f"{run.folder}: there was nothing to decide, so no action can be forced.")
+        reason = f"Chosen by hand, in a fork; the strategy said: {decision['action']} ({decision['reason']})"
+        graph.update_state(run.config, {"decision": {**decision, "action": action, "reason": reason}, "stop": ""},
+                           as_node="classify")
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with the fields of `new`, group by group."""
+    result = dict(old)
+    for key, value in new.items():
+        result[key] = merged(result[key], value) if isinstance(value, Mapping) and isinstance(result.get(key), dict) \
+            else value
+    return result

@@ -1,0 +1,176 @@
+"""Looking at runs, from their folders alone: no model is loaded and nothing is written.
+
+    for run in runs("runs"): print(run.folder, run.status, run.best_reward)
+    look("runs/demo").round(3).failures
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.errors import RunError
+from nslora.tools.evaluation import Failure, read_evaluation
+from nslora.tools.files import read_jsonl
+from nslora.tools.lab import RUN_FILE, PromptStore, read_run_file
+from nslora.tools.prompt import Prompt, difference
+from nslora.tools.run_lock import is_locked
+
+
+@dataclass(frozen=True)
+class Round:
+    """One finished round. reward_after is None where the update failed before it could be measured."""
+
+    number: int
+    action: str
+    reason: str
+    kept: bool
+    verdict: str
+    error: str | None
+    adapter: str | None
+    prompt: str | None
+    reward_before: float
+    reward_after: float | None
+    demand: Mapping[str, float]
+    signal: Mapping[str, Mapping[str, float]]
+    numbers: Mapping[str, float]
+    wall_s: float
+    trained_tokens: int
+    generated_tokens: int
+    editor: Mapping[str, float]
+    note: str
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """A row that a burst was trained on. origin: "reference", "remade" or "replay"."""
+
+    source: str
+    origin: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class RoundDetails:
+    """What a round looked at and did. failures: of the kept candidate, with the classifier's verdict on each.
+
+    critiques: the editor's textual gradients. diff: of the prompt in force before and the proposed one.
+    """
+
+    round: Round
+    failures: tuple[Failure, ...]
+    training_rows: tuple[TrainingExample, ...]
+    critiques: tuple[str, ...]
+    diff: str
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as its folder tells it. status: finished, running (a process is at work), stopped, or unreadable.
+
+    rewards are on validation; None before the first evaluation of a round ended. problem: what cannot be read.
+    """
+
+    folder: Path
+    status: str
+    created: str
+    task: str
+    settings: Mapping[str, Any]
+    origin: Mapping[str, Any] | None
+    start_reward: float | None
+    best_reward: float | None
+    stop: str
+    wall_s: float
+    rounds: tuple[Round, ...]
+    problem: str = ""
+
+    def round(self, number: int) -> RoundDetails:
+        """Everything about round `number`, from 1. Raises RunError where there is no such round, or a damaged file."""
+        if not 1 <= number <= len(self.rounds):
+            raise RunError(f"{self.folder} has no round {number}: it has {len(self.rounds)} finished rounds.")
+        found = self.rounds[number - 1]
+        prompts = PromptStore(self.folder / "prompts")
+        before, proposed = self._prompt_before(number), found.prompt
+        diff = difference(prompts.get(before), prompts.get(proposed)) if before and proposed else ""
+        return RoundDetails(found, self._failures(number), self._training_rows(number), self._critiques(number), diff)
+
+    def prompt(self, name: str) -> Prompt:
+        """The prompt document of this hash."""
+        return PromptStore(self.folder / "prompts").get(name)
+
+    def _prompt_before(self, number: int) -> str | None:
+        kept = [each.prompt for each in self.rounds[:number - 1] if each.kept and each.prompt]
+        if kept:
+            return kept[-1]
+        prompt: str | None = read_run_file(self.folder)["task"].get("prompt")
+        return prompt
+
+    def _failures(self, number: int) -> tuple[Failure, ...]:
+        for path in sorted((self.folder / "material").glob(f"{number}-*.json")):
+            key = path.stem.partition("-")[2]
+            return tuple(read_evaluation(self.folder / "evaluations" / f"{key}.jsonl")[1])
+        return ()
+
+    def _training_rows(self, number: int) -> tuple[TrainingExample, ...]:
+        rows = read_jsonl(self.folder / "material" / f"{number}-rows.jsonl")
+        return tuple(TrainingExample(row["source"], row["origin"], row["completion"]) for row in rows)
+
+    def _critiques(self, number: int) -> tuple[str, ...]:
+        return tuple(critique for path in sorted((self.folder / "edits").glob(f"{number}-*.json"))
+                     for critique in json.loads(path.read_text(encoding="utf-8"))["critiques"])
+
+
+def runs(folder: str | Path = "runs") -> list[RunView]:
+    """All runs directly under `folder`, the newest first; one that cannot be read is listed with its problem."""
+    found = []
+    for path in sorted(Path(folder).glob(f"*/{RUN_FILE}")):
+        try:
+            found.append(look(path.parent))
+        except RunError as error:
+            found.append(RunView(path.parent, "unreadable", "", "", {}, None, None, None, "", 0.0, (), str(error)))
+    return sorted(found, key=lambda each: each.created, reverse=True)
+
+
+def look(folder: str | Path) -> RunView:
+    """One run. Raises RunError, naming the file, where the folder is no run or a record in it is damaged."""
+    path = Path(folder)
+    record = read_run_file(path)
+    try:
+        records = read_jsonl(path / "decisions.jsonl")
+        report_file = path / "result" / "report.json"
+        report = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else None
+        rounds = tuple(round_of(each) for each in records)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"A record in {path} is damaged ({error}): go on from an earlier round with nslora fork."
+                       ) from error
+    status = "finished" if report else "running" if is_locked(path) else "stopped"
+    return RunView(
+        folder=path, status=status, created=record["created"], task=record["task"]["name"],
+        settings=record["settings"], origin=record.get("origin"), start_reward=start_reward(report, rounds),
+        best_reward=best_reward(rounds), stop=report["stop"] if report else "",
+        wall_s=report["wall_s"] if report else sum(each.wall_s for each in rounds), rounds=rounds)
+
+
+def round_of(record: Mapping[str, Any]) -> Round:
+    """A line of decisions.jsonl as an object."""
+    candidate = record["candidate"] or {}
+    return Round(
+        number=record["round"], action=record["action"], reason=record["reason"], kept=record["kept"],
+        verdict=record["verdict"], error=record["error"], adapter=candidate.get("adapter"),
+        prompt=candidate.get("prompt"), reward_before=record["reward_before"], reward_after=record["reward_after"],
+        demand=record["demand"], signal=record["signal"], numbers=record["numbers"], wall_s=record["wall_s"],
+        trained_tokens=record["trained_tokens"], generated_tokens=record["generated_tokens"], editor=record["editor"],
+        note=record["note"])
+
+
+def start_reward(report: Mapping[str, Any] | None, rounds: Sequence[Round]) -> float | None:
+    if rounds:
+        return rounds[0].reward_before
+    reward: float | None = report["validation"]["base"]["reward"] if report else None
+    return reward
+
+
+def best_reward(rounds: Sequence[Round]) -> float | None:
+    rewards = [rounds[0].reward_before] if rounds else []
+    return max([*rewards, *(each.reward_after for each in rounds if each.reward_after is not None)], default=None)

@@ -1,0 +1,108 @@
+"""approve: show a proposed update to a person, and do what they say: accept, reject, or a prompt of their own.
+
+A node of its own, since `interrupt` runs its node again from the top when the answer comes, perhaps a day later and in
+another process.
+"""
+
+import time
+from typing import Any
+
+from langgraph.runtime import Runtime
+from langgraph.types import interrupt
+
+from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
+from nslora.nodes.textgrad_edit import check, remake_under
+from nslora.nodes.workplace import lab_for, progress
+from nslora.tools.errors import PromptError
+from nslora.tools.evaluation import ask, grade
+from nslora.tools.lab import Lab
+from nslora.tools.prompt import Prompt, difference, parse
+
+ANSWERS = ("accept", "reject", "rewrite")
+SCREENING_ROWS = 8
+
+
+def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Ask until the answer can be used: {"answer": "accept"}, "reject", or "rewrite" with {"prompt": document}."""
+    lab, proposal = lab_for(runtime), state["proposal"]
+    if proposal is None or proposal["candidate"] is None:
+        return {}
+    shown = question(state, proposal, proposal["candidate"], lab)
+    problem = ""
+    while True:
+        answer = interrupt({**shown, "problem": problem})
+        try:
+            wanted, prompt = read_answer(answer, lab)
+            break
+        except PromptError as error:
+            problem = str(error)
+    if wanted == "reject":
+        return rejected(state, proposal)
+    return {} if prompt is None else rewritten(state, proposal, prompt, lab)
+
+
+def question(state: AdaptationState, proposal: Proposal, candidate: Candidate, lab: Lab) -> dict[str, Any]:
+    """What a person needs to decide: the diff, the figures of a small screening, and what it cost."""
+    kept = state["kept"]
+    return {
+        "round": state["round"] + 1, "kind": proposal["kind"], "note": proposal["note"],
+        "reason": state["decision"]["reason"] if state["decision"] else "",
+        "diff": difference(lab.prompts.get(kept["prompt"]), lab.prompts.get(candidate["prompt"])),
+        "prompt": lab.prompts.get(candidate["prompt"]).render(),
+        "adapter": {"kept": kept["adapter"], "proposed": candidate["adapter"]},
+        "screening": {"rows": len(screening_rows(state, lab)), "kept": screening(state, kept, lab),
+                      "proposed": screening(state, candidate, lab)},
+        "editor": proposal["editor"], "trained_tokens": proposal["trained_tokens"], "answers": list(ANSWERS)}
+
+
+def screening_rows(state: AdaptationState, lab: Lab) -> list[Any]:
+    return list(lab.train_sample(state["round"]))[:SCREENING_ROWS]
+
+
+def screening(state: AdaptationState, candidate: Candidate, lab: Lab) -> float:
+    """Mean reward of a candidate on a few train rows; validation is left to `evaluate`."""
+    rows = screening_rows(state, lab)
+    replies = ask(lab.policy, lab.replies, lab.prompts.get(candidate["prompt"]), [row.question for row in rows],
+                  adapter=candidate["adapter"], max_new_tokens=lab.task.max_new_tokens)
+    return float(sum(each.score.value for each in grade(lab.task.reward, rows, replies.texts)) / len(rows))
+
+
+def read_answer(answer: Any, lab: Lab) -> tuple[str, Prompt | None]:
+    """The answer and, for a rewrite, its prompt. Raises PromptError, to be shown, where it cannot be used."""
+    if isinstance(answer, str):
+        answer = {"answer": answer}
+    wanted = answer.get("answer") if isinstance(answer, dict) else None
+    if wanted not in ANSWERS:
+        raise PromptError(f"The answer was {answer!r}: wanted {{'answer': 'accept'}}, {{'answer': 'reject'}} or "
+                          "{'answer': 'rewrite', 'prompt': the whole document}.")
+    if wanted != "rewrite":
+        return wanted, None
+    prompt = parse(str(answer.get("prompt", "")))
+    check(prompt, lab)
+    return wanted, prompt
+
+
+def rejected(state: AdaptationState, proposal: Proposal) -> Changes:
+    """The proposal fails, and what it would have brought to later training is set aside with it."""
+    pool, candidate = state["remade"], proposal["candidate"]
+    changes: Changes = {"proposal": {**proposal, "candidate": None, "error": "rejected by a person"}}
+    if pool and candidate and pool["prompt"] == candidate["prompt"]:
+        changes["remade"] = {**pool, "waiting": False}
+    return changes
+
+
+def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: Lab) -> Changes:
+    """A person's prompt in the place of the proposed one, with remade data of its own."""
+    started = time.monotonic()
+    name = lab.prompts.add(prompt)
+    remade = remake_under(prompt, state, lab, f"person-{state['round'] + 1}", progress("approve", "remade replies"))
+    wall_s = time.monotonic() - started
+    adapter = proposal["candidate"]["adapter"] if proposal["candidate"] else None
+    changes: Changes = {"wall_s": wall_s, "proposal": {
+        **proposal, "candidate": Candidate(adapter=adapter, prompt=name), "new_rows": len(remade.rows),
+        "wall_s": proposal["wall_s"] + wall_s,
+        "generated_tokens": proposal["generated_tokens"] + remade.generated_tokens,
+        "note": f"prompt rewritten by a person, {len(remade.rows)} rows remade"}}
+    if remade.rows:
+        changes["remade"] = {"prompt": name, "rows": len(remade.rows), "waiting": True}
+    return changes

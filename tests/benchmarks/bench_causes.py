@@ -1,0 +1,115 @@
+"""Planted causes in whole runs: is the first action the right one, and is a model that needs nothing left alone?
+
+Twenty runs with a cause (content, form, both) and twenty with none, for each of two models. What is done is recorded
+in `build/bench/causes/results.jsonl`, and not done again.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from causes_tasks import CAUSES, RIGHT, Cause, embedded_task, known_subjects, tiny_model, tiny_task
+from form import Figure, figure, publish
+
+from nslora.graph.run import Run
+from nslora.tools.files import append_jsonl, read_jsonl
+from nslora.tools.local_policy import LocalPolicy, prepare_environment
+from nslora.tools.reply_cache import ReplyCache
+from nslora.tools.settings import DeviceSettings, LoraSettings
+
+FOLDER = Path("build/bench/causes")
+RESULTS = FOLDER / "results.jsonl"
+MODELS = ("embedded", "tiny")
+PLANTED = 20            # runs with a cause, and as many with none
+SETTINGS: dict[str, dict[str, Any]] = {
+    # The first action is what is judged; what follows needs only to end.
+    "embedded": {"max_rounds": 1, "lora": {"epochs": 2}},
+    "tiny": {"max_rounds": 2, "lora": {"epochs": 4}},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run. first: the first action, "none" where the run ended without one; changed: another result than start."""
+
+    model: str
+    cause: Cause
+    seed: int
+    first: str
+    changed: bool
+    reason: str
+    reward: float
+
+    @property
+    def right(self) -> bool:
+        return self.first in RIGHT[self.cause] if self.cause != "neither" else not self.changed
+
+
+def plan(runs: int) -> list[tuple[Cause, int]]:
+    """(cause, seed): the three causes in turn, then as many runs with none."""
+    return [(CAUSES[i % 3], i) for i in range(runs)] + [("neither", i) for i in range(runs)]
+
+
+def run(model: str, cause: Cause, seed: int, known: list[str]) -> Outcome:
+    folder = FOLDER / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    if model == "tiny":
+        task, name = tiny_task(cause, seed), str(tiny_model(FOLDER / f"tiny-{seed}", seed))
+    else:
+        task, name = embedded_task(cause, seed, known), "SmolLM2-135M-Instruct"
+    begun = Run.create(folder, task=task, model=name, seed=seed, device={"device": "cpu"}, **SETTINGS[model])
+    report = begun.adapt()
+    rounds = report["rounds"]
+    return Outcome(model, cause, seed, rounds[0]["action"] if rounds else "none", report["result"] != report["start"],
+                   rounds[0]["reason"] if rounds else report["stop"], report["validation"]["base"]["reward"])
+
+
+def figures_of(outcomes: list[Outcome]) -> list[Figure]:
+    figures: list[Figure] = []
+    for model in MODELS:
+        planted = [each for each in outcomes if each.model == model and each.cause != "neither"]
+        none = [each for each in outcomes if each.model == model and each.cause == "neither"]
+        for name, group in (("first action right", planted), ("neither: no change", none)):
+            share = sum(each.right for each in group) / max(1, len(group))
+            whole = len(group) >= PLANTED
+            figures.append(figure(f"{model}, {name}, of {len(group)}", share, at_least=0.95 if whole else None))
+        for cause in CAUSES[:3]:
+            group = [each for each in planted if each.cause == cause]
+            share = sum(each.right for each in group) / max(1, len(group))
+            figures.append(figure(f"{model}, {cause}: first action right, of {len(group)}", share))
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=MODELS, help="only this one")
+    parser.add_argument("--runs", type=int, default=PLANTED, help="with a cause, and as many with none")
+    options = parser.parse_args()
+    prepare_environment()
+    done = {(each["model"], each["cause"], each["seed"]) for each in read_jsonl(RESULTS)}
+    for model in [options.model] if options.model else MODELS:
+        todo = [each for each in plan(options.runs) if (model, *each) not in done]
+        known: list[str] = []
+        if model == "embedded" and todo:
+            policy = LocalPolicy.load("SmolLM2-135M-Instruct", adapters=FOLDER / "adapters", lora=LoraSettings(),
+                                      device=DeviceSettings())
+            known = known_subjects(policy, ReplyCache(FOLDER / "replies.sqlite"))
+            del policy
+            print(f"the embedded model knows {len(known)} of the common facts in every wording", flush=True)
+        for cause, seed in todo:
+            outcome = run(model, cause, seed, known)
+            append_jsonl(RESULTS, asdict(outcome))
+            print(f"{model} {cause} {seed}: {outcome.first} ({outcome.reason})", flush=True)
+    outcomes = [Outcome(**each) for each in read_jsonl(RESULTS)]
+    wrong = [asdict(each) for each in outcomes if not each.right]
+    good = publish("causes", figures_of(outcomes), "Planted causes in whole runs", wrong=wrong)
+    print(json.dumps(wrong, indent=1) if wrong else "no run went wrong")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Kill -9 at many places of a run on a tiny model, resume, and compare with the run that nothing happened to."""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from crash_runs import chosen, crash, import_all, in_child, outcome, uninterrupted
+from form import figure, publish
+
+POINTS = 60
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=int, default=POINTS)
+    parser.add_argument("--kinds", nargs="*", help="Only places whose name begins so; one point each.")
+    wanted = parser.parse_args()
+    import_all()
+    with tempfile.TemporaryDirectory(prefix="nslora-crashes-") as name:
+        sys.exit(0 if measure(Path(name), wanted.points, wanted.kinds) else 1)
+
+
+def measure(folder: Path, points: int, kinds: list[str] | None) -> bool:
+    """Kill at `points` places; returns whether everything held."""
+    setting = folder / "setting"
+    setting.mkdir()
+    if in_child(lambda: write_setting(setting), folder / "log"):
+        raise RuntimeError((folder / "log").read_text())
+    places = uninterrupted(folder / "whole", setting)
+    expected = outcome(folder / "whole" / "run")
+    picked = chosen(places, points)
+    if kinds:
+        picked = [next((n, p) for n, p in chosen(places, len(places), seed=1) if p.startswith(kind)) for kind in kinds]
+    started = time.monotonic()
+    crashes = []
+    for number, place in picked:
+        crashes.append(crash(folder / "killed", setting, expected, place, number))
+        fate = "as if nothing had happened" if not crashes[-1].differences else crashes[-1].differences[0]
+        print(f"{number:4} of {len(places)}  {place:40} {fate}", flush=True)
+    unlike = sum(bool(each.differences) for each in crashes)
+    return publish("crashes", [
+        figure("kills", len(crashes), at_least=min(points, len(picked))),
+        figure("kinds of places", len({each.place for each in crashes})),
+        figure("runs that ended otherwise", unlike, at_most=0),
+        figure("editor calls paid twice", sum(each.calls_again for each in crashes), at_most=0),
+        figure("training steps done twice", sum(each.steps_again for each in crashes), at_most=0),
+        figure("time", time.monotonic() - started, "s")], title="kill -9, then resume",
+        crashes=[asdict(each) for each in crashes])
+
+
+def write_setting(folder: Path) -> None:
+    from nslora.tools.tiny_model import write_tiny_model
+    from nslora.tools.tiny_task import write_tiny_task
+
+    write_tiny_task(folder / "task", rows=6)
+    write_tiny_model(folder / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Places where a run can be killed, and what was paid for until then. Installed in a child process only.
+
+Each place has a name; `Places` counts them as they are passed, and kills the process at the one that was asked for.
+What was paid for is written with one `os.write` a line, which a kill of the process does not lose.
+"""
+
+import functools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Places:
+    """Passed places are written to `folder/places`; the one with number `kill_at` (from 0) is the last."""
+
+    def __init__(self, folder: Path, kill_at: int | None) -> None:
+        self.kill_at, self.number = kill_at, 0
+        self._files = {name: os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                       for name in ("places", "calls", "steps")}
+
+    def __call__(self, name: str) -> None:
+        self.note("places", name)
+        if self.number == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.number += 1
+
+    def note(self, file: str, line: str) -> None:
+        os.write(self._files[file], f"{line}\n".encode())
+
+
+def install(passed: Places) -> None:
+    """Put the places into the package: nodes, files, records, training, editor, checkpoints."""
+    nodes(passed)
+    files(passed)
+    training(passed)
+    records(passed)
+
+
+def around(owner: Any, name: str, passed: Places, title: str | Callable[..., str]) -> None:
+    """Pass a place before and after each call of `owner.name`."""
+    inner = getattr(owner, name)
+
+    @functools.wraps(inner)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        words = title(*args) if callable(title) else title
+        passed(f"{words}: before")
+        result = inner(*args, **kwargs)
+        passed(f"{words}: after")
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def nodes(passed: Places) -> None:
+    """Begin and end of each node: at the end its files are written, and its checkpoint is not."""
+    from nslora.graph import adapt
+
+    for name in ("evaluate", "monitor", "classify", "lora_update", "textgrad_edit", "finish"):
+        around(adapt, name, passed, f"node {name}")
+
+
+def files(passed: Places) -> None:
+    """Half of an atomic file, all of it before its new name, and folders before theirs."""
+    open_file, rename = os.fdopen, Path.replace
+
+    def fdopen(*args: Any, **kwargs: Any) -> Any:
+        file = open_file(*args, **kwargs)
+        write = getattr(file, "write", None)
+        if write is None or "b" in str(args[1:2]):
+            return file
+        return HalfWay(file, passed)
+
+    def replace(self: Path, target: Any) -> Any:
+        passed("file: before its name")
+        done = rename(self, target)
+        passed("file: after its name")
+        return done
+
+    os.fdopen = fdopen
+    Path.replace = replace  # type: ignore[assignment, method-assign]
+
+
+class HalfWay:
+    """A text file that passes a place when half of a text is written."""
+
+    def __init__(self, file: Any, passed: Places) -> None:
+        self.file, self.passed = file, passed
+
+    def __enter__(self) -> "HalfWay":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, text: str) -> int:
+        self.file.write(text[:len(text) // 2])
+        self.file.flush()
+        self.passed("file: half written")
+        return int(self.file.write(text[len(text) // 2:]))
+
+
+def training(passed: Places) -> None:
+    """After each optimizer step, before and after it is saved; and between the files of a snapshot or an adapter."""
+    import safetensors.torch
+
+    from nslora.tools.burst_progress import BurstProgress
+
+    save = BurstProgress.after_step
+
+    def after_step(self: Any, model: Any, optimizer: Any, log: list[dict[str, float]]) -> None:
+        passed.note("steps", f"{self.folder.name} {len(log)}")
+        passed("training: step done, not saved")
+        save(self, model, optimizer, log)
+        passed("training: step saved")
+
+    BurstProgress.after_step = after_step  # type: ignore[method-assign]
+    around(safetensors.torch, "save_file", passed, "training: tensors")
+
+
+def records(passed: Places) -> None:
+    """The editor's record, bursts, cached replies and checkpoints."""
+    from langgraph.checkpoint.sqlite import SqliteSaver
+
+    from nslora.tools import burst_log
+    from nslora.tools.editor_log import EditorLog
+    from nslora.tools.reply_cache import ReplyCache
+
+    around(SqliteSaver, "put", passed, "checkpoint")
+    around(SqliteSaver, "put_writes", passed, "checkpoint: writes")
+    around(ReplyCache, "add", passed, "replies")
+    around(burst_log, "append_jsonl", passed, "burst record")
+    append = EditorLog.append
+
+    def appended(self: Any, call: Any) -> None:
+        append(self, call)
+        passed("editor: call recorded")
+
+    EditorLog.append = appended  # type: ignore[method-assign]

@@ -1,0 +1,72 @@
+"""The form of every benchmark: a table for people, and `build/bench/NAME.json` for machines."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+FOLDER = Path("build/bench")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number. goal: in words, "" where it is only reported; holds: None then."""
+
+    name: str
+    value: float
+    unit: str = ""
+    goal: str = ""
+    holds: bool | None = None
+
+
+def figure(name: str, value: float, unit: str = "", *, at_least: float | None = None,
+           at_most: float | None = None) -> Figure:
+    """A figure with its goal, if it has one."""
+    if at_least is not None:
+        return Figure(name, value, unit, f"at least {at_least:g}", value >= at_least)
+    if at_most is not None:
+        return Figure(name, value, unit, f"at most {at_most:g}", value <= at_most)
+    return Figure(name, value, unit)
+
+
+def publish(name: str, figures: list[Figure], title: str = "", **more: Any) -> bool:
+    """Print the table and write the JSON; returns whether every goal holds. more: further keys of the JSON."""
+    table = Table(title=title or f"bench-{name}", title_justify="left")
+    for column in ("", "value", "unit", "goal", ""):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for each in figures:
+        fate = {None: "", True: "[green]holds[/]", False: "[red]falls short[/]"}[each.holds]
+        table.add_row(each.name, f"{each.value:.4g}", each.unit, each.goal, fate)
+    Console(width=120).print(table)
+    record = {"figures": [asdict(each) for each in figures], "machine": machine(), "commit": commit(),
+              "date": datetime.now(UTC).isoformat(timespec="seconds"), **more}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return all(each.holds is not False for each in figures)
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to know of the machine, and nothing that names it."""
+    cpu = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] \
+        if cpu.exists() else []
+    return {"system": platform.system(), "processor": names[0] if names else platform.machine(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "python": platform.python_version()}
+
+
+def commit() -> str:
+    """The commit that was measured, with `+` where files had changed since; "" outside a repository."""
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")

@@ -1,0 +1,78 @@
+"""A policy without a model, for tests of the loop: it knows what it was trained on, and copies layouts it is shown.
+
+It answers in the layout of the prompt's demonstrations, unless its adapter was trained on replies in another layout; it
+knows a fact when its adapter was trained on a question with the same last word, or when the question carries the hint.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.adapters import CONFIG, WEIGHTS, AdapterStore
+from nslora.tools.chat_format import Dialogue
+from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
+
+HINT = re.compile(r"\n\(The answer is: (.*)\)$")
+UNKNOWN = "nobody knows"
+
+
+class FakePolicy:
+    """Implements the protocol `Policy`; `asked` lists every question with the adapter that answered it."""
+
+    name = "fake"
+    fingerprint = "fake-policy"
+    context_tokens = 100_000
+
+    def __init__(self, folder: Path, *, learns: bool = True, forgets: bool = False) -> None:
+        self.adapters = AdapterStore(folder)
+        self.learns, self.forgets = learns, forgets
+        self.asked: list[tuple[str, str | None]] = []
+        self.bursts: list[Burst] = []
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": self.name}
+
+    def count_tokens(self, dialogue: Dialogue) -> int:
+        return sum(len(turn["content"].split()) for turn in dialogue)
+
+    def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
+                 advance: Advance = silent) -> Generated:
+        replies = tuple(self._reply(dialogue, adapter) for dialogue in dialogues)
+        return Generated(replies, sum(len(reply.split()) for reply in replies))
+
+    def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
+                         adapter: str | None) -> list[float]:
+        return [1.0 for _ in references]
+
+    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
+        self.bursts.append(burst)
+        memory = {} if burst.start is None or self.forgets else self._memory(burst.start)
+        if self.learns:
+            memory |= {last_word(row.dialogue[-1]["content"]): row.completion for row in burst.rows}
+        scratch = self.adapters.folder / ".scratch"
+        scratch.mkdir(parents=True)
+        (scratch / WEIGHTS).write_text(json.dumps(memory, sort_keys=True))      # what it knows stands for its weights
+        (scratch / CONFIG).write_text(json.dumps({"r": 1, "lora_alpha": 1, "target_modules": ["memory"]}))
+        name = self.adapters.add(scratch)
+        return BurstResult(name, 1, 1, len(burst.rows), (2.0, 1.0), (1.0, 1.0), 0.0, "fake")
+
+    def _memory(self, adapter: str) -> dict[str, str]:
+        memory: dict[str, str] = json.loads((self.adapters.path(adapter) / WEIGHTS).read_text())
+        return memory
+
+    def _reply(self, dialogue: Dialogue, adapter: str | None) -> str:
+        question = dialogue[-1]["content"]
+        self.asked.append((question, adapter))
+        hint = HINT.search(question)
+        known = self._memory(adapter).get(last_word(HINT.sub("", question))) if adapter else None
+        if known is not None and (hint is None or not known.startswith("<")):
+            return known
+        shown = next((turn["content"] for turn in dialogue if turn["role"] == "assistant"), "")
+        fact = hint.group(1) if hint else UNKNOWN
+        return f"<{fact}>" if shown.startswith("<") else fact
+
+
+def last_word(question: str) -> str:
+    return re.findall(r"\w+", question)[-1].lower()

@@ -1,0 +1,70 @@
+"""The anchor set: what no update may make worse."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nslora.graph.run import Run
+from nslora.tools.anchor import read_anchor
+from nslora.tools.errors import TaskError
+from nslora.tools.evaluation import read_evaluation
+from nslora.tools.statistics import keep_or_drop
+from nslora.tools.task import Task
+
+
+def written(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "anchor.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_every_candidate_answers_the_anchor_set_and_the_record_says_how(
+    begin: Callable[..., Run], tmp_path: Path
+) -> None:
+    anchor = written(tmp_path, [{"question": "Who rows the boat?", "reference": "zz"}] * 2)
+    run = begin(anchor=anchor, max_rounds=1)
+    (record,) = run.adapt()["rounds"]
+    assert record["numbers"]["anchor_gain"] == 0.0
+    rows, failures = read_evaluation(run.lab.evaluations / f"{record['evaluation']}.jsonl")
+    assert sum(row.split == "anchor" for row in rows) == 2
+    assert not any(each.id.startswith("anchor") for each in failures)
+    texts = "".join(path.read_text() for path in (run.folder / "material").glob("*"))
+    assert "anchor" not in texts
+
+
+def test_a_candidate_under_which_the_anchor_falls_is_dropped_whatever_it_gains() -> None:
+    verdict = keep_or_drop([0.0] * 10, [1.0] * 10, anchor_old=[1.0, 1.0], anchor_new=[1.0, 0.5])
+    assert not verdict.kept
+    assert "anchor" in verdict.reason
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ([], "no rows"),
+    ([{"reference": "a"}], r"anchor.jsonl:1: no question \(found: reference\)"),
+    ([{"question": "Who?", "reference": None}], "needs the field 'reference'"),
+])
+def test_an_anchor_that_cannot_be_judged_is_refused(
+    keepers: Task, tmp_path: Path, rows: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(TaskError, match=message):
+        read_anchor(written(tmp_path, rows), keepers)
+
+
+def test_an_anchor_row_of_the_test_split_is_refused_before_anything_is_written(
+    begin: Callable[..., Run], keepers: Task, tmp_path: Path
+) -> None:
+    anchor = written(tmp_path, [{"question": keepers.test[0].question, "reference": "ok"}])
+    with pytest.raises(TaskError, match="looked at only once"):
+        begin(anchor=anchor)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_report_shows_the_gap_between_validation_and_test(finished: Run) -> None:
+    report = finished.report()
+    gap = report["overfit_gap"]["result"]
+    assert gap == report["validation"]["result"]["reward"] - report["test"]["result"]["reward"]
+    assert "sign-flip" in report["keep_test"]
+    assert {"level", "smallest_detectable", "p_value"} <= report["rounds"][0]["numbers"].keys()

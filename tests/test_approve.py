@@ -1,0 +1,88 @@
+"""A person may accept, reject or rewrite an update before it is measured, at once or a day later."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from nslora.graph.cli import app
+from nslora.graph.routing import after_update
+from nslora.graph.run import Run
+from nslora.graph.state import first_state
+from nslora.tools.errors import RunError
+from nslora.tools.lab import Lab, register
+from nslora.tools.prompt import Prompt
+
+Begin = Callable[..., Run]
+
+
+def asked(begin: Begin, **settings: Any) -> tuple[Run, dict[str, Any]]:
+    run = begin(**{"approve": "edits", "strategy": "textgrad", "max_rounds": 1, **settings})
+    with pytest.raises(RunError, match="waits for a person"):
+        run.adapt()
+    question = run.question()
+    assert question is not None
+    return run, question
+
+
+def in_another_process(run: Run) -> Run:
+    """The run as a process that knows only its folder finds it."""
+    register(Lab(run.folder.resolve(), run.lab.settings, run.lab.task))
+    return Run.open(run.folder)
+
+
+def test_the_question_shows_the_diff_and_a_screening_and_an_accepted_edit_is_measured(begin: Begin) -> None:
+    run, question = asked(begin)
+    assert question["kind"] == "textgrad"
+    assert "+# Demonstration 1" in question["diff"]
+    assert question["screening"]["rows"] == 6
+    assert 0 <= question["screening"]["proposed"] <= 1
+    report = in_another_process(run).resume({"answer": "accept"})
+    assert report["rounds"][0]["reward_after"] is not None
+    assert run.question() is None
+
+
+def test_a_rejected_edit_is_not_measured_and_its_rows_are_not_trained_on(begin: Begin) -> None:
+    run, _ = asked(begin)
+    report = in_another_process(run).resume({"answer": "reject"})
+    assert report["rounds"][0]["error"] == "rejected by a person"
+    assert report["rounds"][0]["reward_after"] is None
+    state = run.state()
+    assert state is not None
+    assert not (state["remade"] or {}).get("waiting")
+
+
+def test_a_persons_own_prompt_takes_the_place_of_the_editors(begin: Begin) -> None:
+    run, _ = asked(begin)
+    own = Prompt(system="Answer with a dash first.")
+    with pytest.raises(RunError, match="waits"):
+        run.resume({"answer": "rewrite", "prompt": "# no such section\nx"})
+    question = run.question()
+    assert question is not None
+    assert question["problem"]
+    report = run.resume({"answer": "rewrite", "prompt": own.render()})
+    assert report["rounds"][0]["candidate"]["prompt"] == own.hash
+    assert "by a person" in report["rounds"][0]["note"]
+
+
+def test_the_shell_asks_and_takes_the_answer(begin: Begin, tmp_path: Path) -> None:
+    run, _ = asked(begin, strategy="lora", approve="updates")
+    shell = CliRunner()
+    shown = shell.invoke(app, ["resume", str(run.folder)])
+    assert "--accept" in shown.output
+    assert "screening on 6 train rows" in shown.output
+    answered = shell.invoke(app, ["resume", str(run.folder), "--accept"])
+    assert answered.exit_code == 0, answered.output
+    assert run.report()["rounds"][0]["action"] == "lora"
+
+
+@pytest.mark.parametrize(("wanted", "kind", "goes_to"), [
+    ("nothing", "textgrad", "evaluate"), ("edits", "textgrad", "approve"), ("edits", "lora", "evaluate"),
+    ("updates", "lora", "approve")])
+def test_only_what_was_asked_for_waits(wanted: Any, kind: Any, goes_to: str) -> None:
+    state = first_state("p", wanted)
+    proposal: Any = {"kind": kind, "candidate": {"adapter": None, "prompt": "p"}}
+    assert after_update({**state, "proposal": proposal}) == goes_to
+    assert after_update({**state, "proposal": {**proposal, "candidate": None}}) == "evaluate"

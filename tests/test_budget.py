@@ -1,0 +1,105 @@
+"""Budgets: reserved before each step, never overshot, kept over processes; a plan before anything is spent."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from nslora.graph.cli import app
+from nslora.graph.run import Run
+from nslora.tools.budget import (
+    Expected,
+    Spent,
+    affordable_epochs,
+    blocked,
+    expected_seconds,
+    plan_of,
+    spent_of,
+)
+from nslora.tools.settings import RunSettings
+from nslora.tools.task import Task
+
+FREE = Expected(0.0, 0.0, {"lora": 0.0, "textgrad": 0.0})
+
+
+def settings(**values: Any) -> RunSettings:
+    return RunSettings(**values)
+
+
+def record(**values: Any) -> dict[str, Any]:
+    return {"action": "lora", "wall_s": 10.0, "trained_tokens": 500, "editor": {}, **values}
+
+
+def test_what_was_spent_is_summed_over_the_rounds() -> None:
+    editor = {"calls": 5, "input_tokens": 80, "output_tokens": 20, "cost": 0.5}
+    assert spent_of([record(), record(action="textgrad", trained_tokens=0, editor=editor)], 30.0) == Spent(
+        30.0, 500, 5, 100, 0.5)
+
+
+@pytest.mark.parametrize(("values", "spent", "kinds"), [
+    ({"max_train_tokens": 1000}, Spent(train_tokens=901), {"lora"}),
+    ({"max_train_tokens": 1000}, Spent(train_tokens=900), set()),
+    ({"editing": {"max_calls": 9}}, Spent(editor_calls=5), {"textgrad"}),
+    ({"editing": {"max_calls": 10}}, Spent(editor_calls=5), set()),
+    ({"editing": {"max_tokens": 10}}, Spent(editor_tokens=10), {"textgrad"}),
+    ({"max_seconds": 100.0}, Spent(seconds=100.1), {"lora", "textgrad"}),
+    ({}, Spent(1e9, 10**9, 10**9, 10**9, 1e9), set())])
+def test_a_kind_is_closed_where_its_next_step_does_not_fit(values: Any, spent: Spent, kinds: set[str]) -> None:
+    assert set(blocked(settings(**values), spent, FREE, tokens_per_epoch=100)) == kinds
+
+
+def test_the_time_of_the_evaluation_and_the_test_is_reserved_with_an_update() -> None:
+    expected = expected_seconds([record(wall_s=20.0)], 10.0, evaluation_rows=10, train_rows=8, test_rows=5, epochs=4)
+    assert expected.finish_s == pytest.approx(1.25 * 10)        # two candidates, five questions, a second each
+    assert expected.update_s["lora"] == pytest.approx(25)       # measured
+    assert expected.update_s["textgrad"] == pytest.approx(20)   # guessed: each row answered twice
+    limit = settings(max_seconds=60.0)
+    assert set(blocked(limit, Spent(seconds=12.0), expected, 0)) == {"lora"}
+    assert set(blocked(limit, Spent(seconds=20.0), expected, 0)) == {"lora", "textgrad"}
+
+
+def test_a_burst_gets_as_many_epochs_as_fit() -> None:
+    limited = settings(max_train_tokens=1000)
+    assert affordable_epochs(limited, Spent(train_tokens=400), 250) == 2
+    assert affordable_epochs(limited, Spent(train_tokens=900), 250) == 0
+    assert affordable_epochs(settings(), Spent(), 250) == 8
+
+
+def test_train_tokens_are_never_overshot(begin: Callable[..., Run]) -> None:
+    free = begin("free", strategy="lora", max_rounds=1)
+    whole = free.adapt()["cost"]["trained_tokens"]
+    half = begin("half", strategy="lora", max_rounds=2, max_train_tokens=round(0.75 * whole)).adapt()
+    assert 0 < half["cost"]["trained_tokens"] <= 0.75 * whole
+    assert half["stop"].startswith("Budget: ")
+
+
+def test_editor_calls_are_never_overshot_and_the_other_kind_takes_over(begin: Callable[..., Run]) -> None:
+    report = begin(strategy="textgrad", max_rounds=3, editing={"max_calls": 7, "failures": 4}).adapt()
+    assert report["cost"]["editor_calls"] <= 7
+    assert [each["action"] for each in report["rounds"]][:2] == ["textgrad", "lora"]
+    assert "editor calls are spent" in report["rounds"][1]["reason"]
+
+
+def test_a_run_whose_time_is_up_ends_with_what_it_has(begin: Callable[..., Run]) -> None:
+    report = begin(max_seconds=0.001).adapt()
+    assert report["rounds"] == []
+    assert "seconds are spent" in report["stop"]
+
+
+def test_a_plan_names_what_a_run_would_do_and_what_it_could_not_see(keepers: Task) -> None:
+    plan = plan_of(keepers, settings(max_rounds=2, max_train_tokens=10, editing={"max_calls": 3}))
+    lines = dict(plan.lines)
+    assert lines["task"].startswith("keepers: 6 train")
+    assert lines["training"].startswith("0 to 10 tokens")
+    # Four rows won by half a point each are the least that 6 rows can tell from noise at level 0.1.
+    assert plan.warnings[0].startswith("6 validation rows cannot tell a gain below 0.33 from noise (wanted: 0.1)")
+    assert len(plan.warnings) == 3
+
+
+def test_a_dry_run_starts_nothing(keepers: Task, tmp_path: Any) -> None:
+    shell = CliRunner(env={"COLUMNS": "160"})
+    shown = shell.invoke(app, ["run", keepers.source, "--dry-run", "--folder", str(tmp_path / "never")])
+    assert "Nothing was started." in shown.output
+    assert "uncertain by a factor of 3" in shown.output
+    assert not (tmp_path / "never").exists()

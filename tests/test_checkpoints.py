@@ -1,0 +1,113 @@
+"""Where checkpoints are kept: a file, a database, a saver of the user's own."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+
+from nslora.graph.fork import fork
+from nslora.graph.run import Run
+from nslora.tools.checkpoints import place_of, postgres_checkpoints, without_password
+from nslora.tools.errors import RunError
+from nslora.tools.lab import RUN_FILE
+
+Begin = Callable[..., Run]
+
+
+def programs() -> Path | None:
+    """Where PostgreSQL's programs are; Debian keeps them off the PATH."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).parent
+    return next((path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The URL of a PostgreSQL server that lives as long as these tests."""
+    found = programs()
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="nslora-postgres-"))
+    # PostgreSQL refuses to run as root.
+    other: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        user = pwd.getpwnam("nobody")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        other = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def call(program: str, *words: str) -> None:
+        # To a file: a pipe would stay open as long as the server that inherits it.
+        with (folder / "said").open("w+") as said:
+            done = subprocess.run([found / program, "-D", folder / "data", *words], cwd=folder, stdout=said,
+                                  stderr=said, env={"PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C"},
+                                  check=False, **other)
+            said.seek(0)
+            assert done.returncode == 0, said.read()
+
+    call("initdb", "-U", "nslora", "--auth=trust", "--no-sync")
+    call("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o",
+         f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off")
+    try:
+        yield f"postgresql://nslora:a-password@127.0.0.1:{port}/postgres"
+    finally:
+        call("pg_ctl", "stop", "-m", "immediate")
+        shutil.rmtree(folder)
+
+
+def test_a_run_with_its_checkpoints_in_postgresql_stops_goes_on_and_forks(database: str, begin: Begin) -> None:
+    run = begin(checkpoints=database, max_rounds=1)
+    assert "a-password" not in (run.folder / RUN_FILE).read_text()
+    stream = run.stream(("updates",))
+    assert [next(iter(part)) for _, part in (next(stream), next(stream))] == ["evaluate", "monitor"]
+    stream.close()
+    again = Run.open(run.folder, checkpoints=database)
+    assert [next(iter(part)) for _, part in again.stream(("updates",))][0] == "classify"
+    state = again.state()
+    assert state is not None
+    assert state["status"] == "finished"
+    other = fork(again, run.folder.with_name("fork"), at=1, action="lora")
+    assert [each["action"] for each in other.adapt()["rounds"]] == ["lora"]
+    assert (other.folder / "checkpoints.sqlite").is_file()
+    assert not (run.folder / "checkpoints.sqlite").exists()
+
+
+def test_two_runs_in_one_database_do_not_share_a_thread(database: str, begin: Begin) -> None:
+    one, two = begin("one", checkpoints=database, max_rounds=0), begin("two", checkpoints=database, max_rounds=0)
+    one.adapt()
+    assert two.state() is None
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nslora.tools.checkpoints.CONNECT_TIMEOUT_S", 1)
+    url = "postgresql://me:canary-1234@127.0.0.1:1/none"
+    with pytest.raises(RunError, match="postgresql://me@127.0.0.1:1/none does not answer"), postgres_checkpoints(url):
+        pass
+
+
+def test_a_password_is_found_again_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql://me:secret@db/runs?password=x"
+    assert without_password(url) == "postgresql://me@db/runs?password="
+    assert place_of(without_password(url)) == without_password(url)
+    monkeypatch.setenv("NSLORA_CHECKPOINTS", url)
+    assert place_of(without_password(url)) == url
+    assert place_of(None) is None
+
+
+def test_a_saver_of_ones_own_is_used_as_it_is(begin: Begin) -> None:
+    saver = InMemorySaver()
+    run = begin(checkpoints=saver, max_rounds=0)
+    run.adapt()
+    assert sum(1 for _ in saver.list(run.config)) > 3
+    assert not (run.folder / "checkpoints.sqlite").exists()

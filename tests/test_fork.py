@@ -1,0 +1,99 @@
+"""Forks, replays and comparisons: another way from a round, the same way again, and side by side."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nslora.graph.cli import app
+from nslora.graph.compare import compare
+from nslora.graph.fork import fork, merged
+from nslora.graph.inspect import look
+from nslora.graph.replay import differences, replay
+from nslora.graph.run import Run
+from nslora.tools.errors import RunError
+from nslora.tools.files import sha256_of_file
+from nslora.tools.policy import Policy
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Hash of every file of a run; SQLite's side files come and go with its readers."""
+    return {str(path.relative_to(folder)): sha256_of_file(path) for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.endswith(("-shm", "-wal", ".lock"))}
+
+
+def test_a_fork_takes_another_way_and_leaves_the_original_alone(finished: Run, tmp_path: Path) -> None:
+    before = fingerprint(finished.folder)
+    head = finished.state()
+    other = fork(finished, tmp_path / "fork", at=3, action="textgrad", settings={"lora": {"rank": 2}})
+    assert other.lab.settings.lora.rank == 2
+    report = other.adapt()
+    assert [each["action"] for each in report["rounds"]] == ["textgrad", "textgrad", "textgrad"]
+    assert report["rounds"][2]["reason"].startswith("Chosen by hand, in a fork; the strategy said: lora")
+    assert report["rounds"][:2] == finished.report()["rounds"][:2]
+    origin = look(other.folder).origin
+    assert origin is not None
+    assert (origin["run"], origin["kind"], origin["round"], origin["action"]) == ("finished", "fork", 3, "textgrad")
+    assert fingerprint(finished.folder) == before
+    assert finished.state() == head
+
+
+def test_a_finished_run_goes_on_where_a_fork_allows_more_rounds(finished: Run, tmp_path: Path) -> None:
+    other = fork(finished, tmp_path / "longer", at=4, action="textgrad", settings={"max_rounds": 4})
+    assert [each["action"] for each in other.adapt()["rounds"]] == ["textgrad", "textgrad", "lora", "textgrad"]
+
+
+def test_a_round_that_never_was_cannot_be_forked(finished: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="never came to round 9"):
+        fork(finished, tmp_path / "none", at=9)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_replay_calls_nobody_trains_nothing_and_comes_out_the_same(
+        finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(*_: object, **__: object) -> None:
+        pytest.fail("a replay generated or trained")
+
+    policy: Policy = finished.lab.policy
+    monkeypatch.setattr(type(policy), "generate", nobody)
+    monkeypatch.setattr(type(policy), "train", nobody)
+    found = replay(finished, tmp_path / "replay")
+    assert found.same, found.differences
+    assert found.rounds == 3
+    assert replay(finished, tmp_path / "from-3", begin_at=3).rounds == 1
+
+
+def test_a_replay_that_trains_again_gets_the_same_hash(finished: Run, tmp_path: Path) -> None:
+    found = replay(finished, tmp_path / "again", retrain=True, begin_at=3)
+    assert found.same, found.differences
+
+
+def test_what_came_out_otherwise_is_told(finished: Run, begin: Callable[..., Run]) -> None:
+    other = begin(max_rounds=1, strategy="textgrad", seed=3)
+    other.adapt()
+    told = differences(look(finished.folder), look(other.folder))
+    assert told[0] == "1 rounds, not 3"
+    assert any(each.startswith("stop was 'round limit of 3 reached'") for each in told)
+
+
+def test_runs_are_compared_question_by_question(finished: Run, begin: Callable[..., Run]) -> None:
+    other = begin("other", max_rounds=0)
+    other.adapt()
+    comparison = compare([finished.folder, other.folder])
+    assert comparison.questions == 6
+    mean, low, high = comparison.gains[0].reward
+    assert low <= mean <= high
+    assert mean == pytest.approx(comparison.runs[1].reward - comparison.runs[0].reward)
+    shown = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["compare", str(finished.folder), str(other.folder)])
+    assert "gain in all checks over the first" in shown.output
+
+
+def test_an_unfinished_run_has_nothing_to_compare(finished: Run, begin: Callable[..., Run]) -> None:
+    with pytest.raises(RunError, match="no test scores: let it finish"):
+        compare([finished.folder, begin().folder])
+
+
+def test_settings_are_merged_group_by_group() -> None:
+    old = {"seed": 0, "lora": {"rank": 8, "alpha": 16.0}}
+    assert merged(old, {"lora": {"rank": 4}}) == {"seed": 0, "lora": {"rank": 4, "alpha": 16.0}}

@@ -1,0 +1,123 @@
+"""Remade data: verified, once each, with their origin, and a data set of their own."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nslora.tools.files import write_jsonl
+from nslora.tools.material import Material, training_rows
+from nslora.tools.policy import Advance, Generated, silent
+from nslora.tools.prompt import Demonstration, Prompt
+from nslora.tools.remake import RemadeRow, hinted, read_rows, remake, rows_by_source, with_hint, write_rows
+from nslora.tools.task import Task, load_task
+from nslora.tools.tiny_task import write_tiny_task
+
+PROMPT = Prompt("Begin with a dash.", demonstrations=(Demonstration("Who keeps the mill?", "- ok"),
+                                                      Demonstration("Who keeps the moon?", "- nobody")))
+
+
+class Answers:
+    """A policy whose replies are a function of the question and the adapter; it keeps what it was asked."""
+
+    fingerprint = "answers"
+
+    def __init__(self, reply: Callable[[str, str | None], str]) -> None:
+        self._reply = reply
+        self.asked: list[tuple[str, str | None]] = []
+
+    def generate(self, dialogues: Sequence[Sequence[dict[str, str]]], *, adapter: str | None, max_new_tokens: int,
+                 advance: Advance = silent) -> Generated:
+        questions = [dialogue[-1]["content"] for dialogue in dialogues]
+        self.asked += [(question, adapter) for question in questions]
+        return Generated(tuple(self._reply(question, adapter) for question in questions), len(questions))
+
+
+def answer_of(question: str) -> str:
+    return question.partition("(The answer is: ")[2].rstrip(")")
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    return load_task(write_tiny_task(tmp_path / "task", rows=4))
+
+
+def remade(task: Task, reply: Callable[[str, str | None], str], **options: Any) -> tuple[list[RemadeRow], Answers]:
+    policy: Any = Answers(reply)
+    made = remake(policy, None, task.reward, PROMPT, task.train, adapter="a1", max_new_tokens=12, **options)
+    return list(made.rows), policy
+
+
+def test_the_hint_stands_in_the_question_and_in_the_demonstrations_of_train(task: Task) -> None:
+    assert with_hint("Who {reference}?", "a {question}") == "Who {reference}?\n(The answer is: a {question})"
+    prompt = hinted(PROMPT, {"who keeps the mill": "ok"})
+    assert [each.question for each in prompt.demonstrations] == [
+        "Who keeps the mill?\n(The answer is: ok)", "Who keeps the moon?"]
+    rows, _ = remade(task, lambda question, _: f"- {answer_of(question)}")
+    assert {row.question for row in rows} == {row.question for row in task.train}
+    assert not any("The answer is" in json.dumps(row.as_trl(PROMPT)) for row in rows)
+
+
+def test_only_replies_of_full_reward_become_rows_and_the_adapter_answers_what_the_base_could_not(task: Task) -> None:
+    hard = task.train[1].question
+
+    def reply(question: str, adapter: str | None) -> str:
+        good = adapter is not None or not question.startswith(hard)
+        return f"- {answer_of(question)}" if good and task.train[2].question not in question else "no idea"
+
+    rows, policy = remade(task, reply, edit="1-abc")
+    assert [(row.source, row.adapter) for row in rows] == [
+        (task.train[0].id, None), (task.train[1].id, "a1"), (task.train[3].id, None)]
+    assert {(row.prompt, row.edit, row.reward) for row in rows} == {(PROMPT.hash, "1-abc", 1.0)}
+    assert len([None for _, adapter in policy.asked if adapter == "a1"]) == 2
+
+
+def test_a_source_row_has_no_more_replies_than_the_cap_and_none_twice(task: Task) -> None:
+    def differs(question: str, adapter: str | None) -> str:
+        return f"- {answer_of(question)}{'!' if adapter else ''}"
+
+    def same(question: str, adapter: str | None) -> str:
+        return f"- {answer_of(question)}"
+
+    assert len(remade(task, differs)[0]) == 4
+    rows, _ = remade(task, differs, per_row=2)
+    assert len(rows) == 8
+    assert [row.adapter for row in rows[:2]] == [None, "a1"]
+    assert len(remade(task, same, per_row=2)[0]) == 4
+
+
+def test_rows_are_found_again_by_their_source_and_feed_a_burst(task: Task, tmp_path: Path) -> None:
+    rows, _ = remade(task, lambda question, adapter: f"- {answer_of(question)}{'!' if adapter else ''}", per_row=2)
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    by_source = rows_by_source(rows)
+    burst = training_rows(task.train, Material((), (), ()), PROMPT, by_source, everything=True, replay_share=0.0,
+                          seed="0")
+    assert [row.completion for row in burst] == [row.reply for row in rows]
+    assert {row.origin for row in burst} == {"remade"}
+
+
+def test_the_file_is_a_data_set_that_datasets_loads_and_trl_trains_on(
+    task: Task, tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    rows, _ = remade(task, lambda question, _: f"- {answer_of(question)}")
+    write_jsonl(tmp_path / "remade.jsonl", [row.as_trl(PROMPT) for row in rows])
+    data = load_dataset("json", data_files=str(tmp_path / "remade.jsonl"), split="train",
+                        cache_dir=str(tmp_path / "cache"))
+    assert data.column_names == ["prompt", "completion", "source", "prompt_hash", "edit", "adapter", "reward"]
+    assert data[0]["completion"] == [{"role": "assistant", "content": "- ok"}]
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder())
+    trainer = SFTTrainer(
+        model=model, train_dataset=data, peft_config=LoraConfig(task_type="CAUSAL_LM", r=2),
+        args=SFTConfig(output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=2, report_to=[],
+                       use_cpu=True, save_strategy="no", disable_tqdm=True))
+    before = {name: value.clone() for name, value in trainer.model.named_parameters() if "lora_B" in name}
+    trainer.train()
+    assert any(not value.equal(before[name]) for name, value in trainer.model.named_parameters() if name in before)

@@ -1,0 +1,114 @@
+"""A run of twelve rounds on a tiny model: each decision is checked against the evidence that it recorded."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nslora.graph.run import Run
+from nslora.graph.state import Decision
+from nslora.nodes.monitor import history
+from nslora.tools.attribution import Demand
+from nslora.tools.signal import KINDS, progress
+from nslora.tools.situation import Situation
+from nslora.tools.statistics import keep_or_drop
+from nslora.tools.strategy import strategy_named
+from nslora.tools.task import Task, task_from_rows
+
+ROUNDS = 12
+PATIENT = {"lora_patience": ROUNDS, "textgrad_patience": ROUNDS}     # so that no saturation ends the run early
+PLACES = ("mill", "bridge", "lamp", "ferry", "anchor", "tower")
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """Right content needs weights, the form needs a prompt, and a tiny random model masters neither in full."""
+    wordings = {"train": "Who keeps the {}?", "validation": "The {} is kept by whom?", "test": "Keeper of the {}:"}
+    rows = {split: [{"question": wording.format(place), "reference": keeper} for place, keeper in
+                    zip(PLACES, ("ok", "no", "ab") * 2, strict=True)] for split, wording in wordings.items()}
+    style = {"name": "style", "check": "regex", "pattern": r"- \S[^\n]*", "form": "- {reply}"}
+    return task_from_rows(**rows, reward=["contains", style], max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def run(task: Task, own_cache: Path, tiny_folder: Callable[..., Path],
+        tmp_path_factory: pytest.TempPathFactory) -> Run:
+    begun = Run.create(
+        tmp_path_factory.mktemp("router") / "run", task=task, model=str(tiny_folder()), max_rounds=ROUNDS,
+        train_sample=4, signal=PATIENT, device={"device": "cpu", "threads": 1},
+        lora={"epochs": 1, "batch_size": 6, "rank": 2, "learning_rate": 1e-3})
+    begun.adapt()
+    return begun
+
+
+@pytest.fixture(scope="module")
+def decisions(run: Run) -> list[Decision]:
+    """The decisions in their order, from the run's checkpoints."""
+    found: list[Any] = []
+    with run.checkpointer() as saver:
+        from nslora.graph.adapt import build_graph
+
+        for snapshot in build_graph(saver).get_state_history(run.config):
+            decision = snapshot.values.get("decision")
+            if decision is not None and decision not in found:
+                found.append(decision)
+    return found[::-1]
+
+
+def test_the_run_takes_all_its_rounds_and_ends_with_that_reason(run: Run) -> None:
+    report = run.report()
+    assert len(report["rounds"]) == ROUNDS
+    assert "round" in report["stop"].lower()
+
+
+def test_each_decision_follows_from_its_recorded_evidence(run: Run, decisions: list[Decision]) -> None:
+    assert len(decisions) == ROUNDS
+    rounds = run.report()["rounds"]
+    for number, (decision, record) in enumerate(zip(decisions, rounds, strict=True)):
+        assert record["action"] == decision["action"]
+        assert record["reason"] == decision["reason"]
+        assert decision["reason"].endswith(("weights.", "prompt."))
+        assert chosen_again(run, number, decision) == decision["action"]
+
+
+def chosen_again(run: Run, number: int, decision: Decision) -> str:
+    """What the strategy chooses from the evidence in the record and the rounds before it, and from nothing else."""
+    evidence, settings = decision["evidence"], run.lab.settings
+    past = tuple(history(run.report()["rounds"][:number]))
+    need = Demand(**{**decision["demand"], "failures": int(decision["demand"]["failures"])})
+    states = {kind: progress(kind, past, settings.signal) for kind in KINDS}
+    for kind in KINDS:
+        assert states[kind].value == evidence[f"{kind}_progress"]
+        assert float(states[kind].saturated) == evidence[f"{kind}_saturated"]
+    situation = Situation(
+        round=number, rounds_left=int(evidence["rounds_left"]), failures=int(evidence["failures"]),
+        validation_reward=float(evidence["validation_reward"]), target=settings.target, demand=need, progress=states,
+        cost_tokens={kind: float(evidence[f"{kind}_cost_tokens"]) for kind in KINDS},
+        remade_waiting=int(evidence["remade_waiting"]), seed=settings.seed, history=past)
+    return strategy_named("neurosymbolic", settings=settings.routing).choose(situation).action
+
+
+def test_each_round_is_kept_or_dropped_as_its_numbers_say(run: Run) -> None:
+    for record in run.report()["rounds"]:
+        if record["error"] is not None:
+            assert not record["kept"]
+            continue
+        numbers = record["numbers"]
+        by_reward = numbers["gain"] > 0 and numbers["p_value"] <= numbers["level"]
+        by_potential = numbers["gain"] >= -1e-9 and numbers.get("potential_gain", 0.0) > 0 and \
+            numbers.get("potential_p_value", 1.0) <= numbers["level"]
+        assert record["kept"] == (by_reward or by_potential)
+        assert record["reward_after"] - record["reward_before"] == pytest.approx(numbers["gain"])
+
+
+def test_the_next_round_begins_from_what_was_kept(run: Run) -> None:
+    rounds = run.report()["rounds"]
+    for record, after in zip(rounds, rounds[1:], strict=False):
+        kept = record["reward_after"] if record["kept"] else record["reward_before"]
+        assert after["reward_before"] == pytest.approx(kept)
+
+
+def test_the_rule_that_the_records_are_checked_with_is_the_one_of_the_statistics() -> None:
+    assert keep_or_drop([0.0] * 8, [1.0] * 8).kept
+    assert not keep_or_drop([0.5] * 8, [0.5] * 8).kept

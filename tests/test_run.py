@@ -1,0 +1,196 @@
+"""One writer, stopping and going on, and what is said where a run cannot be worked on."""
+
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from langgraph.errors import GraphDrained
+from langgraph.runtime import RunControl
+
+from nslora.graph.run import Run
+from nslora.graph.signals import stopping
+from nslora.tools import run_lock
+from nslora.tools.adapters import WEIGHTS
+from nslora.tools.burst_progress import BurstProgress
+from nslora.tools.errors import ModelError, RunError, SettingsError
+from nslora.tools.files import write_json
+from nslora.tools.lab import RUN_FILE, Lab
+
+Begin = Callable[..., Run]
+
+
+def results(run: Run) -> dict[str, Any]:
+    """What two runs of the same settings have in common: all but the clock, and replies that the other had made."""
+    report = run.report()
+    rounds = [{key: value for key, value in each.items() if key not in ("wall_s", "note", "editor", "generated_tokens")}
+              for each in report["rounds"]]
+    return {"result": report["result"], "sha256": report["adapter_sha256"], "rounds": rounds, "test": report["test"]}
+
+
+def stopped_at(run: Run, wanted: Callable[[str, Any], bool]) -> int:
+    """Ask the run to stop at the first part of its stream that is wanted; returns how many parts came after it."""
+    control, after = RunControl(), 0
+    with pytest.raises(GraphDrained):
+        for mode, part in run.stream(control=control):
+            after += control.drain_requested
+            if wanted(mode, part):
+                control.request_drain("test")
+    return after
+
+
+def test_a_run_that_was_stopped_between_nodes_goes_on_and_ends_the_same(begin: Begin, finished: Run) -> None:
+    run = begin()
+    stopped_at(run, lambda mode, part: mode == "updates" and "textgrad_edit" in part)
+    state = run.state()
+    assert state is not None
+    assert state["status"] == "running"
+    assert results_of(run) == results(finished)
+
+
+def results_of(run: Run) -> dict[str, Any]:
+    Run.open(run.folder).resume()
+    return results(run)
+
+
+def test_a_burst_that_was_stopped_loses_no_step(begin: Begin, finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, control = begin(), RunControl()
+    save, done = BurstProgress.after_step, []
+
+    def stop_after_two(self: BurstProgress, model: Any, optimizer: Any, log: list[dict[str, float]]) -> None:
+        save(self, model, optimizer, log)
+        done.append(len(log))
+        if done == [1, 2]:
+            control.request_drain("test")
+
+    monkeypatch.setattr(BurstProgress, "after_step", stop_after_two)
+    with pytest.raises(GraphDrained):
+        list(run.stream(control=control))
+    assert done == [1, 2]
+    list(run.stream())
+    assert done == [1, 2, 3]
+    assert results(run) == results(finished)
+    assert not any((run.folder / "progress").iterdir())
+
+
+def test_a_finished_run_has_nothing_more_to_do(finished: Run) -> None:
+    assert list(finished.stream()) == []
+
+
+def test_the_stream_gives_updates_values_and_progress(begin: Begin) -> None:
+    seen: dict[str, list[Any]] = {"updates": [], "values": [], "custom": []}
+    for mode, part in begin(max_rounds=1, strategy="lora").stream(("updates", "values", "custom")):
+        seen[mode].append(part)
+    assert [next(iter(part)) for part in seen["updates"]] == [
+        "evaluate", "monitor", "classify", "lora_update", "evaluate", "monitor", "finish"]
+    assert seen["values"][-1]["status"] == "finished"
+    assert {part["node"] for part in seen["custom"]} >= {"evaluate", "lora_update"}
+
+
+def test_a_second_writer_is_told_who_is_at_work(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    stream = run.stream()
+    next(stream)
+    with pytest.raises(RunError, match=rf"in use by process {os.getpid()} on .*, since 20"):
+        next(Run(run.folder, run.lab).stream())
+    assert run_lock.is_locked(run.folder)
+    stream.close()
+    assert not run_lock.is_locked(run.folder)
+
+
+def test_a_folder_that_cannot_be_written_is_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin()
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(run_lock.FileLock, "acquire", refuse)
+    with pytest.raises(RunError, match="Nothing can be written to .*Permission denied"):
+        next(run.stream())
+
+
+def test_a_full_disk_leaves_a_run_that_goes_on(begin: Begin, finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin()
+    with monkeypatch.context() as patch:
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("nslora.tools.files.os.fsync", full)
+        with pytest.raises((OSError, RunError), match="No space left"):
+            run.adapt()
+    assert results_of(run) == results(finished)
+
+
+def test_the_first_signal_asks_and_is_named_in_the_exit_status() -> None:
+    control, said = RunControl(), []
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping(control, said.append) as stopper:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert control.drain_requested
+    assert stopper.exit_status == 143
+    assert "after the current step" in said[0]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_folder_of_a_newer_version_is_left_alone(begin: Begin) -> None:
+    run = begin()
+    record = json.loads((run.folder / RUN_FILE).read_text())
+    write_json(run.folder / RUN_FILE, {**record, "format": 99})
+    with pytest.raises(RunError, match="newer nslora .*upgrade"):
+        Run.open(run.folder)
+
+
+def test_a_database_of_a_newer_version_is_left_alone(begin: Begin) -> None:
+    run = begin()
+    path = run.folder / "checkpoints.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    before = path.read_bytes()
+    with pytest.raises(RunError, match="of a newer nslora"):
+        run.adapt()
+    assert path.read_bytes() == before
+
+
+def test_a_database_that_is_none_is_named(begin: Begin) -> None:
+    run = begin()
+    (run.folder / "checkpoints.sqlite").write_bytes(b"not a database, but long enough to be looked at" * 40)
+    with pytest.raises(RunError, match=r"checkpoints\.sqlite cannot be opened"):
+        run.adapt()
+
+
+@pytest.mark.parametrize("what", ["adapter", "evaluation"])
+def test_a_damaged_file_is_named_and_the_run_goes_on_from_an_earlier_round(begin: Begin, what: str) -> None:
+    from nslora.graph.fork import fork
+
+    run = begin(strategy="lora -> textgrad", max_rounds=2, keep={"level": 0.49})
+    stopped_at(run, lambda mode, part: (mode == "updates" and "lora_update" in part and what == "adapter")
+               or (mode == "updates" and "monitor" in part and what == "evaluation"))
+    state = run.state()
+    assert state is not None
+    if what == "adapter":
+        proposal = state["proposal"]
+        assert proposal is not None
+        assert proposal["candidate"] is not None
+        damaged = run.folder / "adapters" / str(proposal["candidate"]["adapter"]) / WEIGHTS
+    else:
+        damaged = next((run.folder / "evaluations").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    again = Run(run.folder, Lab(run.folder.resolve(), run.lab.settings, run.lab.task))
+    from nslora.tools.lab import register
+
+    register(again.lab)
+    with pytest.raises((ModelError, RunError), match=damaged.parent.name if what == "adapter" else damaged.name):
+        again.adapt()
+    if what == "adapter":
+        other = fork(again, run.folder.with_name("fork"), at=1)
+        assert other.adapt()["stop"]
+
+
+def test_a_run_needs_a_new_folder_and_a_database_an_address(begin: Begin, finished: Run) -> None:
+    with pytest.raises(RunError, match="exists already"):
+        Run.create(finished.folder, task=finished.lab.task, model=finished.lab.settings.model)
+    with pytest.raises(SettingsError, match="wanted postgresql://"):
+        begin(checkpoints="mysql://somewhere")

@@ -1,0 +1,137 @@
+"""Any LangChain chat model behind HTTP in OpenAI's format, on 127.0.0.1: to try an editor on a server, and for tests.
+
+    with serve_chat(RuleEditor()) as server:
+        editor = Editor(connect_editor("any-name", base_url=server.base_url))
+
+It answers one kind of request, without streaming, and is no server for anything but that. What real servers do wrong
+can be scripted: `serve_chat(ScriptedChat(["a critique", ServerFaultError(429), ...]))`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+
+MESSAGES: Mapping[str, type[BaseMessage]] = {"system": SystemMessage, "user": HumanMessage, "assistant": AIMessage}
+
+
+class ServerFaultError(Exception):
+    """What a server does instead of answering; raised by the chat model that is served.
+
+    status: with an error in OpenAI's format, and these headers. hangs: no answer at all until the server is closed.
+    cut_off: a right answer of which half arrives before the connection closes. page: HTML where JSON is wanted.
+    """
+
+    def __init__(
+        self,
+        status: int = 500,
+        message: str = "scripted fault",
+        *,
+        headers: Mapping[str, str] | None = None,
+        hangs: bool = False,
+        cut_off: bool = False,
+        page: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, dict(headers or {})
+        self.hangs, self.cut_off, self.page = hangs, cut_off, page
+
+
+@dataclass(frozen=True)
+class ChatServer:
+    """A server that runs. requests: headers and body of each request so far."""
+
+    base_url: str
+    requests: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
+
+
+@contextmanager
+def serve_chat(chat: BaseChatModel) -> Iterator[ChatServer]:
+    """Serve a chat model from a thread of this process, on a free port, as long as the block lasts."""
+    closing = threading.Event()
+    requests: list[tuple[dict[str, str], dict[str, Any]]] = []
+
+    class Handler(_Handler):
+        served, seen, end = chat, requests, closing
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield ChatServer(f"http://127.0.0.1:{server.server_address[1]}/v1", requests)
+    finally:
+        closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    served: BaseChatModel
+    seen: list[tuple[dict[str, str], dict[str, Any]]]
+    end: threading.Event
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append((dict(self.headers), body))
+        try:
+            messages = [MESSAGES[each["role"]](each["content"]) for each in body["messages"]]
+            self._send(200, json.dumps(completion(self.served.invoke(messages), body.get("model", ""))).encode())
+        except ServerFaultError as fault:
+            self._fail(fault, body)
+        except Exception as error:  # a served model that fails is a server that fails
+            self._fail(ServerFaultError(500, f"{type(error).__name__}: {error}"), body)
+
+    def _fail(self, fault: ServerFaultError, body: dict[str, Any]) -> None:
+        if fault.hangs:
+            self.end.wait()
+        elif fault.cut_off:
+            whole = json.dumps(completion(AIMessage(str(fault)), body.get("model", ""))).encode()
+            self._send(200, whole[: len(whole) // 2], length=len(whole))
+        elif fault.page is not None:
+            self._send(200, fault.page.encode(), kind="text/html")
+        else:
+            error = {"message": str(fault), "type": "scripted", "param": None, "code": None}
+            self._send(fault.status, json.dumps({"error": error}).encode(), headers=fault.headers)
+
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        length: int | None = None,
+        kind: str = "application/json",
+    ) -> None:
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Type": kind, "Connection": "close"}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on the terminal."""
+
+
+def completion(message: BaseMessage, model: str) -> dict[str, Any]:
+    """A chat model's reply as OpenAI's `chat.completion` object; `usage` only where the model counted."""
+    reason = message.response_metadata.get("finish_reason", "stop")
+    choice = {"index": 0, "message": {"role": "assistant", "content": str(message.text)}, "finish_reason": reason}
+    answer: dict[str, Any] = {
+        "id": "chatcmpl-local", "object": "chat.completion", "created": 0, "model": model, "choices": [choice],
+    }  # fmt: skip
+    usage = getattr(message, "usage_metadata", None)
+    if usage:
+        counted = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"]}
+        answer["usage"] = {**counted, "total_tokens": usage["total_tokens"]}
+    return answer

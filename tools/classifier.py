@@ -1,0 +1,93 @@
+"""The classifier as the loop uses it: repairs where reward calls are cheap, reward heads where they cost money.
+
+Counterfactual repair (`tools/attribution.py`) asks the reward about six times a failure. A reward that is declared
+costly is asked about the first failures only, until a reply that earned full reward shows the layout; from then on two
+reward heads (`tools/reward_heads.py`) answer without a call. How firm the reward is is measured once, by asking twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nslora.tools.attribution import DEFAULTS, Attribution, AttributionSettings, attribute
+from nslora.tools.errors import SettingsError
+from nslora.tools.repairs import align, learn_layouts
+from nslora.tools.reward_calls import LARGEST_NOISE, measure_tolerance
+from nslora.tools.reward_heads import RewardHeads, blend, fit_heads
+
+if TYPE_CHECKING:
+    from nslora.tools.rewards import Graded, Reward
+    from nslora.tools.task import Example
+
+ASKED_TWICE = 5         # replies that are judged twice, to learn how firm a reward is
+COSTLY_CALLS = 3        # a failure, of a costly reward, while no layout is known
+COSTLY_FAILURES = 8     # failures that are repaired then; the others are given their mean
+
+
+def classify(
+    failures: Sequence[Graded], reward: Reward, *, known_good: Sequence[Graded] = (), train: Sequence[Example] = (),
+    settings: AttributionSettings = DEFAULTS,
+) -> list[Attribution]:
+    """What each failing reply needs, in their order.
+
+    known_good: replies that earned full reward, from which layouts are learnt. train: rows that reward heads are
+    fitted on; without them there are none. Raises RewardError, with the row, where the reward misbehaves.
+    """
+    if not failures:
+        return []
+    settings = settings.model_copy(update={"tolerance": max(settings.tolerance, tolerance_of(reward, failures))})
+    heads = heads_for(failures, known_good, train) if reward.costly or settings.heads_weight > 0 else None
+    if reward.costly:
+        return without_calls(failures, heads) if heads else sparing(failures, reward, settings)
+    repairs = attribute(failures, reward, known_good=known_good, settings=settings)
+    return blend(repairs, heads.attribute(failures), weight=settings.heads_weight) if heads else repairs
+
+
+def tolerance_of(reward: Reward, graded: Sequence[Graded]) -> float:
+    """What the task declares, else what a few replies judged twice say; measured once and remembered by the reward.
+
+    A costly reward is not asked twice: what it declares is believed. Raises RewardError, naming the row, where the
+    reward changes its mind by more than it declares.
+    """
+    if reward.costly:
+        return reward.noise or 0.0
+    if reward.tolerance is None:
+        allowed = LARGEST_NOISE if reward.noise is None else reward.noise
+        measured = measure_tolerance(reward.fresh, graded, rows=ASKED_TWICE, largest=allowed)
+        reward.tolerance = measured if reward.noise is None else reward.noise
+    return reward.tolerance
+
+
+def heads_for(
+    failures: Sequence[Graded], known_good: Sequence[Graded], train: Sequence[Example]
+) -> RewardHeads | None:
+    """Heads fitted on the train rows; None where no layout is known or the references do not differ."""
+    layouts = learn_layouts(known_good, limit=1)
+    if not layouts or not train:
+        return None
+    failing = [align(each.reply, each.example.reference) for each in failures if each.example.reference]
+    try:
+        return fit_heads(train, layouts[0], failing=list(dict.fromkeys(each for each in failing if each is not None)))
+    except SettingsError:
+        return None     # all references alike: a wrong answer cannot be made from another row's
+
+
+def without_calls(failures: Sequence[Graded], heads: RewardHeads) -> list[Attribution]:
+    """The heads' answers; the reward after one repair is what their deficits leave, since nobody asked the reward."""
+    return [replace(each, single=1.0 - each.stake * min(each.content_deficit, each.form_deficit))
+            for each in heads.attribute(failures)]
+
+
+def sparing(failures: Sequence[Graded], reward: Reward, settings: AttributionSettings) -> list[Attribution]:
+    """A few failures by repair, with few calls each; the others are given the mean of what those need."""
+    few = settings.model_copy(update={"max_calls_per_failure": min(COSTLY_CALLS, settings.max_calls_per_failure)})
+    asked = attribute(failures[:COSTLY_FAILURES], reward, settings=few)
+    content = sum(each.content_deficit for each in asked) / len(asked)
+    form = sum(each.form_deficit for each in asked) / len(asked)
+    common = max({each.verdict for each in asked}, key=[each.verdict for each in asked].count)
+    rest = [Attribution(each.example.id, content, form, content / (content + form) if content + form else 0.5,
+                        max(0.0, 1.0 - each.score.value), common, None, each.score.value, 0)
+            for each in failures[COSTLY_FAILURES:]]
+    return asked + rest

@@ -1,0 +1,53 @@
+"""A policy that answers from what is known, and loads the model only for what is not."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.chat_format import Dialogue
+from nslora.tools.policy import Advance, Burst, BurstResult, Generated, Policy, silent
+
+
+class RecordedPolicy:
+    """Stands in for the policy of an earlier run, of which `facts` (its `policy.json`) tells name and fingerprint.
+
+    Replies come from the reply cache and bursts from the record before a policy is ever asked, so in a replay of what
+    is all known `load` is never called.
+    """
+
+    def __init__(self, facts: Path, load: Callable[[], Policy]) -> None:
+        known = json.loads(facts.read_text(encoding="utf-8"))
+        self.name: str = known.pop("name")
+        self.fingerprint: str = known.pop("fingerprint")
+        self.context_tokens: int = known["context_tokens"]
+        self._facts, self.load = known, load
+        self.loaded = False
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The real one."""
+        self.loaded = True
+        return self.load()
+
+    def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
+                 advance: Advance = silent) -> Generated:
+        if not dialogues:
+            return Generated((), 0)
+        return self.policy.generate(dialogues, adapter=adapter, max_new_tokens=max_new_tokens, advance=advance)
+
+    def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
+                         adapter: str | None) -> list[float]:
+        if not dialogues:
+            return []
+        return self.policy.reference_losses(dialogues, references, adapter=adapter)
+
+    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
+        return self.policy.train(burst, advance)
+
+    def count_tokens(self, dialogue: Dialogue) -> int:
+        return self.policy.count_tokens(dialogue)
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._facts)

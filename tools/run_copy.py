@@ -1,0 +1,83 @@
+"""The files of a run's past, linked into the folder of a fork or a replay.
+
+Only what the past names is taken: a prompt or a row of remade data that came later would change what the fork sees.
+Content-addressed files are hard-linked (they are never written again), records that are appended to are copied.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.files import read_jsonl
+
+State = Mapping[str, Any]
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file or folder of files as `source`; what is not there is left out."""
+    if source.is_dir():
+        for each in sorted(source.iterdir()):
+            link(each, target / each.name)
+        return
+    if not source.is_file() or target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:     # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def candidates_of(state: State) -> list[Mapping[str, Any]]:
+    """Every candidate that the state names."""
+    found = [state.get("start"), state.get("kept"), state.get("best")]
+    found += [(state.get("proposal") or {}).get("candidate")]
+    found += [record["candidate"] for record in state.get("rounds", ())]
+    return [each for each in found if each]
+
+
+def evaluations_of(state: State) -> set[str]:
+    """Keys of every evaluation that the state names."""
+    keys = {each["key"] for name in ("start_measured", "kept_measured", "measured") if (each := state.get(name))}
+    return keys | {record["evaluation"] for record in state.get("rounds", ()) if record["evaluation"]}
+
+
+def copy_past(source: Path, target: Path, states: Iterable[State], rounds_done: int) -> None:
+    """Bring into `target` what the `states` of the past name, and the material of its finished rounds."""
+    for state in states:
+        for candidate in candidates_of(state):
+            link(source / "prompts" / f"{candidate['prompt']}.md", target / "prompts" / f"{candidate['prompt']}.md")
+            link(source / "remade" / f"{candidate['prompt']}.jsonl", target / "remade" / f"{candidate['prompt']}.jsonl")
+            if candidate["adapter"]:
+                link(source / "adapters" / candidate["adapter"], target / "adapters" / candidate["adapter"])
+        for key in evaluations_of(state):
+            link(source / "evaluations" / f"{key}.jsonl", target / "evaluations" / f"{key}.jsonl")
+    for folder in ("material", "edits"):
+        for path in sorted((source / folder).glob("*")):
+            number = path.name.partition("-")[0]
+            if number.isdigit() and int(number) <= rounds_done:
+                link(path, target / folder / path.name)
+    for path in sorted((target / "edits").glob("*.json")):
+        for name in candidates_in(path):
+            link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
+    link(source / "policy.json", target / "policy.json")
+
+
+def candidates_in(edit: Path) -> list[str]:
+    """Hashes of the prompts that an edit proposed."""
+    names: list[str] = json.loads(edit.read_text(encoding="utf-8")).get("candidates", [])
+    return names
+
+
+def copy_records(source: Path, target: Path, *, editor: bool, bursts: bool) -> None:
+    """Copy what the editor said and what bursts gave, so that neither is paid for again."""
+    if editor and (source / "editor.jsonl").is_file():
+        shutil.copyfile(source / "editor.jsonl", target / "editor.jsonl")
+    if bursts and (source / "bursts.jsonl").is_file():
+        shutil.copyfile(source / "bursts.jsonl", target / "bursts.jsonl")
+        for record in read_jsonl(source / "bursts.jsonl"):
+            if "adapter" in record:
+                link(source / "adapters" / record["adapter"], target / "adapters" / record["adapter"])

@@ -1,0 +1,63 @@
+"""One writer per run: an OS file lock, which is free again the moment its holder dies."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nslora.tools.errors import RunError
+from nslora.tools.files import write_json
+
+LOCK_FILE = ".lock"
+HOLDER_FILE = ".holder.json"     # beside the lock: opening a lock file empties it
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the run's lock as long as the block lasts.
+
+    Raises RunError naming the holder (process, host, since when) where another process, or another Run object of this
+    one, holds it, and where nothing can be written to the folder.
+    """
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"{folder} is in use by {holder(folder)}: wait for it, or stop it.") from None
+    except OSError as error:
+        raise RunError(f"Nothing can be written to {folder} ({error.strerror}): mend that, then nslora resume "
+                       f"{folder}.") from error
+    try:
+        write_json(folder / HOLDER_FILE, {"pid": os.getpid(), "host": socket.gethostname(),
+                                          "since": datetime.now(UTC).isoformat(timespec="seconds")})
+        yield
+    finally:
+        (folder / HOLDER_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether some process works on the run right now."""
+    if not (folder / LOCK_FILE).exists():
+        return False
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def holder(folder: Path) -> str:
+    """Who holds the lock, in words."""
+    try:
+        record = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
+        return f"process {record['pid']} on {record['host']}, since {record['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
