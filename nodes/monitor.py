@@ -8,7 +8,7 @@ from nslora.tools.evaluation import Row, read_evaluation
 from nslora.tools.files import write_jsonl
 from nslora.tools.lab import Lab
 from nslora.tools.signal import KINDS, Update, progress
-from nslora.tools.statistics import TIE, Verdict, keep_or_drop
+from nslora.tools.statistics import TIE, Verdict, fewest_wins, keep_or_drop
 
 
 def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -85,6 +85,9 @@ def why_stop(lab: Lab, kept: Measured, rounds_done: int) -> str:
         return f"target reached: validation reward {kept['reward']:.3f}, wanted {lab.settings.target:.3f}"
     if kept["failures"] == 0:
         return "nothing left to mend on validation"
+    if kept["failures"] < (needed := fewest_wins(lab.settings.keep.level)):
+        return (f"what is left, {kept['failures']} of validation's rows, is less than it can tell from chance "
+                f"({needed} rows at level {lab.settings.keep.level:g})")
     if rounds_done >= lab.settings.max_rounds:
         return f"round limit of {lab.settings.max_rounds} reached"
     return ""

@@ -1,5 +1,6 @@
 """A run of twelve rounds on a tiny model: each decision is checked against the evidence that it recorded."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def test_each_round_is_kept_or_dropped_as_its_numbers_say(run: Run) -> None:
 
 def test_the_next_round_begins_from_what_was_kept(run: Run) -> None:
     rounds = run.report()["rounds"]
-    for record, after in zip(rounds, rounds[1:], strict=False):
+    for record, after in itertools.pairwise(rounds):
         kept = record["reward_after"] if record["kept"] else record["reward_before"]
         assert after["reward_before"] == pytest.approx(kept)
 

@@ -115,7 +115,12 @@ def smallest_detectable_gain(rows: int, *, level: float = DEFAULTS.level, step: 
     """
     if rows < 1:
         raise ValueError(f"{rows} rows cannot be tested; give at least one.")
-    return math.ceil(-math.log2(level) - 1e-12) * step / rows
+    return fewest_wins(level) * step / rows
+
+
+def fewest_wins(level: float = DEFAULTS.level) -> int:
+    """Rows that must be won, with none lost, before the test sees a gain: k such that 2**-k <= level."""
+    return math.ceil(-math.log2(level) - 1e-12)
 
 
 def paired_gain_test(

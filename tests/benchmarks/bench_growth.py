@@ -1,0 +1,129 @@
+"""500 rounds without a model: what a round adds to the database, in bytes and in milliseconds, first against last.
+
+Nodes are stand-ins that write what the real ones write into the state; graph, routing, checkpointer and serialiser are
+the real ones. Growth of the state itself (one summary a round) is what a checkpoint of the whole state would multiply.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from form import figure, publish
+
+from nslora.graph import adapt
+from nslora.graph.state import Candidate, Changes, Decision, Measured, Proposal, RoundRecord, first_state
+from nslora.tools.checkpoints import CHECKPOINTS_FILE, sqlite_checkpoints
+
+ROUNDS = 500
+WINDOW = 100        # rounds at each end that are compared
+ALLOWED = 1.10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory(prefix="nslora-growth-") as name:
+        found = grow(Path(name), rounds)
+    window = min(WINDOW, rounds // 3)
+    first, last = slice(1, 1 + window), slice(-window, None)
+    bytes_ratio = statistics.mean(found.bytes_[last]) / statistics.mean(found.bytes_[first])
+    ms_ratio = statistics.median(found.ms[last]) / statistics.median(found.ms[first])
+    holds = publish("growth", [
+        figure("rounds", rounds),
+        figure("database per round, first rounds", statistics.mean(found.bytes_[first]) / 1e3, "kB"),
+        figure("database per round, last rounds", statistics.mean(found.bytes_[last]) / 1e3, "kB"),
+        figure("last over first, bytes", bytes_ratio, at_most=ALLOWED),
+        figure("time per round, first rounds", statistics.median(found.ms[first]), "ms"),
+        figure("time per round, last rounds", statistics.median(found.ms[last]), "ms"),
+        figure("last over first, time", ms_ratio, at_most=ALLOWED),
+        figure("whole database", found.total_bytes / 1e6, "MB")], title=f"{rounds} rounds of checkpoints")
+    sys.exit(0 if holds else 1)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Bytes and milliseconds (of this process's CPU) of each round, and the size at the end."""
+
+    bytes_: list[float]
+    ms: list[float]
+    total_bytes: int
+
+
+def grow(folder: Path, rounds: int) -> Growth:
+    """Run so many rounds of stand-ins."""
+    for name, node in stand_ins(rounds).items():
+        setattr(adapt, name, node)
+    path = folder / CHECKPOINTS_FILE
+    sizes, times = [0.0], [time.process_time()]
+    with sqlite_checkpoints(path) as saver:
+        graph = adapt.build_graph(saver)
+        config: Any = {"configurable": {"thread_id": "growth"}, "recursion_limit": adapt.STEPS_PER_ROUND * (rounds + 2)}
+        for part in graph.stream(first_state("0" * 16), config, stream_mode="updates", durability="sync"):
+            if "monitor" in part:
+                sizes.append(float(size(path)))
+                times.append(time.process_time())
+    bytes_ = [b - a for a, b in zip(sizes, sizes[1:], strict=False)]
+    ms = [1000 * (b - a) for a, b in zip(times, times[1:], strict=False)]
+    return Growth(bytes_, ms, size(path))
+
+
+def size(path: Path) -> int:
+    """Bytes of the database as SQLite counts its pages, whichever file they are in by now."""
+    import sqlite3
+
+    with sqlite3.connect(path) as connection:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        return int(pages * connection.execute("PRAGMA page_size").fetchone()[0])
+
+
+def stand_ins(rounds: int) -> dict[str, Callable[..., Changes]]:
+    """Nodes that return changes of the usual size."""
+    candidate = Candidate(adapter="a" * 16, prompt="b" * 16)
+    numbers = {f"number_{i}": i / 7 for i in range(18)}
+    signal = {kind: {f"evidence_{i}": i / 7 for i in range(9)} for kind in ("lora", "textgrad")}
+    measured = Measured(key="c" * 16, reward=0.5, potential=0.6, all_checks=0.4, checks={"fact": 0.5, "style": 0.4},
+                        loss_nats=1.5, failures=18, train_reward=0.5, wall_s=3.2, generated_tokens=500,
+                        cached_replies=12)
+    proposal = Proposal(kind="lora", candidate=candidate, error=None, wall_s=9.5, trained_tokens=40_000,
+                        generated_tokens=0, editor={}, epoch_losses_nats=[i / 7 for i in range(8)],
+                        grad_norms=[i / 7 for i in range(8)], new_rows=0, note="60 rows (60 remade), 60 steps")
+    decision = Decision(action="lora", reason="8 of 8 failures need content; LoRA still progresses; weights.",
+                        evidence=dict(numbers), demand={"content": 1.0, "form": 0.0}, material="material/1-c.json")
+    record = RoundRecord(
+        round=1, action="lora", reason=decision["reason"], kept=True, verdict="Kept: reward +0.083.", error=None,
+        candidate=candidate, evaluation="c" * 16, reward_before=0.4, reward_after=0.5, potential_before=0.5,
+        potential_after=0.6, numbers=dict(numbers), demand=dict(decision["demand"]), signal=signal, wall_s=12.7,
+        trained_tokens=40_000, generated_tokens=500, editor={}, epoch_losses_nats=proposal["epoch_losses_nats"],
+        grad_norms=proposal["grad_norms"], new_rows=0, note=proposal["note"])
+
+    def monitor(state: Any) -> Changes:
+        if state["proposal"] is None:
+            return {"start_measured": measured, "kept_measured": measured}
+        done = state["round"] + 1
+        return {"round": done, "proposal": None, "measured": None, "decision": None, "signal": signal,
+                "rounds": [{**record, "round": done}], "stop": "enough" if done >= rounds else ""}
+
+    def node(name: str, changes: Changes) -> Callable[..., Changes]:
+        def stand_in(state: Any) -> Changes:
+            return changes
+
+        stand_in.__name__ = name
+        return stand_in
+
+    return {"evaluate": node("evaluate", {"measured": measured, "wall_s": 3.2}), "monitor": monitor,
+            "classify": node("classify", {"decision": decision}),
+            "lora_update": node("lora_update", {"proposal": proposal, "wall_s": 9.5}),
+            "finish": node("finish", {"status": "finished", "wall_s": 1.0})}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

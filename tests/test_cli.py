@@ -1,0 +1,96 @@
+"""The command line: one clear sentence, a non-zero exit, and nothing written where the input is bad."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nslora.graph.cli import app
+from nslora.tools.errors import NsloraError, SettingsError
+
+
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """The one sentence with which `nslora run` refuses; the working folder must stay as it was."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    result = CliRunner().invoke(app, ["run", *arguments])
+    assert isinstance(result.exception, NsloraError), result.output
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def write_task(folder: Path, checks: object = ("exact_match",), **splits: object) -> str:
+    folder.mkdir()
+    rows = {"train": [{"question": "a?", "reference": "A"}], "validation": [{"question": "b?", "reference": "B"}],
+            "test": [{"question": "c?", "reference": "C"}], **splits}
+    for name, values in rows.items():
+        text = values if isinstance(values, str) else "".join(json.dumps(row) + "\n" for row in values)  # type: ignore[attr-defined]
+        (folder / f"{name}.jsonl").write_text(text)
+    data = {name: f"{name}.jsonl" for name in rows}
+    (folder / "task.yaml").write_text(json.dumps({"name": "t", "data": data, "reward": {"checks": checks}}))
+    return str(folder / "task.yaml")
+
+
+ROW = {"question": "a?", "reference": "A"}
+BAD_TASKS = {
+    "malformed JSON": ({"train": '{"question": "a?", "reference": "A"}\n{oops\n'}, "train.jsonl:2"),
+    "missing field": ({"train": [{"prompt": "a?", "reference": "A"}]}, "no field 'question'"),
+    "empty split": ({"validation": []}, "validation"),
+    "overlap": ({"test": [ROW]}, "1"),
+    "reference that is no text": ({"train": [{"question": "a?", "reference": 7}]}, "reference"),
+    "unknown check": ({"checks": ["smells_right"]}, "exact_match"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TASKS)
+def test_a_bad_task_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          name: str) -> None:
+    changes, words = BAD_TASKS[name]
+    assert words in refused(tmp_path, monkeypatch, write_task(tmp_path / "task", **changes))
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["no/such/task.yaml"], "no/such/task.yaml"),
+    (["handbook", "--style", "verse"], "bullet"),
+    (["handbook", "--model", "no such model"], "SmolLM2-135M-Instruct"),
+    (["handbook", "--editor", "quill"], "rules"),
+    (["handbook", "--strategy", "hope"], "neurosymbolic"),
+    (["handbook", "--set", "lora.rank=0"], "lora.rank"),
+    (["handbook", "--set", "lora.colour=red"], "lora.colour"),
+    (["handbook", "--set", "nonsense"], "name=value"),
+])
+def test_a_bad_argument_is_refused_with_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      arguments: list[str], words: str) -> None:
+    assert words in refused(tmp_path, monkeypatch, *arguments)
+
+
+def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("four years")
+    assert "exists" in refused(tmp_path, monkeypatch, "handbook", "--folder", "mine")
+    assert "not the folder of a run" in refused(tmp_path, monkeypatch, "handbook", "--folder", "mine", "--overwrite")
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("usage", (), {"free": 1e6, "total": 1e9, "used": 9e8})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert "make room" in refused(tmp_path, monkeypatch, "handbook", "--folder", "new")
+
+
+def test_the_process_prints_one_sentence_and_exits_with_1(tmp_path: Path) -> None:
+    done = subprocess.run([str(Path(sys.executable).with_name("nslora")), "run", "nowhere"], cwd=tmp_path,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error task: ")
+
+
+def test_settings_errors_name_the_setting() -> None:
+    from nslora.graph.run import read_settings
+
+    with pytest.raises(SettingsError, match="max_rounds"):
+        read_settings(max_rounds=-1)

@@ -1,0 +1,29 @@
+"""What is installed is what stands in the folders."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_holds_what_the_folders_hold(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+                    "--wheel-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        packed = {name.removeprefix("nslora/") for name in wheel.namelist() if name.startswith("nslora/")}
+    standing = {str(path.relative_to(ROOT)) for folder in ("graph", "nodes", "tools")
+                for path in (ROOT / folder).rglob("*")
+                if path.is_file() and "__pycache__" not in path.parts}
+    assert packed == standing
+
+
+def test_the_layers_import_downwards_only() -> None:
+    allowed_in_nodes = {"nslora.graph.state"}
+    for folder, forbidden in (("tools", ("nslora.graph", "nslora.nodes")), ("nodes", ("nslora.graph",))):
+        for path in (ROOT / folder).glob("*.py"):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                words = line.split()
+                if words[:1] in (["from"], ["import"]) and words[1].startswith(forbidden):
+                    assert words[1] in allowed_in_nodes, f"{path.name}: {line.strip()}"
