@@ -51,5 +51,13 @@ lock: ## write constraints.txt anew: resolve freely into a fresh environment, an
 	@build/lock/bin/uv pip freeze --python build/lock/bin/python --exclude-editable | sed 's/+cpu//' | grep -v '^uv==' > constraints.txt
 	@rm -rf build/lock
 
+.PHONY: bench-attribution bench-causes
+
+bench-attribution: setup ## the classifier against labels, on real failures (minutes; replies are kept)
+	@$(BIN)/python tests/benchmarks/bench_attribution.py
+
+bench-causes: setup ## planted causes in whole runs: is the first action right? (an hour; what is done is kept)
+	@$(BIN)/python tests/benchmarks/bench_causes.py
+
 clean: ## remove what was built; runs stay
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -11,6 +11,7 @@ import pytest
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 
+from nslora.graph.fork import fork
 from nslora.graph.run import Run
 from nslora.graph.signals import stopping
 from nslora.tools import run_lock
@@ -18,7 +19,7 @@ from nslora.tools.adapters import WEIGHTS
 from nslora.tools.burst_progress import BurstProgress
 from nslora.tools.errors import ModelError, RunError, SettingsError
 from nslora.tools.files import write_json
-from nslora.tools.lab import RUN_FILE, Lab
+from nslora.tools.lab import RUN_FILE, Lab, register
 
 Begin = Callable[..., Run]
 
@@ -31,20 +32,22 @@ def results(run: Run) -> dict[str, Any]:
     return {"result": report["result"], "sha256": report["adapter_sha256"], "rounds": rounds, "test": report["test"]}
 
 
-def stopped_at(run: Run, wanted: Callable[[str, Any], bool]) -> int:
-    """Ask the run to stop at the first part of its stream that is wanted; returns how many parts came after it."""
-    control, after = RunControl(), 0
-    with pytest.raises(GraphDrained):
-        for mode, part in run.stream(control=control):
-            after += control.drain_requested
-            if wanted(mode, part):
+def stop_after(run: Run, node: str) -> None:
+    """Ask the run to stop when this node has ended."""
+    control = RunControl()
+
+    def follow() -> None:
+        for _, part in run.stream(("updates",), control=control):
+            if node in part:
                 control.request_drain("test")
-    return after
+
+    with pytest.raises(GraphDrained):
+        follow()
 
 
 def test_a_run_that_was_stopped_between_nodes_goes_on_and_ends_the_same(begin: Begin, finished: Run) -> None:
     run = begin()
-    stopped_at(run, lambda mode, part: mode == "updates" and "textgrad_edit" in part)
+    stop_after(run, "textgrad_edit")
     state = run.state()
     assert state is not None
     assert state["status"] == "running"
@@ -108,7 +111,7 @@ def test_a_folder_that_cannot_be_written_is_named(begin: Begin, monkeypatch: pyt
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(run_lock.FileLock, "acquire", refuse)
-    with pytest.raises(RunError, match="Nothing can be written to .*Permission denied"):
+    with pytest.raises(RunError, match=r"Nothing can be written to .*Permission denied"):
         next(run.stream())
 
 
@@ -139,7 +142,7 @@ def test_a_folder_of_a_newer_version_is_left_alone(begin: Begin) -> None:
     run = begin()
     record = json.loads((run.folder / RUN_FILE).read_text())
     write_json(run.folder / RUN_FILE, {**record, "format": 99})
-    with pytest.raises(RunError, match="newer nslora .*upgrade"):
+    with pytest.raises(RunError, match=r"newer nslora .*upgrade"):
         Run.open(run.folder)
 
 
@@ -163,11 +166,8 @@ def test_a_database_that_is_none_is_named(begin: Begin) -> None:
 
 @pytest.mark.parametrize("what", ["adapter", "evaluation"])
 def test_a_damaged_file_is_named_and_the_run_goes_on_from_an_earlier_round(begin: Begin, what: str) -> None:
-    from nslora.graph.fork import fork
-
     run = begin(strategy="lora -> textgrad", max_rounds=2, keep={"level": 0.49})
-    stopped_at(run, lambda mode, part: (mode == "updates" and "lora_update" in part and what == "adapter")
-               or (mode == "updates" and "monitor" in part and what == "evaluation"))
+    stop_after(run, {"adapter": "lora_update", "evaluation": "monitor"}[what])
     state = run.state()
     assert state is not None
     if what == "adapter":
@@ -178,10 +178,7 @@ def test_a_damaged_file_is_named_and_the_run_goes_on_from_an_earlier_round(begin
     else:
         damaged = next((run.folder / "evaluations").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:-9])
-    again = Run(run.folder, Lab(run.folder.resolve(), run.lab.settings, run.lab.task))
-    from nslora.tools.lab import register
-
-    register(again.lab)
+    again = Run(run.folder, register(Lab(run.folder.resolve(), run.lab.settings, run.lab.task)))
     with pytest.raises((ModelError, RunError), match=damaged.parent.name if what == "adapter" else damaged.name):
         again.adapt()
     if what == "adapter":

@@ -30,7 +30,7 @@ class LoraSettings(Settings):
     top_blocks: int | None = Field(None, ge=1)      # None: the top third on a CPU, all of them on a GPU
     use_rslora: bool = False
     use_dora: bool = False
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(4e-3, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_share: float = Field(0.05, ge=0, le=1)
     epochs: int = Field(8, ge=1)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def grow(folder: Path, rounds: int) -> Growth:
             if "monitor" in part:
                 sizes.append(float(size(path)))
                 times.append(time.process_time())
-    bytes_ = [b - a for a, b in zip(sizes, sizes[1:], strict=False)]
-    ms = [1000 * (b - a) for a, b in zip(times, times[1:], strict=False)]
+    bytes_ = [b - a for a, b in pairwise(sizes)]
+    ms = [1000 * (b - a) for a, b in pairwise(times)]
     return Growth(bytes_, ms, size(path))
 
 
