@@ -16,7 +16,7 @@ from nslora.tools.files import read_jsonl
 from nslora.tools.lab import Lab
 from nslora.tools.material import Material, choose_material
 from nslora.tools.run_cost import update_tokens
-from nslora.tools.signal import KINDS, Progress, Update, given_up, progress
+from nslora.tools.signal import KINDS, Progress, Update, given_up, progress, without_material
 from nslora.tools.strategy import Situation, strategy_named
 from nslora.tools.verdict_memory import Verdict, corrected, learn, verdicts_of
 
@@ -34,9 +34,10 @@ def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     need = demand([each.attribution for each in failures if each.split == "validation"])
     seed = f"{lab.settings.seed}/{state['round']}"
     material_file = f"material/{state['round'] + 1}-{kept['key']}.json"
-    choose_material(lab.task.train, rows, failures, seed=seed).save(lab.folder / material_file)
+    material = choose_material(lab.task.train, rows, failures, seed=seed)
+    material.save(lab.folder / material_file)
     strategy = strategy_named(lab.settings.strategy, settings=lab.settings.routing, signal=lab.settings.signal)
-    situation = situation_of(state, lab, kept, need)
+    situation = situation_of(state, lab, kept, need, material)
     choice = within_budget(strategy.choose(situation), situation, state, lab)
     learnt = {f"{head}_{name}": value for head, each in memory.items() if each.verdicts
               for name, value in asdict(each).items()}
@@ -65,21 +66,26 @@ def remembered(state: AdaptationState, lab: Lab) -> list[Verdict]:
     return found
 
 
-def situation_of(state: AdaptationState, lab: Lab, kept: Measured, need: Demand) -> Situation:
+def situation_of(state: AdaptationState, lab: Lab, kept: Measured, need: Demand, material: Material) -> Situation:
     """What the strategies decide from."""
     updates = tuple(history(state["rounds"]))
     remade = state["remade"]
     return Situation(
         round=state["round"], rounds_left=lab.settings.max_rounds - state["round"], failures=kept["failures"],
         validation_reward=kept["reward"], target=lab.settings.target, demand=need if kept["failures"] else None,
-        progress=signals(state, lab, updates),
+        progress=signals(state, lab, updates, material),
         cost_tokens=expected_cost(lab), remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
         seed=lab.settings.seed, history=updates)
 
 
-def signals(state: AdaptationState, lab: Lab, updates: tuple[Update, ...]) -> dict[Kind, Progress]:
-    """The signal of each kind; edits are closed once the editor has failed too often in a row, or reached a cap."""
+def signals(state: AdaptationState, lab: Lab, updates: tuple[Update, ...], material: Material) -> dict[Kind, Progress]:
+    """The signal of each kind; edits are closed where no failure on train is there to show to an editor.
+
+    They are closed for good once the editor has failed too often in a row, or reached a cap.
+    """
     found: dict[Kind, Progress] = {kind: progress(kind, updates, lab.settings.signal) for kind in KINDS}
+    if not material.form:
+        found["textgrad"] = without_material(found["textgrad"])
     if state["editor_failures"] >= lab.settings.editing.patience:
         found["textgrad"] = given_up(found["textgrad"])
     return found

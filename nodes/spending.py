@@ -11,9 +11,14 @@ from nslora.tools.prompt import Prompt
 from nslora.tools.signal import KINDS, Kind
 from nslora.tools.situation import Decision, Situation
 
+DECIDES = "neurosymbolic"
+
 
 def within_budget(choice: Decision, situation: Situation, state: AdaptationState, lab: Lab) -> Decision:
-    """The choice where the budget allows it; else the other kind, if it is open and allowed; else the end."""
+    """The choice where the budget allows it; else the other kind, if it is open and allowed; else the end.
+
+    Only the strategy that decides by itself gives way to the other kind: whoever asked for one kind gets no other.
+    """
     if choice.action == "finish" or not has_budget(lab):
         return choice
     closed = blocked(lab.settings, spent(state), expected(state, lab), tokens_per_epoch(lab, state))
@@ -21,7 +26,7 @@ def within_budget(choice: Decision, situation: Situation, state: AdaptationState
         return choice
     other: Kind = next(kind for kind in KINDS if kind != choice.action)
     reason = f"Budget: {closed[choice.action]}"
-    if other in closed or situation.progress[other].saturated:
+    if lab.settings.strategy != DECIDES or other in closed or situation.progress[other].saturated:
         return replace(choice, action="finish", reason=f"{reason}.")
     return replace(choice, action=other, reason=f"{reason}; {other} is within it.")
 

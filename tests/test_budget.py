@@ -1,6 +1,7 @@
 """Budgets: reserved before each step, never overshot, kept over processes; a plan before anything is spent."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from nslora.graph.cli import app
 from nslora.graph.run import Run
+from nslora.nodes.spending import within_budget
 from nslora.tools.budget import (
     Expected,
     Spent,
@@ -18,6 +20,8 @@ from nslora.tools.budget import (
     spent_of,
 )
 from nslora.tools.settings import RunSettings
+from nslora.tools.signal import Progress
+from nslora.tools.situation import Decision
 from nslora.tools.task import Task
 
 FREE = Expected(0.0, 0.0, {"lora": 0.0, "textgrad": 0.0})
@@ -74,11 +78,25 @@ def test_train_tokens_are_never_overshot(begin: Callable[..., Run]) -> None:
     assert half["stop"].startswith("Budget: ")
 
 
-def test_editor_calls_are_never_overshot_and_the_other_kind_takes_over(begin: Callable[..., Run]) -> None:
+def test_editor_calls_are_never_overshot(begin: Callable[..., Run]) -> None:
     report = begin(strategy="textgrad", max_rounds=3, editing={"max_calls": 7, "failures": 4}).adapt()
     assert report["cost"]["editor_calls"] <= 7
-    assert [each["action"] for each in report["rounds"]][:2] == ["textgrad", "lora"]
-    assert "editor calls are spent" in report["rounds"][1]["reason"]
+    assert [each["action"] for each in report["rounds"]] == ["textgrad"]
+    assert "editor calls are spent" in report["stop"]
+
+
+@pytest.mark.parametrize(("strategy", "saturated", "action"), [
+    ("neurosymbolic", False, "lora"), ("neurosymbolic", True, "finish"), ("textgrad", False, "finish")])
+def test_the_other_kind_takes_over_where_the_strategy_is_free_and_that_kind_open(
+        strategy: str, saturated: bool, action: str) -> None:
+    limited = settings(strategy=strategy, editing={"max_calls": 4})
+    task = SimpleNamespace(train=[1], validation=[1], test=[1])
+    lab: Any = SimpleNamespace(settings=limited, task=task)
+    state: Any = {"rounds": [], "wall_s": 1.0, "start_measured": None, "kept_measured": None, "measured": None}
+    situation: Any = SimpleNamespace(progress={"lora": Progress("lora", 1.0, saturated, {})})
+    choice = within_budget(Decision("textgrad", "Form is missing.", {}), situation, state, lab)
+    assert choice.action == action
+    assert choice.reason.startswith("Budget: 0 of 4 editor calls are spent, and an edit takes 5")
 
 
 def test_a_run_whose_time_is_up_ends_with_what_it_has(begin: Callable[..., Run]) -> None:

@@ -155,6 +155,11 @@ def given_up(state: Progress) -> Progress:
     return replace(state, value=0.0, saturated=True, evidence={**state.evidence, "given_up": 1.0})
 
 
+def without_material(state: Progress) -> Progress:
+    """The same kind, closed for this round: no failure on train is there to learn from."""
+    return replace(state, value=0.0, saturated=True, evidence={**state.evidence, "no_material": 1.0})
+
+
 def _moves_ground(other: Update, kind: Kind) -> bool:
     """Whether an update of the other kind makes what was known about this kind out of date."""
     if other.failed:

@@ -101,6 +101,8 @@ def closed_words(situation: Situation, kind: Kind) -> str:
     """Why a saturated kind does not go."""
     if situation.progress[kind].evidence.get("given_up"):
         return f"{title(kind)} is given up for this run, since the editor failed too often or reached its cap"
+    if situation.progress[kind].evidence.get("no_material"):
+        return f"{title(kind)} has no failure on train to learn from"
     return f"{title(kind)} is saturated"
 
 
@@ -109,6 +111,8 @@ def why_nothing_goes(situation: Situation) -> str:
     for kind in saturated:
         if situation.progress[kind].evidence.get("given_up"):
             return f"{closed_words(situation, kind)}, and the other kind has nothing more to bring."
+    if len(saturated) == len(KINDS) and any(situation.progress[kind].evidence.get("no_material") for kind in KINDS):
+        return "; ".join(closed_words(situation, kind) for kind in KINDS) + "."
     if len(saturated) == len(KINDS):
         return "Both kinds are saturated: neither weights nor edits of the prompt still bring reward."
     names = " and ".join(title(kind) for kind in saturated) or "no kind"
