@@ -232,7 +232,7 @@ def test_the_embedded_model_on_a_real_server_edits_or_fails_with_a_record(servin
     before = OLD.render()
     problem = ""
     try:
-        edit = Editor(small_replies(chat, 40), log=log, retries=0).edit(OLD, [FAILURE])
+        edit = Editor(small_replies(chat, 24), log=log, retries=0).edit(OLD, [FAILURE])
         usage, proposed = edit.usage, edit.prompts
     except EditFailedError as error:
         usage, proposed, problem = error.usage, (), str(error)

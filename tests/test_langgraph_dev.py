@@ -28,7 +28,10 @@ def server(own_cache: Path, tmp_path: Path) -> Iterator[SyncLangGraphClient]:
         port = free.getsockname()[1]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LANGSMITH", "LANGCHAIN"))}
     command = [str(Path(sys.executable).with_name("langgraph")), "dev", "--no-browser", "--no-reload", "--host",
-               "127.0.0.1", "--port", str(port), "--config", str(ROOT / "langgraph.json")]
+               "127.0.0.1", "--port", str(port), "--config", "langgraph.json"]
+    # The server's own store goes where it is started.
+    for name in ("langgraph.json", "graph"):
+        (tmp_path / name).symlink_to(ROOT / name)
     log = (tmp_path / "server.log").open("w")
     with subprocess.Popen(command, cwd=tmp_path, env={**environment, "LANGGRAPH_CLI_NO_ANALYTICS": "1"}, stdout=log,
                           stderr=subprocess.STDOUT) as process:

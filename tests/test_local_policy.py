@@ -99,7 +99,7 @@ def test_an_adapter_in_force_leaves_the_base_as_it_was(tiny_policy: Make) -> Non
 
 
 def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(tiny_policy: Make, tmp_path: Path) -> None:
-    policy = tiny_policy(batch_size=1, epochs=6)
+    policy = tiny_policy(batch_size=1, epochs=6, early_stop_patience=None)
     whole = policy.train(Burst(rows(), 6, seed=7))
 
     class Killed(Exception):  # noqa: N818
@@ -111,7 +111,8 @@ def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(tiny_pol
 
     with pytest.raises(Killed):
         policy.train(Burst(rows(), 6, seed=7, progress=tmp_path / "progress"), die)
-    resumed = tiny_policy(batch_size=1, epochs=6).train(Burst(rows(), 6, seed=7, progress=tmp_path / "progress"))
+    again = tiny_policy(batch_size=1, epochs=6, early_stop_patience=None)
+    resumed = again.train(Burst(rows(), 6, seed=7, progress=tmp_path / "progress"))
     assert resumed.adapter == whole.adapter
     assert resumed.steps_done == whole.steps - 17
     assert resumed.epoch_losses == whole.epoch_losses
@@ -153,3 +154,42 @@ def test_a_damaged_adapter_is_named_and_not_used(tiny_policy: Make) -> None:
 def test_a_question_that_does_not_fit_the_context_is_refused(tiny_policy: Make) -> None:
     with pytest.raises(ModelError, match="context holds 2048"):
         tiny_policy().generate([[{"role": "user", "content": "x" * 3000}]], adapter=None, max_new_tokens=2)
+
+
+def test_a_burst_that_no_longer_learns_ends_early_and_resumes_alike(tiny_policy: Make, tmp_path: Path) -> None:
+    lora = {"learning_rate": 1e-9, "schedule": "constant", "epochs": 12}     # nothing can fall by 2 %
+    result = tiny_policy(**lora).train(Burst(rows(), 12, seed=1))
+    assert result.steps == 3        # of one step an epoch: two epochs without a drop after the first
+    assert len(result.epoch_losses) == 3
+    assert tiny_policy(**lora, early_stop_patience=None).train(Burst(rows(), 12, seed=1)).steps == 12
+
+
+def test_a_burst_that_does_not_fit_says_what_to_lower(tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nslora.tools.memory.free_bytes", lambda model: 1000)
+    policy = tiny_policy()
+    with pytest.raises(ModelError, match=r"needs about .* GiB .* lower lora.batch_size or lora.top_blocks"):
+        policy.train(Burst(rows(), 1, seed=1))
+    assert not list(policy.adapters.folder.glob("*"))
+
+
+def test_little_memory_makes_generation_batches_small_and_changes_no_reply(
+        tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    expected = policy.generate(dialogues(), adapter=None, max_new_tokens=8).replies
+    seen: list[int] = []
+    monkeypatch.setattr("nslora.tools.memory.free_bytes", lambda model: 1)
+    policy.generate(dialogues(), adapter=None, max_new_tokens=8, advance=lambda done, total: seen.append(done))
+    assert seen == [1, 2, 3, 4]
+    assert policy.generate(dialogues(), adapter=None, max_new_tokens=8).replies == expected
+
+
+@pytest.mark.parametrize("lora", [{"use_rslora": True}, {"use_dora": True}, {"top_blocks": 4}, {"targets": ["q_proj"]},
+                                  {"schedule": "cosine"}, {"dropout": 0.1}])
+def test_every_setting_of_lora_trains(tiny_policy: Make, lora: dict[str, object]) -> None:
+    result = tiny_policy(**lora).train(Burst(rows(), 3, seed=1))
+    assert result.epoch_losses[-1] < result.epoch_losses[0]
+
+
+def test_a_target_that_no_block_has_is_refused_with_what_it_has(tiny_policy: Make) -> None:
+    with pytest.raises(ModelError, match="q_proj"):
+        tiny_policy(targets=["query"])

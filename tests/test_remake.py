@@ -11,7 +11,7 @@ from nslora.tools.files import write_jsonl
 from nslora.tools.material import Material, training_rows
 from nslora.tools.policy import Advance, Generated, silent
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.remake import RemadeRow, hinted, read_rows, remake, rows_by_source, with_hint, write_rows
+from nslora.tools.remake import LAYOUT, RemadeRow, hinted, read_rows, remake, rows_by_source, with_hint, write_rows
 from nslora.tools.task import Task, load_task
 from nslora.tools.tiny_task import write_tiny_task
 
@@ -60,7 +60,7 @@ def test_the_hint_stands_in_the_question_and_in_the_demonstrations_of_train(task
     assert not any("The answer is" in json.dumps(row.as_trl(PROMPT)) for row in rows)
 
 
-def test_only_replies_of_full_reward_become_rows_and_the_adapter_answers_what_the_base_could_not(task: Task) -> None:
+def test_the_adapter_answers_what_the_base_could_not_and_a_layout_what_neither_could(task: Task) -> None:
     hard = task.train[1].question
 
     def reply(question: str, adapter: str | None) -> str:
@@ -69,9 +69,14 @@ def test_only_replies_of_full_reward_become_rows_and_the_adapter_answers_what_th
 
     rows, policy = remade(task, reply, edit="1-abc")
     assert [(row.source, row.adapter) for row in rows] == [
-        (task.train[0].id, None), (task.train[1].id, "a1"), (task.train[3].id, None)]
+        (task.train[0].id, None), (task.train[1].id, "a1"), (task.train[2].id, LAYOUT), (task.train[3].id, None)]
+    assert rows[2].reply == f"- {task.train[2].reference}"
     assert {(row.prompt, row.edit, row.reward) for row in rows} == {(PROMPT.hash, "1-abc", 1.0)}
     assert len([None for _, adapter in policy.asked if adapter == "a1"]) == 2
+
+
+def test_nothing_is_laid_out_that_the_reward_does_not_pay_for_in_full(task: Task) -> None:
+    assert remade(task, lambda question, adapter: "no idea")[0] == []
 
 
 def test_a_source_row_has_no_more_replies_than_the_cap_and_none_twice(task: Task) -> None:

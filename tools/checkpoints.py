@@ -69,8 +69,9 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
         from psycopg_pool import ConnectionPool, PoolTimeout
     except ImportError as error:
         raise RunError("Checkpoints in PostgreSQL need more packages: pip install 'nslora[postgres]'.") from error
-    # Without autocommit nothing is durable before the pool closes; prepared statements break behind pgbouncer.
-    options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row,
+    # Without autocommit nothing is durable before the pool closes; prepared statements break behind pgbouncer; from a
+    # database without an encoding (initdb in the C locale), texts would come back as bytes.
+    options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row, "client_encoding": "utf8",
                "connect_timeout": CONNECT_TIMEOUT_S}
     pool: Any = ConnectionPool(url, min_size=1, max_size=4, kwargs=options, open=False, timeout=CONNECT_TIMEOUT_S)
     try:

@@ -146,7 +146,8 @@ def open_lab(folder: str | Path) -> Lab:
         return _LABS[path]
     record = read_run_file(path)
     if not record["task"]["source"]:
-        raise RunError(f"The task of {folder} was made of Python objects: open the run with Run.open(folder, task=...).")
+        raise RunError(f"The task of {folder} was made of Python objects: open the run with Run.open(folder, "
+                       "task=...).")
     if record["editor_is_object"]:
         raise RunError(f"The editor of {folder} was a chat model object ({record['settings']['editor']}): open the "
                        "run with Run.open(folder, task=..., editor=...).")

@@ -96,6 +96,7 @@ class LocalPolicy:
                  advance: Advance = silent) -> Generated:
         """Greedy replies, in order. Raises ModelError where a dialogue and its reply do not fit the context."""
         from nslora.tools.generation import generate_ids
+        from nslora.tools.memory import generation_batch
 
         if not dialogues:
             return Generated((), 0)
@@ -106,7 +107,8 @@ class LocalPolicy:
                              f"{self.context_tokens}: shorten the prompt or lower max_new_tokens.")
         with self.using(adapter) as model:
             ids = generate_ids(model, rows, max_new_tokens=max_new_tokens, stop_ids=self.format.stop_ids,
-                               pad_id=self.format.pad_id, batch_size=self.batch_size, advance=advance)
+                               pad_id=self.format.pad_id, advance=advance,
+                               batch_size=generation_batch(model, longest, self.batch_size))
         return Generated(tuple(self.format.decode(row) for row in ids), sum(len(row) for row in ids))
 
     def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
@@ -137,7 +139,7 @@ class LocalPolicy:
         finally:
             self._forget(TRAINING)
         return BurstResult(
-            adapter=name, steps=plan.steps, steps_done=outcome.steps_done, trained_tokens=outcome.trained_tokens,
+            adapter=name, steps=len(outcome.log), steps_done=outcome.steps_done, trained_tokens=outcome.trained_tokens,
             epoch_losses=outcome.per_epoch("loss"), grad_norms=outcome.per_epoch("grad_norm"), wall_s=outcome.wall_s,
             fast_path=outcome.fast_path, log=tuple(outcome.log))
 

@@ -3,6 +3,10 @@
 Under a proposed prompt the policy answers the train questions with the reference given as a hint, in the question and
 in the demonstrations alike; each reply that earns full reward is a training row for that prompt. (Measured with
 SmolLM2-135M-Instruct: 92 % of 24 replies verified, 62 % where the demonstrations had no hint.)
+
+Where no reply of the policy was verified, the example's reference is put into the layouts of those that were (and of
+the demonstrations), and kept only if the reward pays for it in full. Without it a style that the base follows badly leaves
+most rows to plain references, which teach the wrong form: in capitals the base had 18 of 60 replies verified.
 """
 
 from collections import Counter
@@ -15,10 +19,12 @@ from nslora.tools.evaluation import ask, grade
 from nslora.tools.files import read_jsonl, write_jsonl
 from nslora.tools.policy import Advance, Policy, silent
 from nslora.tools.prompt import Demonstration, Prompt, normalise
+from nslora.tools.repairs import learn_layouts
 from nslora.tools.reply_cache import ReplyCache
-from nslora.tools.rewards import Reward
+from nslora.tools.rewards import Graded, Reward
 from nslora.tools.task import Example
 
+LAYOUT = "layout"
 HINT = "{question}\n(The answer is: {reference})"
 
 
@@ -26,8 +32,9 @@ HINT = "{question}\n(The answer is: {reference})"
 class RemadeRow:
     """A verified reply to a train question.
 
-    source: the example's id. prompt: hash of the prompt that it is for. adapter: who replied (None: the base). edit:
-    the edit that proposed the prompt, as its record is named in the run's folder `edits`.
+    source: the example's id. prompt: hash of the prompt that it is for. adapter: who replied (None: the base; `LAYOUT`:
+    nobody, the reference was put into a layout). edit: the edit that proposed the prompt, as its record is named in the
+    run's folder `edits`.
     """
 
     source: str
@@ -95,7 +102,30 @@ def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Pro
                 known.add(pair)
                 rows.append(RemadeRow(each.example.id, each.example.question, each.reply, prompt.hash, who,
                                       each.score.value, edit))
+    rows += laid_out(reward, prompt, examples, rows, edit)
     return Remade(tuple(sorted(rows, key=lambda row: order[row.source])), tokens, asked)
+
+
+def laid_out(reward: Reward, prompt: Prompt, examples: Sequence[Example], rows: Sequence[RemadeRow],
+             edit: str) -> list[RemadeRow]:
+    """References in learnt layouts, for the examples that no reply was verified for; each earns full reward."""
+    by_id = {example.id: example for example in examples}
+    by_question = {normalise(example.question): example for example in examples}
+    pairs = [(by_id[row.source], row.reply) for row in rows]
+    pairs += [(by_question[normalise(each.question)], each.reply) for each in prompt.demonstrations
+              if normalise(each.question) in by_question]
+    good = [Graded(example, reply, reward(example, reply)) for example, reply in pairs]
+    layouts = learn_layouts([each for each in good if each.score.passed])
+    made = {row.source for row in rows}
+    found = []
+    for example in examples:
+        for layout in layouts if example.id not in made else ():
+            reply = layout.wrap(example.reference or "", example.question)
+            score = reward(example, reply)
+            if score.passed:
+                found.append(RemadeRow(example.id, example.question, reply, prompt.hash, LAYOUT, score.value, edit))
+                break
+    return found
 
 
 def write_rows(path: Path, rows: Sequence[RemadeRow]) -> None:

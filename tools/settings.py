@@ -38,6 +38,8 @@ class LoraSettings(Settings):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     max_loss_nats: float = Field(20.0, gt=0)        # above ln(vocabulary) for any vocabulary: worse than guessing
+    early_stop_patience: int | None = Field(2, ge=1)    # epochs without a drop that end a burst; None: never
+    early_stop_drop: float = Field(0.02, ge=0, lt=1)    # relative fall of an epoch's loss that counts as a drop
     replay_share: float = Field(0.25, ge=0, le=1)   # of the content rows: rows already right, so that they stay so
     fast: bool = True                               # frozen trunk and compact head, where they are exact to the bit
     share_prefix: bool = True                       # with fast: common beginnings once a batch; exact up to rounding

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from nslora.tools.burst_plan import Layout, PaddedLayout, Plan, SharedPrefixLayout, shared_layout
@@ -26,6 +27,7 @@ from nslora.tools.frozen_trunk import (
     trunk_states,
     without_trunk,
 )
+from nslora.tools.memory import refuse_what_does_not_fit
 from nslora.tools.policy import Advance
 
 LARGEST_TRUNK_BYTES = 2 << 30       # cached states above this are not worth the memory: plain training
@@ -68,7 +70,25 @@ class Outcome:
     @property
     def trained_tokens(self) -> int:
         """Tokens that went through the steps, padding left out; those of a process that was killed count too."""
-        return sum(len(self.plan.rows[number]) for number in self.plan.order)
+        done = self.plan.order[:len(self.log) * self.plan.settings.batch_size]
+        return sum(len(self.plan.rows[number]) for number in done)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the signal says that this burst has nothing more to learn from its rows.
+
+        That is: an epoch has just ended, and in the last `early_stop_patience` ones the loss fell by less than
+        `early_stop_drop` each. A pure function of the log, so that a resumed burst stops where the whole one does.
+        """
+        settings, steps = self.plan.settings, len(self.log)
+        if not steps or self.plan.epoch_of(steps - 1) == self.plan.epoch_of(steps) or steps >= self.plan.steps:
+            return False
+        losses = self.per_epoch("loss")
+        if settings.early_stop_patience is None or len(losses) <= settings.early_stop_patience:
+            return False
+        last = losses[-settings.early_stop_patience - 1:]
+        return all(before - after < settings.early_stop_drop * before
+                   for before, after in pairwise(last))
 
 
 def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found_exact: dict[str, bool],
@@ -87,9 +107,11 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found
     rest = plan.rest(done)
     with ExitStack() as stack:
         base = model.get_base_model()
+        blocks = trained_blocks(model)
         collator, positions, outcome.fast_path = fast_path(
             stack, model, plan, found_exact, epochs=len(rest) / len(plan.rows))
-        if rest:
+        refuse_what_does_not_fit(base, collator.layout, blocks, cached=collator.states is not None)
+        if rest and not outcome.stopped_early:
             trainer = burst_trainer(model, tokenizer, plan, Dataset.from_dict({"row": list(rest)}), collator,
                                     positions, progress, outcome, advance)
             try:
@@ -133,6 +155,16 @@ def fast_path(stack: ExitStack, model: Any, plan: Plan, found_exact: dict[str, b
         stack.enter_context(without_trunk(base, cut))
         used.append(f"frozen trunk of {cut} blocks")
     return Collator(layout, states), positions, ", ".join(used)
+
+
+def trained_blocks(model: Any) -> int:
+    """How many of the top blocks hold something that trains."""
+    base = model.get_base_model()
+    try:
+        lowest = lowest_trained_block(base, [n for n, p in model.named_parameters() if p.requires_grad])
+    except ValueError:
+        lowest = None
+    return int(base.config.get_text_config().num_hidden_layers) - (lowest or 0)
 
 
 def probed(found: dict[str, bool], name: str, probe: Callable[[], bool]) -> bool:
@@ -198,6 +230,7 @@ def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator
             check_loss(float(logs["loss"]), plan.settings.max_loss_nats, len(outcome.log))
             progress.after_step(model, optimizer, outcome.log)
             advance(len(outcome.log), plan.steps)
+            control.should_training_stop = control.should_training_stop or outcome.stopped_early
 
     settings = plan.settings
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
