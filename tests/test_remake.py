@@ -75,8 +75,12 @@ def test_the_adapter_answers_what_the_base_could_not_and_a_layout_what_neither_c
     assert len([None for _, adapter in policy.asked if adapter == "a1"]) == 2
 
 
-def test_nothing_is_laid_out_that_the_reward_does_not_pay_for_in_full(task: Task) -> None:
-    assert remade(task, lambda question, adapter: "no idea")[0] == []
+def test_a_layout_is_learnt_from_what_the_reward_pays_for_in_full_or_not_at_all(task: Task) -> None:
+    rows, policy = remade(task, lambda question, adapter: "no idea")        # one demonstration shows the layout
+    assert [row.adapter for row in rows] == [LAYOUT] * 4
+    assert all(task.reward(example, row.reply).passed for example, row in zip(task.train, rows, strict=True))
+    nothing: Any = remake(policy, None, task.reward, Prompt(), task.train, adapter=None, max_new_tokens=8)  # type: ignore[arg-type]
+    assert nothing.rows == ()
 
 
 def test_a_source_row_has_no_more_replies_than_the_cap_and_none_twice(task: Task) -> None:

@@ -5,8 +5,8 @@ in the demonstrations alike; each reply that earns full reward is a training row
 SmolLM2-135M-Instruct: 92 % of 24 replies verified, 62 % where the demonstrations had no hint.)
 
 Where no reply of the policy was verified, the example's reference is put into the layouts of those that were (and of
-the demonstrations), and kept only if the reward pays for it in full. Without it a style that the base follows badly leaves
-most rows to plain references, which teach the wrong form: in capitals the base had 18 of 60 replies verified.
+the demonstrations), and kept only if the reward pays for it in full. Without it a style that the base follows badly
+leaves most rows to plain references, which teach the wrong form: in capitals the base had 18 of 60 replies verified.
 """
 
 from collections import Counter
