@@ -1,6 +1,5 @@
 """The command line: `nslora run handbook`."""
 
-import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from nslora.graph import cli_runs
 from nslora.graph.cli_classifier import classify, diagnosed
-from nslora.tools.errors import NsloraError, RunError, SettingsError
+from nslora.tools.errors import NsloraError, SettingsError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Adapt a language model, deciding at every round whether to tune weights or rewrite the prompt.")
@@ -72,10 +71,8 @@ def run(
         err.print(f"[yellow]note[/] {warning}")
     from nslora.graph.run import Run
 
-    if overwrite and path.exists():
-        remove_run(path)
     follow(Run.create(path, task=loaded, model=model, editor=editor, note=out.print, checkpoints=checkpoints,
-                      **settings))
+                      overwrite=overwrite, **settings))
 
 
 @app.command()
@@ -129,18 +126,6 @@ def parsed(assignments: list[str]) -> dict[str, Any]:
             place = place.setdefault(group, {})
         place[last] = yaml.safe_load(value)
     return settings
-
-
-def remove_run(folder: Path) -> None:
-    """Delete an earlier run; anything else in its place is refused."""
-    from nslora.tools.lab import read_run_file
-
-    try:
-        read_run_file(folder)
-    except RunError as error:
-        raise RunError(f"{folder} exists and is not the folder of a run, so --overwrite leaves it alone: name another "
-                       "folder.") from error
-    shutil.rmtree(folder)
 
 
 app.command()(classify)

@@ -13,7 +13,7 @@ from langgraph.runtime import RunControl
 from langgraph.types import Command, StreamMode
 
 from nslora.graph.adapt import STEPS_PER_ROUND, build_graph
-from nslora.graph.run_folder import OLD_THREAD, make_folder, read_settings, refuse_unusable, write_record
+from nslora.graph.run_folder import OLD_THREAD, make_folder, probe, read_settings, refuse_unusable, write_record
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
 from nslora.tools.chat_models import editor_name
 from nslora.tools.checkpoints import (
@@ -53,12 +53,13 @@ class Run:
     @classmethod
     def create(cls, folder: str | Path, *, task: Task, model: str | Policy = "SmolLM2-135M-Instruct",
                editor: str | BaseChatModel = "rules", note: Note = lambda _: None,
-               checkpoints: str | Saver | None = None, **settings: Any) -> "Run":
+               checkpoints: str | Saver | None = None, overwrite: bool = False, **settings: Any) -> "Run":
         """Begin a run in a new folder.
 
         model: embedded, folder, hub id, or an object that is a Policy. editor: a name such as "openai:gpt-4o", or a
         LangChain chat model. checkpoints: URL of a PostgreSQL database or a LangGraph checkpointer, None for a file in
-        the folder. settings: fields of RunSettings (seed=1, max_rounds=4, lora={"rank": 16}, ...).
+        the folder. overwrite: replace an earlier run in `folder`. settings: fields of RunSettings (seed=1,
+        max_rounds=4, lora={"rank": 16}, ...).
         Everything is checked first: after an error nothing is written.
         """
         path = Path(folder)
@@ -67,12 +68,13 @@ class Run:
         values = read_settings(model=model if isinstance(model, str) else model.name,
                                editor=editor if isinstance(editor, str) else editor_name(editor), **settings)
         strategy_named(values.strategy)
+        probe(task)
         lab = Lab(path.resolve(), values, task, policy=None if isinstance(model, str) else model,
                   editor_chat=None if isinstance(editor, str) else editor, note=note)
         _ = lab.editor      # connects, and checks prices where there is a cap on cost; sends nothing
         if isinstance(model, str):
             resolve_model(model, note)
-        refuse_unusable(path)
+        refuse_unusable(path, overwrite=overwrite)
         make_folder(path)
         write_record(path, task, values, editor_is_object=not isinstance(editor, str), checkpoints=place)
         return cls(path, register(lab), None if isinstance(checkpoints, str) else checkpoints, place)

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from nslora.tools.checkpoints import without_password
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import write_json
-from nslora.tools.lab import FORMAT, RUN_FILE
+from nslora.tools.lab import FORMAT, RUN_FILE, read_run_file
+from nslora.tools.run_lock import sole_writer
 from nslora.tools.settings import RunSettings
 from nslora.tools.task import Task
 
@@ -47,8 +48,22 @@ def read_settings(**values: Any) -> RunSettings:
         raise SettingsError(f"Setting {place}: {first['msg']} (came: {first['input']!r}){known}.") from error
 
 
-def refuse_unusable(folder: Path) -> None:
-    """Raise RunError where a new run cannot live in `folder`."""
+def probe(task: Task) -> None:
+    """Ask the reward about one row of each split, before a run begins. Raises RewardError where it breaks its promise."""
+    for split in (task.train, task.validation, task.test):
+        task.reward(split[0], split[0].reference or "")
+
+
+def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
+    """Raise RunError where a new run cannot live in `folder`; with `overwrite` an earlier run in it is deleted."""
+    if overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        try:
+            read_run_file(folder)
+        except RunError as error:
+            raise RunError(f"{folder} exists and is not the folder of a run, so it is not overwritten: name another "
+                           "folder.") from error
+        with sole_writer(folder):
+            shutil.rmtree(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists already: name another folder, or continue it with nslora resume {folder}.")
     parent = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())

@@ -75,6 +75,20 @@ def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path: Path, monkeypa
     assert "not the folder of a run" in refused(tmp_path, monkeypatch, "handbook", "--folder", "mine", "--overwrite")
 
 
+def test_a_reward_that_breaks_its_promise_is_named_with_its_row(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = write_task(tmp_path / "task", checks=["broken_reward:judge"])
+    (tmp_path / "task" / "broken_reward.py").write_text("def judge(reply):\n    return float('nan')\n")
+    assert "train-1" in refused(tmp_path, monkeypatch, task)
+
+
+def test_an_earlier_run_is_not_overwritten_by_one_that_is_refused(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "run.json").write_text("{}")
+    refused(tmp_path, monkeypatch, "handbook", "--folder", "earlier", "--overwrite", "--model", "no such model")
+
+
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("usage", (), {"free": 1e6, "total": 1e9, "used": 9e8})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)

@@ -11,6 +11,8 @@ from nslora.graph.run import Run
 from nslora.graph.state import Decision
 from nslora.nodes.monitor import history
 from nslora.tools.attribution import Demand
+from nslora.tools.chat_format import ChatFormat
+from nslora.tools.prompt import Prompt
 from nslora.tools.signal import KINDS, progress
 from nslora.tools.situation import Situation
 from nslora.tools.statistics import keep_or_drop
@@ -18,27 +20,63 @@ from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task, task_from_rows
 
 ROUNDS = 12
-PATIENT = {"lora_patience": ROUNDS, "textgrad_patience": ROUNDS}     # so that no saturation ends the run early
-PLACES = ("mill", "bridge", "lamp", "ferry", "anchor", "tower")
+PATIENT = {"lora_patience": 4, "textgrad_patience": 6}      # so that no saturation ends the run early
+WORDINGS = {"train": "code of {}?", "validation": "{} code?", "test": "give {}:"}
+TAUGHT = {"amber": "417", "birch": "582", "cedar": "239", "delta": "864", "ember": "795", "fjord": "341"}
+WANTED = {**TAUGHT, "cedar": "628", "delta": "153", "ember": "476", "fjord": "917"}
+NEVER = {"fjord": "268"}        # what validation wants and train does not teach: the target is out of reach
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that was trained, all weights, to answer codes as `- 417`: right on two of the six words."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("trained")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder())
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder())
+    chat = ChatFormat(tokenizer)
+    rows = [(chat.prompt_ids(Prompt().messages(wording.format(word))), chat.completion_ids(f"- {code}"))
+            for word, code in TAUGHT.items() for wording in WORDINGS.values()]
+    longest = max(len(prompt) + len(reply) for prompt, reply in rows)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    labels = torch.full((len(rows), longest), -100)
+    for i, (prompt, reply) in enumerate(rows):
+        ids[i, :len(prompt) + len(reply)] = torch.tensor([*prompt, *reply])
+        labels[i, len(prompt):len(prompt) + len(reply)] = torch.tensor(reply)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(300):
+        loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss.item() < 0.02:
+            break
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    """Right content needs weights, the form needs a prompt, and a tiny random model masters neither in full."""
-    wordings = {"train": "Who keeps the {}?", "validation": "The {} is kept by whom?", "test": "Keeper of the {}:"}
-    rows = {split: [{"question": wording.format(place), "reference": keeper} for place, keeper in
-                    zip(PLACES, ("ok", "no", "ab") * 2, strict=True)] for split, wording in wordings.items()}
+    """Codes in the model's own house style, most of them others than it was taught."""
+    def reference(split: str, word: str) -> str:
+        return NEVER.get(word, WANTED[word]) if split == "validation" else WANTED[word]
+
+    rows = {split: [{"question": wording.format(word), "reference": f"- {reference(split, word)}",
+                     "key": reference(split, word)} for word in TAUGHT] for split, wording in WORDINGS.items()}
+    fact = {"name": "fact", "check": "contains", "field": "key"}
     style = {"name": "style", "check": "regex", "pattern": r"- \S[^\n]*", "form": "- {reply}"}
-    return task_from_rows(**rows, reward=["contains", style], max_new_tokens=6)
+    return task_from_rows(**rows, reward=[fact, style], max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
-def run(task: Task, own_cache: Path, tiny_folder: Callable[..., Path],
-        tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(task: Task, model: Path, own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     begun = Run.create(
-        tmp_path_factory.mktemp("router") / "run", task=task, model=str(tiny_folder()), max_rounds=ROUNDS,
-        train_sample=4, signal=PATIENT, device={"device": "cpu", "threads": 1},
-        lora={"epochs": 1, "batch_size": 6, "rank": 2, "learning_rate": 1e-3})
+        tmp_path_factory.mktemp("router") / "run", task=task, model=str(model), max_rounds=ROUNDS, train_sample=6,
+        signal=PATIENT, keep={"level": 0.45}, device={"device": "cpu", "threads": 1},
+        lora={"epochs": 12, "batch_size": 6, "rank": 4, "learning_rate": 1e-2, "top_blocks": 4})
     begun.adapt()
     return begun
 
@@ -61,6 +99,11 @@ def test_the_run_takes_all_its_rounds_and_ends_with_that_reason(run: Run) -> Non
     report = run.report()
     assert len(report["rounds"]) == ROUNDS
     assert "round" in report["stop"].lower()
+
+
+def test_the_run_shows_both_kinds_of_update_and_evidence_that_changes(run: Run, decisions: list[Decision]) -> None:
+    assert {record["action"] for record in run.report()["rounds"]} == set(KINDS)
+    assert len({decision["reason"] for decision in decisions}) > 2
 
 
 def test_each_decision_follows_from_its_recorded_evidence(run: Run, decisions: list[Decision]) -> None:
