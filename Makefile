@@ -67,5 +67,17 @@ bench-crashes: setup ## kill -9 at 60 places of a run on a tiny model, resume, c
 bench-growth: setup ## 500 rounds without a model: bytes and milliseconds per round stay flat
 	@$(BIN)/python tests/benchmarks/bench_growth.py
 
+.PHONY: bench-remade
+
+bench-remade: setup ## LoRA on 10, 25, 50 remade rows against as many plain references (minutes; what is done is kept)
+	@$(BIN)/python tests/benchmarks/bench_remade.py
+
 clean: ## remove what was built; runs stay
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+.PHONY: bench-speed
+DEVICE ?= cpu
+SPEED ?=
+
+bench-speed: setup ## training and generation against the alternatives (half an hour on 2 cores; DEVICE=cuda SPEED='--shape 7b')
+	@$(BIN)/python tests/benchmarks/bench_speed.py --device $(DEVICE) $(SPEED)

@@ -71,7 +71,7 @@ def recorded_policy(source: Run) -> Policy:
     facts = source.folder / POLICY_FILE
     if source.lab.given_policy is not None or not facts.is_file():
         return source.lab.policy
-    return RecordedPolicy(facts, source.lab.load_policy)
+    return RecordedPolicy(facts, source.lab.settings.model, source.lab.load_policy)
 
 
 def differences(old: RunView, new: RunView) -> list[str]:

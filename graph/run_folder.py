@@ -49,7 +49,7 @@ def read_settings(**values: Any) -> RunSettings:
 
 
 def probe(task: Task) -> None:
-    """Ask the reward about one row of each split, before a run begins. Raises RewardError where it breaks its promise."""
+    """Ask the reward about one row of each split, before anything is written. Raises RewardError."""
     for split in (task.train, task.validation, task.test):
         task.reward(split[0], split[0].reference or "")
 

@@ -55,7 +55,7 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
     if not path.exists():
         validation = lab.task.validation
         prompt = lab.prompts.get(candidate["prompt"])
-        replies = ask(lab.policy, lab.replies if lab.settings.reuse_replies else None, prompt,
+        replies = ask(lab.policy, lab.replies, prompt,
                       [row.question for row in (*validation, *sample, *anchor)], adapter=candidate["adapter"],
                       max_new_tokens=lab.task.max_new_tokens, advance=advance)
         tokens, cached = replies.tokens, replies.cached
@@ -78,7 +78,7 @@ def reference_losses(lab: Lab, candidate: Candidate) -> list[float | None]:
     """Loss of each validation reference under the candidate, nats per token; None where a row has no reference."""
     prompt = lab.prompts.get(candidate["prompt"])
     rows = [(i, row) for i, row in enumerate(lab.task.validation) if row.reference]
-    losses = known_losses(lab.policy, lab.replies if lab.settings.reuse_replies else None,
+    losses = known_losses(lab.policy, lab.replies,
                           [prompt.messages(row.question) for _, row in rows], [row.reference or "" for _, row in rows],
                           adapter=candidate["adapter"])
     by_row = dict(zip((i for i, _ in rows), losses, strict=True))

@@ -33,7 +33,7 @@ def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chang
 
 def on_test(lab: Lab, candidate: Candidate, advance: Advance) -> list[Graded]:
     """Every test question answered and graded under one candidate."""
-    replies = ask(lab.policy, lab.replies if lab.settings.reuse_replies else None,
+    replies = ask(lab.policy, lab.replies,
                   lab.prompts.get(candidate["prompt"]), [row.question for row in lab.task.test],
                   adapter=candidate["adapter"], max_new_tokens=lab.task.max_new_tokens, advance=advance)
     return grade(lab.task.reward, lab.task.test, replies.texts)

@@ -17,7 +17,6 @@ from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance
 from nslora.tools.prompt import Prompt, check_prompt
 from nslora.tools.remake import Remade, remake, write_rows
-from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.rewards import Graded
 from nslora.tools.task import Example
 
@@ -140,7 +139,7 @@ def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab) -> Scr
     rows = [*failing, *passing]
 
     def reward(prompt: Prompt) -> float:
-        replies = ask(lab.policy, cache_of(lab), prompt, [row.question for row in rows],
+        replies = ask(lab.policy, lab.replies, prompt, [row.question for row in rows],
                       adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens)
         return float(sum(each.score.value for each in grade(lab.task.reward, rows, replies.texts)) / len(rows))
 
@@ -172,12 +171,8 @@ def keep_record(state: AdaptationState, lab: Lab, failures: list[Graded], edit: 
 
 def remake_under(prompt: Prompt, state: AdaptationState, lab: Lab, edit: str, advance: Advance) -> Remade:
     """Make and store the remade data of a proposed prompt."""
-    remade = remake(lab.policy, cache_of(lab), lab.task.reward, prompt, lab.task.train,
+    remade = remake(lab.policy, lab.replies, lab.task.reward, prompt, lab.task.train,
                     adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens,
                     per_row=lab.settings.remade_per_row, edit=edit, advance=advance)
     write_rows(lab.remade / f"{prompt.hash}.jsonl", remade.rows)
     return remade
-
-
-def cache_of(lab: Lab) -> ReplyCache | None:
-    return lab.replies if lab.settings.reuse_replies else None

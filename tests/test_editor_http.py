@@ -172,7 +172,7 @@ def transformers_serve(log: Path) -> Iterator[Serving]:
 
 
 def wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"transformers serve ended: {log.read_text(errors='replace')[-2000:]}")

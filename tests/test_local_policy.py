@@ -142,6 +142,17 @@ def test_an_adapter_is_plain_peft_and_names_no_folder_of_a_machine(
         assert torch.equal(plain(ids).logits, model(ids).logits)
 
 
+def test_the_base_answers_as_before_after_a_burst_and_after_one_that_diverged(tiny_policy: Make) -> None:
+    policy = tiny_policy()
+    before = policy.generate(dialogues(), adapter=None, max_new_tokens=6).replies
+    adapter = policy.train(Burst(rows(), 1, seed=1)).adapter
+    assert policy.generate(dialogues(), adapter=None, max_new_tokens=6).replies == before
+    policy.lora = policy.lora.model_copy(update={"max_loss_nats": 0.01})
+    with pytest.raises(DivergedError):
+        policy.train(Burst(rows(), 1, seed=2, start=adapter))
+    assert policy.generate(dialogues(), adapter=None, max_new_tokens=6).replies == before
+
+
 def test_a_damaged_adapter_is_named_and_not_used(tiny_policy: Make) -> None:
     policy = tiny_policy()
     adapter = policy.train(Burst(rows(), 1, seed=1)).adapter

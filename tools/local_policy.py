@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,15 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
+def silence_known_warnings() -> None:
+    """Leave out warnings that nobody here can act on; every other one is shown."""
+    # TRL 1.16 sets transformers' old name of the argument, and PEFT 0.21 asks for the old name of the property.
+    warnings.filterwarnings("ignore", message=r".*is_activation_checkpointing.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r".*`activation_checkpointing` instead.*", category=FutureWarning)
+    # The adapter of a burst is deleted as soon as it is stored; which one is active next is set before each use.
+    warnings.filterwarnings("ignore", message=r"Adapter burst was active which is now deleted.*")
+
+
 class LocalPolicy:
     """A causal model of transformers with PEFT adapters, named by content hash and found in `adapters`."""
 
@@ -58,6 +68,7 @@ class LocalPolicy:
              device: DeviceSettings | None = None, note: Note = lambda _: None) -> "LocalPolicy":
         """Load the model called `name` (embedded, folder or hub id). Raises ModelError."""
         prepare_environment()
+        silence_known_warnings()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
@@ -149,8 +160,12 @@ class LocalPolicy:
         if adapter is None and self._peft is None:
             yield self.base
         elif adapter is None:
-            with self._peft.disable_adapter():
+            # PeftModel.disable_adapter() asks for an active adapter, which is gone after a burst was forgotten.
+            self._peft.base_model.disable_adapter_layers()
+            try:
                 yield self.base
+            finally:
+                self._peft.base_model.enable_adapter_layers()
         else:
             self._load(adapter)
             self._peft.set_adapter(adapter)

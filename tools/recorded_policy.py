@@ -6,23 +6,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.chat_format import Dialogue
+from nslora.tools.chat_format import ChatFormat, Dialogue
+from nslora.tools.models import resolve_model
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, Policy, silent
 
 
 class RecordedPolicy:
     """Stands in for the policy of an earlier run, of which `facts` (its `policy.json`) tells name and fingerprint.
 
+    model: as the settings name it, for the tokenizer.
+
     Replies come from the reply cache and bursts from the record before a policy is ever asked, so in a replay of what
     is all known `load` is never called.
     """
 
-    def __init__(self, facts: Path, load: Callable[[], Policy]) -> None:
+    def __init__(self, facts: Path, model: str, load: Callable[[], Policy]) -> None:
         known = json.loads(facts.read_text(encoding="utf-8"))
         self.name: str = known.pop("name")
         self.fingerprint: str = known.pop("fingerprint")
         self.context_tokens: int = known["context_tokens"]
-        self._facts, self.load = known, load
+        self._facts, self._model, self.load = known, model, load
         self.loaded = False
 
     @cached_property
@@ -30,6 +33,13 @@ class RecordedPolicy:
         """The real one."""
         self.loaded = True
         return self.load()
+
+    @cached_property
+    def _format(self) -> ChatFormat:
+        """Tokenizer and chat template alone; the weights stay where they are."""
+        from transformers import AutoTokenizer
+
+        return ChatFormat(AutoTokenizer.from_pretrained(resolve_model(self._model).location), ())
 
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
                  advance: Advance = silent) -> Generated:
@@ -47,7 +57,7 @@ class RecordedPolicy:
         return self.policy.train(burst, advance)
 
     def count_tokens(self, dialogue: Dialogue) -> int:
-        return self.policy.count_tokens(dialogue)
+        return len(self._format.prompt_ids(dialogue))
 
     def describe(self) -> dict[str, Any]:
         return dict(self._facts)

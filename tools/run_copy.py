@@ -7,7 +7,9 @@ Content-addressed files are hard-linked (they are never written again), records 
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,11 @@ def candidates_in(edit: Path) -> list[str]:
 
 
 def copy_records(source: Path, target: Path, *, editor: bool, bursts: bool) -> None:
-    """Copy what the editor said and what bursts gave, so that neither is paid for again."""
+    """Copy what the editor said, what bursts gave and replies of the run's own, so that none is paid for again."""
+    if (source / "replies.sqlite").is_file():
+        with closing(sqlite3.connect(source / "replies.sqlite")) as old, \
+                closing(sqlite3.connect(target / "replies.sqlite")) as new:
+            old.backup(new)
     if editor and (source / "editor.jsonl").is_file():
         shutil.copyfile(source / "editor.jsonl", target / "editor.jsonl")
     if bursts and (source / "bursts.jsonl").is_file():

@@ -109,7 +109,7 @@ class RunSettings(Settings):
     keep: KeepSettings = KeepSettings()
     signal: SignalSettings = SignalSettings()
     routing: StrategySettings = StrategySettings()
-    reuse_replies: bool = True                      # look replies up in the user's cache before generating them
+    reuse_replies: bool = True                      # of other runs; this run's own are always kept
 
     @field_validator("anchor")
     @classmethod

@@ -1,11 +1,12 @@
 """Are remade rows worth more than plain references? LoRA on 10, 25 and 50 of each, under the same edited prompt.
 
-    make bench-remade                 (about 10 minutes on two cores; a run that was stopped goes on)
+    make bench-remade                 (ten minutes on two idle cores; a run that was stopped goes on)
 
 Both arms train on the same questions under the same prompt with demonstrations, from nothing, for the same number of
 steps; only the replies differ: the verified ones that the policy gave under the prompt with the reference as a hint,
-or the plain references. Judged on test questions (other wordings) of the facts that were taught: share of replies that
-pass every check. Intervals are 95 % bootstraps over questions, paired where two arms are compared.
+or the plain references. (References that were only put into a layout are left out.) Judged on test questions (other
+wordings) of the facts that were taught: share of replies that pass every check. Intervals are 95 % bootstraps over
+questions, paired where two arms are compared.
 """
 
 import json
@@ -22,7 +23,7 @@ from nslora.tools.files import sha256_of_json, write_json
 from nslora.tools.local_policy import LocalPolicy, prepare_environment
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.prompt import Prompt
-from nslora.tools.remake import RemadeRow, remake
+from nslora.tools.remake import LAYOUT, RemadeRow, remake
 from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.rule_editor import RuleEditor
 from nslora.tools.settings import DeviceSettings, LoraSettings
@@ -69,7 +70,7 @@ def prepare() -> Bench:
     failures = [each for each in grade(task.reward, rows, replies.texts) if not each.score.passed]
     prompt = Editor(RuleEditor()).edit(task.prompt, failures).prompts[0]
     made = remake(policy, cache, task.reward, prompt, task.train, adapter=None, max_new_tokens=task.max_new_tokens)
-    return Bench(policy, cache, task, prompt, {row.source: row for row in made.rows})
+    return Bench(policy, cache, task, prompt, {row.source: row for row in made.rows if row.adapter != LAYOUT})
 
 
 def trained(bench: Bench, arm: str, size: int) -> tuple[str, set[str]]:
