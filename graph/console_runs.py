@@ -19,13 +19,14 @@ TEXT_CHARACTERS = 160
 
 def show_runs(console: Console, found: Sequence[RunView]) -> None:
     """One line per run."""
-    table = Table("run", "task", "status", "rounds", "validation reward", "strategy", "seed", "origin")
+    table = Table("task", "status", "rounds", "reward", "strategy", "seed", "run and origin")
     for run in found:
         if run.problem:
-            table.add_row(str(run.folder), "", "[red]unreadable[/]", "", "", "", "", run.problem)
+            table.add_row("", "[red]unreadable[/]", "", "", "", "", plain(f"{run.folder}: {run.problem}", 400))
             continue
-        table.add_row(str(run.folder), run.task, run.status, str(len(run.rounds)), change(run.start_reward,
-                      run.best_reward), str(run.settings["strategy"]), str(run.settings["seed"]), origin(run))
+        table.add_row(run.task, run.status, str(len(run.rounds)), change(run.start_reward, run.best_reward),
+                      str(run.settings["strategy"]), str(run.settings["seed"]),
+                      "\n".join(part for part in (str(run.folder), origin(run)) if part))
     console.print(table)
 
 
@@ -33,12 +34,14 @@ def show_view(console: Console, run: RunView) -> None:
     """The rounds of a run: decision, reasons, signal, demand, reward, kept, cost."""
     console.print(f"{run.folder}: {run.task}, {run.status}, seed {run.settings['seed']}, {run.settings['strategy']}"
                   f"{'; ' + origin(run) if run.origin else ''}", highlight=False)
-    table = Table("round", "decision", "why", "signal", "demand", "reward", "kept", "cost", show_lines=True)
+    table = Table("round", "decision", "signal", "demand", "reward", "kept", "cost", show_lines=True)
     for each in run.rounds:
         fate = "[green]kept[/]" if each.kept else "[yellow]dropped[/]" if not each.error else "[red]failed[/]"
-        table.add_row(str(each.number), each.action, plain(each.reason), signal(each), demand(each),
+        table.add_row(str(each.number), each.action, signal(each), demand(each),
                       change(each.reward_before, each.reward_after), fate, cost(each))
     console.print(table)
+    for each in run.rounds:
+        console.print(f"round {each.number}: {plain(each.reason)} {plain(each.verdict)}")
     if run.stop:
         console.print(f"stop: {run.stop}")
 
@@ -133,7 +136,7 @@ def signal(each: Round) -> str:
 def demand(each: Round) -> str:
     if not each.demand:
         return ""
-    return f"{each.demand['failures']:.0f} failures\nP(content) {each.demand['p_content']:.2f}"
+    return f"{each.demand['failures']:.0f} fail\ncontent {each.demand['p_content']:.2f}"
 
 
 def cost(each: Round) -> str:

@@ -64,13 +64,18 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
                            "folder.") from error
         with sole_writer(folder):
             shutil.rmtree(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir())):
         raise RunError(f"{folder} exists already: name another folder, or continue it with nslora resume {folder}.")
     parent = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(parent).free
     if free < FREE_SPACE_BYTES:
         raise RunError(f"Only {free / 1e6:.0f} MB are free in {parent}, a run needs {FREE_SPACE_BYTES / 1e6:.0f} MB: "
                        "make room, or name a folder elsewhere.")
+
+
+def begun(path: Path) -> bool:
+    """Whether a file is the half-written record of a run that was killed before it began."""
+    return path.name.startswith(f".{RUN_FILE}.") and path.suffix == ".partial"
 
 
 def make_folder(folder: Path) -> None:

@@ -57,7 +57,7 @@ def tokens_per_epoch(lab: Lab, state: AdaptationState) -> int:
     pool = state["remade"]
     prompt: Prompt = lab.prompts.get(pool["prompt"] if pool and pool["waiting"] else state["kept"]["prompt"])
     replies = {row.id: row.reference or "" for row in lab.task.train}
-    return sum(lab.policy.count_tokens([*prompt.messages(row.question),
+    return sum(lab.count_tokens([*prompt.messages(row.question),
                                         {"role": "assistant", "content": replies[row.id]}]) for row in lab.task.train)
 
 
@@ -74,7 +74,7 @@ def fitted(burst: Burst, state: AdaptationState, lab: Lab) -> Burst:
 
 def most_tokens(burst: Burst, lab: Lab) -> int:
     """Tokens of all epochs of a burst, an upper bound."""
-    return burst.epochs * sum(lab.policy.count_tokens([*row.dialogue, {"role": "assistant", "content": row.completion}])
+    return burst.epochs * sum(lab.count_tokens([*row.dialogue, {"role": "assistant", "content": row.completion}])
                               for row in burst.rows)
 
 

@@ -126,7 +126,7 @@ def check(prompt: Prompt, lab: Lab) -> None:
     """Raise PromptError for a prompt that must not be proposed."""
     held_out = (*lab.task.validation, *lab.task.test)
     longest = max((row.question for row in (*lab.task.train, *held_out)), key=len)
-    check_prompt(prompt, count_tokens=lab.policy.count_tokens, context_tokens=lab.policy.context_tokens,
+    check_prompt(prompt, count_tokens=lab.count_tokens, context_tokens=lab.policy.context_tokens,
                  longest_question=longest, max_new_tokens=lab.task.max_new_tokens,
                  forbidden_questions=[row.question for row in held_out], protected=lab.settings.editing.protected)
 

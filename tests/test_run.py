@@ -5,6 +5,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from nslora.tools import run_lock
 from nslora.tools.adapters import WEIGHTS
 from nslora.tools.burst_progress import BurstProgress
 from nslora.tools.errors import ModelError, RunError, SettingsError
-from nslora.tools.files import write_json
+from nslora.tools.files import read_jsonl, write_json
 from nslora.tools.lab import RUN_FILE, Lab, register
 
 Begin = Callable[..., Run]
@@ -194,3 +195,14 @@ def test_a_run_needs_a_new_folder_and_a_database_an_address(begin: Begin, finish
         Run.create(finished.folder, task=finished.lab.task, model=finished.lab.settings.model)
     with pytest.raises(SettingsError, match="wanted postgresql://"):
         begin(checkpoints="mysql://somewhere")
+
+
+def test_a_damaged_line_is_named_and_one_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "bursts.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    assert read_jsonl(path) == [{"a": 1}]
+    with pytest.raises(RunError, match=r"bursts\.jsonl:2: this line is damaged"):
+        read_jsonl(path, written_whole=True)
+    path.write_text('{"a": \n{"a": 2}\n')
+    with pytest.raises(RunError, match=r"bursts\.jsonl:1: this line is damaged"):
+        read_jsonl(path)

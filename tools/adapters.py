@@ -34,12 +34,22 @@ class AdapterStore:
                              "part.")
         if content_hash(folder) != name:
             raise ModelError(f"The adapter {folder} is damaged: its content no longer has the hash in its name. "
-                             "Delete it and continue from an earlier round.")
+                             "Go on from an earlier round, which trains it again: nslora fork RUN --at ROUND.")
         return folder
+
+    def is_whole(self, name: str) -> bool:
+        """Whether the adapter is there and undamaged."""
+        try:
+            self.path(name)
+        except (ModelError, OSError, ValueError):
+            return False
+        return True
 
     def add(self, partial: Path) -> str:
         """Take over a finished folder under the hash of its content; returns the hash."""
         name = content_hash(partial)
+        if (self.folder / name).exists() and not self.is_whole(name):
+            shutil.rmtree(self.folder / name)       # damaged; this is what it was
         publish_folder(partial, self.folder / name)
         return name
 

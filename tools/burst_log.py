@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nslora.tools.adapters import AdapterStore
-from nslora.tools.errors import DivergedError, ModelError
+from nslora.tools.errors import DivergedError
 from nslora.tools.files import append_jsonl, read_jsonl, sha256_of_json
 from nslora.tools.policy import Advance, Burst, BurstResult, silent
 from nslora.tools.settings import LoraSettings
@@ -33,7 +33,7 @@ class BurstLog:
     def find(self, request: str) -> dict[str, Any] | None:
         """The record of this burst, if it diverged or its adapter is still there and whole."""
         for record in read_jsonl(self.path):
-            if record["request_sha256"] == request and ("error" in record or self._is_whole(record["adapter"])):
+            if record["request_sha256"] == request and ("error" in record or self.adapters.is_whole(record["adapter"])):
                 found: dict[str, Any] = record
                 return found
         return None
@@ -58,10 +58,3 @@ class BurstLog:
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
                                   for key, value in record.items() if key != "request_sha256"}
         return BurstResult(**values)
-
-    def _is_whole(self, adapter: str) -> bool:
-        try:
-            self.adapters.path(adapter)
-        except ModelError:
-            return False
-        return True

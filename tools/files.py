@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nslora.tools.errors import RunError
+
 BLOCK_BYTES = 1 << 20
 
 
@@ -65,12 +67,23 @@ def append_jsonl(path: Path, row: Any) -> None:
         os.fsync(file.fileno())
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """All lines of a JSONL file; a last line that a kill cut off is left out, since its writer never returned."""
+def read_jsonl(path: Path, *, written_whole: bool = False) -> list[Any]:
+    """All lines of a JSONL file; none where there is no file.
+
+    A last line that a kill cut off while it was appended is left out, since its writer never returned. A file that is
+    `written_whole` has no such line. Raises RunError, naming the line, where one is damaged.
+    """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    values = []
+    for number, line in enumerate(lines if written_whole else lines[:-1], 1):
+        try:
+            values += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise RunError(f"{path}:{number}: this line is damaged or cut off; go on from an earlier round (nslora "
+                           "fork RUN --at ROUND).") from error
+    return values
 
 
 def publish_folder(partial: Path, final: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from nslora.tools.adapters import AdapterStore
 from nslora.tools.anchor import read_anchor
 from nslora.tools.burst_log import BurstLog, burst_sha256
+from nslora.tools.chat_format import Dialogue
 from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.errors import RunError
@@ -22,7 +23,7 @@ from nslora.tools.files import write_json, write_text
 from nslora.tools.models import Note, cache_folder
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
 from nslora.tools.prompt import Prompt, parse
-from nslora.tools.reply_cache import ReplyCache
+from nslora.tools.reply_cache import ReplyCache, reply_key
 from nslora.tools.settings import RunSettings
 from nslora.tools.task import Example, Task, load_task
 
@@ -105,6 +106,15 @@ class Lab:
         """Known replies: shared with other runs, or this run's own where `reuse_replies` is off."""
         shared = self.settings.reuse_replies
         return ReplyCache((cache_folder() if shared else self.folder) / "replies.sqlite")
+
+    def count_tokens(self, dialogue: Dialogue) -> int:
+        """Tokens of a dialogue, remembered beside the replies: a replay then needs not even the tokenizer."""
+        key = reply_key(self.policy.fingerprint, None, json.dumps(["tokens", dialogue]), 0)
+        known = self.replies.find([key])
+        if key not in known:
+            known = {key: str(self.policy.count_tokens(dialogue))}
+            self.replies.add(known)
+        return int(known[key])
 
     def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
         """Train, or find what this very burst gave before; then its snapshots are cleared. Raises DivergedError."""

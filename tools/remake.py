@@ -141,4 +141,4 @@ def rows_by_source(rows: Sequence[RemadeRow]) -> dict[str, list[RemadeRow]]:
 
 
 def read_rows(path: Path) -> list[RemadeRow]:
-    return [RemadeRow(**row) for row in read_jsonl(path)]
+    return [RemadeRow(**row) for row in read_jsonl(path, written_whole=True)]

@@ -55,7 +55,7 @@ class ReplyCache:
         """
         with self._connect() as connection:
             connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", list(replies.items()))
-            if self.payer and replies:
+            if self.payer and request and replies:
                 connection.execute("INSERT OR IGNORE INTO paid VALUES (?, ?, ?, ?)",
                                    (self.payer, request, tokens, len(replies)))
 

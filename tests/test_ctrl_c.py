@@ -1,0 +1,54 @@
+"""Ctrl-C at a real command line: once is an orderly end, twice an end at once, and both can be resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nslora.tools.run_lock import is_locked
+from nslora.tools.task import Task
+
+NSLORA = Path(sys.executable).with_name("nslora")
+PATIENCE_S = 300        # seconds on a free machine; most of it is imports
+
+
+def started(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """The command, once it is inside a burst and has saved a step of its own."""
+    snapshots = list(folder.glob("progress/*/newest.json"))
+    before = snapshots[0].read_text() if snapshots else ""
+    process = subprocess.Popen([NSLORA, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"})
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end and process.poll() is None:
+        snapshots = list(folder.glob("progress/*/newest.json"))
+        if snapshots and snapshots[0].read_text() != before:
+            return process
+        time.sleep(0.05)
+    process.kill()
+    pytest.fail(f"no step of training was saved: {process.communicate()[0][-2000:]}")
+
+
+def test_ctrl_c_ends_after_the_step_and_twice_at_once(
+        own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = started(folder, "run", keepers.source, "--model", str(tiny_folder()), "--strategy", "lora", "--folder",
+                  str(folder), "--set", "lora.epochs=3000", "--set", "lora.early_stop_patience=null", "--set",
+                  "device.device=cpu", "--set", "lora.rank=2")
+    run.send_signal(signal.SIGINT)
+    said = run.communicate(timeout=PATIENCE_S)[0]
+    assert run.returncode == 130
+    assert f"nslora resume {folder}" in said
+    assert not is_locked(folder)
+    again = started(folder, "resume", str(folder))
+    assert is_locked(folder)
+    again.send_signal(signal.SIGTERM)
+    again.send_signal(signal.SIGTERM)
+    said = again.communicate(timeout=PATIENCE_S)[0]
+    assert again.returncode == 143
+    assert not is_locked(folder)
+    assert list(folder.glob("progress/*/newest.json"))
