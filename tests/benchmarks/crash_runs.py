@@ -34,7 +34,10 @@ def import_all() -> None:
     """Import what a run needs, so that forked children start at once. No tensor is touched here."""
     import datasets  # noqa: F401
     import peft  # noqa: F401
-    import textgrad  # noqa: F401
+
+    from nslora.tools.textual_gradients import load_textgrad
+
+    load_textgrad()      # imported bare, it writes a log folder
     from trl import SFTConfig, SFTTrainer  # noqa: F401
 
     import nslora.graph.run
