@@ -37,6 +37,7 @@ def run(
     max_rounds: Annotated[int, typer.Option(help="Most updates.")] = 6,
     max_seconds: Annotated[float | None, typer.Option(help="Longest time at work, over all processes.")] = None,
     max_train_tokens: Annotated[int | None, typer.Option(help="Most tokens through training steps.")] = None,
+    max_tflop: Annotated[float | None, typer.Option(help="Most model compute of all rounds, by formula.")] = None,
     max_editor_calls: Annotated[int | None, typer.Option(help="Most requests to the editor.")] = None,
     max_editor_tokens: Annotated[int | None, typer.Option(help="Most tokens of the editor, both ways.")] = None,
     max_cost: Annotated[float | None, typer.Option(help="Most that the editor may cost, at editing.prices.")] = None,
@@ -62,7 +63,8 @@ def run(
     if any(value is not None for value in caps.values()):
         settings["editing"] = {**settings.get("editing", {}), **{k: v for k, v in caps.items() if v is not None}}
     settings |= {"strategy": strategy, "seed": seed, "max_rounds": max_rounds, "max_seconds": max_seconds,
-                 "max_train_tokens": max_train_tokens, "approve": approve, "editor_base_url": base_url}
+                 "max_train_tokens": max_train_tokens, "max_tflop": max_tflop, "approve": approve,
+                 "editor_base_url": base_url}
     plan = plan_of(loaded, read_settings(model=model, editor=editor, **settings))
     if dry_run:
         show_plan(out, plan)

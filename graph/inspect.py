@@ -38,6 +38,7 @@ class Round:
     wall_s: float
     trained_tokens: int
     generated_tokens: int
+    flop: float                 # of update and evaluation, by formula
     editor: Mapping[str, float]
     note: str
 
@@ -160,7 +161,8 @@ def round_of(record: Mapping[str, Any]) -> Round:
         verdict=record["verdict"], error=record["error"], adapter=candidate.get("adapter"),
         prompt=candidate.get("prompt"), reward_before=record["reward_before"], reward_after=record["reward_after"],
         demand=record["demand"], signal=record["signal"], numbers=record["numbers"], wall_s=record["wall_s"],
-        trained_tokens=record["trained_tokens"], generated_tokens=record["generated_tokens"], editor=record["editor"],
+        trained_tokens=record["trained_tokens"], generated_tokens=record["generated_tokens"],
+        flop=record["flop"], editor=record["editor"],
         note=record["note"])
 
 

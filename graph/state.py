@@ -35,6 +35,7 @@ class Measured(TypedDict):
     wall_s: float
     generated_tokens: int
     cached_replies: int
+    flop: float                     # model FLOPs by formula (tools/compute.py), cached or not
 
 
 class Decision(TypedDict):
@@ -56,6 +57,7 @@ class Proposal(TypedDict):
     wall_s: float
     trained_tokens: int
     generated_tokens: int
+    flop: float                         # of the update itself, before its evaluation
     editor: dict[str, float | bool]     # calls, tokens, cost of the symbolic editor
     epoch_losses_nats: list[float]
     grad_norms: list[float]
@@ -92,6 +94,7 @@ class RoundRecord(TypedDict):
     wall_s: float
     trained_tokens: int
     generated_tokens: int
+    flop: float                         # of update and evaluation
     editor: dict[str, float | bool]
     epoch_losses_nats: list[float]
     grad_norms: list[float]

@@ -13,7 +13,7 @@ from langgraph.types import interrupt
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.textgrad_edit import check, remake_under
 from nslora.nodes.workplace import lab_for, progress
-from nslora.tools.errors import PromptError
+from nslora.tools.errors import BudgetError, PromptError
 from nslora.tools.evaluation import ask, grade
 from nslora.tools.lab import Lab
 from nslora.tools.prompt import Prompt, difference, parse
@@ -95,13 +95,18 @@ def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: L
     """A person's prompt in the place of the proposed one, with remade data of its own."""
     started = time.monotonic()
     name = lab.prompts.add(prompt)
-    remade = remake_under(prompt, state, lab, f"person-{state['round'] + 1}", progress("approve", "remade replies"))
+    try:
+        remade = remake_under(prompt, state, lab, f"person-{state['round'] + 1}", progress("approve", "remade replies"),
+                              proposal["flop"])
+    except BudgetError as error:
+        return {"proposal": {**proposal, "candidate": None, "error": str(error)}}
     wall_s = time.monotonic() - started
     adapter = proposal["candidate"]["adapter"] if proposal["candidate"] else None
     changes: Changes = {"wall_s": wall_s, "proposal": {
         **proposal, "candidate": Candidate(adapter=adapter, prompt=name), "new_rows": len(remade.rows),
         "wall_s": proposal["wall_s"] + wall_s,
         "generated_tokens": proposal["generated_tokens"] + remade.generated_tokens,
+        "flop": proposal["flop"] + lab.flop_rates.forward * remade.forward_tokens,
         "note": f"prompt rewritten by a person, {len(remade.rows)} rows remade"}}
     if remade.rows:
         changes["remade"] = {"prompt": name, "rows": len(remade.rows), "waiting": True}

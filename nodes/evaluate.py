@@ -8,7 +8,9 @@ from langgraph.runtime import Runtime
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.classifier import classify
+from nslora.tools.compute import answered
 from nslora.tools.evaluation import (
+    EvaluationCost,
     Failure,
     Row,
     anchor_rows,
@@ -51,38 +53,41 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
     key = sha256_of_json([candidate, lab.task.hash, lab.policy.fingerprint, [row.id for row in sample],
                           lab.task.max_new_tokens, *([row.question, row.reference] for row in anchor)])[:16]
     path = lab.evaluations / f"{key}.jsonl"
-    tokens = cached = 0
     if not path.exists():
         validation = lab.task.validation
         prompt = lab.prompts.get(candidate["prompt"])
         replies = ask(lab.policy, lab.replies, prompt,
                       [row.question for row in (*validation, *sample, *anchor)], adapter=candidate["adapter"],
                       max_new_tokens=lab.task.max_new_tokens, advance=advance)
-        tokens, cached = replies.tokens, replies.cached
+        losses, scored_tokens = reference_losses(lab, candidate)
         every = grade(lab.task.reward, (*validation, *sample, *anchor), replies.texts)
         graded = every[:len(validation) + len(sample)]
         good = known_good(lab) + [each for each in graded[len(validation):] if each.score.passed]
         rows, failures = measure(graded[:len(validation)], lab.task.reward, good, "validation",
-                                 reference_losses(lab, candidate), lab.task.train)
+                                 losses, lab.task.train)
         more_rows, more_failures = measure(graded[len(validation):], lab.task.reward, good, "train",
                                            train=lab.task.train)
         more_rows += anchor_rows(every[len(graded):])
-        write_evaluation(path, rows + more_rows, failures + more_failures, payer=lab.task_id, tokens=tokens,
-                         cached=cached)
+        cost = EvaluationCost(replies.tokens, replies.cached, replies.forward_tokens + scored_tokens)
+        write_evaluation(path, rows + more_rows, failures + more_failures, payer=lab.task_id, cost=cost)
     else:
-        tokens, cached = evaluation_cost(path, lab.task_id)
-    return summary(key, read_evaluation(path)[0], tokens, cached)
+        cost = evaluation_cost(path, lab.task_id)
+    return summary(key, read_evaluation(path)[0], cost, lab.flop_rates.forward * cost.forward_tokens)
 
 
-def reference_losses(lab: Lab, candidate: Candidate) -> list[float | None]:
-    """Loss of each validation reference under the candidate, nats per token; None where a row has no reference."""
+def reference_losses(lab: Lab, candidate: Candidate) -> tuple[list[float | None], int]:
+    """Loss of each validation reference under the candidate, and the tokens that went through the model for it.
+
+    In nats per token; None where a row has no reference.
+    """
     prompt = lab.prompts.get(candidate["prompt"])
-    rows = [(i, row) for i, row in enumerate(lab.task.validation) if row.reference]
-    losses = known_losses(lab.policy, lab.replies,
-                          [prompt.messages(row.question) for _, row in rows], [row.reference or "" for _, row in rows],
-                          adapter=candidate["adapter"])
-    by_row = dict(zip((i for i, _ in rows), losses, strict=True))
-    return [by_row.get(i) for i in range(len(lab.task.validation))]
+    rows = [(i, row.reference or "", prompt.messages(row.question))
+            for i, row in enumerate(lab.task.validation) if row.reference]
+    references, dialogues = [reference for _, reference, _ in rows], [dialogue for _, _, dialogue in rows]
+    losses = known_losses(lab.policy, lab.replies, dialogues, references, adapter=candidate["adapter"])
+    tokens = lab.token_counts([answered(*each) for each in zip(dialogues, references, strict=True)])
+    by_row = dict(zip((i for i, _, _ in rows), losses, strict=True))
+    return [by_row.get(i) for i in range(len(lab.task.validation))], sum(tokens)
 
 
 def attributed_anew(lab: Lab, kept: Measured) -> Measured:
@@ -126,7 +131,7 @@ def known_good(lab: Lab) -> list[Graded]:
     return [each for each in graded if each.score.passed]
 
 
-def summary(key: str, rows: list[Row], tokens: int, cached: int) -> Measured:
+def summary(key: str, rows: list[Row], cost: EvaluationCost, flop: float) -> Measured:
     """Means over the validation rows."""
     judged = [row for row in rows if row.split == "validation"]
     train = [row for row in rows if row.split == "train"]
@@ -136,7 +141,8 @@ def summary(key: str, rows: list[Row], tokens: int, cached: int) -> Measured:
         all_checks=mean([float(row.passed) for row in judged]),
         checks={name: mean([row.checks[name] for row in judged]) for name in judged[0].checks},
         loss_nats=mean(losses) if losses else None, failures=sum(not row.passed for row in judged),
-        train_reward=mean([row.value for row in train]), wall_s=0.0, generated_tokens=tokens, cached_replies=cached)
+        train_reward=mean([row.value for row in train]), wall_s=0.0, generated_tokens=cost.tokens,
+        cached_replies=cost.cached, flop=flop)
 
 
 def mean(values: list[float]) -> float:

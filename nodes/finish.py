@@ -26,7 +26,8 @@ def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chang
         stop=state["stop"], rounds=[dict(record) for record in state["rounds"]], start=state["start"],
         final=final, validation=validation_numbers(state), test=compare_on_test(base, result),
         scores=[*question_scores("base", base), *question_scores("result", result)],
-        wall_s=state["wall_s"] + wall_s)
+        wall_s=state["wall_s"] + wall_s,
+        start_flop=state["start_measured"]["flop"] if state["start_measured"] else 0.0)
     write_result(lab, facts)
     return {"status": "finished", "wall_s": wall_s}
 

@@ -108,5 +108,6 @@ def round_record(state: AdaptationState, proposal: Proposal, measured: Measured 
         numbers=dict(verdict.numbers), demand=decision["demand"] if decision else {}, signal={}, wall_s=spent_s,
         trained_tokens=proposal["trained_tokens"],
         generated_tokens=proposal["generated_tokens"] + (measured["generated_tokens"] if measured else 0),
+        flop=proposal["flop"] + (measured["flop"] if measured else 0.0),
         editor=proposal["editor"], epoch_losses_nats=proposal["epoch_losses_nats"],
         grad_norms=proposal["grad_norms"], new_rows=proposal["new_rows"], note=proposal["note"])

@@ -2,22 +2,28 @@
 
 import time
 from dataclasses import replace
+from itertools import accumulate
 
 from nslora.graph.state import AdaptationState
 from nslora.tools.budget import Expected, Spent, affordable_epochs, blocked, expected_seconds, spent_of
+from nslora.tools.compute import TERA, FlopRates, answered
+from nslora.tools.errors import BudgetError, SettingsError
 from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance, Burst
-from nslora.tools.prompt import Prompt
+from nslora.tools.prompt import Prompt, normalise
+from nslora.tools.remake import hinted, with_hint
 from nslora.tools.signal import KINDS, Kind
 from nslora.tools.situation import Decision, Situation
+from nslora.tools.task import Example
 
-DECIDES = "neurosymbolic"
+DECIDES = ("neurosymbolic", "random")       # strategies, by the beginning of their names, that ask for no fixed kind
+END_TOKENS = 8          # that a chat template writes around a reply, in counts that must be upper bounds
 
 
 def within_budget(choice: Decision, situation: Situation, state: AdaptationState, lab: Lab) -> Decision:
     """The choice where the budget allows it; else the other kind, if it is open and allowed; else the end.
 
-    Only the strategy that decides by itself gives way to the other kind: whoever asked for one kind gets no other.
+    Only strategies that decide by themselves give way to the other kind: whoever asked for one kind gets no other.
     """
     if choice.action == "finish" or not has_budget(lab):
         return choice
@@ -26,56 +32,109 @@ def within_budget(choice: Decision, situation: Situation, state: AdaptationState
         return choice
     other: Kind = next(kind for kind in KINDS if kind != choice.action)
     reason = f"Budget: {closed[choice.action]}"
-    if lab.settings.strategy != DECIDES or other in closed or situation.progress[other].saturated:
+    if not lab.settings.strategy.startswith(DECIDES) or other in closed or situation.progress[other].saturated:
         return replace(choice, action="finish", reason=f"{reason}.")
     return replace(choice, action=other, reason=f"{reason}; {other} is within it.")
 
 
 def has_budget(lab: Lab) -> bool:
     settings = lab.settings
-    return any(cap is not None for cap in (settings.max_seconds, settings.max_train_tokens, settings.editing.max_calls,
-                                           settings.editing.max_tokens, settings.editing.max_cost))
+    return any(cap is not None for cap in (settings.max_seconds, settings.max_train_tokens, settings.max_tflop,
+                                           settings.editing.max_calls, settings.editing.max_tokens,
+                                           settings.editing.max_cost))
 
 
 def spent(state: AdaptationState) -> Spent:
-    return spent_of(state["rounds"], state["wall_s"])
+    start = state["start_measured"]
+    return spent_of(state["rounds"], state["wall_s"], start["flop"] if start else 0.0)
 
 
 def expected(state: AdaptationState, lab: Lab) -> Expected:
-    """Expected seconds per step, from this run's own measurements."""
+    """Expected seconds per step, from this run's own measurements; compute by formula."""
     settings, task = lab.settings, lab.task
     measured = [each for each in (state["start_measured"], state["kept_measured"], state["measured"]) if each]
     rows = len(task.validation) + min(settings.train_sample, len(task.train))
-    return expected_seconds(state["rounds"], max((each["wall_s"] for each in measured), default=0.0), rows,
-                            len(task.train), len(task.test), settings.lora.epochs)
+    seconds = expected_seconds(state["rounds"], max((each["wall_s"] for each in measured), default=0.0), rows,
+                               len(task.train), len(task.test), settings.lora.epochs)
+    if settings.max_tflop is None:
+        return seconds
+    rates, prompt = flop_rates(lab), next_prompt(state, lab)
+    burst = rates.training * tokens_per_epoch(lab, state) + evaluation_flop(prompt, state, lab)
+    # The edited prompt is not known yet; what it is too long for is left out afterwards, by `affordable_remakes`.
+    edit = evaluation_flop(lab.prompts.get(state["kept"]["prompt"]), state, lab)
+    return replace(seconds, update_tflop={"lora": burst / TERA, "textgrad": edit / TERA})
+
+
+def flop_rates(lab: Lab) -> FlopRates:
+    """Model FLOPs of a token. Raises SettingsError where the policy does not say, so that no cap could be kept."""
+    if not lab.flop_rates.forward or not lab.flop_rates.training:
+        raise SettingsError(f"max_tflop is set, but the policy {lab.policy.name} does not say what a token costs: its "
+                            "describe() wants forward_flop_per_token and training_flop_per_token.")
+    return lab.flop_rates
+
+
+def next_prompt(state: AdaptationState, lab: Lab) -> Prompt:
+    """The prompt that a burst would train under: of waiting remade data, else the kept one."""
+    pool = state["remade"]
+    return lab.prompts.get(pool["prompt"] if pool and pool["waiting"] else state["kept"]["prompt"])
+
+
+def evaluation_flop(prompt: Prompt, state: AdaptationState, lab: Lab) -> float:
+    """Most model FLOPs that evaluating a candidate with this prompt after the round takes."""
+    rows = (*lab.task.validation, *lab.train_sample(state["round"] + 1), *lab.anchor)
+    asked = lab.token_counts([prompt.messages(row.question) for row in rows])
+    scored = lab.token_counts([answered(prompt.messages(row.question), row.reference)
+                               for row in lab.task.validation if row.reference])
+    return lab.flop_rates.forward * (sum(asked) + len(asked) * (lab.task.max_new_tokens + END_TOKENS) + sum(scored))
+
+
+def affordable_remakes(prompt: Prompt, state: AdaptationState, lab: Lab, spent_flop: float) -> tuple[Example, ...]:
+    """The train rows that can be answered anew under a proposed prompt, its evaluation reserved.
+
+    spent_flop: by this update so far. Raises BudgetError where not even the evaluation fits.
+    """
+    rows = lab.task.train if lab.settings.remade_per_row else ()
+    if lab.settings.max_tflop is None:
+        return rows
+    left = (lab.settings.max_tflop - spent(state).tflop) * TERA - spent_flop - evaluation_flop(prompt, state, lab)
+    if left < 0:
+        raise BudgetError(f"the edited prompt is too long for what is left of max_tflop: its evaluation takes "
+                          f"{-left / TERA:.1f} TFLOP more.")
+    hints = hinted(prompt, {normalise(row.question): row.reference or "" for row in rows})
+    counts = lab.token_counts([hints.messages(with_hint(row.question, row.reference or "")) for row in rows])
+    askers = 2 if state["kept"]["adapter"] else 1       # the base, and the adapter in force
+    needs = [askers * lab.flop_rates.forward * (count + lab.task.max_new_tokens + END_TOKENS) for count in counts]
+    return tuple(row for row, need in zip(rows, accumulate(needs), strict=True) if need <= left)
 
 
 def tokens_per_epoch(lab: Lab, state: AdaptationState) -> int:
     """Most tokens that one epoch over all train rows takes, under the kept prompt or that of waiting remade data."""
-    if lab.settings.max_train_tokens is None:
+    if lab.settings.max_train_tokens is None and lab.settings.max_tflop is None:
         return 0
-    pool = state["remade"]
-    prompt: Prompt = lab.prompts.get(pool["prompt"] if pool and pool["waiting"] else state["kept"]["prompt"])
-    replies = {row.id: row.reference or "" for row in lab.task.train}
-    return sum(lab.count_tokens([*prompt.messages(row.question),
-                                        {"role": "assistant", "content": replies[row.id]}]) for row in lab.task.train)
+    prompt = next_prompt(state, lab)
+    return sum(lab.token_counts([answered(prompt.messages(row.question), row.reference or "")
+                                 for row in lab.task.train]))
 
 
 def fitted(burst: Burst, state: AdaptationState, lab: Lab) -> Burst:
-    """The burst with as many epochs as the train tokens that are left allow; 0 where not even one fits.
+    """The burst with as many epochs as the train tokens and the compute that are left allow; 0 where not one fits.
 
     The count is an upper bound, since the template's opening of a next turn is in it.
     """
-    if lab.settings.max_train_tokens is None:
+    settings = lab.settings
+    if settings.max_train_tokens is None and settings.max_tflop is None:
         return burst
     per_epoch = most_tokens(burst, lab) // burst.epochs
-    return replace(burst, epochs=affordable_epochs(lab.settings, spent(state), per_epoch))
+    if settings.max_tflop is None:
+        return replace(burst, epochs=affordable_epochs(settings, spent(state), per_epoch))
+    evaluation = evaluation_flop(next_prompt(state, lab), state, lab)
+    return replace(burst, epochs=affordable_epochs(
+        settings, spent(state), per_epoch, flop_rates(lab).training * per_epoch / TERA, evaluation / TERA))
 
 
 def most_tokens(burst: Burst, lab: Lab) -> int:
     """Tokens of all epochs of a burst, an upper bound."""
-    return burst.epochs * sum(lab.count_tokens([*row.dialogue, {"role": "assistant", "content": row.completion}])
-                              for row in burst.rows)
+    return burst.epochs * sum(lab.token_counts([answered(row.dialogue, row.completion) for row in burst.rows]))
 
 
 class Steps:

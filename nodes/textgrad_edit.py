@@ -8,9 +8,11 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal, RemadePool
 from nslora.nodes.classify import material_of
+from nslora.nodes.spending import affordable_remakes
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor_view import describe_edit
+from nslora.tools.errors import BudgetError
 from nslora.tools.evaluation import ask, grade, read_evaluation
 from nslora.tools.files import write_json
 from nslora.tools.lab import Lab
@@ -56,16 +58,21 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
                                candidates=lab.settings.editing.candidates)
     except EditFailedError as error:
         return failed(state, lab, error, time.monotonic() - started)
-    screening = screen(edit.prompts, state, lab)
+    screening, screened_tokens = screen(edit.prompts, state, lab)
     prompt = edit.prompts[screening.best]
     prompt_hash = lab.prompts.add(prompt)
     name = keep_record(state, lab, failures, edit, screening)
-    remade = remake_under(prompt, state, lab, name, progress("textgrad_edit", "remade replies"))
+    screening_flop = lab.flop_rates.forward * screened_tokens
+    try:
+        remade = remake_under(prompt, state, lab, name, progress("textgrad_edit", "remade replies"), screening_flop)
+    except BudgetError as error:
+        return unaffordable(error, edit.usage, screening_flop, time.monotonic() - started)
     proposal = blank(asdict(edit.usage), time.monotonic() - started)
     sources = len({row.source for row in remade.rows})
     proposal |= {
         "candidate": Candidate(adapter=state["kept"]["adapter"], prompt=prompt_hash),
         "generated_tokens": remade.generated_tokens, "new_rows": len(remade.rows),
+        "flop": screening_flop + lab.flop_rates.forward * remade.forward_tokens,
         "note": f"{len(prompt.demonstrations)} demonstrations, {sources} of {len(lab.task.train)} rows remade"
                 f"{screening.describe()}"}
     changes: Changes = {"proposal": proposal, "wall_s": proposal["wall_s"], "editor_failures": 0}
@@ -82,10 +89,16 @@ def failed(state: AdaptationState, lab: Lab, error: EditFailedError, wall_s: flo
             "editor_failures": max(count, lab.settings.editing.patience) if error.disabled else count}
 
 
+def unaffordable(error: BudgetError, usage: Usage, flop: float, wall_s: float) -> Changes:
+    """A usable edit whose evaluation the budget no longer holds."""
+    proposal = blank(asdict(usage), wall_s)
+    return {"proposal": {**proposal, "error": str(error), "flop": flop}, "wall_s": wall_s, "editor_failures": 0}
+
+
 def blank(usage: dict[str, float | bool], wall_s: float) -> Proposal:
     """A proposal that proposes nothing yet."""
     return Proposal(kind="textgrad", candidate=None, error=None, wall_s=wall_s, trained_tokens=0, generated_tokens=0,
-                    editor=usage, epoch_losses_nats=[], grad_norms=[], new_rows=0, note="")
+                    flop=0.0, editor=usage, epoch_losses_nats=[], grad_norms=[], new_rows=0, note="")
 
 
 def failures_to_show(state: AdaptationState, lab: Lab) -> list[Graded]:
@@ -131,19 +144,24 @@ def check(prompt: Prompt, lab: Lab) -> None:
                  forbidden_questions=[row.question for row in held_out], protected=lab.settings.editing.protected)
 
 
-def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab) -> Screening:
-    """Ask the policy a few train questions under each prompt, half of them failing so far and half passing."""
+def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab) -> tuple[Screening, int]:
+    """Ask the policy a few train questions under each prompt, half of them failing so far and half passing.
+
+    Returns the tokens that this took beside the screening.
+    """
     if len(prompts) == 1:
-        return Screening()
+        return Screening(), 0
     failing, passing = screening_rows(state, lab)
     rows = [*failing, *passing]
 
-    def reward(prompt: Prompt) -> float:
+    def reward(prompt: Prompt) -> tuple[float, int]:
         replies = ask(lab.policy, lab.replies, prompt, [row.question for row in rows],
                       adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens)
-        return float(sum(each.score.value for each in grade(lab.task.reward, rows, replies.texts)) / len(rows))
+        scores = [each.score.value for each in grade(lab.task.reward, rows, replies.texts)]
+        return float(sum(scores) / len(rows)), replies.forward_tokens
 
-    return Screening(tuple(reward(prompt) for prompt in prompts), len(failing), len(passing))
+    rewards, tokens = zip(*(reward(prompt) for prompt in prompts), strict=True)
+    return Screening(rewards, len(failing), len(passing)), sum(tokens)
 
 
 def screening_rows(state: AdaptationState, lab: Lab) -> tuple[list[Example], list[Example]]:
@@ -169,9 +187,14 @@ def keep_record(state: AdaptationState, lab: Lab, failures: list[Graded], edit: 
     return name
 
 
-def remake_under(prompt: Prompt, state: AdaptationState, lab: Lab, edit: str, advance: Advance) -> Remade:
-    """Make and store the remade data of a proposed prompt."""
-    remade = remake(lab.policy, lab.replies, lab.task.reward, prompt, lab.task.train,
+def remake_under(prompt: Prompt, state: AdaptationState, lab: Lab, edit: str, advance: Advance,
+                 spent_flop: float = 0.0) -> Remade:
+    """Make and store the remade data of a proposed prompt, of as many train rows as the budget holds.
+
+    spent_flop: by this update so far. Raises BudgetError where not even the prompt's evaluation fits.
+    """
+    examples = affordable_remakes(prompt, state, lab, spent_flop)
+    remade = remake(lab.policy, lab.replies, lab.task.reward, prompt, examples,
                     adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens,
                     per_row=lab.settings.remade_per_row, edit=edit, advance=advance)
     write_rows(lab.remade / f"{prompt.hash}.jsonl", remade.rows)

@@ -32,13 +32,13 @@ def settings(**values: Any) -> RunSettings:
 
 
 def record(**values: Any) -> dict[str, Any]:
-    return {"action": "lora", "wall_s": 10.0, "trained_tokens": 500, "editor": {}, **values}
+    return {"action": "lora", "wall_s": 10.0, "trained_tokens": 500, "flop": 2e12, "editor": {}, **values}
 
 
 def test_what_was_spent_is_summed_over_the_rounds() -> None:
     editor = {"calls": 5, "input_tokens": 80, "output_tokens": 20, "cost": 0.5}
-    assert spent_of([record(), record(action="textgrad", trained_tokens=0, editor=editor)], 30.0) == Spent(
-        30.0, 500, 5, 100, 0.5)
+    assert spent_of([record(), record(action="textgrad", trained_tokens=0, editor=editor)], 30.0, 1e12) == Spent(
+        30.0, 500, 5, 100, 0.5, 5.0)
 
 
 @pytest.mark.parametrize(("values", "spent", "kinds"), [

@@ -4,10 +4,12 @@ A step is reserved before it begins: it starts only where its largest expected c
 into what is left. Editor calls are reserved one by one, in tools/editor_calls.py.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from nslora.tools.compute import TERA
 from nslora.tools.settings import RunSettings
 from nslora.tools.signal import Kind
 from nslora.tools.statistics import smallest_detectable_gain
@@ -32,24 +34,30 @@ class Spent:
     editor_calls: int = 0
     editor_tokens: int = 0
     cost: float = 0.0
+    tflop: float = 0.0
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Seconds that steps are expected to take, from what was measured in this run; None where nothing is known."""
+    """What steps are expected to take: seconds from what was measured in this run, compute by formula.
+
+    update_tflop: most model compute of an update with its evaluation; of a burst, that of a single epoch.
+    """
 
     evaluate_s: float
     finish_s: float
     update_s: Mapping[Kind, float]
+    update_tflop: Mapping[Kind, float] = field(default_factory=dict)
 
 
-def spent_of(rounds: Sequence[Mapping[str, Any]], wall_s: float) -> Spent:
-    """Sums over the records of the rounds."""
+def spent_of(rounds: Sequence[Mapping[str, Any]], wall_s: float, start_flop: float = 0.0) -> Spent:
+    """Sums over the records of the rounds. start_flop: of the evaluation before the first one."""
     editor = [each["editor"] for each in rounds]
     return Spent(wall_s, sum(each["trained_tokens"] for each in rounds),
                  int(sum(each.get("calls", 0) for each in editor)),
                  int(sum(each.get("input_tokens", 0) + each.get("output_tokens", 0) for each in editor)),
-                 float(sum(each.get("cost", 0.0) for each in editor)))
+                 float(sum(each.get("cost", 0.0) for each in editor)),
+                 (start_flop + sum(each["flop"] for each in rounds)) / TERA)
 
 
 def expected_seconds(rounds: Sequence[Mapping[str, Any]], evaluation_s: float, evaluation_rows: int, train_rows: int,
@@ -85,6 +93,10 @@ def blocked(settings: RunSettings, spent: Spent, expected: Expected, tokens_per_
         reasons["textgrad"] = f"all {settings.editing.max_tokens} editor tokens are spent"
     if settings.editing.max_cost is not None and spent.cost >= settings.editing.max_cost:
         reasons["textgrad"] = f"all of the editor's {settings.editing.max_cost:g} are spent"
+    for kind, needed in expected.update_tflop.items():
+        if settings.max_tflop is not None and spent.tflop + needed > settings.max_tflop:
+            reasons[kind] = (f"{spent.tflop:.1f} of {settings.max_tflop:g} TFLOP are spent, and this update with its "
+                             f"evaluation takes up to {needed:.1f}")
     if settings.max_seconds is not None:
         for kind, update_s in expected.update_s.items():
             needed = update_s + expected.evaluate_s + expected.finish_s
@@ -94,12 +106,16 @@ def blocked(settings: RunSettings, spent: Spent, expected: Expected, tokens_per_
     return reasons
 
 
-def affordable_epochs(settings: RunSettings, spent: Spent, tokens_per_epoch: int) -> int:
-    """How many epochs of a burst fit into what is left of the train tokens, at most those of the settings."""
-    if settings.max_train_tokens is None:
-        return settings.lora.epochs
-    left = settings.max_train_tokens - spent.train_tokens
-    return min(settings.lora.epochs, max(0, left) // max(1, tokens_per_epoch))
+def affordable_epochs(settings: RunSettings, spent: Spent, tokens_per_epoch: int, tflop_per_epoch: float = 0.0,
+                      evaluation_tflop: float = 0.0) -> int:
+    """How many epochs of a burst fit into what is left, its evaluation reserved; at most those of the settings."""
+    epochs = settings.lora.epochs
+    if settings.max_train_tokens is not None:
+        epochs = min(epochs, (settings.max_train_tokens - spent.train_tokens) // max(1, tokens_per_epoch))
+    if settings.max_tflop is not None and tflop_per_epoch > 0:
+        left = settings.max_tflop - spent.tflop - evaluation_tflop
+        epochs = min(epochs, math.floor(left / tflop_per_epoch))
+    return max(0, epochs)
 
 
 @dataclass(frozen=True)
@@ -125,6 +141,7 @@ def plan_of(task: Task, settings: RunSettings) -> Plan:
         ("rounds", f"at most {rounds}, chosen by {settings.strategy}; target reward {settings.target:g}"),
         ("generation", f"{replies[0]} to {replies[1]} replies, about {generated[0]} to {generated[1]} tokens"),
         ("training", f"0 to {trained[1]} tokens; a full burst takes about {burst[0]} to {burst[1]}"),
+        ("compute", "no cap" if settings.max_tflop is None else f"at most {settings.max_tflop:g} TFLOP"),
         ("editor", f"{settings.editor}: 0 to {calls[1]} calls" + editor_caps(settings)),
         ("time", seconds_words(settings, generated, trained)),
         ("gain", f"smallest that validation can tell from noise: {detectable(task, settings):.3f} in reward"),

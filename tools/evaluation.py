@@ -9,6 +9,7 @@ from typing import Any
 from nslora.tools.attribution import Attribution, potentials
 from nslora.tools.chat_format import Dialogue
 from nslora.tools.classifier import classify
+from nslora.tools.compute import answered, token_counts
 from nslora.tools.errors import RunError
 from nslora.tools.files import sha256_of_json, write_jsonl
 from nslora.tools.policy import Advance, Policy, silent
@@ -20,11 +21,15 @@ from nslora.tools.task import Example
 
 @dataclass(frozen=True)
 class Replies:
-    """Replies to some questions: how many tokens were generated for them, and how many replies came from the cache."""
+    """Replies to some questions: how many tokens were generated for them, and how many replies came from the cache.
+
+    forward_tokens: prompts and replies together, cached or not.
+    """
 
     texts: tuple[str, ...]
     tokens: int
     cached: int
+    forward_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,10 @@ def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Seq
     if cache:
         cache.add(new, request, generated.tokens)
     replies = {**known, **new}
-    return Replies(tuple(replies[key] for key in keys), spent_tokens + generated.tokens,
-                   len(keys) - len(missing) - spent_replies)
+    texts = tuple(replies[key] for key in keys)
+    counts = token_counts(policy, cache, [answered(dialogue, text)
+                                          for dialogue, text in zip(dialogues, texts, strict=True)])
+    return Replies(texts, spent_tokens + generated.tokens, len(keys) - len(missing) - spent_replies, sum(counts))
 
 
 def known_losses(policy: Policy, cache: ReplyCache | None, dialogues: Sequence[Dialogue], references: Sequence[str], *,
@@ -118,22 +125,33 @@ def anchor_rows(graded: Sequence[Graded]) -> list[Row]:
             for each in graded]
 
 
+@dataclass(frozen=True)
+class EvaluationCost:
+    """Generated tokens, cached replies, and all tokens that the model was asked for, cached or not."""
+
+    tokens: int = 0
+    cached: int = 0
+    forward_tokens: int = 0
+
+
 def write_evaluation(path: Path, rows: Sequence[Row], failures: Sequence[Failure], *, payer: str = "",
-                     tokens: int = 0, cached: int = 0) -> None:
+                     cost: EvaluationCost | None = None) -> None:
     """A header, one line per row (numbers only), then one per failure (with its texts).
 
-    payer, tokens, cached: the graph's task that measured, and what it generated and found known.
+    payer: the graph's task that measured, at that cost.
     """
-    header = {"rows": len(rows), "failures": len(failures), "payer": payer, "tokens": tokens, "cached": cached}
+    header = {"rows": len(rows), "failures": len(failures), "payer": payer, **asdict(cost or EvaluationCost())}
     write_jsonl(path, [{"header": header}] + [{"row": asdict(row)} for row in rows]
                 + [{"failure": asdict(each)} for each in failures])
 
 
-def evaluation_cost(path: Path, payer: str) -> tuple[int, int]:
-    """(generated tokens, cached replies) where `payer` itself wrote the file and was then killed; (0, 0) else."""
+def evaluation_cost(path: Path, payer: str) -> EvaluationCost:
+    """The cost of a stored evaluation; its generation counts where `payer` itself wrote it and was then killed."""
     with path.open(encoding="utf-8", errors="surrogatepass") as file:
         header = json.loads(file.readline()).get("header", {})
-    return (header["tokens"], header["cached"]) if payer and header.get("payer") == payer else (0, 0)
+    own = bool(payer) and header.get("payer") == payer
+    return EvaluationCost(header["tokens"] if own else 0, header["cached"] if own else 0,
+                          int(header.get("forward_tokens", 0)))
 
 
 def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:

@@ -7,6 +7,7 @@ cannot be written down there, such as a chat model object, is handed over in thi
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from nslora.tools.adapters import AdapterStore
 from nslora.tools.anchor import read_anchor
 from nslora.tools.burst_log import BurstLog, burst_sha256
 from nslora.tools.chat_format import Dialogue
+from nslora.tools.compute import FlopRates, token_counts
 from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.errors import RunError
@@ -23,7 +25,7 @@ from nslora.tools.files import write_json, write_text
 from nslora.tools.models import Note, cache_folder
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
 from nslora.tools.prompt import Prompt, parse
-from nslora.tools.reply_cache import ReplyCache, reply_key
+from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.settings import RunSettings
 from nslora.tools.task import Example, Task, load_task
 
@@ -108,13 +110,17 @@ class Lab:
         return ReplyCache((cache_folder() if shared else self.folder) / "replies.sqlite")
 
     def count_tokens(self, dialogue: Dialogue) -> int:
-        """Tokens of a dialogue, remembered beside the replies: a replay then needs not even the tokenizer."""
-        key = reply_key(self.policy.fingerprint, None, json.dumps(["tokens", dialogue]), 0)
-        known = self.replies.find([key])
-        if key not in known:
-            known = {key: str(self.policy.count_tokens(dialogue))}
-            self.replies.add(known)
-        return int(known[key])
+        """Tokens of a dialogue, remembered beside the replies."""
+        return self.token_counts([dialogue])[0]
+
+    def token_counts(self, dialogues: Sequence[Dialogue]) -> list[int]:
+        """The same of several dialogues."""
+        return token_counts(self.policy, self.replies, dialogues)
+
+    @cached_property
+    def flop_rates(self) -> FlopRates:
+        """Model FLOPs of a token."""
+        return FlopRates.of(self.policy.describe())
 
     def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
         """Train, or find what this very burst gave before; then its snapshots are cleared. Raises DivergedError."""

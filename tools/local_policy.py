@@ -12,6 +12,7 @@ from typing import Any
 from nslora.tools.adapters import OPTIMIZER, AdapterStore
 from nslora.tools.burst_progress import BurstProgress
 from nslora.tools.chat_format import ChatFormat, Dialogue
+from nslora.tools.compute import rates_of
 from nslora.tools.errors import ModelError
 from nslora.tools.lora_targets import lora_targets
 from nslora.tools.models import ModelSource, Note, fingerprint, resolve_model
@@ -93,12 +94,13 @@ class LocalPolicy:
         return str(self.base.device.type)
 
     def describe(self) -> dict[str, Any]:
-        """Model, weights' hash, device, dtype, threads and number of parameters, as plain values."""
+        """Model, weights' hash, device, dtype, threads, parameters and FLOPs of a token, as plain values."""
         import torch
 
         return {"model": self.name, "weights": self.fingerprint, "device": self.device,
                 "dtype": str(self.base.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-                "parameters": self.base.num_parameters(), "context_tokens": self.context_tokens}
+                "parameters": self.base.num_parameters(), "context_tokens": self.context_tokens,
+                **rates_of(self.base, len(self._targets["layers_to_transform"]))}
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         return len(self.format.prompt_ids(dialogue))

@@ -100,5 +100,9 @@ class Policy(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Plain facts for the report: model, device, dtype, threads, parameters."""
+        """Plain facts for the report: model, device, dtype, threads, parameters.
+
+        With `forward_flop_per_token` and `training_flop_per_token` (tools/compute.py) the run's compute can be counted
+        and capped.
+        """
         ...

@@ -54,11 +54,15 @@ class RemadeRow:
 
 @dataclass(frozen=True)
 class Remade:
-    """The rows of one prompt, and what making them cost. asked: replies that were looked at."""
+    """The rows of one prompt, and what making them cost. asked: replies that were looked at.
+
+    forward_tokens: of their prompts and replies, cached or not.
+    """
 
     rows: tuple[RemadeRow, ...]
     generated_tokens: int
     asked: int = 0
+    forward_tokens: int = 0
 
 
 def hinted(prompt: Prompt, references: dict[str, str]) -> Prompt:
@@ -88,14 +92,14 @@ def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Pro
     order = {example.id: i for i, example in enumerate(examples)}
     rows: list[RemadeRow] = []
     known: set[tuple[str, str]] = set()
-    tokens = asked = 0
+    tokens = asked = forward = 0
     for who in dict.fromkeys((None, adapter)):
         made = Counter(row.source for row in rows)
         wanted = [example for example in examples if made[example.id] < per_row]
         replies = ask(policy, cache, hinted_prompt, [with_hint(example.question, example.reference or "")
                                                      for example in wanted],
                       adapter=who, max_new_tokens=max_new_tokens, advance=advance)
-        tokens, asked = tokens + replies.tokens, asked + len(wanted)
+        tokens, asked, forward = tokens + replies.tokens, asked + len(wanted), forward + replies.forward_tokens
         for each in grade(reward, wanted, replies.texts):
             pair = (normalise(each.example.question), each.reply)
             if each.score.passed and pair not in known:
@@ -103,7 +107,7 @@ def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Pro
                 rows.append(RemadeRow(each.example.id, each.example.question, each.reply, prompt.hash, who,
                                       each.score.value, edit))
     rows += laid_out(reward, prompt, examples, rows, edit)
-    return Remade(tuple(sorted(rows, key=lambda row: order[row.source])), tokens, asked)
+    return Remade(tuple(sorted(rows, key=lambda row: order[row.source])), tokens, asked, forward)
 
 
 def laid_out(reward: Reward, prompt: Prompt, examples: Sequence[Example], rows: Sequence[RemadeRow],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nslora.tools.adapters import WEIGHTS
+from nslora.tools.compute import TERA
 from nslora.tools.files import sha256_of_file, write_json, write_jsonl, write_text
 from nslora.tools.lab import Lab
 from nslora.tools.prompt import difference
@@ -32,6 +33,7 @@ class RunFacts:
     validation: Mapping[str, Any]
     test: Mapping[str, Any]
     wall_s: float
+    start_flop: float = 0.0         # model FLOPs of the evaluation before the first round
     scores: Sequence[Mapping[str, Any]] = ()    # one per candidate and question, for paired comparisons of runs
 
 
@@ -89,7 +91,7 @@ def report(lab: Lab, facts: RunFacts) -> dict[str, Any]:
         "start": dict(facts.start), "result": dict(facts.final),
         "test": dict(facts.test), "validation": dict(facts.validation),
         "overfit_gap": overfit_gap(facts), "keep_test": KEEP_TEST, "rounds": [dict(each) for each in facts.rounds],
-        "cost": costs(facts.rounds), "reward_calls": lab.task.reward.calls,
+        "cost": costs(facts.rounds, facts.start_flop), "reward_calls": lab.task.reward.calls,
         "wall_s": round(facts.wall_s, 3), "peak_rss_mb": peak_rss_mb(),
         "settings": lab.settings.model_dump(mode="json"), "versions": versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
@@ -105,12 +107,14 @@ def overfit_gap(facts: RunFacts) -> dict[str, float | None]:
     return {name: gap(name) for name in ("base", "result")}
 
 
-def costs(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Sums over the rounds."""
+def costs(rounds: Sequence[Mapping[str, Any]], start_flop: float) -> dict[str, float]:
+    """Sums over the rounds; model FLOPs also of the evaluation before them, the test split left out."""
     editor = [each["editor"] for each in rounds]
     return {
         "trained_tokens": sum(each["trained_tokens"] for each in rounds),
         "generated_tokens": sum(each["generated_tokens"] for each in rounds),
+        "start_tflop": start_flop / TERA,
+        "tflop": (start_flop + sum(each["flop"] for each in rounds)) / TERA,
         "editor_calls": sum(each.get("calls", 0) for each in editor),
         "editor_tokens": sum(each.get("input_tokens", 0) + each.get("output_tokens", 0) for each in editor),
         "editor_cost": sum(each.get("cost", 0.0) for each in editor),

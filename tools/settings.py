@@ -94,13 +94,14 @@ class RunSettings(Settings):
     editor: str = "rules"                           # for a chat model object: its name, for the record
     editor_base_url: str | None = None
     editing: EditorSettings = EditorSettings()
-    remade_per_row: int = Field(1, ge=1)            # different verified replies to one train question
+    remade_per_row: int = Field(1, ge=0)            # verified replies to one train question; 0: no remade data
     strategy: str = "neurosymbolic"
     seed: int = Field(0, ge=0)
     max_rounds: int = Field(6, ge=0)
     target: float = Field(1.0, gt=0, le=1)          # validation reward at which nothing is left to gain
     max_seconds: float | None = Field(None, gt=0)   # inside nodes, all processes of the run together
     max_train_tokens: int | None = Field(None, ge=0)    # through training steps; the editor's caps are in `editing`
+    max_tflop: float | None = Field(None, gt=0)     # of model compute until the end of the last round, by formula
     approve: Literal["nothing", "edits", "updates"] = "nothing"     # which updates wait for a person's yes
     anchor: str | None = None                       # file of rows on which no update may make the model worse
     train_sample: int = Field(24, ge=1)             # train rows an evaluation looks at, for failures to learn from

@@ -97,9 +97,9 @@ def stand_ins(rounds: int) -> dict[str, Callable[..., Changes]]:
     signal = {kind: {f"evidence_{i}": i / 7 for i in range(9)} for kind in ("lora", "textgrad")}
     measured = Measured(key="c" * 16, reward=0.5, potential=0.6, all_checks=0.4, checks={"fact": 0.5, "style": 0.4},
                         loss_nats=1.5, failures=18, train_reward=0.5, wall_s=3.2, generated_tokens=500,
-                        cached_replies=12)
+                        cached_replies=12, flop=1e12)
     proposal = Proposal(kind="lora", candidate=candidate, error=None, wall_s=9.5, trained_tokens=40_000,
-                        generated_tokens=0, editor={}, epoch_losses_nats=[i / 7 for i in range(8)],
+                        generated_tokens=0, flop=1e12, editor={}, epoch_losses_nats=[i / 7 for i in range(8)],
                         grad_norms=[i / 7 for i in range(8)], new_rows=0, note="60 rows (60 remade), 60 steps")
     decision = Decision(action="lora", reason="8 of 8 failures need content; LoRA still progresses; weights.",
                         evidence=dict(numbers), demand={"content": 1.0, "form": 0.0}, material="material/1-c.json")
@@ -107,7 +107,8 @@ def stand_ins(rounds: int) -> dict[str, Callable[..., Changes]]:
         round=1, action="lora", reason=decision["reason"], kept=True, verdict="Kept: reward +0.083.", error=None,
         candidate=candidate, evaluation="c" * 16, reward_before=0.4, reward_after=0.5, potential_before=0.5,
         potential_after=0.6, numbers=dict(numbers), demand=dict(decision["demand"]), signal=signal, wall_s=12.7,
-        trained_tokens=40_000, generated_tokens=500, editor={}, epoch_losses_nats=proposal["epoch_losses_nats"],
+        trained_tokens=40_000, generated_tokens=500, flop=2e12, editor={},
+        epoch_losses_nats=proposal["epoch_losses_nats"],
         grad_norms=proposal["grad_norms"], new_rows=0, note=proposal["note"])
 
     def monitor(state: Any) -> Changes:
