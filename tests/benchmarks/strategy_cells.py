@@ -1,0 +1,146 @@
+"""The cells of bench_strategies: one ordinary run each, in a process of its own; what is finished is on record.
+
+Cells of one task and seed share their bursts and replies through a pool (an update that was trained once gives the
+same adapter again), so the matrix costs far less than its cells one by one. The compute that a cell may spend is
+counted by formula, as if nothing were shared.
+"""
+
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from form import commit
+from strategy_tasks import BenchTask
+
+from nslora.graph.run import Run
+from nslora.tools.files import append_jsonl, read_jsonl
+from nslora.tools.run_copy import copy_records
+
+FOLDER = Path("build/bench/strategies")
+RECORDS = Path("tests/benchmarks/records/strategies.jsonl")
+STRATEGIES: Mapping[str, Mapping[str, Any]] = {
+    "neurosymbolic": {},
+    "lora": {}, "textgrad": {},
+    "lora -> textgrad": {}, "textgrad -> lora": {}, "textgrad -> lora -> textgrad": {},
+    "random": {},
+    "neurosymbolic-without-classifier": {}, "neurosymbolic-without-signal": {},
+    "neurosymbolic, no remade data": {"strategy": "neurosymbolic", "remade_per_row": 0},
+}
+SINGLE_KINDS = ("lora", "textgrad")
+FIXED_ORDERS = (*SINGLE_KINDS, "lora -> textgrad", "textgrad -> lora", "textgrad -> lora -> textgrad")
+ROUTER = "neurosymbolic"
+# 'No change' is wanted in 19 of 20 runs of the router: ten seeds of each of the two tasks with nothing to gain.
+NOTHING = ("nothing-missing", "nothing-possible")
+ROUTER_SEEDS_OF_NOTHING = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the matrix."""
+
+    task: str
+    strategy: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its run lives, for `nslora show`."""
+        name = self.strategy.replace(" -> ", "-then-").replace(", ", "-").replace(" ", "-")
+        return FOLDER / "runs" / self.task / name / str(self.seed)
+
+
+def cells_of(tasks: Mapping[str, BenchTask]) -> Iterator[Cell]:
+    """Every cell, seed by seed, so that a matrix that was stopped is complete for the first seeds."""
+    for seed in range(max(*(task.seeds for task in tasks.values()), ROUTER_SEEDS_OF_NOTHING)):
+        for task in tasks.values():
+            for strategy in STRATEGIES if seed < task.seeds else ():
+                yield Cell(task.name, strategy, seed)
+            if task.name in NOTHING and task.seeds <= seed < ROUTER_SEEDS_OF_NOTHING:
+                yield Cell(task.name, ROUTER, seed)
+
+
+def groups_of(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells of one task and seed together: one after the other, they find each other's bursts in the pool."""
+    groups: dict[tuple[int, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.seed, cell.task), []).append(cell)
+    return list(groups.values())
+
+
+def key_of(record: Mapping[str, Any]) -> Cell:
+    return Cell(record["task"], record["strategy"], record["seed"])
+
+
+def finished() -> dict[Cell, dict[str, Any]]:
+    """The records of cells that are done."""
+    return {key_of(record): record for record in read_jsonl(RECORDS)}
+
+
+def import_all() -> None:
+    """Import what a run needs, so that forked children start at once. No tensor is touched here."""
+    import peft  # noqa: F401
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+    import nslora.tools.local_policy
+    import nslora.tools.training  # noqa: F401
+    from nslora.tools.textual_gradients import load_textgrad
+
+    load_textgrad()
+
+
+def run_in_child(cell: Cell, task: BenchTask) -> multiprocessing.process.BaseProcess:
+    """Start the cell in a forked process of one thread."""
+    child = multiprocessing.get_context("fork").Process(target=run_cell, args=(cell, task), name=str(cell))
+    child.start()
+    return child
+
+
+def run_cell(cell: Cell, task: BenchTask) -> None:
+    """Run a cell to its end and put it on record."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    started = time.monotonic()
+    shutil.rmtree(cell.folder, ignore_errors=True)
+    settings = {"strategy": cell.strategy, **STRATEGIES[cell.strategy]}
+    run = Run.create(cell.folder, task=task.load(FOLDER / "tasks"), seed=cell.seed, max_rounds=task.rounds,
+                     max_tflop=task.tflop, device={"threads": 1, "device": "cpu"}, **settings)
+    pool = FOLDER / "pool" / task.name / str(cell.seed)
+    pool.mkdir(parents=True, exist_ok=True)
+    copy_records(pool, cell.folder, editor=False, bursts=True)
+    report = run.adapt()
+    copy_records(cell.folder, pool, editor=False, bursts=True)
+    append_jsonl(RECORDS, record_of(cell, task, report, read_jsonl(cell.folder / "result" / "test.jsonl"),
+                                    time.monotonic() - started))
+
+
+def record_of(cell: Cell, task: BenchTask, report: Mapping[str, Any], scores: list[Any],
+              wall_s: float) -> dict[str, Any]:
+    """What the tables need of a run, small enough to be kept with the benchmark.
+
+    passed: one digit a test question, in the order of the task's file. curve: (TFLOP, validation reward of the best).
+    """
+    best = report["validation"]["base"]["reward"]
+    spent = report["cost"]["start_tflop"]
+    curve = [[round(spent, 3), round(best, 4)]]
+    for each in report["rounds"]:
+        spent += each["flop"] / 1e12
+        best = max(best, each["reward_after"] if each["reward_after"] is not None else 0.0)
+        curve.append([round(spent, 3), round(best, 4)])
+    by_candidate = {name: [row for row in scores if row["candidate"] == name] for name in ("base", "result")}
+    return {
+        **asdict(cell), "planted": task.planted, "cap_tflop": task.tflop,
+        **{name: {"passed": "".join(str(int(row["passed"])) for row in rows),
+                  "rewards": [round(row["reward"], 4) for row in rows],
+                  "checks": {check: round(value, 4) for check, value in report["test"][name]["checks"].items()}}
+           for name, rows in by_candidate.items()},
+        "changed": report["result"] != report["start"], "curve": curve, "stop": report["stop"],
+        "rounds": [{"action": each["action"], "kept": each["kept"], "reward": each["reward_after"],
+                    "error": each["error"]} for each in report["rounds"]],
+        "cost": {name: round(value, 4) for name, value in report["cost"].items()},
+        # Bursts and replies that another cell had made are not waited for again: for information only.
+        "wall_s": round(wall_s, 1), "commit": commit(), "date": datetime.now(UTC).date().isoformat()}

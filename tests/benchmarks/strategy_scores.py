@@ -1,0 +1,176 @@
+"""Statistics over the records of bench_strategies: means, intervals, regret, wins. Nothing here runs a model.
+
+A score is a test question's share of seeds in which every check was passed, so intervals are over questions: seeds
+repeat a run on the same questions, and are not counted as new ones.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from strategy_cells import FIXED_ORDERS, NOTHING, ROUTER, SINGLE_KINDS
+
+from nslora.tools.statistics import bootstrap_interval
+
+Floats = npt.NDArray[np.float64]
+Record = Mapping[str, Any]
+SAMPLES, SEED = 10_000, 0
+NEAR_FINAL = 0.9            # share of the final gain in reward that counts as there
+TIE = 1e-9
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strategy on one task. interval: 95 %, over questions. regret: to the task's best fixed order."""
+
+    task: str
+    strategy: str
+    seeds: int
+    all_checks: float
+    interval: tuple[float, float]
+    reward: float
+    won: float
+    regret: float
+    near_final_tflop: float
+    tflop: float
+    editor_tokens: float
+    wall_s: float
+
+
+class Scores:
+    """The matrix. Only strategies and seeds that a task has in full are compared."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.records = {(each["task"], each["strategy"], each["seed"]): each for each in records}
+        self.tasks = list(dict.fromkeys(task for task, _, _ in self.records))
+        self.strategies = list(dict.fromkeys(strategy for _, strategy, _ in self.records))
+
+    def seeds(self, task: str) -> list[int]:
+        """Seeds for which every strategy of this task is on record."""
+        having = {strategy: {seed for each, other, seed in self.records if (each, other) == (task, strategy)}
+                  for strategy in self.strategies}
+        present = [seeds for seeds in having.values() if seeds]
+        return sorted(set.intersection(*present)) if len(present) == len(self.strategies) else []
+
+    def compared(self) -> list[str]:
+        """Tasks with at least one whole seed."""
+        return [task for task in self.tasks if self.seeds(task)]
+
+    def of(self, task: str, strategy: str) -> list[Record]:
+        return [self.records[task, strategy, seed] for seed in self.seeds(task)]
+
+    def questions(self, task: str, strategy: str, which: str = "result") -> Floats:
+        """(questions,) share of seeds in which each was answered in full."""
+        return np.mean([[float(digit) for digit in each[which]["passed"]] for each in self.of(task, strategy)], axis=0)
+
+    def mean(self, task: str, strategy: str) -> float:
+        return float(self.questions(task, strategy).mean())
+
+    def best_order(self, task: str) -> str:
+        """The fixed order (a single kind is one too) of highest mean on this task."""
+        orders = [order for order in FIXED_ORDERS if order in self.strategies]
+        return max(orders, key=lambda order: self.mean(task, order))
+
+    def regret(self, task: str, strategy: str) -> float:
+        return self.mean(task, self.best_order(task)) - self.mean(task, strategy)
+
+    def won(self, task: str, strategy: str) -> float:
+        """Share of seeds in which no strategy did better; ties count for all who tie."""
+        wins = 0
+        for seed in self.seeds(task):
+            passed = {each: self.records[task, each, seed]["result"]["passed"].count("1") for each in self.strategies}
+            wins += passed[strategy] >= max(passed.values())
+        return wins / len(self.seeds(task))
+
+    def row(self, task: str, strategy: str) -> Row:
+        records, questions = self.of(task, strategy), self.questions(task, strategy)
+        return Row(
+            task, strategy, len(records), float(questions.mean()), bootstrap_interval(questions.tolist()),
+            float(np.mean([np.mean(each["result"]["rewards"]) for each in records])), self.won(task, strategy),
+            self.regret(task, strategy), float(np.mean([near_final(each["curve"]) for each in records])),
+            *(float(np.mean([each["cost"][name] for each in records])) for name in ("tflop", "editor_tokens")),
+            float(np.mean([each["wall_s"] for each in records])))
+
+    def rows(self) -> list[Row]:
+        return [self.row(task, strategy) for task in self.compared() for strategy in self.strategies]
+
+
+def near_final(curve: Sequence[Sequence[float]]) -> float:
+    """TFLOP after which the best validation reward has come `NEAR_FINAL` of its way; the first evaluation where it
+    never rose."""
+    start, end = curve[0][1], curve[-1][1]
+    return next(spent for spent, reward in curve if reward >= start + NEAR_FINAL * (end - start) - TIE)
+
+
+def over_tasks(scores: Scores, ours: str, theirs: str, tasks: Sequence[str]) -> tuple[float, tuple[float, float]]:
+    """Mean over tasks of the paired difference in all checks, and its 95 % interval (questions drawn within tasks)."""
+    differences = [scores.questions(task, ours) - scores.questions(task, theirs) for task in tasks]
+    draw = np.random.default_rng(SEED)
+    means = np.mean([each[draw.integers(0, each.size, size=(SAMPLES, each.size))].mean(axis=1)
+                     for each in differences], axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.mean([each.mean() for each in differences])), (float(low), float(high))
+
+
+def best_single_order(scores: Scores, tasks: Sequence[str]) -> str:
+    """The one fixed order of highest mean over all tasks: what one would commit to in advance, knowing everything."""
+    orders = [order for order in FIXED_ORDERS if order in scores.strategies]
+    return max(orders, key=lambda order: float(np.mean([scores.mean(task, order) for task in tasks])))
+
+
+def left_alone(records: Iterable[Record]) -> tuple[int, int]:
+    """(runs of the router with 'no change', runs) in the tasks with nothing to gain."""
+    runs = [each for each in records if each["strategy"] == ROUTER and each["task"] in NOTHING]
+    return sum(not each["changed"] for each in runs), len(runs)
+
+
+def made_worse(records: Iterable[Record], strategy: str = ROUTER) -> list[str]:
+    """Runs whose result is significantly below their own base on the test questions."""
+    found = []
+    for each in records:
+        if each["strategy"] == strategy:
+            pairs = zip(each["result"]["passed"], each["base"]["passed"], strict=True)
+            if bootstrap_interval([float(after) - float(before) for after, before in pairs])[1] < 0:
+                found.append(f"{each['task']}, seed {each['seed']}")
+    return found
+
+
+def losses(scores: Scores) -> list[dict[str, Any]]:
+    """Cells in which the best fixed order of the task did better than the router, with what either did."""
+    found = []
+    for task in scores.compared():
+        order = scores.best_order(task)
+        for seed in scores.seeds(task):
+            ours, theirs = scores.records[task, ROUTER, seed], scores.records[task, order, seed]
+            behind = (theirs["result"]["passed"].count("1") - ours["result"]["passed"].count("1")) \
+                / len(ours["result"]["passed"])
+            if behind > TIE:
+                found.append({"task": task, "seed": seed, "order": order, "behind": behind,
+                              "router": told(ours), "fixed": told(theirs), "reason": reason(ours, theirs)})
+    return sorted(found, key=lambda each: -each["behind"])
+
+
+def told(record: Record) -> str:
+    """The updates of a run in one line: kept ones plain, dropped ones in brackets; then why it ended."""
+    steps = [each["action"] if each["kept"] else f"({each['action']})" for each in record["rounds"]]
+    return f"{' '.join(steps) or 'no update'}: {record['stop']}"
+
+
+def reason(ours: Record, theirs: Record) -> str:
+    """Why the router came out behind, as far as the records tell."""
+    def kept(record: Record) -> list[str]:
+        return [each["action"] for each in record["rounds"] if each["kept"]]
+
+    if kept(ours) == kept(theirs) and ours["curve"][-1][1] == theirs["curve"][-1][1]:
+        return "same updates kept, same validation reward: test noise"
+    if ours["curve"][-1][1] >= theirs["curve"][-1][1]:
+        return "at least as good on validation: chosen well, generalised less"
+    if len(ours["rounds"]) < len(theirs["rounds"]) and kept(theirs)[:len(kept(ours))] == kept(ours):
+        return "stopped where the other order went on and gained"
+    return "another path: " + ("worse first update" if kept(ours)[:1] != kept(theirs)[:1] else "worse later update")
+
+
+def singles(scores: Scores) -> list[str]:
+    return [each for each in SINGLE_KINDS if each in scores.strategies]

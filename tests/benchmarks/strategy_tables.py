@@ -1,0 +1,154 @@
+"""Tables, figures and the picture of bench_strategies, all from the records; nothing is typed in by hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from form import Figure, figure, publish
+from strategy_cells import NOTHING, RECORDS, ROUTER, ROUTER_SEEDS_OF_NOTHING
+from strategy_scores import (
+    Record,
+    Row,
+    Scores,
+    best_single_order,
+    left_alone,
+    losses,
+    made_worse,
+    over_tasks,
+    singles,
+)
+
+TABLE, PICTURE = RECORDS.with_name("strategies.md"), RECORDS.with_name("strategies.svg")
+GOALS = {"handbook": 0.80, "regret": 0.02, "left_alone": 0.95}
+POINTS = 200        # of a curve in the picture
+
+
+def publish_all(records: Sequence[Record]) -> bool:
+    """Print the figures, write the JSON, the Markdown table and the picture; returns whether every goal holds."""
+    scores = Scores(records)
+    tasks = scores.compared()
+    if not tasks:
+        print("No task has all strategies for a seed yet.")
+        return False
+    lost = losses(scores)
+    TABLE.write_text("\n".join([*summary_table(scores, tasks), "", *task_tables(scores), *loss_table(lost)]) + "\n",
+                     encoding="utf-8")
+    draw(scores, PICTURE)
+    print(TABLE.read_text(encoding="utf-8"))
+    return publish("strategies", figures(scores, records, tasks), "deciding each round against committing in advance",
+                   rows=[row.__dict__ for row in scores.rows()], losses=lost)
+
+
+def figures(scores: Scores, records: Sequence[Record], tasks: Sequence[str]) -> list[Figure]:
+    """What the benchmark is to show, with its goals."""
+    handbook = [task for task in tasks if task.startswith("handbook-")]
+    found = [figure(f"{task}: all checks of the router", scores.mean(task, ROUTER), at_least=GOALS["handbook"])
+             for task in handbook]
+    for single in singles(scores) if handbook else ():
+        gain, interval = over_tasks(scores, ROUTER, single, handbook)
+        found += [figure(f"handbook: router less {single}", gain),
+                  figure(f"handbook: router less {single}, lower end of 95 %", interval[0], at_least=1e-9)]
+    order = best_single_order(scores, tasks)
+    gain, interval = over_tasks(scores, ROUTER, order, tasks)
+    found += [
+        figure("mean regret to each task's best fixed order", float(np.mean([scores.regret(t, ROUTER) for t in tasks])),
+               at_most=GOALS["regret"]),
+        figure(f"all tasks: router less the best single order ({order})", gain, at_least=0.0),
+        figure("all tasks: the same, lower end of 95 %", interval[0]),
+        figure("all tasks: the same, upper end of 95 %", interval[1])]
+    alone, runs = left_alone(records)
+    if runs:
+        whole = runs >= ROUTER_SEEDS_OF_NOTHING * len(NOTHING)
+        found.append(figure(f"nothing to gain: 'no change', of {runs} runs", alone / runs,
+                            at_least=GOALS["left_alone"] if whole else None))
+    found.append(figure("runs of the router significantly below their base", len(made_worse(records)), at_most=0))
+    found.append(figure("cells on record", len(records)))
+    return found
+
+
+def summary_table(scores: Scores, tasks: Sequence[str]) -> list[str]:
+    """One line per strategy, over all tasks that are compared."""
+    lines = [f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means:", "",
+             "| strategy | all checks | regret | share of cells won | TFLOP to 90 % | TFLOP |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for strategy in sorted(scores.strategies, key=lambda each: -float(np.mean([scores.mean(t, each) for t in tasks]))):
+        rows = [scores.row(task, strategy) for task in tasks]
+        means = {name: float(np.mean([getattr(row, name) for row in rows]))
+                 for name in ("all_checks", "regret", "won", "near_final_tflop", "tflop")}
+        lines.append(f"| `{strategy}` | {means['all_checks']:.3f} | {means['regret']:+.3f} | {means['won']:.2f} | "
+                     f"{means['near_final_tflop']:.0f} | {means['tflop']:.0f} |")
+    return lines
+
+
+def task_tables(scores: Scores) -> list[str]:
+    """One table per task."""
+    lines: list[str] = []
+    for task in scores.compared():
+        rows = [row for row in scores.rows() if row.task == task]
+        base = float(scores.questions(task, ROUTER, "base").mean())
+        some = scores.of(task, ROUTER)[0]
+        lines += [f"### {task}", "",
+                  f"Planted: {some['planted']}. Base {base:.2f}. {rows[0].seeds} seeds, cap {some['cap_tflop']:g} "
+                  f"TFLOP, {len(some['base']['passed'])} test questions.", "",
+                  "| strategy | all checks (95 %) | reward | won | regret | TFLOP to 90 % | TFLOP | editor tokens | "
+                  "wall s |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+        lines += [line_of(row) for row in sorted(rows, key=lambda row: -row.all_checks)] + [""]
+    return lines
+
+
+def line_of(row: Row) -> str:
+    low, high = row.interval
+    return (f"| `{row.strategy}` | {row.all_checks:.2f} [{low:.2f}, {high:.2f}] | {row.reward:.3f} | {row.won:.2f} | "
+            f"{row.regret:+.3f} | {row.near_final_tflop:.0f} | {row.tflop:.0f} | {row.editor_tokens:.0f} | "
+            f"{row.wall_s:.0f} |")
+
+
+def loss_table(lost: Sequence[dict[str, Any]]) -> list[str]:
+    """The cells where the router came out behind the task's best fixed order."""
+    if not lost:
+        return ["### Cells where the router loses", "", "None."]
+    return ["### Cells where the router loses", "",
+            "Kept updates plain, dropped ones in brackets.", "",
+            "| task | seed | behind | against | router | fixed order | reason |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *(f"| {each['task']} | {each['seed']} | {each['behind']:.2f} | `{each['order']}` | {each['router']} | "
+              f"{each['fixed']} | {each['reason']} |" for each in lost)]
+
+
+def draw(scores: Scores, path: Path) -> None:
+    """Validation reward of the best candidate against compute, mean over seeds, a panel per task."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "nslora", "font.size": 8})
+    from matplotlib import pyplot
+
+    tasks, columns = scores.compared(), 3
+    lines = -(-len(tasks) // columns)
+    shape = pyplot.subplots(lines, columns, figsize=(3.6 * columns, 2.5 * lines + 0.8), squeeze=False)
+    drawing, panels = shape
+    colours = dict(zip(scores.strategies, pyplot.get_cmap("tab10").colors, strict=False))
+    for panel, task in zip(panels.flat, tasks, strict=False):
+        cap = max(curve["curve"][-1][0] for strategy in scores.strategies for curve in scores.of(task, strategy))
+        grid = np.linspace(0, cap, POINTS)
+        for strategy in scores.strategies:
+            rewards = np.mean([reward_at(each["curve"], grid) for each in scores.of(task, strategy)], axis=0)
+            ours = strategy == ROUTER
+            panel.plot(grid, rewards, label=strategy, color=colours[strategy], drawstyle="steps-post",
+                       linewidth=2.2 if ours else 1.0, zorder=3 if ours else 2, linestyle="-" if ours else "--")
+        panel.set(title=task, xlabel="TFLOP", ylabel="validation reward", ylim=(-0.03, 1.03))
+    for panel in list(panels.flat)[len(tasks):]:
+        panel.axis("off")
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
+    drawing.tight_layout(rect=(0, 0.9 / (2.5 * lines + 0.8), 1, 1))
+    drawing.savefig(path, metadata={"Date": None})
+    pyplot.close(drawing)
+
+
+def reward_at(curve: Sequence[Sequence[float]], grid: Any) -> Any:
+    """The best validation reward at each point of `grid` (TFLOP); the start's before the first evaluation is paid."""
+    spent = np.array([point[0] for point in curve])
+    rewards = np.array([point[1] for point in curve])
+    return rewards[np.clip(np.searchsorted(spent, grid, side="right") - 1, 0, None)]
