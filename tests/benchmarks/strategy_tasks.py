@@ -63,14 +63,14 @@ class BenchTask:
 
 def bench_tasks(data: Path | None) -> dict[str, BenchTask]:
     """All tasks by name; those on public sets only where the folder with their files is named."""
-    tasks = [BenchTask(f"handbook-{style}", "content and form", 150.0, 5, handbook(style)) for style in STYLES]
+    tasks = [BenchTask(f"handbook-{style}", "content and form", 60.0, 5, handbook(style)) for style in STYLES]
     tasks += [
-        BenchTask("form-only", "form", 150.0, 3, written(known_rows, [FACT, JSON_STYLE])),
-        BenchTask("content-only", "content", 150.0, 3, handbook("plain")),
-        BenchTask("styled-references", "content and form; references in style", 150.0, 3,
+        BenchTask("form-only", "form", 60.0, 3, written(known_rows, [FACT, JSON_STYLE])),
+        BenchTask("content-only", "content", 60.0, 3, handbook("plain")),
+        BenchTask("styled-references", "content and form; references in style", 60.0, 3,
                   written(styled_rows, [FACT, JSON_STYLE])),
-        BenchTask("nothing-missing", "nothing: the base earns full reward", 150.0, 3, written(known_rows, [FACT])),
-        BenchTask("nothing-possible", "nothing: no split teaches another", 150.0, 3, written(split_facts, [FACT])),
+        BenchTask("nothing-missing", "nothing: the base earns full reward", 60.0, 3, written(known_rows, [FACT])),
+        BenchTask("nothing-possible", "nothing: no split teaches another", 60.0, 3, written(split_facts, [FACT])),
     ]
     if data is not None:
         tasks += public_tasks(data)
@@ -141,15 +141,15 @@ def public_tasks(data: Path) -> list[BenchTask]:
     question = {"question": "question", "reference": "answer"}
     ifeval = {"question": "prompt", "instruction_id_list": "instruction_id_list", "kwargs": "kwargs"}
     return [
-        BenchTask("gsm8k", "unknown (public set)", 300.0, 3,
+        BenchTask("gsm8k", "unknown (public set)", 100.0, 3,
                   written(rows("gsm8k", GSM8K_ROWS, {"question": "question", "reference": "solution", "key": "answer"}),
                           [{"name": "answer", "check": "numeric", "field": "key"}], reply_tokens=160)),
-        BenchTask("bbh-object-counting", "unknown (public set)", 150.0, 3,
+        BenchTask("bbh-object-counting", "unknown (public set)", 60.0, 3,
                   written(rows("bbh/object_counting", BBH_ROWS, question), [{"name": "answer", "check": "numeric"}])),
-        BenchTask("bbh-word-sorting", "unknown (public set)", 150.0, 3,
+        BenchTask("bbh-word-sorting", "unknown (public set)", 60.0, 3,
                   written(rows("bbh/word_sorting", BBH_ROWS, question),
                           [{"name": "answer", "check": "exact_match"}], reply_tokens=64)),
-        BenchTask("ifeval", "unknown (public set)", 300.0, 3,
+        BenchTask("ifeval", "unknown (public set)", 100.0, 3,
                   written(rows("ifeval", IFEVAL_ROWS, ifeval, ifeval_check.usable),
                           [{"name": "instructions", "check": "ifeval_check:followed"}], reply_tokens=192)),
     ]
