@@ -67,6 +67,18 @@ bench-crashes: setup ## kill -9 at 60 places of a run on a tiny model, resume, c
 bench-growth: setup ## 500 rounds without a model: bytes and milliseconds per round stay flat
 	@$(BIN)/python tests/benchmarks/bench_growth.py
 
+.PHONY: bench-strategies bench-peers
+# A folder with gsm8k/, bbh/ and ifeval/, for the tasks on public sets; none is in this repository.
+DATA ?=
+PEERS := .venv/.peers
+
+bench-strategies: $(if $(DATA),$(PEERS),setup) ## deciding each round against every fixed order, at equal compute (hours; what is done is kept)
+	@$(BIN)/python tests/benchmarks/bench_strategies.py $(if $(DATA),--data $(DATA))
+
+$(PEERS): $(INSTALLED)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[peers]'
+	@touch $@
+
 .PHONY: bench-remade
 
 bench-remade: setup ## LoRA on 10, 25, 50 remade rows against as many plain references (minutes; what is done is kept)

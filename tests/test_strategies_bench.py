@@ -1,0 +1,131 @@
+"""The statistics behind the strategy tables, on records made up here; expected numbers are worked out by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from strategy_cells import NOTHING, ROUTER, STRATEGIES, Cell, cells_of, groups_of, record_of
+from strategy_scores import Scores, left_alone, losses, made_worse, near_final, over_tasks
+from strategy_tables import draw, figures, loss_table, summary_table, task_tables
+from strategy_tasks import KNOWN, SPLITS, bench_tasks
+
+from nslora.graph.run import Run
+
+
+def record(task: str, strategy: str, seed: int, passed: str, *, base: str = "0000", changed: bool = True,
+           curve: Any = ((1.0, 0.0), (3.0, 0.5), (9.0, 1.0)), actions: str = "lora") -> dict[str, Any]:
+    return {"task": task, "strategy": strategy, "seed": seed, "planted": "content", "cap_tflop": 60.0,
+            "result": {"passed": passed, "rewards": [float(digit) for digit in passed], "checks": {}},
+            "base": {"passed": base, "rewards": [0.0] * len(base), "checks": {}}, "changed": changed,
+            "curve": [list(point) for point in curve], "stop": "enough",
+            "rounds": [{"action": action, "kept": True, "reward": 1.0, "error": None} for action in actions.split()],
+            "cost": {"tflop": 9.0, "editor_tokens": 0.0}, "wall_s": 2.0}
+
+
+def matrix() -> list[dict[str, Any]]:
+    """Two tasks, two seeds: the router passes 3 of 4 questions, `lora` 4 of 4 on one task and 1 of 4 on the other."""
+    rows = []
+    for strategy in STRATEGIES:
+        for seed in (0, 1):
+            for task in ("one", "two"):
+                passed = "1110" if strategy == ROUTER else "1100"
+                if strategy == "lora":
+                    passed = "1111" if task == "one" else "1000"
+                rows.append(record(task, strategy, seed, passed))
+    return rows
+
+
+def test_regret_is_to_the_best_fixed_order_of_each_task() -> None:
+    scores = Scores(matrix())
+    assert scores.best_order("one") == "lora"
+    assert scores.regret("one", ROUTER) == pytest.approx(0.25)
+    # On the other task every order but `lora` passes two of four, and the router three: it gains a quarter.
+    assert scores.regret("two", ROUTER) == pytest.approx(-0.25)
+    assert (scores.won("one", ROUTER), scores.won("two", ROUTER)) == (0.0, 1.0)
+
+
+def test_differences_are_paired_by_question_and_drawn_within_tasks() -> None:
+    gain, (low, high) = over_tasks(Scores(matrix()), ROUTER, "textgrad", ["one", "two"])
+    assert gain == pytest.approx(0.25)
+    assert 0 <= low <= gain <= high
+
+
+def test_only_seeds_that_every_strategy_has_are_compared() -> None:
+    scores = Scores(each for each in matrix() if (each["strategy"], each["seed"]) != ("random", 1))
+    assert scores.seeds("one") == [0]
+    assert Scores([record("one", ROUTER, 0, "1111")]).compared() == ["one"]
+    assert Scores([*matrix(), record("three", ROUTER, 0, "1111")]).compared() == ["one", "two"]
+
+
+@pytest.mark.parametrize(("curve", "spent"), [
+    ([[1, 0.0], [3, 0.5], [9, 1.0]], 9), ([[1, 0.0], [3, 0.9], [9, 1.0]], 3), ([[1, 0.4], [3, 0.4]], 1)])
+def test_time_to_the_final_reward_is_counted_in_compute(curve: Any, spent: float) -> None:
+    assert near_final(curve) == spent
+
+
+def test_runs_with_nothing_to_gain_are_counted_by_whether_they_changed_anything() -> None:
+    rows = [record(NOTHING[0], ROUTER, seed, "1111", changed=seed == 0) for seed in range(5)]
+    assert left_alone([*rows, record("one", ROUTER, 0, "1111"), record(NOTHING[0], "lora", 0, "1111")]) == (4, 5)
+
+
+def test_a_result_below_its_base_is_found_only_where_the_interval_says_so() -> None:
+    assert made_worse([record("one", ROUTER, 0, "0" * 20, base="1" * 20)]) == ["one, seed 0"]
+    assert made_worse([record("one", ROUTER, 0, "0" + "1" * 19, base="1" * 20)]) == []
+
+
+def test_losses_name_the_cell_and_what_the_better_order_did() -> None:
+    found = losses(Scores(matrix()))
+    assert [(each["task"], each["seed"], each["order"]) for each in found] == [("one", 0, "lora"), ("one", 1, "lora")]
+    assert "| one | 0 | 0.25 | `lora` |" in "\n".join(loss_table(found))
+
+
+def test_the_tables_and_the_picture_come_from_the_records(tmp_path: Path) -> None:
+    scores = Scores(matrix())
+    assert any(line.startswith(f"| `{ROUTER}` | 0.750 | +0.000 |") for line in summary_table(scores, ["one", "two"]))
+    assert sum(line.startswith("### ") for line in task_tables(scores)) == 2
+    goals = {each.name: each for each in figures(scores, matrix(), ["one", "two"])}
+    assert goals["mean regret to each task's best fixed order"].holds
+    draw(scores, tmp_path / "picture.svg")
+    assert (tmp_path / "picture.svg").read_text().startswith("<?xml")
+    first = (tmp_path / "picture.svg").read_bytes()
+    draw(scores, tmp_path / "picture.svg")
+    assert (tmp_path / "picture.svg").read_bytes() == first
+
+
+def test_the_matrix_has_every_strategy_on_every_task_and_twenty_runs_with_nothing_to_gain() -> None:
+    tasks = bench_tasks(None)
+    cells = list(cells_of(tasks))
+    assert len(cells) == len(set(cells))
+    for task in tasks.values():
+        assert {cell.strategy for cell in cells if cell.task == task.name} == set(STRATEGIES)
+        assert task.seeds >= (5 if task.name.startswith("handbook") else 3)
+    assert sum(cell.strategy == ROUTER and cell.task in NOTHING for cell in cells) == 20
+    groups = groups_of(cells)
+    assert sum(map(len, groups)) == len(cells)
+    assert all(len({(cell.task, cell.seed) for cell in group}) == 1 for group in groups)
+
+
+def test_the_planted_tasks_hold_what_they_are_named_after(tmp_path: Path) -> None:
+    tasks = bench_tasks(None)
+    shares = {}
+    for name in ("form-only", "styled-references", "nothing-possible", "content-only"):
+        task = tasks[name].load(tmp_path)
+        shares[name] = sum(task.reward(row, row.reference or "").passed for row in task.train) / len(task.train)
+        splits = [{row.fields["key"] for row in rows} for rows in (task.train, task.validation, task.test)]
+        if name == "nothing-possible":
+            assert not set.intersection(*splits)
+        if name == "form-only":
+            assert splits[0] == splits[1] == splits[2] == set(KNOWN.values())
+    assert shares == {"form-only": 0.0, "styled-references": 1.0, "nothing-possible": 1.0, "content-only": 1.0}
+    assert set(SPLITS) == {"train", "validation", "test"}
+
+
+def test_a_record_says_what_a_run_did_and_cost(finished: Run, tmp_path: Path) -> None:
+    from nslora.tools.files import read_jsonl
+
+    task = bench_tasks(None)["form-only"]
+    scores = read_jsonl(finished.folder / "result" / "test.jsonl")
+    found = record_of(Cell("form-only", ROUTER, 0), task, finished.report(), scores, 1.0)
+    assert len(found["result"]["passed"]) == len(finished.lab.task.test)
+    assert len(found["curve"]) == len(finished.report()["rounds"]) + 1
+    assert found["curve"][-1][0] == pytest.approx(finished.report()["cost"]["tflop"], abs=1e-3)
