@@ -175,6 +175,12 @@ def test_a_burst_that_no_longer_learns_ends_early_and_resumes_alike(tiny_policy:
     assert tiny_policy(**lora, early_stop_patience=None).train(Burst(rows(), 12, seed=1)).steps == 12
 
 
+def test_a_burst_over_rows_known_by_heart_ends_after_an_epoch(tiny_policy: Make) -> None:
+    known = {"learning_rate": 1e-9, "epochs": 12, "early_stop_loss_nats": 100.0}     # any loss is below it
+    assert len(tiny_policy(**known).train(Burst(rows(), 12, seed=1)).epoch_losses) == 1
+    assert tiny_policy(**known, early_stop_patience=None).train(Burst(rows(), 12, seed=1)).steps == 12
+
+
 def test_a_burst_that_does_not_fit_says_what_to_lower(tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nslora.tools.memory.free_bytes", lambda model: 1000)
     policy = tiny_policy()

@@ -77,14 +77,19 @@ class Outcome:
     def stopped_early(self) -> bool:
         """Whether the signal says that this burst has nothing more to learn from its rows.
 
-        That is: an epoch has just ended, and in the last `early_stop_patience` ones the loss fell by less than
-        `early_stop_drop` each. A pure function of the log, so that a resumed burst stops where the whole one does.
+        That is: an epoch has just ended, and its mean loss is below `early_stop_loss_nats`, or in the last
+        `early_stop_patience` ones the loss fell by less than `early_stop_drop` each. A pure function of the log, so
+        that a resumed burst stops where the whole one does.
         """
         settings, steps = self.plan.settings, len(self.log)
         if not steps or self.plan.epoch_of(steps - 1) == self.plan.epoch_of(steps) or steps >= self.plan.steps:
             return False
         losses = self.per_epoch("loss")
-        if settings.early_stop_patience is None or len(losses) <= settings.early_stop_patience:
+        if settings.early_stop_patience is None:
+            return False
+        if losses[-1] < settings.early_stop_loss_nats:
+            return True
+        if len(losses) <= settings.early_stop_patience:
             return False
         last = losses[-settings.early_stop_patience - 1:]
         return all(before - after < settings.early_stop_drop * before

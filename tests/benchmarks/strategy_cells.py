@@ -23,7 +23,7 @@ from nslora.tools.files import append_jsonl, read_jsonl
 from nslora.tools.run_copy import copy_records
 
 FOLDER = Path("build/bench/strategies")
-RECORDS = Path("tests/benchmarks/records/strategies.jsonl")
+RECORDS = Path(__file__).parent / "records" / "strategies.jsonl"
 STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "neurosymbolic": {},
     "lora": {}, "textgrad": {},
