@@ -121,7 +121,7 @@ class AdaptationState(TypedDict):
     start_measured: Measured | None
     kept: Candidate                                     # in force
     kept_measured: Measured | None                      # None until the first evaluation
-    best: Candidate                                     # highest validation reward so far: the final choice
+    best: Candidate                                     # the final choice: highest validation reward above the start's
     best_reward: float
     proposal: Proposal | None                           # waits for evaluation
     measured: Measured | None                           # of the newest evaluation

@@ -8,7 +8,7 @@ from nslora.tools.evaluation import Row, read_evaluation
 from nslora.tools.files import write_jsonl
 from nslora.tools.lab import Lab
 from nslora.tools.signal import KINDS, Update, progress
-from nslora.tools.statistics import TIE, Verdict, fewest_wins, keep_or_drop
+from nslora.tools.statistics import TIE, Verdict, fewest_wins, keep_or_drop, paired_gain_test
 
 
 def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -32,9 +32,10 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
         if verdict.kept:
             kept_measured = measured
             changes |= {"kept": proposal["candidate"], "kept_measured": measured}
-        # A keep is not for ever: the final choice goes by reward, among all that was measured and spared the anchor.
+        # A keep is not for ever: the final choice goes by reward, among all that was measured, spared the anchor and is
+        # better than the start by the test; where there is none, the run ends with no change.
         spared = verdict.numbers.get("anchor_gain", 0.0) >= -lab.settings.keep.anchor_tolerance - TIE
-        if measured["reward"] > state["best_reward"] and spared:
+        if measured["reward"] > state["best_reward"] and spared and beats_the_start(state, measured, lab):
             changes |= {"best": proposal["candidate"], "best_reward": measured["reward"]}
     if kept_measured is not None:
         changes["stop"] = why_stop(lab, kept_measured, state["round"] + 1)
@@ -56,6 +57,17 @@ def judge(state: AdaptationState, lab: Lab) -> Verdict:
                         [new[i].single for i in ids], settings=lab.settings.keep,
                         anchor_old=[anchor_old[i].value for i in anchors] or None,
                         anchor_new=[anchor_new[i].value for i in anchors] or None)
+
+
+def beats_the_start(state: AdaptationState, measured: Measured, lab: Lab) -> bool:
+    """Whether validation can tell a candidate's reward from the start's, at the level of keep or drop."""
+    start = state["start_measured"]
+    if start is None:
+        return False
+    old, new = rows_of(lab, start["key"], "validation"), rows_of(lab, measured["key"], "validation")
+    gain = paired_gain_test([old[i].value for i in sorted(old)], [new[i].value for i in sorted(old)],
+                            settings=lab.settings.keep)
+    return gain.gain > TIE and gain.p_value <= lab.settings.keep.level
 
 
 def rows_of(lab: Lab, key: str, split: str) -> dict[str, Row]:
