@@ -28,11 +28,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup ## adapt a real model to invented facts and a house style (minutes; result in runs/demo/result)
 	@$(BIN)/nslora run handbook --folder runs/demo --overwrite
 
+# One process per core, each with one thread: models this small gain nothing from a second one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --dist worksteal
+
 test: setup ## the whole test suite
-	@$(BIN)/pytest -q
+	@$(PYTEST)
 
 test-fast: setup ## without the tests that run the embedded model
-	@$(BIN)/pytest -q -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 lint: setup ## ruff
 	@$(BIN)/ruff check .
