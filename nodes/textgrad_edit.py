@@ -1,6 +1,5 @@
 """textgrad_edit: propose a new prompt from the failures that a change of form could mend, and make its remade data."""
 
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,9 +7,11 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal, RemadePool
 from nslora.nodes.classify import material_of
+from nslora.nodes.spending import deadline
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor_view import describe_edit
+from nslora.tools.errors import BudgetError
 from nslora.tools.evaluation import ask, grade, read_evaluation
 from nslora.tools.files import write_json
 from nslora.tools.lab import Lab
@@ -47,21 +48,31 @@ class Screening:
 def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
     """Propose (kept adapter, new prompt); an editor that fails is recorded, and the prompt stays."""
     lab = lab_for(runtime)
-    started = time.monotonic()
     kept = lab.prompts.get(state["kept"]["prompt"])
     failures = failures_to_show(state, lab)
-    lab.editor.continue_from(state["editor_failures"], spent_so_far(state), adapter=state["kept"]["adapter"])
+    until = deadline(state, lab)
+    lab.editor.continue_from(state["editor_failures"], spent_so_far(state), adapter=state["kept"]["adapter"],
+                             until=until)
     try:
         edit = lab.editor.edit(kept, failures, past=past_edits(state, lab), validate=lambda prompt: check(prompt, lab),
                                candidates=lab.settings.editing.candidates)
     except EditFailedError as error:
-        return failed(state, lab, error, time.monotonic() - started)
-    screening = screen(edit.prompts, state, lab)
+        return failed(state, lab, error)
+    try:
+        return proposed(edit, failures, state, lab, until)
+    except BudgetError as error:
+        wall_s = lab.clock.seconds
+        return {"proposal": {**blank(asdict(edit.usage), wall_s), "error": str(error)}, "wall_s": wall_s}
+
+
+def proposed(edit: Edit, failures: list[Graded], state: AdaptationState, lab: Lab, until: float | None) -> Changes:
+    """The best of an edit's prompts with its remade data. Raises BudgetError where `until` passes before that."""
+    screening = screen(edit.prompts, state, lab, progress("textgrad_edit", "screening replies", until))
     prompt = edit.prompts[screening.best]
     prompt_hash = lab.prompts.add(prompt)
     name = keep_record(state, lab, failures, edit, screening)
-    remade = remake_under(prompt, state, lab, name, progress("textgrad_edit", "remade replies"))
-    proposal = blank(asdict(edit.usage), time.monotonic() - started)
+    remade = remake_under(prompt, state, lab, name, progress("textgrad_edit", "remade replies", until))
+    proposal = blank(asdict(edit.usage), lab.clock.seconds)
     sources = len({row.source for row in remade.rows})
     proposal |= {
         "candidate": Candidate(adapter=state["kept"]["adapter"], prompt=prompt_hash),
@@ -74,8 +85,9 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
     return changes
 
 
-def failed(state: AdaptationState, lab: Lab, error: EditFailedError, wall_s: float) -> Changes:
+def failed(state: AdaptationState, lab: Lab, error: EditFailedError) -> Changes:
     """An edit that came to nothing: recorded, and the loop goes on. An editor given up counts as `patience` of them."""
+    wall_s = lab.clock.seconds
     proposal = blank(asdict(error.usage), wall_s)
     count = lab.editor.consecutive_failures
     return {"proposal": {**proposal, "error": str(error)}, "wall_s": wall_s,
@@ -131,7 +143,7 @@ def check(prompt: Prompt, lab: Lab) -> None:
                  forbidden_questions=[row.question for row in held_out], protected=lab.settings.editing.protected)
 
 
-def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab) -> Screening:
+def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab, advance: Advance) -> Screening:
     """Ask the policy a few train questions under each prompt, half of them failing so far and half passing."""
     if len(prompts) == 1:
         return Screening()
@@ -140,7 +152,7 @@ def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab) -> Scr
 
     def reward(prompt: Prompt) -> float:
         replies = ask(lab.policy, lab.replies, prompt, [row.question for row in rows],
-                      adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens)
+                      adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens, advance=advance)
         return float(sum(each.score.value for each in grade(lab.task.reward, rows, replies.texts)) / len(rows))
 
     return Screening(tuple(reward(prompt) for prompt in prompts), len(failing), len(passing))

@@ -11,6 +11,7 @@ from nslora.graph.state import AdaptationContext
 from nslora.tools.errors import BudgetError, RunError
 from nslora.tools.lab import Lab, open_lab
 from nslora.tools.policy import Advance
+from nslora.tools.task_clock import TaskClock
 
 SAVES_EACH_STEP = ("lora_update",)
 
@@ -23,6 +24,7 @@ def lab_for(runtime: Runtime[AdaptationContext]) -> Lab:
     lab = open_lab(runtime.context.folder)
     # The same task id again after a kill: what it generated before stays on its account.
     lab.replies.payer = lab.task_id = getattr(runtime.execution_info, "task_id", None) or ""
+    lab.clock = TaskClock(lab.folder, lab.task_id)
     return lab
 
 
@@ -33,12 +35,15 @@ def progress(node: str, what: str, deadline: float | None = None) -> Advance:
     """
     write = get_stream_writer()
     runtime = get_runtime(AdaptationContext)
+    clock = open_lab(runtime.context.folder).clock
 
     def advance(done: int, total: int) -> None:
         event: dict[str, Any] = {"node": node, "what": what, "done": done, "total": total}
         write(event)
+        clock.tick()
         # A step of training is saved when this is called, so a burst need not be waited for.
         if node in SAVES_EACH_STEP and runtime.drain_requested:
+            clock.save()
             raise GraphDrained(runtime.drain_reason or "stopped")
         if deadline is not None and time.monotonic() > deadline and done < total:
             raise BudgetError(f"stopped at {done} of {total} {what}: the run's max_seconds leave no more time.")

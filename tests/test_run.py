@@ -22,6 +22,7 @@ from nslora.tools.burst_progress import BurstProgress
 from nslora.tools.errors import ModelError, RunError, SettingsError
 from nslora.tools.files import read_jsonl, write_json
 from nslora.tools.lab import RUN_FILE, Lab, register
+from nslora.tools.task_clock import CLOCK_FILE
 
 Begin = Callable[..., Run]
 
@@ -75,8 +76,11 @@ def test_a_burst_that_was_stopped_loses_no_step(begin: Begin, finished: Run, mon
     with pytest.raises(GraphDrained):
         list(run.stream(control=control))
     assert done == [1, 2]
+    clock = json.loads((run.folder / CLOCK_FILE).read_text())
+    write_json(run.folder / CLOCK_FILE, {**clock, "seconds": clock["seconds"] + 1000})
     list(run.stream())
     assert done == [1, 2, 3]
+    assert run.report()["rounds"][2]["wall_s"] > 1000
     assert results(run) == results(finished)
     assert not any((run.folder / "progress").iterdir())
 
