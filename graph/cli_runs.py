@@ -69,7 +69,7 @@ def show(folder: Folder, number: Annotated[int | None, typer.Option("--round", h
 
 def fork(
     folder: Folder,
-    at: Annotated[int, typer.Option(help="The round that is decided again.")],
+    at: Annotated[int, typer.Option(help="The round that is decided again; 0 for the first evaluation.")],
     action: Annotated[str | None, typer.Option(help="lora or textgrad: what that round does.")] = None,
     editor: Annotated[str | None, typer.Option(help="Another editor from there on.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as lora.rank=16.")] = None,
@@ -92,7 +92,7 @@ def fork(
 
 def replay(
     folder: Folder,
-    from_: Annotated[int, typer.Option("--from", help="The first round to run again.")] = 1,
+    from_: Annotated[int, typer.Option("--from", help="First round to run again; 0 for the first evaluation too.")] = 1,
     retrain: Annotated[bool, typer.Option(help="Train again instead of taking the recorded adapters.")] = False,
     into: NewFolder = None,
     checkpoints: Database = None,

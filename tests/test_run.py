@@ -17,9 +17,9 @@ from nslora.graph.fork import fork
 from nslora.graph.run import Run
 from nslora.graph.signals import stopping
 from nslora.tools import run_lock
-from nslora.tools.adapters import WEIGHTS
+from nslora.tools.adapters import OPTIMIZER, WEIGHTS
 from nslora.tools.burst_progress import BurstProgress
-from nslora.tools.errors import ModelError, RunError, SettingsError
+from nslora.tools.errors import DamagedError, RunError, SettingsError
 from nslora.tools.files import read_jsonl, write_json
 from nslora.tools.lab import RUN_FILE, Lab, register
 from nslora.tools.task_clock import CLOCK_FILE
@@ -170,28 +170,27 @@ def test_a_database_that_is_none_is_named(begin: Begin) -> None:
         run.adapt()
 
 
-@pytest.mark.parametrize("what", ["adapter", "evaluation"])
-def test_a_damaged_file_is_named_and_the_run_goes_on_from_an_earlier_round(begin: Begin, what: str) -> None:
-    run = begin(strategy="lora -> textgrad", max_rounds=2, seed=11)      # replies that no other test has cached
+@pytest.mark.parametrize(("what", "at"), [
+    (f"adapters/*/{WEIGHTS}", 1), (f"adapters/*/{OPTIMIZER}", 1), ("evaluations/*.jsonl", 0), ("prompts/*.md", 0),
+    ("decisions.jsonl", 2), ("material/1-rows.jsonl", 1)])
+def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_round_that_is_told(
+        begin: Begin, what: str, at: int) -> None:
+    run = begin(strategy="lora", max_rounds=2, seed=11)
     with run.checkpointer() as saver:
-        build_graph(saver).invoke(run.first_state(), run.config, context=run.context, durability="sync",
-                                  interrupt_after=["lora_update" if what == "adapter" else "monitor"])
-    state = run.state()
-    assert state is not None
-    if what == "adapter":
-        proposal = state["proposal"]
-        assert proposal is not None
-        assert proposal["candidate"] is not None
-        damaged = run.folder / "adapters" / str(proposal["candidate"]["adapter"]) / WEIGHTS
-    else:
-        damaged = next((run.folder / "evaluations").iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:-9])
+        graph, follow = build_graph(saver), {"context": run.context, "durability": "sync"}
+        graph.invoke(run.first_state(), run.config, interrupt_after=["monitor"], **follow)
+        if what.startswith("adapters"):
+            graph.invoke(None, run.config, interrupt_after=["lora_update"], **follow)
+        elif what.startswith(("decisions", "material")):
+            graph.invoke(None, run.config, interrupt_after=["monitor"], **follow)
+    for damaged in run.folder.glob(what):
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+    before = damaged.read_bytes()
     again = Run(run.folder, register(Lab(run.folder.resolve(), run.lab.settings, run.lab.task)))
-    with pytest.raises((ModelError, RunError), match=damaged.parent.name if what == "adapter" else damaged.name):
+    with pytest.raises(DamagedError, match=rf"{damaged.parent.name}.*nslora fork {run.folder} --at {at}"):
         again.adapt()
-    if what == "adapter":
-        other = fork(again, run.folder.with_name("fork"), at=1)
-        assert other.adapt()["stop"]
+    assert damaged.read_bytes() == before
+    assert len(fork(again, run.folder.with_name("fork"), at=at).adapt()["rounds"]) == 2
 
 
 def test_a_run_needs_a_new_folder_and_a_database_an_address(begin: Begin, finished: Run) -> None:

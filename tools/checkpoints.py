@@ -17,6 +17,8 @@ from nslora.tools.errors import RunError, SettingsError
 CHECKPOINTS_FILE = "checkpoints.sqlite"
 DATABASE_VERSION = 1        # SQLite's user_version of our checkpoint files; a higher one is left alone
 CONNECT_TIMEOUT_S = 10
+WITHOUT = ("If it cannot be mended, move it away and resume: the run begins again from its records, which hold what "
+           "was paid for.")
 POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -42,7 +44,7 @@ def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
                 connection.commit()
     except sqlite3.Error as error:
         raise RunError(f"The checkpoints {path} cannot be opened ({error}): the file is damaged, of another program, "
-                       "or not yours to write.") from error
+                       f"or not yours to write. {WITHOUT}") from error
     if version > DATABASE_VERSION:
         connection.close()
         raise RunError(f"The checkpoints {path} are of a newer nslora (version {version}, this one knows "
@@ -51,7 +53,7 @@ def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
         yield saver
     except sqlite3.Error as error:
         raise RunError(f"The checkpoints {path} could not be written or read ({error}): make room or mend the file; "
-                       "every finished step is kept.") from error
+                       f"every finished step is kept. {WITHOUT}") from error
     finally:
         connection.close()
 

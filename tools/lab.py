@@ -18,7 +18,7 @@ from nslora.tools.burst_log import BurstLog, burst_sha256
 from nslora.tools.chat_format import Dialogue
 from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
-from nslora.tools.errors import RunError
+from nslora.tools.errors import DamagedError, PromptError, RunError
 from nslora.tools.files import write_json, write_text
 from nslora.tools.models import Note, cache_folder
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
@@ -46,16 +46,18 @@ class PromptStore:
         return prompt.hash
 
     def get(self, name: str) -> Prompt:
-        """Raises RunError where the document is missing or no longer has the hash in its name."""
+        """Raises DamagedError where the document is missing or no longer has the hash in its name."""
         path = self.folder / f"{name}.md"
         try:
             prompt = parse(path.read_bytes().decode("utf-8", "surrogatepass"))
         except OSError as error:
-            raise RunError(f"No prompt {name} in {self.folder}: the run's folder was moved in part.") from error
+            raise DamagedError(f"No prompt {name} in {self.folder}: it was deleted, or the run's folder was moved in "
+                               "part.") from error
+        except PromptError as error:
+            raise DamagedError(f"The prompt {path} is damaged ({error}).") from error
         if prompt.hash != name:
-            raise RunError(f"The prompt {path} was changed: its content no longer has the hash in its name.")
+            raise DamagedError(f"The prompt {path} was changed: its content no longer has the hash in its name.")
         return prompt
-
 
     def all(self) -> list[Prompt]:
         """Every prompt of the run, by name."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nslora.tools.errors import RunError
-from nslora.tools.files import write_json
+from nslora.tools.files import quoted, write_json
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = ".holder.json"     # beside the lock: opening a lock file empties it
@@ -31,7 +31,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder} is in use by {holder(folder)}: wait for it, or stop it.") from None
     except OSError as error:
         raise RunError(f"Nothing can be written to {folder} ({error.strerror}): mend that, then nslora resume "
-                       f"{folder}.") from error
+                       f"{quoted(folder)}.") from error
     try:
         write_json(folder / HOLDER_FILE, {"pid": os.getpid(), "host": socket.gethostname(),
                                           "since": datetime.now(UTC).isoformat(timespec="seconds")})
@@ -48,8 +48,10 @@ def is_locked(folder: Path) -> bool:
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:     # read-only, or another user's: then its holder's own note is all there is to see
+        return (folder / HOLDER_FILE).exists()
     lock.release()
     return False
 
