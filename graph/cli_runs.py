@@ -85,7 +85,7 @@ def fork(
     if action not in (None, "lora", "textgrad"):
         raise SettingsError(f"--action {action}: wanted lora or textgrad.")
     prepare_environment()
-    source = Run.open(folder, checkpoints=checkpoints)
+    source = Run.open(folder, checkpoints=checkpoints, needs_editor=editor is None)
     follow(make(source, into or beside(folder, f"fork{at}"), at=at, action=action,     # type: ignore[arg-type]
                 editor=editor, settings=parsed(set_ or [])))
 
@@ -104,8 +104,8 @@ def replay(
     from nslora.tools.local_policy import prepare_environment
 
     prepare_environment()
-    found = run_again(Run.open(folder, checkpoints=checkpoints), into or beside(folder, "replay"), begin_at=from_,
-                      retrain=retrain)
+    source = Run.open(folder, checkpoints=checkpoints, needs_editor=False)
+    found = run_again(source, into or beside(folder, "replay"), begin_at=from_, retrain=retrain)
     faster = found.original_seconds / max(found.seconds, 1e-9)
     out.print(f"{found.rounds} rounds again in {found.seconds:.1f} s, {faster:.0f} times faster than the original "
               f"({found.original_seconds:.0f} s){', with the model loaded' if found.loaded_model else ''}: "

@@ -86,9 +86,10 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path, *, task: Task | None = None, editor: BaseChatModel | None = None,
              model: Policy | None = None, note: Note = lambda _: None,
-             checkpoints: str | Saver | None = None) -> "Run":
+             checkpoints: str | Saver | None = None, needs_editor: bool = True) -> "Run":
         """A run that exists. task, editor, model, checkpoints: only where it was created with Python objects, or where
-        the database's URL has a password (which is not written down).
+        the database's URL has a password (which is not written down). needs_editor: False where it is only to be
+        replayed, or forked with another editor; then a chat model object need not be given again.
         """
         path = Path(folder)
         record = read_run_file(path)
@@ -96,7 +97,7 @@ class Run:
         check_place(place)
         saver = None if isinstance(checkpoints, str) else checkpoints
         if task is None and editor is None and model is None:
-            return cls(path, open_lab(path), saver, place)
+            return cls(path, open_lab(path, needs_editor=needs_editor), saver, place)
         if task is None:
             raise RunError("Give the task too: Run.open(folder, task=..., editor=...).")
         if task.hash != record["task"]["hash"]:

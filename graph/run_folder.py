@@ -45,7 +45,8 @@ def read_settings(**values: Any) -> RunSettings:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         known = f"; known: {', '.join(RunSettings.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise SettingsError(f"Setting {place}: {first['msg']} (came: {first['input']!r}){known}.") from error
+        came = "" if place == "editor_base_url" else f" (came: {first['input']!r})"     # there, a secret was in it
+        raise SettingsError(f"Setting {place}: {first['msg']}{came}{known}.") from None
 
 
 def probe(task: Task) -> None:

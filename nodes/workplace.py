@@ -1,19 +1,37 @@
 """What every node needs: its lab, and a way to show how far it is."""
 
+import functools
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from langgraph.config import get_stream_writer
 from langgraph.errors import GraphDrained
 from langgraph.runtime import Runtime, get_runtime
 
-from nslora.graph.state import AdaptationContext
+from nslora.graph.state import AdaptationContext, AdaptationState, Changes
 from nslora.tools.errors import BudgetError, RunError
 from nslora.tools.lab import Lab, open_lab
 from nslora.tools.policy import Advance
+from nslora.tools.run_lock import only_while_alone
 from nslora.tools.task_clock import TaskClock
 
 SAVES_EACH_STEP = ("lora_update",)
+Node = Callable[..., Changes]
+
+
+def alone(node: Node) -> Node:
+    """The node, working only where no other process works on the same run."""
+    @functools.wraps(node)
+    def guarded(state: AdaptationState, **given: Any) -> Changes:
+        context = getattr(given.get("runtime"), "context", None)
+        if context is None:         # the node itself says what is missing, if it needs it
+            return node(state, **given)
+        with only_while_alone(Path(context.folder)):
+            return node(state, **given)
+
+    return guarded
 
 
 def lab_for(runtime: Runtime[AdaptationContext]) -> Lab:

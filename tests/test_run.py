@@ -110,6 +110,15 @@ def test_a_second_writer_is_told_who_is_at_work(begin: Begin) -> None:
     assert not run_lock.is_locked(run.folder)
 
 
+def test_a_graph_that_is_run_without_its_run_is_a_writer_too(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    with run_lock.sole_writer(run.folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_lock, "_OWN", set())      # as another process sees it
+        with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+            build_graph().invoke(run.first_state(), run.config, context=run.context)
+    assert build_graph().invoke(run.first_state(), run.config, context=run.context)["status"] == "finished"
+
+
 def test_a_folder_that_cannot_be_written_is_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begin()
 
@@ -175,7 +184,7 @@ def test_a_database_that_is_none_is_named(begin: Begin) -> None:
     ("decisions.jsonl", 2), ("material/1-rows.jsonl", 1)])
 def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_round_that_is_told(
         begin: Begin, what: str, at: int) -> None:
-    run = begin(strategy="lora", max_rounds=2, seed=11)
+    run = begin(strategy="lora", max_rounds=2, reuse_replies=False)
     with run.checkpointer() as saver:
         graph, follow = build_graph(saver), {"context": run.context, "durability": "sync"}
         graph.invoke(run.first_state(), run.config, interrupt_after=["monitor"], **follow)

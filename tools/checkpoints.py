@@ -79,6 +79,7 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
     try:
         pool.open(wait=True, timeout=CONNECT_TIMEOUT_S)
         saver = PostgresSaver(pool, serde=strict_serialiser())
+        refuse_newer(pool, len(saver.MIGRATIONS), without_password(url))
         saver.setup()
     except (PoolTimeout, Error) as error:
         pool.close()
@@ -86,8 +87,22 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
                        "start it, or correct the address.") from None
     try:
         yield saver
+    except (PoolTimeout, Error) as error:
+        raise RunError(f"The checkpoint database {without_password(url)} broke off ({type(error).__name__}): start it "
+                       "again, then resume; every finished step is kept.") from None
     finally:
         pool.close()
+
+
+def refuse_newer(pool: Any, known: int, url: str) -> None:
+    """Raise RunError where the tables were laid out by a newer langgraph than this one, before anything is written."""
+    with pool.connection() as connection:
+        if connection.execute("SELECT to_regclass('checkpoint_migrations') AS name").fetchone()["name"] is None:
+            return
+        newest = connection.execute("SELECT max(v) AS v FROM checkpoint_migrations").fetchone()["v"]
+    if newest is not None and newest >= known:
+        raise RunError(f"The checkpoint database {url} is of a newer langgraph (layout {newest}, this one knows "
+                       f"{known - 1}): upgrade langgraph-checkpoint-postgres; nothing was changed.")
 
 
 def check_place(place: str | None) -> None:

@@ -150,9 +150,10 @@ def register(lab: Lab) -> Lab:
     return lab
 
 
-def open_lab(folder: str | Path) -> Lab:
+def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
     """The lab of a run's folder: the registered one, else opened from what the folder says.
 
+    needs_editor: False where the run is only read, to be replayed or forked with another editor.
     Raises RunError where the folder is no run, or its task or editor existed only in the process that made it.
     """
     path = Path(folder).resolve()
@@ -162,7 +163,7 @@ def open_lab(folder: str | Path) -> Lab:
     if not record["task"]["source"]:
         raise RunError(f"The task of {folder} was made of Python objects: open the run with Run.open(folder, "
                        "task=...).")
-    if record["editor_is_object"]:
+    if record["editor_is_object"] and needs_editor:
         raise RunError(f"The editor of {folder} was a chat model object ({record['settings']['editor']}): open the "
                        "run with Run.open(folder, task=..., editor=...).")
     task = load_task(record["task"]["source"], **record["task"]["options"])

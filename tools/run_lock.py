@@ -17,6 +17,22 @@ LOCK_FILE = ".lock"
 HOLDER_FILE = ".holder.json"     # beside the lock: opening a lock file empties it
 
 
+_OWN: set[Path] = set()     # folders whose run streams in this process
+
+
+@contextmanager
+def only_while_alone(folder: Path) -> Iterator[None]:
+    """For one node: hold the lock where no Run of this process does, as under LangGraph's own server.
+
+    Raises RunError as `sole_writer` does.
+    """
+    if folder.resolve() in _OWN:
+        yield
+        return
+    with _locked(folder):
+        yield
+
+
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold the run's lock as long as the block lasts.
@@ -24,6 +40,16 @@ def sole_writer(folder: Path) -> Iterator[None]:
     Raises RunError naming the holder (process, host, since when) where another process, or another Run object of this
     one, holds it, and where nothing can be written to the folder.
     """
+    with _locked(folder):
+        _OWN.add(folder.resolve())
+        try:
+            yield
+        finally:
+            _OWN.discard(folder.resolve())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
