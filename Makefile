@@ -62,13 +62,16 @@ bench-attribution: setup ## the classifier against labels, on real failures (min
 bench-causes: setup ## planted causes in whole runs: is the first action right? (an hour; what is done is kept)
 	@$(BIN)/python tests/benchmarks/bench_causes.py
 
-.PHONY: bench-crashes bench-growth
+.PHONY: bench-crashes bench-growth bench-replay
 
 bench-crashes: setup ## kill -9 at 60 places of a run on a tiny model, resume, compare (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_crashes.py
 
 bench-growth: setup ## 500 rounds without a model: bytes and milliseconds per round stay flat
 	@$(BIN)/python tests/benchmarks/bench_growth.py
+
+bench-replay: setup ## a run of the embedded model against its replay (minutes; the run is kept)
+	@$(BIN)/python tests/benchmarks/bench_replay.py
 
 .PHONY: bench-strategies bench-peers
 # A folder with gsm8k/, bbh/ and ifeval/, for the tasks on public sets; none is in this repository.

@@ -21,6 +21,7 @@ from nslora.nodes.finish import finish
 from nslora.nodes.lora_update import lora_update
 from nslora.nodes.monitor import monitor
 from nslora.nodes.textgrad_edit import textgrad_edit
+from nslora.nodes.workplace import alone
 
 STEPS_PER_ROUND = 5             # evaluate, monitor, classify, update, approve
 
@@ -31,7 +32,7 @@ def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> Graph:
     """The compiled graph; with a checkpointer its runs can be resumed, inspected, replayed and forked."""
     graph = StateGraph(AdaptationState, context_schema=AdaptationContext)
     for node in (evaluate, monitor, classify, lora_update, textgrad_edit, approve, finish):
-        graph.add_node(node.__name__, node)
+        graph.add_node(node.__name__, alone(node))
     graph.add_edge(START, "evaluate")
     graph.add_edge("evaluate", "monitor")
     graph.add_conditional_edges("monitor", after_monitor, {name: name for name in ("finish", "classify")})

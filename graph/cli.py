@@ -95,6 +95,7 @@ def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
     from nslora.graph.console import show_result, show_run
     from nslora.graph.console_runs import show_question
     from nslora.graph.signals import stopping
+    from nslora.tools.files import quoted
 
     lab = begun.lab
     rows = lab.task
@@ -102,11 +103,17 @@ def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
               f"test rows; model {lab.settings.model}; editor {lab.settings.editor}; strategy {lab.settings.strategy}; "
               f"seed {lab.settings.seed}")
     control = RunControl()
-    with stopping(control, err.print) as stopper:
+    go_on = f"Go on with: nslora resume {quoted(begun.folder)}"
+
+    def at_once() -> None:
+        out.show_cursor(True)       # the progress bar hides it, and gets no chance to bring it back
+        err.print(f"Stopped at once; the step that was under way will be done again. {go_on}")
+
+    with stopping(control, err.print, at_once) as stopper:
         try:
             show_run(out, begun.stream(control=control, answer=answer))
         except GraphDrained:
-            err.print(f"Stopped; every finished step is kept. Go on with: nslora resume {begun.folder}")
+            err.print(f"Stopped; every finished step is kept. {go_on}")
             raise typer.Exit(stopper.exit_status) from None
     waiting = begun.question()
     if waiting is not None:

@@ -69,7 +69,7 @@ def show(folder: Folder, number: Annotated[int | None, typer.Option("--round", h
 
 def fork(
     folder: Folder,
-    at: Annotated[int, typer.Option(help="The round that is decided again.")],
+    at: Annotated[int, typer.Option(help="The round that is decided again; 0 for the first evaluation.")],
     action: Annotated[str | None, typer.Option(help="lora or textgrad: what that round does.")] = None,
     editor: Annotated[str | None, typer.Option(help="Another editor from there on.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as lora.rank=16.")] = None,
@@ -85,14 +85,14 @@ def fork(
     if action not in (None, "lora", "textgrad"):
         raise SettingsError(f"--action {action}: wanted lora or textgrad.")
     prepare_environment()
-    source = Run.open(folder, checkpoints=checkpoints)
+    source = Run.open(folder, checkpoints=checkpoints, needs_editor=editor is None)
     follow(make(source, into or beside(folder, f"fork{at}"), at=at, action=action,     # type: ignore[arg-type]
                 editor=editor, settings=parsed(set_ or [])))
 
 
 def replay(
     folder: Folder,
-    from_: Annotated[int, typer.Option("--from", help="The first round to run again.")] = 1,
+    from_: Annotated[int, typer.Option("--from", help="First round to run again; 0 for the first evaluation too.")] = 1,
     retrain: Annotated[bool, typer.Option(help="Train again instead of taking the recorded adapters.")] = False,
     into: NewFolder = None,
     checkpoints: Database = None,
@@ -104,8 +104,8 @@ def replay(
     from nslora.tools.local_policy import prepare_environment
 
     prepare_environment()
-    found = run_again(Run.open(folder, checkpoints=checkpoints), into or beside(folder, "replay"), begin_at=from_,
-                      retrain=retrain)
+    source = Run.open(folder, checkpoints=checkpoints, needs_editor=False)
+    found = run_again(source, into or beside(folder, "replay"), begin_at=from_, retrain=retrain)
     faster = found.original_seconds / max(found.seconds, 1e-9)
     out.print(f"{found.rounds} rounds again in {found.seconds:.1f} s, {faster:.0f} times faster than the original "
               f"({found.original_seconds:.0f} s){', with the model loaded' if found.loaded_model else ''}: "

@@ -7,7 +7,7 @@ from typing import Any
 
 from nslora.graph.inspect import RunView, look
 from nslora.tools.errors import RunError
-from nslora.tools.files import read_jsonl
+from nslora.tools.files import quoted, read_jsonl
 from nslora.tools.statistics import bootstrap_interval
 
 Estimate = tuple[float, float, float]       # mean, and the ends of its 95 % interval
@@ -62,7 +62,8 @@ def question_scores(view: RunView) -> list[dict[str, Any]]:
     """The result's score on each test question."""
     path = view.folder / "result" / "test.jsonl"
     if not path.is_file():
-        raise RunError(f"{view.folder} has no test scores: let it finish first (nslora resume {view.folder}).")
+        raise RunError(f"{view.folder} has no test scores: let it finish first (nslora resume "
+                       f"{quoted(view.folder)}).")
     return [row for row in read_jsonl(path) if row["candidate"] == "result"]
 
 

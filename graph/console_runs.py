@@ -12,6 +12,7 @@ from rich.table import Table
 from nslora.graph.compare import Comparison
 from nslora.graph.inspect import Round, RoundDetails, RunView
 from nslora.tools.budget import Plan
+from nslora.tools.files import quoted
 
 FAILURES_SHOWN = 12
 TEXT_CHARACTERS = 160
@@ -109,7 +110,7 @@ def show_question(console: Console, folder: Path, asked: Mapping[str, Any]) -> N
                   f"{screening['proposed']:.3f}")
     if asked.get("problem"):
         console.print(f"[red]Your last answer could not be used:[/] {plain(asked['problem'], 1000)}")
-    console.print(f"answer   nslora resume {folder} --accept | --reject | --prompt FILE", highlight=False)
+    console.print(f"answer   nslora resume {quoted(folder)} --accept | --reject | --prompt FILE", highlight=False)
 
 
 def interval(values: tuple[float, float, float]) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import RunnableConfig
-from langgraph.types import StateSnapshot
+from langgraph.graph import START
 
 from nslora.graph.adapt import Graph, build_graph
+from nslora.graph.history import checkpoint_before, line_of
 from nslora.graph.run import Run
 from nslora.graph.run_folder import make_folder, read_settings, refuse_unusable, write_record
 from nslora.tools.chat_models import editor_name
@@ -36,8 +36,9 @@ def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "t
          editor: str | BaseChatModel | None = None, settings: Mapping[str, Any] | None = None) -> Run:
     """A new run in `folder` with the past of `source` before round `at`, which is decided again.
 
-    action: what round `at` does, whatever the strategy would choose. editor: another one from there on. settings:
-    other fields of RunSettings; {"lora": {"rank": 16}} changes that one field of the group. The source is only read.
+    at: from 1; 0 begins with the first evaluation. action: what round `at` does, whatever the strategy would choose.
+    editor: another one from there on. settings: other fields of RunSettings; {"lora": {"rank": 16}} changes that one
+    field of the group. The source is only read.
     Raises RunError where it never came to that round.
     """
     values = merged(read_run_file(source.folder)["settings"], settings or {})
@@ -70,6 +71,7 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
                      editor_is_object=editor is not None or (keeps_editor and bool(record["editor_is_object"])),
                      origin={"run": source.folder.name, "thread": source.thread, "kind": beginning.kind,
                              "round": beginning.round, **(origin or {})})
+        lab.prompts.add(lab.task.prompt)
         copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
         new = Run(folder, register(lab))
         found = saver.get_tuple(at.config)
@@ -81,24 +83,6 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
     return new
 
 
-def checkpoint_before(graph: Graph, run: Run, number: int) -> StateSnapshot:
-    """The checkpoint from which round `number` was decided; for the round after the last, that of the end."""
-    history = [each for each in graph.get_state_history(run.config) if each.values.get("round") == number - 1]
-    for wanted in ("classify", "finish"):
-        # Newest first; an earlier one of the same round would be another branch's.
-        if found := [each for each in history if wanted in each.next]:
-            return found[-1]
-    raise RunError(f"{run.folder} never came to round {number}: name an earlier one (nslora show {run.folder}).")
-
-
-def line_of(graph: Graph, config: RunnableConfig) -> list[StateSnapshot]:
-    """A checkpoint and all that it grew from, newest first."""
-    line = [graph.get_state(config)]
-    while line[-1].parent_config is not None:
-        line.append(graph.get_state(line[-1].parent_config))
-    return line
-
-
 def reopen(graph: Graph, run: Run) -> None:
     """Take back an end that was given, since the settings may have changed: `classify` asks again whether to stop."""
     state = graph.get_state(run.config)
@@ -106,7 +90,8 @@ def reopen(graph: Graph, run: Run) -> None:
         graph.update_state(run.config, {"stop": "", "decision": None, "approve": run.lab.settings.approve},
                            as_node="monitor")
     elif state.values.get("approve") != run.lab.settings.approve:
-        graph.update_state(run.config, {"approve": run.lab.settings.approve}, as_node="monitor")
+        graph.update_state(run.config, {"approve": run.lab.settings.approve},
+                           as_node=START if "evaluate" in state.next else "monitor")
 
 
 def force(run: Run, action: Literal["lora", "textgrad"]) -> None:

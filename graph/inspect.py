@@ -4,15 +4,14 @@
     look("runs/demo").round(3).failures
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.errors import RunError
+from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.evaluation import Failure, read_evaluation
-from nslora.tools.files import read_jsonl
+from nslora.tools.files import read_json, read_jsonl
 from nslora.tools.lab import RUN_FILE, PromptStore, read_run_file
 from nslora.tools.prompt import Prompt, difference
 from nslora.tools.run_lock import is_locked
@@ -119,7 +118,7 @@ class RunView:
 
     def _critiques(self, number: int) -> tuple[str, ...]:
         return tuple(critique for path in sorted((self.folder / "edits").glob(f"{number}-*.json"))
-                     for critique in json.loads(path.read_text(encoding="utf-8"))["critiques"])
+                     for critique in read_json(path)["critiques"])
 
 
 def runs(folder: str | Path = "runs") -> list[RunView]:
@@ -140,11 +139,10 @@ def look(folder: str | Path) -> RunView:
     try:
         records = read_jsonl(path / "decisions.jsonl")
         report_file = path / "result" / "report.json"
-        report = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else None
+        report = read_json(report_file) if report_file.is_file() else None
         rounds = tuple(round_of(each) for each in records)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"A record in {path} is damaged ({error}): go on from an earlier round with nslora fork."
-                       ) from error
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"{path}/decisions.jsonl is damaged: a round without {error}.") from error
     status = "finished" if report else "running" if is_locked(path) else "stopped"
     return RunView(
         folder=path, status=status, created=record["created"], task=record["task"]["name"],

@@ -45,7 +45,7 @@ class Replay:
 
 
 def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool = False) -> Replay:
-    """Run `source` again from the decision of round `begin_at` into a new run in `folder`.
+    """Run `source` again from the decision of round `begin_at` into a new run in `folder`; 0 is the first evaluation.
 
     The editor's replies come from its record and the policy's from the reply cache; bursts give the recorded adapters,
     or are trained again with retrain=True, to compare the hashes. Nothing is called over the network.
@@ -62,8 +62,9 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
         policy.load = new.lab.load_policy       # with the adapters of the new run's folder
     new.adapt()
     old, again = look(source.folder), look(new.folder)
-    return Replay(new, len(again.rounds) - begin_at + 1, tuple(differences(old, again)), time.monotonic() - started,
-                  sum(each.wall_s for each in old.rounds[begin_at - 1:]), getattr(policy, "loaded", True))
+    first = max(1, begin_at)
+    return Replay(new, len(again.rounds) - first + 1, tuple(differences(old, again)), time.monotonic() - started,
+                  sum(each.wall_s for each in old.rounds[first - 1:]), getattr(policy, "loaded", True))
 
 
 def recorded_policy(source: Run) -> Policy:

@@ -12,7 +12,8 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.runtime import RunControl
 from langgraph.types import Command, StreamMode
 
-from nslora.graph.adapt import STEPS_PER_ROUND, build_graph
+from nslora.graph.adapt import STEPS_PER_ROUND, Graph, build_graph
+from nslora.graph.history import last_whole_round
 from nslora.graph.run_folder import OLD_THREAD, make_folder, probe, read_settings, refuse_unusable, write_record
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
 from nslora.tools.chat_models import editor_name
@@ -23,10 +24,13 @@ from nslora.tools.checkpoints import (
     postgres_checkpoints,
     sqlite_checkpoints,
 )
-from nslora.tools.errors import RunError
+from nslora.tools.disk import named_disk_problems
+from nslora.tools.errors import DamagedError, RunError
+from nslora.tools.files import quoted
 from nslora.tools.lab import Lab, open_lab, read_run_file, register
 from nslora.tools.models import Note, resolve_model
 from nslora.tools.policy import Policy
+from nslora.tools.run_check import check_records
 from nslora.tools.run_lock import sole_writer
 from nslora.tools.settings import RunSettings
 from nslora.tools.strategy import strategy_named
@@ -82,9 +86,10 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path, *, task: Task | None = None, editor: BaseChatModel | None = None,
              model: Policy | None = None, note: Note = lambda _: None,
-             checkpoints: str | Saver | None = None) -> "Run":
+             checkpoints: str | Saver | None = None, needs_editor: bool = True) -> "Run":
         """A run that exists. task, editor, model, checkpoints: only where it was created with Python objects, or where
-        the database's URL has a password (which is not written down).
+        the database's URL has a password (which is not written down). needs_editor: False where it is only to be
+        replayed, or forked with another editor; then a chat model object need not be given again.
         """
         path = Path(folder)
         record = read_run_file(path)
@@ -92,7 +97,7 @@ class Run:
         check_place(place)
         saver = None if isinstance(checkpoints, str) else checkpoints
         if task is None and editor is None and model is None:
-            return cls(path, open_lab(path), saver, place)
+            return cls(path, open_lab(path, needs_editor=needs_editor), saver, place)
         if task is None:
             raise RunError("Give the task too: Run.open(folder, task=..., editor=...).")
         if task.hash != record["task"]["hash"]:
@@ -131,21 +136,31 @@ class Run:
         modes: "updates" gives {node: changes}, "values" whole states, "custom" progress inside a node. control: its
         `request_drain()` ends the run after the current step with GraphDrained. answer: to the question of an
         `approve` node, see `question`. A run that was begun before goes on from its last checkpoint, under the same
-        settings; a finished one yields nothing. Raises RunError where another process is at work on the run.
+        settings; a finished one yields nothing. Raises RunError where another process is at work on the run or the disk
+        is full, and DamagedError, with the command that goes on, where a file of the past is damaged.
         """
-        with sole_writer(self.folder), self.checkpointer() as saver:
+        with named_disk_problems(self.folder), sole_writer(self.folder), self.checkpointer() as saver:
             graph = build_graph(saver)
-            seen = graph.get_state(self.config)
-            if seen.values.get("status") == "finished":
+            try:
+                yield from self._streamed(graph, modes, control, answer)
+            except DamagedError as error:
+                raise DamagedError(f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "
+                                   f"fork {quoted(self.folder)} --at {last_whole_round(graph, self)}") from error
+
+    def _streamed(self, graph: Graph, modes: Sequence[StreamMode], control: RunControl | None,
+                  answer: Answer | None) -> Iterator[tuple[str, Any]]:
+        seen = graph.get_state(self.config)
+        if seen.values.get("status") == "finished":
+            return
+        check_records(self.folder)
+        start: Any = None if seen.values else self.first_state()
+        if seen.interrupts:
+            if answer is None:
                 return
-            start: Any = None if seen.values else self.first_state()
-            if seen.interrupts:
-                if answer is None:
-                    return
-                start = Command(resume=answer)
-            for mode, part in graph.stream(start, self.config, context=self.context, stream_mode=list(modes),
-                                           durability="sync", control=control):
-                yield str(mode), part
+            start = Command(resume=answer)
+        for mode, part in graph.stream(start, self.config, context=self.context, stream_mode=list(modes),
+                                       durability="sync", control=control):
+            yield str(mode), part
 
     def adapt(self) -> dict[str, Any]:
         """Run to the end and return the report.
@@ -180,6 +195,7 @@ class Run:
         """`result/report.json` as a dict. Raises RunError while the run has not finished."""
         path = self.folder / "result" / "report.json"
         if not path.is_file():
-            raise RunError(f"The run {self.folder} has no result yet: let it finish (nslora resume {self.folder}).")
+            raise RunError(f"The run {self.folder} has no result yet: let it finish (nslora resume "
+                           f"{quoted(self.folder)}).")
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return report

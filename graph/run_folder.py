@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from nslora.tools.checkpoints import without_password
 from nslora.tools.errors import RunError, SettingsError
-from nslora.tools.files import write_json
+from nslora.tools.files import quoted, write_json
 from nslora.tools.lab import FORMAT, RUN_FILE, read_run_file
 from nslora.tools.run_lock import sole_writer
 from nslora.tools.settings import RunSettings
@@ -45,7 +45,8 @@ def read_settings(**values: Any) -> RunSettings:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         known = f"; known: {', '.join(RunSettings.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise SettingsError(f"Setting {place}: {first['msg']} (came: {first['input']!r}){known}.") from error
+        came = "" if place == "editor_base_url" else f" (came: {first['input']!r})"     # there, a secret was in it
+        raise SettingsError(f"Setting {place}: {first['msg']}{came}{known}.") from None
 
 
 def probe(task: Task) -> None:
@@ -65,7 +66,8 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
         with sole_writer(folder):
             shutil.rmtree(folder)
     if folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir())):
-        raise RunError(f"{folder} exists already: name another folder, or continue it with nslora resume {folder}.")
+        raise RunError(f"{folder} exists already: name another folder, or continue it with nslora resume "
+                       f"{quoted(folder)}.")
     parent = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(parent).free
     if free < FREE_SPACE_BYTES:

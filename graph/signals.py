@@ -14,10 +14,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopper:
-    """Asks a run to stop when a signal comes. signal: the one that came first, None while there was none."""
+    """Asks a run to stop when a signal comes. signal: the one that came first, None while there was none.
 
-    def __init__(self, control: RunControl, say: Callable[[str], None]) -> None:
-        self.control, self.say = control, say
+    at_once: what is still said when the process ends at once.
+    """
+
+    def __init__(self, control: RunControl, say: Callable[[str], None], at_once: Callable[[], None]) -> None:
+        self.control, self.say, self.at_once = control, say, at_once
         self.signal: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -26,9 +29,11 @@ class Stopper:
             self.control.request_drain(signal.Signals(number).name)
             self.say("Stopping after the current step, which is then saved (once more: stop at once).")
             return
-        self.say("Stopped at once; the step that was under way will be done again.")
-        # Waiting for the node's thread would not be "at once". Every file is whole or absent, so nothing is lost.
-        os._exit(128 + number)
+        try:
+            self.at_once()
+        finally:
+            # Waiting for the node's thread would not be "at once". Every file is whole or absent, so nothing is lost.
+            os._exit(128 + number)
 
     @property
     def exit_status(self) -> int:
@@ -37,9 +42,10 @@ class Stopper:
 
 
 @contextmanager
-def stopping(control: RunControl, say: Callable[[str], None]) -> Iterator[Stopper]:
+def stopping(control: RunControl, say: Callable[[str], None],
+             at_once: Callable[[], None] = lambda: None) -> Iterator[Stopper]:
     """Handle signals as long as the block lasts; only the main thread can, elsewhere nothing is done."""
-    stopper = Stopper(control, say)
+    stopper = Stopper(control, say, at_once)
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, stopper) for number in SIGNALS}

@@ -4,7 +4,6 @@ A node of its own, since `interrupt` runs its node again from the top when the a
 another process.
 """
 
-import time
 from typing import Any
 
 from langgraph.runtime import Runtime
@@ -30,15 +29,16 @@ def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
     shown = question(state, proposal, proposal["candidate"], lab)
     problem = ""
     while True:
+        lab.clock.save()        # a person may take a day, the run did not
         answer = interrupt({**shown, "problem": problem})
         try:
             wanted, prompt = read_answer(answer, lab)
             break
         except PromptError as error:
             problem = str(error)
-    if wanted == "reject":
-        return rejected(state, proposal)
-    return {} if prompt is None else rewritten(state, proposal, prompt, lab)
+    changes = rejected(state, proposal) if wanted == "reject" else {} if prompt is None else \
+        rewritten(state, proposal, prompt, lab)
+    return charged(changes, proposal, int(shown["screening"]["generated_tokens"]), lab)
 
 
 def question(state: AdaptationState, proposal: Proposal, candidate: Candidate, lab: Lab) -> dict[str, Any]:
@@ -50,21 +50,22 @@ def question(state: AdaptationState, proposal: Proposal, candidate: Candidate, l
         "diff": difference(lab.prompts.get(kept["prompt"]), lab.prompts.get(candidate["prompt"])),
         "prompt": lab.prompts.get(candidate["prompt"]).render(),
         "adapter": {"kept": kept["adapter"], "proposed": candidate["adapter"]},
-        "screening": {"rows": len(screening_rows(state, lab)), "kept": screening(state, kept, lab),
-                      "proposed": screening(state, candidate, lab)},
+        "screening": screening(state, candidate, lab),
         "editor": proposal["editor"], "trained_tokens": proposal["trained_tokens"], "answers": list(ANSWERS)}
 
 
-def screening_rows(state: AdaptationState, lab: Lab) -> list[Any]:
-    return list(lab.train_sample(state["round"]))[:SCREENING_ROWS]
-
-
-def screening(state: AdaptationState, candidate: Candidate, lab: Lab) -> float:
-    """Mean reward of a candidate on a few train rows; validation is left to `evaluate`."""
-    rows = screening_rows(state, lab)
-    replies = ask(lab.policy, lab.replies, lab.prompts.get(candidate["prompt"]), [row.question for row in rows],
-                  adapter=candidate["adapter"], max_new_tokens=lab.task.max_new_tokens)
-    return float(sum(each.score.value for each in grade(lab.task.reward, rows, replies.texts)) / len(rows))
+def screening(state: AdaptationState, candidate: Candidate, lab: Lab) -> dict[str, float]:
+    """Mean rewards of what is kept and of the candidate on a few train rows; validation is left to `evaluate`."""
+    rows = list(lab.train_sample(state["round"]))[:SCREENING_ROWS]
+    found: dict[str, float] = {"rows": len(rows), "generated_tokens": 0}
+    for name, each in (("kept", state["kept"]), ("proposed", candidate)):
+        replies = ask(lab.policy, lab.replies, lab.prompts.get(each["prompt"]), [row.question for row in rows],
+                      adapter=each["adapter"], max_new_tokens=lab.task.max_new_tokens,
+                      advance=progress("approve", "screening replies"))
+        graded = grade(lab.task.reward, rows, replies.texts)
+        found[name] = float(sum(one.score.value for one in graded) / len(rows))
+        found["generated_tokens"] += replies.tokens
+    return found
 
 
 def read_answer(answer: Any, lab: Lab) -> tuple[str, Prompt | None]:
@@ -82,6 +83,14 @@ def read_answer(answer: Any, lab: Lab) -> tuple[str, Prompt | None]:
     return wanted, prompt
 
 
+def charged(changes: Changes, proposal: Proposal, generated_tokens: int, lab: Lab) -> Changes:
+    """The changes with what asking took: seconds at work (not those of waiting) and the screening's tokens."""
+    now: Proposal = changes.get("proposal", proposal)
+    wall_s = lab.clock.seconds
+    return {**changes, "wall_s": wall_s, "proposal": {
+        **now, "wall_s": now["wall_s"] + wall_s, "generated_tokens": now["generated_tokens"] + generated_tokens}}
+
+
 def rejected(state: AdaptationState, proposal: Proposal) -> Changes:
     """The proposal fails, and what it would have brought to later training is set aside with it."""
     pool, candidate = state["remade"], proposal["candidate"]
@@ -93,18 +102,15 @@ def rejected(state: AdaptationState, proposal: Proposal) -> Changes:
 
 def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: Lab) -> Changes:
     """A person's prompt in the place of the proposed one, with remade data of its own."""
-    started = time.monotonic()
     name = lab.prompts.add(prompt)
     try:
         remade = remake_under(prompt, state, lab, f"person-{state['round'] + 1}", progress("approve", "remade replies"),
                               proposal["flop"])
     except BudgetError as error:
         return {"proposal": {**proposal, "candidate": None, "error": str(error)}}
-    wall_s = time.monotonic() - started
     adapter = proposal["candidate"]["adapter"] if proposal["candidate"] else None
-    changes: Changes = {"wall_s": wall_s, "proposal": {
+    changes: Changes = {"proposal": {
         **proposal, "candidate": Candidate(adapter=adapter, prompt=name), "new_rows": len(remade.rows),
-        "wall_s": proposal["wall_s"] + wall_s,
         "generated_tokens": proposal["generated_tokens"] + remade.generated_tokens,
         "flop": proposal["flop"] + lab.flop_rates.forward * remade.forward_tokens,
         "note": f"prompt rewritten by a person, {len(remade.rows)} rows remade"}}

@@ -1,8 +1,6 @@
 """classify: what do the failures need, which rows could teach it, and which kind of update goes next?"""
 
-import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from langgraph.runtime import Runtime
 
@@ -12,7 +10,7 @@ from nslora.nodes.spending import within_budget
 from nslora.nodes.workplace import lab_for
 from nslora.tools.attribution import Demand, demand
 from nslora.tools.evaluation import read_evaluation
-from nslora.tools.files import read_jsonl
+from nslora.tools.files import read_json, read_whole
 from nslora.tools.lab import Lab
 from nslora.tools.material import Material, choose_material
 from nslora.tools.run_cost import update_tokens
@@ -54,8 +52,8 @@ def remembered(state: AdaptationState, lab: Lab) -> list[Verdict]:
     found: list[Verdict] = []
     before = state["start_measured"]["key"] if state["start_measured"] else None
     for record in state["rounds"]:
-        burst = read_jsonl(lab.folder / "material" / f"{record['round']}-rows.jsonl")
-        taught_both = record["action"] == "lora" and any(row["origin"] == "remade" for row in burst)
+        taught_both = record["action"] == "lora" and any(
+            row["origin"] == "remade" for row in read_whole(lab.folder / "material" / f"{record['round']}-rows.jsonl"))
         after = record["evaluation"]
         if before and after and not taught_both:
             rows, failures = read_evaluation(lab.evaluations / f"{before}.jsonl")
@@ -101,5 +99,5 @@ def material_of(state: AdaptationState, lab: Lab) -> Material:
     decision = state["decision"]
     if decision is None:
         return Material((), (), ())
-    saved = json.loads(Path(lab.folder / decision["material"]).read_text(encoding="utf-8"))
+    saved = read_json(lab.folder / decision["material"])
     return Material(**{key: tuple(value) for key, value in saved.items()})

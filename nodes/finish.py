@@ -1,6 +1,5 @@
 """finish: the test split, once, for the untouched start and for the final candidate; then the result folder."""
 
-import time
 from typing import Any
 
 from langgraph.runtime import Runtime
@@ -17,11 +16,10 @@ from nslora.tools.rewards import Graded
 def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
     """Choose by validation reward among all candidates, look at the test split, write the artefacts."""
     lab = lab_for(runtime)
-    started = time.monotonic()
     final = state["best"]
     base = on_test(lab, state["start"], progress("finish", "test replies of the base"))
     result = base if final == state["start"] else on_test(lab, final, progress("finish", "test replies of the result"))
-    wall_s = time.monotonic() - started
+    wall_s = lab.clock.seconds
     facts = RunFacts(
         stop=state["stop"], rounds=[dict(record) for record in state["rounds"]], start=state["start"],
         final=final, validation=validation_numbers(state), test=compare_on_test(base, result),

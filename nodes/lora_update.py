@@ -1,7 +1,5 @@
 """lora_update: propose new weights, trained with TRL's SFTTrainer on the rows that want content and on remade data."""
 
-import time
-
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
@@ -19,7 +17,6 @@ from nslora.tools.remake import read_rows, rows_by_source
 def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
     """Train on from the kept adapter, under the prompt of the newest remade data (the kept prompt without any)."""
     lab = lab_for(runtime)
-    started = time.monotonic()
     pool = state["remade"]
     waiting = bool(pool and pool["waiting"])
     prompt_hash = pool["prompt"] if pool and waiting else state["kept"]["prompt"]
@@ -30,19 +27,19 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     write_jsonl(lab.folder / "material" / f"{state['round'] + 1}-rows.jsonl",
                 [{"source": row.source, "origin": row.origin, "completion": row.completion} for row in rows])
     if not rows:
-        return failed(state, lab, "no train row has a reference or a verified reply to learn from", started)
+        return failed(state, lab, "no train row has a reference or a verified reply to learn from")
     task_id = getattr(runtime.execution_info, "task_id", None) or f"round-{state['round'] + 1}"
     burst = Burst(tuple(rows), lab.settings.lora.epochs, seed=lab.settings.seed * 1000 + state["round"],
                   start=state["kept"]["adapter"], progress=lab.folder / "progress" / task_id)
     burst = fitted(burst, state, lab)
     if burst.epochs < 1:
-        return failed(state, lab, "the budget leaves no room for one epoch of these rows", started)
+        return failed(state, lab, "the budget leaves no room for one epoch of these rows")
     steps = Steps(progress("lora_update", "steps", deadline(state, lab)))
     try:
         result = lab.train(burst, steps)
     except (BudgetError, DivergedError) as error:
-        return failed(state, lab, str(error), started, round(steps.share * most_tokens(burst, lab)))
-    wall_s = time.monotonic() - started
+        return failed(state, lab, str(error), round(steps.share * most_tokens(burst, lab)))
+    wall_s = lab.clock.seconds
     proposal = Proposal(
         kind="lora", candidate=Candidate(adapter=result.adapter, prompt=prompt_hash), error=None, wall_s=wall_s,
         trained_tokens=result.trained_tokens, generated_tokens=0, flop=lab.flop_rates.training * result.trained_tokens,
@@ -61,9 +58,9 @@ def described(rows: list[TrainingRow]) -> str:
     return f"{len(rows)} rows ({', '.join(f'{count} {origin}' for origin, count in counts.items() if count)})"
 
 
-def failed(state: AdaptationState, lab: Lab, error: str, started: float, trained_tokens: int = 0) -> Changes:
+def failed(state: AdaptationState, lab: Lab, error: str, trained_tokens: int = 0) -> Changes:
     """A burst that came to nothing: recorded with what it spent, and the loop goes on from what is kept."""
-    wall_s = time.monotonic() - started
+    wall_s = lab.clock.seconds
     proposal = Proposal(kind="lora", candidate=None, error=error, wall_s=wall_s,
                         trained_tokens=trained_tokens, generated_tokens=0,
                         flop=lab.flop_rates.training * trained_tokens, editor={}, epoch_losses_nats=[],

@@ -153,5 +153,5 @@ def deadline(state: AdaptationState, lab: Lab) -> float | None:
     if lab.settings.max_seconds is None:
         return None
     needed = expected(state, lab)
-    left = lab.settings.max_seconds - state["wall_s"] - needed.evaluate_s - needed.finish_s
+    left = lab.settings.max_seconds - state["wall_s"] - lab.clock.seconds - needed.evaluate_s - needed.finish_s
     return time.monotonic() + left

@@ -1,6 +1,5 @@
 """textgrad_edit: propose a new prompt from the failures that a change of form could mend, and make its remade data."""
 
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,7 +7,7 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal, RemadePool
 from nslora.nodes.classify import material_of
-from nslora.nodes.spending import affordable_remakes
+from nslora.nodes.spending import affordable_remakes, deadline
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor_view import describe_edit
@@ -46,33 +45,53 @@ class Screening:
                 f"{self.passing} passing train rows (rewards {rewards})")
 
 
+@dataclass(frozen=True)
+class Screened:
+    """An edit with its screening, and the model FLOPs that this took."""
+
+    edit: Edit
+    screening: Screening
+    flop: float
+
+
 def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
     """Propose (kept adapter, new prompt); an editor that fails is recorded, and the prompt stays."""
     lab = lab_for(runtime)
-    started = time.monotonic()
     kept = lab.prompts.get(state["kept"]["prompt"])
     failures = failures_to_show(state, lab)
-    lab.editor.continue_from(state["editor_failures"], spent_so_far(state), adapter=state["kept"]["adapter"])
+    until = deadline(state, lab)
+    lab.editor.continue_from(state["editor_failures"], spent_so_far(state), adapter=state["kept"]["adapter"],
+                             until=until)
     try:
         edit = lab.editor.edit(kept, failures, past=past_edits(state, lab), validate=lambda prompt: check(prompt, lab),
                                candidates=lab.settings.editing.candidates)
     except EditFailedError as error:
-        return failed(state, lab, error, time.monotonic() - started)
-    screening, screened_tokens = screen(edit.prompts, state, lab)
+        return failed(state, lab, error)
+    screened_flop = 0.0
+    try:
+        screening, screened_flop = screen(edit.prompts, state, lab,
+                                          progress("textgrad_edit", "screening replies", until))
+        return proposed(Screened(edit, screening, screened_flop), failures, state, lab, until)
+    except BudgetError as error:
+        wall_s = lab.clock.seconds
+        return {"proposal": {**blank(asdict(edit.usage), wall_s), "error": str(error), "flop": screened_flop},
+                "wall_s": wall_s, "editor_failures": 0}
+
+
+def proposed(screened: Screened, failures: list[Graded], state: AdaptationState, lab: Lab,
+             until: float | None) -> Changes:
+    """The best of an edit's prompts with its remade data. Raises BudgetError where that is more than is left."""
+    edit, screening = screened.edit, screened.screening
     prompt = edit.prompts[screening.best]
     prompt_hash = lab.prompts.add(prompt)
     name = keep_record(state, lab, failures, edit, screening)
-    screening_flop = lab.flop_rates.forward * screened_tokens
-    try:
-        remade = remake_under(prompt, state, lab, name, progress("textgrad_edit", "remade replies"), screening_flop)
-    except BudgetError as error:
-        return unaffordable(error, edit.usage, screening_flop, time.monotonic() - started)
-    proposal = blank(asdict(edit.usage), time.monotonic() - started)
+    remade = remake_under(prompt, state, lab, name, progress("textgrad_edit", "remade replies", until), screened.flop)
+    proposal = blank(asdict(edit.usage), lab.clock.seconds)
     sources = len({row.source for row in remade.rows})
     proposal |= {
         "candidate": Candidate(adapter=state["kept"]["adapter"], prompt=prompt_hash),
         "generated_tokens": remade.generated_tokens, "new_rows": len(remade.rows),
-        "flop": screening_flop + lab.flop_rates.forward * remade.forward_tokens,
+        "flop": screened.flop + lab.flop_rates.forward * remade.forward_tokens,
         "note": f"{len(prompt.demonstrations)} demonstrations, {sources} of {len(lab.task.train)} rows remade"
                 f"{screening.describe()}"}
     changes: Changes = {"proposal": proposal, "wall_s": proposal["wall_s"], "editor_failures": 0}
@@ -81,18 +100,13 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
     return changes
 
 
-def failed(state: AdaptationState, lab: Lab, error: EditFailedError, wall_s: float) -> Changes:
+def failed(state: AdaptationState, lab: Lab, error: EditFailedError) -> Changes:
     """An edit that came to nothing: recorded, and the loop goes on. An editor given up counts as `patience` of them."""
+    wall_s = lab.clock.seconds
     proposal = blank(asdict(error.usage), wall_s)
     count = lab.editor.consecutive_failures
     return {"proposal": {**proposal, "error": str(error)}, "wall_s": wall_s,
             "editor_failures": max(count, lab.settings.editing.patience) if error.disabled else count}
-
-
-def unaffordable(error: BudgetError, usage: Usage, flop: float, wall_s: float) -> Changes:
-    """A usable edit whose evaluation the budget no longer holds."""
-    proposal = blank(asdict(usage), wall_s)
-    return {"proposal": {**proposal, "error": str(error), "flop": flop}, "wall_s": wall_s, "editor_failures": 0}
 
 
 def blank(usage: dict[str, float | bool], wall_s: float) -> Proposal:
@@ -144,24 +158,24 @@ def check(prompt: Prompt, lab: Lab) -> None:
                  forbidden_questions=[row.question for row in held_out], protected=lab.settings.editing.protected)
 
 
-def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab) -> tuple[Screening, int]:
+def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab, advance: Advance) -> tuple[Screening, float]:
     """Ask the policy a few train questions under each prompt, half of them failing so far and half passing.
 
-    Returns the tokens that this took beside the screening.
+    Returns the model FLOPs of that beside the screening.
     """
     if len(prompts) == 1:
-        return Screening(), 0
+        return Screening(), 0.0
     failing, passing = screening_rows(state, lab)
     rows = [*failing, *passing]
 
     def reward(prompt: Prompt) -> tuple[float, int]:
         replies = ask(lab.policy, lab.replies, prompt, [row.question for row in rows],
-                      adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens)
+                      adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens, advance=advance)
         scores = [each.score.value for each in grade(lab.task.reward, rows, replies.texts)]
         return float(sum(scores) / len(rows)), replies.forward_tokens
 
     rewards, tokens = zip(*(reward(prompt) for prompt in prompts), strict=True)
-    return Screening(rewards, len(failing), len(passing)), sum(tokens)
+    return Screening(rewards, len(failing), len(passing)), lab.flop_rates.forward * sum(tokens)
 
 
 def screening_rows(state: AdaptationState, lab: Lab) -> tuple[list[Example], list[Example]]:

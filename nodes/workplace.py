@@ -1,18 +1,37 @@
 """What every node needs: its lab, and a way to show how far it is."""
 
+import functools
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from langgraph.config import get_stream_writer
 from langgraph.errors import GraphDrained
 from langgraph.runtime import Runtime, get_runtime
 
-from nslora.graph.state import AdaptationContext
+from nslora.graph.state import AdaptationContext, AdaptationState, Changes
 from nslora.tools.errors import BudgetError, RunError
 from nslora.tools.lab import Lab, open_lab
 from nslora.tools.policy import Advance
+from nslora.tools.run_lock import only_while_alone
+from nslora.tools.task_clock import TaskClock
 
 SAVES_EACH_STEP = ("lora_update",)
+Node = Callable[..., Changes]
+
+
+def alone(node: Node) -> Node:
+    """The node, working only where no other process works on the same run."""
+    @functools.wraps(node)
+    def guarded(state: AdaptationState, **given: Any) -> Changes:
+        context = getattr(given.get("runtime"), "context", None)
+        if context is None:         # the node itself says what is missing, if it needs it
+            return node(state, **given)
+        with only_while_alone(Path(context.folder)):
+            return node(state, **given)
+
+    return guarded
 
 
 def lab_for(runtime: Runtime[AdaptationContext]) -> Lab:
@@ -23,6 +42,7 @@ def lab_for(runtime: Runtime[AdaptationContext]) -> Lab:
     lab = open_lab(runtime.context.folder)
     # The same task id again after a kill: what it generated before stays on its account.
     lab.replies.payer = lab.task_id = getattr(runtime.execution_info, "task_id", None) or ""
+    lab.clock = TaskClock(lab.folder, lab.task_id)
     return lab
 
 
@@ -33,12 +53,15 @@ def progress(node: str, what: str, deadline: float | None = None) -> Advance:
     """
     write = get_stream_writer()
     runtime = get_runtime(AdaptationContext)
+    clock = open_lab(runtime.context.folder).clock
 
     def advance(done: int, total: int) -> None:
         event: dict[str, Any] = {"node": node, "what": what, "done": done, "total": total}
         write(event)
+        clock.tick()
         # A step of training is saved when this is called, so a burst need not be waited for.
         if node in SAVES_EACH_STEP and runtime.drain_requested:
+            clock.save()
             raise GraphDrained(runtime.drain_reason or "stopped")
         if deadline is not None and time.monotonic() > deadline and done < total:
             raise BudgetError(f"stopped at {done} of {total} {what}: the run's max_seconds leave no more time.")

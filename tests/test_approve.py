@@ -1,5 +1,6 @@
 """A person may accept, reject or rewrite an update before it is measured, at once or a day later."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from nslora.graph.routing import after_update
 from nslora.graph.run import Run
 from nslora.graph.state import first_state
 from nslora.tools.errors import RunError
+from nslora.tools.files import write_json
 from nslora.tools.lab import Lab, register
 from nslora.tools.prompt import Prompt
+from nslora.tools.task_clock import CLOCK_FILE
 
 Begin = Callable[..., Run]
 
@@ -39,7 +42,10 @@ def test_the_question_shows_the_diff_and_a_screening_and_an_accepted_edit_is_mea
     assert "+# Demonstration 1" in question["diff"]
     assert question["screening"]["rows"] == 6
     assert 0 <= question["screening"]["proposed"] <= 1
+    clock = json.loads((run.folder / CLOCK_FILE).read_text())
+    write_json(run.folder / CLOCK_FILE, {**clock, "seconds": 1000})
     report = in_another_process(run).resume({"answer": "accept"})
+    assert report["rounds"][0]["wall_s"] > 1000     # asking is work of the run, and counts
     assert report["rounds"][0]["reward_after"] is not None
     assert run.question() is None
 

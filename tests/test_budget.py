@@ -1,6 +1,7 @@
 """Budgets: reserved before each step, never overshot, kept over processes; a plan before anything is spent."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,8 @@ from typer.testing import CliRunner
 
 from nslora.graph.cli import app
 from nslora.graph.run import Run
+from nslora.nodes import evaluate as evaluate_node
+from nslora.nodes import textgrad_edit as textgrad_node
 from nslora.nodes.spending import within_budget
 from nslora.tools.budget import (
     Expected,
@@ -23,6 +26,7 @@ from nslora.tools.settings import RunSettings
 from nslora.tools.signal import Progress
 from nslora.tools.situation import Decision
 from nslora.tools.task import Task
+from nslora.tools.task_clock import CLOCK_FILE, TaskClock
 
 FREE = Expected(0.0, 0.0, {"lora": 0.0, "textgrad": 0.0})
 
@@ -103,6 +107,35 @@ def test_a_run_whose_time_is_up_ends_with_what_it_has(begin: Callable[..., Run])
     report = begin(max_seconds=0.001).adapt()
     assert report["rounds"] == []
     assert "seconds are spent" in report["stop"]
+
+
+@pytest.mark.parametrize("late", ["an editor call", "the remade replies", "the evaluation"])
+def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
+        begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, late: str) -> None:
+    limits = iter({"an editor call": [0.0], "the remade replies": [None, None, 0.0], "the evaluation": []}[late])
+    if late == "the evaluation":
+        monkeypatch.setattr(evaluate_node, "deadline", lambda *_: 0.0)
+    else:
+        made = textgrad_node.progress
+        monkeypatch.setattr(textgrad_node, "deadline", lambda *_: next(limits))
+        monkeypatch.setattr(textgrad_node, "progress", lambda node, what, until=None: made(node, what, next(limits)))
+    run = begin(strategy="textgrad", max_rounds=1, seed=5, reuse_replies=False, max_seconds=1e6,
+                device={"threads": 1, "device": "cpu", "batch_size": 1})
+    record, = run.adapt()["rounds"]
+    assert "max_seconds leave no" in record["error"]
+    assert record["reward_after"] is None
+    assert not record["kept"]
+    assert (record["editor"]["calls"] > 0) is (late != "an editor call")
+
+
+def test_seconds_of_a_node_that_was_stopped_count_when_it_goes_on(tmp_path: Path) -> None:
+    stopped = TaskClock(tmp_path, "task")
+    stopped.before_s = 100.0
+    stopped.save()
+    assert TaskClock(tmp_path, "task").seconds >= 100
+    assert TaskClock(tmp_path, "another").seconds < 50
+    (tmp_path / CLOCK_FILE).write_text('{"task": "ta')
+    assert TaskClock(tmp_path, "task").seconds < 50
 
 
 def test_a_plan_names_what_a_run_would_do_and_what_it_could_not_see(keepers: Task) -> None:

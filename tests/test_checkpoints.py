@@ -112,3 +112,22 @@ def test_a_saver_of_ones_own_is_used_as_it_is(begin: Begin) -> None:
     run.adapt()
     assert sum(1 for _ in saver.list(run.config)) > 3
     assert not (run.folder / "checkpoints.sqlite").exists()
+
+
+def test_a_database_of_a_newer_version_or_one_that_goes_away_is_named(database: str, begin: Begin) -> None:
+    import psycopg
+
+    run = begin(checkpoints=database, max_rounds=0)
+    stream = run.stream(("updates",))
+    next(stream)
+    with psycopg.connect(database, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        with pytest.raises(RunError, match="broke off"):
+            list(stream)
+        assert run.adapt()["rounds"] == []
+        other.execute("INSERT INTO checkpoint_migrations (v) VALUES (999)")
+        rows = other.execute("SELECT count(*) FROM checkpoints").fetchone()
+        with pytest.raises(RunError, match="of a newer langgraph"):
+            run.state()
+        assert other.execute("SELECT count(*) FROM checkpoints").fetchone() == rows
+        other.execute("DELETE FROM checkpoint_migrations WHERE v = 999")

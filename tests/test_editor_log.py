@@ -71,7 +71,7 @@ def test_a_miss_shows_the_request_that_was_new_and_says_how_to_record_it(tmp_pat
         Editor(RecordedChat(tmp_path / "editor.jsonl")).edit(Prompt("Another."), [FAILURE])
 
 
-def test_a_line_that_a_crash_cut_off_is_named_and_left_out(tmp_path: Path) -> None:
+def test_a_line_that_a_crash_cut_off_is_named_and_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "editor.jsonl"
     record(path)
     path.write_text(path.read_text()[:-20])
@@ -83,7 +83,7 @@ def test_a_line_that_a_crash_cut_off_is_named_and_left_out(tmp_path: Path) -> No
     assert len(chat.requests) == 1
     again = EditorLog(path)
     assert len(again) == 2
-    assert again.problems == [f"{path}:2: this line is damaged and was left out."]
+    assert again.problems == []
 
 
 def test_damaged_lines_are_named_wherever_they_stand(tmp_path: Path) -> None:

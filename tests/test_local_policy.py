@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from nslora.tools.adapters import WEIGHTS
-from nslora.tools.errors import DivergedError, ModelError
+from nslora.tools.errors import DamagedError, DivergedError, ModelError
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.policy import Burst, TrainingRow
 
@@ -158,7 +158,7 @@ def test_a_damaged_adapter_is_named_and_not_used(tiny_policy: Make) -> None:
     adapter = policy.train(Burst(rows(), 1, seed=1)).adapter
     weights = policy.adapters.folder / adapter / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(ModelError, match="damaged"):
+    with pytest.raises(DamagedError, match="damaged"):
         policy.generate(dialogues(), adapter=adapter, max_new_tokens=2)
 
 

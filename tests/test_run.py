@@ -17,11 +17,12 @@ from nslora.graph.fork import fork
 from nslora.graph.run import Run
 from nslora.graph.signals import stopping
 from nslora.tools import run_lock
-from nslora.tools.adapters import WEIGHTS
+from nslora.tools.adapters import OPTIMIZER, WEIGHTS
 from nslora.tools.burst_progress import BurstProgress
-from nslora.tools.errors import ModelError, RunError, SettingsError
+from nslora.tools.errors import DamagedError, RunError, SettingsError
 from nslora.tools.files import read_jsonl, write_json
 from nslora.tools.lab import RUN_FILE, Lab, register
+from nslora.tools.task_clock import CLOCK_FILE
 
 Begin = Callable[..., Run]
 
@@ -75,8 +76,11 @@ def test_a_burst_that_was_stopped_loses_no_step(begin: Begin, finished: Run, mon
     with pytest.raises(GraphDrained):
         list(run.stream(control=control))
     assert done == [1, 2]
+    clock = json.loads((run.folder / CLOCK_FILE).read_text())
+    write_json(run.folder / CLOCK_FILE, {**clock, "seconds": clock["seconds"] + 1000})
     list(run.stream())
     assert done == [1, 2, 3]
+    assert run.report()["rounds"][2]["wall_s"] > 1000
     assert results(run) == results(finished)
     assert not any((run.folder / "progress").iterdir())
 
@@ -104,6 +108,15 @@ def test_a_second_writer_is_told_who_is_at_work(begin: Begin) -> None:
     assert run_lock.is_locked(run.folder)
     stream.close()
     assert not run_lock.is_locked(run.folder)
+
+
+def test_a_graph_that_is_run_without_its_run_is_a_writer_too(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    with run_lock.sole_writer(run.folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_lock, "_OWN", set())      # as another process sees it
+        with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+            build_graph().invoke(run.first_state(), run.config, context=run.context)
+    assert build_graph().invoke(run.first_state(), run.config, context=run.context)["status"] == "finished"
 
 
 def test_a_folder_that_cannot_be_written_is_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,28 +179,27 @@ def test_a_database_that_is_none_is_named(begin: Begin) -> None:
         run.adapt()
 
 
-@pytest.mark.parametrize("what", ["adapter", "evaluation"])
-def test_a_damaged_file_is_named_and_the_run_goes_on_from_an_earlier_round(begin: Begin, what: str) -> None:
-    run = begin(strategy="lora -> textgrad", max_rounds=2, seed=11)      # replies that no other test has cached
+@pytest.mark.parametrize(("what", "at"), [
+    (f"adapters/*/{WEIGHTS}", 1), (f"adapters/*/{OPTIMIZER}", 1), ("evaluations/*.jsonl", 0), ("prompts/*.md", 0),
+    ("decisions.jsonl", 2), ("material/1-rows.jsonl", 1)])
+def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_round_that_is_told(
+        begin: Begin, what: str, at: int) -> None:
+    run = begin(strategy="lora", max_rounds=2, reuse_replies=False)
     with run.checkpointer() as saver:
-        build_graph(saver).invoke(run.first_state(), run.config, context=run.context, durability="sync",
-                                  interrupt_after=["lora_update" if what == "adapter" else "monitor"])
-    state = run.state()
-    assert state is not None
-    if what == "adapter":
-        proposal = state["proposal"]
-        assert proposal is not None
-        assert proposal["candidate"] is not None
-        damaged = run.folder / "adapters" / str(proposal["candidate"]["adapter"]) / WEIGHTS
-    else:
-        damaged = next((run.folder / "evaluations").iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:-9])
+        graph, follow = build_graph(saver), {"context": run.context, "durability": "sync"}
+        graph.invoke(run.first_state(), run.config, interrupt_after=["monitor"], **follow)
+        if what.startswith("adapters"):
+            graph.invoke(None, run.config, interrupt_after=["lora_update"], **follow)
+        elif what.startswith(("decisions", "material")):
+            graph.invoke(None, run.config, interrupt_after=["monitor"], **follow)
+    for damaged in run.folder.glob(what):
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+    before = damaged.read_bytes()
     again = Run(run.folder, register(Lab(run.folder.resolve(), run.lab.settings, run.lab.task)))
-    with pytest.raises((ModelError, RunError), match=damaged.parent.name if what == "adapter" else damaged.name):
+    with pytest.raises(DamagedError, match=rf"{damaged.parent.name}.*nslora fork {run.folder} --at {at}"):
         again.adapt()
-    if what == "adapter":
-        other = fork(again, run.folder.with_name("fork"), at=1)
-        assert other.adapt()["stop"]
+    assert damaged.read_bytes() == before
+    assert len(fork(again, run.folder.with_name("fork"), at=at).adapt()["rounds"]) == 2
 
 
 def test_a_run_needs_a_new_folder_and_a_database_an_address(begin: Begin, finished: Run) -> None:

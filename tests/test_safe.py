@@ -3,19 +3,27 @@
 import os
 import pickle
 import sqlite3
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import ormsgpack
 import pytest
+from fakes import FakePolicy
 from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_POS_ARGS, JsonPlusSerializer
+from langsmith import run_trees
+from langsmith.utils import get_env_var
 
 from nslora.graph.run import Run
 from nslora.tools.checkpoints import CHECKPOINTS_FILE
+from nslora.tools.errors import SettingsError
 from nslora.tools.lab import Lab, register
 from nslora.tools.rule_editor import RuleEditor
+from nslora.tools.task import Task
 
 CANARY = "sk-canary-4f1d0c9b7a6e5d4c3b2a"
 ADDRESS = f"postgresql://nslora:{CANARY}@127.0.0.1:1/none"
@@ -97,21 +105,65 @@ def test_a_databases_password_is_written_nowhere(begin: Callable[..., Run], monk
     assert all(CANARY.encode() not in path.read_bytes() for path in run.folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize("address", [f"http://me:{CANARY}@host/v1", f"https://host/v1?key={CANARY}"])
+def test_an_editors_address_with_a_key_in_it_is_refused_without_showing_it(begin: Callable[..., Run], tmp_path: Path,
+                                                                         address: str) -> None:
+    with pytest.raises(SettingsError, match="must hold no user, password or query") as caught:
+        begin(editor="some-model", editor_base_url=address)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert CANARY not in shown
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensors_are_kept_as_safetensors_alone(finished: Run) -> None:
     suffixes = {path.suffix for path in finished.folder.rglob("*") if path.is_file() and path.name[0] != "."}
     assert suffixes <= {".json", ".jsonl", ".md", ".safetensors", ".sqlite", ".sqlite-shm", ".sqlite-wal"}
 
 
-def test_tracing_is_off_unless_the_environment_asks_for_it(begin: Callable[..., Run],
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    from langsmith.utils import get_env_var, tracing_is_enabled
+@pytest.fixture
+def langsmith_server() -> Iterator[tuple[str, list[bytes]]]:
+    """An address that takes whatever is sent to it, and what it got."""
+    got: list[bytes] = []
 
-    for name in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING"):
-        monkeypatch.delenv(name, raising=False)
+    class Taker(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(self.path.encode() + self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            self.send_response(202)
+            self.end_headers()
+
+        do_PATCH = do_POST      # noqa: N815 -- the name that http.server looks for
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing: the test looks at what came."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Taker) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", got
+        server.shutdown()
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_traces_are_sent_where_the_environment_asks_for_them_and_nowhere_else(
+        langsmith_server: tuple[str, list[bytes]], keepers: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        wanted: bool) -> None:
+    address, got = langsmith_server
+    for name in [name for name in os.environ if name.startswith(("LANGSMITH", "LANGCHAIN"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LANGSMITH_ENDPOINT", address)
+    monkeypatch.setenv("LANGSMITH_API_KEY", CANARY)
+    # One request per trace, as plain JSON: what is sent can be read here.
+    monkeypatch.setenv("LANGSMITH_DISABLE_RUN_COMPRESSION", "true")
+    monkeypatch.setattr(run_trees, "_CLIENT", None)
+    if wanted:
+        monkeypatch.setenv("LANGSMITH_TRACING", "true")
     get_env_var.cache_clear()
-    assert not tracing_is_enabled()
-    monkeypatch.setenv("LANGSMITH_TRACING", "true")
-    get_env_var.cache_clear()
-    assert tracing_is_enabled()
-    monkeypatch.delenv("LANGSMITH_TRACING")
-    get_env_var.cache_clear()
+    try:
+        Run.create(tmp_path / "run", task=keepers, model=FakePolicy(tmp_path / "run" / "adapters"), max_rounds=1,
+                   strategy="textgrad", reuse_replies=False).adapt()
+        run_trees.get_cached_client().flush()
+    finally:
+        get_env_var.cache_clear()
+    sent = b"".join(got)
+    assert (b"textgrad_edit" in sent) is wanted
+    assert (b"runs" in sent) is wanted
+    assert CANARY.encode() not in sent

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.errors import ModelError
+from nslora.tools.errors import DamagedError
 from nslora.tools.files import publish_folder, sha256_of_file, sha256_of_json
 
 WEIGHTS = "adapter_model.safetensors"
@@ -26,22 +26,26 @@ class AdapterStore:
     def path(self, name: str) -> Path:
         """The folder of an adapter whose weights still have the hash that they were stored under.
 
-        Raises ModelError where it is missing or damaged.
+        Raises DamagedError where it is missing or damaged.
         """
         folder = self.folder / name
         if not re.fullmatch(r"[0-9a-f]{16}", name) or not (folder / WEIGHTS).is_file():
-            raise ModelError(f"No adapter {name} in {self.folder}: it was deleted, or the run's folder was moved in "
-                             "part.")
-        if content_hash(folder) != name:
-            raise ModelError(f"The adapter {folder} is damaged: its content no longer has the hash in its name. "
-                             "Go on from an earlier round, which trains it again: nslora fork RUN --at ROUND.")
+            raise DamagedError(f"No adapter {name} in {self.folder}: it was deleted, or the run's folder was moved in "
+                               "part.")
+        try:
+            found = content_hash(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedError(f"The adapter {folder} is damaged ({error}).") from error
+        check_optimizer(folder / OPTIMIZER)
+        if found != name:
+            raise DamagedError(f"The adapter {folder} is damaged: its content no longer has the hash in its name.")
         return folder
 
     def is_whole(self, name: str) -> bool:
         """Whether the adapter is there and undamaged."""
         try:
             self.path(name)
-        except (ModelError, OSError, ValueError):
+        except DamagedError:
             return False
         return True
 
@@ -59,6 +63,18 @@ class AdapterStore:
         target.mkdir(parents=True)
         for file in (WEIGHTS, CONFIG):
             shutil.copyfile(source / file, target / file)
+
+
+def check_optimizer(path: Path) -> None:
+    """Raise DamagedError where the moments of an adapter, if it has any, are cut off."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.is_file():
+            with safe_open(path, "numpy"):      # reads the header, and compares it with the file's length
+                pass
+    except SafetensorError as error:
+        raise DamagedError(f"The optimizer state {path} is damaged ({error}).") from error
 
 
 def content_hash(folder: Path) -> str:

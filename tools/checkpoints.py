@@ -17,6 +17,8 @@ from nslora.tools.errors import RunError, SettingsError
 CHECKPOINTS_FILE = "checkpoints.sqlite"
 DATABASE_VERSION = 1        # SQLite's user_version of our checkpoint files; a higher one is left alone
 CONNECT_TIMEOUT_S = 10
+WITHOUT = ("If it cannot be mended, move it away and resume: the run begins again from its records, which hold what "
+           "was paid for.")
 POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -42,7 +44,7 @@ def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
                 connection.commit()
     except sqlite3.Error as error:
         raise RunError(f"The checkpoints {path} cannot be opened ({error}): the file is damaged, of another program, "
-                       "or not yours to write.") from error
+                       f"or not yours to write. {WITHOUT}") from error
     if version > DATABASE_VERSION:
         connection.close()
         raise RunError(f"The checkpoints {path} are of a newer nslora (version {version}, this one knows "
@@ -51,7 +53,7 @@ def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
         yield saver
     except sqlite3.Error as error:
         raise RunError(f"The checkpoints {path} could not be written or read ({error}): make room or mend the file; "
-                       "every finished step is kept.") from error
+                       f"every finished step is kept. {WITHOUT}") from error
     finally:
         connection.close()
 
@@ -77,6 +79,7 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
     try:
         pool.open(wait=True, timeout=CONNECT_TIMEOUT_S)
         saver = PostgresSaver(pool, serde=strict_serialiser())
+        refuse_newer(pool, len(saver.MIGRATIONS), without_password(url))
         saver.setup()
     except (PoolTimeout, Error) as error:
         pool.close()
@@ -84,8 +87,22 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
                        "start it, or correct the address.") from None
     try:
         yield saver
+    except (PoolTimeout, Error) as error:
+        raise RunError(f"The checkpoint database {without_password(url)} broke off ({type(error).__name__}): start it "
+                       "again, then resume; every finished step is kept.") from None
     finally:
         pool.close()
+
+
+def refuse_newer(pool: Any, known: int, url: str) -> None:
+    """Raise RunError where the tables were laid out by a newer langgraph than this one, before anything is written."""
+    with pool.connection() as connection:
+        if connection.execute("SELECT to_regclass('checkpoint_migrations') AS name").fetchone()["name"] is None:
+            return
+        newest = connection.execute("SELECT max(v) AS v FROM checkpoint_migrations").fetchone()["v"]
+    if newest is not None and newest >= known:
+        raise RunError(f"The checkpoint database {url} is of a newer langgraph (layout {newest}, this one knows "
+                       f"{known - 1}): upgrade langgraph-checkpoint-postgres; nothing was changed.")
 
 
 def check_place(place: str | None) -> None:

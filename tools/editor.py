@@ -109,13 +109,15 @@ class Editor:
         """All calls so far."""
         return self._calls.spent
 
-    def continue_from(self, failures: int, spent: Usage, *, adapter: str | None = None) -> None:
+    def continue_from(self, failures: int, spent: Usage, *, adapter: str | None = None,
+                      until: float | None = None) -> None:
         """Take over where a run stands: failed edits in a row, what its edits cost so far, and the adapter in force.
 
         With that, caps hold over a run that goes on in another process; the adapter matters where the policy edits.
+        until: time.monotonic() after which no call is begun.
         """
         self.consecutive_failures = failures
-        self._calls.spent = spent
+        self._calls.spent, self._calls.until = spent, until
         self._calls.use_adapter(adapter)
 
     def edit(

@@ -96,7 +96,8 @@ class ImprovedVariable(BaseModel):
 
 class EditorCalls:
     """Calls of one chat model in one run. spent: their sum, recorded ones included, so that a replay counts the same;
-    it can be set, by a run that continues in another process.
+    it can be set, by a run that continues in another process. until: time.monotonic() by which a call must have ended;
+    one that may take as long as the slowest so far is not begun where that does not fit.
 
     prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
     Raises SettingsError for a cap on cost without a price for the model.
@@ -113,6 +114,8 @@ class EditorCalls:
     ) -> None:
         self.caps = caps or Caps()
         self.spent = self.since_begin = Usage()
+        self.until: float | None = None
+        self._slowest_s = 0.0
         self._chat = chat
         self._log = log
         self._secrets = secrets_of(chat)
@@ -223,6 +226,8 @@ class EditorCalls:
         own = getattr(self._chat, "max_tokens", None)
         reply = own if isinstance(own, int) and own > 0 else self.caps.reply_tokens
         request = sum(len(_text(m).encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE for m in messages)
+        if self.until is not None and time.monotonic() + self._slowest_s > self.until:
+            raise EditFailedError(f"The run's max_seconds leave no time for another call of the editor {self.model}.")
         self._refuse_beyond("calls", self.caps.calls, self.spent.calls, 1)
         self._refuse_beyond("tokens", self.caps.tokens, self.spent.tokens, request + reply)
         self._refuse_beyond("cost", self.caps.cost, self.spent.cost, self._cost(request, reply))
@@ -236,6 +241,7 @@ class EditorCalls:
             )
 
     def _count(self, usage: Usage) -> None:
+        self._slowest_s = max(self._slowest_s, usage.seconds)
         self.spent += usage
         self.since_begin += usage
 

@@ -76,10 +76,11 @@ class EditorLog:
 
         Raises OSError where the disk is full or the folder is gone.
         """
-        line = json.dumps(asdict(call)) + "\n"
-        with self._lock, self.path.open("a", encoding="utf-8", newline="") as file:
-            if self._cut_off:
-                file.write("\n")  # so that the new line does not continue the one that a crash cut off
+        line = (json.dumps(asdict(call)) + "\n").encode()
+        with self._lock, self.path.open("a+b") as file:
+            if self._cut_off:  # or the new line would continue the one that a crash cut off
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
                 self._cut_off = False
             file.write(line)
             file.flush()

@@ -43,3 +43,7 @@ class BudgetError(NsloraError):
 
 class RunError(NsloraError):
     """A run's folder cannot be created, opened, locked or continued."""
+
+
+class DamagedError(RunError):
+    """A file of a run was changed, cut off or lost since it was written: names the file."""

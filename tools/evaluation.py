@@ -10,7 +10,7 @@ from nslora.tools.attribution import Attribution, potentials
 from nslora.tools.chat_format import Dialogue
 from nslora.tools.classifier import classify
 from nslora.tools.compute import answered, token_counts
-from nslora.tools.errors import RunError
+from nslora.tools.errors import DamagedError
 from nslora.tools.files import sha256_of_json, write_jsonl
 from nslora.tools.policy import Advance, Policy, silent
 from nslora.tools.prompt import Prompt
@@ -155,7 +155,7 @@ def evaluation_cost(path: Path, payer: str) -> EvaluationCost:
 
 
 def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
-    """What `write_evaluation` wrote. Raises RunError where the file is missing or damaged."""
+    """What `write_evaluation` wrote. Raises DamagedError where the file is missing or damaged."""
     try:
         lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8",
                                                                                   errors="surrogatepass").splitlines()]
@@ -167,6 +167,5 @@ def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
                 raise ValueError(f"{len(rows)} rows and {len(failures)} failures, wanted {header['rows']} and "
                                  f"{header['failures']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"The evaluation {path} cannot be read ({error}): delete it and continue from the round "
-                       "before.") from error
+        raise DamagedError(f"The evaluation {path} is damaged ({error}).") from error
     return rows, failures

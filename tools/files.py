@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.errors import RunError
+from nslora.tools.errors import DamagedError
 
 BLOCK_BYTES = 1 << 20
 
@@ -49,6 +50,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def quoted(path: Path) -> str:
+    """A path as a shell takes it, for commands that are printed to be typed."""
+    return shlex.quote(str(path))
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON value a line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -67,23 +73,40 @@ def append_jsonl(path: Path, row: Any) -> None:
         os.fsync(file.fileno())
 
 
+def read_whole(path: Path) -> list[Any]:
+    """All lines of a JSONL file that must be there. Raises DamagedError where it is missing or damaged."""
+    if not path.exists():
+        raise DamagedError(f"{path} is missing.")
+    return read_jsonl(path, written_whole=True)
+
+
 def read_jsonl(path: Path, *, written_whole: bool = False) -> list[Any]:
     """All lines of a JSONL file; none where there is no file.
 
     A last line that a kill cut off while it was appended is left out, since its writer never returned. A file that is
-    `written_whole` has no such line. Raises RunError, naming the line, where one is damaged.
+    `written_whole` has no such line. Raises DamagedError, naming the line, where one is damaged.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
+    except ValueError as error:
+        raise DamagedError(f"{path} is damaged ({error}).") from error
     values = []
     for number, line in enumerate(lines if written_whole else lines[:-1], 1):
         try:
             values += [json.loads(line)] if line else []
         except ValueError as error:
-            raise RunError(f"{path}:{number}: this line is damaged or cut off; go on from an earlier round (nslora "
-                           "fork RUN --at ROUND).") from error
+            raise DamagedError(f"{path}:{number}: this line is damaged or cut off.") from error
     return values
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises DamagedError where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read ({error}).") from error
 
 
 def publish_folder(partial: Path, final: Path) -> None:

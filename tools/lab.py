@@ -20,7 +20,7 @@ from nslora.tools.chat_format import Dialogue
 from nslora.tools.compute import FlopRates, token_counts
 from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
-from nslora.tools.errors import RunError
+from nslora.tools.errors import DamagedError, PromptError, RunError
 from nslora.tools.files import write_json, write_text
 from nslora.tools.models import Note, cache_folder
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
@@ -28,6 +28,7 @@ from nslora.tools.prompt import Prompt, parse
 from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.settings import RunSettings
 from nslora.tools.task import Example, Task, load_task
+from nslora.tools.task_clock import TaskClock
 
 RUN_FILE = "run.json"
 POLICY_FILE = "policy.json"     # what a replay must know of the policy without loading it
@@ -47,16 +48,18 @@ class PromptStore:
         return prompt.hash
 
     def get(self, name: str) -> Prompt:
-        """Raises RunError where the document is missing or no longer has the hash in its name."""
+        """Raises DamagedError where the document is missing or no longer has the hash in its name."""
         path = self.folder / f"{name}.md"
         try:
             prompt = parse(path.read_bytes().decode("utf-8", "surrogatepass"))
         except OSError as error:
-            raise RunError(f"No prompt {name} in {self.folder}: the run's folder was moved in part.") from error
+            raise DamagedError(f"No prompt {name} in {self.folder}: it was deleted, or the run's folder was moved in "
+                               "part.") from error
+        except PromptError as error:
+            raise DamagedError(f"The prompt {path} is damaged ({error}).") from error
         if prompt.hash != name:
-            raise RunError(f"The prompt {path} was changed: its content no longer has the hash in its name.")
+            raise DamagedError(f"The prompt {path} was changed: its content no longer has the hash in its name.")
         return prompt
-
 
     def all(self) -> list[Prompt]:
         """Every prompt of the run, by name."""
@@ -76,6 +79,7 @@ class Lab:
         self.remade = folder / "remade"
         self.bursts = BurstLog(folder / "bursts.jsonl", self.adapters)
         self.task_id = ""               # of the graph's task that works now; the same again after a kill
+        self.clock = TaskClock(folder, "")
         self.given_policy, self.editor_chat = policy, editor_chat     # None where the settings name them
 
     @cached_property
@@ -152,9 +156,10 @@ def register(lab: Lab) -> Lab:
     return lab
 
 
-def open_lab(folder: str | Path) -> Lab:
+def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
     """The lab of a run's folder: the registered one, else opened from what the folder says.
 
+    needs_editor: False where the run is only read, to be replayed or forked with another editor.
     Raises RunError where the folder is no run, or its task or editor existed only in the process that made it.
     """
     path = Path(folder).resolve()
@@ -164,7 +169,7 @@ def open_lab(folder: str | Path) -> Lab:
     if not record["task"]["source"]:
         raise RunError(f"The task of {folder} was made of Python objects: open the run with Run.open(folder, "
                        "task=...).")
-    if record["editor_is_object"]:
+    if record["editor_is_object"] and needs_editor:
         raise RunError(f"The editor of {folder} was a chat model object ({record['settings']['editor']}): open the "
                        "run with Run.open(folder, task=..., editor=...).")
     task = load_task(record["task"]["source"], **record["task"]["options"])

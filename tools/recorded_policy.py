@@ -1,12 +1,12 @@
 """A policy that answers from what is known, and loads the model only for what is not."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nslora.tools.chat_format import ChatFormat, Dialogue
+from nslora.tools.files import read_json
 from nslora.tools.models import resolve_model
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, Policy, silent
 
@@ -21,7 +21,7 @@ class RecordedPolicy:
     """
 
     def __init__(self, facts: Path, model: str, load: Callable[[], Policy]) -> None:
-        known = json.loads(facts.read_text(encoding="utf-8"))
+        known = read_json(facts)
         self.name: str = known.pop("name")
         self.fingerprint: str = known.pop("fingerprint")
         self.context_tokens: int = known["context_tokens"]

@@ -9,11 +9,11 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.files import read_jsonl
+from nslora.tools.files import read_json, write_jsonl
 
 State = Mapping[str, Any]
 
@@ -57,20 +57,23 @@ def copy_past(source: Path, target: Path, states: Iterable[State], rounds_done: 
                 link(source / "adapters" / candidate["adapter"], target / "adapters" / candidate["adapter"])
         for key in evaluations_of(state):
             link(source / "evaluations" / f"{key}.jsonl", target / "evaluations" / f"{key}.jsonl")
-    for folder in ("material", "edits"):
-        for path in sorted((source / folder).glob("*")):
-            number = path.name.partition("-")[0]
-            if number.isdigit() and int(number) <= rounds_done:
-                link(path, target / folder / path.name)
+    for path in material_of_rounds(source, rounds_done):
+        link(path, target / path.parent.name / path.name)
     for path in sorted((target / "edits").glob("*.json")):
         for name in candidates_in(path):
             link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
     link(source / "policy.json", target / "policy.json")
 
 
+def material_of_rounds(run: Path, rounds_done: int) -> list[Path]:
+    """What the first rounds of a run chose to learn from, and what its edits saw and said."""
+    return [path for folder in ("material", "edits") for path in sorted((run / folder).glob("*"))
+            if (number := path.name.partition("-")[0]).isdigit() and int(number) <= rounds_done]
+
+
 def candidates_in(edit: Path) -> list[str]:
     """Hashes of the prompts that an edit proposed."""
-    names: list[str] = json.loads(edit.read_text(encoding="utf-8")).get("candidates", [])
+    names: list[str] = read_json(edit).get("candidates", [])
     return names
 
 
@@ -81,9 +84,19 @@ def copy_records(source: Path, target: Path, *, editor: bool, bursts: bool) -> N
                 closing(sqlite3.connect(target / "replies.sqlite")) as new:
             old.backup(new)
     if editor and (source / "editor.jsonl").is_file():
-        shutil.copyfile(source / "editor.jsonl", target / "editor.jsonl")
+        write_jsonl(target / "editor.jsonl", whole_lines(source / "editor.jsonl"))
     if bursts and (source / "bursts.jsonl").is_file():
-        shutil.copyfile(source / "bursts.jsonl", target / "bursts.jsonl")
-        for record in read_jsonl(source / "bursts.jsonl"):
+        records = whole_lines(source / "bursts.jsonl")
+        write_jsonl(target / "bursts.jsonl", records)
+        for record in records:
             if "adapter" in record:
                 link(source / "adapters" / record["adapter"], target / "adapters" / record["adapter"])
+
+
+def whole_lines(path: Path) -> list[Any]:
+    """The lines of a record that can be read: what a damaged one held is trained, or asked for, again."""
+    found = []
+    for line in path.read_bytes().decode("utf-8", "replace").split("\n"):
+        with suppress(ValueError):
+            found += [json.loads(line)] if line else []
+    return found

@@ -11,10 +11,26 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nslora.tools.errors import RunError
-from nslora.tools.files import write_json
+from nslora.tools.files import quoted, write_json
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = ".holder.json"     # beside the lock: opening a lock file empties it
+
+
+_OWN: set[Path] = set()     # folders whose run streams in this process
+
+
+@contextmanager
+def only_while_alone(folder: Path) -> Iterator[None]:
+    """For one node: hold the lock where no Run of this process does, as under LangGraph's own server.
+
+    Raises RunError as `sole_writer` does.
+    """
+    if folder.resolve() in _OWN:
+        yield
+        return
+    with _locked(folder):
+        yield
 
 
 @contextmanager
@@ -24,6 +40,16 @@ def sole_writer(folder: Path) -> Iterator[None]:
     Raises RunError naming the holder (process, host, since when) where another process, or another Run object of this
     one, holds it, and where nothing can be written to the folder.
     """
+    with _locked(folder):
+        _OWN.add(folder.resolve())
+        try:
+            yield
+        finally:
+            _OWN.discard(folder.resolve())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
@@ -31,7 +57,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder} is in use by {holder(folder)}: wait for it, or stop it.") from None
     except OSError as error:
         raise RunError(f"Nothing can be written to {folder} ({error.strerror}): mend that, then nslora resume "
-                       f"{folder}.") from error
+                       f"{quoted(folder)}.") from error
     try:
         write_json(folder / HOLDER_FILE, {"pid": os.getpid(), "host": socket.gethostname(),
                                           "since": datetime.now(UTC).isoformat(timespec="seconds")})
@@ -48,8 +74,10 @@ def is_locked(folder: Path) -> bool:
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:     # read-only, or another user's: then its holder's own note is all there is to see
+        return (folder / HOLDER_FILE).exists()
     lock.release()
     return False
 

@@ -1,5 +1,6 @@
 """Settings of a run: frozen, checked where the user can still mend them, the defaults stated once."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -114,6 +115,14 @@ class RunSettings(Settings):
     signal: SignalSettings = SignalSettings()
     routing: StrategySettings = StrategySettings()
     reuse_replies: bool = True                      # of other runs; this run's own are always kept
+
+    @field_validator("editor_base_url")
+    @classmethod
+    def _without_secrets(cls, url: str | None) -> str | None:
+        if url is not None and re.search(r"@|\?", url):
+            raise ValueError("must hold no user, password or query, since it is written down; a key comes from the "
+                             "environment (OPENAI_API_KEY)")
+        return url
 
     @field_validator("anchor")
     @classmethod

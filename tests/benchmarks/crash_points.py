@@ -57,7 +57,7 @@ def nodes(passed: Places) -> None:
     """Begin and end of each node: at the end its files are written, and its checkpoint is not."""
     from nslora.graph import adapt
 
-    for name in ("evaluate", "monitor", "classify", "lora_update", "textgrad_edit", "finish"):
+    for name in ("evaluate", "monitor", "classify", "lora_update", "textgrad_edit", "approve", "finish"):
         around(adapt, name, passed, f"node {name}")
 
 

@@ -15,7 +15,7 @@ from crash_points import Places, install
 
 SETTINGS = {"strategy": "textgrad -> lora -> textgrad -> lora", "max_rounds": 3, "keep": {"level": 0.45},
             "lora": {"epochs": 3, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4},
-            "device": {"threads": 1, "device": "cpu"}, "routing": {"drops_without_signal": 1}}
+            "device": {"threads": 1, "device": "cpu"}, "routing": {"drops_without_signal": 1}, "approve": "edits"}
 NOT_COMPARED = ("wall_s", "note")       # the clock, and the short cuts that a shorter rest of a burst could take
 
 
@@ -90,7 +90,11 @@ def work_on(folder: Path, setting: Path, kill_at: int | None, *, traced: bool = 
         run = Run.open(folder / "run", task=task, editor=PaidEditor())
     else:
         run = Run.create(folder / "run", task=task, model=str(setting / "model"), editor=PaidEditor(), **SETTINGS)
-    run.adapt()
+    for _ in run.stream():
+        pass
+    while run.question() is not None:
+        for _ in run.stream(answer={"answer": "accept"}):
+            pass
 
 
 def uninterrupted(folder: Path, setting: Path) -> list[str]:
