@@ -1,5 +1,6 @@
 """The editor: one transaction through TextGrad's own prompts, counted and capped."""
 
+import json
 import logging
 import os
 import re
@@ -16,8 +17,8 @@ from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field, SecretStr
 
+from nslora.tools.edit_forms import DocumentForm, SystemForm
 from nslora.tools.editor import Caps, EditFailedError, Editor, PastEdit, choose_failures
-from nslora.tools.editor_calls import ImprovedVariable
 from nslora.tools.errors import PromptError, SettingsError
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.rewards import SUGGESTION_PREFIX, Graded, Score
@@ -129,6 +130,25 @@ def test_an_edit_that_changes_nothing_is_unusable() -> None:
 def test_only_the_part_that_may_change_changes(part: Any, expected: Prompt) -> None:
     chat = ScriptedChat(["critique", improved(Prompt("S", "Q: {question}", (Demonstration("a", "b"),)))])
     assert Editor(chat, edit=part).edit(OLD, [failure()]).prompts == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("part", "sent", "expected"),
+    [
+        ("system", "# System\n\nS", Prompt("S", OLD.template, OLD.demonstrations)),
+        ("question", "# Question template\n\nQ: {question}", Prompt(OLD.system, "Q: {question}", OLD.demonstrations)),
+        ("demonstrations", "# Demonstration 1\n\n## Question\na\n\n## Reply\nb",
+         Prompt(OLD.system, OLD.template, (Demonstration("a", "b"),))),
+    ],
+)  # fmt: skip
+def test_the_part_that_may_change_can_be_sent_alone_and_must_be_sent(part: Any, sent: str, expected: Prompt) -> None:
+    other = "# System\n\nS" if part != "system" else "# Question template\n\nQ: {question}"
+    replies = [f"<IMPROVED_VARIABLE>{text}</IMPROVED_VARIABLE>" for text in (other, sent)]
+    chat = ScriptedChat(["critique", *replies])
+    edit = Editor(chat, edit=part).edit(OLD, [failure()])
+    assert edit.prompts == (expected,)
+    assert "it is the one that may change" in edit.problems[0]
+    assert "send it alone" in texts(chat.requests[1])[1]
 
 
 def test_an_unknown_part_is_refused() -> None:
@@ -283,15 +303,39 @@ class StructuredChat(ScriptedChat):
 
         def fill(messages: Any) -> dict[str, Any]:
             raw = self.invoke(messages)
-            return {"raw": raw, "parsed": ImprovedVariable(document=str(raw.text)), "parsing_error": None}
+            return {"raw": raw, "parsed": schema.model_validate_json(str(raw.text)), "parsing_error": None}
 
         return RunnableLambda(fill)
 
 
 def test_structured_output_is_used_where_the_model_has_it() -> None:
-    chat = StructuredChat(["critique", NEW.render()])
+    pair = {"question": "Who?", "reply": "ADA"}
+    filled = {"system": NEW.system, "question_template": NEW.template, "demonstrations": [pair]}
+    chat = StructuredChat(["critique", json.dumps(filled)])
     assert Editor(chat).edit(OLD, [failure()]).prompts == (NEW,)
-    assert chat.asked_for == [ImprovedVariable]
+    assert chat.asked_for == [DocumentForm]
+
+
+@pytest.mark.parametrize("system", ["Reply in capitals.", "<IMPROVED_VARIABLE>Reply in capitals.</IMPROVED_VARIABLE>"])
+def test_the_form_has_the_fields_of_the_part_that_may_change(system: str) -> None:
+    chat = StructuredChat(["critique", json.dumps({"system": system})])
+    edit = Editor(chat, edit="system").edit(OLD, [failure()])
+    assert edit.prompts == (Prompt("Reply in capitals.", OLD.template, OLD.demonstrations),)
+    assert chat.asked_for == [SystemForm]
+
+
+def test_a_form_that_makes_no_valid_document_is_told_what_is_wrong() -> None:
+    filled = [json.dumps({"question_template": text}) for text in ("Answer!", "{question}?")]
+    chat = StructuredChat(["critique", *filled])
+    edit = Editor(chat, edit="question").edit(OLD, [failure()])
+    assert edit.prompts[0].template == "{question}?"
+    assert "exactly once" in texts(chat.requests[-1])[3]
+
+
+def test_what_a_form_says_of_tags_stays_as_it_is() -> None:
+    said = "Close with </IMPROVED_VARIABLE> and <think>."
+    chat = StructuredChat(["critique", json.dumps({"system": said})])
+    assert Editor(chat, edit="system").edit(OLD, [failure()]).prompts[0].system == said
 
 
 def test_structured_output_can_be_turned_off() -> None:

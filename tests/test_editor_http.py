@@ -111,7 +111,7 @@ def test_nobody_at_the_address_is_a_failed_edit() -> None:
 
 def test_structured_output_over_http_and_a_server_that_refuses_it() -> None:
     """gpt-4o's profile says that it fills in schemas; a server that only goes by that name may answer 400."""
-    filled = '{"document": ' + '"# System\\n\\nReply in capitals.\\n\\n# Question template\\n\\n{question}"}'
+    filled = '{"system": "Reply in capitals.", "question_template": "{question}", "demonstrations": []}'
     with serve_chat(ScriptedChat(["critique", filled])) as server:
         edit = editor(server.base_url, "gpt-4o").edit(OLD, [FAILURE])
     assert edit.prompts == (Prompt("Reply in capitals."),)

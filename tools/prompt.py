@@ -99,16 +99,7 @@ class Prompt:
 
     def render(self) -> str:
         """The document; `parse(p.render()) == p` for every prompt."""
-        sections = [f"# {SYSTEM}", _body(self.system), f"# {TEMPLATE}", _body(self.template)]
-        for number, demonstration in enumerate(self.demonstrations, 1):
-            sections += [
-                f"# {DEMONSTRATION} {number}",
-                f"## {QUESTION}",
-                _body(demonstration.question) or _NOTHING,
-                f"## {REPLY}",
-                _body(demonstration.reply) or _NOTHING,
-            ]
-        return "\n\n".join(section for section in sections if section) + "\n"
+        return write_document(self.system, self.template, self.demonstrations)
 
     @property
     def hash(self) -> str:
@@ -116,8 +107,23 @@ class Prompt:
         return hashlib.sha256(self.render().encode()).hexdigest()[:16]
 
 
-def parse(document: str) -> Prompt:
-    """The prompt that a document stands for.
+def write_document(system: str | None, template: str | None, demonstrations: Sequence[Demonstration]) -> str:
+    """A document of these sections, without those that are None; whether it is a valid one is seen by `parse`."""
+    sections = [] if system is None else [f"# {SYSTEM}", _body(system)]
+    sections += [] if template is None else [f"# {TEMPLATE}", _body(template)]
+    for number, demonstration in enumerate(demonstrations, 1):
+        sections += [
+            f"# {DEMONSTRATION} {number}",
+            f"## {QUESTION}",
+            _body(demonstration.question) or _NOTHING,
+            f"## {REPLY}",
+            _body(demonstration.reply) or _NOTHING,
+        ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def parse(document: str, *, template: str | None = None) -> Prompt:
+    """The prompt that a document stands for. template: that of a document which leaves the section out.
 
     Raises PromptError, with the reason, where the placeholder is lost or doubled, a section is unknown or stands
     twice, or a demonstration lacks its question or its reply.
@@ -136,10 +142,11 @@ def parse(document: str) -> Prompt:
             body.append(line)
         elif line.strip():
             raise PromptError(f'The document must begin with "# {SYSTEM}", but this stands before it: {line[:80]!r}.')
-    if TEMPLATE not in found:
+    if TEMPLATE not in found and (template is None or not found):
         raise PromptError(f'The section "# {TEMPLATE}" is missing: it holds the user turn, with {PLACEHOLDER} in it.')
     demonstrations = [_demonstration(name, lines) for name, lines in found.items() if name.startswith(DEMONSTRATION)]
-    return Prompt(_text(found.get(SYSTEM, [])), _text(found[TEMPLATE]), tuple(demonstrations))
+    user_turn = _text(found[TEMPLATE]) if TEMPLATE in found else template or ""
+    return Prompt(_text(found.get(SYSTEM, [])), user_turn, tuple(demonstrations))
 
 
 def difference(old: Prompt, new: Prompt) -> str:
