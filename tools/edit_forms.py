@@ -6,11 +6,13 @@ heading wrong; elsewhere it writes the sections itself, between TextGrad's tags.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from langchain_core.messages import AIMessage, UsageMetadata
+from pydantic import BaseModel, Field, ValidationError
 
 from nslora.tools import prompt as documents
 from nslora.tools.errors import PromptError
@@ -18,6 +20,8 @@ from nslora.tools.prompt import PLACEHOLDER, Demonstration, Prompt, write_docume
 from nslora.tools.textual_gradients import answers, as_answer
 
 Part = Literal["document", "system", "question", "demonstrations"]
+# Whether an editor fills in forms: where its profile says that it can, always, or never.
+Structured = Literal["auto", "always", "never"]
 
 SECTIONS: Mapping[Part, str] = {
     "system": documents.SYSTEM,
@@ -114,6 +118,28 @@ def read_document(document: str, old: Prompt, part: Part) -> Prompt:
     if part == "question":
         return Prompt(old.system, new.template, old.demonstrations)
     return Prompt(old.system, old.template, new.demonstrations)
+
+
+def salvaged(error: Exception) -> AIMessage | None:
+    """The reply inside an error of OpenAI's client about a form that came half or not at all; None where there is none.
+
+    Such a reply was paid for: it is read like any other, and what is wrong with it is told to the editor.
+    """
+    completion = getattr(error, "completion", None)
+    if completion is not None and getattr(completion, "choices", None):  # the reply's length ran out
+        usage, text = completion.usage, completion.choices[0].message.content or ""
+        if usage is None:
+            return AIMessage(text)
+        counted = UsageMetadata(
+            input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens
+        )
+        return AIMessage(text, usage_metadata=counted)
+    if isinstance(error, ValidationError):  # a server that passes over the form: tags, or another object
+        first = error.errors(include_url=False)[0]
+        if len(first["loc"]) <= 1:
+            said = first["input"]
+            return AIMessage(said if isinstance(said, str) else json.dumps(said))
+    return None
 
 
 def _bare(text: str) -> str:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from nslora.tools.edit_forms import FORMS, Part, format_rules, read_document
+from nslora.tools.edit_forms import FORMS, Part, Structured, format_rules, read_document
 from nslora.tools.editor_calls import Caps, EditFailedError, EditorCalls, Usage
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.editor_view import CRITIQUE_CHARACTERS, MAX_FAILURES, REPLY_CHARACTERS, choose_failures, clip, shown
@@ -77,7 +77,7 @@ class Editor:
         patience: int = 3,
         caps: Caps | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
-        structured: Literal["auto", "never"] = "auto",
+        structured: Structured = "auto",
         rules: Sequence[str] = (),
     ) -> None:
         if edit not in get_args(Part):

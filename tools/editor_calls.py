@@ -11,14 +11,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
+from langchain_core.messages import AIMessage, BaseMessage
 from pydantic import BaseModel
 
 from nslora.tools.chat_models import editor_name
-from nslora.tools.edit_forms import reply_of
+from nslora.tools.edit_forms import Structured, reply_of, salvaged
 from nslora.tools.editor_log import EditorLog, RecordedCall, request_sha256
 from nslora.tools.errors import EditorError, SettingsError
 from nslora.tools.policy_chat import PolicyChat
@@ -97,14 +97,15 @@ class EditorCalls:
         log: EditorLog | None = None,
         caps: Caps | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
-        structured: Literal["auto", "never"] = "auto",
+        structured: Structured = "auto",
     ) -> None:
         self.caps = caps or Caps()
         self.spent = self.since_begin = Usage()
         self._chat = chat
         self._log = log
         self._secrets = secrets_of(chat)
-        self._structured = structured == "auto" and bool((chat.profile or {}).get("structured_output"))
+        has_it = bool((chat.profile or {}).get("structured_output"))
+        self._structured = structured == "always" or (structured == "auto" and has_it)
         costs_money = chat._llm_type not in FREE
         self._price = _price(self.model, prices or {}, needed=self.caps.cost is not None and costs_money)
 
@@ -190,9 +191,9 @@ class EditorCalls:
         try:
             result = chat.with_structured_output(form, include_raw=True).invoke(list(messages))
         except Exception as error:
-            if (half := _cut_off(error)) is None:
+            if (said := salvaged(error)) is None:
                 raise
-            return self._told(half)
+            return self._told(said)
         if not isinstance(result, dict):
             raise EditFailedError(f"The editor {self.model} gave no raw message beside its structured output.")
         message, parsed = result["raw"], result.get("parsed")
@@ -265,20 +266,6 @@ def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: boo
     if price is not None and not {"input", "output"} <= set(price):
         raise SettingsError(f"The price of {model!r} needs both 'input' and 'output', per million tokens.")
     return price or {"input": 0.0, "output": 0.0}
-
-
-def _cut_off(error: Exception) -> AIMessage | None:
-    """What was there of a form when the reply's length ran out: OpenAI's client raises it, with what it cost."""
-    completion = getattr(error, "completion", None)
-    if completion is None or not getattr(completion, "choices", None):
-        return None
-    usage, text = completion.usage, completion.choices[0].message.content or ""
-    if usage is None:
-        return AIMessage(text)
-    counted = UsageMetadata(
-        input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens
-    )
-    return AIMessage(text, usage_metadata=counted)
 
 
 def _text(message: BaseMessage) -> str:
