@@ -111,7 +111,7 @@ def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 @pytest.mark.slow
 def test_the_embedded_model_edits_a_prompt_on_llama_cpps_server(llama_cpp: Serving, tmp_path: Path) -> None:
-    """A whole edit: critique, form, document, checks. 135M parameters write a valid system turn, and rarely a good one."""
+    """A whole edit: critique, form, document, checks. What 135M parameters write is valid, and rarely good."""
     log = EditorLog(tmp_path / "editor.jsonl")
     editor = Editor(llama_cpp.chat("smollm2", tokens=120), log=log, edit="system", structured="always")
     edit = editor.edit(OLD, [FAILURE])
@@ -160,8 +160,8 @@ def test_a_model_that_the_server_does_not_have_is_a_failed_edit(transformers_ser
 def test_the_embedded_model_without_forms_edits_or_fails_with_a_record(
     transformers_serve: Serving, tmp_path: Path
 ) -> None:
-    """transformers' server answers 422 to a form, so the editor is asked for tags, which 135M parameters never got right
-    in any setting that was tried: then the reason is told, and the old prompt is whole.
+    """transformers' server answers 422 to a form, so the editor is asked for tags, which 135M parameters got right in
+    no setting that was tried: then the reason is told, and the old prompt is whole.
     """
     log = EditorLog(tmp_path / "editor.jsonl")
     before, problem, proposed = OLD.render(), "", ()
