@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, UsageMetadata
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field, SecretStr
 
 from nslora.tools.edit_forms import DocumentForm, SystemForm
 from nslora.tools.editor import Caps, EditFailedError, Editor, PastEdit, choose_failures
+from nslora.tools.editor_calls import EditorCalls
 from nslora.tools.errors import PromptError, SettingsError
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.rewards import SUGGESTION_PREFIX, Graded, Score
 from nslora.tools.scripted_chat import ScriptedChat, improved
 from nslora.tools.task import Example
-from nslora.tools.textual_gradients import answers, load_textgrad, neutralise, restore
+from nslora.tools.textual_gradients import DOCUMENT_ROLE, answers, load_textgrad, neutralise, restore
 
 OLD = Prompt("Be brief.", demonstrations=(Demonstration("Who?", "Ada"),))
 NEW = Prompt("Reply in capitals.", demonstrations=(Demonstration("Who?", "ADA"),))
@@ -54,6 +55,28 @@ def test_an_edit_critiques_each_failure_and_then_steps() -> None:
     assert f"{SUGGESTION_PREFIX}ADA" in backward[1]
     assert "<IMPROVED_VARIABLE>" in step[0]
     assert step[1].index("first critique") < step[1].index("second critique")
+
+
+def test_the_prompts_are_textgrads_own() -> None:
+    """Its system prompts to the letter, and its instructions around what this edit fills in."""
+    load_textgrad()
+    from textgrad.autograd.llm_backward_prompts import BACKWARD_SYSTEM_PROMPT, EVALUATE_VARIABLE_INSTRUCTION
+    from textgrad.optimizer.optimizer_prompts import (
+        OPTIMIZER_SYSTEM_PROMPT,
+        TGD_PROMPT_PREFIX,
+        TGD_PROMPT_SUFFIX,
+    )
+
+    chat = ScriptedChat(["critique", improved(NEW)])
+    Editor(chat).edit(OLD, [failure()])
+    (backward_system, backward), (step_system, step) = (texts(request) for request in chat.requests)
+    tags = {"new_variable_start_tag": "<IMPROVED_VARIABLE>", "new_variable_end_tag": "</IMPROVED_VARIABLE>"}
+    assert backward_system == BACKWARD_SYSTEM_PROMPT
+    assert step_system == OPTIMIZER_SYSTEM_PROMPT.format(**tags)
+    filled = {"variable_desc": DOCUMENT_ROLE, "variable_short": OLD.render()}
+    assert EVALUATE_VARIABLE_INSTRUCTION.format(**filled) in backward
+    assert step.startswith(TGD_PROMPT_PREFIX.format(**filled, variable_grad="\0").partition("\0")[0])
+    assert step.endswith(TGD_PROMPT_SUFFIX.format(**tags))
 
 
 def test_the_editor_sees_the_whole_document() -> None:
@@ -272,6 +295,70 @@ def test_a_cap_is_reserved_before_the_call(caps: Caps, calls: int, name: str) ->
         editor.edit(OLD, [failure()])
     assert len(chat.requests) == calls
     assert caught.value.disabled
+
+
+class CountingChat(KeyedChat):
+    """A model that reports as many input tokens as its request has bytes, and replies as long as it is allowed to."""
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
+        result = super()._generate(messages, *args, **kwargs)
+        tokens_in = sum(len(str(message.text).encode()) for message in messages)
+        said = result.generations[0].message
+        said.usage_metadata = UsageMetadata(
+            input_tokens=tokens_in, output_tokens=self.max_tokens or 10**6, total_tokens=tokens_in)  # fmt: skip
+        return result
+
+
+@given(
+    cap=st.integers(0, 60_000), reply_tokens=st.integers(1, 3000), own=st.none() | st.integers(1, 3000),
+    which=st.sampled_from(["tokens", "cost", "calls"]),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_no_cap_is_overshot_however_long_the_replies(cap: int, reply_tokens: int, own: int | None, which: str) -> None:
+    """Edits until the editor says that it is at its cap; each reply is as long as the request allowed."""
+    prices = {"tiny-1": {"input": 1.0, "output": 4.0}}
+    limit = {"tokens": cap, "cost": cap / 1e6, "calls": cap % 9}[which]
+    caps = Caps(**{which: limit, "reply_tokens": reply_tokens})  # type: ignore[arg-type]
+    if which == "calls":
+        own = own or 100
+    chat = CountingChat([lambda messages: improved(Prompt(f"{len(chat.requests)}"))], repeat=True, max_tokens=own)
+    editor = Editor(chat, caps=caps, prices=prices)
+
+    def edit_on() -> None:
+        for number in range(50):
+            editor.edit(OLD, [failure(number)])
+
+    with pytest.raises(EditFailedError, match=f"cap on {which}") as caught:
+        edit_on()
+    assert caught.value.disabled
+    spent = {"tokens": editor.spent.tokens, "cost": editor.spent.cost, "calls": editor.spent.calls}[which]
+    assert spent <= limit
+    assert editor.spent.calls == len(chat.requests)
+
+
+def test_a_reply_is_bound_under_whatever_name_the_integration_has_for_it() -> None:
+    class OllamaLike(ScriptedChat):
+        num_predict: int | None = -1
+        seen: list[int | None] = Field(default_factory=list)
+
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            self.seen.append(self.num_predict)
+            return super()._generate(*args, **kwargs)
+
+    chat = OllamaLike(["critique", improved(NEW)])
+    Editor(chat, caps=Caps(tokens=100_000, reply_tokens=500)).edit(OLD, [failure()])
+    assert chat.seen == [500, 500]
+    assert chat.num_predict == -1
+
+
+def test_a_form_is_part_of_the_reservation() -> None:
+    def reserved(**options: Any) -> int:
+        calls = EditorCalls(StructuredChat([]), caps=Caps(tokens=1, reply_tokens=1))
+        with pytest.raises(EditFailedError) as caught:
+            calls.ask([HumanMessage("Edit!")], "improve 1", **options)
+        return int(str(caught.value).partition("may need ")[2].partition(";")[0])
+
+    assert reserved(form=SystemForm) - reserved() > len(json.dumps(SystemForm.model_json_schema()))
 
 
 def test_a_cap_on_cost_needs_a_price() -> None:

@@ -165,13 +165,15 @@ def check_prompt(
     longest_question: str = "",
     max_new_tokens: int = 0,
     forbidden_questions: Iterable[str] = (),
+    allowed_questions: Iterable[str] = (),
     protected: Iterable[str] = (),
 ) -> None:
     """Refuse, with a PromptError that gives the reason, a prompt that must not be proposed.
 
     count_tokens counts the tokens of chat turns, for which the model's context of context_tokens must hold the prompt
     with its longest question and max_new_tokens of reply. forbidden_questions are the questions of validation and
-    test. protected are texts that the user wants to stay in the document.
+    test; allowed_questions, those of train, may stand in a demonstration even where one of them holds a forbidden one.
+    protected are texts that the user wants to stay in the document.
     """
     for number, demonstration in enumerate(prompt.demonstrations, 1):
         if not demonstration.question.strip() or not demonstration.reply.strip():
@@ -182,7 +184,7 @@ def check_prompt(
     for text in protected:
         if text not in everything:
             raise PromptError(f"A protected text has vanished: {text[:80]!r} must stay in the prompt, word for word.")
-    _check_copies(prompt, forbidden_questions)
+    _check_copies(prompt, forbidden_questions, allowed_questions)
     if count_tokens is not None and context_tokens is not None:
         tokens = count_tokens(prompt.messages(longest_question))
         if tokens + max_new_tokens > context_tokens:
@@ -197,16 +199,20 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def _check_copies(prompt: Prompt, forbidden_questions: Iterable[str]) -> None:
-    demonstrations = {normalise(d.question): number for number, d in enumerate(prompt.demonstrations, 1)}
+def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[str]) -> None:
+    known = {normalise(question) for question in allowed}
+    asked = [normalise(each.question) for each in prompt.demonstrations]
+    told = [f" {words if words not in known else ''} / {normalise(each.reply)} "
+            for words, each in zip(asked, prompt.demonstrations, strict=True)]  # fmt: skip
     around = f" {normalise(prompt.system)} / {normalise(prompt.template)} "
-    for question in forbidden_questions:
+    for question in forbidden:
         words = normalise(question)
-        if words in demonstrations:
-            raise PromptError(
-                f"Demonstration {demonstrations[words]} copies a validation or test row: take one from train instead."
-            )
-        if len(words.split()) >= COPIED_WORDS and f" {words} " in around:
+        long_enough = len(words.split()) >= COPIED_WORDS
+        for number, text in enumerate(told, 1):
+            if words == asked[number - 1] or (long_enough and f" {words} " in text):
+                copied = f"Demonstration {number} copies a validation or test row"
+                raise PromptError(f"{copied}: take one from train instead.")
+        if long_enough and f" {words} " in around:
             raise PromptError("The system turn or the template quotes a validation or test question: leave it out.")
 
 
