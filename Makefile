@@ -8,6 +8,8 @@ UV_VERSION := 0.13.9
 # cpu or auto: passed to uv, which then picks PyTorch's own index. Empty: whatever constraints.txt and the index give.
 TORCH ?=
 TORCH_VERSION := 2.13.0
+# What the tests and the demo need; `peers` comes with its benchmark.
+EXTRAS := dev,embedded,postgres,serving,llamacpp
 INSTALLED := .venv/.installed
 
 .PHONY: help setup demo test test-fast lint types lock clean
@@ -22,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@echo "installing (about a minute)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt --editable '.[dev,embedded,postgres]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: setup ## adapt a real model to invented facts and a house style (minutes; result in runs/demo/result)
@@ -50,7 +52,7 @@ lock: ## write constraints.txt anew: resolve freely into a fresh environment, an
 	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 # torch first: left free, the newest one brings 6 GB of CUDA packages.
 	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python 'torch==$(TORCH_VERSION)'
-	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python --editable '.[dev,embedded,postgres]'
+	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python --editable '.[$(EXTRAS),peers]'
 	@build/lock/bin/uv pip freeze --python build/lock/bin/python --exclude-editable | sed 's/+cpu//' | grep -v '^uv==' > constraints.txt
 	@rm -rf build/lock
 

@@ -1,5 +1,7 @@
 """textgrad_edit: propose a new prompt from the failures that a change of form could mend, and make its remade data."""
 
+import heapq
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from nslora.tools.rewards import Graded
 from nslora.tools.task import Example
 
 FAILURES_OFFERED = 8    # to the editor, which picks a few varied ones
+LONGEST_COUNTED = 16    # questions whose tokens are counted to find the longest
 
 
 @dataclass(frozen=True)
@@ -151,11 +154,18 @@ def past_edits(state: AdaptationState, lab: Lab) -> list[PastEdit]:
 
 def check(prompt: Prompt, lab: Lab) -> None:
     """Raise PromptError for a prompt that must not be proposed."""
-    held_out = (*lab.task.validation, *lab.task.test)
-    longest = max((row.question for row in (*lab.task.train, *held_out)), key=len)
+    train, held_out = lab.task.train, (*lab.task.validation, *lab.task.test)
+    longest = longest_question([row.question for row in (*train, *held_out)], lab)
     check_prompt(prompt, count_tokens=lab.count_tokens, context_tokens=lab.policy.context_tokens,
                  longest_question=longest, max_new_tokens=lab.task.max_new_tokens,
-                 forbidden_questions=[row.question for row in held_out], protected=lab.settings.editing.protected)
+                 forbidden_questions=[row.question for row in held_out],
+                 allowed_questions=[row.question for row in train], protected=lab.settings.editing.protected)
+
+
+def longest_question(questions: Sequence[str], lab: Lab) -> str:
+    """The question of most tokens among those of most characters: counting them all takes long on a large task."""
+    few = heapq.nlargest(LONGEST_COUNTED, dict.fromkeys(questions), key=len)
+    return max(few, key=lambda question: lab.count_tokens([{"role": "user", "content": question}]))
 
 
 def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab, advance: Advance) -> tuple[Screening, float]:

@@ -46,11 +46,12 @@ def test_without_langchain_openai_still_works_and_others_name_what_to_install(mo
         connect_editor("anthropic:some-model")
 
 
-def test_a_missing_integration_is_named() -> None:
-    if importlib.util.find_spec("langchain_mistralai") is not None:
-        pytest.skip("langchain-mistralai is installed here")
-    with pytest.raises(ModelError, match="langchain-mistralai"):
-        connect_editor("mistralai:some-model")
+@pytest.mark.parametrize("provider", ["anthropic", "ollama", "mistralai"])
+def test_a_missing_integration_is_named(provider: str) -> None:
+    if importlib.util.find_spec(f"langchain_{provider}") is not None:
+        pytest.skip(f"langchain-{provider} is installed here")
+    with pytest.raises(ModelError, match=f"langchain-{provider}"):
+        connect_editor(f"{provider}:some-model")
 
 
 def test_a_missing_key_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,42 +1,16 @@
-"""The editor: one transaction through TextGrad's own prompts, counted and capped."""
+"""The editor: one transaction, from failures to a checked document."""
 
-import logging
-import os
-import re
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
-from langchain_core.runnables import Runnable, RunnableLambda
-from pydantic import Field, SecretStr
+from edits import NEW, OLD, failure, texts
+from langchain_core.language_models import BaseChatModel
 
-from nslora.tools.editor import Caps, EditFailedError, Editor, PastEdit, choose_failures
-from nslora.tools.editor_calls import ImprovedVariable
+from nslora.tools.editor import EditFailedError, Editor, PastEdit, choose_failures
 from nslora.tools.errors import PromptError, SettingsError
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.rewards import SUGGESTION_PREFIX, Graded, Score
+from nslora.tools.rewards import SUGGESTION_PREFIX
 from nslora.tools.scripted_chat import ScriptedChat, improved
-from nslora.tools.task import Example
-from nslora.tools.textual_gradients import answers, load_textgrad, neutralise, restore
-
-OLD = Prompt("Be brief.", demonstrations=(Demonstration("Who?", "Ada"),))
-NEW = Prompt("Reply in capitals.", demonstrations=(Demonstration("Who?", "ADA"),))
-
-
-def failure(number: int = 1, reply: str = "ada", feedback: str = "Use capitals.", right: str | None = None) -> Graded:
-    shown = f"{feedback}\n{SUGGESTION_PREFIX}{right}" if right else feedback
-    example = Example(f"train-{number}", f"Question {number}?", "Ada", {})
-    return Graded(example, reply, Score(0.5, {"style": 0.0}, shown, right))
-
-
-def texts(messages: Sequence[BaseMessage]) -> list[str]:
-    return [str(message.text) for message in messages]
 
 
 def test_an_edit_critiques_each_failure_and_then_steps() -> None:
@@ -131,6 +105,25 @@ def test_only_the_part_that_may_change_changes(part: Any, expected: Prompt) -> N
     assert Editor(chat, edit=part).edit(OLD, [failure()]).prompts == (expected,)
 
 
+@pytest.mark.parametrize(
+    ("part", "sent", "expected"),
+    [
+        ("system", "# System\n\nS", Prompt("S", OLD.template, OLD.demonstrations)),
+        ("question", "# Question template\n\nQ: {question}", Prompt(OLD.system, "Q: {question}", OLD.demonstrations)),
+        ("demonstrations", "# Demonstration 1\n\n## Question\na\n\n## Reply\nb",
+         Prompt(OLD.system, OLD.template, (Demonstration("a", "b"),))),
+    ],
+)  # fmt: skip
+def test_the_part_that_may_change_can_be_sent_alone_and_must_be_sent(part: Any, sent: str, expected: Prompt) -> None:
+    other = "# System\n\nS" if part != "system" else "# Question template\n\nQ: {question}"
+    replies = [f"<IMPROVED_VARIABLE>{text}</IMPROVED_VARIABLE>" for text in (other, sent)]
+    chat = ScriptedChat(["critique", *replies])
+    edit = Editor(chat, edit=part).edit(OLD, [failure()])
+    assert edit.prompts == (expected,)
+    assert "it is the one that may change" in edit.problems[0]
+    assert "send it alone" in texts(chat.requests[1])[1]
+
+
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(SettingsError, match="document, system, question, demonstrations"):
         Editor(ScriptedChat([]), edit="title")  # type: ignore[arg-type]
@@ -191,162 +184,6 @@ def test_without_a_failure_nobody_is_called() -> None:
     with pytest.raises(EditFailedError, match="no failure"):
         Editor(chat).edit(OLD, [])
     assert chat.requests == []
-
-
-class KeyedChat(ScriptedChat):
-    """A scripted model that holds what real ones hold."""
-
-    model_name: str = "tiny-1"
-    api_key: SecretStr = SecretStr("a-plain-secret")
-    temperature: float | None = 0.5
-    max_tokens: int | None = None
-
-
-def counted(text: str, tokens_in: int = 100, tokens_out: int = 20) -> AIMessage:
-    usage = UsageMetadata(input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out)
-    return AIMessage(text, usage_metadata=usage)
-
-
-def test_tokens_are_counted_from_what_the_provider_says_and_priced_by_the_users_table() -> None:
-    chat = KeyedChat([counted("critique"), counted(improved(NEW))])
-    editor = Editor(chat, prices={"tiny-1": {"input": 10.0, "output": 100.0}})
-    usage = editor.edit(OLD, [failure()]).usage
-    assert (usage.calls, usage.input_tokens, usage.output_tokens, usage.estimated) == (2, 200, 40, False)
-    assert usage.cost == pytest.approx(200 * 10e-6 + 40 * 100e-6)
-    assert editor.spent == usage
-
-
-class NotingChat(KeyedChat):
-    """Notes with which settings it was called."""
-
-    settings: list[tuple[float | None, int | None]] = Field(default_factory=list)
-
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        self.settings.append((self.temperature, self.max_tokens))
-        return super()._generate(*args, **kwargs)
-
-
-def test_later_candidates_are_asked_for_at_a_higher_temperature_and_replies_are_bound_under_a_cap() -> None:
-    chat = NotingChat(["critique", improved(NEW), improved(Prompt("Shout."))])
-    Editor(chat, caps=Caps(tokens=100_000, reply_tokens=500)).edit(OLD, [failure()], candidates=2)
-    assert chat.settings == [(0.5, 500), (0.5, 500), (0.8, 500)]
-    assert (chat.temperature, chat.max_tokens) == (0.5, None)
-    free = NotingChat(["critique", improved(NEW)])
-    Editor(free).edit(OLD, [failure()])
-    assert free.settings == [(0.5, None)] * 2
-
-
-@pytest.mark.parametrize(
-    ("caps", "calls", "name"),
-    [
-        (Caps(calls=1), 1, "calls"),
-        (Caps(calls=0), 0, "calls"),
-        (Caps(tokens=10), 0, "tokens"),
-        (Caps(cost=0.01, reply_tokens=100), 0, "cost"),
-    ],
-)
-def test_a_cap_is_reserved_before_the_call(caps: Caps, calls: int, name: str) -> None:
-    chat = KeyedChat([counted("critique"), counted(improved(NEW))])
-    editor = Editor(chat, caps=caps, prices={"tiny-1": {"input": 10.0, "output": 100.0}})
-    with pytest.raises(EditFailedError, match=f"cap on {name}") as caught:
-        editor.edit(OLD, [failure()])
-    assert len(chat.requests) == calls
-    assert caught.value.disabled
-
-
-def test_a_cap_on_cost_needs_a_price() -> None:
-    with pytest.raises(SettingsError, match="needs a price for 'KeyedChat:tiny-1'"):
-        Editor(KeyedChat([]), caps=Caps(cost=1.0))
-
-
-def test_no_key_reaches_an_error() -> None:
-    said = "401: key a-plain-secret, sk-proj-abcdefghijklmnop1234, Authorization: Bearer eyJhbGciOi.x"
-    with pytest.raises(EditFailedError) as caught:
-        Editor(KeyedChat([RuntimeError(said)])).edit(OLD, [failure()])
-    message = str(caught.value)
-    assert "RuntimeError" in message
-    assert "401" in message
-    assert not any(secret in message for secret in ("a-plain-secret", "abcdefghijklmnop", "eyJ"))
-    assert caught.value.__cause__ is None or "a-plain-secret" not in repr(caught.value.__cause__)
-
-
-class StructuredChat(ScriptedChat):
-    """A model whose profile says that it can fill in a schema."""
-
-    asked_for: list[Any] = Field(default_factory=list)
-    profile: Any = Field(default_factory=lambda: {"structured_output": True})
-
-    def with_structured_output(
-        self, schema: Any, *, include_raw: bool = False, **kwargs: Any
-    ) -> Runnable[LanguageModelInput, Any]:
-        self.asked_for.append(schema)
-
-        def fill(messages: Any) -> dict[str, Any]:
-            raw = self.invoke(messages)
-            return {"raw": raw, "parsed": ImprovedVariable(document=str(raw.text)), "parsing_error": None}
-
-        return RunnableLambda(fill)
-
-
-def test_structured_output_is_used_where_the_model_has_it() -> None:
-    chat = StructuredChat(["critique", NEW.render()])
-    assert Editor(chat).edit(OLD, [failure()]).prompts == (NEW,)
-    assert chat.asked_for == [ImprovedVariable]
-
-
-def test_structured_output_can_be_turned_off() -> None:
-    chat = StructuredChat(["critique", improved(NEW)])
-    assert Editor(chat, structured="never").edit(OLD, [failure()]).prompts == (NEW,)
-    assert chat.asked_for == []
-
-
-def test_textgrad_leaves_no_file_no_log_and_no_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "textgrad"]:
-        monkeypatch.delitem(sys.modules, name)
-    load_textgrad.cache_clear()
-    before = dict(os.environ)
-    with caplog.at_level(logging.DEBUG):
-        Editor(ScriptedChat(["critique", improved(NEW)])).edit(OLD, [failure()])
-    assert list(tmp_path.iterdir()) == []
-    assert "Question 1?" not in caplog.text
-    assert not any(isinstance(h, logging.FileHandler) for h in logging.getLogger("textgrad").handlers)
-    assert load_textgrad().SingletonBackwardEngine().get_engine() is None
-    assert os.environ == before
-    load_textgrad.cache_clear()  # monkeypatch puts the modules back that were imported before
-
-
-TAGGED = st.lists(st.sampled_from(["<", "\\", "/", " ", "VARIABLE", "think", "feedback-2", ">", "x"])).map("".join)
-
-
-@given(TAGGED)
-def test_neutralising_is_undone_and_leaves_no_tag(text: str) -> None:
-    neutral = neutralise(text)
-    assert restore(neutral) == text
-    assert not re.search(r"<\s*/?\s*(VARIABLE|think|feedback-2)\b", neutral)
-    assert neutralise("<VAR> a < b") == "<VAR> a < b"
-
-
-def test_a_prompt_that_speaks_of_tags_survives_an_edit() -> None:
-    tagged = Prompt("Explain </CONTEXT> and <IMPROVED_VARIABLE>x</IMPROVED_VARIABLE> and <think> tags.")
-    chat = ScriptedChat(["critique", improved(tagged)])
-    assert Editor(chat).edit(OLD, [failure()]).prompts == (tagged,)
-    again = ScriptedChat(["critique", improved(NEW)])
-    Editor(again).edit(tagged, [failure()])
-    assert texts(again.requests[-1])[1].count("</CONTEXT>") == 1
-
-
-def test_answers_are_the_complete_blocks_outside_of_thinking() -> None:
-    opened, closed = "<IMPROVED_VARIABLE>", "</IMPROVED_VARIABLE>"
-    assert answers(f"{opened}a{closed} {opened}b{closed}") == ["a", "b"]
-    assert answers(f"<think>{opened}a{closed}</think>{opened}b{closed}") == ["b"]
-    assert answers(f"{opened}a{closed}</think>{opened}b{closed}") == ["b"]
-    assert answers(f"<think>{opened}a{closed}") == []
-    assert answers(f"{opened}a {opened}b{closed} c{closed}") == ["b"]
-    assert answers(f"{opened}half") == []
-    assert answers(f"{opened}say <think>x</think> first{closed}") == ["say <think>x</think> first"]
 
 
 def test_an_editor_takes_any_chat_model() -> None:

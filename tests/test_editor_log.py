@@ -36,7 +36,9 @@ def test_a_line_holds_what_a_replay_needs_and_no_key(tmp_path: Path) -> None:
     assert {row["model"] for row in rows} == {"KeyedChat:tiny-1"}
     assert set(rows[0]) == {
         "request_sha256", "model", "purpose", "reply", "input_tokens", "output_tokens", "estimated", "seconds",
+        "error",
     }  # fmt: skip
+    assert [row["error"] for row in rows] == ["", ""]
     assert "a-plain-secret" not in text
 
 
@@ -57,6 +59,29 @@ def test_a_resumed_run_pays_only_for_what_is_new(tmp_path: Path) -> None:
     assert edit.usage.calls == 2
     nobody = KeyedChat([])
     assert Editor(nobody, log=EditorLog(path), caps=Caps(calls=0)).edit(OLD, [FAILURE]).prompts == (NEW,)
+
+
+def test_a_call_that_failed_is_on_record_is_made_again_and_fails_again_in_a_replay(tmp_path: Path) -> None:
+    path = tmp_path / "editor.jsonl"
+    chat = KeyedChat(["critique", TimeoutError("late, with a-plain-secret"), improved(NEW)])
+    editor = Editor(chat, log=EditorLog(path))
+    with pytest.raises(EditFailedError) as first:
+        editor.edit(OLD, [FAILURE])
+    edit = editor.edit(OLD, [FAILURE])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["purpose"], row["error"]) for row in rows] == [
+        ("critique", ""),
+        ("improve 1", "The editor KeyedChat:tiny-1 failed with TimeoutError: late, with [secret]"),
+        ("improve 1", ""),
+    ]
+    assert rows[1]["seconds"] >= 0
+    assert len(EditorLog(path)) == 2
+    again = Editor(RecordedChat(path))
+    with pytest.raises(EditFailedError) as replayed:
+        again.edit(OLD, [FAILURE])
+    assert str(replayed.value) == str(first.value)
+    assert again.edit(OLD, [FAILURE]).prompts == edit.prompts
+    assert again.spent.calls == editor.spent.calls == 4
 
 
 def test_another_model_does_not_answer_from_this_ones_record(tmp_path: Path) -> None:

@@ -143,6 +143,23 @@ def test_a_demonstration_that_copies_a_held_out_question_is_refused_however_it_i
     check_prompt(STYLED, forbidden_questions=["When did it open?"])
 
 
+@pytest.mark.parametrize(
+    "demonstration",
+    [Demonstration("Q: When did it open? Answer briefly.", "1911"), Demonstration("Hm?", "When did it open? In 1911.")],
+)
+def test_a_held_out_question_inside_a_demonstration_is_refused(demonstration: Demonstration) -> None:
+    prompt = Prompt(demonstrations=(STYLED.demonstrations[0], demonstration))
+    with pytest.raises(PromptError, match="Demonstration 2 copies"):
+        check_prompt(prompt, forbidden_questions=["when did it open"])
+
+
+def test_a_train_question_that_holds_a_held_out_one_may_be_a_demonstration() -> None:
+    prompt = Prompt(demonstrations=(Demonstration("What is 3 + 4 + 5?", "12"),))
+    with pytest.raises(PromptError, match="copies"):
+        check_prompt(prompt, forbidden_questions=["What is 3 + 4"])
+    check_prompt(prompt, forbidden_questions=["What is 3 + 4"], allowed_questions=["what is 3 + 4 + 5"])
+
+
 def test_a_held_out_question_quoted_in_the_system_turn_is_refused() -> None:
     with pytest.raises(PromptError, match="quotes"):
         check_prompt(Prompt('If asked "When did it open?", say 1911.'), forbidden_questions=["when did it open"])

@@ -144,6 +144,6 @@ def _chat_openai(model: str, base_url: str | None, timeout_s: float, transport_r
 
 
 def _first_line(error: Exception) -> str:
-    from nslora.tools.editor_calls import scrub
+    from nslora.tools.scrub import scrub
 
     return scrub((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -126,7 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
 def completion(message: BaseMessage, model: str) -> dict[str, Any]:
     """A chat model's reply as OpenAI's `chat.completion` object; `usage` only where the model counted."""
     reason = message.response_metadata.get("finish_reason", "stop")
-    choice = {"index": 0, "message": {"role": "assistant", "content": str(message.text)}, "finish_reason": reason}
+    said = {"role": "assistant", "content": str(message.text), "refusal": message.additional_kwargs.get("refusal")}
+    choice = {"index": 0, "message": said, "finish_reason": reason}
     answer: dict[str, Any] = {
         "id": "chatcmpl-local", "object": "chat.completion", "created": 0, "model": model, "choices": [choice],
     }  # fmt: skip

@@ -9,24 +9,23 @@ old prompt stays as it was, and the caller gets one EditorError with what the at
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import get_args
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from nslora.tools import prompt as documents
-from nslora.tools.editor_calls import SECRET_MARK, Caps, EditFailedError, EditorCalls, Usage
+from nslora.tools.edit_forms import FORMS, Part, Structured, format_rules, read_document
+from nslora.tools.editor_calls import Caps, EditFailedError, EditorCalls, Usage
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.editor_view import CRITIQUE_CHARACTERS, MAX_FAILURES, REPLY_CHARACTERS, choose_failures, clip, shown
 from nslora.tools.errors import EditorError, PromptError, SettingsError
-from nslora.tools.prompt import PLACEHOLDER, Prompt
+from nslora.tools.prompt import Prompt
 from nslora.tools.rewards import Graded
+from nslora.tools.scrub import SECRET_MARK
 from nslora.tools.textual_gradients import CLOSE, OPEN, PromptGraph, answers, neutralise, restore
 
 __all__ = ["Caps", "Edit", "EditFailedError", "Editor", "Part", "PastEdit", "Usage", "choose_failures"]
-
-Part = Literal["document", "system", "question", "demonstrations"]
 
 PAST_EDITS = 5
 # A document longer than this, and than several times the old one, is a runaway reply.
@@ -35,16 +34,6 @@ WARMER_PER_CANDIDATE = 0.3
 
 PAST_PREFIX = "Earlier edit:"
 ALTERNATIVE_PREFIX = "This is alternative"
-FORMAT_RULES = (
-    f'The variable is a Markdown document with the sections "# {documents.SYSTEM}" (may be empty), '
-    f'"# {documents.TEMPLATE}" (holds {PLACEHOLDER} exactly once) and any number of "# {documents.DEMONSTRATION} 1", '
-    f'"# {documents.DEMONSTRATION} 2", ..., each with "## {documents.QUESTION}" and "## {documents.REPLY}". '
-    "There are no other sections. Send the whole document.",
-    "Demonstrations are sent to the language model as earlier turns of the chat; small models follow demonstrations "
-    "far better than instructions. A demonstration's reply must be one that would earn the full reward; take its "
-    "question and reply from the feedback, do not invent facts.",
-    "Inside a section, a line of text that begins with # is written with a backslash before it.",
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,7 @@ class Editor:
         patience: int = 3,
         caps: Caps | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
-        structured: Literal["auto", "never"] = "auto",
+        structured: Structured = "auto",
         rules: Sequence[str] = (),
     ) -> None:
         if edit not in get_args(Part):
@@ -171,7 +160,7 @@ class _Attempt:
         prompts: list[Prompt] = []
         for number in range(1, candidates + 1):
             try:
-                prompt = self._step(graph, [*FORMAT_RULES, *self._part_rules(), *rules], number, candidates)
+                prompt = self._step(graph, [*format_rules(self._part), *rules], number, candidates)
             except EditorError as error:
                 if not prompts:
                     raise
@@ -204,7 +193,7 @@ class _Attempt:
         reason = ""
         for _ in range(self._retries + 1):
             warmer = WARMER_PER_CANDIDATE * (number - 1)
-            reply = self._calls.ask(messages, f"improve {number}", wants_document=True, warmer=warmer)
+            reply = self._calls.ask(messages, f"improve {number}", form=FORMS[self._part], warmer=warmer)
             try:
                 return self._read(reply)
             except PromptError as error:
@@ -241,7 +230,7 @@ class _Attempt:
             raise PromptError(f"The document is far too long ({len(block)} characters): keep it about as it was.")
         if any("\ud800" <= character <= "\udfff" or character in "\x00\ufffd" for character in block):
             raise PromptError("The document holds bytes that are no text: send valid UTF-8 only.")
-        new = _narrowed(self._old, documents.parse(restore(block).strip()), self._part)
+        new = read_document(restore(block).strip(), self._old, self._part)
         bare = Prompt(template=new.template.strip())
         if new == self._old:
             raise PromptError("The document is the same as before: change it so that the feedback is met.")
@@ -253,22 +242,6 @@ class _Attempt:
         if self._validate is not None:
             self._validate(new)
         return new
-
-    def _part_rules(self) -> list[str]:
-        named = {"system": documents.SYSTEM, "question": documents.TEMPLATE, "demonstrations": "Demonstration ..."}
-        if self._part == "document":
-            return []
-        return [f'Change only "# {named[self._part]}": all other sections are restored as they were.']
-
-
-def _narrowed(old: Prompt, new: Prompt, part: Part) -> Prompt:
-    if part == "system":
-        return replace(old, system=new.system)
-    if part == "question":
-        return replace(old, template=new.template)
-    if part == "demonstrations":
-        return replace(old, demonstrations=new.demonstrations)
-    return new
 
 
 def _past_rules(past: Sequence[PastEdit]) -> list[str]:

@@ -6,41 +6,35 @@ becomes one EditFailedError, whose message names the exception and holds no key.
 
 from __future__ import annotations
 
+import json
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from nslora.tools.chat_models import editor_name
+from nslora.tools.edit_forms import Structured, reply_of, salvaged
 from nslora.tools.editor_log import EditorLog, RecordedCall, request_sha256
 from nslora.tools.errors import EditorError, SettingsError
 from nslora.tools.policy_chat import PolicyChat
-from nslora.tools.textual_gradients import CLOSE, OPEN, answers
+from nslora.tools.scrub import scrub, secrets_of, without
 
 # Rule of thumb for English under today's tokenizers; used only where the provider reports no usage, and marked.
 CHARACTERS_PER_TOKEN = 4
 # What a chat template adds to each message, for the reservation only.
 TOKENS_AROUND_A_MESSAGE = 16
 MESSAGE_CHARACTERS = 500
-SECRET_MARK = "[secret]"
+# Under which of these names an integration bounds a reply: OpenAI and Anthropic, Google, Ollama.
+REPLY_LENGTH_NAMES = ("max_tokens", "max_output_tokens", "num_predict")
 # Chat models of this package that run on this machine: a cap on cost needs no price for them.
 FREE = ("rules", "policy")
 # Answers of servers that know the protocol but not this request: asked again without structured output.
 REFUSED_STATUS = (400, 404, 415, 422, 501)
-
-_SECRET = re.compile(
-    r"\b(?:sk|pk|rk|hf|gsk|xai|ghp|AIza)[-_]?[\w-]{12,}"
-    r"|(?<=bearer )\S+|(?<=basic )\S{8,}"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-    r"|(?<=key=)[^\s&'\"]+|(?<=token=)[^\s&'\"]+",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -69,8 +63,8 @@ class Caps:
     """The most that an editor may cost in a run; None is no cap. reply_tokens: the longest reply, for reservations.
 
     A call is reserved before it is made, at no more tokens than its request has bytes plus reply_tokens, so a cap is
-    not overshot; the reply's length is bound too where the chat model has a `max_tokens`. What the chat model's own
-    settings send again after a transport error is one call.
+    not overshot; the reply's length is bound too where the chat model has a setting for it (`REPLY_LENGTH_NAMES`).
+    What the chat model's own settings send again after a transport error is one call.
     """
 
     calls: int | None = None
@@ -86,12 +80,6 @@ class EditFailedError(EditorError):
         super().__init__(message)
         self.usage = usage or Usage()
         self.disabled = disabled
-
-
-class ImprovedVariable(BaseModel):
-    """The improved variable, complete, as it shall replace the old one."""
-
-    document: str = Field(description="The whole improved variable, without any tags around it.")
 
 
 class EditorCalls:
@@ -110,7 +98,7 @@ class EditorCalls:
         log: EditorLog | None = None,
         caps: Caps | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
-        structured: Literal["auto", "never"] = "auto",
+        structured: Structured = "auto",
     ) -> None:
         self.caps = caps or Caps()
         self.spent = self.since_begin = Usage()
@@ -119,7 +107,8 @@ class EditorCalls:
         self._chat = chat
         self._log = log
         self._secrets = secrets_of(chat)
-        self._structured = structured == "auto" and bool((chat.profile or {}).get("structured_output"))
+        has_it = bool((chat.profile or {}).get("structured_output"))
+        self._structured = structured == "always" or (structured == "auto" and has_it)
         costs_money = chat._llm_type not in FREE
         self._price = _price(self.model, prices or {}, needed=self.caps.cost is not None and costs_money)
 
@@ -138,68 +127,82 @@ class EditorCalls:
         self.since_begin = Usage()
 
     def ask(
-        self, messages: Sequence[BaseMessage], purpose: str, *, wants_document: bool = False, warmer: float = 0.0
+        self, messages: Sequence[BaseMessage], purpose: str, *, form: type[BaseModel] | None = None, warmer: float = 0.0
     ) -> str:
         """The reply's text, from the record where it holds this request, else from the model.
 
-        wants_document: the reply is an improved variable, for which structured output is used where the model has it.
+        form: what to fill in where the model has structured output; the reply is then what its fields stand for.
         warmer: added to the model's temperature, where it has one set. Raises EditFailedError.
         """
         request = request_sha256(messages)
         call = self._log.find(request, self.model) if self._log is not None else None
         if call is None:
-            self._reserve(messages)
-            call = self._call(messages, request, purpose, wants_document, warmer)
+            form = form if self._structured else None
+            self._reserve(messages, form)
+            call = self._call(messages, request, purpose, form, warmer)
             if self._log is not None:
                 self._log.append(call)
         self._count(self._usage(call))
+        if call.error:
+            raise EditFailedError(call.error)
         return call.reply
 
     def _call(
-        self, messages: Sequence[BaseMessage], request: str, purpose: str, wants_document: bool, warmer: float
+        self, messages: Sequence[BaseMessage], request: str, purpose: str, form: type[BaseModel] | None, warmer: float
     ) -> RecordedCall:
         started = time.monotonic()
         try:
-            message, reply = self._invoke(messages, wants_document, warmer)
+            message, reply = self._invoke(messages, form, warmer)
         except Exception as error:  # providers raise their own types; whatever it was, this edit has failed
-            self._count(Usage(calls=1, seconds=time.monotonic() - started))
-            if isinstance(error, EditorError):
-                raise
-            said = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS]
-            raise EditFailedError(f"The editor {self.model} failed with {type(error).__name__}: {said}") from None
+            seconds = time.monotonic() - started
+            return RecordedCall(request, self.model, purpose, "", 0, 0, False, seconds, error=self._told_of(error))
         counted = message.usage_metadata
         return RecordedCall(
             request_sha256=request,
             model=self.model,
             purpose=purpose,
-            reply=self._without_own_keys(reply),  # a server may send back what it was sent
+            reply=without(reply, self._secrets),  # a server may send back what it was sent
             input_tokens=max(0, counted["input_tokens"]) if counted else sum(map(_estimate, map(_text, messages))),
             output_tokens=max(0, counted["output_tokens"]) if counted else _estimate(reply),
             estimated=not counted,
             seconds=message.response_metadata.get("recorded_seconds", time.monotonic() - started),
         )
 
-    def _invoke(self, messages: Sequence[BaseMessage], wants_document: bool, warmer: float) -> tuple[AIMessage, str]:
+    def _told_of(self, error: Exception) -> str:
+        if isinstance(error, EditorError):
+            return str(error)
+        said = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS]
+        return f"The editor {self.model} failed with {type(error).__name__}: {said}"
+
+    def _invoke(
+        self, messages: Sequence[BaseMessage], form: type[BaseModel] | None, warmer: float
+    ) -> tuple[AIMessage, str]:
         chat = self._prepared(warmer)
-        if wants_document and self._structured:
+        if form is not None:
             try:
-                return self._filled_in(chat, messages)
+                return self._filled_in(chat, messages, form)
             except Exception as error:
-                # A server that goes by the name of a model which could fill in a schema, and cannot.
+                # A server that goes by the name of a model which could fill in a form, and cannot.
                 if getattr(error, "status_code", None) not in REFUSED_STATUS:
                     raise
                 self._structured = False
         return self._told(chat.invoke(list(messages)))
 
-    def _filled_in(self, chat: BaseChatModel, messages: Sequence[BaseMessage]) -> tuple[AIMessage, str]:
-        result = chat.with_structured_output(ImprovedVariable, include_raw=True).invoke(list(messages))
+    def _filled_in(
+        self, chat: BaseChatModel, messages: Sequence[BaseMessage], form: type[BaseModel]
+    ) -> tuple[AIMessage, str]:
+        try:
+            result = chat.with_structured_output(form, include_raw=True).invoke(list(messages))
+        except Exception as error:
+            if (said := salvaged(error)) is None:
+                raise
+            return self._told(said)
         if not isinstance(result, dict):
             raise EditFailedError(f"The editor {self.model} gave no raw message beside its structured output.")
         message, parsed = result["raw"], result.get("parsed")
-        document = parsed.document if isinstance(parsed, ImprovedVariable) else (parsed or {}).get("document")
-        if document is None:
+        if parsed is None:
             return self._told(message)
-        return message, document if answers(document) else f"{OPEN}\n{document}\n{CLOSE}"
+        return message, reply_of(parsed.model_dump() if isinstance(parsed, BaseModel) else parsed)
 
     def _told(self, message: BaseMessage) -> tuple[AIMessage, str]:
         if not isinstance(message, AIMessage):
@@ -207,27 +210,33 @@ class EditorCalls:
             raise EditFailedError(f"The editor {self.model} gave a {found} where a message was wanted.")
         return message, _text(message)
 
-    def _without_own_keys(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, SECRET_MARK)
-        return text
-
     def _prepared(self, warmer: float) -> BaseChatModel:
         changes: dict[str, Any] = {}
         temperature = getattr(self._chat, "temperature", None)
         if warmer and isinstance(temperature, int | float):
             changes["temperature"] = min(1.0, temperature + warmer)
         capped = self.caps.tokens is not None or self.caps.cost is not None
-        if capped and getattr(self._chat, "max_tokens", 0) is None:
-            changes["max_tokens"] = self.caps.reply_tokens
+        name, own = self._reply_length()
+        if capped and name and own is None:
+            changes[name] = self.caps.reply_tokens
         return self._chat.model_copy(update=changes) if changes else self._chat
 
-    def _reserve(self, messages: Sequence[BaseMessage]) -> None:
-        own = getattr(self._chat, "max_tokens", None)
-        reply = own if isinstance(own, int) and own > 0 else self.caps.reply_tokens
-        request = sum(len(_text(m).encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE for m in messages)
+    def _reply_length(self) -> tuple[str | None, int | None]:
+        """The name of the chat model's own bound on a reply, and its value where it is set; -1 is Ollama's "none"."""
+        for name in REPLY_LENGTH_NAMES:
+            if name in type(self._chat).model_fields:
+                own = getattr(self._chat, name)
+                return name, own if isinstance(own, int) and own > 0 else None
+        return None, None
+
+    def _reserve(self, messages: Sequence[BaseMessage], form: type[BaseModel] | None) -> None:
         if self.until is not None and time.monotonic() + self._slowest_s > self.until:
             raise EditFailedError(f"The run's max_seconds leave no time for another call of the editor {self.model}.")
+        reply = self._reply_length()[1] or self.caps.reply_tokens
+        texts = [_text(message) for message in messages]
+        if form is not None:  # providers count the schema as part of the request
+            texts.append(json.dumps(form.model_json_schema()))
+        request = sum(len(text.encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE for text in texts)
         self._refuse_beyond("calls", self.caps.calls, self.spent.calls, 1)
         self._refuse_beyond("tokens", self.caps.tokens, self.spent.tokens, request + reply)
         self._refuse_beyond("cost", self.caps.cost, self.spent.cost, self._cost(request, reply))
@@ -251,25 +260,6 @@ class EditorCalls:
     def _usage(self, call: RecordedCall) -> Usage:
         cost = self._cost(call.input_tokens, call.output_tokens)
         return Usage(1, call.input_tokens, call.output_tokens, cost, call.estimated, call.seconds)
-
-
-def secrets_of(chat: BaseChatModel) -> tuple[str, ...]:
-    """The keys that a chat model holds: its secret fields, and headers that carry one."""
-    found = []
-    for name in type(chat).model_fields:
-        value = getattr(chat, name, None)
-        if callable(reveal := getattr(value, "get_secret_value", None)):
-            found.append(str(reveal()))
-        elif isinstance(value, Mapping):
-            found += [str(v) for k, v in value.items() if re.search(r"auth|key|token|secret", str(k), re.IGNORECASE)]
-    return tuple(secret for secret in found if len(secret) >= 6)
-
-
-def scrub(text: str, secrets: Sequence[str] = ()) -> str:
-    """The text without keys: those given, and whatever looks like one."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, SECRET_MARK)
-    return _SECRET.sub(SECRET_MARK, text)
 
 
 def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> Mapping[str, float]:

@@ -1,8 +1,8 @@
 """The record of an editor's calls, `editor.jsonl`: one line per call, read back instead of calling again.
 
-A line holds the request's hash, the model's name, what the call was for, the reply, tokens and seconds; never a key,
-never the request itself. The same request always gets the same recorded reply, so a resumed run pays for no call
-twice and a replay calls nobody.
+A line holds the request's hash, the model's name, what the call was for, the reply, tokens and seconds, or the error
+that came instead of a reply; never a key, never the request itself. The same request always gets the same recorded
+reply, so a resumed run pays for no call twice (one that failed is made again), and a replay calls nobody.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from nslora.tools.errors import EditorError
 
@@ -29,7 +30,10 @@ SHOWN_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """One call: request_sha256 over the messages, tokens as the provider counted them (or estimated), seconds."""
+    """One call: request_sha256 over the messages, tokens as the provider counted them (or estimated), seconds.
+
+    error: what came instead of a reply, in one sentence; "" where a reply came.
+    """
 
     request_sha256: str
     model: str
@@ -39,6 +43,7 @@ class RecordedCall:
     output_tokens: int
     estimated: bool
     seconds: float
+    error: str = ""
 
 
 def request_sha256(messages: Sequence[BaseMessage]) -> str:
@@ -58,18 +63,21 @@ class EditorLog:
         self.problems: list[str] = []
         self._lock = threading.Lock()
         self._cut_off = False
-        self._calls: dict[tuple[str, str], RecordedCall] = {}
+        self._calls: dict[str, list[RecordedCall]] = {}
         for call in self._read():
-            self._calls.setdefault((call.model, call.request_sha256), call)
+            self._calls.setdefault(call.request_sha256, []).append(call)
 
     def __len__(self) -> int:
-        return len(self._calls)
+        """The number of requests that got a reply."""
+        return sum(any(not call.error for call in calls) for calls in self._calls.values())
 
-    def find(self, request: str, model: str | None = None) -> RecordedCall | None:
-        """The recorded call with this request hash, of this model or (None) of any."""
-        if model is not None:
-            return self._calls.get((model, request))
-        return next((call for (_, known), call in self._calls.items() if known == request), None)
+    def find(self, request: str, model: str) -> RecordedCall | None:
+        """The first reply of this model to the request with this hash."""
+        return next((call for call in self.calls(request) if call.model == model and not call.error), None)
+
+    def calls(self, request: str) -> Sequence[RecordedCall]:
+        """What came of each time that this request was sent, to whichever model."""
+        return tuple(self._calls.get(request, ()))
 
     def append(self, call: RecordedCall) -> None:
         """Write the call to the disk before anything is made of its reply.
@@ -85,7 +93,7 @@ class EditorLog:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._calls.setdefault((call.model, call.request_sha256), call)
+        self._calls.setdefault(call.request_sha256, []).append(call)
 
     def _read(self) -> list[RecordedCall]:
         if not self.path.exists():
@@ -106,13 +114,15 @@ class EditorLog:
 
 
 class RecordedChat(BaseChatModel):
-    """A chat model that answers from an editor's record and calls nobody.
+    """A chat model that answers from an editor's record and calls nobody, errors included.
 
-    Raises EditorError at a request that the record does not hold, showing how that request begins.
+    A request that was sent several times gets what came of each time, in that order, and then the last again. Raises
+    EditorError at a request that the record does not hold, showing how that request begins.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
     log: EditorLog
+    asked: Counter[str] = Field(default_factory=Counter)
 
     def __init__(self, log: EditorLog | str | Path, **fields: Any) -> None:
         super().__init__(**{"log": log if isinstance(log, EditorLog) else EditorLog(log), **fields})
@@ -128,13 +138,18 @@ class RecordedChat(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self.log.find(request_sha256(messages))
-        if call is None:
+        request = request_sha256(messages)
+        calls = self.log.calls(request)
+        if not calls:
             shown = str(messages[-1].text)[:SHOWN_CHARACTERS]
             raise EditorError(
                 f"{self.log.path} holds no reply to this request, which is new: {shown!r}. To record it, run once "
                 "with the editor itself and this file as its log."
             )
+        call = calls[min(self.asked[request], len(calls) - 1)]
+        self.asked[request] += 1
+        if call.error:
+            raise EditorError(call.error)
         return ChatResult(generations=[ChatGeneration(message=call_message(call))])
 
 
@@ -158,4 +173,5 @@ def _call(row: dict[str, Any]) -> RecordedCall:
         output_tokens=int(row["output_tokens"]),
         estimated=bool(row["estimated"]),
         seconds=float(row["seconds"]),
+        error=str(row.get("error", "")),
     )

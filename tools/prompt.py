@@ -99,16 +99,7 @@ class Prompt:
 
     def render(self) -> str:
         """The document; `parse(p.render()) == p` for every prompt."""
-        sections = [f"# {SYSTEM}", _body(self.system), f"# {TEMPLATE}", _body(self.template)]
-        for number, demonstration in enumerate(self.demonstrations, 1):
-            sections += [
-                f"# {DEMONSTRATION} {number}",
-                f"## {QUESTION}",
-                _body(demonstration.question) or _NOTHING,
-                f"## {REPLY}",
-                _body(demonstration.reply) or _NOTHING,
-            ]
-        return "\n\n".join(section for section in sections if section) + "\n"
+        return write_document(self.system, self.template, self.demonstrations)
 
     @property
     def hash(self) -> str:
@@ -116,8 +107,23 @@ class Prompt:
         return hashlib.sha256(self.render().encode()).hexdigest()[:16]
 
 
-def parse(document: str) -> Prompt:
-    """The prompt that a document stands for.
+def write_document(system: str | None, template: str | None, demonstrations: Sequence[Demonstration]) -> str:
+    """A document of these sections, without those that are None; whether it is a valid one is seen by `parse`."""
+    sections = [] if system is None else [f"# {SYSTEM}", _body(system)]
+    sections += [] if template is None else [f"# {TEMPLATE}", _body(template)]
+    for number, demonstration in enumerate(demonstrations, 1):
+        sections += [
+            f"# {DEMONSTRATION} {number}",
+            f"## {QUESTION}",
+            _body(demonstration.question) or _NOTHING,
+            f"## {REPLY}",
+            _body(demonstration.reply) or _NOTHING,
+        ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def parse(document: str, *, template: str | None = None) -> Prompt:
+    """The prompt that a document stands for. template: that of a document which leaves the section out.
 
     Raises PromptError, with the reason, where the placeholder is lost or doubled, a section is unknown or stands
     twice, or a demonstration lacks its question or its reply.
@@ -136,10 +142,11 @@ def parse(document: str) -> Prompt:
             body.append(line)
         elif line.strip():
             raise PromptError(f'The document must begin with "# {SYSTEM}", but this stands before it: {line[:80]!r}.')
-    if TEMPLATE not in found:
+    if TEMPLATE not in found and (template is None or not found):
         raise PromptError(f'The section "# {TEMPLATE}" is missing: it holds the user turn, with {PLACEHOLDER} in it.')
     demonstrations = [_demonstration(name, lines) for name, lines in found.items() if name.startswith(DEMONSTRATION)]
-    return Prompt(_text(found.get(SYSTEM, [])), _text(found[TEMPLATE]), tuple(demonstrations))
+    user_turn = _text(found[TEMPLATE]) if TEMPLATE in found else template or ""
+    return Prompt(_text(found.get(SYSTEM, [])), user_turn, tuple(demonstrations))
 
 
 def difference(old: Prompt, new: Prompt) -> str:
@@ -158,13 +165,15 @@ def check_prompt(
     longest_question: str = "",
     max_new_tokens: int = 0,
     forbidden_questions: Iterable[str] = (),
+    allowed_questions: Iterable[str] = (),
     protected: Iterable[str] = (),
 ) -> None:
     """Refuse, with a PromptError that gives the reason, a prompt that must not be proposed.
 
     count_tokens counts the tokens of chat turns, for which the model's context of context_tokens must hold the prompt
     with its longest question and max_new_tokens of reply. forbidden_questions are the questions of validation and
-    test. protected are texts that the user wants to stay in the document.
+    test; allowed_questions, those of train, may stand in a demonstration even where one of them holds a forbidden one.
+    protected are texts that the user wants to stay in the document.
     """
     for number, demonstration in enumerate(prompt.demonstrations, 1):
         if not demonstration.question.strip() or not demonstration.reply.strip():
@@ -175,7 +184,7 @@ def check_prompt(
     for text in protected:
         if text not in everything:
             raise PromptError(f"A protected text has vanished: {text[:80]!r} must stay in the prompt, word for word.")
-    _check_copies(prompt, forbidden_questions)
+    _check_copies(prompt, forbidden_questions, allowed_questions)
     if count_tokens is not None and context_tokens is not None:
         tokens = count_tokens(prompt.messages(longest_question))
         if tokens + max_new_tokens > context_tokens:
@@ -190,16 +199,20 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def _check_copies(prompt: Prompt, forbidden_questions: Iterable[str]) -> None:
-    demonstrations = {normalise(d.question): number for number, d in enumerate(prompt.demonstrations, 1)}
+def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[str]) -> None:
+    known = {normalise(question) for question in allowed}
+    asked = [normalise(each.question) for each in prompt.demonstrations]
+    told = [f" {words if words not in known else ''} / {normalise(each.reply)} "
+            for words, each in zip(asked, prompt.demonstrations, strict=True)]  # fmt: skip
     around = f" {normalise(prompt.system)} / {normalise(prompt.template)} "
-    for question in forbidden_questions:
+    for question in forbidden:
         words = normalise(question)
-        if words in demonstrations:
-            raise PromptError(
-                f"Demonstration {demonstrations[words]} copies a validation or test row: take one from train instead."
-            )
-        if len(words.split()) >= COPIED_WORDS and f" {words} " in around:
+        long_enough = len(words.split()) >= COPIED_WORDS
+        for number, text in enumerate(told, 1):
+            if words == asked[number - 1] or (long_enough and f" {words} " in text):
+                copied = f"Demonstration {number} copies a validation or test row"
+                raise PromptError(f"{copied}: take one from train instead.")
+        if long_enough and f" {words} " in around:
             raise PromptError("The system turn or the template quotes a validation or test question: leave it out.")
 
 

@@ -83,7 +83,8 @@ class EditorSettings(Settings):
     max_cost: float | None = Field(None, ge=0)      # in the currency of `prices`
     prices: dict[str, Price] = {}                   # by model name, as in "gpt-4o"
     reply_tokens: int = Field(4096, ge=1)           # longest reply that is asked for under a cap
-    structured: Literal["auto", "never"] = "auto"   # structured output where the model has it
+    # Forms instead of tags: where the model's profile says that it can; "always" for a server such as vLLM, llama.cpp.
+    structured: Literal["auto", "always", "never"] = "auto"
     protected: tuple[str, ...] = ()                 # texts that must stay in the prompt, word for word
     rules: tuple[str, ...] = ()                     # further sentences that the editor must follow
     timeout_s: float = Field(180.0, gt=0)           # of one request; a local model on a CPU may need minutes

@@ -58,6 +58,11 @@ def restore(text: str) -> str:
     return _NEUTRAL_TAG.sub(r"<\1", text)
 
 
+def as_answer(document: str) -> str:
+    """The document as an optimizer's reply; tags that would end it early are neutralised."""
+    return f"{OPEN}\n{_REPLY_TAG.sub(lambda tag: neutralise(tag[0]), document)}\n{CLOSE}"
+
+
 def answers(reply: str) -> list[str]:
     """The complete answer blocks of an optimizer's reply, first to last, without those inside think blocks.
 

@@ -1,0 +1,39 @@
+"""What the tests of the editor share: two prompts, a failure, and chat models that are nearly real."""
+
+from collections.abc import Sequence
+
+from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
+from pydantic import SecretStr
+
+from nslora.tools.prompt import Demonstration, Prompt
+from nslora.tools.rewards import SUGGESTION_PREFIX, Graded, Score
+from nslora.tools.scripted_chat import ScriptedChat
+from nslora.tools.task import Example
+
+OLD = Prompt("Be brief.", demonstrations=(Demonstration("Who?", "Ada"),))
+
+NEW = Prompt("Reply in capitals.", demonstrations=(Demonstration("Who?", "ADA"),))
+
+
+def failure(number: int = 1, reply: str = "ada", feedback: str = "Use capitals.", right: str | None = None) -> Graded:
+    shown = f"{feedback}\n{SUGGESTION_PREFIX}{right}" if right else feedback
+    example = Example(f"train-{number}", f"Question {number}?", "Ada", {})
+    return Graded(example, reply, Score(0.5, {"style": 0.0}, shown, right))
+
+
+def texts(messages: Sequence[BaseMessage]) -> list[str]:
+    return [str(message.text) for message in messages]
+
+
+class KeyedChat(ScriptedChat):
+    """A scripted model that holds what real ones hold."""
+
+    model_name: str = "tiny-1"
+    api_key: SecretStr = SecretStr("a-plain-secret")
+    temperature: float | None = 0.5
+    max_tokens: int | None = None
+
+
+def counted(text: str, tokens_in: int = 100, tokens_out: int = 20) -> AIMessage:
+    usage = UsageMetadata(input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out)
+    return AIMessage(text, usage_metadata=usage)

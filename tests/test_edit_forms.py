@@ -1,0 +1,81 @@
+"""Structured output: an editor fills in the sections of the document as fields."""
+
+import json
+from typing import Any
+
+import pytest
+from edits import NEW, OLD, failure, texts
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import Runnable, RunnableLambda
+from pydantic import Field
+
+from nslora.tools.edit_forms import DocumentForm, SystemForm
+from nslora.tools.editor import Caps, EditFailedError, Editor
+from nslora.tools.editor_calls import EditorCalls
+from nslora.tools.prompt import Prompt
+from nslora.tools.scripted_chat import ScriptedChat, improved
+
+
+def test_a_form_is_part_of_the_reservation() -> None:
+    def reserved(**options: Any) -> int:
+        calls = EditorCalls(StructuredChat([]), caps=Caps(tokens=1, reply_tokens=1))
+        with pytest.raises(EditFailedError) as caught:
+            calls.ask([HumanMessage("Edit!")], "improve 1", **options)
+        return int(str(caught.value).partition("may need ")[2].partition(";")[0])
+
+    assert reserved(form=SystemForm) - reserved() > len(json.dumps(SystemForm.model_json_schema()))
+
+
+class StructuredChat(ScriptedChat):
+    """A model whose profile says that it can fill in a schema."""
+
+    asked_for: list[Any] = Field(default_factory=list)
+    profile: Any = Field(default_factory=lambda: {"structured_output": True})
+
+    def with_structured_output(
+        self, schema: Any, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, Any]:
+        self.asked_for.append(schema)
+
+        def fill(messages: Any) -> dict[str, Any]:
+            raw = self.invoke(messages)
+            return {"raw": raw, "parsed": schema.model_validate_json(str(raw.text)), "parsing_error": None}
+
+        return RunnableLambda(fill)
+
+
+def test_structured_output_is_used_where_the_model_has_it() -> None:
+    pair = {"question": "Who?", "reply": "ADA"}
+    filled = {"system": NEW.system, "question_template": NEW.template, "demonstrations": [pair]}
+    chat = StructuredChat(["critique", json.dumps(filled)])
+    assert Editor(chat).edit(OLD, [failure()]).prompts == (NEW,)
+    assert chat.asked_for == [DocumentForm]
+
+
+@pytest.mark.parametrize("system", ["Reply in capitals.", "<IMPROVED_VARIABLE>Reply in capitals.</IMPROVED_VARIABLE>"])
+def test_the_form_has_the_fields_of_the_part_that_may_change(system: str) -> None:
+    chat = StructuredChat(["critique", json.dumps({"system": system})])
+    edit = Editor(chat, edit="system").edit(OLD, [failure()])
+    assert edit.prompts == (Prompt("Reply in capitals.", OLD.template, OLD.demonstrations),)
+    assert chat.asked_for == [SystemForm]
+
+
+def test_a_form_that_makes_no_valid_document_is_told_what_is_wrong() -> None:
+    filled = [json.dumps({"question_template": text}) for text in ("Answer!", "{question}?")]
+    chat = StructuredChat(["critique", *filled])
+    edit = Editor(chat, edit="question").edit(OLD, [failure()])
+    assert edit.prompts[0].template == "{question}?"
+    assert "exactly once" in texts(chat.requests[-1])[3]
+
+
+def test_what_a_form_says_of_tags_stays_as_it_is() -> None:
+    said = "Close with </IMPROVED_VARIABLE> and <think>."
+    chat = StructuredChat(["critique", json.dumps({"system": said})])
+    assert Editor(chat, edit="system").edit(OLD, [failure()]).prompts[0].system == said
+
+
+def test_structured_output_can_be_turned_off() -> None:
+    chat = StructuredChat(["critique", improved(NEW)])
+    assert Editor(chat, structured="never").edit(OLD, [failure()]).prompts == (NEW,)
+    assert chat.asked_for == []
