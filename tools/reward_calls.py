@@ -17,19 +17,19 @@ LARGEST_NOISE = 0.3  # a larger change of mind about one reply cannot be told fr
 
 
 class Asker:
-    """Asks the reward about one row: cached, counted, capped."""
+    """Asks the reward about one row: cached, counted, capped. held_back: calls of the cap that may not be spent now."""
 
     def __init__(self, failure: Graded, reward: Callable[[Example, str], Score], cap: int) -> None:
         self.example, self.reward, self.cap = failure.example, reward, cap
         self.seen: dict[str, float] = {failure.reply: failure.score.value}
-        self.calls = 0
+        self.calls = self.held_back = 0
 
     def __call__(self, reply: str | None) -> float | None:
         """Reward of the reply; None where there is no reply or no call left."""
         if reply is None:
             return None
         if reply not in self.seen:
-            if self.calls >= self.cap:
+            if self.calls >= self.cap - self.held_back:
                 return None
             self.calls += 1
             self.seen[reply] = self.fresh(reply)
