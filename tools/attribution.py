@@ -5,7 +5,7 @@ score is read, never the checks' names, kinds or suggestions.
 
     content deficit  share of the missing reward still missing after mending the form only
     form deficit     share of the missing reward still missing after mending the content only
-    p_content        content deficit / (content deficit + form deficit)
+    p_content        the chance that content is missing against the chance that form is (`tools/chances.py`)
     stake            the missing reward
     verdict          both, where both deficits are above the tolerance, else the larger
 
@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from nslora.tools.chances import p_content
 from nslora.tools.cores import WORD, shares_most
 from nslora.tools.repair_trials import AttributionSettings, Repairs, repairs_of
 from nslora.tools.repairs import LayoutBook, core_of, states
@@ -48,7 +49,10 @@ DEFAULTS = AttributionSettings()
 
 @dataclass(frozen=True)
 class Attribution:
-    """What one failing reply needs. `repaired` is the reply that proves it; `single` the reward after one repair."""
+    """What one failing reply needs. `repaired` is the reply that proves it; `single` the reward after one repair.
+
+    Deficits are shares of the missing reward; p_content is a probability (of 0.5 where both are missing).
+    """
 
     example_id: str
     content_deficit: float
@@ -60,10 +64,16 @@ class Attribution:
     single: float
     calls: int
 
+    @property
+    def content_share(self) -> float:
+        """Share of the missing reward that weights could bring back, against what edits could."""
+        total = self.content_deficit + self.form_deficit
+        return self.content_deficit / total if total > 0 else self.p_content
+
 
 @dataclass(frozen=True)
 class Demand:
-    """Shares of the three verdicts among the failures; p_content weighs each failure by its missing reward."""
+    """Shares of the three verdicts among the failures; p_content is the content share of all the missing reward."""
 
     failures: int
     content: float
@@ -100,9 +110,9 @@ def demand(attributions: Sequence[Attribution]) -> Demand:
         verdict: sum(each.verdict == verdict for each in attributions) / max(1, count)
         for verdict in ("content", "form", "both")
     }
-    weighted = sum(each.p_content * each.stake for each in attributions)
-    p_content = weighted / stake if stake > 0 else 0.5
-    return Demand(count, shares["content"], shares["form"], shares["both"], p_content, stake)
+    weighted = sum(each.content_share * each.stake for each in attributions)
+    share = weighted / stake if stake > 0 else 0.5
+    return Demand(count, shares["content"], shares["form"], shares["both"], share, stake)
 
 
 def potentials(graded: Sequence[Graded], attributions: Sequence[Attribution]) -> list[float]:
@@ -127,14 +137,15 @@ def _attribute_one(failure: Graded, ask: Asker, book: LayoutBook, settings: Attr
     noise = settings.tolerance / stake if stake > 0 else 0.0
     limit, stated = max(settings.deficit_tolerance, noise), _stated(failure, repairs, settings)
     content, form = _deficits(failure, repairs, limit, stated)
-    content_limit = limit if stated else max(settings.unstated_tolerance, noise)
-    _, verdict = _judge(content, form, content_limit, limit, stated)
     # What lies within the reward's noise speaks for neither side, unless there is nothing else.
-    firm = [deficit if deficit > noise else 0.0 for deficit in (content, form)]
-    p_content = firm[0] / sum(firm) if sum(firm) > 0 else _judge(content, form, content_limit, limit, stated)[0]
+    if max(content, form) > noise:
+        content, form = (deficit if deficit > noise else 0.0 for deficit in (content, form))
+    limits = (limit if stated else max(settings.unstated_tolerance, noise), limit)
+    verdict = _judge(content, form, *limits, stated)
+    share = p_content(content, form, *limits) if content + form > 0 else float(verdict == "content")
     single = max([own, *(found[0] for found in (repairs.content, repairs.form) if found)])
     return Attribution(
-        row, content, form, p_content, stake, verdict, _proof(verdict, repairs, own), single, ask.calls
+        row, content, form, share, stake, verdict, _proof(verdict, repairs, own), single, ask.calls
     )
 
 
@@ -165,16 +176,13 @@ def _deficits(failure: Graded, repairs: Repairs, limit: float, stated: bool) -> 
     return (rise if rise > limit else 1.0), form
 
 
-def _judge(
-    content: float, form: float, content_limit: float, form_limit: float, stated: bool
-) -> tuple[float, VerdictName]:
-    """(p_content, verdict) of two deficits. Where either repair alone suffices, a stated reference speaks for form."""
-    total = content + form
-    if total <= 0:
-        return (0.0, "form") if stated else (1.0, "content")
+def _judge(content: float, form: float, content_limit: float, form_limit: float, stated: bool) -> VerdictName:
+    """The verdict of two deficits. Where either repair alone suffices, a stated reference speaks for form."""
+    if content + form <= 0:
+        return "form" if stated else "content"
     if content > content_limit and form > form_limit:
-        return content / total, "both"
-    return content / total, "content" if content >= form else "form"
+        return "both"
+    return "content" if content >= form else "form"
 
 
 def _proof(verdict: VerdictName, repairs: Repairs, own: float) -> str | None:

@@ -69,7 +69,8 @@ def heads_for(
         return None
     failing = [align(each.reply, each.example.reference) for each in failures if each.example.reference]
     try:
-        return fit_heads(train, layouts[0], failing=list(dict.fromkeys(each for each in failing if each is not None)))
+        return fit_heads(train, layouts[0], failing=list(dict.fromkeys(each for each in failing if each is not None)),
+                         known_good=known_good)
     except SettingsError:
         return None     # all references alike: a wrong answer cannot be made from another row's
 

@@ -25,11 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nslora.tools.attribution import DEFAULTS as CLASSIFIER_DEFAULTS
 from nslora.tools.attribution import Attribution, VerdictName
+from nslora.tools.chances import logit, p_content, sigmoid
 from nslora.tools.signal import Kind
 
 Head = Literal["content", "form"]
 HEADS: tuple[Head, ...] = ("content", "form")
-LEAST_DEFICIT = 0.02    # a deficit of exactly 0 or 1 is one row's evidence, no certainty
 ROSE = 1e-6
 
 Floats = npt.NDArray[np.float64]
@@ -71,7 +71,7 @@ class Correction:
         if self == Correction(verdicts=self.verdicts):
             return raw
         edge = logit(limit)
-        return float(1 / (1 + np.exp(-(edge + self.scale * (logit(raw) - edge) + self.shift))))
+        return sigmoid(edge + self.scale * (logit(raw) - edge) + self.shift)
 
 
 def verdicts_of(
@@ -107,11 +107,6 @@ def corrected(attributions: Sequence[Attribution], corrections: Mapping[Head, Co
     return [_corrected(each, corrections) for each in attributions]
 
 
-def logit(deficit: float) -> float:
-    clipped = min(1 - LEAST_DEFICIT, max(LEAST_DEFICIT, deficit))
-    return float(np.log(clipped / (1 - clipped)))
-
-
 def _verdict(each: Attribution, head: Head, missing: bool) -> Verdict:
     deficit = each.content_deficit if head == "content" else each.form_deficit
     return Verdict(head, deficit, limit_of(each, head), missing)
@@ -133,11 +128,11 @@ def _corrected(each: Attribution, corrections: Mapping[Head, Correction]) -> Att
     content = corrections["content"].deficit(each.content_deficit, limits["content"])
     form = corrections["form"].deficit(each.form_deficit, limits["form"])
     total = content + form
-    p_content = content / total if total > 0 else each.p_content
+    chance = p_content(content, form, limits["content"], limits["form"]) if total > 0 else each.p_content
     verdict: VerdictName = "content" if content >= form else "form"
     if content > limits["content"] and form > limits["form"]:
         verdict = "both"
-    return replace(each, content_deficit=content, form_deficit=form, p_content=p_content, verdict=verdict)
+    return replace(each, content_deficit=content, form_deficit=form, p_content=chance, verdict=verdict)
 
 
 def _most_probable(verdicts: Sequence[Verdict], settings: MemorySettings) -> Correction:

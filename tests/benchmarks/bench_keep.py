@@ -33,7 +33,7 @@ Mix = Callable[[Random], tuple[float, float]]
 
 
 def big_steps(draw: Random) -> tuple[float, float]:
-    """Every third update mends much, as the first edit and burst of `handbook`; the others move a few rows either way."""
+    """Every third mends much, as the first edit and burst of `handbook` do; the others move a few rows either way."""
     return (draw.uniform(0.3, 0.9), 0.03) if draw.random() < 1 / 3 else (draw.uniform(0, 0.1), draw.uniform(0, 0.1))
 
 
