@@ -197,6 +197,13 @@ def test_the_tolerance_of_a_firm_reward_is_zero_and_of_a_wavering_one_twice_its_
         measure_tolerance(lambda row, reply: Value(next(wild)), rows)
 
 
+def test_a_reward_that_means_nothing_is_found_out_even_where_it_agrees_with_itself_on_the_first_rows():
+    rows = failures_of(add, ["in 1066"]) * 4
+    turns = itertools.chain([0.5, 0.4] * 5, [0.9, 0.1])
+    with pytest.raises(RewardError, match=r"0\.900 and then 0\.100"):
+        measure_tolerance(lambda row, reply: Value(next(turns)), rows)
+
+
 def test_a_row_without_reference_is_a_matter_of_form_and_costs_no_call():
     row = Row("train-9", "Write a poem.", None)
     (found,) = attribute([Reply(row, "No.", Value(0.25))], add)

@@ -51,7 +51,8 @@ DEFAULTS = AttributionSettings()
 class Attribution:
     """What one failing reply needs. `repaired` is the reply that proves it; `single` the reward after one repair.
 
-    Deficits are shares of the missing reward; p_content is a probability (of 0.5 where both are missing).
+    Deficits are shares of the missing reward, and above their limits something is missing; p_content is a probability
+    (of 0.5 where both are missing).
     """
 
     example_id: str
@@ -63,6 +64,8 @@ class Attribution:
     repaired: str | None
     single: float
     calls: int
+    content_limit: float = DEFAULTS.deficit_tolerance
+    form_limit: float = DEFAULTS.deficit_tolerance
 
     @property
     def content_share(self) -> float:
@@ -145,7 +148,7 @@ def _attribute_one(failure: Graded, ask: Asker, book: LayoutBook, settings: Attr
     share = p_content(content, form, *limits) if content + form > 0 else float(verdict == "content")
     single = max([own, *(found[0] for found in (repairs.content, repairs.form) if found)])
     return Attribution(
-        row, content, form, share, stake, verdict, _proof(verdict, repairs, own), single, ask.calls
+        row, content, form, share, stake, verdict, _proof(verdict, repairs, own), single, ask.calls, *limits
     )
 
 

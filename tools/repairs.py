@@ -219,10 +219,19 @@ def _cased(text: str) -> bool:
 
 def find_bounded(text: str, part: str) -> int | None:
     """Where the part stands in the text as whole words, the last such place; None where it does not."""
-    before = r"(?<!\w)" if part[:1].isalnum() else ""
-    after = r"(?!\w)" if part[-1:].isalnum() else ""
-    places = [match.start() for match in re.finditer(before + re.escape(part) + after, text)]
-    return places[-1] if places else None
+    at = text.rfind(part)
+    while at >= 0:
+        end = at + len(part)
+        before = part[:1].isalnum() and _in_word(text[at - 1 : at])
+        after = part[-1:].isalnum() and _in_word(text[end : end + 1])
+        if not before and not after:
+            return at
+        at = text.rfind(part, 0, end - 1)
+    return None
+
+
+def _in_word(letter: str) -> bool:
+    return letter.isalnum() or letter == "_"
 
 
 def word_runs(reference: str, longest: int = 12) -> list[str]:
