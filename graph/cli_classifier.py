@@ -29,6 +29,8 @@ def classify(
     task: TaskArgument,
     replies: Annotated[Path, typer.Option(help="JSONL, JSON, CSV or Parquet: question, reference, reply.")],
     reply_field: Annotated[str, typer.Option(help="Field that holds the reply.")] = "reply",
+    question_field: Annotated[str, typer.Option(help="Field that holds the question.")] = "question",
+    reference_field: Annotated[str, typer.Option(help="Field that holds the reference.")] = "reference",
     style: StyleOption = None,
     combine: CombineOption = None,
     json_: JsonOption = None,
@@ -38,7 +40,8 @@ def classify(
     from nslora.tools.task import load_task
 
     out = Console(soft_wrap=False)
-    report = classify_replies(load_task(task, style=style, combine=combine), replies, reply_field=reply_field)
+    report = classify_replies(load_task(task, style=style, combine=combine), replies, reply_field=reply_field,
+                              question_field=question_field, reference_field=reference_field)
     show_report(out, report)
     if json_:
         write_json(json_, dataclasses.asdict(report))

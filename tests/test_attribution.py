@@ -197,6 +197,13 @@ def test_the_tolerance_of_a_firm_reward_is_zero_and_of_a_wavering_one_twice_its_
         measure_tolerance(lambda row, reply: Value(next(wild)), rows)
 
 
+def test_a_reward_that_means_nothing_is_found_out_even_where_it_agrees_with_itself_on_the_first_rows():
+    rows = failures_of(add, ["in 1066"]) * 4
+    turns = itertools.chain([0.5, 0.4] * 5, [0.9, 0.1])
+    with pytest.raises(RewardError, match=r"0\.900 and then 0\.100"):
+        measure_tolerance(lambda row, reply: Value(next(turns)), rows)
+
+
 def test_a_row_without_reference_is_a_matter_of_form_and_costs_no_call():
     row = Row("train-9", "Write a poem.", None)
     (found,) = attribute([Reply(row, "No.", Value(0.25))], add)
@@ -205,7 +212,8 @@ def test_a_row_without_reference_is_a_matter_of_form_and_costs_no_call():
 
 def test_where_nothing_helps_and_nothing_is_known_the_verdict_is_both_at_a_half():
     (found,) = attribute([Reply(ROWS[0], "", Value(0.0))], lambda row, reply: Value(0.0))
-    assert (found.verdict, found.p_content, found.repaired) == ("both", 0.5, None)
+    assert (found.verdict, found.repaired) == ("both", None)
+    assert found.p_content == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_sentence_reference_is_searched_for_the_span_that_earns_full_reward():
@@ -263,3 +271,54 @@ def test_the_demand_weighs_each_failure_by_what_it_lost():
     assert (wanted.failures, wanted.content, wanted.form, wanted.both) == (2, 0.5, 0.5, 0.0)
     assert wanted.p_content == pytest.approx(0.9)
     assert demand([]).failures == 0
+
+
+CASES = {
+    "units": (
+        [("How heavy is the bell?", "12.5 kg"), ("How long is the pier?", "340 m"),
+         ("How deep is the well?", "48.2 m")],
+        as_json, is_json, lambda row, reply: row.reference in reply.lower(),
+        {"content": [as_json("51 m"), as_json("48.3 m"), as_json("about 50 metres")],
+         "form": ["48.2 m", "The well is 48.2 m deep.", "It is 48.2 M."],
+         "both": ["51 m", "The well is 51 metres deep.", "I do not know."]}),
+    "sentences": (
+        [("Who leads the choir?", "The choir is led by Mira Holt."), ("Who runs the mill?", "Tom Pell runs it."),
+         ("Who keeps the bees?", "The bees are kept by Anna Reed.")],
+        lambda text: as_json(text.removesuffix(" runs it.").removesuffix(".").rpartition(" by ")[2]), is_json,
+        lambda row, reply: next(name for name in ("Mira Holt", "Tom Pell", "Anna Reed") if name in row.reference)
+        in reply,
+        {"content": [as_json("Bob Stone"), as_json("The bees are kept by Bob Stone.")],
+         "form": ["Anna Reed", "The bees are kept by Anna Reed.", "I think Anna Reed keeps them."],
+         "both": ["Bob Stone", "The bees are kept by Bob Stone."]}),
+    "lines": (
+        [("Which steps open the lock?", "Turn the key\nPull the handle\nPush the door"),
+         ("Which steps start the pump?", "Open the valve\nPress the button"),
+         ("Which steps light the stove?", "Open the flap\nStrike a match\nClose the flap")],
+        lambda text: "- " + text.replace("\n", "\n- "), lambda reply: all(line.startswith("- ") for line in
+                                                                         reply.splitlines()) and bool(reply),
+        lambda row, reply: all(line in reply for line in row.reference.splitlines()),
+        {"content": ["- Lift the lid\n- Pour the oil\n- Shut the lid"],
+         "form": ["Open the flap\nStrike a match\nClose the flap",
+                  "First:\n1. Open the flap\n2. Strike a match\n3. Close the flap"],
+         "both": ["Lift the lid\nPour the oil\nShut the lid", "You light it with fire."]}),
+}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("all_or_nothing", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_references_with_units_sentences_and_lines(case, all_or_nothing, known):
+    facts, wrap, formed, right, replies = CASES[case]
+    rows = [Row(f"train-{i}", question, reference) for i, (question, reference) in enumerate(facts)]
+
+    def reward(row, reply):
+        parts = (right(row, reply), formed(reply))
+        return Value(float(all(parts)) if all_or_nothing else sum(parts) / 2)
+
+    good = [Reply(row, wrap(row.reference), reward(row, wrap(row.reference))) for row in rows[:2]] if known else []
+    assert all(each.score.value == 1.0 for each in good)
+    for truth, texts in replies.items():
+        for text in texts:
+            (found,) = attribute([Reply(rows[2], text, reward(rows[2], text))], reward, known_good=good)
+            assert (truth, found.verdict) == (truth, truth), text
+            assert found.calls <= 12

@@ -96,6 +96,20 @@ def test_the_reply_may_stand_in_another_field_that_is_named(tmp_path: Path) -> N
     assert classify_replies("handbook", path, reply_field="response").verdicts[0].verdict == "form"
 
 
+def test_question_and_reference_may_stand_in_other_fields_too(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"prompt": "Which year?", "answer": "in 1911", "key": "1911", "text": "in 1911"}])
+    report = classify_replies("handbook", path, reply_field="text", question_field="prompt", reference_field="answer")
+    (found,) = report.verdicts
+    assert (found.question, found.reference, found.verdict) == ("Which year?", "in 1911", "form")
+    with pytest.raises(TaskError, match="--reference-field"):
+        classify_replies("handbook", path, reply_field="text", question_field="prompt")
+
+
+def test_a_log_that_does_not_exist_is_named() -> None:
+    with pytest.raises(TaskError, match=r"nowhere\.jsonl: there is no such file: name the log"):
+        classify_replies("handbook", "nowhere.jsonl")
+
+
 @pytest.mark.parametrize(("broken", "message"), [
     (lambda question, reference, reply: 1 / 0, "ZeroDivisionError"),
     (lambda question, reference, reply: float("nan"), "nan"),

@@ -67,9 +67,9 @@ def test_rows_with_one_and_the_same_reference_train_no_head():
         fit_heads([Row(str(i), "Is it?", "yes") for i in range(6)], Layout("- "))
 
 
-def test_a_blend_averages_deficits_and_keeps_what_the_repairs_proved():
+def test_a_blend_averages_the_verdict_and_keeps_what_the_reward_said():
     repair = Attribution("a", 1.0, 0.0, 1.0, 0.5, "content", "- 1777", 1.0, 4)
     head = Attribution("a", 0.9, 0.9, 0.5, 0.5, "both", "- 1777", 0.5, 0)
     (found,) = blend([repair], [head])
-    assert (found.content_deficit, found.form_deficit) == (0.95, 0.45)
-    assert (found.verdict, found.single, found.calls) == ("both", 1.0, 4)
+    assert (found.p_content, found.verdict) == (0.75, "both")
+    assert (found.content_deficit, found.form_deficit, found.single, found.calls) == (1.0, 0.0, 1.0, 4)

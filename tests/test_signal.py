@@ -65,6 +65,22 @@ def test_after_opening_again_it_takes_two_more_useless_updates(kind):
     assert progress(kind, [*history, USELESS[kind]]).saturated
 
 
+@pytest.mark.parametrize(("kind", "gain", "saturated"), [
+    ("lora", 0.006, True), ("lora", 0.009, True), ("lora", 0.011, False), ("textgrad", 0.009, True),
+    ("textgrad", 0.011, False)])
+def test_a_saturated_kind_that_is_run_all_the_same_opens_only_above_twice_its_threshold(kind, gain, saturated):
+    # Progress is gain / 0.05; the threshold is 0.10, which is a gain of 0.005, and twice that 0.010.
+    again = Update(kind, True, gain, 0.0)
+    assert progress(kind, [USELESS[kind], USELESS[kind], again]).saturated == saturated
+    assert not progress(kind, [again]).saturated
+
+
+@given(st.sampled_from(KINDS), st.lists(st.floats(0.0, 0.0099), max_size=8))
+def test_noise_around_the_threshold_never_flips_a_saturated_kind(kind, gains):
+    history = [USELESS[kind]] * 2 + [Update(kind, True, gain, 0.0) for gain in gains]
+    assert all(progress(kind, history[:end]).saturated for end in range(2, len(history) + 1))
+
+
 def test_verified_rows_of_a_dropped_edit_open_lora_again():
     history = [USELESS["lora"], USELESS["lora"], edit(kept=False, gain=0.0, new_rows=7)]
     assert not progress("lora", history).saturated

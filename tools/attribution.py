@@ -5,7 +5,7 @@ score is read, never the checks' names, kinds or suggestions.
 
     content deficit  share of the missing reward still missing after mending the form only
     form deficit     share of the missing reward still missing after mending the content only
-    p_content        content deficit / (content deficit + form deficit)
+    p_content        the chance that content is missing against the chance that form is (`tools/chances.py`)
     stake            the missing reward
     verdict          both, where both deficits are above the tolerance, else the larger
 
@@ -20,12 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from nslora.tools.cores import WORD, shared_runs
-from nslora.tools.repairs import Layout, LayoutBook, Span, core_of, states, unescape, without_function_words
+from nslora.tools.chances import p_content
+from nslora.tools.cores import WORD, shares_most
+from nslora.tools.repair_trials import AttributionSettings, Repairs, repairs_of
+from nslora.tools.repairs import LayoutBook, core_of, states
 from nslora.tools.reward_calls import Asker, measure_tolerance
-from nslora.tools.spans import replace, spans
 
 if TYPE_CHECKING:
     from nslora.tools.rewards import Graded, Score
@@ -45,43 +44,16 @@ __all__ = [
 VerdictName = Literal["content", "form", "both"]
 
 
-class AttributionSettings(BaseModel):
-    """How much is asked of the reward, and what counts as a deficit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tolerance: float = Field(
-        default=0.0, ge=0, lt=1, description="Noise of the reward; `measure_tolerance` asks it twice."
-    )
-    deficit_tolerance: float = Field(
-        default=0.08, ge=0, lt=1, description="Share of the missing reward up to which a repair counts as complete."
-    )
-    unstated_tolerance: float = Field(
-        default=0.03,
-        ge=0,
-        lt=1,
-        description="The same for the content of a reply that does not state the reference: similarity rewards take "
-        "little off for one wrong word.",
-    )
-    max_spans: int = Field(default=3, ge=1)
-    max_layouts: int = Field(default=3, ge=1)
-    max_calls_per_failure: int = Field(default=12, ge=1)
-    sentence_words: int = Field(
-        default=5, ge=1, description="References of more words are searched for the span that earns full reward."
-    )
-    max_core_calls: int = Field(default=4, ge=0, description="Of the calls, those spent on that search.")
-    heads_weight: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of the reward heads in the deficits. Measured on real failures, an "
-        "even average lowers macro-F1 from 0.997 to 0.906 (mean), from 0.977 to 0.926 (similarity).",
-    )
-
-
 DEFAULTS = AttributionSettings()
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """What one failing reply needs. `repaired` is the reply that proves it; `single` the reward after one repair."""
+    """What one failing reply needs. `repaired` is the reply that proves it; `single` the reward after one repair.
+
+    Deficits are shares of the missing reward, and above their limits something is missing; p_content is a probability
+    (of 0.5 where both are missing).
+    """
 
     example_id: str
     content_deficit: float
@@ -92,11 +64,19 @@ class Attribution:
     repaired: str | None
     single: float
     calls: int
+    content_limit: float = DEFAULTS.deficit_tolerance
+    form_limit: float = DEFAULTS.deficit_tolerance
+
+    @property
+    def content_share(self) -> float:
+        """Share of the missing reward that weights could bring back, against what edits could."""
+        total = self.content_deficit + self.form_deficit
+        return self.content_deficit / total if total > 0 else self.p_content
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Shares of the three verdicts among the failures; p_content weighs each failure by its missing reward."""
+    """Shares of the three verdicts among the failures; p_content is the content share of all the missing reward."""
 
     failures: int
     content: float
@@ -133,9 +113,9 @@ def demand(attributions: Sequence[Attribution]) -> Demand:
         verdict: sum(each.verdict == verdict for each in attributions) / max(1, count)
         for verdict in ("content", "form", "both")
     }
-    weighted = sum(each.p_content * each.stake for each in attributions)
-    p_content = weighted / stake if stake > 0 else 0.5
-    return Demand(count, shares["content"], shares["form"], shares["both"], p_content, stake)
+    weighted = sum(each.content_share * each.stake for each in attributions)
+    share = weighted / stake if stake > 0 else 0.5
+    return Demand(count, shares["content"], shares["form"], shares["both"], share, stake)
 
 
 def potentials(graded: Sequence[Graded], attributions: Sequence[Attribution]) -> list[float]:
@@ -150,114 +130,37 @@ def potential(graded: Sequence[Graded], attributions: Sequence[Attribution]) -> 
     return sum(values) / len(values) if values else 0.0
 
 
-@dataclass(frozen=True)
-class _Repairs:
-    """The best reply and reward of each repair; None where it could not be tried. core: the reference's answer."""
-
-    core: str
-    content: tuple[float, str] | None
-    form: tuple[float, str] | None
-    proof: str | None  # both mended: earned full reward
-
-
 def _attribute_one(failure: Graded, ask: Asker, book: LayoutBook, settings: AttributionSettings) -> Attribution:
     own, row = failure.score.value, failure.example.id
     stake = max(0.0, 1.0 - own)
     if failure.example.reference is None or not failure.example.reference.strip():
         # Without a reference, what would be right is not known: only the form can be asked for.
         return Attribution(row, 0.0, 1.0, 0.0, stake, "form", None, own, 0)
-    repairs = _repairs(failure, failure.example.reference.strip(), ask, book, settings)
+    repairs = repairs_of(failure, failure.example.reference.strip(), ask, book, settings)
     noise = settings.tolerance / stake if stake > 0 else 0.0
-    limit, stated = max(settings.deficit_tolerance, noise), states(failure.reply, repairs.core)
+    limit, stated = max(settings.deficit_tolerance, noise), _stated(failure, repairs, settings)
     content, form = _deficits(failure, repairs, limit, stated)
-    content_limit = limit if stated else max(settings.unstated_tolerance, noise)
-    _, verdict = _judge(content, form, content_limit, limit, stated)
     # What lies within the reward's noise speaks for neither side, unless there is nothing else.
-    firm = [deficit if deficit > noise else 0.0 for deficit in (content, form)]
-    p_content = firm[0] / sum(firm) if sum(firm) > 0 else _judge(content, form, content_limit, limit, stated)[0]
+    if max(content, form) > noise:
+        content, form = (deficit if deficit > noise else 0.0 for deficit in (content, form))
+    limits = (limit if stated else max(settings.unstated_tolerance, noise), limit)
+    verdict = _judge(content, form, *limits, stated)
+    share = p_content(content, form, *limits) if content + form > 0 else float(verdict == "content")
     single = max([own, *(found[0] for found in (repairs.content, repairs.form) if found)])
     return Attribution(
-        row, content, form, p_content, stake, verdict, _proof(verdict, repairs, own), single, ask.calls
+        row, content, form, share, stake, verdict, _proof(verdict, repairs, own), single, ask.calls, *limits
     )
 
 
-def _repairs(
-    failure: Graded, reference: str, ask: Asker, book: LayoutBook, settings: AttributionSettings
-) -> _Repairs:
-    full = 1.0 - settings.tolerance - 1e-9
-    question, reply = failure.example.question, failure.reply
-    proven: list[Layout] = []
-    proof: str | None = None
-    core = reference
-    for layout in book.candidates():
-        found = _core_in(layout, failure, ask, full, settings, book)
-        worked = found is not None
-        book.note(layout, worked)
-        if found is not None:
-            core, proof = found, layout.wrap(found, question)
-            proven.append(layout)
-            break
-    places = spans(reply, core, question, proven, settings.max_spans)
-    case = proven[0].case if proven else "as is"
-    content = _best(ask, [replace(reply, place, core, case) for place in places], full)
-    own = [Span(*run) for run in shared_runs(reply, reference, question)[:1] if core not in reply]
-    form = _best(ask, _reframed(reply, core, [*own, *places], proven, question), full) if proven else None
-    return _Repairs(core, content, form, proof)
+def _stated(failure: Graded, repairs: Repairs, settings: AttributionSettings) -> bool:
+    """Whether the reply states the reference's core; where that is not known, most of the reference's own words."""
+    if states(failure.reply, repairs.core):
+        return True
+    sentence = len(WORD.findall(repairs.core)) > settings.sentence_words
+    return repairs.proof is None and sentence and shares_most(failure.reply, repairs.core, failure.example.question)
 
 
-def _core_in(
-    layout: Layout, failure: Graded, ask: Asker, full: float, settings: AttributionSettings, book: LayoutBook
-) -> str | None:
-    """The part of the reference that earns full reward in this layout, the barest that was found; None where none does.
-
-    Of a sentence its likely cores are tried; of a short reference what is left without the function words at its ends
-    ("1911" of "in 1911"), until that proved wrong on a few rows.
-    """
-    question, reference = failure.example.question, (failure.example.reference or "").strip()
-
-    def earns(core: str) -> bool:
-        value = ask(layout.wrap(core, question))
-        return value is not None and value >= full
-
-    if len(WORD.findall(reference)) > settings.sentence_words:
-        likely = book.cores.likely(reference, question, failure.reply)[: settings.max_core_calls]
-        core = next((core for core in [*likely, reference] if earns(core)), None)
-        book.cores.note(reference, core or "")
-        return core
-    bare = without_function_words(reference)
-    if bare != reference and book.bare_cores_work:
-        worked = earns(bare)
-        if worked or earns(reference):
-            book.note_bare_core(worked)
-            return bare if worked else reference
-        return None
-    return reference if earns(reference) else None
-
-
-def _reframed(
-    reply: str, core: str, places: Sequence[Span], proven: Sequence[Layout], question: str
-) -> list[str | None]:
-    """Form repairs: each of the reply's own spans in each proven layout. Case is form, so it is mended too."""
-    quoted = reply.lstrip().startswith(("{", "["))
-    texts = [reply[place.start : place.end] for place in places]
-    texts = [unescape(text) if quoted else text for text in texts]
-    texts = [core if text.lower() == core.lower() else text for text in texts]
-    return [layout.wrap(text, question) for layout in proven for text in texts]
-
-
-def _best(ask: Asker, replies: Sequence[str | None], full: float) -> tuple[float, str] | None:
-    """The best-paid of the replies; asks no further once one earns full reward."""
-    best: tuple[float, str] | None = None
-    for reply in dict.fromkeys(replies):
-        value = ask(reply)
-        if reply is not None and value is not None and (best is None or value > best[0]):
-            best = (value, reply)
-        if best is not None and best[0] >= full:
-            break
-    return best
-
-
-def _deficits(failure: Graded, repairs: _Repairs, limit: float, stated: bool) -> tuple[float, float]:
+def _deficits(failure: Graded, repairs: Repairs, limit: float, stated: bool) -> tuple[float, float]:
     """(content deficit, form deficit), each in [0, 1]."""
     own: float = failure.score.value
 
@@ -276,19 +179,16 @@ def _deficits(failure: Graded, repairs: _Repairs, limit: float, stated: bool) ->
     return (rise if rise > limit else 1.0), form
 
 
-def _judge(
-    content: float, form: float, content_limit: float, form_limit: float, stated: bool
-) -> tuple[float, VerdictName]:
-    """(p_content, verdict) of two deficits. Where either repair alone suffices, a stated reference speaks for form."""
-    total = content + form
-    if total <= 0:
-        return (0.0, "form") if stated else (1.0, "content")
+def _judge(content: float, form: float, content_limit: float, form_limit: float, stated: bool) -> VerdictName:
+    """The verdict of two deficits. Where either repair alone suffices, a stated reference speaks for form."""
+    if content + form <= 0:
+        return "form" if stated else "content"
     if content > content_limit and form > form_limit:
-        return content / total, "both"
-    return content / total, "content" if content >= form else "form"
+        return "both"
+    return "content" if content >= form else "form"
 
 
-def _proof(verdict: VerdictName, repairs: _Repairs, own: float) -> str | None:
+def _proof(verdict: VerdictName, repairs: Repairs, own: float) -> str | None:
     """The reply that shows the verdict; None where no repair earned more than the reply itself."""
     ranked = {
         "content": [repairs.content],

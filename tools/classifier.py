@@ -3,6 +3,9 @@
 Counterfactual repair (`tools/attribution.py`) asks the reward about six times a failure. A reward that is declared
 costly is asked about the first failures only, until a reply that earned full reward shows the layout; from then on two
 reward heads (`tools/reward_heads.py`) answer without a call. How firm the reward is is measured once, by asking twice.
+
+Where no single repair earned full reward, the heads' answer is averaged in as a second opinion; where one did, the
+reward itself has spoken.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from nslora.tools.task import Example
 
 ASKED_TWICE = 5         # replies that are judged twice, to learn how firm a reward is
+FIRM = 1e-9
 COSTLY_CALLS = 3        # a failure, of a costly reward, while no layout is known
 COSTLY_FAILURES = 8     # failures that are repaired then; the others are given their mean
 
@@ -38,11 +42,18 @@ def classify(
     if not failures:
         return []
     settings = settings.model_copy(update={"tolerance": max(settings.tolerance, tolerance_of(reward, failures))})
-    heads = heads_for(failures, known_good, train) if reward.costly or settings.heads_weight > 0 else None
     if reward.costly:
+        heads = heads_for(failures, known_good, train)
         return without_calls(failures, heads) if heads else sparing(failures, reward, settings)
     repairs = attribute(failures, reward, known_good=known_good, settings=settings)
-    return blend(repairs, heads.attribute(failures), weight=settings.heads_weight) if heads else repairs
+    full = 1.0 - settings.tolerance - FIRM
+    open_ = [i for i, each in enumerate(repairs) if each.single < full or each.single <= 1.0 - each.stake]
+    heads = heads_for(failures, known_good, train) if open_ and settings.heads_weight > 0 else None
+    if heads is None:
+        return repairs
+    second = heads.attribute([failures[i] for i in open_])
+    blended = dict(zip(open_, blend([repairs[i] for i in open_], second, weight=settings.heads_weight), strict=True))
+    return [blended.get(i, each) for i, each in enumerate(repairs)]
 
 
 def tolerance_of(reward: Reward, graded: Sequence[Graded]) -> float:
@@ -69,7 +80,8 @@ def heads_for(
         return None
     failing = [align(each.reply, each.example.reference) for each in failures if each.example.reference]
     try:
-        return fit_heads(train, layouts[0], failing=list(dict.fromkeys(each for each in failing if each is not None)))
+        return fit_heads(train, layouts[0], failing=list(dict.fromkeys(each for each in failing if each is not None)),
+                         known_good=known_good)
     except SettingsError:
         return None     # all references alike: a wrong answer cannot be made from another row's
 

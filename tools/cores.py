@@ -119,6 +119,17 @@ def _stands_alone(words: Sequence[re.Match[str]], first: int, size: int, asked: 
     return all(word in asked or word in FUNCTION_WORDS for word in beside)
 
 
+def shares_most(reply: str, reference: str, question: str) -> bool:
+    """Whether the reply holds more than half of the words by which the reference goes beyond the question.
+
+    Of a sentence whose core is not known, this says whether the reply may state it.
+    """
+    asked = {word.lower() for word in WORD.findall(question)}
+    new = {word.lower() for word in WORD.findall(reference)} - asked - FUNCTION_WORDS
+    said = {word.lower() for word in WORD.findall(reply)}
+    return 2 * len(new & said) > len(new)
+
+
 def shared_runs(reply: str, reference: str, question: str) -> list[tuple[int, int]]:
     """Stretches of the reply, as (start, end), whose words stand in the reference and not in the question; longest
     first. They are the reply's own answer, where that is right."""

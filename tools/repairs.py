@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nslora.tools.cores import FUNCTION_WORDS, NUMBER, WORD, CoreBook
+from nslora.tools.lines import find_lines, lines_of, mark_of, marked, several, unmarked
 
 if TYPE_CHECKING:
     from nslora.tools.rewards import Graded
@@ -38,28 +39,29 @@ class Span:
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands around the answer in a good reply."""
+    """What stands around the answer in a good reply. mark: before each of its lines, where it has several."""
 
     prefix: str = ""
     suffix: str = ""
     case: Case = "as is"
     escaped: bool = False
+    mark: str = ""
 
     @property
     def bare(self) -> bool:
         """Whether nothing stands around the answer."""
-        return not self.prefix and not self.suffix
+        return not self.prefix and not self.suffix and not self.mark
 
     def for_any(self, question: str) -> Layout:
         """The same layout with a mark in place of this row's question."""
         if not question:
             return self
         prefix, suffix = (part.replace(question, QUESTION) for part in (self.prefix, self.suffix))
-        return Layout(prefix, suffix, self.case, self.escaped)
+        return Layout(prefix, suffix, self.case, self.escaped, self.mark)
 
     def wrap(self, core: str, question: str) -> str:
         """The core in this layout, with the row's own question where the layout restates one."""
-        text = escape(core) if self.escaped else core
+        text = marked(escape(core) if self.escaped else core, self.mark)
         prefix, suffix = (part.replace(QUESTION, question) for part in (self.prefix, self.suffix))
         return prefix + in_case(text, self.case) + suffix
 
@@ -162,6 +164,9 @@ class LayoutBook:
 
 def align(reply: str, reference: str) -> Layout | None:
     """The layout of a good reply around its reference; None where the reply does not hold it."""
+    found = find_lines(reply, lines_of(reference)) if several(reference) else None
+    if found is not None:
+        return Layout(reply[: found.start()], reply[found.end() :], mark=mark_of(found.group()))
     for core in [reference.strip(), *word_runs(reference)]:
         for case in CASES:
             for escaped in (False, True):
@@ -214,10 +219,19 @@ def _cased(text: str) -> bool:
 
 def find_bounded(text: str, part: str) -> int | None:
     """Where the part stands in the text as whole words, the last such place; None where it does not."""
-    before = r"(?<!\w)" if part[:1].isalnum() else ""
-    after = r"(?!\w)" if part[-1:].isalnum() else ""
-    places = [match.start() for match in re.finditer(before + re.escape(part) + after, text)]
-    return places[-1] if places else None
+    at = text.rfind(part)
+    while at >= 0:
+        end = at + len(part)
+        before = part[:1].isalnum() and _in_word(text[at - 1 : at])
+        after = part[-1:].isalnum() and _in_word(text[end : end + 1])
+        if not before and not after:
+            return at
+        at = text.rfind(part, 0, end - 1)
+    return None
+
+
+def _in_word(letter: str) -> bool:
+    return letter.isalnum() or letter == "_"
 
 
 def word_runs(reference: str, longest: int = 12) -> list[str]:
@@ -238,6 +252,8 @@ def states(reply: str, reference: str) -> bool:
 
     Words without content at either end of the reference are not asked for: "1911" states "in 1911".
     """
+    if several(reference) and find_lines(reply, lines_of(unmarked(reference))) is not None:
+        return True
     core = without_function_words(reference).lower()
     if any(find_bounded(text.lower(), core) is not None for text in (reply, unescape(reply))):
         return True

@@ -20,6 +20,15 @@ FULL = 1.0 - 1e-9
 
 
 @dataclass(frozen=True)
+class LogFields:
+    """The fields of a log that hold question, reference and reply."""
+
+    question: str = "question"
+    reference: str = "reference"
+    reply: str = "reply"
+
+
+@dataclass(frozen=True)
 class ReplyVerdict:
     """One failing reply: what it needs, and the repaired reply that proves it (None where no repair was paid for)."""
 
@@ -58,6 +67,7 @@ class ReplyReport:
 
 def classify_replies(
     task: Task | str | Path, replies: str | Path | Sequence[Mapping[str, Any]], *, reply_field: str = "reply",
+    question_field: str = "question", reference_field: str = "reference",
     settings: AttributionSettings = CLASSIFIER_DEFAULTS,
 ) -> ReplyReport:
     """Content, form or both, for each reply that does not earn full reward under the task's reward.
@@ -68,7 +78,8 @@ def classify_replies(
     where the reward misbehaves.
     """
     task = task if isinstance(task, Task) else load_task(task)
-    graded, before = read_replies(task, replies, reply_field), task.reward.calls
+    fields = LogFields(question_field, reference_field, reply_field)
+    graded, before = read_replies(task, replies, fields), task.reward.calls
     scored = [Graded(row, reply, task.reward(row, reply)) for row, reply in graded]
     tolerance = tolerance_of(task.reward, scored)
     good = [each for each in scored if each.score.value >= FULL - tolerance]
@@ -90,9 +101,11 @@ def suggestions(task: Task) -> list[Graded]:
 
 
 def read_replies(
-    task: Task, replies: str | Path | Sequence[Mapping[str, Any]], reply_field: str
+    task: Task, replies: str | Path | Sequence[Mapping[str, Any]], fields: LogFields
 ) -> list[tuple[Example, str]]:
     """Rows with their replies; each row has an id of its own. Raises TaskError with file and line."""
+    if isinstance(replies, str | Path) and not Path(replies).exists():
+        raise TaskError(f"{replies}: there is no such file: name the log of replies.")
     rows = read_rows(Path(replies)) if isinstance(replies, str | Path) else from_python(replies, "replies")
     if not rows:
         raise TaskError(f"{replies if isinstance(replies, str | Path) else 'replies'}: no reply came: write one JSON "
@@ -101,7 +114,7 @@ def read_replies(
     pairs: list[tuple[Example, str]] = []
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
-        example, reply = _pair(row, task.reward, known, reply_field)
+        example, reply = _pair(row, task.reward, known, fields)
         if example.id in seen:      # several replies to one row
             example = replace(example, id=f"{example.id}#{number}")
         seen.add(example.id)
@@ -109,33 +122,33 @@ def read_replies(
     return pairs
 
 
-def _pair(row: Row, reward: Reward, known: Mapping[str, Example], reply_field: str) -> tuple[Example, str]:
-    columns = row.columns
-    question = _text(row, "question")
+def _pair(row: Row, reward: Reward, known: Mapping[str, Example], fields: LogFields) -> tuple[Example, str]:
+    columns, found = row.columns, ", ".join(map(str, row.columns))
+    question = _text(row, "question", fields.question)
     twin = known.get(same_question(question))
-    if "reference" not in columns and twin is None:
-        raise TaskError(f"{row.place}: no field 'reference' (found: {', '.join(map(str, columns))}), and the question "
-                        "is none of the task's: add it, or write null where there is none.")
-    if reply_field not in columns:
-        raise TaskError(f"{row.place}: no field {reply_field!r} (found: {', '.join(map(str, columns))}): name the one "
-                        "that holds the reply with --reply-field (in Python: reply_field=).")
-    reference = columns.get("reference", twin.reference if twin else None)
+    if fields.reference not in columns and twin is None:
+        raise TaskError(f"{row.place}: no field {fields.reference!r} (found: {found}), and the question is none of the "
+                        "task's: add it (null where there is none), or name the one that holds the reference with "
+                        "--reference-field (in Python: reference_field=).")
+    reply = _text(row, "reply", fields.reply, empty=True)
+    reference = columns.get(fields.reference, twin.reference if twin else None)
     if reference is not None and (not isinstance(reference, str) or not reference.strip()):
         raise TaskError(f"{row.place}: the reference is {reference!r}: write it in quotes, or null for none.")
-    fields = {**(twin.fields if twin else {}), **columns}
-    example = Example(str(columns.get("id", f"row-{row.number}")), question, reference, fields)
+    known_columns = {**(twin.fields if twin else {}), **columns, "question": question, "reference": reference}
+    example = Example(str(columns.get("id", f"row-{row.number}")), question, reference, known_columns)
     problem = reward.problem(example)
     if problem is not None:
         raise TaskError(f"{row.place}: {problem}.")
-    return example, _text(row, reply_field, empty=True)
+    return example, reply
 
 
-def _text(row: Row, field: str, *, empty: bool = False) -> str:
+def _text(row: Row, role: str, field: str, *, empty: bool = False) -> str:
     value = row.columns.get(field)
     if field not in row.columns:
-        raise TaskError(f"{row.place}: no field {field!r} (found: {', '.join(map(str, row.columns))}): add it.")
+        raise TaskError(f"{row.place}: no field {field!r} (found: {', '.join(map(str, row.columns))}): name the one "
+                        f"that holds the {role} with --{role}-field (in Python: {role}_field=).")
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise TaskError(f"{row.place}: the {field} is {value!r}, but text is wanted: write it in quotes.")
+        raise TaskError(f"{row.place}: the {role} is {value!r}, but text is wanted: write it in quotes.")
     return value
 
 

@@ -15,21 +15,23 @@ if TYPE_CHECKING:
 
 LARGEST_NOISE = 0.3  # a larger change of mind about one reply cannot be told from a repair
 
+FURTHER = 3         # times as many rows are asked twice where the first ones showed noise
+
 
 class Asker:
-    """Asks the reward about one row: cached, counted, capped."""
+    """Asks the reward about one row: cached, counted, capped. held_back: calls of the cap that may not be spent now."""
 
     def __init__(self, failure: Graded, reward: Callable[[Example, str], Score], cap: int) -> None:
         self.example, self.reward, self.cap = failure.example, reward, cap
         self.seen: dict[str, float] = {failure.reply: failure.score.value}
-        self.calls = 0
+        self.calls = self.held_back = 0
 
     def __call__(self, reply: str | None) -> float | None:
         """Reward of the reply; None where there is no reply or no call left."""
         if reply is None:
             return None
         if reply not in self.seen:
-            if self.calls >= self.cap:
+            if self.calls >= self.cap - self.held_back:
                 return None
             self.calls += 1
             self.seen[reply] = self.fresh(reply)
@@ -54,16 +56,22 @@ def measure_tolerance(
 ) -> float:
     """Noise of a reward: the largest change of mind over a few rows asked twice, doubled; 0.0 for a firm one.
 
+    One that wavers is asked about further rows, since a reward that means nothing may agree with itself by chance.
     `reward` must not answer from a cache. Raises RewardError where it changes its mind by more than `largest`.
     """
-    worst = 0.0
-    for row in graded[:rows]:
-        asker = Asker(row, reward, cap=2)
-        first, second = (asker.fresh(row.reply) for _ in range(2))
-        if abs(first - second) > largest:
-            raise RewardError(
-                f"Row {row.example.id}: the reward gave {first:.3f} and then {second:.3f} for the same reply "
-                f"{row.reply[:80]!r}; a change of at most {largest:g} can be worked with, so make it steadier."
-            )
-        worst = max(worst, abs(first - second))
-    return min(2 * worst, largest)
+    worst = max((_change_of_mind(reward, row, largest) for row in graded[:rows]), default=0.0)
+    if worst == 0.0:
+        return 0.0
+    further = graded[rows : rows * FURTHER]
+    return min(largest, max([2 * worst, *(_change_of_mind(reward, row, largest) for row in further)]))
+
+
+def _change_of_mind(reward: Callable[[Example, str], Score], row: Graded, largest: float) -> float:
+    asker = Asker(row, reward, cap=2)
+    first, second = (asker.fresh(row.reply) for _ in range(2))
+    if abs(first - second) > largest:
+        raise RewardError(
+            f"Row {row.example.id}: the reward gave {first:.3f} and then {second:.3f} for the same reply "
+            f"{row.reply[:80]!r}; a change of at most {largest:g} can be worked with, so make it steadier."
+        )
+    return abs(first - second)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from nslora.tools.cores import FUNCTION_WORDS, NUMBER, WORD
+from nslora.tools.lines import mark_of, marked, marked_block, several
 from nslora.tools.repairs import Case, Layout, Span, escape, in_case, number_in
 
 LONG_REPLY_WORDS = 6
@@ -29,6 +30,8 @@ def spans(reply: str, core: str, question: str, layouts: Sequence[Layout], limit
     """Stretches of the reply that may hold its answer, best first: slots of known layouts, then by likeness."""
     slots = [layout.slot(reply, question) for layout in layouts if not layout.bare]
     slots = [_answer_slot(slot, reply, core) for slot in [*slots, *_structural_slots(reply)]]
+    block = marked_block(reply) if several(core) else None
+    slots = [Span(*block, framed=True), *slots] if block else slots
     found: list[Span] = []
     for slot in [*slots, _bare_slot(reply, core)]:
         if slot is not None and (slot.start, slot.end) not in {(span.start, span.end) for span in found}:
@@ -62,7 +65,9 @@ def _bare_slot(reply: str, core: str) -> Span | None:
     own = {word.lower() for word in WORD.findall(core)}
     extra = [word for word in words if word not in own]
     text = reply.strip()
-    if not words or len(words) > max(LONG_REPLY_WORDS, 2 * len(own)) or SENTENCE_WORDS & set(extra) or "\n" in text:
+    if not words or len(words) > max(LONG_REPLY_WORDS, 2 * len(own)) or SENTENCE_WORDS & set(extra):
+        return None
+    if several(text) and not several(core):
         return None
     if text[-1:] in ".!?" and core.strip()[-1:] not in ".!?":
         return None
@@ -129,7 +134,8 @@ def replace(reply: str, span: Span, core: str, case: Case = "as is") -> str | No
     if long and not span.framed and (span.end - span.start) * 2 > len(reply.strip()):
         return None
     lettered = any(letter.isalpha() for letter in reply[span.start : span.end])
-    text = in_case(core.strip(), case_of(reply, span) if lettered else case)
+    lines = marked(core.strip(), mark_of(reply[span.start : span.end])) if several(core) else core.strip()
+    text = in_case(lines, case_of(reply, span) if lettered else case)
     if reply.lstrip().startswith(("{", "[")) and reply[: span.start].count('"') % 2:
         text = escape(text)
     return reply[: span.start] + text + reply[span.end :]

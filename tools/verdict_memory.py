@@ -23,13 +23,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from nslora.tools.attribution import DEFAULTS as CLASSIFIER_DEFAULTS
 from nslora.tools.attribution import Attribution, VerdictName
+from nslora.tools.chances import logit, p_content, sigmoid
 from nslora.tools.signal import Kind
 
 Head = Literal["content", "form"]
 HEADS: tuple[Head, ...] = ("content", "form")
-LEAST_DEFICIT = 0.02    # a deficit of exactly 0 or 1 is one row's evidence, no certainty
 ROSE = 1e-6
 
 Floats = npt.NDArray[np.float64]
@@ -71,7 +70,7 @@ class Correction:
         if self == Correction(verdicts=self.verdicts):
             return raw
         edge = logit(limit)
-        return float(1 / (1 + np.exp(-(edge + self.scale * (logit(raw) - edge) + self.shift))))
+        return sigmoid(edge + self.scale * (logit(raw) - edge) + self.shift)
 
 
 def verdicts_of(
@@ -107,37 +106,24 @@ def corrected(attributions: Sequence[Attribution], corrections: Mapping[Head, Co
     return [_corrected(each, corrections) for each in attributions]
 
 
-def logit(deficit: float) -> float:
-    clipped = min(1 - LEAST_DEFICIT, max(LEAST_DEFICIT, deficit))
-    return float(np.log(clipped / (1 - clipped)))
-
-
 def _verdict(each: Attribution, head: Head, missing: bool) -> Verdict:
     deficit = each.content_deficit if head == "content" else each.form_deficit
-    return Verdict(head, deficit, limit_of(each, head), missing)
-
-
-def limit_of(each: Attribution, head: Head) -> float:
-    """The deficit from which the classifier called this head missing, as its verdict shows.
-
-    Content of a reply that does not state its reference counts from a smaller deficit on.
-    """
-    deficit = each.content_deficit if head == "content" else each.form_deficit
-    said = each.verdict in (head, "both")
-    usual = CLASSIFIER_DEFAULTS.deficit_tolerance
-    return usual if said == (deficit > usual) else CLASSIFIER_DEFAULTS.unstated_tolerance
+    return Verdict(head, deficit, each.content_limit if head == "content" else each.form_limit, missing)
 
 
 def _corrected(each: Attribution, corrections: Mapping[Head, Correction]) -> Attribution:
-    limits = {head: limit_of(each, head) for head in HEADS}
-    content = corrections["content"].deficit(each.content_deficit, limits["content"])
-    form = corrections["form"].deficit(each.form_deficit, limits["form"])
-    total = content + form
-    p_content = content / total if total > 0 else each.p_content
-    verdict: VerdictName = "content" if content >= form else "form"
-    if content > limits["content"] and form > limits["form"]:
-        verdict = "both"
-    return replace(each, content_deficit=content, form_deficit=form, p_content=p_content, verdict=verdict)
+    """A side changes from missing to not missing, or back, where its deficit crosses its limit."""
+    limits = (each.content_limit, each.form_limit)
+    raw = (each.content_deficit, each.form_deficit)
+    content, form = (corrections[head].deficit(deficit, limit) for head, deficit, limit in
+                     zip(HEADS, raw, limits, strict=True))
+    missing = [anew > limit if (anew > limit) != (old > limit) else each.verdict in (head, "both")
+               for head, old, anew, limit in zip(HEADS, raw, (content, form), limits, strict=True)]
+    verdict: VerdictName = "content" if missing[0] or (not missing[1] and content >= form) else "form"
+    moved = logit(p_content(content, form, *limits)) - logit(p_content(*raw, *limits))
+    chance = sigmoid(logit(each.p_content) + moved) if moved else each.p_content
+    return replace(each, content_deficit=content, form_deficit=form, p_content=chance,
+                   verdict="both" if all(missing) else verdict)
 
 
 def _most_probable(verdicts: Sequence[Verdict], settings: MemorySettings) -> Correction:

@@ -3,6 +3,9 @@
 The embedded model meets facts that it knows (each wording checked beforehand) or invented ones, under a prompt that
 shows the house style or under none. The tiny model is trained here, from nothing, to answer invented codes in a house
 style; the task then asks for these codes or for others, in this style or in another.
+
+With cause `neither` the model is right. Under every other seed some validation references are wrong as well, so that
+rows fail which no update can mend: a run that ends at once because all is right would prove little.
 """
 
 import json
@@ -22,7 +25,7 @@ from nslora.tools.tiny_model import write_tiny_model
 
 Cause = Literal["content", "form", "both", "neither"]
 CAUSES: tuple[Cause, ...] = ("content", "form", "both", "neither")
-RIGHT = {"content": ("lora",), "form": ("textgrad",), "both": ("lora", "textgrad"), "neither": ("none",)}
+RIGHT = {"content": ("lora",), "form": ("textgrad",), "both": ("lora", "textgrad")}
 WORDINGS = ("What is {}?", "Tell me: what is {}?", "Can you tell me what {} is?")
 COMMON = {
     "the capital of France": "Paris", "the capital of Italy": "Rome", "the capital of Spain": "Madrid",
@@ -44,9 +47,11 @@ STYLE = {"name": "style", "check": "json_schema", "schema": {
     "additionalProperties": False}}
 FACT = {"name": "fact", "check": "contains", "field": "key"}
 ROWS = 10               # of each split
+MISLABELLED = 4         # of validation, under cause `neither` and an odd seed: as many as the paired test can tell
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "islet", "jetty")
 TINY_WORDINGS = ("code of {}?", "{} code?", "give {}:")
-TINY_STEPS = 400
+TINY_STEPS = 400        # at most
+LEARNT_LOSS_NATS = 0.02
 
 
 def embedded_task(cause: Cause, seed: int, known: Sequence[str]) -> Task:
@@ -66,6 +71,8 @@ def embedded_task(cause: Cause, seed: int, known: Sequence[str]) -> Task:
         if cause == "content":
             prompt = Prompt(demonstrations=tuple(
                 Demonstration(fact.taught, json.dumps({"answer": fact.core})) for fact in facts[ROWS:]))
+    if cause == "neither":
+        mislabel(rows["validation"], seed)
     checks = [FACT] if cause == "neither" else [FACT, STYLE]
     return task_from_rows(**rows, reward=checks, name=f"{cause}-{seed}", prompt=prompt, max_new_tokens=24)
 
@@ -86,8 +93,18 @@ def tiny_task(cause: Cause, seed: int) -> Task:
     rows = {split: [{"question": wording.format(word), "reference": code, "key": code}
                     for word, code in codes.items()]
             for split, wording in zip(("train", "validation", "test"), TINY_WORDINGS, strict=True)}
+    if cause == "neither":
+        mislabel(rows["validation"], seed)
     style = {"name": "style", "check": "regex", "pattern": pattern, "form": form}
     return task_from_rows(**rows, reward=[FACT, style], name=f"{cause}-{seed}", max_new_tokens=24)
+
+
+def mislabel(rows: list[dict[str, Any]], seed: int) -> None:
+    """Under an odd seed, the first rows get one another's references."""
+    if seed % 2:
+        wrong = [{key: row[key] for key in ("reference", "key")} for row in rows[:MISLABELLED]]
+        for row, others in zip(rows, wrong[1:] + wrong[:1], strict=False):
+            row.update(others)
 
 
 def codes_of(seed: int) -> dict[str, str]:
@@ -112,7 +129,7 @@ def tiny_model(folder: Path, seed: int) -> Path:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if loss.item() < 0.002:
+        if loss.item() < LEARNT_LOSS_NATS:
             break
     print(f"tiny model {seed}: loss {loss.item():.4f}", flush=True)
     model.save_pretrained(folder)

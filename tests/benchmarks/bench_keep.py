@@ -1,0 +1,96 @@
+"""What the level of the keep-or-drop test costs and saves. A simulation, with the project's own test.
+
+Each run has some validation rows, drawn from a large population of rows that pass or fail. Updates are proposed one
+after the other; each mends a share of the failing rows and breaks a share of the passing ones, drawn from one of four
+mixes. The test sees only the validation rows. Two figures:
+
+- gain: the share of the population that passes under the candidate with the highest validation reward after twelve
+  updates. A strict level stops progress.
+- false keeps: how often at least one of four updates is kept where updates only reshuffle which rows pass. A lax level
+  changes a model that needs no change, and each keep opens the other kind of update again, which costs rounds.
+
+The default is the laxest of the levels under which at most one run in twenty has a false keep, at 30 rows and more.
+"""
+
+import itertools
+import sys
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from form import Figure, figure, publish
+
+from nslora.tools.statistics import KeepSettings, sign_flip_p_value
+
+LEVELS = (0.02, 0.05, 0.10, 0.20, 0.30, 0.45)
+ROWS = (10, 30, 100)
+ROUNDS, RUNS = 12, 2000
+START = 0.3             # share of the population that passes
+IDLE_ROUNDS = 4         # before both kinds are saturated, where nothing helps
+FALSE_KEEPS = 0.05
+Random = np.random.Generator
+Mix = Callable[[Random], tuple[float, float]]
+
+
+def big_steps(draw: Random) -> tuple[float, float]:
+    """Every third mends much, as the first edit and burst of `handbook` do; the others move a few rows either way."""
+    return (draw.uniform(0.3, 0.9), 0.03) if draw.random() < 1 / 3 else (draw.uniform(0, 0.1), draw.uniform(0, 0.1))
+
+
+def small_steps(draw: Random) -> tuple[float, float]:
+    """Half of the updates mend somewhat more than they break, half the other way round."""
+    good, bad = draw.uniform(0.05, 0.25), draw.uniform(0.0, 0.1)
+    return (good, bad) if draw.random() < 1 / 2 else (bad, good)
+
+
+def mostly_harm(draw: Random) -> tuple[float, float]:
+    """One update in six mends; the others break more than they mend."""
+    good, bad = draw.uniform(0.1, 0.4), draw.uniform(0.0, 0.05)
+    return (good, bad) if draw.random() < 1 / 6 else (bad, good)
+
+
+def reshuffle(draw: Random) -> tuple[float, float]:
+    """As many rows mended as broken."""
+    breaks = draw.uniform(0.0, 0.1)
+    return breaks * START / (1 - START), breaks
+
+
+MIXES: dict[str, Mix] = {"big steps": big_steps, "small steps": small_steps, "mostly harm": mostly_harm}
+
+
+@cache
+def p_value(won: int, lost: int) -> float:
+    return sign_flip_p_value([1.0] * won + [-1.0] * lost)
+
+
+def run(level: float, rows: int, mix: Mix, rounds: int, draw: Random) -> tuple[float, int]:
+    """Share of the population that passes at the end of one run, and how many updates were kept."""
+    passing, share, kept = draw.random(rows) < START, START, 0
+    best = (float(passing.mean()), share)
+    for _ in range(rounds):
+        mends, breaks = mix(draw)
+        flips = draw.random(rows)
+        after = np.where(passing, flips >= breaks, flips < mends)
+        new_share = share * (1 - breaks) + (1 - share) * mends
+        best = max(best, (float(after.mean()), new_share), key=lambda each: each[0])
+        won, lost = int((after & ~passing).sum()), int((passing & ~after).sum())
+        if won > lost and p_value(won, lost) <= level:
+            passing, share, kept = after, new_share, kept + 1
+    return best[1], kept
+
+
+def main() -> int:
+    figures: list[Figure] = []
+    for rows, level in itertools.product(ROWS, LEVELS):
+        for name, mix in MIXES.items():
+            ends = [run(level, rows, mix, ROUNDS, np.random.default_rng(seed))[0] for seed in range(RUNS)]
+            figures.append(figure(f"{rows} rows, level {level:g}, {name}: share that passes", float(np.mean(ends))))
+        keeps = [run(level, rows, reshuffle, IDLE_ROUNDS, np.random.default_rng(seed))[1] for seed in range(RUNS)]
+        judged = level == KeepSettings().level and rows >= 30
+        figures.append(figure(f"{rows} rows, level {level:g}, nothing helps: runs with a false keep",
+                              float(np.mean([each > 0 for each in keeps])), at_most=FALSE_KEEPS if judged else None))
+    return 0 if publish("keep", figures, "What the level of keep-or-drop costs and saves") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
