@@ -26,6 +26,7 @@ from nslora.tools.prompt import Prompt, parse
 from nslora.tools.reply_cache import ReplyCache, reply_key
 from nslora.tools.settings import RunSettings
 from nslora.tools.task import Example, Task, load_task
+from nslora.tools.verdict_memory import Verdict
 
 RUN_FILE = "run.json"
 POLICY_FILE = "policy.json"     # what a replay must know of the policy without loading it
@@ -74,6 +75,7 @@ class Lab:
         self.remade = folder / "remade"
         self.bursts = BurstLog(folder / "bursts.jsonl", self.adapters)
         self.task_id = ""               # of the graph's task that works now; the same again after a kill
+        self.told: dict[tuple[int, str, str, str], list[Verdict]] = {}     # by update: round, kind, evaluations
         self.given_policy, self.editor_chat = policy, editor_chat     # None where the settings name them
 
     @cached_property
