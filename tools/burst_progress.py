@@ -92,7 +92,7 @@ def snapshot(model: Any, optimizer: Any) -> dict[str, Any]:
     tensors = {f"adapter.{name}": parameter.detach().contiguous() for name, parameter in trainable(model)}
     tensors |= {f"moments.{name}": value for name, value in moments(model, optimizer).items()}
     tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if next(model.parameters()).device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     return tensors
 

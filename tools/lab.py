@@ -19,7 +19,7 @@ from nslora.tools.chat_format import Dialogue
 from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.errors import RunError
-from nslora.tools.files import write_json, write_text
+from nslora.tools.files import unless_changed, write_json, write_text
 from nslora.tools.models import Note, cache_folder
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
 from nslora.tools.prompt import Prompt, parse
@@ -49,17 +49,21 @@ class PromptStore:
         """Raises RunError where the document is missing or no longer has the hash in its name."""
         path = self.folder / f"{name}.md"
         try:
-            prompt = parse(path.read_bytes().decode("utf-8", "surrogatepass"))
+            prompt = read_prompt(path)
         except OSError as error:
             raise RunError(f"No prompt {name} in {self.folder}: the run's folder was moved in part.") from error
         if prompt.hash != name:
             raise RunError(f"The prompt {path} was changed: its content no longer has the hash in its name.")
         return prompt
 
-
     def all(self) -> list[Prompt]:
         """Every prompt of the run, by name."""
         return [self.get(path.stem) for path in sorted(self.folder.glob("*.md"))]
+
+
+@unless_changed
+def read_prompt(path: Path) -> Prompt:
+    return parse(path.read_bytes().decode("utf-8", "surrogatepass"))
 
 
 class Lab:

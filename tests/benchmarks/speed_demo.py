@@ -20,17 +20,16 @@ from pathlib import Path
 from typing import Any
 
 AT_WORK = ("training", "generating", "scoring")
+POLICY, SAVER = "nslora.tools.local_policy.LocalPolicy", "langgraph.checkpoint.sqlite.SqliteSaver"
 PARTS = {
     "training": ("nslora.tools.training.train",), "generating": ("nslora.tools.generation.generate_ids",),
     "scoring": ("nslora.tools.scoring.completion_losses",),
     "making trainers": ("nslora.tools.training.burst_trainer",),
     "snapshots": ("nslora.tools.burst_progress.BurstProgress.after_step",),
-    "loading the model": ("nslora.tools.local_policy.LocalPolicy.load",),
-    "storing adapters": ("nslora.tools.local_policy.LocalPolicy._store",),
-    "fetching adapters": ("nslora.tools.local_policy.LocalPolicy._load", "nslora.tools.local_policy.LocalPolicy._new_adapter"),
+    "loading the model": (f"{POLICY}.load",), "storing adapters": (f"{POLICY}._store",),
+    "fetching adapters": (f"{POLICY}._load", f"{POLICY}._new_adapter"),
     "rewards and classifier": ("nslora.nodes.evaluate.measure", "nslora.nodes.evaluate.attributed_anew"),
-    "checkpoints": ("langgraph.checkpoint.sqlite.SqliteSaver.put", "langgraph.checkpoint.sqlite.SqliteSaver.put_writes"),
-}
+    "checkpoints": (f"{SAVER}.put", f"{SAVER}.put_writes")}
 
 
 class Parts:

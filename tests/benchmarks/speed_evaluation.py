@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from form import Figure, figure
-from speed_sides import alternating, json_prompt, ratio
+from speed_sides import alternating, goals_apply, json_prompt, ratio
 
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.task import Example
@@ -15,7 +15,7 @@ QUESTIONS, REPLY_TOKENS, PLAIN_BATCH = 96, 24, 16
 
 def evaluation_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> list[Figure]:
     """All three sides give replies as text, from the same dialogues."""
-    prompt, on_cpu = json_prompt(rows[-2:]), arguments.device == "cpu"
+    prompt, on_cpu = json_prompt(rows[-2:]), goals_apply(arguments)
     dialogues = [prompt.messages(row.question) for row in rows[:QUESTIONS]]
     replies: dict[str, tuple[str, ...]] = {}
 

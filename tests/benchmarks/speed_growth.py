@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nslora.tools.situation import Situation
 from nslora.tools.task import Example, Task
 
 FIRST_ROWS, EPOCHS, REPLY_TOKENS = 8, 2, 12
+BATCH = 8               # of generation too: a larger one would not be full with few rows
 TIMES = (1, 4, 16)
 ROUNDS = (1, 10, 50)
 ALLOWED = 1.1           # of what linear growth would give
@@ -53,9 +55,10 @@ def row_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequen
         found.setdefault(what, {}).setdefault(times, []).append(value)
 
     policy.train(Burst(styled(few, prompt), EPOCHS, seed=1))
+    largest, policy.batch_size = policy.batch_size, BATCH
     for _ in range(repeats):
         for times in TIMES:
-            many = [Example(f"{row.id}-{i}", f"{row.question} ({i})", row.reference, row.columns)
+            many = [replace(row, id=f"{row.id}-{i}", question=f"{row.question} ({i})")
                     for i in range(times) for row in few]
             burst = Burst(styled(many, prompt), EPOCHS, seed=1)
             with peak_memory(arguments.device) as peak:
@@ -67,6 +70,7 @@ def row_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequen
                     lambda dialogues=dialogues: policy.generate(  # type: ignore[misc]
                         dialogues, adapter=None, max_new_tokens=REPLY_TOKENS)))
             note("replies, MiB", times, peak[0] / MIB)
+    policy.batch_size = largest
     return [against_linear(f"growth with rows x1, x4, x16: {what}", {
         times: statistics.median(values) for times, values in by_times.items()}, TIMES, 0.0 if "s" in what[-3:] else
         PAGES_MIB) for what, by_times in found.items()]
@@ -93,15 +97,13 @@ def round_figures(task: Task, repeats: int) -> list[Figure]:
 
 
 def against_linear(name: str, values: dict[int, float], at: tuple[int, int, int], slack: float) -> Figure:
-    """The last value over what the straight line through the first two would give there, at most one and a bit.
+    """The last value over as many times the middle one as there are more units; above 1 is worse than linear.
 
     slack: a difference of the measured quantity that means nothing.
     """
-    low, middle, high = at
-    slope = (values[middle] - values[low]) / (middle - low)
-    line = values[middle] + max(slope, 0.0) * (high - middle)
+    _, middle, high = at
     shown = ", ".join(f"{values[each]:.3g}" for each in at)
-    return figure(f"{name} {shown}", max(values[high] - slack, 0.0) / max(line, slack, 1e-9), "x linear",
+    return figure(f"{name} {shown}", values[high] / (values[middle] + slack) / (high / middle), "x linear",
                   at_most=ALLOWED)
 
 

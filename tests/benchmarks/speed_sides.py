@@ -36,6 +36,7 @@ def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
         return LocalPolicy.load(arguments.model, adapters=folder / "adapters", lora=lora, device=device)
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers.utils import logging
 
     from nslora.tools.adapters import AdapterStore
     from nslora.tools.local_policy import silence_known_warnings
@@ -43,6 +44,7 @@ def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
     from nslora.tools.tiny_model import byte_tokenizer
 
     silence_known_warnings()
+    logging.set_verbosity_error()
     torch.manual_seed(0)
     with torch.device(arguments.device):
         model = AutoModelForCausalLM.from_config(LlamaConfig(
@@ -51,6 +53,11 @@ def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
     name = f"random-{arguments.shape}"
     return LocalPolicy(model, byte_tokenizer(chat_template=True), source=ModelSource(name, name),
                        adapters=AdapterStore(folder / "adapters"), lora=lora, device=device)
+
+
+def goals_apply(arguments: argparse.Namespace) -> bool:
+    """Goals are for a real model on a CPU; elsewhere figures are only reported."""
+    return bool(arguments.device == "cpu" and arguments.shape is None)
 
 
 def json_prompt(shown: Sequence[Example] = ()) -> Prompt:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from form import Figure, figure
-from speed_sides import alternating, json_prompt, ratio, styled, timed
+from speed_sides import alternating, goals_apply, json_prompt, ratio, styled, timed
 
 from nslora.tools.burst_plan import PaddedLayout, Plan, TokenRow
 from nslora.tools.frozen_trunk import compact_head, lowest_trained_block, without_trunk
@@ -20,7 +20,7 @@ PREFIX_EPOCHS = 3       # enough for a ratio: the prefix is computed once a batc
 
 def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> list[Figure]:
     """Whole bursts, each side with everything that it needs from the rows to the stored adapter."""
-    settings, on_cpu = policy.lora, arguments.device == "cpu"
+    settings, on_cpu = policy.lora, goals_apply(arguments)
     burst = Burst(styled(rows[:ROWS], json_prompt()), EPOCHS, seed=1)
     found: dict[str, set[str]] = {"fast": set(), "plain": set()}
 
