@@ -29,6 +29,7 @@ class BurstProgress:
         self.start_optimizer = start_optimizer
         self.log: list[dict[str, float]] = []
         self.moments: dict[str, Any] = {}
+        self._random: dict[str, Any] = {}
 
     def restore(self, model: Any) -> int:
         """Put the newest snapshot into the model's active adapter; returns the steps it had done (0 without one)."""
@@ -54,10 +55,21 @@ class BurstProgress:
                 parameter.copy_(saved[f"adapter.{name}"])
         self.moments = {name.removeprefix("moments."): value for name, value in saved.items()
                         if name.startswith("moments.")}
-        torch.set_rng_state(saved["random.cpu"])
-        if "random.cuda" in saved:
-            torch.cuda.set_rng_state(saved["random.cuda"])
+        self._random = {name: value for name, value in saved.items() if name.startswith("random.")}
         return len(self.log)
+
+    def restore_random(self) -> None:
+        """Put the generators back to where the snapshot was taken; later calls do nothing.
+
+        To be called when the first step begins: making a trainer and a data loader draws from them.
+        """
+        import torch
+
+        if "random.cpu" in self._random:
+            torch.set_rng_state(self._random["random.cpu"])
+        if "random.cuda" in self._random:
+            torch.cuda.set_rng_state(self._random["random.cuda"])
+        self._random = {}
 
     def restore_optimizer(self, model: Any, optimizer: Any) -> None:
         """Give the optimizer the moments that belong to the restored (or continued) adapter."""

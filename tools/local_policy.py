@@ -284,4 +284,5 @@ def best_dtype(device: str) -> str:
     """
     import torch
 
-    return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    has_units = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_units else "float32"

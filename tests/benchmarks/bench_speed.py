@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from form import Figure, figure, publish
@@ -27,7 +28,7 @@ from nslora.tools.local_policy import prepare_environment
 from nslora.tools.models import EMBEDDED_NAME, resolve_model
 from nslora.tools.task import load_task
 
-PARTS = ("training", "evaluation", "adapters", "rows", "rounds", "demo")
+PARTS = ("training", "evaluation", "rows", "adapters", "rounds", "demo")
 
 
 def main() -> None:
@@ -42,21 +43,21 @@ def main() -> None:
     task = load_task("handbook")
     rows = [*task.train, *task.validation, *task.test]
     figures: list[Figure] = []
+    demo: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        if {"training", "evaluation", "adapters", "rows"} & set(arguments.only):
+        works: dict[str, Callable[[], list[Figure]]] = {
+            "training": lambda: training_figures(arguments, policy, rows),
+            "evaluation": lambda: evaluation_figures(arguments, policy, rows),
+            "rows": lambda: row_figures(arguments, policy, rows),
+            "adapters": lambda: [adapter_figure(arguments, policy, rows)],
+            "rounds": lambda: round_figures(task, arguments.repeats)}
+        if set(arguments.only) - {"rounds", "demo"}:
             policy = load(arguments, Path(scratch))
-            for part, work in (("training", training_figures), ("evaluation", evaluation_figures),
-                               ("rows", row_figures)):
-                if part in arguments.only:
-                    print(part, flush=True)
-                    figures += work(arguments, policy, rows)
-            if "adapters" in arguments.only:
-                figures.append(adapter_figure(arguments, policy, rows))
-            del policy
-    if "rounds" in arguments.only:
-        print("rounds", flush=True)
-        figures += round_figures(task, arguments.repeats)
-    demo = {}
+        for part in (each for each in works if each in arguments.only):
+            print(part, flush=True)
+            found = works[part]()
+            print("".join(f"  {each.name}: {each.value:.4g} {each.unit}\n" for each in found), flush=True)
+            figures += found
     if "demo" in arguments.only and arguments.shape is None:
         print("demo", flush=True)
         demo = demo_seconds(arguments.model)

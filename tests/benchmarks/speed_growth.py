@@ -22,7 +22,7 @@ from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
 from nslora.tools.situation import Situation
 from nslora.tools.task import Example, Task
 
-FIRST_ROWS, EPOCHS, REPLY_TOKENS = 8, 2, 12
+FIRST_ROWS, EPOCHS, REPLY_TOKENS = 8, 2, 4
 BATCH = 8               # of generation too: a larger one would not be full with few rows
 TIMES = (1, 4, 16)
 ROUNDS = (1, 10, 50)

@@ -15,7 +15,7 @@ from nslora.tools.policy import Burst
 from nslora.tools.task import Example
 
 ROWS, EPOCHS = 48, 8
-PREFIX_EPOCHS = 3       # enough for a ratio: the prefix is computed once a batch, not once a burst
+PREFIX_EPOCHS = 2       # enough for a ratio: the prefix is computed once a batch, not once a burst
 
 
 def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> list[Figure]:
