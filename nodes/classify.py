@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 from langgraph.runtime import Runtime
 
-from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured
+from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured, RoundRecord
 from nslora.nodes.monitor import history
 from nslora.nodes.spending import within_budget
 from nslora.nodes.workplace import lab_for
@@ -52,16 +52,27 @@ def remembered(state: AdaptationState, lab: Lab) -> list[Verdict]:
     found: list[Verdict] = []
     before = state["start_measured"]["key"] if state["start_measured"] else None
     for record in state["rounds"]:
-        taught_both = record["action"] == "lora" and any(
-            row["origin"] == "remade" for row in read_whole(lab.folder / "material" / f"{record['round']}-rows.jsonl"))
         after = record["evaluation"]
-        if before and after and not taught_both:
-            rows, failures = read_evaluation(lab.evaluations / f"{before}.jsonl")
-            new_rows, _ = read_evaluation(lab.evaluations / f"{after}.jsonl")
-            found += verdicts_of(record["action"], {row.id: row.value for row in rows},
-                                 {row.id: row.value for row in new_rows}, [each.attribution for each in failures])
+        if before and after:
+            # Evaluations never change, so what an update told is read once a process: a round costs no more than the
+            # one before.
+            key = (record["round"], record["action"], before, after)
+            if key not in lab.told:
+                lab.told[key] = told(record, before, after, lab)
+            found += lab.told[key]
         before = after if record["kept"] else before
     return found
+
+
+def told(record: RoundRecord, before: str, after: str, lab: Lab) -> list[Verdict]:
+    """What one update says; nothing where it taught content and form at once."""
+    burst = read_whole(lab.folder / "material" / f"{record['round']}-rows.jsonl")
+    if record["action"] == "lora" and any(row["origin"] == "remade" for row in burst):
+        return []
+    rows, failures = read_evaluation(lab.evaluations / f"{before}.jsonl")
+    new_rows, _ = read_evaluation(lab.evaluations / f"{after}.jsonl")
+    return verdicts_of(record["action"], {row.id: row.value for row in rows},
+                       {row.id: row.value for row in new_rows}, [each.attribution for each in failures])
 
 
 def situation_of(state: AdaptationState, lab: Lab, kept: Measured, need: Demand, material: Material) -> Situation:

@@ -139,14 +139,16 @@ def regraded(lab: Lab, failure: Failure) -> Graded:
 def known_good(lab: Lab) -> list[Graded]:
     """Replies to train questions that earn full reward, from which the classifier learns layouts.
 
-    They come from the demonstrations of this run's prompts and from its remade data.
+    They come from the demonstrations of this run's prompts and from its remade data. A reply that stands under several
+    prompts tells its layout once.
     """
     by_question = {normalise(row.question): row for row in lab.task.train}
     pairs = [(by_question.get(normalise(each.question)), each.reply)
              for prompt in lab.prompts.all() for each in prompt.demonstrations]
     pairs += [(lab.examples.get(row.source), row.reply)
               for path in sorted(lab.remade.glob("*.jsonl")) for row in read_rows(path)]
-    graded = [Graded(row, reply, lab.task.reward(row, reply)) for row, reply in pairs if row is not None]
+    different = {(row.id, reply): row for row, reply in pairs if row is not None}
+    graded = [Graded(row, reply, lab.task.reward(row, reply)) for (_, reply), row in different.items()]
     return [each for each in graded if each.score.passed]
 
 

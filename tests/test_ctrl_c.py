@@ -19,14 +19,14 @@ PATIENCE_S = 300        # seconds on a free machine; most of it is imports
 
 def started(folder: Path, *words: str) -> subprocess.Popen[str]:
     """The command, once it is inside a burst and has saved a step of its own."""
-    snapshots = list(folder.glob("progress/*/newest.json"))
-    before = snapshots[0].read_text() if snapshots else ""
+    snapshots = list(folder.glob("progress/*/newest.safetensors"))
+    before = snapshots[0].read_bytes() if snapshots else b""
     process = subprocess.Popen([NSLORA, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"})
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and process.poll() is None:
-        snapshots = list(folder.glob("progress/*/newest.json"))
-        if snapshots and snapshots[0].read_text() != before:
+        snapshots = list(folder.glob("progress/*/newest.safetensors"))
+        if snapshots and snapshots[0].read_bytes() != before:
             return process
         time.sleep(0.05)
     process.kill()
@@ -51,4 +51,4 @@ def test_ctrl_c_ends_after_the_step_and_twice_at_once(
     said = again.communicate(timeout=PATIENCE_S)[0]
     assert again.returncode == 143
     assert not is_locked(folder)
-    assert list(folder.glob("progress/*/newest.json"))
+    assert list(folder.glob("progress/*/newest.safetensors"))

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def test_textgrad_leaves_no_file_no_log_and_no_engine(
     load_textgrad.cache_clear()  # monkeypatch puts the modules back that were imported before
 
 TAGGED = st.lists(st.sampled_from(["<", "\\", "/", " ", "VARIABLE", "think", "feedback-2", ">", "x"])).map("".join)
+
+
+def test_textgrad_brings_no_client_library_and_finds_it_once_its_own_engine_is_used() -> None:
+    code = """
+import sys
+from nslora.tools.textual_gradients import load_textgrad
+load_textgrad()
+assert not {"openai", "litellm"} & set(sys.modules), "imported for nothing"
+from textgrad.engine_experimental.openai import OpenAI
+assert OpenAI(api_key="none", base_url="http://127.0.0.1:9").api_key == "none"
+import openai
+assert type(openai.OpenAI) is type
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @given(TAGGED)

@@ -1,18 +1,21 @@
 """Files that are either whole or absent: atomic writes, content hashes, JSON lines."""
 
+import functools
 import hashlib
 import json
 import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nslora.tools.errors import DamagedError
 
 BLOCK_BYTES = 1 << 20
+FILES_REMEMBERED = 512      # by each reader
+T = TypeVar("T")
 
 
 def sha256_of_file(path: Path) -> str:
@@ -107,6 +110,29 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read ({error}).") from error
+
+
+def unless_changed(read: Callable[[Path], T]) -> Callable[[Path], T]:
+    """The reader, with what it read last of each file; it reads again once a file's size or time of change differs.
+
+    What it gives is shared, so it must be a plain value that nobody changes.
+    """
+    known: dict[Path, tuple[tuple[int, int, int], T]] = {}
+
+    @functools.wraps(read)
+    def reader(path: Path) -> T:
+        try:
+            found = path.stat()
+        except OSError:
+            return read(path)       # which knows what to say of it
+        mark = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if path not in known or known[path][0] != mark:
+            while len(known) >= FILES_REMEMBERED:
+                del known[next(iter(known))]
+            known[path] = (mark, read(path))
+        return known[path][1]
+
+    return reader
 
 
 def publish_folder(partial: Path, final: Path) -> None:

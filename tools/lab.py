@@ -21,7 +21,7 @@ from nslora.tools.compute import FlopRates, token_counts
 from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.errors import DamagedError, PromptError, RunError
-from nslora.tools.files import write_json, write_text
+from nslora.tools.files import unless_changed, write_json, write_text
 from nslora.tools.models import Note, cache_folder
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
 from nslora.tools.prompt import Prompt, parse
@@ -29,6 +29,7 @@ from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.settings import RunSettings
 from nslora.tools.task import Example, Task, load_task
 from nslora.tools.task_clock import TaskClock
+from nslora.tools.verdict_memory import Verdict
 
 RUN_FILE = "run.json"
 POLICY_FILE = "policy.json"     # what a replay must know of the policy without loading it
@@ -51,7 +52,7 @@ class PromptStore:
         """Raises DamagedError where the document is missing or no longer has the hash in its name."""
         path = self.folder / f"{name}.md"
         try:
-            prompt = parse(path.read_bytes().decode("utf-8", "surrogatepass"))
+            prompt = read_prompt(path)
         except OSError as error:
             raise DamagedError(f"No prompt {name} in {self.folder}: it was deleted, or the run's folder was moved in "
                                "part.") from error
@@ -64,6 +65,11 @@ class PromptStore:
     def all(self) -> list[Prompt]:
         """Every prompt of the run, by name."""
         return [self.get(path.stem) for path in sorted(self.folder.glob("*.md"))]
+
+
+@unless_changed
+def read_prompt(path: Path) -> Prompt:
+    return parse(path.read_bytes().decode("utf-8", "surrogatepass"))
 
 
 class Lab:
@@ -80,6 +86,7 @@ class Lab:
         self.bursts = BurstLog(folder / "bursts.jsonl", self.adapters)
         self.task_id = ""               # of the graph's task that works now; the same again after a kill
         self.clock = TaskClock(folder, "")
+        self.told: dict[tuple[int, str, str, str], list[Verdict]] = {}     # by update: round, kind, evaluations
         self.given_policy, self.editor_chat = policy, editor_chat     # None where the settings name them
 
     @cached_property

@@ -1,5 +1,6 @@
 """A policy in this process: one base in memory, however many adapters live on it."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -33,6 +34,19 @@ def prepare_environment() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """While inside, nothing is collected: imports make objects and no garbage, and take a tenth less (12.9 to 11.8 s
+    of CPU for LangGraph, torch and transformers on a busy machine)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def silence_known_warnings() -> None:
@@ -70,9 +84,10 @@ class LocalPolicy:
         """Load the model called `name` (embedded, folder or hub id). Raises ModelError."""
         prepare_environment()
         silence_known_warnings()
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+        with collector_paused():
+            import torch
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers.utils import logging
 
         device = device or DeviceSettings()
         source = resolve_model(name, note)
@@ -81,9 +96,10 @@ class LocalPolicy:
         torch.set_num_threads(device.threads or default_threads())
         place = device.device or best_device()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source.location)
-            model = AutoModelForCausalLM.from_pretrained(
-                source.location, dtype=getattr(torch, device.dtype or best_dtype(place)), use_safetensors=True)
+            with collector_paused():    # the architecture's module is imported here
+                tokenizer = AutoTokenizer.from_pretrained(source.location)
+                model = AutoModelForCausalLM.from_pretrained(
+                    source.location, dtype=getattr(torch, device.dtype or best_dtype(place)), use_safetensors=True)
         except (OSError, ValueError) as error:
             raise ModelError(f"The model '{name}' cannot be loaded from {source.location}: "
                              f"{str(error).splitlines()[0]}") from error
@@ -138,6 +154,9 @@ class LocalPolicy:
         """Train a new adapter (or a copy of `burst.start`) and store it. Raises DivergedError, ModelError."""
         from nslora.tools.burst_plan import Plan, TokenRow
         from nslora.tools.training import train
+
+        with collector_paused():
+            import trl.trainer.sft_trainer  # noqa: F401
 
         rows = tuple(TokenRow(tuple(self.format.prompt_ids(row.dialogue)),
                               tuple(self.format.completion_ids(row.completion))) for row in burst.rows)
@@ -267,4 +286,5 @@ def best_dtype(device: str) -> str:
     """
     import torch
 
-    return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    has_units = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_units else "float32"

@@ -9,7 +9,7 @@ SHARE_FOR_GENERATION = 0.25     # of the free memory, for keys and values of one
 # Tensors of hidden and of intermediate width that autograd keeps per token and block of a Llama-shaped model with LoRA
 # on every linear layer: norms, q, k, v, attention output, residuals, and gate, up and their product.
 KEPT_HIDDEN, KEPT_INTERMEDIATE = 16, 5
-KEPT_LOGITS = 4                 # logits, their softmax, entropy and gradient, per supervised token
+KEPT_LOGITS = 4                 # logits, their softmax, entropy and gradient, per token that goes through the head
 
 
 def free_bytes(model: Any) -> int:
@@ -22,8 +22,11 @@ def free_bytes(model: Any) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def burst_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool) -> int:
-    """An upper estimate of what a burst takes beside the base: activations of one batch, logits, cached states."""
+def burst_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, compact: bool) -> int:
+    """An upper estimate of what a burst takes beside the base: activations of one batch, logits, cached states.
+
+    cached: the trunk's states are kept. compact: only supervised positions go through the vocabulary.
+    """
     config, rows = model.config.get_text_config(), layout.plan.rows
     size = next(model.parameters()).element_size()
     batch = min(layout.plan.settings.batch_size, len(rows))
@@ -32,15 +35,16 @@ def burst_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool
     hidden = config.hidden_size
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     activations = tokens * trained_blocks * (KEPT_HIDDEN * hidden + KEPT_INTERMEDIATE * intermediate) * size
-    supervised = batch * max(len(row.completion_ids) for row in rows)
-    logits = supervised * config.vocab_size * KEPT_LOGITS * 4
+    scored = batch * max(len(row.completion_ids) for row in rows) if compact else tokens
+    logits = scored * config.vocab_size * KEPT_LOGITS * 4
     states = len(rows) * longest * hidden * size if cached else 0
     return int(activations + logits + states)
 
 
-def refuse_what_does_not_fit(model: Any, layout: Layout, trained_blocks: int, *, cached: bool) -> None:
+def refuse_what_does_not_fit(model: Any, layout: Layout, trained_blocks: int, *, cached: bool,
+                             compact: bool) -> None:
     """Raise ModelError, with the need, what is there and what to lower, where a burst would run out of memory."""
-    need, free = burst_bytes(model, layout, trained_blocks, cached=cached), free_bytes(model)
+    need, free = burst_bytes(model, layout, trained_blocks, cached=cached, compact=compact), free_bytes(model)
     if need > free:
         raise ModelError(
             f"A burst of training needs about {need / 2**30:.1f} GiB beside the model, {free / 2**30:.1f} GiB are "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nslora.tools.evaluation import ask, grade
-from nslora.tools.files import read_jsonl, write_jsonl
+from nslora.tools.files import read_jsonl, unless_changed, write_jsonl
 from nslora.tools.policy import Advance, Policy, silent
 from nslora.tools.prompt import Demonstration, Prompt, normalise
 from nslora.tools.repairs import learn_layouts
@@ -144,5 +144,6 @@ def rows_by_source(rows: Sequence[RemadeRow]) -> dict[str, list[RemadeRow]]:
     return found
 
 
+@unless_changed
 def read_rows(path: Path) -> list[RemadeRow]:
     return [RemadeRow(**row) for row in read_jsonl(path, written_whole=True)]

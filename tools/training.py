@@ -115,7 +115,8 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found
         blocks = trained_blocks(model)
         collator, positions, outcome.fast_path = fast_path(
             stack, model, plan, found_exact, epochs=len(rest) / len(plan.rows))
-        refuse_what_does_not_fit(base, collator.layout, blocks, cached=collator.states is not None)
+        refuse_what_does_not_fit(base, collator.layout, blocks, cached=collator.states is not None,
+                                 compact=positions is not None)
         if rest and not outcome.stopped_early:
             trainer = burst_trainer(model, tokenizer, plan, Dataset.from_dict({"row": list(rest)}), collator,
                                     positions, progress, outcome, advance)
@@ -227,6 +228,9 @@ def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            progress.restore_random()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if logs is None or "loss" not in logs:
                 return

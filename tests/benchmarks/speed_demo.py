@@ -1,0 +1,118 @@
+"""Where the wall time of `nslora run handbook` goes, from the start of its process to its end.
+
+    python tests/benchmarks/speed_demo.py FOLDER [--model NAME] [--max-rounds N]
+
+Prints one JSON line: seconds by part, each second counted once. Training is what happens between an SFTTrainer's first
+and last step, with the trunk's states; snapshots are not part of it, nor is making the trainer. Generating and scoring
+are the passes through the model, without the tokenizer and without putting the adapter in place.
+"""
+
+import argparse
+import builtins
+import functools
+import importlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+AT_WORK = ("training", "generating", "scoring")
+POLICY, SAVER = "nslora.tools.local_policy.LocalPolicy", "langgraph.checkpoint.sqlite.SqliteSaver"
+PARTS = {
+    "training": ("nslora.tools.training.train",), "generating": ("nslora.tools.generation.generate_ids",),
+    "scoring": ("nslora.tools.scoring.completion_losses",),
+    "making trainers": ("nslora.tools.training.burst_trainer",),
+    "snapshots": ("nslora.tools.burst_progress.BurstProgress.after_step",),
+    "loading the model": (f"{POLICY}.load",), "storing adapters": (f"{POLICY}._store",),
+    "fetching adapters": (f"{POLICY}._load", f"{POLICY}._new_adapter"),
+    "rewards and classifier": ("nslora.nodes.evaluate.measure", "nslora.nodes.evaluate.attributed_anew"),
+    "checkpoints": (f"{SAVER}.put", f"{SAVER}.put_writes")}
+
+
+class Parts:
+    """A clock that is always in exactly one part, the innermost that has begun and not ended."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._stack, self._since = ["rest"], time.perf_counter()
+        self._owner: int | None = None      # thread whose calls are counted until the outermost of them ends
+        self._lock = threading.Lock()
+
+    def enter(self, part: str) -> None:
+        self._tick()
+        self._stack.append(part)
+
+    def leave(self) -> None:
+        self._tick()
+        self._stack.pop()
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
+
+    def around(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        """The function, with its time counted as `part`.
+
+        The graph's nodes run in threads of their own, one at a time, while the main thread waits for them; what a
+        second thread does beside the one that is counted is not counted again.
+        """
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if not self._may_count():
+                return function(*args, **kwargs)
+            self.enter(part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.leave()
+                if len(self._stack) == 1:
+                    self._owner = None
+
+        return timed
+
+    def _may_count(self) -> bool:
+        thread = threading.current_thread()
+        if thread.name.startswith("nslora-"):       # imports libraries while a node works
+            return False
+        with self._lock:
+            self._owner = self._owner or thread.ident
+            return self._owner == thread.ident
+
+    def watch(self, name: str, part: str) -> None:
+        """Put the clock around the function or method of that dotted name."""
+        owner_name, _, function_name = name.rpartition(".")
+        module, _, cls = owner_name.rpartition(".") if owner_name.rpartition(".")[2][0].isupper() else ("", "", "")
+        owner = getattr(importlib.import_module(module), cls) if module else importlib.import_module(owner_name)
+        raw = vars(owner)[function_name]
+        setattr(owner, function_name, classmethod(self.around(raw.__func__, part)) if isinstance(raw, classmethod)
+                else self.around(raw, part))
+
+    def watch_imports(self) -> None:
+        """Count the time inside import statements, the libraries' own included."""
+        builtins.__import__ = self.around(builtins.__import__, "imports")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--max-rounds", type=int, default=6)
+    arguments = parser.parse_args()
+    parts = Parts()
+    parts.watch_imports()
+    from nslora.graph import cli
+
+    for part, names in PARTS.items():
+        for name in names:
+            parts.watch(name, part)
+    cli.run("handbook", folder=arguments.folder, model=arguments.model, max_rounds=arguments.max_rounds, set_=[])
+    parts.enter("rest")
+    print(json.dumps(dict(parts.seconds)))
+
+
+if __name__ == "__main__":
+    main()

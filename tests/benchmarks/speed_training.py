@@ -1,0 +1,130 @@
+"""A burst of training against plain SFTTrainer, against a loop by hand, and against its matrix products alone."""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from form import Figure, figure
+from speed_sides import alternating, goals_apply, json_prompt, ratio, styled, timed
+
+from nslora.tools.burst_plan import PaddedLayout, Plan, TokenRow
+from nslora.tools.frozen_trunk import compact_head, lowest_trained_block, without_trunk
+from nslora.tools.local_policy import LocalPolicy
+from nslora.tools.policy import Burst
+from nslora.tools.task import Example
+
+ROWS, EPOCHS = 48, 8
+PREFIX_EPOCHS = 2       # enough for a ratio: the prefix is computed once a batch, not once a burst
+
+
+def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> list[Figure]:
+    """Whole bursts, each side with everything that it needs from the rows to the stored adapter."""
+    settings, on_cpu = policy.lora, goals_apply(arguments)
+    burst = Burst(styled(rows[:ROWS], json_prompt()), EPOCHS, seed=1)
+    found: dict[str, set[str]] = {"fast": set(), "plain": set()}
+
+    def run(burst: Burst, name: str = "", **lora: Any) -> Callable[[], None]:
+        def work() -> None:
+            policy.lora = settings.model_copy(update=lora)
+            adapter = policy.train(burst).adapter
+            if name:
+                found[name].add(adapter)
+        return work
+
+    # Imports and first-use costs belong to no side.
+    run(Burst(burst.rows[:8], 1, seed=1), share_prefix=False)()
+    seconds = alternating({
+        "short cuts": run(burst, "fast", share_prefix=False), "plain SFTTrainer": run(burst, "plain", fast=False),
+        "by hand": lambda: hand_written(policy, burst)}, arguments.repeats)
+    behind = Burst(styled(rows[:ROWS], json_prompt(rows[-2:])), PREFIX_EPOCHS, seed=1)
+    prefix = alternating({"shared prefix": run(behind), "without": run(behind, share_prefix=False)}, arguments.repeats)
+    policy.lora = settings
+    ours = seconds["short cuts"]
+    same = len(found["fast"] | found["plain"]) == 1
+    return [ratio("burst: plain SFTTrainer / short cuts", seconds["plain SFTTrainer"], ours,
+                  at_least=2.5 if on_cpu else None),
+            figure("burst: one adapter, to the bit, with and without", float(same), "1 = yes",
+                   at_least=1 if on_cpu else None),
+            ratio("burst: short cuts / by hand with the same two", ours, seconds["by hand"],
+                  at_most=1.15 if on_cpu else None),
+            figure("burst: short cuts / its matrix products alone",
+                   statistics.median(ours) / matrix_products_s(policy, burst), "x"),
+            ratio("burst with 2 demonstrations: short cuts / shared prefix too", prefix["without"],
+                  prefix["shared prefix"])]
+
+
+def plan_of(policy: LocalPolicy, burst: Burst) -> Plan:
+    """The burst as tokens, in the policy's own order."""
+    rows = tuple(TokenRow(tuple(policy.format.prompt_ids(row.dialogue)),
+                          tuple(policy.format.completion_ids(row.completion))) for row in burst.rows)
+    return Plan(rows, burst.epochs, burst.seed, policy.format.pad_id, policy.lora)
+
+
+def hand_written(policy: LocalPolicy, burst: Burst) -> None:
+    """The loop that one would write by hand with the same two ideas: cached trunk, logits at supervised positions."""
+    import torch
+    from transformers import get_scheduler
+
+    from nslora.tools.training import cached_states
+
+    plan = plan_of(policy, burst)
+    model, base, layout, size = policy._new_adapter(burst), policy.base, PaddedLayout(plan), plan.settings.batch_size
+    cut = lowest_trained_block(base, [n for n, p in model.named_parameters() if p.requires_grad]) or 0
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=plan.settings.learning_rate, weight_decay=0.0)
+    scheduler = get_scheduler(plan.settings.schedule, optimizer, round(plan.settings.warmup_share * plan.steps),
+                              plan.steps)
+    states = cached_states(base, layout, cut) if cut else None
+    model.train()
+    with compact_head(base) as positions, without_trunk(base, cut):
+        for start in range(0, len(plan.order), size):
+            numbers = plan.order[start:start + size]
+            batch = {key: value.to(base.device) for key, value in layout.batch(numbers).items()}
+            targets = positions.set(batch["labels"])
+            inputs = {"input_ids": batch["input_ids"]} if states is None else {
+                "inputs_embeds": layout.join([states[number] for number in numbers]).to(base.device)}
+            hidden = base.get_decoder()(**inputs, attention_mask=batch["attention_mask"],
+                                        use_cache=False).last_hidden_state
+            logits = base.get_output_embeddings()(hidden).float()
+            torch.nn.functional.cross_entropy(logits[0], targets[0]).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, plan.settings.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    model.eval()
+    policy._store({})
+    policy._forget("burst")
+
+
+def matrix_products_s(policy: LocalPolicy, burst: Burst) -> float:
+    """Seconds that a burst's matrix products take with nothing between them, measured here and now.
+
+    A step: the trained blocks' linear layers and the head's supervised rows, forward and for the gradient of the input;
+    once a burst: the frozen blocks, forward. Attention's own products, LoRA's and everything elementwise are left out.
+    """
+    import torch
+
+    plan, config = plan_of(policy, burst), policy.base.config
+    tokens = plan.settings.batch_size * PaddedLayout(plan).width
+    supervised = sum(len(plan.rows[n].completion_ids) for n in plan.order) // plan.steps
+    trained = len(policy._targets["layers_to_transform"])
+    weights = [module.weight for name, module in policy.base.get_decoder().layers[-1].named_modules()
+               if isinstance(module, torch.nn.Linear) and "lora" not in name]
+
+    def products(weight: Any, count: int, *, backward: bool) -> float:
+        """Median seconds of five products after a first one."""
+        x = torch.randn(count, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        def work() -> None:
+            y = x @ weight.T
+            if backward:
+                _ = y @ weight
+        work()
+        return statistics.median(timed(work) for _ in range(5))
+
+    with torch.no_grad():
+        step = trained * sum(products(weight, tokens, backward=True) for weight in weights)
+        step += products(policy.base.get_output_embeddings().weight, supervised, backward=True)
+        once = sum(products(weight, tokens, backward=False) for weight in weights)
+    frozen = (config.num_hidden_layers - trained) * once * len(plan.rows) / plan.settings.batch_size
+    return step * plan.steps + frozen
