@@ -27,12 +27,11 @@ from nslora.tools.checkpoints import (
 from nslora.tools.disk import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted
-from nslora.tools.lab import Lab, open_lab, read_run_file, register
+from nslora.tools.lab import Lab, open_lab, read_run_file, recorded_settings, register
 from nslora.tools.models import Note, resolve_model
 from nslora.tools.policy import Policy
 from nslora.tools.run_check import check_records
 from nslora.tools.run_lock import sole_writer
-from nslora.tools.settings import RunSettings
 from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
@@ -103,7 +102,7 @@ class Run:
         if task.hash != record["task"]["hash"]:
             raise RunError(f"Another task than the one that {folder} was begun with (hash {task.hash[:12]}, wanted "
                            f"{record['task']['hash'][:12]}).")
-        lab = Lab(path.resolve(), RunSettings(**record["settings"]), task, policy=model, editor_chat=editor, note=note)
+        lab = Lab(path.resolve(), recorded_settings(path, record), task, policy=model, editor_chat=editor, note=note)
         return cls(path, register(lab), saver, place)
 
     @property
