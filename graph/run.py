@@ -16,6 +16,7 @@ from nslora.graph.adapt import STEPS_PER_ROUND, Graph, build_graph
 from nslora.graph.history import last_whole_round
 from nslora.graph.run_folder import OLD_THREAD, make_folder, probe, read_settings, refuse_unusable, write_record
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
+from nslora.tools.budget import plan_of
 from nslora.tools.chat_models import editor_name
 from nslora.tools.checkpoints import (
     CHECKPOINTS_FILE,
@@ -63,6 +64,7 @@ class Run:
         LangChain chat model. checkpoints: URL of a PostgreSQL database or a LangGraph checkpointer, None for a file in
         the folder. overwrite: replace an earlier run in `folder`. settings: fields of RunSettings (seed=1,
         max_rounds=4, lora={"rank": 16}, ...).
+        note: is told what should be heard before anything is spent, such as a validation split too small to judge by.
         Everything is checked first: after an error nothing is written.
         """
         path = Path(folder)
@@ -78,6 +80,8 @@ class Run:
         if isinstance(model, str):
             resolve_model(model, note)
         refuse_unusable(path, overwrite=overwrite)
+        for warning in plan_of(task, values).warnings:
+            note(f"note     {warning}")
         make_folder(path)
         write_record(path, task, values, editor_is_object=not isinstance(editor, str), checkpoints=place)
         return cls(path, register(lab), None if isinstance(checkpoints, str) else checkpoints, place)
