@@ -1,5 +1,6 @@
 """The command line: `nslora run handbook`."""
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,12 +66,9 @@ def run(
     settings |= {"strategy": strategy, "seed": seed, "max_rounds": max_rounds, "max_seconds": max_seconds,
                  "max_train_tokens": max_train_tokens, "max_tflop": max_tflop, "approve": approve,
                  "editor_base_url": base_url}
-    plan = plan_of(loaded, read_settings(model=model, editor=editor, **settings))
     if dry_run:
-        show_plan(out, plan)
+        show_plan(out, plan_of(loaded, read_settings(model=model, editor=editor, **settings)))
         return
-    for warning in plan.warnings:
-        err.print(f"[yellow]note[/] {warning}")
     from nslora.graph.run import Run
 
     follow(Run.create(path, task=loaded, model=model, editor=editor, note=out.print, checkpoints=checkpoints,
@@ -84,7 +82,7 @@ def graph(mermaid: Annotated[bool, typer.Option(help="As a Mermaid diagram.")] =
 
     drawing = build_graph().get_graph()
     # Plain print: Rich would wrap the lines of the diagram.
-    print(drawing.draw_mermaid() if mermaid else drawing.to_json())
+    print(drawing.draw_mermaid() if mermaid else json.dumps(drawing.to_json(), indent=2))
 
 
 def follow(begun: Any, answer: dict[str, str] | None = None) -> None:

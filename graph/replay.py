@@ -10,11 +10,10 @@ from nslora.graph.fork import Beginning, begin
 from nslora.graph.inspect import RunView, look
 from nslora.graph.run import Run
 from nslora.tools.editor_log import EditorLog, RecordedChat
-from nslora.tools.lab import POLICY_FILE, read_run_file
+from nslora.tools.lab import POLICY_FILE, read_run_file, recorded_settings
 from nslora.tools.policy import Policy
 from nslora.tools.recorded_policy import RecordedPolicy
 from nslora.tools.run_copy import copy_records
-from nslora.tools.settings import RunSettings
 
 COMPARED = ("action", "reason", "kept", "verdict", "error", "adapter", "prompt", "reward_before", "reward_after")
 
@@ -52,7 +51,7 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     """
     started = time.monotonic()
     record = read_run_file(source.folder)
-    settings = RunSettings(**{**record["settings"], "approve": "nothing"})
+    settings = recorded_settings(source.folder, record).model_copy(update={"approve": "nothing"})
     policy = recorded_policy(source)
     chat = ReplayedChat(log=EditorLog(source.folder / "editor.jsonl"),
                         model_name=record["settings"]["editor"].rpartition(":")[2])

@@ -16,6 +16,7 @@ from nslora.graph.adapt import STEPS_PER_ROUND, Graph, build_graph
 from nslora.graph.history import last_whole_round
 from nslora.graph.run_folder import OLD_THREAD, make_folder, probe, read_settings, refuse_unusable, write_record
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
+from nslora.tools.budget import plan_of
 from nslora.tools.chat_models import editor_name
 from nslora.tools.checkpoints import (
     CHECKPOINTS_FILE,
@@ -27,12 +28,11 @@ from nslora.tools.checkpoints import (
 from nslora.tools.disk import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted
-from nslora.tools.lab import Lab, open_lab, read_run_file, register
+from nslora.tools.lab import Lab, open_lab, read_run_file, recorded_settings, register
 from nslora.tools.models import Note, resolve_model
 from nslora.tools.policy import Policy
 from nslora.tools.run_check import check_records
 from nslora.tools.run_lock import sole_writer
-from nslora.tools.settings import RunSettings
 from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
@@ -64,6 +64,7 @@ class Run:
         LangChain chat model. checkpoints: URL of a PostgreSQL database or a LangGraph checkpointer, None for a file in
         the folder. overwrite: replace an earlier run in `folder`. settings: fields of RunSettings (seed=1,
         max_rounds=4, lora={"rank": 16}, ...).
+        note: is told what should be heard before anything is spent, such as a validation split too small to judge by.
         Everything is checked first: after an error nothing is written.
         """
         path = Path(folder)
@@ -79,6 +80,8 @@ class Run:
         if isinstance(model, str):
             resolve_model(model, note)
         refuse_unusable(path, overwrite=overwrite)
+        for warning in plan_of(task, values).warnings:
+            note(f"note     {warning}")
         make_folder(path)
         write_record(path, task, values, editor_is_object=not isinstance(editor, str), checkpoints=place)
         return cls(path, register(lab), None if isinstance(checkpoints, str) else checkpoints, place)
@@ -103,7 +106,7 @@ class Run:
         if task.hash != record["task"]["hash"]:
             raise RunError(f"Another task than the one that {folder} was begun with (hash {task.hash[:12]}, wanted "
                            f"{record['task']['hash'][:12]}).")
-        lab = Lab(path.resolve(), RunSettings(**record["settings"]), task, policy=model, editor_chat=editor, note=note)
+        lab = Lab(path.resolve(), recorded_settings(path, record), task, policy=model, editor_chat=editor, note=note)
         return cls(path, register(lab), saver, place)
 
     @property

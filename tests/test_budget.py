@@ -148,6 +148,12 @@ def test_a_plan_names_what_a_run_would_do_and_what_it_could_not_see(keepers: Tas
     assert len(plan.warnings) == 3
 
 
+def test_what_a_budget_cannot_show_is_said_before_the_run(begin: Callable[..., Run]) -> None:
+    said: list[str] = []
+    begin(note=said.append)
+    assert any("6 validation rows cannot tell a gain below" in each for each in said)
+
+
 def test_a_dry_run_starts_nothing(keepers: Task, tmp_path: Any) -> None:
     shell = CliRunner(env={"COLUMNS": "160"})
     shown = shell.invoke(app, ["run", keepers.source, "--dry-run", "--folder", str(tmp_path / "never")])

@@ -153,12 +153,16 @@ def test_the_first_signal_asks_and_is_named_in_the_exit_status() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_folder_of_a_newer_version_is_left_alone(begin: Begin) -> None:
+def test_a_folder_of_a_newer_version_is_left_alone(begin: Begin, tmp_path: Path) -> None:
     run = begin()
     record = json.loads((run.folder / RUN_FILE).read_text())
     write_json(run.folder / RUN_FILE, {**record, "format": 99})
     with pytest.raises(RunError, match=r"newer nslora .*upgrade"):
         Run.open(run.folder)
+    record["settings"]["of_tomorrow"] = 1
+    write_json(tmp_path / "copy" / RUN_FILE, record)
+    with pytest.raises(RunError, match="does not take \\(of_tomorrow\\)"):
+        Run.open(tmp_path / "copy")
 
 
 def test_a_database_of_a_newer_version_is_left_alone(begin: Begin) -> None:

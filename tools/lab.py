@@ -7,11 +7,13 @@ cannot be written down there, such as a chat model object, is handed over in thi
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from nslora.tools.adapters import AdapterStore
 from nslora.tools.anchor import read_anchor
@@ -183,7 +185,17 @@ def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
     if task.hash != record["task"]["hash"]:
         raise RunError(f"The task {record['task']['source']} has changed since {folder} was begun: restore it, or "
                        "begin a new run.")
-    return register(Lab(path, RunSettings(**record["settings"]), task))
+    return register(Lab(path, recorded_settings(folder, record), task))
+
+
+def recorded_settings(folder: str | Path, record: Mapping[str, Any]) -> RunSettings:
+    """The settings that a run was begun with. Raises RunError where this version does not know one of them."""
+    try:
+        return RunSettings(**record["settings"])
+    except ValidationError as error:
+        names = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        raise RunError(f"{folder} has settings that this version of nslora does not take ({names}): use the version "
+                       "that began it; nothing was changed.") from None
 
 
 def read_run_file(folder: Path) -> dict[str, Any]:

@@ -7,13 +7,25 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from crash_points import NODES
 from crash_runs import chosen, crash, import_all, in_child, outcome, uninterrupted
 from form import figure, publish
+from rich.console import Console
+from rich.table import Table
 
 POINTS = 60
+GROUPS: dict[str, tuple[str, ...]] = {
+    "before a node": tuple(f"node {name}: before" for name in NODES),
+    "after a node's files, before its checkpoint": (*(f"node {name}: after" for name in NODES), "checkpoint: before"),
+    "around the rows of a checkpoint": ("checkpoint: after", "checkpoint: writes"),
+    "inside training: a step done or saved, its tensors": ("training",),
+    "inside an edit: call under way, call recorded": ("editor",),
+    "while a file is half written, or not yet named": ("file",),
+    "around cached replies and burst records": ("replies", "burst record")}
 
 
 def main() -> None:
@@ -43,6 +55,7 @@ def measure(folder: Path, points: int, kinds: list[str] | None) -> bool:
         crashes.append(crash(folder / "killed", setting, expected, place, number))
         fate = "as if nothing had happened" if not crashes[-1].differences else crashes[-1].differences[0]
         print(f"{number:4} of {len(places)}  {place:40} {fate}", flush=True)
+    Console(width=120).print(by_place([asdict(each) for each in crashes]))
     unlike = sum(bool(each.differences) for each in crashes)
     return publish("crashes", [
         figure("kills", len(crashes), at_least=min(points, len(picked))),
@@ -52,6 +65,18 @@ def measure(folder: Path, points: int, kinds: list[str] | None) -> bool:
         figure("training steps done twice", sum(each.steps_again for each in crashes), at_most=0),
         figure("time", time.monotonic() - started, "s")], title="kill -9, then resume",
         crashes=[asdict(each) for each in crashes])
+
+
+def by_place(crashes: list[dict[str, Any]]) -> Table:
+    """The kills by where they hit."""
+    table = Table("killed", "kills", "ended otherwise", "editor calls paid twice", "training steps done twice",
+                  title="kill -9, then resume", title_justify="left")
+    for name, beginnings in GROUPS.items():
+        hit = [each for each in crashes if each["place"].startswith(beginnings)]
+        if hit:
+            table.add_row(name, str(len(hit)), str(sum(bool(each["differences"]) for each in hit)),
+                          str(sum(each["calls_again"] for each in hit)), str(sum(each["steps_again"] for each in hit)))
+    return table
 
 
 def write_setting(folder: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+NODES = ("evaluate", "monitor", "classify", "lora_update", "textgrad_edit", "approve", "finish")
+
 
 class Places:
     """Passed places are written to `folder/places`; the one with number `kill_at` (from 0) is the last."""
@@ -57,7 +59,7 @@ def nodes(passed: Places) -> None:
     """Begin and end of each node: at the end its files are written, and its checkpoint is not."""
     from nslora.graph import adapt
 
-    for name in ("evaluate", "monitor", "classify", "lora_update", "textgrad_edit", "approve", "finish"):
+    for name in NODES:
         around(adapt, name, passed, f"node {name}")
 
 
