@@ -1,25 +1,28 @@
-"""A policy without a model, for tests of the loop: it knows what it was trained on, and copies layouts it is shown.
-
-It answers in the layout of the prompt's demonstrations, unless its adapter was trained on replies in another layout; it
-knows a fact when its adapter was trained on a question with the same last word, or when the question carries the hint.
-"""
+"""Policies without a model, for tests of the loop."""
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nslora.tools.adapters import CONFIG, WEIGHTS, AdapterStore
 from nslora.tools.chat_format import Dialogue
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
+from nslora.tools.tiny_task import KEEPERS, PLACES
 
 HINT = re.compile(r"\n\(The answer is: (.*)\)$")
 UNKNOWN = "nobody knows"
 
 
 class FakePolicy:
-    """Implements the protocol `Policy`; `asked` lists every question with the adapter that answered it."""
+    """Knows what it was trained on, and copies layouts it is shown.
+
+    It answers in the layout of the prompt's demonstrations, unless its adapter was trained on replies in another one;
+    it knows a fact when its adapter was trained on a question with the same last word, or when the question carries
+    the hint. asked: every question with the adapter that answered it.
+    """
 
     name = "fake"
     fingerprint = "fake-policy"
@@ -76,3 +79,49 @@ class FakePolicy:
 
 def last_word(question: str) -> str:
     return re.findall(r"\w+", question)[-1].lower()
+
+
+@dataclass
+class ObedientPolicy:
+    """A policy without a model: it knows every keeper, and does what the system turn says.
+
+    "dash" brings the form that the task wants, "half" for every second row, "worse" spoils the content too. edit: its
+    reply to TextGrad's prompts. sent: all that it was sent.
+    """
+
+    edit: str = ""
+    asked_under: list[str | None] = field(default_factory=list)
+    sent: list[Dialogue] = field(default_factory=list)
+    name: str = "obedient"
+    fingerprint: str = "obedient-1"
+    context_tokens: int = 8192
+
+    def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
+                 advance: Advance = silent) -> Generated:
+        self.sent += dialogues
+        replies = tuple(self.reply(dialogue, adapter) for dialogue in dialogues)
+        return Generated(replies, sum(map(len, replies)))
+
+    def reply(self, dialogue: Dialogue, adapter: str | None) -> str:
+        system = dialogue[0]["content"] if dialogue[0]["role"] == "system" else ""
+        if "gradient" in system or "optimization system" in system:
+            self.asked_under.append(adapter)
+            return self.edit
+        if "worse" in system:
+            return "nobody"
+        row = next(i for i, place in enumerate(PLACES) if place in dialogue[-1]["content"])
+        keeper = KEEPERS[row % len(KEEPERS)]
+        return f"- {keeper}" if "dash" in system and ("half" not in system or row % 2) else keeper
+
+    def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
+                         adapter: str | None) -> list[float]:
+        return [1.0] * len(references)
+
+    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
+        raise NotImplementedError("these runs choose edits only")
+
+    def count_tokens(self, dialogue: Dialogue) -> int:
+        return sum(len(turn["content"]) // 4 for turn in dialogue)
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": self.name}

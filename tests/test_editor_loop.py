@@ -2,73 +2,25 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import ObedientPolicy
 from hostile_replies import UNUSABLE
 from langchain_core.messages import AIMessage, BaseMessage
 
 from nslora.graph.run import Run
 from nslora.tools.chat_server import serve_chat
-from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.scripted_chat import ScriptedChat, improved
 from nslora.tools.task import Task, load_task
 from nslora.tools.textual_gradients import CLOSE, OPEN
-from nslora.tools.tiny_task import KEEPERS, PLACES, write_tiny_task
+from nslora.tools.tiny_task import PLACES, write_tiny_task
 
-Dialogues = Sequence[Sequence[dict[str, str]]]
 BULLETS = Prompt("Answer in one line that begins with a dash.")
-
-
-@dataclass
-class ObedientPolicy:
-    """A policy without a model: it knows every keeper, and does what the system turn says.
-
-    "dash" brings the form that the task wants, "half" for every second row, "worse" spoils the content too. edit: its
-    reply to TextGrad's prompts. sent: all that it was sent.
-    """
-
-    edit: str = ""
-    asked_under: list[str | None] = field(default_factory=list)
-    sent: list[Sequence[dict[str, str]]] = field(default_factory=list)
-    name: str = "obedient"
-    fingerprint: str = "obedient-1"
-    context_tokens: int = 8192
-
-    def generate(self, dialogues: Dialogues, *, adapter: str | None, max_new_tokens: int,
-                 advance: Advance = silent) -> Generated:
-        self.sent += dialogues
-        replies = tuple(self.reply(dialogue, adapter) for dialogue in dialogues)
-        return Generated(replies, sum(map(len, replies)))
-
-    def reply(self, dialogue: Sequence[dict[str, str]], adapter: str | None) -> str:
-        system = dialogue[0]["content"] if dialogue[0]["role"] == "system" else ""
-        if "gradient" in system or "optimization system" in system:
-            self.asked_under.append(adapter)
-            return self.edit
-        if "worse" in system:
-            return "nobody"
-        row = next(i for i, place in enumerate(PLACES) if place in dialogue[-1]["content"])
-        keeper = KEEPERS[row % len(KEEPERS)]
-        return f"- {keeper}" if "dash" in system and ("half" not in system or row % 2) else keeper
-
-    def reference_losses(self, dialogues: Dialogues, references: Sequence[str], *,
-                         adapter: str | None) -> list[float]:
-        return [1.0] * len(references)
-
-    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
-        raise NotImplementedError("these runs choose edits only")
-
-    def count_tokens(self, dialogue: Sequence[dict[str, str]]) -> int:
-        return sum(len(turn["content"]) // 4 for turn in dialogue)
-
-    def describe(self) -> dict[str, Any]:
-        return {"model": self.name}
 
 
 @pytest.fixture

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import ObedientPolicy
 
+from nslora.graph.run import Run
 from nslora.tools.chat_models import connect_editor
 from nslora.tools.editor import EditFailedError, Editor
 from nslora.tools.editor_log import EditorLog, RecordedChat
 from nslora.tools.models import convert_embedded, embedded_gguf
 from nslora.tools.prompt import Demonstration, Prompt, difference
 from nslora.tools.rewards import Graded, Score
-from nslora.tools.task import Example
+from nslora.tools.task import Example, load_task
+from nslora.tools.tiny_task import write_tiny_task
 
 OLD = Prompt("Be brief.", demonstrations=(Demonstration("Who built the bridge?", "BO"),))
 FAILURE = Graded(Example("train-1", "Who built the mill?", "Ada", {}), "ada",
@@ -125,6 +128,26 @@ def test_the_embedded_model_edits_a_prompt_on_llama_cpps_server(llama_cpp: Servi
     assert not edit.usage.estimated                         # the server counts tokens
     again = Editor(RecordedChat(tmp_path / "editor.jsonl"), edit="system").edit(OLD, [FAILURE])
     assert (again.prompts, again.usage.tokens) == (edit.prompts, edit.usage.tokens)
+
+
+@pytest.mark.slow
+def test_a_run_measures_what_a_real_editor_proposes_and_keeps_only_what_helps(
+    llama_cpp: Serving, tmp_path: Path
+) -> None:
+    task = load_task(write_tiny_task(tmp_path / "task"))
+    chat = llama_cpp.chat("smollm2", tokens=120)
+    begun = Run.create(tmp_path / "run", task=task, model=ObedientPolicy(), editor=chat, strategy="textgrad",
+                       max_rounds=1, reuse_replies=False,
+                       editing={"edit": "system", "structured": "always", "failures": 1})
+    begun.adapt()
+    state = begun.state()
+    assert state is not None
+    assert state["status"] == "finished"
+    record = state["rounds"][0]
+    assert record["error"] is None
+    assert record["candidate"]["prompt"] != state["start"]["prompt"]
+    assert record["editor"]["calls"] >= 2
+    assert record["kept"] == (record["reward_after"] > record["reward_before"])
 
 
 @pytest.mark.slow

@@ -16,6 +16,14 @@ def test_the_drawing_is_the_one_that_the_code_draws() -> None:
     assert drawn in README, "run: nslora graph --mermaid, and put it into README.md"
 
 
+def test_the_scripted_editor_does_what_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = next(code for code in PYTHON if "ScriptedChat" in code)
+    exec(lines, {})
+    said = re.findall(r"print\(.*\)  # (.*)", lines)
+    assert capsys.readouterr().out.splitlines() == said
+    assert len(said) == 2
+
+
 @pytest.mark.slow
 def test_the_lines_for_python_adapt_a_real_model_and_leave_a_plain_adapter(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
