@@ -24,7 +24,7 @@ from nslora.tools.statistics import KeepSettings, sign_flip_p_value
 
 LEVELS = (0.02, 0.05, 0.10, 0.20, 0.30, 0.45)
 ROWS = (10, 30, 100)
-ROUNDS, RUNS = 12, 2000
+ROUNDS, RUNS = 12, 1000
 START = 0.3             # share of the population that passes
 IDLE_ROUNDS = 4         # before both kinds are saturated, where nothing helps
 FALSE_KEEPS = 0.05
