@@ -64,6 +64,11 @@ bench-attribution: setup ## the classifier against labels, on real failures (min
 bench-causes: setup ## planted causes in whole runs: is the first action right? (an hour; what is done is kept)
 	@$(BIN)/python tests/benchmarks/bench_causes.py
 
+.PHONY: bench-keep
+
+bench-keep: setup ## what the level of keep-or-drop costs and saves, simulated (a minute)
+	@$(BIN)/python tests/benchmarks/bench_keep.py
+
 .PHONY: bench-crashes bench-growth bench-replay
 
 bench-crashes: setup ## kill -9 at 60 places of a run on a tiny model, resume, compare (minutes)

@@ -63,7 +63,7 @@ def plan(runs: int) -> list[tuple[Cause, int]]:
 
 
 def run(model: str, cause: Cause, seed: int, known: list[str]) -> Outcome:
-    folder = FOLDER / "run"
+    folder = FOLDER / f"run-{model}"
     shutil.rmtree(folder, ignore_errors=True)
     if model == "tiny":
         task, name = tiny_task(cause, seed), str(tiny_model(FOLDER / f"tiny-{seed}", seed))
