@@ -1,8 +1,6 @@
 """classify: what do the failures need, which rows could teach it, and which kind of update goes next?"""
 
-import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from langgraph.runtime import Runtime
 
@@ -112,5 +110,4 @@ def material_of(state: AdaptationState, lab: Lab) -> Material:
     decision = state["decision"]
     if decision is None:
         return Material((), (), ())
-    saved = json.loads(Path(lab.folder / decision["material"]).read_text(encoding="utf-8"))
-    return Material(**{key: tuple(value) for key, value in saved.items()})
+    return Material.load(lab.folder / decision["material"])
