@@ -10,7 +10,7 @@ from nslora.nodes.spending import within_budget
 from nslora.nodes.workplace import lab_for
 from nslora.tools.attribution import Demand, demand
 from nslora.tools.evaluation import read_evaluation
-from nslora.tools.files import read_json, read_whole
+from nslora.tools.files import read_whole
 from nslora.tools.lab import Lab
 from nslora.tools.material import Material, choose_material
 from nslora.tools.run_cost import update_tokens
@@ -110,5 +110,4 @@ def material_of(state: AdaptationState, lab: Lab) -> Material:
     decision = state["decision"]
     if decision is None:
         return Material((), (), ())
-    saved = read_json(lab.folder / decision["material"])
-    return Material(**{key: tuple(value) for key, value in saved.items()})
+    return Material.load(lab.folder / decision["material"])

@@ -22,10 +22,12 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     prompt_hash = pool["prompt"] if pool and waiting else state["kept"]["prompt"]
     prompt = lab.prompts.get(prompt_hash)
     remade = rows_by_source(read_rows(lab.remade / f"{prompt_hash}.jsonl"))
-    rows = training_rows(lab.task.train, material_of(state, lab), prompt, remade, everything=waiting,
+    material = material_of(state, lab)
+    rows = training_rows(lab.task.train, material, prompt, remade, everything=waiting,
                          replay_share=lab.settings.lora.replay_share, seed=f"{lab.settings.seed}/{state['round']}")
     write_jsonl(lab.folder / "material" / f"{state['round'] + 1}-rows.jsonl",
-                [{"source": row.source, "origin": row.origin, "completion": row.completion} for row in rows])
+                [{"source": row.source, "origin": row.origin, "completion": row.completion,
+                  "why": material.why(row, everything=waiting)} for row in rows])
     if not rows:
         return failed(state, lab, "no train row has a reference or a verified reply to learn from")
     task_id = getattr(runtime.execution_info, "task_id", None) or f"round-{state['round'] + 1}"

@@ -7,10 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nslora.tools.adapters import WEIGHTS
+from nslora.tools.adapters import OPTIMIZER, WEIGHTS, AdapterStore
+from nslora.tools.burst_progress import SNAPSHOT
 from nslora.tools.errors import DamagedError, DivergedError, ModelError
 from nslora.tools.local_policy import LocalPolicy
+from nslora.tools.memory import burst_bytes
+from nslora.tools.models import ModelSource
 from nslora.tools.policy import Burst, TrainingRow
+from nslora.tools.settings import DeviceSettings, LoraSettings
+from nslora.tools.tiny_model import byte_tokenizer
+from nslora.tools.training import check_loss
 
 Make = Callable[..., LocalPolicy]
 QUESTIONS = ["Who keeps the mill?", "When was the bridge opened?", "What hangs in the old hall of the town?", "Where?"]
@@ -98,8 +104,11 @@ def test_an_adapter_in_force_leaves_the_base_as_it_was(tiny_policy: Make) -> Non
     assert policy.reference_losses(dialogues(), ANSWERS, adapter=None) == before
 
 
-def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(tiny_policy: Make, tmp_path: Path) -> None:
-    policy = tiny_policy(batch_size=1, epochs=6, early_stop_patience=None)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
+        tiny_policy: Make, tmp_path: Path, dropout: float) -> None:
+    lora = {"batch_size": 1, "epochs": 6, "early_stop_patience": None, "dropout": dropout}
+    policy = tiny_policy(**lora)
     whole = policy.train(Burst(rows(), 6, seed=7))
 
     class Killed(Exception):  # noqa: N818
@@ -111,11 +120,41 @@ def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(tiny_pol
 
     with pytest.raises(Killed):
         policy.train(Burst(rows(), 6, seed=7, progress=tmp_path / "progress"), die)
-    again = tiny_policy(batch_size=1, epochs=6, early_stop_patience=None)
+    again = tiny_policy(**lora)
     resumed = again.train(Burst(rows(), 6, seed=7, progress=tmp_path / "progress"))
     assert resumed.adapter == whole.adapter
     assert resumed.steps_done == whole.steps - 17
     assert resumed.epoch_losses == whole.epoch_losses
+
+
+def test_a_snapshot_that_was_cut_off_begins_the_burst_again(tiny_policy: Make, tmp_path: Path) -> None:
+    whole = tiny_policy().train(Burst(rows(), 2, seed=7))
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "progress" / SNAPSHOT).write_bytes(b"half a file")
+    again = tiny_policy().train(Burst(rows(), 2, seed=7, progress=tmp_path / "progress"))
+    assert (again.adapter, again.steps_done) == (whole.adapter, whole.steps)
+
+
+def test_a_burst_goes_on_from_the_optimizer_state_of_its_start(tiny_policy: Make) -> None:
+    policy = tiny_policy()
+    first = policy.train(Burst(rows(), 2, seed=1))
+    second = policy.train(Burst(rows(), 2, seed=2, start=first.adapter))
+    before, after = (load_file(policy.adapters.path(each.adapter) / OPTIMIZER) for each in (first, second))
+    steps = {float(value) for name, value in after.items() if name.endswith(".step")}
+    assert steps == {float(first.steps + second.steps)}
+    (policy.adapters.path(first.adapter) / OPTIMIZER).unlink()
+    assert policy.train(Burst(rows(), 2, seed=2, start=first.adapter)).adapter != second.adapter
+    assert before.keys() == after.keys()
+
+
+def test_an_adapter_that_is_there_is_never_written_again(tiny_policy: Make) -> None:
+    policy = tiny_policy()
+    name = policy.train(Burst(rows(), 1, seed=1)).adapter
+    weights = policy.adapters.path(name) / WEIGHTS
+    before = (weights.stat().st_ino, weights.stat().st_mtime_ns)
+    assert policy.train(Burst(rows(), 1, seed=1)).adapter == name
+    assert (weights.stat().st_ino, weights.stat().st_mtime_ns) == before
+    assert [each.name for each in policy.adapters.folder.iterdir()] == [name]
 
 
 def test_a_diverged_burst_stores_nothing(tiny_policy: Make) -> None:
@@ -210,3 +249,87 @@ def test_every_setting_of_lora_trains(tiny_policy: Make, lora: dict[str, object]
 def test_a_target_that_no_block_has_is_refused_with_what_it_has(tiny_policy: Make) -> None:
     with pytest.raises(ModelError, match="q_proj"):
         tiny_policy(targets=["query"])
+
+
+def policy_of(model: object, folder: Path, **lora: object) -> LocalPolicy:
+    """A policy over a model that is made here."""
+    settings = LoraSettings(**{"epochs": 3, "batch_size": 4, **lora})  # type: ignore[arg-type]
+    return LocalPolicy(model, byte_tokenizer(chat_template=True), source=ModelSource("made", "made"),
+                       adapters=AdapterStore(folder), lora=settings, device=DeviceSettings(device="cpu", threads=1))
+
+
+SHAPE = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_a_sliding_window_changes_no_reply(tmp_path: Path, window: int | None) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    policy = policy_of(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=window)), tmp_path)
+    expected = tuple(plain_generate(policy, dialogue, 12) for dialogue in dialogues())
+    assert policy.generate(dialogues(), adapter=None, max_new_tokens=12).replies == expected
+    assert ("prefix cache" in policy._found_exact) == (window is None)
+
+
+def test_a_model_whose_cache_cannot_be_copied_answers_without_it(
+        tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    expected = policy.generate(dialogues(), adapter=None, max_new_tokens=8).replies
+
+    def refuse(prefix: object, count: int) -> object:
+        if prefix is not None:
+            raise NotImplementedError
+        return None
+
+    monkeypatch.setattr("nslora.tools.generation.copied", refuse)
+    again = tiny_policy()
+    assert again.generate(dialogues(), adapter=None, max_new_tokens=8).replies == expected
+    assert again._found_exact == {"prefix cache": False}
+
+
+def test_a_base_with_dropout_below_the_cut_trains_in_the_plain_way_there(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    found = []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE, attention_dropout=0.3, attn_implementation="eager"))
+        found.append(policy_of(model, tmp_path, fast=fast, top_blocks=1).train(Burst(rows(), 3, seed=3)))
+    assert found[0].fast_path == "compact head"
+    assert found[0].adapter == found[1].adapter
+
+
+def test_plain_training_is_known_to_need_every_position_of_the_vocabulary(tiny_policy: Make) -> None:
+    from nslora.tools.burst_plan import PaddedLayout, Plan, TokenRow
+
+    policy = tiny_policy()
+    layout = PaddedLayout(Plan((TokenRow((1,) * 90, (2,) * 10),), 1, 0, 0, policy.lora))
+    need = {compact: burst_bytes(policy.base, layout, 1, cached=False, compact=compact) for compact in (True, False)}
+    vocabulary = policy.base.config.vocab_size
+    assert need[False] - need[True] == 90 * vocabulary * 4 * 4     # positions, float32, four copies
+
+
+def test_max_steps_end_a_burst(tiny_policy: Make) -> None:
+    result = tiny_policy(batch_size=1, max_steps=5).train(Burst(rows(), 3, seed=1))
+    assert (result.steps, len(result.epoch_losses)) == (5, 2)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 20.1])
+def test_a_loss_that_is_no_number_or_above_the_bound_is_a_diverged_burst(loss: float) -> None:
+    with pytest.raises(DivergedError, match="at step 3"):
+        check_loss(loss, 20.0, 3)
+    check_loss(19.9, 20.0, 3)
+
+
+@pytest.mark.parametrize("template", [
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endif %}"
+    "{% endfor %}"])
+def test_a_template_without_system_turns_says_it_in_the_first_user_turn(tiny_policy: Make, template: str) -> None:
+    policy = tiny_policy()
+    policy.tokenizer.chat_template = template
+    assert policy.format.render(dialogues()[0]) == (
+        "<|im_start|>user Answer in few words, please.\n\nWho keeps the mill?<|im_end|>")

@@ -36,13 +36,17 @@ class Plan:
 
     @cached_property
     def order(self) -> tuple[int, ...]:
-        """Row numbers in the order of training, all epochs one after the other; each epoch is a permutation."""
+        """Row numbers in the order of training, all epochs one after the other; each epoch is a permutation.
+
+        `settings.max_steps` cuts it off.
+        """
         order: list[int] = []
         for epoch in range(self.epochs):
             numbers = list(range(len(self.rows)))
             random.Random(f"{self.seed}/{epoch}").shuffle(numbers)
             order += numbers
-        return tuple(order)
+        most = self.settings.max_steps
+        return tuple(order if most is None else order[:most * self.settings.batch_size])
 
     @property
     def steps(self) -> int:

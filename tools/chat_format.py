@@ -33,9 +33,21 @@ class ChatFormat:
     def render(self, dialogue: Dialogue) -> str:
         """The text that the policy continues: all turns, then the opening of the assistant's turn."""
         if self.has_template:
-            return str(self.tokenizer.apply_chat_template(list(dialogue), tokenize=False, add_generation_prompt=True))
+            known = list(dialogue) if self.knows_system_turns else without_system_turn(dialogue)
+            return str(self.tokenizer.apply_chat_template(known, tokenize=False, add_generation_prompt=True))
         turns = [PLAIN_LABELS[turn["role"]] + turn["content"] for turn in dialogue]
         return "\n".join([*turns, PLAIN_LABELS["assistant"].rstrip()])
+
+    @cached_property
+    def knows_system_turns(self) -> bool:
+        """Whether the template writes a system turn; some refuse it (Gemma's), some leave it out without a word."""
+        from jinja2 import TemplateError
+
+        dialogue = [{"role": "system", "content": "MARK"}, {"role": "user", "content": "a"}]
+        try:
+            return "MARK" in str(self.tokenizer.apply_chat_template(dialogue, tokenize=False))
+        except TemplateError:
+            return False
 
     def prompt_ids(self, dialogue: Dialogue) -> list[int]:
         """Token ids of `render(dialogue)`. The template writes its own special tokens, so none are added."""
@@ -91,3 +103,11 @@ class ChatFormat:
         if not self.has_template:
             text = text.split(PLAIN_STOP)[0]
         return text.strip()
+
+
+def without_system_turn(dialogue: Dialogue) -> list[Message]:
+    """The dialogue with its system turn at the head of the first user turn."""
+    if not dialogue or dialogue[0]["role"] != "system":
+        return list(dialogue)
+    system, first, *rest = dialogue
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]

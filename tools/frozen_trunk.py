@@ -101,6 +101,27 @@ def trunk_is_exact(model: Any, batch: dict[str, Any], cut: int) -> bool:
     return bool((whole[scored] - top[scored]).abs().max() <= LARGEST_DIFFERENCE * whole[scored].abs().max())
 
 
+def drops_out(model: Any, cut: int | None = None) -> bool:
+    """Whether the base itself has dropout in training: anywhere, or below block `cut`.
+
+    Modules of torch say it with `p`; attention that drops inside its kernel keeps the number as an attribute whose name
+    says so. LoRA's own dropout is none of the base's.
+    """
+    from torch.nn.modules.dropout import _DropoutNd
+
+    decoder, name = blocks_of(model)
+    blocks = getattr(decoder, name)
+    above = {id(module) for block in blocks[cut:] for module in block.modules()} if cut is not None else set()
+    for path, module in decoder.named_modules():
+        if id(module) in above or "lora_" in path:
+            continue
+        if isinstance(module, _DropoutNd) and module.p > 0:
+            return True
+        if any("drop" in key and isinstance(value, float) and value > 0 for key, value in vars(module).items()):
+            return True
+    return False
+
+
 @contextmanager
 def compact_head(model: Any) -> Iterator["SupervisedPositions"]:
     """While inside, the decoder hands on only the positions that the current batch supervises."""

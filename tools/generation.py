@@ -12,6 +12,8 @@ from nslora.tools.policy import Advance
 
 # Below this, copying the cache costs more than the prefix; measured with SmolLM2-135M on two cores.
 SHORTEST_SHARED_PREFIX_TOKENS = 8
+# Of logits behind a cached prefix and without, relative to the largest: rounding, by dtype.
+LARGEST_DIFFERENCE, COARSE = {"torch.float32": 1e-4}, 5e-2
 
 
 def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
@@ -25,17 +27,48 @@ def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
     return shared
 
 
-def generate_ids(model: Any, rows: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int],
-                 pad_id: int, batch_size: int, advance: Advance) -> list[list[int]]:
-    """Greedy continuations of `rows` (token ids), in their order, each cut after its first stop token.
+def shareable_prefix(model: Any, rows: Sequence[Sequence[int]], longest: int) -> int:
+    """Tokens of a prefix that may be computed once for all rows; 0 where there is none, or it would not be exact.
 
-    model: a causal language model in eval mode, on one device. Rows are batched by length, so that little is padded.
+    longest: tokens of the longest row with its reply. Padding stands between the prefix and a row's tail, and a sliding
+    window would count it: a model that has one is given whole rows once they outgrow it.
+    """
+    shared = shared_prefix_length(rows) if len(rows) > 1 else 0
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return shared if shared >= SHORTEST_SHARED_PREFIX_TOKENS and (not window or longest <= window) else 0
+
+
+def prefix_is_exact(model: Any, rows: Sequence[Sequence[int]], shared: int, pad_id: int) -> bool:
+    """Whether the shortest and the longest row get the same next token's logits behind a cached prefix as alone.
+
+    An architecture whose cache cannot be copied, or that is no pure attention, is found out here.
     """
     import torch
 
-    shared = shared_prefix_length(rows) if len(rows) > 1 else 0
-    if shared < SHORTEST_SHARED_PREFIX_TOKENS:
-        shared = 0
+    pair = [min(rows, key=len), max(rows, key=len)]
+    try:
+        with torch.inference_mode():
+            ids, mask = padded(pair, shared, pad_id, model.device)
+            cache = copied(prefix_cache(model, pair[0][:shared]), len(pair))
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, shared:]
+            found = model(input_ids=ids[:, shared:], attention_mask=mask, position_ids=positions, past_key_values=cache,
+                          use_cache=True, logits_to_keep=1).logits[:, -1].float()
+            alone = torch.cat([model(input_ids=torch.tensor([list(row)], device=model.device), use_cache=False,
+                                     logits_to_keep=1).logits[:, -1].float() for row in pair])
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    return bool((found - alone).abs().max() <= LARGEST_DIFFERENCE.get(str(model.dtype), COARSE) * alone.abs().max())
+
+
+def generate_ids(model: Any, rows: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int],
+                 pad_id: int, batch_size: int, advance: Advance, shared: int) -> list[list[int]]:
+    """Greedy continuations of `rows` (token ids), in their order, each cut after its first stop token.
+
+    model: a causal language model in eval mode, on one device. Rows are batched by length, so that little is padded.
+    shared: tokens that all rows begin with and that are computed once, 0 for none.
+    """
+    import torch
+
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
     replies: list[list[int]] = [[] for _ in rows]
     with torch.inference_mode():
@@ -63,6 +96,17 @@ def prefix_cache(model: Any, prefix: Sequence[int]) -> Any:
 def generate_batch(model: Any, rows: Sequence[Sequence[int]], shared: int, prefix: Any, max_new_tokens: int,
                    stop_ids: Sequence[int], pad_id: int) -> list[list[int]]:
     """One batch. Rows are padded between the shared prefix and their tail, so that all replies start at one column."""
+    ids, mask = padded(rows, shared, pad_id, model.device)
+    output = model.generate(
+        input_ids=ids, attention_mask=mask, past_key_values=copied(prefix, len(rows)),
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=list(stop_ids), pad_token_id=pad_id,
+        # A model's own generation config may ask for sampling; greedy decoding ignores these, loudly, unless unset.
+        temperature=None, top_p=None, top_k=None)
+    return [cut_after_stop(row, stop_ids) for row in output[:, ids.shape[1]:].tolist()]
+
+
+def padded(rows: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any) -> tuple[Any, Any]:
+    """Token ids and mask, (B, longest) int64 each; the padding stands between the shared prefix and each row's tail."""
     import torch
 
     longest = max(len(row) for row in rows)
@@ -72,16 +116,16 @@ def generate_batch(model: Any, rows: Sequence[Sequence[int]], shared: int, prefi
         tail = len(row) - shared
         ids[i, :shared], ids[i, longest - tail:] = torch.tensor(row[:shared]), torch.tensor(row[shared:])
         mask[i, :shared], mask[i, longest - tail:] = 1, 1
-    cache = None
-    if prefix is not None:
-        cache = copy.deepcopy(prefix)
-        cache.batch_repeat_interleave(len(rows))
-    output = model.generate(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), past_key_values=cache,
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=list(stop_ids), pad_token_id=pad_id,
-        # A model's own generation config may ask for sampling; greedy decoding ignores these, loudly, unless unset.
-        temperature=None, top_p=None, top_k=None)
-    return [cut_after_stop(row, stop_ids) for row in output[:, longest:].tolist()]
+    return ids.to(device), mask.to(device)
+
+
+def copied(prefix: Any, count: int) -> Any:
+    """The prefix's cache for a batch of `count` rows, of its own; None for none."""
+    if prefix is None:
+        return None
+    cache = copy.deepcopy(prefix)
+    cache.batch_repeat_interleave(count)
+    return cache
 
 
 def cut_after_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:

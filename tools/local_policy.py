@@ -136,7 +136,7 @@ class LocalPolicy:
                              f"{self.context_tokens}: shorten the prompt or lower max_new_tokens.")
         with self.using(adapter) as model:
             ids = generate_ids(model, rows, max_new_tokens=max_new_tokens, stop_ids=self.format.stop_ids,
-                               pad_id=self.format.pad_id, advance=advance,
+                               pad_id=self.format.pad_id, advance=advance, shared=self._shared(rows, longest),
                                batch_size=generation_batch(model, longest, self.batch_size))
         return Generated(tuple(self.format.decode(row) for row in ids), sum(len(row) for row in ids))
 
@@ -147,8 +147,19 @@ class LocalPolicy:
 
         rows = [(self.format.prompt_ids(dialogue), self.format.completion_ids(reference))
                 for dialogue, reference in zip(dialogues, references, strict=True)]
+        longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
         with self.using(adapter) as model:
-            return completion_losses(model, rows, pad_id=self.format.pad_id, batch_size=self.batch_size)
+            return completion_losses(model, rows, pad_id=self.format.pad_id, batch_size=self.batch_size,
+                                     shared=self._shared([prompt for prompt, _ in rows], longest))
+
+    def _shared(self, prompts: Sequence[Sequence[int]], longest: int) -> int:
+        """Tokens that the prompts share and that may be computed once; whether this model bears it is asked once."""
+        from nslora.tools.generation import prefix_is_exact, shareable_prefix
+        from nslora.tools.training import probed
+
+        shared = shareable_prefix(self.base, prompts, longest)
+        return shared if shared and probed(self._found_exact, "prefix cache", lambda: prefix_is_exact(
+            self.base, prompts, shared, self.format.pad_id)) else 0
 
     def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
         """Train a new adapter (or a copy of `burst.start`) and store it. Raises DivergedError, ModelError."""

@@ -2,11 +2,11 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nslora.tools.evaluation import Failure, Row
-from nslora.tools.files import write_json
+from nslora.tools.files import read_json, write_json
 from nslora.tools.policy import Origin, TrainingRow
 from nslora.tools.prompt import Prompt
 from nslora.tools.remake import RemadeRow
@@ -18,15 +18,35 @@ class Material:
     """Ids of train rows, by what they are good for.
 
     content: their content is missing, or nobody looked. mastered: full reward, or right content in the wrong form.
-    form: failures whose form is missing, the largest deficit first.
+    form: failures whose form is missing, the largest deficit first. deficits: (content, form) of each failure, in
+    [0, 1], as the classifier gave them.
     """
 
     content: tuple[str, ...]
     mastered: tuple[str, ...]
     form: tuple[str, ...]
+    deficits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Material":
+        """What `save` wrote."""
+        saved = read_json(path)
+        deficits = {row: (float(content), float(form)) for row, (content, form) in saved.get("deficits", {}).items()}
+        return cls(tuple(saved["content"]), tuple(saved["mastered"]), tuple(saved["form"]), deficits)
+
+    def why(self, row: TrainingRow, *, everything: bool) -> str:
+        """The reason for which a row is in a burst, in words. everything: as in `training_rows`."""
+        told = ""
+        if row.source in self.deficits:
+            told = "content missing {:.2f}, form missing {:.2f}".format(*self.deficits[row.source])
+        if row.origin == "replay":
+            return f"mastered ({told or 'full reward'}): replayed so that it is not forgotten"
+        if everything:
+            return f"new remade data teaches every row{f' ({told})' if told else ''}"
+        return told or "not in the sample that was looked at"
 
 
 def choose_material(train: Sequence[Example], rows: Sequence[Row], failures: Sequence[Failure], *,
@@ -44,7 +64,8 @@ def choose_material(train: Sequence[Example], rows: Sequence[Row], failures: Seq
     form = [i for i, each in verdicts.items() if each.verdict in ("form", "both")] or list(verdicts)
     random.Random(seed).shuffle(form)
     form.sort(key=lambda i: -round(verdicts[i].form_deficit, 2))
-    return Material(content, mastered, tuple(form))
+    deficits = {i: (round(each.content_deficit, 4), round(each.form_deficit, 4)) for i, each in verdicts.items()}
+    return Material(content, mastered, tuple(form), deficits)
 
 
 def training_rows(train: Sequence[Example], material: Material, prompt: Prompt,

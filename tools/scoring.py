@@ -1,29 +1,27 @@
 """Log-likelihood of given replies."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
-from nslora.tools.generation import SHORTEST_SHARED_PREFIX_TOKENS, prefix_cache, shared_prefix_length
+from nslora.tools.generation import copied, prefix_cache
 
 Pair = tuple[Sequence[int], Sequence[int]]      # (prompt ids, completion ids)
 
 
-def completion_losses(model: Any, rows: Sequence[Pair], *, pad_id: int, batch_size: int) -> list[float]:
+def completion_losses(model: Any, rows: Sequence[Pair], *, pad_id: int, batch_size: int, shared: int) -> list[float]:
     """Mean negative log-likelihood of each completion given its prompt, nats per completion token.
 
-    What all prompts begin with goes through the model once, and only the positions that predict a completion go
-    through the vocabulary.
+    shared: tokens that all prompts begin with and that go through the model once, 0 for none. Only the positions that
+    predict a completion go through the vocabulary.
     """
     import torch
 
     if not rows:
         return []
-    shared = shared_prefix_length([prompt for prompt, _ in rows]) if len(rows) > 1 else 0
     losses: dict[int, float] = {}
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]) + len(rows[i][1]), i))
     with torch.inference_mode():
-        prefix = prefix_cache(model, rows[0][0][:shared]) if shared >= SHORTEST_SHARED_PREFIX_TOKENS else None
+        prefix = prefix_cache(model, rows[0][0][:shared]) if shared else None
         for start in range(0, len(order), batch_size):
             batch = order[start:start + batch_size]
             found = batch_losses(model, [rows[i] for i in batch], pad_id, shared, prefix)
@@ -46,10 +44,7 @@ def batch_losses(model: Any, rows: Sequence[Pair], pad_id: int, shared: int, pre
         mask[i, :shared + end] = 1
         scored[i, len(prompt) - shared:end] = True
     ids, scored = ids.to(model.device), scored.to(model.device)
-    cache = None
-    if prefix is not None:
-        cache = copy.deepcopy(prefix)
-        cache.batch_repeat_interleave(len(rows))
+    cache = copied(prefix, len(rows))
     states = model.get_decoder()(input_ids=ids, attention_mask=mask.to(model.device), past_key_values=cache,
                                  use_cache=cache is not None).last_hidden_state
     predicts = scored[:, 1:]

@@ -21,6 +21,7 @@ from nslora.tools.frozen_trunk import (
     LARGEST_DIFFERENCE,
     blocks_of,
     compact_head,
+    drops_out,
     inputs_of,
     lowest_trained_block,
     trunk_is_exact,
@@ -151,11 +152,11 @@ def fast_path(stack: ExitStack, model: Any, plan: Plan, found_exact: dict[str, b
     model.eval()
     layout: Layout = PaddedLayout(plan)
     states: list[Any] | None = None
-    packed = shared_layout(plan) if plan.settings.share_prefix else None
+    packed = shared_layout(plan) if plan.settings.share_prefix and not drops_out(base) else None
     if packed is not None and probed(found_exact, "shared prefix", lambda: layouts_agree(base, plan, packed)):
         layout = packed
         used.append(f"shared prefix of {packed.shared} tokens")
-    if cut and epochs > 1 and fits_memory(base, plan) and probed(
+    if cut and epochs > 1 and fits_memory(base, plan) and not drops_out(base, cut) and probed(
             found_exact, f"trunk {cut} {type(layout).__name__}", lambda: trunk_is_exact(base, layout.batch([0]), cut)):
         states = cached_states(base, layout, cut)
         stack.enter_context(without_trunk(base, cut))
