@@ -1,7 +1,9 @@
 """Metering, recipes and tables of bench_peers, on a policy without a model and records made up here."""
 
 import json
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,7 @@ from peers_meter import BatchedChat, Batcher, Meter
 from peers_recipes import Bench, trl_sft, trl_sft_to_the_cap
 from peers_tables import figures, tables
 
+from nslora.tools.chat_server import serve_chat
 from nslora.tools.compute import FlopRates
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.policy import Generated
@@ -197,3 +200,17 @@ def test_our_row_is_a_record_of_the_strategies() -> None:
     assert ours["left_with"].startswith("a prompt document, with")
     assert ours["settings"]["rounds"] == ["textgrad", "(lora)"]
     assert "| nslora | 1.00" in "\n".join(tables([json.loads(json.dumps(ours))]))
+
+
+def test_a_local_server_answers_everyone_who_comes_at_once(batcher: Batcher) -> None:
+    """DSPy scores a connection that was reset as a wrong answer."""
+    barrier = threading.Barrier(60)
+    with serve_chat(BatchedChat(batcher=batcher, max_tokens=8)) as server:
+        def post(number: int) -> str:
+            body = json.dumps({"model": "m", "messages": user(f"row {number}")}).encode()
+            barrier.wait()
+            with urllib.request.urlopen(f"{server.base_url}/chat/completions", data=body, timeout=30) as answer:
+                return str(json.load(answer)["choices"][0]["message"]["content"])
+
+        with ThreadPoolExecutor(60) as pool:
+            assert list(pool.map(post, range(60))) == [f"ROW {number}" for number in range(60)]

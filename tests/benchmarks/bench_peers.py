@@ -95,7 +95,7 @@ def run_ours(task: BenchTask, seed: int, model: str, records: Path) -> None:
              == (cell.task, cell.strategy, cell.seed)] if STRATEGY_RECORDS.exists() and model == MODEL else []
     started = time.monotonic()
     if known:
-        found = {**known[0], "machine": machine(), "from": "bench-strategies"}
+        found = {"machine": {}, **known[0], "from": "bench-strategies"}
     else:
         folder = FOLDER / "runs" / task.name / str(seed)
         shutil.rmtree(folder, ignore_errors=True)

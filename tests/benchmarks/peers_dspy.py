@@ -198,12 +198,14 @@ def better_together(bench: Bench) -> Outcome:
 
 
 def broke(where: str, error: BaseException) -> dict[str, str]:
-    """Where and with which message a recipe broke: the innermost frames of the first cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """Where and with which message a recipe broke: the innermost frames, and the error below that one if any."""
     frames = traceback.extract_tb(error.__traceback__)
     last = " > ".join(f"{frame.filename.rpartition('site-packages/')[2]}:{frame.name}" for frame in frames[-2:])
-    return {"where": f"{where}: {last}", "message": clipped(error)}
+    first = error
+    while (before := first.__cause__ or (None if first.__suppress_context__ else first.__context__)) is not None:
+        first = before
+    message = clipped(error) if first is error else f"{clipped(error)} -- after {clipped(first)}"
+    return {"where": f"{where}: {last}", "message": message}
 
 
 @contextmanager

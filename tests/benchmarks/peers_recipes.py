@@ -4,6 +4,7 @@ Each takes a Bench, spends at most its cap, and returns replies to the test ques
 """
 
 import random
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -69,9 +70,9 @@ def chat(system: str, question: str) -> list[dict[str, str]]:
 
 
 def clipped(error: BaseException | str) -> str:
-    """An error in one line, short enough for a record."""
+    """An error in one line, short enough for a record, without the folders of this machine."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    line = " ".join(text.split())
+    line = re.sub(r"[^\s'\"(]*site-packages/", "", " ".join(text.split()))
     return line if len(line) <= MESSAGE_CHARACTERS else line[:MESSAGE_CHARACTERS] + " ..."
 
 

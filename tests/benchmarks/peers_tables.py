@@ -66,11 +66,13 @@ def tables(records: Sequence[Record]) -> list[str]:
 
 
 def caption(task: str, peers: Mapping[str, Sequence[Record]], some: Record) -> str:
-    machine, dates = some["machine"], sorted({each["date"] for rows in peers.values() for each in rows})
-    seeds = sorted({each["seed"] for rows in peers.values() for each in rows})
+    everyone = [each for rows in peers.values() for each in rows]
+    machines = sorted({each["machine"]["processor"] for each in everyone if each["machine"]})
+    dates = sorted({each["date"] for each in everyone})
+    seeds = sorted({each["seed"] for each in everyone})
     return (f"Planted: {some['planted']}. Cap {some['cap_tflop']:g} TFLOP, {len(some['result']['passed'])} test "
             f"questions, seeds {', '.join(map(str, seeds))}. `{COMMAND}`, {dates[0]}"
-            f"{' to ' + dates[-1] if dates[-1] != dates[0] else ''}, {machine['processor']}, one thread.")
+            f"{' to ' + dates[-1] if dates[-1] != dates[0] else ''}, {', '.join(machines)}, one thread.")
 
 
 def cell(text: str) -> str:
