@@ -88,6 +88,9 @@ PEERS := .venv/.peers
 bench-strategies: $(if $(DATA),$(PEERS),setup) ## deciding each round against every fixed order, at equal compute (hours; what is done is kept)
 	@$(BIN)/python tests/benchmarks/bench_strategies.py $(if $(DATA),--data $(DATA))
 
+bench-peers: $(PEERS) ## TRL, TextGrad and DSPy by their own recipes, at equal compute (hours; what is done is kept)
+	@$(BIN)/python tests/benchmarks/bench_peers.py $(if $(DATA),--data $(DATA))
+
 $(PEERS): $(INSTALLED)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[peers]'
 	@touch $@

@@ -62,8 +62,7 @@ def serve_chat(chat: BaseChatModel) -> Iterator[ChatServer]:
     class Handler(_Handler):
         served, seen, end = chat, requests, closing
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -73,6 +72,12 @@ def serve_chat(chat: BaseChatModel) -> Iterator[ChatServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # The default of 5 resets connections of a client that asks from more threads than that.
+    request_queue_size = 128
 
 
 class _Handler(BaseHTTPRequestHandler):

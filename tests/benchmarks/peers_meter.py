@@ -1,0 +1,173 @@
+"""What a peer asks of the policy, counted in the currency of bench_strategies and answered in batches.
+
+Peers send single questions from many threads. One thread here owns the policy; what arrives together is generated
+together, and each prompt and reply is counted by the formula of tools/compute.py as if it had come alone.
+"""
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import ConfigDict
+
+from nslora.tools.chat_format import Dialogue
+from nslora.tools.compute import TERA, FlopRates, answered, token_counts
+from nslora.tools.policy import Policy
+from nslora.tools.policy_chat import ROLES
+
+
+@dataclass
+class Meter:
+    """Tokens and calls of one peer's recipe. cap_tflop: what every strategy of the task gets."""
+
+    rates: FlopRates
+    cap_tflop: float
+    forward_tokens: int = 0
+    trained_tokens: int = 0
+    requests: int = 0
+    editor_calls: int = 0
+    editor_tokens: int = 0      # of a model that edits, where it counts; also in forward_tokens if that is the policy
+    counting: bool = True
+
+    @property
+    def tflop(self) -> float:
+        return (self.rates.forward * self.forward_tokens + self.rates.training * self.trained_tokens) / TERA
+
+    @property
+    def left_tflop(self) -> float:
+        return self.cap_tflop - self.tflop
+
+    def reply(self, tokens: int, *, edits: bool) -> None:
+        """Count a prompt with its reply."""
+        if self.counting:
+            self.forward_tokens += tokens
+            self.requests += 1
+            self.editor_calls += edits
+            self.editor_tokens += tokens if edits else 0
+
+    def call_elsewhere(self) -> None:
+        """Count a call of an editor that is no language model."""
+        if self.counting:
+            self.editor_calls += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The test split is looked at when the compute has been spent: nobody pays for it."""
+        self.counting = False
+        try:
+            yield
+        finally:
+            self.counting = True
+
+    def cost(self) -> dict[str, float]:
+        return {"tflop": round(self.tflop, 3), "forward_tokens": self.forward_tokens,
+                "trained_tokens": self.trained_tokens, "requests": self.requests,
+                "editor_calls": self.editor_calls, "editor_tokens": self.editor_tokens}
+
+
+@dataclass
+class _Request:
+    dialogue: Dialogue
+    max_new_tokens: int
+    edits: bool
+    answer: "Future[tuple[str, int]]" = field(default_factory=Future)
+
+
+class Batcher:
+    """Greedy replies of one policy to requests from any thread.
+
+    wait_s: how long a request waits for others to share a batch with. most: requests in a batch.
+    ahead: dialogues that are likely to be asked after a lone one. They share its batch, which spares a peer that asks
+    one by one most of the waiting, and are counted only if they are asked for.
+    """
+
+    ahead: Callable[[Dialogue], Sequence[Dialogue]] | None = None
+
+    def __init__(self, policy: Policy, meter: Meter, *, wait_s: float = 0.05, most: int = 32) -> None:
+        self.policy, self.meter, self.wait_s, self.most = policy, meter, wait_s, most
+        self.batches: list[int] = []
+        self._known: dict[str, tuple[str, int]] = {}
+        self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def ask(self, dialogue: Dialogue, max_new_tokens: int, *, edits: bool = False) -> tuple[str, int]:
+        """The reply and the tokens of prompt and reply; raises what the policy raised."""
+        request = _Request(dialogue, max_new_tokens, edits)
+        self._waiting.put(request)
+        return request.answer.result()
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        ended = False
+        while not ended:
+            batch: list[_Request] = []
+            try:
+                while len(batch) < self.most:
+                    request = self._waiting.get(timeout=self.wait_s if batch else None)
+                    if request is None:
+                        ended = True
+                        break
+                    batch.append(request)
+            except queue.Empty:
+                pass
+            for length in sorted({each.max_new_tokens for each in batch}):
+                self._answer([each for each in batch if each.max_new_tokens == length], length)
+
+    def _answer(self, requests: Sequence[_Request], max_new_tokens: int) -> None:
+        def key(dialogue: Dialogue) -> str:
+            return json.dumps([max_new_tokens, list(dialogue)])
+
+        try:
+            new = {key(each.dialogue): each.dialogue for each in requests if key(each.dialogue) not in self._known}
+            if len(requests) == len(new) == 1 and self.ahead is not None and not requests[0].edits:
+                new |= {key(dialogue): dialogue for dialogue in self.ahead(requests[0].dialogue)}
+            if new:
+                dialogues = list(new.values())
+                replies = self.policy.generate(dialogues, adapter=None, max_new_tokens=max_new_tokens).replies
+                counts = token_counts(self.policy, None, [answered(dialogue, reply) for dialogue, reply
+                                                          in zip(dialogues, replies, strict=True)])
+                self._known |= dict(zip(new, zip(replies, counts, strict=True), strict=True))
+                self.batches.append(len(new))
+        except Exception as error:  # belongs to those who asked, not to this thread
+            for each in requests:
+                each.answer.set_exception(error)
+            return
+        for each in requests:
+            reply, count = self._known[key(each.dialogue)]
+            self.meter.reply(count, edits=each.edits)
+            each.answer.set_result((reply, count))
+
+
+class BatchedChat(BaseChatModel):
+    """The policy as a chat model for `serve_chat`. edits: whether its calls are those of an editor."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    batcher: Batcher
+    max_tokens: int
+    edits: bool = False
+
+    @property
+    def _llm_type(self) -> str:
+        return "batched-policy"
+
+    def _generate(self, messages: list[BaseMessage], stop: list[str] | None = None,
+                  run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any) -> ChatResult:
+        dialogue = [{"role": ROLES[each.type], "content": str(each.text)} for each in messages]
+        reply, tokens = self.batcher.ask(dialogue, self.max_tokens, edits=self.edits)
+        prompt = self.batcher.policy.count_tokens(dialogue)
+        usage = UsageMetadata(input_tokens=prompt, output_tokens=max(tokens - prompt, 0),
+                              total_tokens=max(tokens, prompt))
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(reply, usage_metadata=usage))])

@@ -1,0 +1,255 @@
+"""The peers that need no server: the untouched model, plain TRL, TextGrad's own recipe, and nslora itself.
+
+Each takes a Bench, spends at most its cap, and returns replies to the test questions with what it leaves to the user.
+"""
+
+import random
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import HumanMessage, SystemMessage
+from peers_meter import BatchedChat, Batcher, Meter
+
+from nslora.tools.compute import FlopRates, rates_of
+from nslora.tools.local_policy import LocalPolicy
+from nslora.tools.models import resolve_model
+from nslora.tools.rule_editor import RuleEditor
+from nslora.tools.task import Example, Task
+from nslora.tools.textual_gradients import load_textgrad
+
+THREADS = 32                # of a peer that asks in parallel, as TextGrad's and DSPy's recipes do
+MESSAGE_CHARACTERS = 400
+NEEDS_EDITOR = ("a strong language model as the editor (the recipe names gpt-4o); none runs on a machine without "
+                "network")
+
+
+@dataclass
+class Bench:
+    """One cell: a task, a seed, the policy, and the meter of what the recipe spends."""
+
+    task: Task
+    seed: int
+    model: str
+    policy: LocalPolicy
+    meter: Meter
+    batcher: Batcher
+    folder: Path
+
+
+@dataclass
+class Outcome:
+    """replies: to the test questions, in order. breaks: where the recipe broke and with which message.
+
+    needs: what the recipe wants that this machine lacks, "" where it ran as documented.
+    """
+
+    replies: Sequence[str]
+    left_with: str
+    settings: dict[str, Any]
+    needs: str = ""
+    breaks: list[dict[str, str]] = field(default_factory=list)
+
+
+def ask_test(bench: Bench, system: str | None, adapter: str | None = None) -> Sequence[str]:
+    """Replies to the test questions under the task's own prompt, or under this system prompt."""
+    dialogues = [bench.task.prompt.messages(row.question) if system is None else chat(system, row.question)
+                 for row in bench.task.test]
+    return bench.policy.generate(dialogues, adapter=adapter, max_new_tokens=bench.task.max_new_tokens).replies
+
+
+def chat(system: str, question: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+
+
+def clipped(error: BaseException | str) -> str:
+    """An error in one line, short enough for a record, without the folders of this machine."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    line = re.sub(r"[^\s'\"(]*site-packages/", "", " ".join(text.split()))
+    return line if len(line) <= MESSAGE_CHARACTERS else line[:MESSAGE_CHARACTERS] + " ..."
+
+
+def base(bench: Bench) -> Outcome:
+    """The model as it is."""
+    return Outcome(ask_test(bench, None), "the model as it was", {})
+
+
+def trl_sft(bench: Bench) -> Outcome:
+    """LoRA as TRL's page on PEFT shows it: rank 32, alpha 16, learning rate 2e-4, 2 x 8 rows a step, one epoch."""
+    return sft(bench, 1)
+
+
+def trl_sft_to_the_cap(bench: Bench) -> Outcome:
+    """The same, with as many epochs as the compute allows."""
+    tokens = sum(len(bench.policy.format.prompt_ids(row["prompt"]))
+                 + len(bench.policy.format.completion_ids(row["completion"][0]["content"])) for row in sft_rows(bench))
+    return sft(bench, max(1, int(bench.meter.cap_tflop * 1e12 / (tokens * full_rates(bench).training))))
+
+
+def full_rates(bench: Bench) -> FlopRates:
+    """Rates with LoRA in every block, which is where PEFT's default puts it."""
+    blocks = bench.policy.base.config.get_text_config().num_hidden_layers
+    return FlopRates.of(rates_of(bench.policy.base, blocks))
+
+
+def sft_rows(bench: Bench) -> list[dict[str, Any]]:
+    return [{"prompt": bench.task.prompt.messages(row.question),
+             "completion": [{"role": "assistant", "content": str(row.reference)}]} for row in bench.task.train]
+
+
+def sft(bench: Bench, epochs: int) -> Outcome:
+    """Train on the references of the train split with SFTTrainer, and answer with what was trained last."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    folder = Path(tempfile.mkdtemp(prefix="peer-sft-"))
+    settings = {"rank": 32, "alpha": 16, "dropout": 0.05, "learning_rate": 2e-4, "epochs": epochs,
+                "rows_a_step": 16, "rows": len(bench.task.train), "labels": "references"}
+    config = SFTConfig(
+        output_dir=str(folder), learning_rate=settings["learning_rate"], num_train_epochs=epochs,
+        per_device_train_batch_size=2, gradient_accumulation_steps=8, seed=bench.seed, report_to=[],
+        save_strategy="no", logging_steps=1, disable_tqdm=True,
+        # The defaults are for GPUs: on this CPU bf16 alone makes a step 19 times slower. Neither changes the recipe.
+        bf16=False, gradient_checkpointing=False, use_cpu=True, dataloader_pin_memory=False)
+    torch.manual_seed(bench.seed)       # the adapter's first weights are drawn before the trainer sets its seed
+    lora = LoraConfig(r=32, lora_alpha=16, lora_dropout=0.05, bias="none", task_type="CAUSAL_LM")
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(bench.model, lambda _: None).location,
+                                                 dtype=torch.float32)
+    trainer = SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list(sft_rows(bench)), peft_config=lora,
+                         processing_class=bench.policy.tokenizer)
+    trainer.train()
+    bench.meter.rates = full_rates(bench)
+    log = [each for each in trainer.state.log_history if "loss" in each]
+    bench.meter.trained_tokens = int(log[-1]["num_tokens"])
+    trainer.save_model(str(folder / "adapter"))
+    size = sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors"))
+    adapter = bench.policy.adapters.add(folder / "adapter")
+    shutil.rmtree(folder, ignore_errors=True)
+    return Outcome(ask_test(bench, None, adapter), f"a LoRA adapter ({size / 1e6:.1f} MB)",
+                   {**settings, "steps": len(log), "first_loss": log[0]["loss"], "last_loss": log[-1]["loss"]})
+
+
+def textgrad_rules(bench: Bench) -> Outcome:
+    """TextGrad's recipe with the embedded rule editor in the place of its language model."""
+    return textgrad(bench, RuleEditor(), "rules")
+
+
+def textgrad_policy(bench: Bench) -> Outcome:
+    """TextGrad's recipe with the model itself as the editor."""
+    return textgrad(bench, BatchedChat(batcher=bench.batcher, max_tokens=256, edits=True), "the model itself")
+
+
+EPOCHS, BATCH, STEPS_AN_EPOCH = 3, 3, 4     # of TextGrad's evaluation/prompt_optimization.py
+START_PROMPT = "You will answer a question."
+SYSTEM_ROLE = ("structured system prompt to a somewhat capable language model that specifies the behavior and "
+               "strategies for the QA task")
+
+
+def textgrad(bench: Bench, editor: BaseChatModel, name: str) -> Outcome:
+    """The loop of TextGrad's prompt optimisation: backward through each failure, a step, kept unless validation falls.
+
+    Its loss is the reward: what the reward says of a reply in words is the gradient of that reply.
+    """
+    tg = load_textgrad()
+    random.seed(bench.seed)
+    np.random.seed(bench.seed)
+    student, engine = engines(tg, bench, editor)
+    prompt = tg.Variable(START_PROMPT, requires_grad=True, role_description=SYSTEM_ROLE)
+    model = tg.BlackboxLLM(student, prompt)
+    optimizer = tg.TextualGradientDescent(engine=engine, parameters=[prompt])
+    judge = reward_loss(tg, bench.task)
+    best, kept, breaks, steps = validate(tg, bench, model), START_PROMPT, [], 0
+    for batch in batches(bench):
+        optimizer.zero_grad()
+        losses = [judge(row, model(tg.Variable(row.question, requires_grad=False,
+                                               role_description="query to the language model"))) for row in batch]
+        try:
+            tg.sum(losses).backward(engine=engine)
+            # A set hashed by identity: put back into the order of the rows, so that a run can be repeated.
+            prompt.gradients = [each for each in prompt.gradients_context if each in prompt.gradients]
+            optimizer.step()
+        except Exception as error:  # the recipe has no handler: its script ends here, and keeps what it had
+            breaks.append({"where": f"step {steps + 1} of {EPOCHS * STEPS_AN_EPOCH}", "message": clipped(error)})
+            break
+        steps += 1
+        reward = validate(tg, bench, model)
+        if reward < best:
+            prompt.set_value(kept)
+        best, kept = max(best, reward), prompt.value
+    prompt.set_value(kept)
+    return Outcome(ask_test(bench, kept), f"a system prompt of {len(kept.split())} words",
+                   {"editor": name, "steps": steps, "validation_reward": round(best, 4), "prompt": kept,
+                    "rows": "feedback of the reward on train rows"}, NEEDS_EDITOR, breaks)
+
+
+def batches(bench: Bench) -> Iterator[list[Example]]:
+    """Shuffled train rows in batches of three, four batches an epoch, as in the recipe."""
+    for _ in range(EPOCHS):
+        order = np.random.permutation(len(bench.task.train))
+        for step in range(STEPS_AN_EPOCH):
+            rows = [bench.task.train[i] for i in order[step * BATCH:(step + 1) * BATCH]]
+            if rows:
+                yield rows
+
+
+def engines(tg: Any, bench: Bench, editor: BaseChatModel) -> tuple[Any, Any]:
+    """The policy that answers and the editor, as TextGrad's engines."""
+    from textgrad.engine.base import EngineLM
+
+    class Student(EngineLM):  # type: ignore[misc]
+        model_string = "policy"
+
+        def generate(self, prompt: str, system_prompt: str | None = None, **_: Any) -> str:
+            return bench.batcher.ask(chat(system_prompt or "", prompt), bench.task.max_new_tokens)[0]
+
+        __call__ = generate
+
+    class Editor(EngineLM):  # type: ignore[misc]
+        model_string = "editor"
+
+        def generate(self, prompt: str, system_prompt: str | None = None, **_: Any) -> str:
+            if isinstance(editor, RuleEditor):
+                bench.meter.call_elsewhere()
+            return str(editor.invoke([SystemMessage(system_prompt or ""), HumanMessage(prompt)]).text)
+
+        __call__ = generate
+
+    return Student(), Editor()
+
+
+def reward_loss(tg: Any, task: Task) -> Any:
+    """The reward as a function that TextGrad can go backward through."""
+    from textgrad.autograd.function import BackwardContext, Function
+
+    class RewardLoss(Function):  # type: ignore[misc]
+        def forward(self, row: Example, response: Any) -> Any:
+            score = task.reward(row, response.value)
+            value = tg.Variable(f"{score.value:.3f}", predecessors=[response], role_description="reward of the reply")
+            value.set_grad_fn(BackwardContext(self.backward, response=response,
+                                              feedback=score.feedback or "The reply is right as it is."))
+            return value
+
+        def backward(self, response: Any, feedback: str, backward_engine: Any) -> None:
+            response.gradients.add(tg.Variable(feedback, role_description="feedback to the reply"))
+
+    return RewardLoss()
+
+
+def validate(tg: Any, bench: Bench, model: Any) -> float:
+    """Mean reward on the validation split, asked from many threads as the recipe does."""
+    def value(row: Example) -> float:
+        question = tg.Variable(row.question, requires_grad=False, role_description="query to the language model")
+        return bench.task.reward(row, model(question).value).value
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return float(np.mean(list(pool.map(value, bench.task.validation))))
