@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from strategy_cells import NOTHING, ROUTER, STRATEGIES, Cell, cells_of, groups_of, record_of
+from form import README, in_readme
+from strategy_cells import NOTHING, RECORDS, ROUTER, STRATEGIES, Cell, cells_of, groups_of, record_of
 from strategy_scores import Scores, left_alone, losses, made_worse, near_final, over_tasks
-from strategy_tables import draw, figures, loss_table, summary_table, task_tables
+from strategy_tables import draw, figures, loss_table, readme_lines, summary_table, task_tables
 from strategy_tasks import KNOWN, SPLITS, bench_tasks
 
 from nslora.graph.run import Run
+from nslora.tools.files import read_jsonl
 
 
 def record(task: str, strategy: str, seed: int, passed: str, *, base: str = "0000", changed: bool = True,
@@ -121,11 +123,21 @@ def test_the_planted_tasks_hold_what_they_are_named_after(tmp_path: Path) -> Non
 
 
 def test_a_record_says_what_a_run_did_and_cost(finished: Run, tmp_path: Path) -> None:
-    from nslora.tools.files import read_jsonl
-
     task = bench_tasks(None)["form-only"]
     scores = read_jsonl(finished.folder / "result" / "test.jsonl")
     found = record_of(Cell("form-only", ROUTER, 0), task, finished.report(), scores, 1.0)
     assert len(found["result"]["passed"]) == len(finished.lab.task.test)
     assert len(found["curve"]) == len(finished.report()["rounds"]) + 1
     assert found["curve"][-1][0] == pytest.approx(finished.report()["cost"]["tflop"], abs=1e-3)
+
+
+def test_the_readme_shows_what_is_on_record() -> None:
+    records = read_jsonl(RECORDS)
+    wanted = in_readme("bench-strategies", readme_lines(Scores(records), records))
+    assert README.read_text(encoding="utf-8") == wanted, "run: make bench-strategies, or bench_strategies.py --table"
+
+
+def test_a_readme_without_the_block_is_named(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing here")
+    with pytest.raises(ValueError, match=r"README.md has no block between '<!-- bench-strategies: begin"):
+        in_readme("bench-strategies", [], tmp_path / "README.md")

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 FOLDER = Path("build/bench")
+README = Path(__file__).parents[2] / "README.md"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,17 @@ def publish(name: str, figures: list[Figure], title: str = "", **more: Any) -> b
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return all(each.holds is not False for each in figures)
+
+
+def in_readme(name: str, lines: Sequence[str], readme: Path = README) -> str:
+    """The README with `lines` between the marks of the block `name`; Raises ValueError where it has no such block."""
+    text = readme.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name}: begin, written by make {name} -->", f"<!-- {name}: end -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{readme.name} has no block between '{begin}' and '{end}': add both lines where it belongs.")
+    return "\n".join([before + begin, "", *lines, "", end + after])
 
 
 def machine() -> dict[str, Any]:

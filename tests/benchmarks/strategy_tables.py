@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from form import Figure, figure, publish
+from form import README, Figure, figure, in_readme, publish
 from strategy_cells import NOTHING, RECORDS, ROUTER, ROUTER_SEEDS_OF_NOTHING
 from strategy_scores import (
     Record,
@@ -35,9 +35,40 @@ def publish_all(records: Sequence[Record]) -> bool:
     TABLE.write_text("\n".join([*summary_table(scores, tasks), "", *task_tables(scores), *loss_table(lost)]) + "\n",
                      encoding="utf-8")
     draw(scores, PICTURE)
+    README.write_text(in_readme("bench-strategies", readme_lines(scores, records)), encoding="utf-8")
     print(TABLE.read_text(encoding="utf-8"))
     return publish("strategies", figures(scores, records, tasks), "deciding each round against committing in advance",
                    rows=[row.__dict__ for row in scores.rows()], losses=lost)
+
+
+def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
+    """What the README shows: the summary, the router on each task, the picture, and where the rest stands."""
+    tasks = scores.compared()
+    alone, runs = left_alone(records)
+    order = best_single_order(scores, tasks)
+    gain, (low, high) = over_tasks(scores, ROUTER, order, tasks)
+    dates = sorted({each["date"] for each in records})
+    seeds = {task: len(scores.seeds(task)) for task in tasks}
+    return [
+        *summary_table(scores, tasks), "",
+        f"Router less the best single order (`{order}`, known only afterwards): {gain:+.3f} [{low:+.3f}, {high:+.3f}] in "
+        f"all checks. Nothing to gain: {alone} of {runs} runs of the router ended with no change; "
+        f"{len(made_worse(records))} of its runs ended significantly below their base.", "",
+        "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(router_line(scores, task, seeds[task]) for task in tasks), "",
+        f"`make bench-strategies`, {dates[0]} to {dates[-1]}, {len(records)} cells, one thread each on an AMD EPYC, no GPU. "
+        "Every table, and the cells where the router loses with their reasons: "
+        "[strategies.md](tests/benchmarks/records/strategies.md).", "",
+        "![validation reward against compute, per task and strategy](tests/benchmarks/records/strategies.svg)"]
+
+
+def router_line(scores: Scores, task: str, seeds: int) -> str:
+    row, order = scores.row(task, ROUTER), scores.best_order(task)
+    base = float(scores.questions(task, ROUTER, "base").mean())
+    return (f"| {task} | {scores.of(task, ROUTER)[0]['planted']} | {seeds} | {base:.2f} | {row.all_checks:.2f} "
+            f"[{row.interval[0]:.2f}, {row.interval[1]:.2f}] | `{order}` {scores.mean(task, order):.2f} | "
+            f"{row.regret:+.3f} |")
 
 
 def figures(scores: Scores, records: Sequence[Record], tasks: Sequence[str]) -> list[Figure]:
