@@ -21,7 +21,8 @@ def record(task: str, strategy: str, seed: int, passed: str, *, base: str = "000
             "base": {"passed": base, "rewards": [0.0] * len(base), "checks": {}}, "changed": changed,
             "curve": [list(point) for point in curve], "stop": "enough",
             "rounds": [{"action": action, "kept": True, "reward": 1.0, "error": None} for action in actions.split()],
-            "cost": {"tflop": 9.0, "editor_tokens": 0.0}, "wall_s": 2.0}
+            "cost": {"tflop": 9.0, "editor_tokens": 0.0}, "wall_s": 2.0,
+            "processor": "a core", "date": "2026-11-25", "commit": "c0ffee"}
 
 
 def matrix() -> list[dict[str, Any]]:

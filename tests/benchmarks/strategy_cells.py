@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from form import commit
+from form import commit, machine
 from strategy_tasks import BenchTask
 
 from nslora.graph.run import Run
@@ -143,4 +143,5 @@ def record_of(cell: Cell, task: BenchTask, report: Mapping[str, Any], scores: li
                     "error": each["error"]} for each in report["rounds"]],
         "cost": {name: round(value, 4) for name, value in report["cost"].items()},
         # Bursts and replies that another cell had made are not waited for again: for information only.
-        "wall_s": round(wall_s, 1), "commit": commit(), "date": datetime.now(UTC).date().isoformat()}
+        "wall_s": round(wall_s, 1), "processor": machine()["processor"], "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat()}

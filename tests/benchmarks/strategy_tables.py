@@ -51,14 +51,14 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
     seeds = {task: len(scores.seeds(task)) for task in tasks}
     return [
         *summary_table(scores, tasks), "",
-        f"Router less the best single order (`{order}`, known only afterwards): {gain:+.3f} [{low:+.3f}, {high:+.3f}] in "
-        f"all checks. Nothing to gain: {alone} of {runs} runs of the router ended with no change; "
+        f"Router less the best single order (`{order}`, known only afterwards): {gain:+.3f} [{low:+.3f}, {high:+.3f}] "
+        f"in all checks. Nothing to gain: {alone} of {runs} runs of the router ended with no change; "
         f"{len(made_worse(records))} of its runs ended significantly below their base.", "",
         "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(router_line(scores, task, seeds[task]) for task in tasks), "",
-        f"`make bench-strategies`, {dates[0]} to {dates[-1]}, {len(records)} cells, one thread each on an AMD EPYC, no GPU. "
-        "Every table, and the cells where the router loses with their reasons: "
+        f"`make bench-strategies`, {dates[0]} to {dates[-1]}, {len(records)} cells, each on one core of "
+        f"{' and '.join(sorted({each['processor'] for each in records}))}. Every table, and the cells where the router loses with their reasons: "
         "[strategies.md](tests/benchmarks/records/strategies.md).", "",
         "![validation reward against compute, per task and strategy](tests/benchmarks/records/strategies.svg)"]
 
