@@ -58,7 +58,8 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(router_line(scores, task, seeds[task]) for task in tasks), "",
         f"`make bench-strategies`, {dates[0]} to {dates[-1]}, {len(records)} cells, each on one core of "
-        f"{' and '.join(sorted({each['processor'] for each in records}))}. Every table, and the cells where the router loses with their reasons: "
+        f"{' and '.join(sorted({each['processor'] for each in records}))}. "
+        "Every table, and the cells where the router loses with their reasons: "
         "[strategies.md](tests/benchmarks/records/strategies.md).", "",
         "![validation reward against compute, per task and strategy](tests/benchmarks/records/strategies.svg)"]
 
