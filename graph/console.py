@@ -28,6 +28,8 @@ def show_run(console: Console, events: Iterator[tuple[str, Any]]) -> None:
                            total=part["total"])
                 continue
             for node, changes in part.items():
+                if node == "__interrupt__":     # a question to a person, shown when the stream has ended
+                    continue
                 show_node(console, node, changes or {})
                 upcoming = next_node(node, changes or {})
                 bar.reset(task, description=WORKING.get(upcoming, upcoming), total=None)

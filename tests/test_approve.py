@@ -84,6 +84,16 @@ def test_the_shell_asks_and_takes_the_answer(begin: Begin, tmp_path: Path) -> No
     assert run.report()["rounds"][0]["action"] == "lora"
 
 
+def test_a_run_that_is_begun_in_the_shell_ends_with_its_question(begin: Begin, tiny_folder: Callable[..., Path],
+                                                                tmp_path: Path) -> None:
+    task = begin("settled", max_rounds=0).lab.task
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [
+        "run", task.source, "--model", str(tiny_folder()), "--folder", str(tmp_path / "my run"), "--strategy",
+        "textgrad", "--max-rounds", "1", "--approve", "edits", "--set", "device.device=cpu"])
+    assert shown.exit_code == 0, shown.output
+    assert f"nslora resume '{tmp_path / 'my run'}' --accept" in shown.output
+
+
 @pytest.mark.parametrize(("wanted", "kind", "goes_to"), [
     ("nothing", "textgrad", "evaluate"), ("edits", "textgrad", "approve"), ("edits", "lora", "evaluate"),
     ("updates", "lora", "approve")])
