@@ -53,7 +53,7 @@ class Serving:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def chat(self, model: str, *, tokens: int, timeout_s: float = 120) -> Any:
+    def chat(self, model: str, *, tokens: int, timeout_s: float = 600) -> Any:
         """The chat model that a user would connect, with short and greedy replies."""
         chat: Any = connect_editor(model, base_url=self.base_url, timeout_s=timeout_s, transport_retries=0)
         return chat.model_copy(update={"max_tokens": tokens, "temperature": 0.0})
