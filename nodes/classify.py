@@ -66,8 +66,8 @@ def remembered(state: AdaptationState, lab: Lab) -> list[Verdict]:
 
 def told(record: RoundRecord, before: str, after: str, lab: Lab) -> list[Verdict]:
     """What one update says; nothing where it taught content and form at once."""
-    burst = read_whole(lab.folder / "material" / f"{record['round']}-rows.jsonl")
-    if record["action"] == "lora" and any(row["origin"] == "remade" for row in burst):
+    if record["action"] == "lora" and any(
+            row["origin"] == "remade" for row in read_whole(lab.folder / "material" / f"{record['round']}-rows.jsonl")):
         return []
     rows, failures = read_evaluation(lab.evaluations / f"{before}.jsonl")
     new_rows, _ = read_evaluation(lab.evaluations / f"{after}.jsonl")

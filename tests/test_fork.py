@@ -14,7 +14,9 @@ from nslora.graph.replay import differences, replay
 from nslora.graph.run import Run
 from nslora.tools.errors import RunError
 from nslora.tools.files import sha256_of_file
+from nslora.tools.lab import _LABS
 from nslora.tools.policy import Policy
+from nslora.tools.rule_editor import RuleEditor
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -97,3 +99,17 @@ def test_an_unfinished_run_has_nothing_to_compare(finished: Run, begin: Callable
 def test_settings_are_merged_group_by_group() -> None:
     old = {"seed": 0, "lora": {"rank": 8, "alpha": 16.0}}
     assert merged(old, {"lora": {"rank": 4}}) == {"seed": 0, "lora": {"rank": 4, "alpha": 16.0}}
+
+
+def test_a_run_with_a_chat_model_object_is_replayed_and_forked_from_the_shell_without_it(
+        begin: Callable[..., Run]) -> None:
+    run = begin(editor=RuleEditor(), strategy="textgrad", max_rounds=1)
+    run.adapt()
+    _LABS.pop(run.folder.resolve())     # as another process finds it
+    shell = CliRunner(env={"COLUMNS": "160"})
+    assert "came out the same" in shell.invoke(app, ["replay", str(run.folder)]).output
+    with pytest.raises(RunError, match="was a chat model object"):
+        Run.open(run.folder)
+    forked = shell.invoke(app, ["fork", str(run.folder), "--at", "1", "--editor", "rules"])
+    assert forked.exit_code == 0, forked.output
+    assert look(run.folder.with_name("run-fork1")).settings["editor"] == "rules"
