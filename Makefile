@@ -107,5 +107,5 @@ clean: ## remove what was built; runs stay
 DEVICE ?= cpu
 SPEED ?=
 
-bench-speed: setup ## training and generation against the alternatives (half an hour on 2 cores; DEVICE=cuda SPEED='--shape 7b')
+bench-speed: setup ## training and generation against the alternatives (about 40 minutes on one core; DEVICE=cuda SPEED='--shape 7b')
 	@$(BIN)/python tests/benchmarks/bench_speed.py --device $(DEVICE) $(SPEED)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SNAPSHOT = "newest.safetensors"
-LARGEST_SHARE = 0.01        # of a burst's time that snapshots may take
+LARGEST_SHARE = 0.005       # of a burst's time that snapshots may take
 FREE_BYTES = 1 << 20        # below this a snapshot takes a few ms, and is taken at every step
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -20,7 +20,7 @@ class BurstProgress:
 
     start_optimizer: moments to begin with (those of the adapter that the burst continues), None for none.
     A snapshot is taken after a step unless snapshots have cost more than `LARGEST_SHARE` of the burst so far; what a
-    kill costs is the steps since the newest. (SmolLM2-135M, rank 8 on ten blocks: 10 MB, about two steps of three.)
+    kill costs is the steps since the newest. (SmolLM2-135M, rank 8 on ten blocks: 10 MB, about every third step.)
     """
 
     def __init__(self, folder: Path | None, start_optimizer: Path | None = None) -> None:

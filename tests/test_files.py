@@ -1,0 +1,27 @@
+"""Files that are whole or absent, and read again only once they changed."""
+
+from pathlib import Path
+
+from nslora.tools.files import unless_changed, write_text
+
+
+def test_a_file_is_read_again_only_after_it_changed(tmp_path: Path) -> None:
+    reads: list[str] = []
+
+    @unless_changed
+    def read(path: Path) -> str:
+        reads.append(path.name)
+        return path.read_text()
+
+    path = tmp_path / "a.txt"
+    write_text(path, "one")
+    assert (read(path), read(path), reads) == ("one", "one", ["a.txt"])
+    write_text(path, "two")
+    assert (read(path), read(path), reads) == ("two", "two", ["a.txt"] * 2)
+
+
+def test_a_file_that_is_missing_is_the_readers_own_affair(tmp_path: Path) -> None:
+    read = unless_changed(lambda path: path.exists())
+    assert read(tmp_path / "none") is False
+    write_text(tmp_path / "none", "there")
+    assert read(tmp_path / "none") is True
