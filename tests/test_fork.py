@@ -108,6 +108,7 @@ def test_a_run_with_a_chat_model_object_is_replayed_and_forked_from_the_shell_wi
     _LABS.pop(run.folder.resolve())     # as another process finds it
     shell = CliRunner(env={"COLUMNS": "160"})
     assert "came out the same" in shell.invoke(app, ["replay", str(run.folder)]).output
+    _LABS.pop(run.folder.resolve())
     with pytest.raises(RunError, match="was a chat model object"):
         Run.open(run.folder)
     forked = shell.invoke(app, ["fork", str(run.folder), "--at", "1", "--editor", "rules"])
