@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -174,7 +175,6 @@ def raising_choice(situation):
 
 
 def test_a_users_own_function_decides(monkeypatch):
-    import sys
     import types
 
     module = types.ModuleType("my_strategies")
@@ -189,6 +189,16 @@ def test_a_users_own_function_decides(monkeypatch):
     for spec in ("my_strategies:number", "my_strategies:nothing", "no_such_module_here:f"):
         with pytest.raises(SettingsError):
             strategy_named(spec)
+
+
+def test_a_users_module_may_lie_where_the_run_is_started(monkeypatch, tmp_path):
+    (tmp_path / "strategy_of_mine.py").write_text("def choose(situation):\n    return 'textgrad'\n")
+    (tmp_path / "strategy_broken.py").write_text("def choose(situation:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+    assert choose("strategy_of_mine:choose", p_content=1.0).action == "textgrad"
+    with pytest.raises(SettingsError, match="SyntaxError"):
+        strategy_named("strategy_broken:choose")
 
 
 @pytest.mark.parametrize("name", ["lroa", "", "lora -> prompt", "->"])

@@ -7,8 +7,10 @@ nothing left to mend, no round left; and none runs a kind that is saturated, but
 
 import importlib
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nslora.tools.errors import NsloraError, SettingsError
 from nslora.tools.expected_gain import (
@@ -231,10 +233,16 @@ def strategy_named(
 
 def _user_function(spec: str) -> Callable[[Situation], object]:
     module, _, attribute = spec.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)       # behind all that is installed, which it therefore cannot hide
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(f"Strategy {spec!r} cannot be loaded ({error}); write package.module:function.") from error
+    except Exception as error:
+        raise SettingsError(
+            f"Strategy {spec!r} cannot be loaded ({type(error).__name__}: {error}); write package.module:function, of "
+            f"a module that is installed or lies in {here}."
+        ) from error
     if not callable(function):
         raise SettingsError(f"Strategy {spec!r} is a {type(function).__name__}; name a function of the situation.")
     chosen: Callable[[Situation], object] = function

@@ -27,7 +27,6 @@ PROPOSAL_TOKENS = 160
 BOOTSTRAP_ROWS = 24
 DEMONSTRATIONS = 4          # of its examples: 4 bootstrapped, 4 labelled
 CANDIDATES = 10             # of its example of random search, beside three that are always tried
-AT_ONCE = 4                 # candidates that are bootstrapped side by side, to share batches
 MIPRO_CANDIDATES, MIPRO_TRIALS = 3, 6   # trials as MIPROv2 recommends for so many candidates
 SAFETY = 1.2                # a candidate may cost that much more than those before it
 ERRORS = 100_000            # a reply that cannot be parsed scores 0; it must not end a compilation
@@ -52,13 +51,14 @@ def served(bench: Bench) -> Iterator[tuple[ModuleType, Any, Any]]:
     task = BatchedChat(batcher=bench.batcher, max_tokens=bench.task.max_new_tokens + FORMAT_TOKENS)
     proposer = BatchedChat(batcher=bench.batcher, max_tokens=PROPOSAL_TOKENS, edits=True)
     with serve_chat(task) as for_task, serve_chat(proposer) as for_proposals:
-        options = {"api_key": "local", "cache": False, "num_retries": 0, "temperature": 0.0}
+        # A busy machine may need minutes for a batch, and a request that was given up would be scored as a failure.
+        options = {"api_key": "local", "cache": False, "num_retries": 0, "temperature": 0.0, "timeout": 3600.0}
         lm = dspy.LM(LM_NAME, api_base=for_task.base_url, **options)
         prompt_lm = dspy.LM(LM_NAME, api_base=for_proposals.base_url, **options)
         with dspy.context(lm=lm, max_errors=ERRORS, num_threads=THREADS), errors_of("dspy") as logged:
             yield dspy, lm, prompt_lm
         # DSPy scores whatever fails as 0; a reply that did not arrive is no reply of the model.
-        if lost := [text for each in logged if f"[{LM_NAME}" in (text := each.getMessage())]:
+        if lost := [text for each in logged if "[openai/" in (text := each.getMessage())]:
             raise RuntimeError(f"{len(lost)} requests of DSPy got no answer from the local server: {clipped(lost[0])}")
 
 
@@ -116,9 +116,8 @@ def random_search(bench: Bench) -> Outcome:
             optimizer = dspy.BootstrapFewShotWithRandomSearch(
                 metric=metric_of(bench), max_bootstrapped_demos=DEMONSTRATIONS, max_labeled_demos=DEMONSTRATIONS,
                 num_candidate_programs=CANDIDATES, num_threads=THREADS, max_errors=ERRORS)
-            with dspy.context(lm=lm):
-                program = optimizer.compile(dspy.Predict("question -> answer"), trainset=train, valset=validation,
-                                            restrict=[number])
+            program = optimizer.compile(dspy.Predict("question -> answer"), trainset=train, valset=validation,
+                                        restrict=[number])
             tried.append((float(program.candidate_programs[0]["score"]), -number, program))
 
         for number in (-3, -2):         # no demonstrations; labelled ones only
@@ -127,11 +126,9 @@ def random_search(bench: Bench) -> Outcome:
         evaluation = bench.meter.tflop - before
         # At worst every train row is asked before a candidate is evaluated.
         dearest = SAFETY * evaluation * (1 + len(train) / len(validation))
-        numbers = list(range(-1, CANDIDATES))
-        while numbers and (fit := min(AT_ONCE, int(bench.meter.left_tflop / dearest))):
-            now, numbers = numbers[:fit], numbers[fit:]
-            with ThreadPoolExecutor(len(now)) as pool:
-                list(pool.map(candidate, now))
+        for number in range(-1, CANDIDATES):
+            if bench.meter.left_tflop >= dearest:
+                candidate(number)
         score, number, program = max(tried, key=lambda each: each[:2])      # the first of equals, as in DSPy
         return outcome(bench, program, lm, {
             "candidates_tried": len(tried), "candidates_documented": CANDIDATES + 3, "chosen": -number,
@@ -228,8 +225,13 @@ def errors_of(*names: str) -> Iterator[list[logging.LogRecord]]:
 
 
 def ahead_of(bench: Bench, dialogue: Dialogue) -> list[Dialogue]:
-    """The same request for the other rows that demonstrations are bootstrapped from: DSPy asks these one by one."""
+    """The same request for the other rows that demonstrations are bootstrapped from: DSPy asks these one by one.
+
+    A row that is a demonstration itself is asked without it, which no other row is.
+    """
     *before, last = dialogue
+    if sum(turn["role"] == "assistant" for turn in before) < DEMONSTRATIONS:
+        return []
     rows = bench.task.train[:BOOTSTRAP_ROWS]
     asked = [row.question for row in rows if f"\n{row.question}\n" in last["content"]]
     return [[*before, {**last, "content": last["content"].replace(asked[0], row.question)}]
