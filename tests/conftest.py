@@ -1,5 +1,6 @@
 """Shared pieces: a tiny random model on disk, and caches that stay inside the test's folder."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from nslora.tools.tiny_model import Family, write_tiny_model
 from nslora.tools.tiny_task import write_tiny_task
 
 prepare_environment()
+# Workers of pytest-xdist inherit the terminal's size (readline exports it), which a console would hold to for good.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

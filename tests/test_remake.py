@@ -34,6 +34,9 @@ class Answers:
         self.asked += [(question, adapter) for question in questions]
         return Generated(tuple(self._reply(question, adapter) for question in questions), len(questions))
 
+    def count_tokens(self, dialogue: Sequence[dict[str, str]]) -> int:
+        return sum(len(turn["content"].split()) for turn in dialogue)
+
 
 def answer_of(question: str) -> str:
     return question.partition("(The answer is: ")[2].rstrip(")")
