@@ -51,6 +51,7 @@ def run_all(cells: Sequence[Cell], tasks: dict[str, BenchTask], workers: int, mi
         groups.put(group)
     until = time.monotonic() + 60 * minutes if minutes else float("inf")
     failed: list[str] = []
+    forking = threading.Lock()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, speed_estimate_period=3600) as shown:
         bar = shown.add_task("cells", total=len(cells))
@@ -65,7 +66,8 @@ def run_all(cells: Sequence[Cell], tasks: dict[str, BenchTask], workers: int, mi
                     if time.monotonic() > until:
                         return
                     shown.update(bar, description=f"{cell.task}, {cell.strategy}, seed {cell.seed}")
-                    child = run_in_child(cell, tasks[cell.task])
+                    with forking:       # filelock refuses a fork while another thread is at one
+                        child = run_in_child(cell, tasks[cell.task])
                     child.join()
                     if child.exitcode:
                         failed.append(f"{cell}: exit status {child.exitcode}")
