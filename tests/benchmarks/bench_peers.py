@@ -159,7 +159,7 @@ def main() -> int:
         sys.exit(f"No task {', '.join(sorted(unknown))}; known: {', '.join(tasks)} (public sets: name --data).")
     failed = 0
     if not options.table:
-        done = {(each["task"], each["peer"], each["seed"]) for each in records_of(options)}
+        done = on_record(options)
         todo = [(peer, tasks[name], seed) for seed in range(options.seeds) for name in options.tasks
                 for peer in options.peers or [OURS, *PEERS] if (name, peer, seed) not in done]
         os.environ["OMP_NUM_THREADS"] = "1"     # a parent with a pool of threads could not be forked
@@ -168,8 +168,14 @@ def main() -> int:
             import_all()
         for number, (peer, task, seed) in enumerate(todo, 1):
             print(f"[{number}/{len(todo)}] {datetime.now(UTC):%H:%M:%S} {task.name}, {peer}, seed {seed}", flush=True)
-            failed += bool(in_child(peer, task, seed, options))
+            if (task.name, peer, seed) not in on_record(options):       # another process may have done it meanwhile
+                failed += bool(in_child(peer, task, seed, options))
     return 0 if publish_all(records_of(options), options.records.with_suffix(".md")) and not failed else 1
+
+
+def on_record(options: argparse.Namespace) -> set[tuple[str, str, int]]:
+    """The cells that are finished."""
+    return {(each["task"], each["peer"], each["seed"]) for each in records_of(options)}
 
 
 def records_of(options: argparse.Namespace) -> list[dict[str, Any]]:
