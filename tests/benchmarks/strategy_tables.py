@@ -55,7 +55,8 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
     return [
         *summary_table(scores, tasks), "",
         f"Router less the best single order (`{order}`, known only later): {gain:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}] in all checks; to 90 % of the gain in validation reward on {compute(scores, ROUTER, tasks):.0f} TFLOP against "
+        f"[{low:+.3f}, {high:+.3f}] in all checks; to 90 % of the gain in validation reward on "
+        f"{compute(scores, ROUTER, tasks):.0f} TFLOP against "
         f"{compute(scores, order, tasks):.0f}. Nothing to gain: {alone} of {runs} runs of the router ended with no "
         f"change; {len(made_worse(records))} of its runs ended significantly below their base.", "",
         "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
