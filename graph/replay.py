@@ -1,6 +1,5 @@
 """Replays: a run once more from its records, offline, to see that everything comes out the same."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from nslora.graph.fork import Beginning, begin
 from nslora.graph.inspect import RunView, look
 from nslora.graph.run import Run
 from nslora.tools.editor_log import EditorLog, RecordedChat
+from nslora.tools.files import read_json
 from nslora.tools.lab import POLICY_FILE, read_run_file, recorded_settings
 from nslora.tools.policy import Policy
 from nslora.tools.recorded_policy import RecordedPolicy
@@ -93,4 +93,4 @@ def differences(old: RunView, new: RunView) -> list[str]:
 
 def result_of(view: RunView, key: str) -> Any:
     path = view.folder / "result" / "report.json"
-    return json.loads(path.read_text(encoding="utf-8"))[key] if path.is_file() else None
+    return read_json(path)[key] if path.is_file() else None

@@ -1,6 +1,5 @@
 """A run: one folder, one thread of checkpoints, from first state to result."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,7 +26,7 @@ from nslora.tools.checkpoints import (
 )
 from nslora.tools.disk import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
-from nslora.tools.files import quoted
+from nslora.tools.files import quoted, read_json
 from nslora.tools.lab import Lab, open_lab, read_run_file, recorded_settings, register
 from nslora.tools.models import Note, resolve_model
 from nslora.tools.policy import Policy
@@ -200,5 +199,5 @@ class Run:
         if not path.is_file():
             raise RunError(f"The run {self.folder} has no result yet: let it finish (nslora resume "
                            f"{quoted(self.folder)}).")
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        report: dict[str, Any] = read_json(path)
         return report

@@ -10,6 +10,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
+from nslora.nodes.spending import approval_rows
 from nslora.nodes.textgrad_edit import check, remake_under
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.errors import BudgetError, PromptError
@@ -18,7 +19,6 @@ from nslora.tools.lab import Lab
 from nslora.tools.prompt import Prompt, difference, parse
 
 ANSWERS = ("accept", "reject", "rewrite")
-SCREENING_ROWS = 8
 
 
 def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -36,9 +36,15 @@ def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
             break
         except PromptError as error:
             problem = str(error)
-    changes = rejected(state, proposal) if wanted == "reject" else {} if prompt is None else \
-        rewritten(state, proposal, prompt, lab)
-    return charged(changes, proposal, int(shown["screening"]["generated_tokens"]), lab)
+    proposal = charged(proposal, shown["screening"])
+    if wanted == "reject":
+        changes = turned_down(state, proposal, "rejected by a person")
+    else:
+        changes = {"proposal": proposal} if prompt is None else rewritten(state, proposal, prompt, lab)
+    # Seconds at work; those of waiting are not the run's.
+    wall_s = lab.clock.seconds
+    return {**changes, "wall_s": wall_s,
+            "proposal": {**changes["proposal"], "wall_s": changes["proposal"]["wall_s"] + wall_s}}
 
 
 def question(state: AdaptationState, proposal: Proposal, candidate: Candidate, lab: Lab) -> dict[str, Any]:
@@ -56,8 +62,8 @@ def question(state: AdaptationState, proposal: Proposal, candidate: Candidate, l
 
 def screening(state: AdaptationState, candidate: Candidate, lab: Lab) -> dict[str, float]:
     """Mean rewards of what is kept and of the candidate on a few train rows; validation is left to `evaluate`."""
-    rows = list(lab.train_sample(state["round"]))[:SCREENING_ROWS]
-    found: dict[str, float] = {"rows": len(rows), "generated_tokens": 0}
+    rows = approval_rows(state, lab)
+    found: dict[str, float] = {"rows": len(rows), "generated_tokens": 0, "flop": 0.0}
     for name, each in (("kept", state["kept"]), ("proposed", candidate)):
         replies = ask(lab.policy, lab.replies, lab.prompts.get(each["prompt"]), [row.question for row in rows],
                       adapter=each["adapter"], max_new_tokens=lab.task.max_new_tokens,
@@ -65,6 +71,7 @@ def screening(state: AdaptationState, candidate: Candidate, lab: Lab) -> dict[st
         graded = grade(lab.task.reward, rows, replies.texts)
         found[name] = float(sum(one.score.value for one in graded) / len(rows))
         found["generated_tokens"] += replies.tokens
+        found["flop"] += lab.flop_rates.forward * replies.forward_tokens
     return found
 
 
@@ -83,18 +90,16 @@ def read_answer(answer: Any, lab: Lab) -> tuple[str, Prompt | None]:
     return wanted, prompt
 
 
-def charged(changes: Changes, proposal: Proposal, generated_tokens: int, lab: Lab) -> Changes:
-    """The changes with what asking took: seconds at work (not those of waiting) and the screening's tokens."""
-    now: Proposal = changes.get("proposal", proposal)
-    wall_s = lab.clock.seconds
-    return {**changes, "wall_s": wall_s, "proposal": {
-        **now, "wall_s": now["wall_s"] + wall_s, "generated_tokens": now["generated_tokens"] + generated_tokens}}
+def charged(proposal: Proposal, screening: dict[str, float]) -> Proposal:
+    """The proposal with what its screening took."""
+    tokens = proposal["generated_tokens"] + int(screening["generated_tokens"])
+    return {**proposal, "generated_tokens": tokens, "flop": proposal["flop"] + screening["flop"]}
 
 
-def rejected(state: AdaptationState, proposal: Proposal) -> Changes:
+def turned_down(state: AdaptationState, proposal: Proposal, error: str) -> Changes:
     """The proposal fails, and what it would have brought to later training is set aside with it."""
     pool, candidate = state["remade"], proposal["candidate"]
-    changes: Changes = {"proposal": {**proposal, "candidate": None, "error": "rejected by a person"}}
+    changes: Changes = {"proposal": {**proposal, "candidate": None, "error": error}}
     if pool and candidate and pool["prompt"] == candidate["prompt"]:
         changes["remade"] = {**pool, "waiting": False}
     return changes
@@ -107,7 +112,7 @@ def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: L
         remade = remake_under(prompt, state, lab, f"person-{state['round'] + 1}", progress("approve", "remade replies"),
                               proposal["flop"])
     except BudgetError as error:
-        return {"proposal": {**proposal, "candidate": None, "error": str(error)}}
+        return turned_down(state, proposal, str(error))
     adapter = proposal["candidate"]["adapter"] if proposal["candidate"] else None
     changes: Changes = {"proposal": {
         **proposal, "candidate": Candidate(adapter=adapter, prompt=name), "new_rows": len(remade.rows),

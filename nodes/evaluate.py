@@ -1,12 +1,11 @@
 """evaluate: measure the proposed candidate (the start, in round 0) on validation, and on a sample of train."""
 
-import time
 from dataclasses import replace
 
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
-from nslora.nodes.spending import expected
+from nslora.nodes.spending import deadline
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.classifier import classify
 from nslora.tools.compute import answered
@@ -39,9 +38,10 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     candidate = proposal["candidate"] if proposal else state["start"]
     if candidate is None:
         return {"measured": None}
+    # The start is measured without a limit: a run that knows nothing of its model has nothing to end with.
+    until = deadline(state, lab, to_be_evaluated=False) if proposal else None
     try:
-        measured = measure_candidate(lab, candidate, state["round"],
-                                     progress("evaluate", "replies", deadline(state, lab) if proposal else None))
+        measured = measure_candidate(lab, candidate, state["round"], progress("evaluate", "replies", until))
     except BudgetError as error:
         if proposal is None:
             raise
@@ -52,17 +52,6 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
         changes["kept_measured"] = attributed_anew(lab, state["kept_measured"])
     wall_s = lab.clock.seconds
     return {**changes, "measured": {**measured, "wall_s": wall_s}, "wall_s": wall_s}
-
-
-def deadline(state: AdaptationState, lab: Lab) -> float | None:
-    """Until when (time.monotonic) a proposal may be measured, so that the test still fits; None: no limit.
-
-    The start is measured without one: a run that knows nothing of its model has nothing to end with.
-    """
-    if lab.settings.max_seconds is None:
-        return None
-    left = lab.settings.max_seconds - state["wall_s"] - lab.clock.seconds - expected(state, lab).finish_s
-    return time.monotonic() + left
 
 
 def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance: Advance) -> Measured:

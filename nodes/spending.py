@@ -17,6 +17,7 @@ from nslora.tools.situation import Decision, Situation
 from nslora.tools.task import Example
 
 DECIDES = ("neurosymbolic", "random")       # strategies, by the beginning of their names, that ask for no fixed kind
+APPROVAL_ROWS = 8
 END_TOKENS = 8          # that a chat template writes around a reply, in counts that must be upper bounds
 
 
@@ -80,12 +81,24 @@ def next_prompt(state: AdaptationState, lab: Lab) -> Prompt:
 
 
 def evaluation_flop(prompt: Prompt, state: AdaptationState, lab: Lab) -> float:
-    """Most model FLOPs that evaluating a candidate with this prompt after the round takes."""
+    """Most model FLOPs that evaluating a candidate with this prompt after the round takes.
+
+    Where a person is asked about updates, the screening that they are shown is in it.
+    """
     rows = (*lab.task.validation, *lab.train_sample(state["round"] + 1), *lab.anchor)
-    asked = lab.token_counts([prompt.messages(row.question) for row in rows])
+    dialogues = [prompt.messages(row.question) for row in rows]
+    if state["approve"] != "nothing":
+        kept = lab.prompts.get(state["kept"]["prompt"])
+        dialogues += [each.messages(row.question) for each in (kept, prompt) for row in approval_rows(state, lab)]
+    asked = lab.token_counts(dialogues)
     scored = lab.token_counts([answered(prompt.messages(row.question), row.reference)
                                for row in lab.task.validation if row.reference])
     return lab.flop_rates.forward * (sum(asked) + len(asked) * (lab.task.max_new_tokens + END_TOKENS) + sum(scored))
+
+
+def approval_rows(state: AdaptationState, lab: Lab) -> tuple[Example, ...]:
+    """The train rows on which a person is shown what a proposal brings."""
+    return lab.train_sample(state["round"])[:APPROVAL_ROWS]
 
 
 def affordable_remakes(prompt: Prompt, state: AdaptationState, lab: Lab, spent_flop: float) -> tuple[Example, ...]:
@@ -148,10 +161,14 @@ class Steps:
         self.advance(done, total)
 
 
-def deadline(state: AdaptationState, lab: Lab) -> float | None:
-    """Until when (time.monotonic) an update may work, so that its evaluation and the test still fit; None: no limit."""
+def deadline(state: AdaptationState, lab: Lab, *, to_be_evaluated: bool = True) -> float | None:
+    """Until when (time.monotonic) a step may work, so that what must follow still fits; None: no limit.
+
+    That is the test and, where what the step proposes is still `to_be_evaluated`, its evaluation.
+    """
     if lab.settings.max_seconds is None:
         return None
     needed = expected(state, lab)
-    left = lab.settings.max_seconds - state["wall_s"] - lab.clock.seconds - needed.evaluate_s - needed.finish_s
+    left = lab.settings.max_seconds - state["wall_s"] - lab.clock.seconds - needed.finish_s
+    left -= needed.evaluate_s if to_be_evaluated else 0.0
     return time.monotonic() + left

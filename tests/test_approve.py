@@ -12,6 +12,7 @@ from nslora.graph.cli import app
 from nslora.graph.routing import after_update
 from nslora.graph.run import Run
 from nslora.graph.state import first_state
+from nslora.tools.compute import TERA
 from nslora.tools.errors import RunError
 from nslora.tools.files import write_json
 from nslora.tools.lab import Lab, register
@@ -48,6 +49,23 @@ def test_the_question_shows_the_diff_and_a_screening_and_an_accepted_edit_is_mea
     assert report["rounds"][0]["wall_s"] > 1000     # asking is work of the run, and counts
     assert report["rounds"][0]["reward_after"] is not None
     assert run.question() is None
+
+
+def test_what_a_person_is_shown_counts_as_compute_and_is_reserved_under_a_cap(begin: Begin) -> None:
+    run, question = asked(begin)
+    assert question["screening"]["flop"] > 0
+    report = run.resume({"answer": "accept"})
+    unasked = begin("unasked", strategy="textgrad", max_rounds=1).adapt()
+    asking_tflop = report["cost"]["tflop"] - unasked["cost"]["tflop"]
+    assert asking_tflop == pytest.approx(question["screening"]["flop"] / TERA)
+    # Room for the edit alone, not for the screening beside it.
+    cap = unasked["cost"]["tflop"] + asking_tflop / 2
+    capped = begin("capped", approve="edits", strategy="textgrad", max_rounds=1, max_tflop=cap)
+    try:
+        capped.adapt()
+    except RunError:
+        capped.resume({"answer": "accept"})
+    assert capped.report()["cost"]["tflop"] <= cap
 
 
 def test_a_rejected_edit_is_not_measured_and_its_rows_are_not_trained_on(begin: Begin) -> None:

@@ -1,14 +1,17 @@
 """The policy over tiny random models of three families."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nslora.tools.adapters import OPTIMIZER, WEIGHTS, AdapterStore
-from nslora.tools.burst_progress import SNAPSHOT
+from nslora.tools.burst_progress import SNAPSHOT, BurstProgress
 from nslora.tools.errors import DamagedError, DivergedError, ModelError
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.memory import burst_bytes
@@ -125,6 +128,23 @@ def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
     assert resumed.adapter == whole.adapter
     assert resumed.steps_done == whole.steps - 17
     assert resumed.epoch_losses == whole.epoch_losses
+
+
+def test_each_step_is_saved_when_it_is_done_also_of_a_large_adapter(
+        tiny_policy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    take = BurstProgress.after_step
+
+    def after_step(self: BurstProgress, model: Any, optimizer: Any, log: list[dict[str, float]]) -> None:
+        take(self, model, optimizer, log)
+        with safe_open(tmp_path / "progress" / SNAPSHOT, "pt") as file:
+            saved.append(len(json.loads(file.metadata()["log"])))
+
+    monkeypatch.setattr(BurstProgress, "after_step", after_step)
+    policy = tiny_policy(rank=256, batch_size=1, early_stop_patience=None)
+    result = policy.train(Burst(rows(), 3, seed=1, progress=tmp_path / "progress"))
+    assert (tmp_path / "progress" / SNAPSHOT).stat().st_size > 1 << 20
+    assert saved == list(range(1, result.steps + 1))
 
 
 def test_a_snapshot_that_was_cut_off_begins_the_burst_again(tiny_policy: Make, tmp_path: Path) -> None:

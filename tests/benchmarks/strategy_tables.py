@@ -111,7 +111,8 @@ def figures(scores: Scores, records: Sequence[Record], tasks: Sequence[str]) -> 
 
 def summary_table(scores: Scores, tasks: Sequence[str]) -> list[str]:
     """One line per strategy, over all tasks that are compared."""
-    lines = [f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means:", "",
+    lines = [f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means. TFLOP to 90 %: of what the "
+             "strategy itself gains in validation reward; one that gains nothing is there at its first evaluation.", "",
              "| strategy | all checks | regret | share of cells won | TFLOP to 90 % | TFLOP |",
              "| --- | --- | --- | --- | --- | --- |"]
     for strategy in sorted(scores.strategies, key=lambda each: -float(np.mean([scores.mean(t, each) for t in tasks]))):
