@@ -135,8 +135,8 @@ def test_each_step_is_saved_when_it_is_done_also_of_a_large_adapter(
     saved: list[int] = []
     take = BurstProgress.after_step
 
-    def after_step(self: BurstProgress, model: Any, optimizer: Any, log: list[dict[str, float]]) -> None:
-        take(self, model, optimizer, log)
+    def after_step(self: BurstProgress, optimizer: Any, log: list[dict[str, float]]) -> None:
+        take(self, optimizer, log)
         with safe_open(tmp_path / "progress" / SNAPSHOT, "pt") as file:
             saved.append(len(json.loads(file.metadata()["log"])))
 

@@ -66,8 +66,8 @@ def test_a_burst_that_was_stopped_loses_no_step(begin: Begin, finished: Run, mon
     run, control = begin(), RunControl()
     save, done = BurstProgress.after_step, []
 
-    def stop_after_two(self: BurstProgress, model: Any, optimizer: Any, log: list[dict[str, float]]) -> None:
-        save(self, model, optimizer, log)
+    def stop_after_two(self: BurstProgress, optimizer: Any, log: list[dict[str, float]]) -> None:
+        save(self, optimizer, log)
         done.append(len(log))
         if done == [1, 2]:
             control.request_drain("test")

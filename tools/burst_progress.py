@@ -1,7 +1,8 @@
 """Progress of a burst on disk, so that a kill inside training costs the step that was under way.
 
-A snapshot is one safetensors file: the adapter, AdamW's moments and the state of the random number generator, with the
-trainer's log in its header. It takes the place of the one before by a rename, so there is a whole one at any time.
+A snapshot is one safetensors file: the adapter and AdamW's moments, each as one vector (hundreds of small tensors take
+longer to write than their bytes), and the state of the random number generator, with the trainer's log in its header.
+It takes the place of the one before by a rename, so there is a whole one at any time.
 """
 
 import json
@@ -12,7 +13,8 @@ from typing import Any
 SNAPSHOT = "newest.safetensors"
 LARGEST_SHARE = 0.05    # of a burst's time that snapshots may take
 FREE_S = 3.0            # below this nobody minds
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MATRICES = ("exp_avg", "exp_avg_sq")     # of AdamW's state, in the shape of the parameter
+MOMENTS = (*MATRICES, "step")
 
 
 class BurstProgress:
@@ -43,20 +45,26 @@ class BurstProgress:
             return 0
         try:
             with safe_open(self.folder / SNAPSHOT, "pt") as file:
-                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                self.log = json.loads(file.metadata()["log"])
+                # One that lacks a part, from another version, is refused like a damaged one.
+                saved = {name: file.get_tensor(name) for name in {*file.keys(), "adapter", *MOMENTS}}
+                log: list[dict[str, float]] = json.loads(file.metadata()["log"])
         except SafetensorError:
             # Not flushed to disk at every step, so a machine that lost power may leave it cut off: the burst begins
             # again, and ends with the same adapter.
             (self.folder / SNAPSHOT).unlink()
             return 0
+        named = trainable(model)
+        sizes = [parameter.numel() for _, parameter in named]
         with torch.no_grad():
-            for name, parameter in trainable(model):
-                parameter.copy_(saved[f"adapter.{name}"])
-        self.moments = {name.removeprefix("moments."): value for name, value in saved.items()
-                        if name.startswith("moments.")}
+            for (_, parameter), part in zip(named, saved["adapter"].split(sizes), strict=True):
+                parameter.copy_(part.view_as(parameter))
+        parts = {key: saved[key].split(sizes if key in MATRICES else 1) for key in MOMENTS}
+        self.moments = {f"{name}.{key}": part.view_as(parameter) if key in MATRICES else part[0]
+                        for key in MOMENTS for (name, parameter), part, steps
+                        in zip(named, parts[key], parts["step"], strict=True) if steps > 0}
         self._random = {name: value for name, value in saved.items() if name.startswith("random.")}
-        return len(self.log)
+        self.log = log
+        return len(log)
 
     def restore_random(self) -> None:
         """Put the generators back to where the snapshot was taken; later calls do nothing.
@@ -80,7 +88,7 @@ class BurstProgress:
                 optimizer.state[parameter] = {key: self.moments[f"{name}.{key}"].clone().to(
                     "cpu" if key == "step" else parameter.device) for key in MOMENTS}
 
-    def after_step(self, model: Any, optimizer: Any, log: list[dict[str, float]]) -> None:
+    def after_step(self, optimizer: Any, log: list[dict[str, float]]) -> None:
         """Take a snapshot, unless they have become too dear."""
         started = time.monotonic()
         if self.folder is None or self._spent_s > max(FREE_S, LARGEST_SHARE * (started - self._began)):
@@ -89,19 +97,27 @@ class BurstProgress:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{SNAPSHOT}.partial"
-        save_file(snapshot(model, optimizer), partial, metadata={"log": json.dumps(log)})
+        save_file(snapshot(optimizer), partial, metadata={"log": json.dumps(log)})
         partial.replace(self.folder / SNAPSHOT)
         self._spent_s += time.monotonic() - started
 
 
-def snapshot(model: Any, optimizer: Any) -> dict[str, Any]:
-    """Everything that the next step depends on, as named tensors."""
+def snapshot(optimizer: Any) -> dict[str, Any]:
+    """Everything that the next step depends on: the optimizer's parameters and their moments, end to end."""
     import torch
+    from torch.nn.utils import parameters_to_vector
 
-    tensors = {f"adapter.{name}": parameter.detach().contiguous() for name, parameter in trainable(model)}
-    tensors |= {f"moments.{name}": value for name, value in moments(model, optimizer).items()}
+    # In the order of `trainable`; walking through the modules for them takes longer than copying them.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # A parameter that has had no gradient yet has no state: zero steps.
+    states = [optimizer.state.get(parameter) or {"step": torch.zeros(()), **dict.fromkeys(
+        MATRICES, torch.zeros_like(parameter))} for parameter in parameters]
+    with torch.no_grad():
+        tensors = {"adapter": parameters_to_vector(parameters)}
+        tensors |= {key: parameters_to_vector([state[key] for state in states]) for key in MATRICES}
+    tensors["step"] = torch.stack([state["step"] for state in states])
     tensors["random.cpu"] = torch.get_rng_state()
-    if next(model.parameters()).device.type == "cuda":
+    if parameters[0].device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     return tensors
 

@@ -238,7 +238,7 @@ def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator
             outcome.log.append({key: float(value) for key, value in logs.items()})
             outcome.steps_done += 1
             check_loss(float(logs["loss"]), plan.settings.max_loss_nats, len(outcome.log))
-            progress.after_step(model, optimizer, outcome.log)
+            progress.after_step(optimizer, outcome.log)
             advance(len(outcome.log), plan.steps)
             control.should_training_stop = control.should_training_stop or outcome.stopped_early
 

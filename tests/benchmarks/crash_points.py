@@ -114,10 +114,10 @@ def training(passed: Places) -> None:
 
     save = BurstProgress.after_step
 
-    def after_step(self: Any, model: Any, optimizer: Any, log: list[dict[str, float]]) -> None:
+    def after_step(self: Any, optimizer: Any, log: list[dict[str, float]]) -> None:
         passed.note("steps", f"{self.folder.name} {len(log)}")
         passed("training: step done, not saved")
-        save(self, model, optimizer, log)
+        save(self, optimizer, log)
         passed("training: step saved")
 
     BurstProgress.after_step = after_step  # type: ignore[method-assign]
