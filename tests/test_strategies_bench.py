@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 from form import README, in_readme
 from strategy_cells import NOTHING, RECORDS, ROUTER, STRATEGIES, Cell, cells_of, groups_of, record_of
-from strategy_scores import Scores, left_alone, losses, made_worse, near_final, over_tasks
+from strategy_scores import (
+    Scores,
+    gain_over_budgets,
+    left_alone,
+    losses,
+    made_worse,
+    near_final,
+    over_budgets,
+    over_tasks,
+    reward_at,
+)
 from strategy_tables import draw, figures, loss_table, readme_lines, summary_table, task_tables
 from strategy_tasks import KNOWN, SPLITS, bench_tasks
 
@@ -64,6 +74,17 @@ def test_only_seeds_that_every_strategy_has_are_compared() -> None:
     ([[1, 0.0], [3, 0.5], [9, 1.0]], 9), ([[1, 0.0], [3, 0.9], [9, 1.0]], 3), ([[1, 0.4], [3, 0.4]], 1)])
 def test_time_to_the_final_reward_is_counted_in_compute(curve: Any, spent: float) -> None:
     assert near_final(curve) == spent
+
+
+def test_reward_over_budgets_is_the_area_under_the_curve() -> None:
+    each = record("one", ROUTER, 0, "1111", curve=[[2.0, 0.2], [10.0, 0.5], [30.0, 1.0]])
+    assert [reward_at(each, spent) for spent in (0, 9.9, 10, 60)] == [0.2, 0.2, 0.5, 1.0]
+    assert over_budgets(each) == pytest.approx((10 * 0.2 + 20 * 0.5 + 30 * 1.0) / 60)
+    slower = record("one", "lora", 0, "1111", curve=[[2.0, 0.2], [30.0, 0.5], [61.0, 1.0]])
+    assert over_budgets(slower) == pytest.approx((30 * 0.2 + 30 * 0.5) / 60)
+    rows = [each, *(dict(slower, strategy=strategy) for strategy in STRATEGIES if strategy != ROUTER)]
+    gain, (low, high) = gain_over_budgets(Scores(rows), ROUTER, "lora")
+    assert gain == low == high == pytest.approx(42 / 60 - 21 / 60)
 
 
 def test_runs_with_nothing_to_gain_are_counted_by_whether_they_changed_anything() -> None:

@@ -17,13 +17,18 @@ from nslora.tools.statistics import bootstrap_interval
 Floats = npt.NDArray[np.float64]
 Record = Mapping[str, Any]
 SAMPLES, SEED = 10_000, 0
+BUDGETS = (0.25, 0.5, 0.75, 1.0)        # shares of a task's compute
 NEAR_FINAL = 0.9            # share of the final gain in reward that counts as there
 TIE = 1e-9
 
 
 @dataclass(frozen=True)
 class Row:
-    """One strategy on one task. interval: 95 %, over questions. regret: to the task's best fixed order."""
+    """One strategy on one task. interval: 95 %, over questions. regret: to the task's best fixed order.
+
+    over_budgets: validation reward of the best candidate so far, mean over all budgets up to the cap; by_budget: at
+    each of `BUDGETS`.
+    """
 
     task: str
     strategy: str
@@ -33,6 +38,8 @@ class Row:
     reward: float
     won: float
     regret: float
+    over_budgets: float
+    by_budget: tuple[float, ...]
     near_final_tflop: float
     tflop: float
     editor_tokens: float
@@ -89,7 +96,10 @@ class Scores:
         return Row(
             task, strategy, len(records), float(questions.mean()), bootstrap_interval(questions.tolist()),
             float(np.mean([np.mean(each["result"]["rewards"]) for each in records])), self.won(task, strategy),
-            self.regret(task, strategy), float(np.mean([near_final(each["curve"]) for each in records])),
+            self.regret(task, strategy), float(np.mean([over_budgets(each) for each in records])),
+            tuple(float(np.mean([reward_at(each, share * each["cap_tflop"]) for each in records]))
+                  for share in BUDGETS),
+            float(np.mean([near_final(each["curve"]) for each in records])),
             *(float(np.mean([each["cost"][name] for each in records])) for name in ("tflop", "editor_tokens")),
             float(np.mean([each["wall_s"] for each in records])))
 
@@ -102,6 +112,33 @@ def near_final(curve: Sequence[Sequence[float]]) -> float:
     never rose."""
     start, end = curve[0][1], curve[-1][1]
     return next(spent for spent, reward in curve if reward >= start + NEAR_FINAL * (end - start) - TIE)
+
+
+def reward_at(record: Record, tflop: float) -> float:
+    """Validation reward of the best candidate after so much compute; the start's before its evaluation is paid."""
+    reached = [reward for spent, reward in record["curve"] if spent <= tflop]
+    return float(reached[-1] if reached else record["curve"][0][1])
+
+
+def over_budgets(record: Record) -> float:
+    """Mean of `reward_at` over all budgets from nothing to the cap."""
+    curve, cap = record["curve"], record["cap_tflop"]
+    ends = [min(spent, cap) for spent, _ in curve[1:]] + [cap]
+    area, begin = 0.0, 0.0
+    for end, (_, reward) in zip(ends, curve, strict=True):
+        area, begin = area + (end - begin) * reward, end
+    return float(area / cap)
+
+
+def gain_over_budgets(scores: "Scores", ours: str, theirs: str) -> tuple[float, tuple[float, float]]:
+    """Mean over tasks of the difference in `over_budgets`, and its 95 % interval, over runs (task and seed)."""
+    differences = {task: [over_budgets(scores.records[task, ours, seed]) - over_budgets(scores.records[
+        task, theirs, seed]) for seed in scores.seeds(task)] for task in scores.compared()}
+    draw = np.random.default_rng(SEED)
+    means = np.mean([np.array(each)[draw.integers(0, len(each), size=(SAMPLES, len(each)))].mean(axis=1)
+                     for each in differences.values()], axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.mean([np.mean(each) for each in differences.values()])), (float(low), float(high))
 
 
 def over_tasks(scores: Scores, ours: str, theirs: str, tasks: Sequence[str]) -> tuple[float, tuple[float, float]]:

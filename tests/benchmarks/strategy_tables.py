@@ -8,20 +8,24 @@ import numpy as np
 from form import README, Figure, figure, in_readme, publish
 from strategy_cells import NOTHING, RECORDS, ROUTER, ROUTER_SEEDS_OF_NOTHING, cells_of
 from strategy_scores import (
+    BUDGETS,
     Record,
     Row,
     Scores,
     best_single_order,
+    gain_over_budgets,
     left_alone,
     losses,
     made_worse,
     over_tasks,
+    reward_at,
     singles,
 )
 from strategy_tasks import bench_tasks
 
 TABLE, PICTURE = RECORDS.with_name("strategies.md"), RECORDS.with_name("strategies.svg")
 GOALS = {"handbook": 0.80, "regret": 0.02, "left_alone": 0.95}
+OTHERS = ("random", "neurosymbolic-without-classifier", "neurosymbolic-without-signal", "neurosymbolic, no remade data")
 POINTS = 200        # of a curve in the picture
 
 
@@ -57,7 +61,9 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         f"Router less the best single order (`{order}`, known only later): {gain:+.3f} "
         f"[{low:+.3f}, {high:+.3f}] in all checks; to 90 % of the gain in validation reward on "
         f"{compute(scores, ROUTER, tasks):.0f} TFLOP against "
-        f"{compute(scores, order, tasks):.0f}. Nothing to gain: {alone} of {runs} runs of the router ended with no "
+        f"{compute(scores, order, tasks):.0f}. Validation reward over all budgets, router less "
+        + "; ".join(against(scores, other) for other in (order, *OTHERS) if other in scores.strategies)
+        + f". Nothing to gain: {alone} of {runs} runs of the router ended with no "
         f"change; {len(made_worse(records))} of its runs ended significantly below their base.", "",
         "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -67,6 +73,11 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         "Every table, and the cells where the router loses with their reasons: "
         "[strategies.md](tests/benchmarks/records/strategies.md).", "",
         "![validation reward against compute, per task and strategy](tests/benchmarks/records/strategies.svg)"]
+
+
+def against(scores: Scores, other: str) -> str:
+    gain, (low, high) = gain_over_budgets(scores, ROUTER, other)
+    return f"`{other}`: {gain:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def compute(scores: Scores, strategy: str, tasks: Sequence[str]) -> float:
@@ -99,6 +110,9 @@ def figures(scores: Scores, records: Sequence[Record], tasks: Sequence[str]) -> 
         figure(f"all tasks: router less the best single order ({order})", gain, at_least=0.0),
         figure("all tasks: the same, lower end of 95 %", interval[0]),
         figure("all tasks: the same, upper end of 95 %", interval[1])]
+    gain, interval = gain_over_budgets(scores, ROUTER, order)
+    found += [figure(f"validation reward over all budgets: router less {order}", gain),
+              figure("the same, lower end of 95 %", interval[0])]
     alone, runs = left_alone(records)
     if runs:
         whole = runs >= ROUTER_SEEDS_OF_NOTHING * len(NOTHING)
@@ -112,15 +126,20 @@ def figures(scores: Scores, records: Sequence[Record], tasks: Sequence[str]) -> 
 def summary_table(scores: Scores, tasks: Sequence[str]) -> list[str]:
     """One line per strategy, over all tasks that are compared."""
     lines = [f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means. TFLOP to 90 %: of what the "
-             "strategy itself gains in validation reward; one that gains nothing is there at its first evaluation.", "",
-             "| strategy | all checks | regret | share of cells won | TFLOP to 90 % | TFLOP |",
-             "| --- | --- | --- | --- | --- | --- |"]
+             "strategy itself gains in validation reward; one that gains nothing is there at its first evaluation. "
+             "Over all budgets: validation reward reached by then, mean over every amount of compute up to the cap; "
+             f"the last columns: at {', '.join(f'{share:.0%}' for share in BUDGETS)} of it (read off the same runs).", "",
+             "| strategy | all checks | regret | share of cells won | TFLOP to 90 % | TFLOP | over all budgets | "
+             + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |",
+             "| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(BUDGETS)]
     for strategy in sorted(scores.strategies, key=lambda each: -float(np.mean([scores.mean(t, each) for t in tasks]))):
         rows = [scores.row(task, strategy) for task in tasks]
         means = {name: float(np.mean([getattr(row, name) for row in rows]))
-                 for name in ("all_checks", "regret", "won", "near_final_tflop", "tflop")}
+                 for name in ("all_checks", "regret", "won", "near_final_tflop", "tflop", "over_budgets")}
+        reached = np.mean([row.by_budget for row in rows], axis=0)
         lines.append(f"| `{strategy}` | {means['all_checks']:.3f} | {means['regret']:+.3f} | {means['won']:.2f} | "
-                     f"{means['near_final_tflop']:.0f} | {means['tflop']:.0f} |")
+                     f"{means['near_final_tflop']:.0f} | {means['tflop']:.0f} | {means['over_budgets']:.3f} | "
+                     + " | ".join(f"{value:.2f}" for value in reached) + " |")
     return lines
 
 
@@ -134,8 +153,8 @@ def task_tables(scores: Scores) -> list[str]:
         lines += [f"### {task}", "",
                   f"Planted: {some['planted']}. Base {base:.2f}. {rows[0].seeds} seeds, cap {some['cap_tflop']:g} "
                   f"TFLOP, {len(some['base']['passed'])} test questions.", "",
-                  "| strategy | all checks (95 %) | reward | won | regret | TFLOP to 90 % | TFLOP | editor tokens | "
-                  "wall s |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+                  "| strategy | all checks (95 %) | reward | won | regret | over all budgets | TFLOP to 90 % | TFLOP | "
+                  "editor tokens | wall s |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
         lines += [line_of(row) for row in sorted(rows, key=lambda row: -row.all_checks)] + [""]
     return lines
 
@@ -143,8 +162,8 @@ def task_tables(scores: Scores) -> list[str]:
 def line_of(row: Row) -> str:
     low, high = row.interval
     return (f"| `{row.strategy}` | {row.all_checks:.2f} [{low:.2f}, {high:.2f}] | {row.reward:.3f} | {row.won:.2f} | "
-            f"{row.regret:+.3f} | {row.near_final_tflop:.0f} | {row.tflop:.0f} | {row.editor_tokens:.0f} | "
-            f"{row.wall_s:.0f} |")
+            f"{row.regret:+.3f} | {row.over_budgets:.3f} | {row.near_final_tflop:.0f} | {row.tflop:.0f} | "
+            f"{row.editor_tokens:.0f} | {row.wall_s:.0f} |")
 
 
 def loss_table(lost: Sequence[dict[str, Any]]) -> list[str]:
@@ -176,7 +195,8 @@ def draw(scores: Scores, path: Path) -> None:
         cap = max(curve["curve"][-1][0] for strategy in scores.strategies for curve in scores.of(task, strategy))
         grid = np.linspace(0, cap, POINTS)
         for strategy in scores.strategies:
-            rewards = np.mean([reward_at(each["curve"], grid) for each in scores.of(task, strategy)], axis=0)
+            rewards = np.mean([[reward_at(each, point) for point in grid] for each in scores.of(task, strategy)],
+                              axis=0)
             ours = strategy == ROUTER
             panel.plot(grid, rewards, label=strategy, color=colours[strategy], drawstyle="steps-post",
                        linewidth=2.2 if ours else 1.0, zorder=3 if ours else 2, linestyle="-" if ours else "--")
@@ -188,10 +208,3 @@ def draw(scores: Scores, path: Path) -> None:
     drawing.tight_layout(rect=(0, 0.9 / (2.5 * lines + 0.8), 1, 1))
     drawing.savefig(path, metadata={"Date": None})
     pyplot.close(drawing)
-
-
-def reward_at(curve: Sequence[Sequence[float]], grid: Any) -> Any:
-    """The best validation reward at each point of `grid` (TFLOP); the start's before the first evaluation is paid."""
-    spent = np.array([point[0] for point in curve])
-    rewards = np.array([point[1] for point in curve])
-    return rewards[np.clip(np.searchsorted(spent, grid, side="right") - 1, 0, None)]
