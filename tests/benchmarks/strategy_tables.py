@@ -128,7 +128,7 @@ def summary_table(scores: Scores, tasks: Sequence[str]) -> list[str]:
     lines = [f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means. TFLOP to 90 %: of what the "
              "strategy itself gains in validation reward; one that gains nothing is there at its first evaluation. "
              "Over all budgets: validation reward reached by then, mean over every amount of compute up to the cap; "
-             f"the last columns: at {', '.join(f'{share:.0%}' for share in BUDGETS)} of it (read off the same runs).", "",
+             f"the last columns: at {', '.join(f'{share:.0%}' for share in BUDGETS)} of it, in the same runs.", "",
              "| strategy | all checks | regret | share of cells won | TFLOP to 90 % | TFLOP | over all budgets | "
              + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |",
              "| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(BUDGETS)]
