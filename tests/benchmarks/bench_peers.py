@@ -37,7 +37,7 @@ from nslora.tools.settings import DeviceSettings, RunSettings
 
 FOLDER = Path("build/bench/peers")
 RECORDS = Path("tests/benchmarks/records/peers.jsonl")
-TASKS = ("handbook-json", "form-only", "content-only")
+TASKS = ("handbook-json", "form-only", "content-only", "styled-references")
 MODEL = str(RunSettings.model_fields["model"].default)
 PEERS: Mapping[str, Callable[[Bench], Outcome]] = {
     "base": peers_recipes.base,
