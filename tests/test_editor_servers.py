@@ -53,10 +53,13 @@ class Serving:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def chat(self, model: str, *, tokens: int, timeout_s: float = 600, transport_retries: int = 0) -> Any:
-        """The chat model that a user would connect, with short and greedy replies."""
-        chat: Any = connect_editor(model, base_url=self.base_url, timeout_s=timeout_s,
-                                   transport_retries=transport_retries)
+    def chat(self, model: str, *, tokens: int, timeout_s: float = 600) -> Any:
+        """The chat model that a user would connect, with short and greedy replies.
+
+        transformers' server closes a connection some time after it answered 500 on it. A request that takes it from the
+        client's pool is lost and sent again, as by the default of two transport retries; one is enough here.
+        """
+        chat: Any = connect_editor(model, base_url=self.base_url, timeout_s=timeout_s, transport_retries=1)
         return chat.model_copy(update={"max_tokens": tokens, "temperature": 0.0})
 
 
@@ -189,11 +192,9 @@ def test_the_embedded_model_without_forms_edits_or_fails_with_a_record(
     """
     log = EditorLog(tmp_path / "editor.jsonl")
     before, problem, proposed = OLD.render(), "", ()
-    # The server closes a connection some time after it answered 500 on it, as in the test before: a request that takes
-    # that connection from the client's pool is lost, and sent again by the default of two retries.
-    chat = transformers_serve.chat(str(convert_embedded()), tokens=24, transport_retries=2)
     try:
-        edit = Editor(chat, log=log, retries=0, edit="system", structured="always").edit(OLD, [FAILURE])
+        edit = Editor(transformers_serve.chat(str(convert_embedded()), tokens=24), log=log, retries=0,
+                      edit="system", structured="always").edit(OLD, [FAILURE])
         usage, proposed = edit.usage, edit.prompts
     except EditFailedError as error:
         usage, problem = error.usage, str(error)
