@@ -58,10 +58,10 @@ class BurstProgress:
         with torch.no_grad():
             for (_, parameter), part in zip(named, saved["adapter"].split(sizes), strict=True):
                 parameter.copy_(part.view_as(parameter))
-        parts = {key: saved[key].split(sizes if key in MATRICES else 1) for key in MOMENTS}
-        self.moments = {f"{name}.{key}": part.view_as(parameter) if key in MATRICES else part[0]
-                        for key in MOMENTS for (name, parameter), part, steps
-                        in zip(named, parts[key], parts["step"], strict=True) if steps > 0}
+        states = zip(*(saved[key].split(sizes) for key in MATRICES), saved["step"], strict=True)
+        self.moments = {f"{name}.{key}": value.view_as(parameter) if key in MATRICES else value
+                        for (name, parameter), state in zip(named, states, strict=True) if state[-1] > 0
+                        for key, value in zip(MOMENTS, state, strict=True)}
         self._random = {name: value for name, value in saved.items() if name.startswith("random.")}
         self.log = log
         return len(log)

@@ -1,6 +1,6 @@
 """nslora against its peers: same tasks, model, compute, test rows and reward, each peer by its own recipe.
 
-    make bench-peers                                        (an hour on one core; what is on record is not run again)
+    make bench-peers                                        (hours on one core; what is on record is not run again)
     .venv/bin/python tests/benchmarks/bench_peers.py --table
 
 Records: tests/benchmarks/records/peers.jsonl, one line per task, peer and seed. A peer that needs a stronger editor or

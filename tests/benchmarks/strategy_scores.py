@@ -130,20 +130,21 @@ def over_budgets(record: Record) -> float:
     return float(area / cap)
 
 
-def gain_over_budgets(scores: "Scores", ours: str, theirs: str) -> tuple[float, tuple[float, float]]:
-    """Mean over tasks of the difference in `over_budgets`, and its 95 % interval, over runs (task and seed)."""
-    differences = {task: [over_budgets(scores.records[task, ours, seed]) - over_budgets(scores.records[
-        task, theirs, seed]) for seed in scores.seeds(task)] for task in scores.compared()}
-    draw = np.random.default_rng(SEED)
-    means = np.mean([np.array(each)[draw.integers(0, len(each), size=(SAMPLES, len(each)))].mean(axis=1)
-                     for each in differences.values()], axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(np.mean([np.mean(each) for each in differences.values()])), (float(low), float(high))
+def gain_over_budgets(scores: Scores, ours: str, theirs: str) -> tuple[float, tuple[float, float]]:
+    """Mean over tasks of the difference in `over_budgets`, and its 95 % interval (runs drawn within tasks)."""
+    def area(task: str, strategy: str) -> Floats:
+        return np.array([over_budgets(each) for each in scores.of(task, strategy)])
+
+    return mean_of_tasks([area(task, ours) - area(task, theirs) for task in scores.compared()])
 
 
 def over_tasks(scores: Scores, ours: str, theirs: str, tasks: Sequence[str]) -> tuple[float, tuple[float, float]]:
     """Mean over tasks of the paired difference in all checks, and its 95 % interval (questions drawn within tasks)."""
-    differences = [scores.questions(task, ours) - scores.questions(task, theirs) for task in tasks]
+    return mean_of_tasks([scores.questions(task, ours) - scores.questions(task, theirs) for task in tasks])
+
+
+def mean_of_tasks(differences: Sequence[Floats]) -> tuple[float, tuple[float, float]]:
+    """Mean of the tasks' means, and its 95 % interval by bootstrap within each task. differences: (n,) per task."""
     draw = np.random.default_rng(SEED)
     means = np.mean([each[draw.integers(0, each.size, size=(SAMPLES, each.size))].mean(axis=1)
                      for each in differences], axis=0)

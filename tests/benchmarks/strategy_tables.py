@@ -26,6 +26,7 @@ from strategy_tasks import bench_tasks
 TABLE, PICTURE = RECORDS.with_name("strategies.md"), RECORDS.with_name("strategies.svg")
 GOALS = {"handbook": 0.80, "regret": 0.02, "left_alone": 0.95}
 OTHERS = ("random", "neurosymbolic-without-classifier", "neurosymbolic-without-signal", "neurosymbolic, no remade data")
+PERCENT = [f"{100 * share:.0f} %" for share in BUDGETS]
 POINTS = 200        # of a curve in the picture
 
 
@@ -61,7 +62,7 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         f"Router less the best single order (`{order}`, known only later): {gain:+.3f} "
         f"[{low:+.3f}, {high:+.3f}] in all checks; to 90 % of the gain in validation reward on "
         f"{compute(scores, ROUTER, tasks):.0f} TFLOP against "
-        f"{compute(scores, order, tasks):.0f}. Validation reward over all budgets, router less "
+        f"{compute(scores, order, tasks):.0f}. Validation reward over all budgets (intervals over runs), router less "
         + "; ".join(against(scores, other) for other in (order, *OTHERS) if other in scores.strategies)
         + f". Nothing to gain: {alone} of {runs} runs of the router ended with no "
         f"change; {len(made_worse(records))} of its runs ended significantly below their base.", "",
@@ -128,9 +129,9 @@ def summary_table(scores: Scores, tasks: Sequence[str]) -> list[str]:
     lines = [f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means. TFLOP to 90 %: of what the "
              "strategy itself gains in validation reward; one that gains nothing is there at its first evaluation. "
              "Over all budgets: validation reward reached by then, mean over every amount of compute up to the cap; "
-             f"the last columns: at {', '.join(f'{share:.0%}' for share in BUDGETS)} of it, in the same runs.", "",
+             f"the last columns: at {', '.join(PERCENT)} of it, in the same runs.", "",
              "| strategy | all checks | regret | share of cells won | TFLOP to 90 % | TFLOP | over all budgets | "
-             + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |",
+             + " | ".join(PERCENT) + " |",
              "| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(BUDGETS)]
     for strategy in sorted(scores.strategies, key=lambda each: -float(np.mean([scores.mean(t, each) for t in tasks]))):
         rows = [scores.row(task, strategy) for task in tasks]
