@@ -18,4 +18,5 @@ def test_the_notebook_shows_the_tables_of_the_records() -> None:
     assert "cells on record" in told
     assert "mean regret to each task's best fixed order" in told
     assert "| `neurosymbolic` |" in shown
+    assert "| TRL LoRA SFT |" in shown
     assert any("image/svg+xml" in output["data"] for output in outputs if "data" in output)

@@ -11,10 +11,11 @@ from typing import Any
 
 import peers_dspy
 import pytest
-from bench_peers import our_record
+from bench_peers import RECORDS, our_record, records_of
+from form import README, in_readme
 from peers_meter import BatchedChat, Batcher, Meter
 from peers_recipes import Bench, trl_sft, trl_sft_to_the_cap
-from peers_tables import figures, tables
+from peers_tables import figures, readme_lines, tables
 
 from nslora.tools.chat_server import serve_chat
 from nslora.tools.compute import FlopRates
@@ -183,6 +184,22 @@ def test_who_needs_more_than_the_machine_has_is_listed_apart_and_not_scored() ->
     names = {each.name: each for each in figures(rows)}
     assert "one: needy, all checks" not in names
     assert names["one: nslora less the best peer (other)"].value == pytest.approx(0.5)
+
+
+def test_the_readme_names_everyone_and_scores_only_who_ran_by_its_recipe() -> None:
+    rows = [record("other", "1100"), record("nslora", "1111"), record("needy", "1000", needs="a strong editor"),
+            {**record("nslora", "0111"), "task": "two"}]
+    text = "\n".join(readme_lines(rows))
+    assert text.splitlines()[0].startswith("| peer | one | two | TFLOP |")
+    assert "| nslora | 1.00 / 1.00 | 0.75 / 0.75 |" in text
+    lines = ("| nslora |", "| other | 0.50 / 0.50 | – |", "| needy | (0.25 / 0.25) | – |")
+    assert sorted(lines, key=text.index) == list(lines)
+    assert "needy: a strong editor." in text
+
+
+def test_the_readme_shows_what_is_on_record() -> None:
+    wanted = in_readme("bench-peers", readme_lines(records_of(RECORDS)))
+    assert README.read_text(encoding="utf-8") == wanted, "run: make bench-peers, or bench_peers.py --table"
 
 
 def test_a_peer_above_the_cap_falls_short() -> None:

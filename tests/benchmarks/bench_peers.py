@@ -170,17 +170,19 @@ def main() -> int:
             print(f"[{number}/{len(todo)}] {datetime.now(UTC):%H:%M:%S} {task.name}, {peer}, seed {seed}", flush=True)
             if (task.name, peer, seed) not in on_record(options):       # another process may have done it meanwhile
                 failed += bool(in_child(peer, task, seed, options))
-    return 0 if publish_all(records_of(options), options.records.with_suffix(".md")) and not failed else 1
+    records = options.records
+    held = publish_all(records_of(records), records.with_suffix(".md"), readme=records == RECORDS)
+    return 0 if held and not failed else 1
 
 
 def on_record(options: argparse.Namespace) -> set[tuple[str, str, int]]:
     """The cells that are finished."""
-    return {(each["task"], each["peer"], each["seed"]) for each in records_of(options)}
+    return {(each["task"], each["peer"], each["seed"]) for each in records_of(options.records)}
 
 
-def records_of(options: argparse.Namespace) -> list[dict[str, Any]]:
+def records_of(path: Path) -> list[dict[str, Any]]:
     """What is on record, peers of a task together and in one order."""
-    rows = read_jsonl(options.records) if options.records.exists() else []
+    rows = read_jsonl(path) if path.exists() else []
     order = [OURS, *PEERS]
     return sorted(rows, key=lambda each: (list(dict.fromkeys(row["task"] for row in rows)).index(each["task"]),
                                           order.index(each["peer"]), each["seed"]))

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from form import Figure, figure, publish
+from form import README, Figure, figure, in_readme, publish
 
 from nslora.tools.statistics import bootstrap_interval
 
 Record = Mapping[str, Any]
 OURS, UNTOUCHED = "nslora", "base"
 COMMAND = "make bench-peers"
+NOT_RUN = "–"
 
 
 def groups_of(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
@@ -67,12 +68,19 @@ def tables(records: Sequence[Record]) -> list[str]:
 
 def caption(task: str, peers: Mapping[str, Sequence[Record]], some: Record) -> str:
     everyone = [each for rows in peers.values() for each in rows]
-    machines = sorted({each["machine"]["processor"] for each in everyone if each["machine"]})
-    dates = sorted({each["date"] for each in everyone})
     seeds = sorted({each["seed"] for each in everyone})
     return (f"Planted: {some['planted']}. Cap {some['cap_tflop']:g} TFLOP, {len(some['result']['passed'])} test "
-            f"questions, seeds {', '.join(map(str, seeds))}. `{COMMAND}`, {dates[0]}"
-            f"{' to ' + dates[-1] if dates[-1] != dates[0] else ''}, {', '.join(machines)}, one thread.")
+            f"questions, seeds {', '.join(map(str, seeds))}. `{COMMAND}`, {period(everyone)}, {processors(everyone)}, "
+            "one thread.")
+
+
+def period(records: Sequence[Record]) -> str:
+    dates = sorted({each["date"] for each in records})
+    return dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+
+
+def processors(records: Sequence[Record]) -> str:
+    return " and ".join(sorted({each["machine"]["processor"] for each in records if each["machine"]}))
 
 
 def cell(text: str) -> str:
@@ -113,13 +121,48 @@ def figures(records: Sequence[Record]) -> list[Figure]:
     return found
 
 
-def publish_all(records: Sequence[Record], table: Path) -> bool:
-    """Write the Markdown and the JSON, print the figures; returns whether everyone stayed under its cap."""
+def readme_lines(records: Sequence[Record]) -> list[str]:
+    """What the README shows: everyone on every task, who is not scored in brackets, and what is left at the end."""
+    groups = groups_of(records)
+    everyone = sorted(dict.fromkeys(each["peer"] for each in records), key=lambda peer: (
+        any(each["needs"] for each in records if each["peer"] == peer), peer != OURS,
+        -float(np.mean([score(peers[peer]) for peers in groups.values() if peer in peers])), peer))
+    lines = [f"| peer | {' | '.join(groups)} | TFLOP | what is left at the end |",
+             "| --- |" + " --- |" * len(groups) + " --- | --- |"]
+    for peer in everyone:
+        own = [each for each in records if each["peer"] == peer]
+        shown = [both(peers[peer]) if peer in peers else NOT_RUN for peers in groups.values()]
+        lines.append(f"| {peer} | {' | '.join(shown)} | {mean_of(own, 'cost', 'tflop'):.0f} | "
+                     f"{cell(own[0]['left_with'])} |")
+    needs = {each["peer"]: each["needs"] for each in records if each["needs"]}
+    broke = {each["peer"] for each in records if each["breaks"]}
+    return [*lines, "",
+            "Share of test replies that pass every check / mean reward. TFLOP is the mean over the tasks that were "
+            "run, of the same cap of " + ", ".join(sorted({f"{each['cap_tflop']:g}" for each in records}))
+            + ". In brackets: with what a machine without network has, and no score, since it wants more: "
+            + "; ".join(f"{peer}: {cell(what)}{' (it broke)' if peer in broke else ''}" for peer, what in needs.items())
+            + f". `{COMMAND}`, {period(records)}, one thread of {processors(records)}. Intervals, wall time and the "
+            "messages of what broke: [peers.md](tests/benchmarks/records/peers.md)."]
+
+
+def both(records: Sequence[Record]) -> str:
+    """All checks and reward of one peer on one task; in brackets where it is no score."""
+    text = f"{score(records):.2f} / {mean_of(records, 'result', 'rewards'):.2f}"
+    return f"({text})" if records[0]["needs"] else text
+
+
+def publish_all(records: Sequence[Record], table: Path, readme: bool) -> bool:
+    """Write the Markdown and the JSON, print the figures; returns whether everyone stayed under its cap.
+
+    readme: also renew the README's block; not for records of another model.
+    """
     if not records:
         print("Nothing is on record yet.")
         return False
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text("\n".join(tables(records)), encoding="utf-8")
+    if readme:
+        README.write_text(in_readme("bench-peers", readme_lines(records)), encoding="utf-8")
     print(table.read_text(encoding="utf-8"))
     return publish("peers", figures(records), "the peers, each by its own recipe, at the same compute",
                    rows=[dict(each) for each in records])
