@@ -141,7 +141,7 @@ def public_tasks(data: Path) -> list[BenchTask]:
     question = {"question": "question", "reference": "answer"}
     ifeval = {"question": "prompt", "instruction_id_list": "instruction_id_list", "kwargs": "kwargs"}
     return [
-        BenchTask("gsm8k", "unknown (public set)", 100.0, 3,
+        BenchTask("gsm8k", "unknown (public set)", 60.0, 3,
                   written(rows("gsm8k", GSM8K_ROWS, {"question": "question", "reference": "solution", "key": "answer"}),
                           [{"name": "answer", "check": "numeric", "field": "key"}], reply_tokens=160)),
         BenchTask("bbh-object-counting", "unknown (public set)", 60.0, 3,
@@ -149,7 +149,7 @@ def public_tasks(data: Path) -> list[BenchTask]:
         BenchTask("bbh-word-sorting", "unknown (public set)", 60.0, 3,
                   written(rows("bbh/word_sorting", BBH_ROWS, question),
                           [{"name": "answer", "check": "exact_match"}], reply_tokens=64)),
-        BenchTask("ifeval", "unknown (public set)", 100.0, 3,
+        BenchTask("ifeval", "unknown (public set)", 60.0, 3,
                   written(rows("ifeval", IFEVAL_ROWS, ifeval, ifeval_check.usable),
                           [{"name": "instructions", "check": "ifeval_check:followed"}], reply_tokens=192)),
     ]
