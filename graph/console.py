@@ -1,4 +1,7 @@
-"""What a person sees of a run: progress while it works, one line a round, and the result."""
+"""What a person sees of a run: progress while it works, one line a round, and the result.
+
+Consoles take no markup: most of what is shown was written by models, editors and users, and may hold any brackets.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +12,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 WORKING = {"evaluate": "evaluate: replies on validation and a sample of train", "classify": "classify",
            "lora_update": "lora_update: training", "textgrad_edit": "textgrad_edit: asking the editor",
@@ -18,8 +22,8 @@ NEXT = {"evaluate": "monitor", "lora_update": "evaluate", "textgrad_edit": "eval
 
 def show_run(console: Console, events: Iterator[tuple[str, Any]]) -> None:
     """Follow a stream of ("updates" | "custom", part) to its end."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-               TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+               MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(WORKING["evaluate"], total=None)
         for mode, part in events:
@@ -59,7 +63,7 @@ def show_node(console: Console, node: str, changes: Mapping[str, Any]) -> None:
         console.print(f"stop     {changes['stop']}")
 
 
-def round_line(record: Mapping[str, Any]) -> str:
+def round_line(record: Mapping[str, Any]) -> Text:
     """action, why, reward before and after, kept or dropped, cost."""
     after = record["reward_after"]
     colour = "green" if record["kept"] else "yellow"
@@ -71,10 +75,11 @@ def round_line(record: Mapping[str, Any]) -> str:
     if record["editor"].get("calls"):
         cost.append(f"{record['editor']['calls']:.0f} editor calls")
     reward = f"{record['reward_before']:.3f} -> {'failed' if after is None else format(after, '.3f')}"
-    fate = f"[{colour}]{'kept' if record['kept'] else 'dropped'}[/]"
-    lines = [f"round {record['round']}  [bold]{record['action']:<8}[/]  reward {reward}  {fate}  ({', '.join(cost)})",
-             f"why: {record['reason']}", record["note"], record["verdict"]]
-    return "\n         ".join(line for line in lines if line)
+    words = [f"why: {record['reason']}", record["note"], record["verdict"]]
+    return Text.assemble(
+        f"round {record['round']}  ", (f"{record['action']:<8}", "bold"), f"  reward {reward}  ",
+        ("kept" if record["kept"] else "dropped", colour), f"  ({', '.join(cost)})",
+        *(f"\n         {line}" for line in words if line))
 
 
 def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> None:
@@ -107,4 +112,4 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
 
 
 def words(interval: list[float]) -> str:
-    return f"[{interval[0]:.2f}, {interval[1]:.2f}]".replace("[", "\\[")
+    return f"[{interval[0]:.2f}, {interval[1]:.2f}]"

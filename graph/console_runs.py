@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 from nslora.graph.compare import Comparison
 from nslora.graph.inspect import Round, RoundDetails, RunView
@@ -23,7 +24,7 @@ def show_runs(console: Console, found: Sequence[RunView]) -> None:
     table = Table("task", "status", "rounds", "reward", "strategy", "seed", "run and origin")
     for run in found:
         if run.problem:
-            table.add_row("", "[red]unreadable[/]", "", "", "", "", plain(f"{run.folder}: {run.problem}", 400))
+            table.add_row("", Text("unreadable", "red"), "", "", "", "", short(f"{run.folder}: {run.problem}", 400))
             continue
         table.add_row(run.task, run.status, str(len(run.rounds)), change(run.start_reward, run.best_reward),
                       str(run.settings["strategy"]), str(run.settings["seed"]),
@@ -37,12 +38,13 @@ def show_view(console: Console, run: RunView) -> None:
                   f"{'; ' + origin(run) if run.origin else ''}", highlight=False)
     table = Table("round", "decision", "signal", "demand", "reward", "kept", "cost", show_lines=True)
     for each in run.rounds:
-        fate = "[green]kept[/]" if each.kept else "[yellow]dropped[/]" if not each.error else "[red]failed[/]"
+        fate = Text("kept", "green") if each.kept else Text("dropped", "yellow")
+        fate = Text("failed", "red") if each.error else fate
         table.add_row(str(each.number), each.action, signal(each), demand(each),
                       change(each.reward_before, each.reward_after), fate, cost(each))
     console.print(table)
     for each in run.rounds:
-        console.print(f"round {each.number}: {plain(each.reason)} {plain(each.verdict)}")
+        console.print(f"round {each.number}: {short(each.reason)} {short(each.verdict)}")
     if run.stop:
         console.print(f"stop: {run.stop}")
 
@@ -50,24 +52,24 @@ def show_view(console: Console, run: RunView) -> None:
 def show_round(console: Console, details: RoundDetails) -> None:
     """Failures with verdicts, training rows, critiques, the diff."""
     each = details.round
-    console.print(f"round {each.number}: [bold]{each.action}[/], {change(each.reward_before, each.reward_after)}. "
-                  f"{plain(each.verdict)}")
-    console.print(f"why: {plain(each.reason)}")
+    console.print(Text.assemble(f"round {each.number}: ", (each.action, "bold"),
+                                f", {change(each.reward_before, each.reward_after)}. {short(each.verdict)}"))
+    console.print(f"why: {short(each.reason)}")
     table = Table("row", "split", "verdict", "P(content)", "reply", "feedback", title="failures that it started from")
     for failure in details.failures[:FAILURES_SHOWN]:
         verdict = failure.attribution
-        table.add_row(failure.id, failure.split, verdict.verdict, f"{verdict.p_content:.2f}", plain(failure.reply),
-                      plain(failure.feedback))
+        table.add_row(failure.id, failure.split, verdict.verdict, f"{verdict.p_content:.2f}", short(failure.reply),
+                      short(failure.feedback))
     console.print(table)
     if len(details.failures) > FAILURES_SHOWN:
         console.print(f"... and {len(details.failures) - FAILURES_SHOWN} more")
     if details.training_rows:
         rows = Table("row", "origin", "learnt reply", title=f"training rows ({len(details.training_rows)})")
         for row in details.training_rows[:FAILURES_SHOWN]:
-            rows.add_row(row.source, row.origin, plain(row.completion))
+            rows.add_row(row.source, row.origin, short(row.completion))
         console.print(rows)
     for number, critique in enumerate(details.critiques, 1):
-        console.print(Panel(plain(critique, 2000), title=f"the editor's critique {number}"))
+        console.print(Panel(Text(short(critique, 2000)), title=f"the editor's critique {number}"))
     if details.diff:
         console.print(Panel(Syntax(details.diff, "diff", word_wrap=True), title="prompt"))
 
@@ -92,9 +94,9 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
 def show_plan(console: Console, plan: Plan) -> None:
     """What a run would do and cost."""
     for name, text in plan.lines:
-        console.print(f"{name:<11}{text}", highlight=False, markup=False)
+        console.print(f"{name:<11}{text}", highlight=False)
     for warning in plan.warnings:
-        console.print(f"note       {warning}", highlight=False, markup=False)
+        console.print(f"note       {warning}", highlight=False)
     console.print("Nothing was started.")
 
 
@@ -102,20 +104,21 @@ def show_question(console: Console, folder: Path, asked: Mapping[str, Any]) -> N
     """What waits for a person, and how to answer."""
     screening = asked["screening"]
     kind = "edit" if asked["kind"] == "textgrad" else "training"
-    console.print(f"round {asked['round']}: a proposed {kind} waits for your answer. {plain(asked['note'])}")
-    console.print(f"why: {plain(asked['reason'])}")
+    console.print(f"round {asked['round']}: a proposed {kind} waits for your answer. {short(asked['note'])}")
+    console.print(f"why: {short(asked['reason'])}")
     if asked["diff"]:
         console.print(Panel(Syntax(asked["diff"], "diff", word_wrap=True), title="prompt"))
     console.print(f"screening on {screening['rows']} train rows: reward {screening['kept']:.3f} -> "
                   f"{screening['proposed']:.3f}")
     if asked.get("problem"):
-        console.print(f"[red]Your last answer could not be used:[/] {plain(asked['problem'], 1000)}")
+        console.print(Text.assemble(("Your last answer could not be used:", "red"),
+                                    f" {short(asked['problem'], 1000)}"))
     console.print(f"answer   nslora resume {quoted(folder)} --accept | --reject | --prompt FILE", highlight=False)
 
 
 def interval(values: tuple[float, float, float]) -> str:
     mean, low, high = values
-    return f"{mean:+.3f} \\[{low:+.3f}, {high:+.3f}]"
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def change(before: float | None, after: float | None) -> str:
@@ -151,7 +154,6 @@ def cost(each: Round) -> str:
     return "\n".join(parts)
 
 
-def plain(text: str, characters: int = TEXT_CHARACTERS) -> str:
-    """Text of models and files as it is, never as markup, and not endless."""
-    short = text if len(text) <= characters else text[:characters] + "..."
-    return short.replace("[", "\\[")
+def short(text: str, characters: int = TEXT_CHARACTERS) -> str:
+    """Text of models and files, not endless."""
+    return text if len(text) <= characters else text[:characters] + "..."

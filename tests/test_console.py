@@ -1,0 +1,64 @@
+"""What is shown was written by models, editors and users: it is shown as it is, whatever brackets it holds."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nslora.graph import cli, cli_classifier
+from nslora.graph.console import show_node, show_result
+from nslora.graph.console_runs import show_question, show_round
+from nslora.graph.inspect import look
+from nslora.graph.run import Run
+
+HOSTILE = ("[/INST] Sure!", "[dev]", r"\[/b]", "[bold]", "[/]")
+
+
+def console() -> Any:
+    assert cli.out._markup is cli.err._markup is False      # what every command prints through
+    return Console(file=io.StringIO(), width=200, markup=False)
+
+
+def text_of(shown: Console) -> str:
+    return shown.file.getvalue()    # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_a_round_is_shown_whatever_its_note_says(finished: Run, said: str) -> None:
+    record = {**finished.report()["rounds"][0], "reason": said, "note": said, "verdict": said}
+    out = console()
+    show_node(out, "monitor", {"rounds": [record], "stop": said})
+    assert text_of(out).count(said) == 4
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_a_result_is_shown_whatever_its_checks_are_called(finished: Run, said: str) -> None:
+    report = finished.report()
+    for name in ("base", "result"):
+        report["test"][name] = {**report["test"][name], "checks": {said: 0.5}}
+    out = console()
+    show_result(out, finished.folder / said, report)
+    assert said in text_of(out)
+    assert f"{said}/result" in text_of(out).replace("\n", "")
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_failures_and_questions_are_shown_as_they_are(finished: Run, said: str) -> None:
+    details = look(finished.folder).round(1)
+    object.__setattr__(details, "critiques", (said,))
+    out = console()
+    show_round(out, details)
+    show_question(out, finished.folder, {
+        "screening": {"rows": 1, "kept": 0.0, "proposed": 1.0}, "kind": "textgrad", "round": 1, "note": said,
+        "reason": said, "diff": "", "problem": said})
+    assert text_of(out).count(said) == 4
+
+
+def test_the_classifiers_commands_take_no_markup_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+    monkeypatch.setattr(cli_classifier, "Console", lambda **options: made.append(options["markup"]) or 1 / 0)
+    for command in (lambda: cli_classifier.diagnosed("handbook"),):
+        with pytest.raises(ZeroDivisionError):
+            command()
+    assert made == [False]
