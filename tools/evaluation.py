@@ -146,9 +146,15 @@ def write_evaluation(path: Path, rows: Sequence[Row], failures: Sequence[Failure
 
 
 def evaluation_cost(path: Path, payer: str) -> EvaluationCost:
-    """The cost of a stored evaluation; its generation counts where `payer` itself wrote it and was then killed."""
-    with path.open(encoding="utf-8", errors="surrogatepass") as file:
-        header = json.loads(file.readline()).get("header", {})
+    """The cost of a stored evaluation; its generation counts where `payer` itself wrote it and was then killed.
+
+    Raises DamagedError.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="surrogatepass") as file:
+            header = json.loads(file.readline())["header"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"The evaluation {path} is damaged ({error}).") from error
     own = bool(payer) and header.get("payer") == payer
     return EvaluationCost(header["tokens"] if own else 0, header["cached"] if own else 0,
                           int(header.get("forward_tokens", 0)))
@@ -157,8 +163,9 @@ def evaluation_cost(path: Path, payer: str) -> EvaluationCost:
 def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
     """What `write_evaluation` wrote. Raises DamagedError where the file is missing or damaged."""
     try:
-        lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8",
-                                                                                  errors="surrogatepass").splitlines()]
+        text = path.read_text(encoding="utf-8", errors="surrogatepass")
+        # Split at "\n" alone: replies may hold U+2028, at which splitlines() would cut.
+        lines: list[dict[str, Any]] = [json.loads(line) for line in text.split("\n") if line]
         rows = [Row(**line["row"]) for line in lines if "row" in line]
         failures = [Failure(**{**line["failure"], "attribution": Attribution(**line["failure"]["attribution"])})
                     for line in lines if "failure" in line]

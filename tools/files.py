@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,15 +36,16 @@ def sha256_of_json(value: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    # Not by mkstemp, whose files nobody else may read whatever the umask says.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+        with temporary.open("x", encoding="utf-8", errors="surrogatepass", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

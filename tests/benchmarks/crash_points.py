@@ -65,14 +65,11 @@ def nodes(passed: Places) -> None:
 
 def files(passed: Places) -> None:
     """Half of an atomic file, all of it before its new name, and folders before theirs."""
-    open_file, rename = os.fdopen, Path.replace
+    open_file, rename = Path.open, Path.replace
 
-    def fdopen(*args: Any, **kwargs: Any) -> Any:
-        file = open_file(*args, **kwargs)
-        write = getattr(file, "write", None)
-        if write is None or "b" in str(args[1:2]):
-            return file
-        return HalfWay(file, passed)
+    def opened(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        file = open_file(self, mode, *args, **kwargs)
+        return HalfWay(file, passed) if mode == "x" else file
 
     def replace(self: Path, target: Any) -> Any:
         passed("file: before its name")
@@ -80,7 +77,7 @@ def files(passed: Places) -> None:
         passed("file: after its name")
         return done
 
-    os.fdopen = fdopen
+    Path.open = opened  # type: ignore[assignment, method-assign]
     Path.replace = replace  # type: ignore[assignment, method-assign]
 
 
