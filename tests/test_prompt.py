@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nslora.tools.errors import PromptError
-from nslora.tools.prompt import PLAIN_STOP, Demonstration, Prompt, check_prompt, difference, parse
+from nslora.tools.prompt import PLAIN_STOP, Demonstration, Prompt, check_prompt, difference, normalise, parse
 
 HEADINGS = ("# System", "\\# System", "#\xa0x", "## Question", "##reply:", "# ", "#")
 MARKS = ("\\", "\\\\", "\\#", "\\~", "~", "", "  ", "\t", "\u2003", "\x85", "\r", "```", "{question")
@@ -174,3 +174,11 @@ def test_a_protected_text_must_stay() -> None:
 def test_a_demonstration_with_an_empty_side_is_refused() -> None:
     with pytest.raises(PromptError, match="Demonstration 1 is empty on one side"):
         check_prompt(Prompt(demonstrations=(Demonstration("Who?", " "),)))
+
+
+@pytest.mark.parametrize(("one", "other"), [("Who made C?", "Who made C++?"), ("Who made C++?", "Who made C#?"),
+                                            ("What is 10 + 11?", "What is 10 * 11?"), ("5 - 3?", "5 + 3?"),
+                                            ("Is -3 odd?", "Is 3 odd?")])
+def test_questions_that_differ_in_a_symbol_are_two(one: str, other: str) -> None:
+    assert normalise(one) != normalise(other)
+    assert normalise(one) == normalise(f"  {one.upper()}! ")

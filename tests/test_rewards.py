@@ -1,8 +1,10 @@
 """Checks judge, mend and explain; the reward combines, caches and refuses what is no number in [0, 1]."""
 
+import datetime
 import json
 import math
 import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -389,3 +391,30 @@ def test_a_changed_function_changes_the_spec_of_the_reward(tmp_path):
         (tmp_path / "mine.py").write_text(f"def judge(reply):\n    return {value}\n")
         specs.append(build_reward(["mine:judge"], folder=tmp_path).spec)
     assert specs[0] != specs[1]
+
+
+def test_a_schema_with_a_plain_true_for_a_field_is_mended() -> None:
+    check = build_check({"check": "json_schema", "schema": {"type": "object", "properties": {"answer": True},
+                                                            "required": ["answer"]}})
+    assert json.loads(check.mend(Example("1", "q", "r", {}), "r")) == {"answer": "r"}
+
+
+@pytest.mark.parametrize(("schema", "words"), [
+    ({"enum": [datetime.date(2024, 1, 1)]}, "in quotes"),
+    ({"$ref": "https://example.invalid/schema.json"}, "leads to nothing"), ({"$ref": "#/$defs/missing"}, "leads to")])
+def test_a_schema_that_could_not_be_used_is_refused(schema: Any, words: str) -> None:
+    with pytest.raises(RewardError, match=words):
+        build_check({"check": "json_schema", "schema": schema})
+
+
+def test_a_schema_may_point_into_itself() -> None:
+    schema = {"$defs": {"word": {"type": "string"}}, "type": "object", "properties": {"a": {"$ref": "#/$defs/word"}}}
+    check = build_check({"check": "json_schema", "schema": schema})
+    assert check.grade(Example("1", "q", "r", {}), '{"a": "x"}').value == 1
+    assert check.grade(Example("1", "q", "r", {}), '{"a": 1}').value == 0
+
+
+@pytest.mark.parametrize(("expected", "reply", "same"), [("5", "\u22125", False), ("-5", "\u22125", True),
+                                                         ("\u22125", "-5", True)])
+def test_a_typographers_minus_is_one(expected: str, reply: str, same: bool) -> None:
+    assert same_number(expected, reply, 1e-6) is same

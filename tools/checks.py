@@ -212,8 +212,12 @@ class JsonSchema(Check):
 
         try:
             Draft202012Validator.check_schema(shape)
+            json.dumps(shape)
         except SchemaError as error:
             raise ValueError(f"no JSON schema: {error.message}") from error
+        except TypeError as error:
+            raise ValueError(f"holds a value that JSON does not have ({error}): write it in quotes") from error
+        refuse_open_references(shape)
         return shape
 
     def grade(self, example: Example, reply: str) -> Verdict:
@@ -233,7 +237,8 @@ class JsonSchema(Check):
         required = self.shape.get("required", [])
         if len(required) != 1 or self.grade(example, reply).value == 1:
             return reply
-        kind = self.shape.get("properties", {}).get(required[0], {}).get("type", "string")
+        field = self.shape.get("properties", {}).get(required[0])
+        kind = field.get("type", "string") if isinstance(field, dict) else "string"
         return json.dumps({required[0]: reply}, ensure_ascii=False) if kind == "string" else reply
 
     def description(self) -> str:
@@ -242,6 +247,27 @@ class JsonSchema(Check):
         if self.wanted is not None or self.shape.get("type") != "object" or not keys:
             return self.wanted or f"JSON that fits the schema {json.dumps(self.shape)}"
         return f"a JSON object with the key{'s' if len(keys) > 1 else ''} {', '.join(keys)}"
+
+
+def refuse_open_references(shape: dict[str, Any]) -> None:
+    """Raise ValueError where a `$ref` leads out of the schema: jsonschema would look for it on the network."""
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    resolver = Registry().with_resource("", DRAFT202012.create_resource(shape)).crawl().resolver(shape.get("$id", ""))
+    waiting: list[Any] = [shape]
+    while waiting:
+        part = waiting.pop()
+        waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        target = part.get("$ref") if isinstance(part, dict) else None
+        if not isinstance(target, str):
+            continue
+        try:
+            resolver.lookup(target)
+        except Unresolvable as error:
+            raise ValueError(f"its $ref {target!r} leads to nothing in the schema: put the definition under $defs") \
+                from error
 
 
 class Length(Check):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nslora.tools.task import Example
 
 # Thousands may be parted by commas; a number does not begin inside a word or another number.
+_MINUS = str.maketrans("\u2212\u2010\u2011", "---")    # what typographers write for the sign
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
 _ARITHMETIC = re.compile(r"[\\/^*=%×÷]|\bsqrt\b|\bpi\b")
 # math-verify ends what takes longer through an alarm signal, which only the main thread may set.
@@ -49,7 +50,7 @@ class Numeric(FieldCheck):
 
 def plain_number(text: str) -> float | None:
     """The number of a text that holds exactly one and no arithmetic; None for any other text."""
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(text.translate(_MINUS))
     if len(found) != 1 or _ARITHMETIC.search(text):
         return None
     return float(found[0].replace(",", ""))
@@ -77,7 +78,8 @@ def _parsed(text: str) -> list[Any]:
 
     if _TOWER.search(text):
         return []
-    return list(parse(text[-_LONGEST_CHARS:], parsing_timeout=_timeout(), fallback_mode="no_fallback"))
+    end = text[-_LONGEST_CHARS:].translate(_MINUS)
+    return list(parse(end, parsing_timeout=_timeout(), fallback_mode="no_fallback"))
 
 
 def _value(parsed: list[Any]) -> float | None:

@@ -44,6 +44,8 @@ PLAIN_STOP = "\n### User"
 # From this many words on, a held-out question that stands in the system turn or the template was copied there.
 COPIED_WORDS = 4
 
+# Words, and the symbols that tell two questions apart; other punctuation does not.
+MEANINGFUL = re.compile(r"\w+|[+*/\\^=<>#&@%$€£|~°±×÷√−]|-(?=\s*\d)")
 _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNORECASE)
 # What a text file does not carry from one machine to the next: control characters, other line ends, surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -195,8 +197,11 @@ def check_prompt(
 
 
 def normalise(text: str) -> str:
-    """A text without case, punctuation and spacing, to tell whether two questions are the same one."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """A text without case, punctuation and spacing, to tell whether two questions are the same one.
+
+    Symbols that carry meaning stay: C, C++ and C# are three languages, 10 + 11 and 10 * 11 two sums.
+    """
+    return " ".join(MEANINGFUL.findall(text.casefold()))
 
 
 def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[str]) -> None:

@@ -177,7 +177,8 @@ def _task(
     _refuse_duplicate_ids(splits)
     _refuse_overlap(splits)
     content = {split: [[e.id, e.question, e.reference, dict(e.fields)] for e in splits[split]] for split in SPLITS}
-    plain = json.loads(json.dumps({"rows": content, "reward": reward.spec}, default=str))
+    plain = json.loads(json.dumps({"rows": content, "reward": reward.spec, "max_new_tokens": max_new_tokens},
+                                  default=str))
     return Task(
         name=name, **splits, reward=reward, prompt=prompt, max_new_tokens=max_new_tokens,
         hash=sha256_of_json({**plain, "prompt": prompt.render()}), source=source, options=dict(options),
@@ -216,6 +217,8 @@ def _text(row: Row, role: str, column: str) -> str:
         )
     if not value.strip():
         raise TaskError(f"{row.place}: the {role} is empty: fill it in or remove the row.")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise TaskError(f"{row.place}: the {role} holds half of a surrogate pair, which no tokenizer takes: mend it.")
     return value
 
 

@@ -162,7 +162,7 @@ def read_document(path: Path) -> Document:
 def validated(document: Document, overrides: Mapping[str, Any]) -> TaskSpec:
     """The spec of a document, after overrides of its top-level fields. Raises TaskError with line and field."""
     content = {**document.content, **overrides}
-    content.setdefault("name", document.folder.name)
+    content.setdefault("name", document.folder.resolve().name)
     try:
         return TaskSpec.model_validate(content)
     except ValidationError as error:
