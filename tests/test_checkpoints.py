@@ -15,8 +15,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from nslora.graph.fork import fork
 from nslora.graph.run import Run
-from nslora.tools.checkpoints import place_of, postgres_checkpoints, without_password
-from nslora.tools.errors import RunError
+from nslora.tools.checkpoints import check_place, place_of, postgres_checkpoints, without_password
+from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.lab import RUN_FILE
 
 Begin = Callable[..., Run]
@@ -131,3 +131,24 @@ def test_a_database_of_a_newer_version_or_one_that_goes_away_is_named(database: 
             run.state()
         assert other.execute("SELECT count(*) FROM checkpoints").fetchone() == rows
         other.execute("DELETE FROM checkpoint_migrations WHERE v = 999")
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:s3@cretpw@127.0.0.1:1/db", "postgresql://u:s3/cretpw@h/db",
+                                 "postgresql://u:s3cretpw@h/db?x=a@b", "postgres://h/db?password=s3cretpw&user=u"])
+def test_no_part_of_a_password_is_written_down(url: str) -> None:
+    assert "cretpw" not in without_password(url)
+    assert without_password("postgresql://u@h/db") == "postgresql://u@h/db"
+
+
+def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SettingsError, match="cannot be read as a URL") as refused:
+        check_place("postgresql://u:s3cretpw@[bad/db")
+    assert "s3cretpw" not in str(refused.value) + "".join(capfd.readouterr())
+
+
+def test_a_database_that_does_not_answer_logs_no_password(caplog: pytest.LogCaptureFixture,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nslora.tools.checkpoints.CONNECT_TIMEOUT_S", 1)
+    with pytest.raises(RunError), postgres_checkpoints("postgresql://u:s3cretpw@127.0.0.1:1/db"):
+        pass
+    assert "s3cretpw" not in caplog.text

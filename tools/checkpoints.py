@@ -1,10 +1,11 @@
 """Checkpointers, with a strict serialiser: a row of a checkpoint file never names code to run."""
 
+import logging
 import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
     # database without an encoding (initdb in the C locale), texts would come back as bytes.
     options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row, "client_encoding": "utf8",
                "connect_timeout": CONNECT_TIMEOUT_S}
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)    # its warnings quote the URL, password and all
     pool: Any = ConnectionPool(url, min_size=1, max_size=4, kwargs=options, open=False, timeout=CONNECT_TIMEOUT_S)
     try:
         pool.open(wait=True, timeout=CONNECT_TIMEOUT_S)
@@ -107,14 +109,27 @@ def refuse_newer(pool: Any, known: int, url: str) -> None:
 
 def check_place(place: str | None) -> None:
     """Raise SettingsError where `place` is neither None nor the URL of a PostgreSQL database."""
-    if place is not None and not place.startswith(POSTGRES):
+    if place is None:
+        return
+    if not place.startswith(POSTGRES):
         raise SettingsError(f"--checkpoints {without_password(place)}: wanted postgresql://user@host/database, or "
                             "nothing for a file in the run's folder.")
+    with suppress(ImportError):     # without psycopg, opening says what to install
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+
+        try:
+            conninfo_to_dict(place)
+        except ProgrammingError:    # its message quotes the URL
+            raise SettingsError(f"--checkpoints {without_password(place)} cannot be read as a URL: write "
+                                "postgresql://user:password@host:port/database, with special characters of the "
+                                "password percent-encoded.") from None
 
 
 def without_password(url: str) -> str:
     """The URL as it may be written down."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1@", re.sub(r"password=[^&\s]*", "password=", url))
+    # Up to the last @ of the host's part, or of all where the password holds what should have been percent-encoded.
+    return re.sub(r"(://[^:/@]*):(?:[^/?#]*@|.*@)", r"\1@", re.sub(r"password=[^&\s]*", "password=", url))
 
 
 def place_of(recorded: str | None) -> str | None:

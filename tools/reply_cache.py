@@ -2,7 +2,8 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from nslora.tools.errors import RunError
@@ -26,16 +27,16 @@ class ReplyCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.payer = ""
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self._connect() as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
-                connection.execute("CREATE TABLE IF NOT EXISTS paid (payer TEXT, request TEXT, tokens INTEGER, "
-                                   "replies INTEGER, PRIMARY KEY (payer, request))")
-        except sqlite3.DatabaseError as error:
-            raise RunError(f"The reply cache {path} cannot be used ({error}): delete it, it holds nothing but replies "
-                           "that can be generated again.") from error
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"The folder {path.parent} of the reply cache cannot be made ({error.strerror}): set "
+                           "NSLORA_CACHE to a folder of yours.") from error
+        with self._connect() as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+            connection.execute("CREATE TABLE IF NOT EXISTS paid (payer TEXT, request TEXT, tokens INTEGER, "
+                               "replies INTEGER, PRIMARY KEY (payer, request))")
 
     def find(self, keys: Sequence[str]) -> dict[str, str]:
         """The replies that are known, by key."""
@@ -66,21 +67,14 @@ class ReplyCache:
                                      (self.payer, request)).fetchone()
         return (int(row[0]), int(row[1])) if row else (0, 0)
 
-    def _connect(self) -> "_Closing":
-        return _Closing(sqlite3.connect(self.path, timeout=60))
-
-
-class _Closing:
-    """A connection that commits or rolls back, and closes, at the end of its block; sqlite3's own only commits."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
-
-    def __enter__(self) -> sqlite3.Connection:
-        return self.connection.__enter__()
-
-    def __exit__(self, *error: object) -> None:
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        """A connection that commits or rolls back, and closes. Raises RunError where the file cannot be used."""
         try:
-            self.connection.__exit__(*error)  # type: ignore[arg-type]
-        finally:
-            self.connection.close()
+            with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
+                yield connection
+        except sqlite3.Error as error:
+            mend = "make room" if "full" in str(error) else "set NSLORA_CACHE to a folder of yours" \
+                if "readonly" in str(error) or "unable to open" in str(error) else \
+                "delete it, it holds nothing but replies that can be generated again"
+            raise RunError(f"The reply cache {self.path} cannot be used ({error}): {mend}.") from error
