@@ -19,6 +19,7 @@ from nslora.tools.lab import Lab
 from nslora.tools.prompt import Prompt, difference, parse
 
 ANSWERS = ("accept", "reject", "rewrite")
+REJECTED, REWRITTEN = "rejected by a person", "prompt rewritten by a person"     # in a round's error, and in its note
 
 
 def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -38,7 +39,7 @@ def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
             problem = str(error)
     proposal = charged(proposal, shown["screening"])
     if wanted == "reject":
-        changes = turned_down(state, proposal, "rejected by a person")
+        changes = turned_down(state, proposal, REJECTED)
     else:
         changes = {"proposal": proposal} if prompt is None else rewritten(state, proposal, prompt, lab)
     # Seconds at work; those of waiting are not the run's.
@@ -98,11 +99,7 @@ def charged(proposal: Proposal, screening: dict[str, float]) -> Proposal:
 
 def turned_down(state: AdaptationState, proposal: Proposal, error: str) -> Changes:
     """The proposal fails, and what it would have brought to later training is set aside with it."""
-    pool, candidate = state["remade"], proposal["candidate"]
-    changes: Changes = {"proposal": {**proposal, "candidate": None, "error": error}}
-    if pool and candidate and pool["prompt"] == candidate["prompt"]:
-        changes["remade"] = {**pool, "waiting": False}
-    return changes
+    return {**set_aside(state, proposal), "proposal": {**proposal, "candidate": None, "error": error}}
 
 
 def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: Lab) -> Changes:
@@ -118,7 +115,17 @@ def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: L
         **proposal, "candidate": Candidate(adapter=adapter, prompt=name), "new_rows": len(remade.rows),
         "generated_tokens": proposal["generated_tokens"] + remade.generated_tokens,
         "flop": proposal["flop"] + lab.flop_rates.forward * remade.forward_tokens,
-        "note": f"prompt rewritten by a person, {len(remade.rows)} rows remade"}}
+        "note": f"{REWRITTEN}, {len(remade.rows)} rows remade"}}
     if remade.rows:
         changes["remade"] = {"prompt": name, "rows": len(remade.rows), "waiting": True}
+    else:
+        changes |= set_aside(state, proposal)
     return changes
+
+
+def set_aside(state: AdaptationState, proposal: Proposal) -> Changes:
+    """Leave out of later training what was remade under a prompt that a person did not want."""
+    pool, candidate = state["remade"], proposal["candidate"]
+    if pool and candidate and pool["prompt"] == candidate["prompt"]:
+        return {"remade": {**pool, "waiting": False}}
+    return {}

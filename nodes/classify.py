@@ -71,8 +71,10 @@ def told(record: RoundRecord, before: str, after: str, lab: Lab) -> list[Verdict
         return []
     rows, failures = read_evaluation(lab.evaluations / f"{before}.jsonl")
     new_rows, _ = read_evaluation(lab.evaluations / f"{after}.jsonl")
-    return verdicts_of(record["action"], {row.id: row.value for row in rows},
-                       {row.id: row.value for row in new_rows}, [each.attribution for each in failures])
+    # Anchor rows are named by the package, perhaps like a row of the user's.
+    return verdicts_of(record["action"], {row.id: row.value for row in rows if row.split != "anchor"},
+                       {row.id: row.value for row in new_rows if row.split != "anchor"},
+                       [each.attribution for each in failures])
 
 
 def situation_of(state: AdaptationState, lab: Lab, kept: Measured, need: Demand, material: Material) -> Situation:

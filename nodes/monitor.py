@@ -51,12 +51,19 @@ def judge(state: AdaptationState, lab: Lab) -> Verdict:
         return Verdict(False, "dropped: nothing was measured", {})
     old, new = rows_of(lab, kept["key"], "validation"), rows_of(lab, measured["key"], "validation")
     ids = sorted(old)
-    anchor_old, anchor_new = rows_of(lab, kept["key"], "anchor"), rows_of(lab, measured["key"], "anchor")
+    anchor_old, anchor_new = best_anchor(state, kept, lab), rows_of(lab, measured["key"], "anchor")
     anchors = sorted(anchor_old.keys() & anchor_new.keys())
     return keep_or_drop([old[i].value for i in ids], [new[i].value for i in ids], [old[i].single for i in ids],
                         [new[i].single for i in ids], settings=lab.settings.keep,
                         anchor_old=[anchor_old[i].value for i in anchors] or None,
                         anchor_new=[anchor_new[i].value for i in anchors] or None)
+
+
+def best_anchor(state: AdaptationState, kept: Measured, lab: Lab) -> dict[str, Row]:
+    """The anchor rows of what is kept or of the start, whichever did better: small falls must not add up."""
+    measured = [each for each in (kept, state["start_measured"]) if each is not None]
+    return max((rows_of(lab, each["key"], "anchor") for each in measured),
+               key=lambda rows: sum(row.value for row in rows.values()))
 
 
 def beats_the_start(state: AdaptationState, measured: Measured, lab: Lab) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from nslora.graph.run import Run
+from nslora.nodes.monitor import judge
 from nslora.tools.anchor import read_anchor
 from nslora.tools.errors import TaskError
-from nslora.tools.evaluation import read_evaluation
+from nslora.tools.evaluation import Row, read_evaluation, write_evaluation
 from nslora.tools.statistics import keep_or_drop
 from nslora.tools.task import Task
 
@@ -68,3 +69,18 @@ def test_the_report_shows_the_gap_between_validation_and_test(finished: Run) -> 
     assert gap == report["validation"]["result"]["reward"] - report["test"]["result"]["reward"]
     assert "sign-flip" in report["keep_test"]
     assert {"level", "smallest_detectable", "p_value"} <= report["rounds"][0]["numbers"].keys()
+
+
+def test_small_falls_of_the_anchor_do_not_add_up(begin: Callable[..., Run], tmp_path: Path) -> None:
+    """Each of three candidates is a little worse than the one before: by the third, it is too much."""
+    run = begin(max_rounds=1, keep={"level": 0.45, "anchor_tolerance": 0.1})
+    run.lab.evaluations.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    for name, value in (("start", 1.0), ("kept", 0.92), ("new", 0.84)):
+        rows[name] = [Row("a", "validation", float(name == "new"), {}, float(name == "new"), None),
+                      Row("anchor-1", "anchor", value, {}, value, None)]
+        write_evaluation(run.lab.evaluations / f"{name}.jsonl", rows[name], [])
+    state: Any = {"start_measured": {"key": "start"}, "kept_measured": {"key": "kept"}, "measured": {"key": "new"},
+                  "proposal": None}
+    assert judge(state, run.lab).numbers["anchor_gain"] == pytest.approx(-0.16)
+    assert not judge(state, run.lab).kept

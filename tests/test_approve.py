@@ -120,3 +120,22 @@ def test_only_what_was_asked_for_waits(wanted: Any, kind: Any, goes_to: str) -> 
     proposal: Any = {"kind": kind, "candidate": {"adapter": None, "prompt": "p"}}
     assert after_update({**state, "proposal": proposal}) == goes_to
     assert after_update({**state, "proposal": {**proposal, "candidate": None}}) == "evaluate"
+
+
+def test_rows_that_were_remade_under_a_replaced_prompt_are_set_aside(begin: Begin) -> None:
+    run, _ = asked(begin)
+    before = run.state()
+    assert before is not None
+    assert before["remade"]
+    assert before["remade"]["waiting"]
+    run.resume({"answer": "rewrite", "prompt": Prompt(system="Say nothing of use.").render()})
+    after = run.state()
+    assert after is not None
+    assert after["remade"] is not None
+    waiting = after["remade"]["waiting"]
+    assert not waiting or after["remade"]["prompt"] != before["remade"]["prompt"]
+
+
+def test_an_answer_that_nothing_waits_for_is_refused(finished: Run) -> None:
+    answered = CliRunner().invoke(app, ["resume", str(finished.folder), "--accept"])
+    assert "waits for no answer" in str(answered.exception)
