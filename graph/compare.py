@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nslora.graph.inspect import RunView, look
-from nslora.tools.errors import RunError
+from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted, read_jsonl
 from nslora.tools.statistics import bootstrap_interval
 
@@ -64,7 +64,10 @@ def question_scores(view: RunView) -> list[dict[str, Any]]:
     if not path.is_file():
         raise RunError(f"{view.folder} has no test scores: let it finish first (nslora resume "
                        f"{quoted(view.folder)}).")
-    return [row for row in read_jsonl(path) if row["candidate"] == "result"]
+    rows = [row for row in read_jsonl(path) if row["candidate"] == "result"]
+    if not rows:
+        raise DamagedError(f"{path} is damaged: it holds no scores of the result.")
+    return rows
 
 
 def paired(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], key: str) -> Estimate:

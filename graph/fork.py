@@ -11,7 +11,7 @@ from langgraph.graph import START
 from nslora.graph.adapt import Graph, build_graph
 from nslora.graph.history import checkpoint_before, line_of
 from nslora.graph.run import Run
-from nslora.graph.run_folder import make_folder, read_settings, refuse_unusable, write_record
+from nslora.graph.run_folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
 from nslora.tools.chat_models import editor_name
 from nslora.tools.checkpoints import copy_past
 from nslora.tools.errors import RunError
@@ -58,17 +58,22 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
     """Make the new run: its record, the files of its past, and its checkpoints up to the decision of the round."""
     source, folder = beginning.source, beginning.folder
     record = read_run_file(source.folder)
+    if beginning.round > 0 and settings.model != source.lab.settings.model:
+        raise RunError(f"The rewards of {source.folder} are those of {source.lab.settings.model}: a fork with "
+                       f"{settings.model} begins at 0, with the first evaluation.")
     with source.checkpointer() as saver:
         graph = build_graph(saver)
         at = checkpoint_before(graph, source, beginning.round)
         past = line_of(graph, at.config)
-        refuse_unusable(folder)
-        make_folder(folder)
         chat = editor or (source.lab.editor_chat if keeps_editor else None)
         lab = Lab(folder.resolve(), settings, source.lab.task, policy=policy or source.lab.given_policy,
                   editor_chat=chat, note=source.lab.note)
-        write_record(folder, source.lab.task, settings,
-                     editor_is_object=editor is not None or (keeps_editor and bool(record["editor_is_object"])),
+        if chat is not None or not record["editor_is_object"] or not keeps_editor:
+            could_begin(lab)
+            del lab.editor      # its record is copied later
+        refuse_unusable(folder)
+        make_folder(folder)
+        write_record(lab, editor_is_object=editor is not None or (keeps_editor and bool(record["editor_is_object"])),
                      origin={"run": source.folder.name, "thread": source.thread, "kind": beginning.kind,
                              "round": beginning.round, **(origin or {})})
         lab.prompts.add(lab.task.prompt)

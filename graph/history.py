@@ -19,6 +19,8 @@ def checkpoint_before(graph: "Graph", run: "Run", number: int) -> StateSnapshot:
 
     Round 0 is the first evaluation. Raises RunError where the run never came so far.
     """
+    if number < 0:
+        raise RunError(f"Round {number}: wanted a round from 1, or 0 for the first evaluation.")
     history = [each for each in graph.get_state_history(run.config)
                if each.values.get("round") == max(0, number - 1)]
     for wanted in ("classify", "finish") if number > 0 else ("evaluate",):

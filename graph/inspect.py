@@ -143,12 +143,22 @@ def look(folder: str | Path) -> RunView:
         rounds = tuple(round_of(each) for each in records)
     except (KeyError, TypeError) as error:
         raise DamagedError(f"{path}/decisions.jsonl is damaged: a round without {error}.") from error
+    if report is not None:
+        check_report(report, report_file)
     status = "finished" if report else "running" if is_locked(path) else "stopped"
     return RunView(
         folder=path, status=status, created=record["created"], task=record["task"]["name"],
         settings=record["settings"], origin=record.get("origin"), start_reward=start_reward(report, rounds),
         best_reward=best_reward(rounds), stop=report["stop"] if report else "",
         wall_s=report["wall_s"] if report else sum(each.wall_s for each in rounds), rounds=rounds)
+
+
+def check_report(report: Any, path: Path) -> None:
+    """Raise DamagedError where a report is not one."""
+    wanted = {"stop", "wall_s", "validation", "test", "cost", "prompt_diff"}
+    if not isinstance(report, dict) or wanted - report.keys():
+        missing = ", ".join(sorted(wanted - report.keys())) if isinstance(report, dict) else "any of its fields"
+        raise DamagedError(f"{path} is damaged: it lacks {missing}.")
 
 
 def round_of(record: Mapping[str, Any]) -> Round:

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nslora.graph.fork import Beginning, begin
-from nslora.graph.inspect import RunView, look
-from nslora.graph.run import Run
+from nslora.graph.fork import Beginning, begin, force
+from nslora.graph.inspect import Round, RunView, look
+from nslora.graph.run import Answer, Run
+from nslora.nodes.approve import REJECTED, REWRITTEN
+from nslora.tools.editor_calls import FREE
 from nslora.tools.editor_log import EditorLog, RecordedChat
+from nslora.tools.errors import RunError
 from nslora.tools.files import read_json
-from nslora.tools.lab import POLICY_FILE, read_run_file, recorded_settings
+from nslora.tools.lab import POLICY_FILE, PromptStore, read_run_file, recorded_settings
 from nslora.tools.policy import Policy
 from nslora.tools.recorded_policy import RecordedPolicy
 from nslora.tools.run_copy import copy_records
@@ -19,9 +22,14 @@ COMPARED = ("action", "reason", "kept", "verdict", "error", "adapter", "prompt",
 
 
 class ReplayedChat(RecordedChat):
-    """The record of an editor under that editor's own name, by which prices and calls are found."""
+    """The record of an editor under that editor's own name and kind, by which prices and calls are found."""
 
     model_name: str = ""
+    kind: str = "recorded"
+
+    @property
+    def _llm_type(self) -> str:
+        return self.kind
 
 
 @dataclass(frozen=True)
@@ -47,23 +55,62 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     """Run `source` again from the decision of round `begin_at` into a new run in `folder`; 0 is the first evaluation.
 
     The editor's replies come from its record and the policy's from the reply cache; bursts give the recorded adapters,
-    or are trained again with retrain=True, to compare the hashes. Nothing is called over the network.
+    or are trained again with retrain=True, to compare the hashes. A person's answers are given again, and so is an
+    action that a fork forced, with which the replay then begins. Nothing is called over the network.
+    A run with max_seconds is stopped where it was stopped then, since the clock is another one now.
+    Raises RunError where the run has not finished.
     """
     started = time.monotonic()
+    source.report()
+    old = look(source.folder)
     record = read_run_file(source.folder)
-    settings = recorded_settings(source.folder, record).model_copy(update={"approve": "nothing"})
+    settings = recorded_settings(source.folder, record)
+    if settings.max_seconds is not None:
+        settings = settings.model_copy(update={"max_seconds": None, "max_rounds": len(old.rounds)})
+    forced = (source.origin or {}).get("action")
+    if forced:
+        begin_at = max(begin_at, (source.origin or {})["round"])
     policy = recorded_policy(source)
-    chat = ReplayedChat(log=EditorLog(source.folder / "editor.jsonl"),
-                        model_name=record["settings"]["editor"].rpartition(":")[2])
+    name = record["settings"]["editor"]
+    chat = ReplayedChat(log=EditorLog(source.folder / "editor.jsonl"), model_name=name.rpartition(":")[2],
+                        kind=name if name in FREE else "recorded")
     new = begin(Beginning(source, Path(folder), begin_at, "replay"), settings, editor=chat, policy=policy)
     copy_records(source.folder, new.folder, editor=False, bursts=not retrain)
     if isinstance(policy, RecordedPolicy):
         policy.load = new.lab.load_policy       # with the adapters of the new run's folder
-    new.adapt()
-    old, again = look(source.folder), look(new.folder)
+    if forced and begin_at == (source.origin or {})["round"]:
+        force(new, forced)
+    answer_again(new, old)
+    again = look(new.folder)
     first = max(1, begin_at)
-    return Replay(new, len(again.rounds) - first + 1, tuple(differences(old, again)), time.monotonic() - started,
+    found = differences(old, again, timed=old.settings["max_seconds"] is not None)
+    return Replay(new, len(again.rounds) - first + 1, tuple(found), time.monotonic() - started,
                   sum(each.wall_s for each in old.rounds[first - 1:]), getattr(policy, "loaded", True))
+
+
+def answer_again(new: Run, old: RunView) -> None:
+    """Run to the end, answering what waits for a person as it was answered then."""
+    answer: Answer | None = None
+    while True:
+        for _ in new.stream(answer=answer):
+            pass
+        asked = new.question()
+        if asked is None:
+            return
+        then = next((each for each in old.rounds if each.number == asked["round"]), None)
+        if then is None or asked["problem"]:
+            raise RunError(f"The replay in {new.folder} asks something in round {asked['round']} that the run was "
+                           "never asked, so it has gone another way before.")
+        answer = answer_of(then, PromptStore(old.folder / "prompts"))
+
+
+def answer_of(then: Round, prompts: PromptStore) -> Answer:
+    """What a person said to the proposal of this round."""
+    if then.error == REJECTED:
+        return {"answer": "reject"}
+    if then.note.startswith(REWRITTEN) and then.prompt:
+        return {"answer": "rewrite", "prompt": prompts.get(then.prompt).render()}
+    return {"answer": "accept"}
 
 
 def recorded_policy(source: Run) -> Policy:
@@ -74,17 +121,21 @@ def recorded_policy(source: Run) -> Policy:
     return RecordedPolicy(facts, source.lab.settings.model, source.lab.load_policy)
 
 
-def differences(old: RunView, new: RunView) -> list[str]:
-    """What came out otherwise, round by round and in the result."""
+def differences(old: RunView, new: RunView, *, timed: bool = False) -> list[str]:
+    """What came out otherwise, round by round and in the result.
+
+    timed: the run had a limit in seconds, so reasons may name some, which never repeat.
+    """
     found = []
+    compared = [name for name in COMPARED if not (timed and name == "reason")]
     if len(old.rounds) != len(new.rounds):
         found.append(f"{len(new.rounds)} rounds, not {len(old.rounds)}")
     for before, after in zip(old.rounds, new.rounds, strict=False):
-        for name in COMPARED:
+        for name in compared:
             was, now = getattr(before, name), getattr(after, name)
             if was != now:
                 found.append(f"round {before.number}: {name} was {was!r}, is {now!r}")
-    for key in ("result", "stop"):
+    for key in ("result",) if timed else ("result", "stop"):
         was, now = result_of(old, key), result_of(new, key)
         if was != now:
             found.append(f"{key} was {was!r}, is {now!r}")

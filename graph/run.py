@@ -13,7 +13,8 @@ from langgraph.types import Command, StreamMode
 
 from nslora.graph.adapt import STEPS_PER_ROUND, Graph, build_graph
 from nslora.graph.history import last_whole_round
-from nslora.graph.run_folder import OLD_THREAD, make_folder, probe, read_settings, refuse_unusable, write_record
+from nslora.graph.inspect import check_report
+from nslora.graph.run_folder import OLD_THREAD, could_begin, make_folder, read_settings, refuse_unusable, write_record
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
 from nslora.tools.budget import plan_of
 from nslora.tools.chat_models import editor_name
@@ -27,12 +28,11 @@ from nslora.tools.checkpoints import (
 from nslora.tools.disk import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted, read_json
-from nslora.tools.lab import Lab, open_lab, read_run_file, recorded_settings, register
+from nslora.tools.lab import Lab, open_lab, read_run_file, recorded_settings, refuse_other_anchor, register
 from nslora.tools.models import Note, resolve_model
 from nslora.tools.policy import Policy
 from nslora.tools.run_check import check_records
 from nslora.tools.run_lock import sole_writer
-from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
 Saver = BaseCheckpointSaver[Any]
@@ -64,26 +64,28 @@ class Run:
         the folder. overwrite: replace an earlier run in `folder`. settings: fields of RunSettings (seed=1,
         max_rounds=4, lora={"rank": 16}, ...).
         note: is told what should be heard before anything is spent, such as a validation split too small to judge by.
-        Everything is checked first: after an error nothing is written.
+        All that can be checked without loading the model is checked first: after such an error nothing is written.
         """
         path = Path(folder)
         place = checkpoints if isinstance(checkpoints, str) else None
         check_place(place)
         values = read_settings(model=model if isinstance(model, str) else model.name,
                                editor=editor if isinstance(editor, str) else editor_name(editor), **settings)
-        strategy_named(values.strategy)
-        probe(task)
-        lab = Lab(path.resolve(), values, task, policy=None if isinstance(model, str) else model,
-                  editor_chat=None if isinstance(editor, str) else editor, note=note)
-        _ = lab.editor      # connects, and checks prices where there is a cap on cost; sends nothing
+
+        def lab() -> Lab:
+            return Lab(path.resolve(), values, task, policy=None if isinstance(model, str) else model,
+                       editor_chat=None if isinstance(editor, str) else editor, note=note)
+
+        could_begin(lab())
         if isinstance(model, str):
             resolve_model(model, note)
         refuse_unusable(path, overwrite=overwrite)
         for warning in plan_of(task, values).warnings:
             note(f"note     {warning}")
         make_folder(path)
-        write_record(path, task, values, editor_is_object=not isinstance(editor, str), checkpoints=place)
-        return cls(path, register(lab), None if isinstance(checkpoints, str) else checkpoints, place)
+        begun = register(lab())     # another one: that above read the record of a run which is overwritten now
+        write_record(begun, editor_is_object=not isinstance(editor, str), checkpoints=place)
+        return cls(path, begun, None if isinstance(checkpoints, str) else checkpoints, place)
 
     @classmethod
     def open(cls, folder: str | Path, *, task: Task | None = None, editor: BaseChatModel | None = None,
@@ -106,6 +108,7 @@ class Run:
             raise RunError(f"Another task than the one that {folder} was begun with (hash {task.hash[:12]}, wanted "
                            f"{record['task']['hash'][:12]}).")
         lab = Lab(path.resolve(), recorded_settings(path, record), task, policy=model, editor_chat=editor, note=note)
+        refuse_other_anchor(lab, record)
         return cls(path, register(lab), saver, place)
 
     @property
@@ -200,4 +203,5 @@ class Run:
             raise RunError(f"The run {self.folder} has no result yet: let it finish (nslora resume "
                            f"{quoted(self.folder)}).")
         report: dict[str, Any] = read_json(path)
+        check_report(report, path)
         return report

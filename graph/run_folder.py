@@ -1,5 +1,6 @@
 """What a run's folder begins with: its record, `run.json`, and the checks before anything is written."""
 
+import os
 import shutil
 import uuid
 from datetime import UTC, datetime
@@ -11,30 +12,37 @@ from pydantic import ValidationError
 from nslora.tools.checkpoints import without_password
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import quoted, write_json
-from nslora.tools.lab import FORMAT, RUN_FILE, read_run_file
-from nslora.tools.run_lock import sole_writer
+from nslora.tools.lab import FORMAT, RUN_FILE, Lab, read_run_file
+from nslora.tools.models import EMBEDDED_HUB_ID, EMBEDDED_NAME, resolve_model
+from nslora.tools.run_lock import HOLDER_FILE, LOCK_FILE, sole_writer
 from nslora.tools.settings import RunSettings
+from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
 OLD_THREAD = "adaptation"       # of runs from before threads had names of their own
 FREE_SPACE_BYTES = 200e6        # adapters, checkpoints and replies of an ordinary run take less
 
 
-def write_record(folder: Path, task: Task, settings: RunSettings, *, editor_is_object: bool,
-                 checkpoints: str | None = None, origin: dict[str, Any] | None = None) -> None:
-    """Write `run.json`, the last thing before a run exists.
+def write_record(lab: Lab, *, editor_is_object: bool, checkpoints: str | None = None,
+                 origin: dict[str, Any] | None = None) -> None:
+    """Write `run.json`, the last thing before a run exists. Raises RunError where another process was faster.
 
     checkpoints: URL of a database, None for a file in the folder; its password is left out. origin: of a fork or a
     replay, {"run", "kind", "round", ...}.
     """
-    write_json(folder / RUN_FILE, {
-        "format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        # Of its own in any database: two runs must never share a thread.
-        "thread": f"{task.name}-{uuid.uuid4().hex[:12]}",
-        "settings": settings.model_dump(mode="json"), "editor_is_object": editor_is_object,
-        "task": {"name": task.name, "source": task.source, "options": dict(task.options), "hash": task.hash,
-                 "prompt": task.prompt.hash},
-        "checkpoints": without_password(checkpoints) if checkpoints else None, "origin": origin})
+    task = lab.task
+    with sole_writer(lab.folder):
+        if (lab.folder / RUN_FILE).exists():
+            raise RunError(f"{lab.folder} was begun by another process just now: name another folder.")
+        write_json(lab.folder / RUN_FILE, {
+            "format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            # Of its own in any database: two runs must never share a thread.
+            "thread": f"{task.name}-{uuid.uuid4().hex[:12]}",
+            "settings": lab.settings.model_dump(mode="json"), "editor_is_object": editor_is_object,
+            "task": {"name": task.name, "source": task.source, "options": dict(task.options), "hash": task.hash,
+                     "prompt": task.prompt.hash},
+            "anchor": lab.anchor_hash,
+            "checkpoints": without_password(checkpoints) if checkpoints else None, "origin": origin})
 
 
 def read_settings(**values: Any) -> RunSettings:
@@ -49,6 +57,15 @@ def read_settings(**values: Any) -> RunSettings:
         raise SettingsError(f"Setting {place}: {first['msg']}{came}{known}.") from None
 
 
+def could_begin(lab: Lab) -> None:
+    """Raise what Run.create would raise of strategy, reward, editor and model; sends and writes nothing."""
+    strategy_named(lab.settings.strategy)
+    probe(lab.task)
+    _ = lab.editor      # connects, and checks prices where there is a cap on cost
+    if lab.given_policy is None and lab.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
+        resolve_model(lab.settings.model)
+
+
 def probe(task: Task) -> None:
     """Ask the reward about one row of each split, before anything is written. Raises RewardError."""
     for split in (task.train, task.validation, task.test):
@@ -57,6 +74,8 @@ def probe(task: Task) -> None:
 
 def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
     """Raise RunError where a new run cannot live in `folder`; with `overwrite` an earlier run in it is deleted."""
+    if overwrite and folder.is_symlink():
+        raise RunError(f"{folder} is a link: to overwrite a run, name its folder itself, {folder.resolve()}.")
     if overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         try:
             read_run_file(folder)
@@ -66,8 +85,8 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
         with sole_writer(folder):
             shutil.rmtree(folder)
     if folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir())):
-        raise RunError(f"{folder} exists already: name another folder, or continue it with nslora resume "
-                       f"{quoted(folder)}.")
+        raise RunError(f"{folder} exists already: name another folder, continue it with nslora resume "
+                       f"{quoted(folder)}, or replace a run with --overwrite.")
     parent = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(parent).free
     if free < FREE_SPACE_BYTES:
@@ -76,8 +95,9 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
 
 
 def begun(path: Path) -> bool:
-    """Whether a file is the half-written record of a run that was killed before it began."""
-    return path.name.startswith(f".{RUN_FILE}.") and path.suffix == ".partial"
+    """Whether a file was left by a run that was killed before it began."""
+    half_written = path.name.startswith((f".{RUN_FILE}.", f".{HOLDER_FILE}.")) and path.suffix == ".partial"
+    return half_written or path.name in (LOCK_FILE, HOLDER_FILE)
 
 
 def make_folder(folder: Path) -> None:
@@ -86,3 +106,5 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"The folder {folder} cannot be made ({error.strerror}): name another one.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(f"Nothing can be written to {folder}: name another one, or change its rights.")

@@ -12,10 +12,11 @@ from nslora.graph.fork import fork, merged
 from nslora.graph.inspect import look
 from nslora.graph.replay import differences, replay
 from nslora.graph.run import Run
-from nslora.tools.errors import RunError
-from nslora.tools.files import sha256_of_file
+from nslora.tools.errors import NsloraError, RunError
+from nslora.tools.files import read_json, sha256_of_file
 from nslora.tools.lab import _LABS
 from nslora.tools.policy import Policy
+from nslora.tools.prompt import Prompt
 from nslora.tools.rule_editor import RuleEditor
 
 
@@ -114,3 +115,53 @@ def test_a_run_with_a_chat_model_object_is_replayed_and_forked_from_the_shell_wi
     forked = shell.invoke(app, ["fork", str(run.folder), "--at", "1", "--editor", "rules"])
     assert forked.exit_code == 0, forked.output
     assert look(run.folder.with_name("run-fork1")).settings["editor"] == "rules"
+
+
+def test_a_fork_is_checked_before_anything_is_written(finished: Run, tmp_path: Path) -> None:
+    for settings, editor, at, words in (({"strategy": "bogus"}, None, 1, "bogus"), ({}, "no-such-editor", 1, "no-such"),
+                                        ({"model": "elsewhere"}, None, 1, "begins at 0"), ({}, None, -1, "Round -1")):
+        with pytest.raises(NsloraError, match=words):
+            fork(finished, tmp_path / "none", at=at, editor=editor, settings=settings)
+        assert not (tmp_path / "none").exists()
+
+
+def test_a_fork_from_the_first_evaluation_may_have_another_model(
+        finished: Run, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
+    other = fork(finished, tmp_path / "other", at=0, settings={"model": str(tiny_folder("gpt2")), "max_rounds": 1,
+                                                               "lora": {"top_blocks": 2}})
+    other.adapt()
+    facts = read_json(other.folder / "policy.json")
+    assert facts["fingerprint"] == other.lab.policy.fingerprint != finished.lab.policy.fingerprint
+
+
+def test_a_forced_action_is_replayed(finished: Run, tmp_path: Path) -> None:
+    forced = fork(finished, tmp_path / "forced", at=2, action="textgrad", settings={"max_rounds": 2})
+    forced.adapt()
+    found = replay(forced, tmp_path / "again")
+    assert found.same, found.differences
+    assert found.rounds == 1        # of the two, the first is the original's
+
+
+@pytest.mark.parametrize("answer", [{"answer": "reject"}, {"answer": "accept"},
+                                    {"answer": "rewrite", "prompt": Prompt(system="Be short.").render()}])
+def test_what_a_person_said_is_replayed(begin: Callable[..., Run], tmp_path: Path, answer: dict[str, str]) -> None:
+    run = begin(approve="edits", strategy="textgrad", max_rounds=1)
+    with pytest.raises(RunError, match="waits"):
+        run.adapt()
+    run.resume(answer)
+    found = replay(run, tmp_path / "again")
+    assert found.same, found.differences
+
+
+def test_caps_on_cost_and_time_are_no_hindrance_to_a_replay(begin: Callable[..., Run], tmp_path: Path) -> None:
+    run = begin(max_rounds=2, max_seconds=600, editing={"max_cost": 1.0})
+    run.adapt()
+    found = replay(run, tmp_path / "again")
+    assert found.same, found.differences
+
+
+def test_an_unfinished_run_is_not_replayed(begin: Callable[..., Run], tmp_path: Path) -> None:
+    run = begin()
+    with pytest.raises(RunError, match="no result yet"):
+        replay(run, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

@@ -23,7 +23,7 @@ from nslora.tools.compute import FlopRates, token_counts
 from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.errors import DamagedError, PromptError, RunError
-from nslora.tools.files import unless_changed, write_json, write_text
+from nslora.tools.files import read_json, sha256_of_json, unless_changed, write_json, write_text
 from nslora.tools.models import Note, cache_folder
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
 from nslora.tools.prompt import Prompt, parse
@@ -93,10 +93,16 @@ class Lab:
 
     @cached_property
     def policy(self) -> Policy:
-        """The model that is adapted; loading takes seconds."""
+        """The model that is adapted; loading takes seconds. Raises RunError where it is another than at the start."""
         policy = self.given_policy or self.load_policy()
         facts = self.folder / POLICY_FILE
-        if self.folder.is_dir() and not facts.exists():
+        if facts.exists():
+            known = read_json(facts)["fingerprint"]
+            if known != policy.fingerprint:
+                raise RunError(f"The model {policy.name} is not the one that {self.folder} was begun with (fingerprint "
+                               f"{policy.fingerprint}, wanted {known}), so rewards could not be compared: restore its "
+                               "files, or begin a new run.")
+        elif self.folder.is_dir():
             write_json(facts, {**policy.describe(), "name": policy.name, "fingerprint": policy.fingerprint,
                                "context_tokens": policy.context_tokens})
         return policy
@@ -143,6 +149,12 @@ class Lab:
             shutil.rmtree(burst.progress, ignore_errors=True)
         return result
 
+    @property
+    def anchor_hash(self) -> str | None:
+        """Content hash of the anchor set, None without one."""
+        return sha256_of_json([[row.question, row.reference, dict(row.fields)] for row in self.anchor]) \
+            if self.anchor else None
+
     @cached_property
     def examples(self) -> dict[str, Example]:
         """Train and validation rows by id."""
@@ -185,7 +197,16 @@ def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
     if task.hash != record["task"]["hash"]:
         raise RunError(f"The task {record['task']['source']} has changed since {folder} was begun: restore it, or "
                        "begin a new run.")
-    return register(Lab(path, recorded_settings(folder, record), task))
+    lab = Lab(path, recorded_settings(folder, record), task)
+    refuse_other_anchor(lab, record)
+    return register(lab)
+
+
+def refuse_other_anchor(lab: Lab, record: Mapping[str, Any]) -> None:
+    """Raise RunError where the anchor set is not the one that the run was begun with."""
+    if record.get("anchor", lab.anchor_hash) != lab.anchor_hash:
+        raise RunError(f"The anchor set {lab.settings.anchor} has changed since {lab.folder} was begun: restore it, or "
+                       "begin a new run.")
 
 
 def recorded_settings(folder: str | Path, record: Mapping[str, Any]) -> RunSettings:
@@ -204,7 +225,11 @@ def read_run_file(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is missing or damaged).") from error
-    if int(record.get("format", FORMAT)) > FORMAT:
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged).")
+    if record["format"] > FORMAT:
         raise RunError(f"{folder} was written by a newer nslora (format {record['format']}, this one knows {FORMAT}): "
                        "upgrade nslora; nothing was changed.")
+    if missing := {"created", "settings", "editor_is_object", "task"} - record.keys():
+        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged: no {', '.join(sorted(missing))}).")
     return record

@@ -62,7 +62,8 @@ def copy_past(source: Path, target: Path, states: Iterable[State], rounds_done: 
     for path in sorted((target / "edits").glob("*.json")):
         for name in candidates_in(path):
             link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
-    link(source / "policy.json", target / "policy.json")
+    if rounds_done >= 0:    # begun with the first evaluation, the new run may have another model
+        link(source / "policy.json", target / "policy.json")
 
 
 def material_of_rounds(run: Path, rounds_done: int) -> list[Path]:

@@ -14,6 +14,7 @@ from nslora.tools.errors import RunError
 from nslora.tools.files import quoted, write_json
 
 LOCK_FILE = ".lock"
+PATIENCE_S = 0.5        # `is_locked`, which asks by taking the lock, holds it for a moment
 HOLDER_FILE = ".holder.json"     # beside the lock: opening a lock file empties it
 
 
@@ -50,7 +51,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    lock = FileLock(folder / LOCK_FILE, timeout=PATIENCE_S, poll_interval=0.01)
     try:
         lock.acquire()
     except Timeout:

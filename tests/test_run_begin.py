@@ -1,0 +1,97 @@
+"""What a run begins with, and that nothing of it changes behind its back."""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from nslora.graph.inspect import runs
+from nslora.graph.run import Run
+from nslora.graph.run_folder import write_record
+from nslora.tools.errors import RunError
+from nslora.tools.evaluation import read_evaluation, write_evaluation
+from nslora.tools.files import write_text
+from nslora.tools.lab import _LABS, RUN_FILE
+from nslora.tools.run_lock import LOCK_FILE, sole_writer
+from nslora.tools.tiny_model import write_tiny_model
+
+Begin = Callable[..., Run]
+
+
+def test_a_line_separator_in_a_reply_does_no_harm(finished: Run, tmp_path: Path) -> None:
+    said = "one\u2028two\u2029three\x85four"
+    state = finished.state()
+    assert state is not None
+    assert state["start_measured"]
+    rows, failures = read_evaluation(finished.lab.evaluations / f"{state['start_measured']['key']}.jsonl")
+    told = [replace(each, reply=said, question=said) for each in failures]
+    write_evaluation(tmp_path / "e.jsonl", rows, told)
+    assert read_evaluation(tmp_path / "e.jsonl") == (rows, told)
+
+
+def test_a_run_that_is_overwritten_leaves_nothing_of_its_editors_record(begin: Begin) -> None:
+    first = begin("again", strategy="textgrad", max_rounds=1)
+    first.adapt()
+    calls = (first.folder / "editor.jsonl").read_text()
+    second = begin("again", strategy="textgrad", max_rounds=1, overwrite=True)
+    assert not (second.folder / "editor.jsonl").exists()
+    second.adapt()
+    assert (second.folder / "editor.jsonl").read_text().count("\n") == calls.count("\n")
+
+
+def test_a_run_does_not_go_on_with_other_weights_lengths_or_anchors(
+        begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
+    model = shutil.copytree(tiny_folder(), tmp_path / "model")
+    anchor = tmp_path / "anchor.jsonl"
+    anchor.write_text('{"question": "Who rows?", "reference": "zz"}\n')
+    run = Run.create(tmp_path / "run", task=begin("other").lab.task, model=str(model), strategy="textgrad",
+                     approve="edits", anchor=str(anchor), max_rounds=1, device={"threads": 1, "device": "cpu"})
+    with pytest.raises(RunError, match="waits"):
+        run.adapt()
+    write_tiny_model(model, seed=1)
+    _LABS.clear()
+    with pytest.raises(RunError, match="is not the one that"):
+        Run.open(run.folder).resume({"answer": "accept"})
+    anchor.write_text('{"question": "Who sails?", "reference": "zz"}\n')
+    _LABS.clear()
+    with pytest.raises(RunError, match=r"anchor set .* has changed"):
+        Run.open(run.folder)
+
+
+def test_of_two_processes_that_begin_one_folder_the_second_is_told(begin: Begin) -> None:
+    run = begin()
+    with pytest.raises(RunError, match="by another process just now"):
+        write_record(run.lab, editor_is_object=False)
+
+
+def test_a_record_that_is_none_is_named(begin: Begin, tmp_path: Path) -> None:
+    for text in ("{}", "[]", '"s"', '{"format": "x"}', '{"format": 1}'):
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / RUN_FILE).write_text(text)
+        with pytest.raises(RunError, match="is not the folder of a run"):
+            Run.open(tmp_path / "broken")
+        assert [each.status for each in runs(tmp_path)] == ["unreadable"]
+
+
+def test_looking_at_a_run_does_not_stop_it_from_being_resumed(begin: Begin) -> None:
+    run = begin()
+    (run.folder / LOCK_FILE).touch()
+    looking = FileLock(run.folder / LOCK_FILE, thread_local=False)     # released by another thread
+    looking.acquire()
+    threading.Timer(0.1, looking.release).start()
+    with sole_writer(run.folder):
+        pass
+
+
+def test_files_of_a_run_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        write_text(tmp_path / "a.txt", "a")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
