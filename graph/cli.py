@@ -1,22 +1,32 @@
 """The command line: `nslora run handbook`."""
 
 import json
+import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
+from rich.text import Text
 
 from nslora.graph import cli_runs
 from nslora.graph.cli_classifier import classify, diagnosed
 from nslora.tools.errors import NsloraError, SettingsError
 
+NAME_CHARACTERS = 80        # of a task, in the default folder of a run
+OPTIONS = {"model": "--model", "editor": "--editor", "strategy": "--strategy", "seed": "--seed",
+           "max_rounds": "--max-rounds", "max_seconds": "--max-seconds", "max_train_tokens": "--max-train-tokens",
+           "max_tflop": "--max-tflop", "approve": "--approve", "editor_base_url": "--base-url", "task": "TASK",
+           "checkpoints": "--checkpoints", "overwrite": "--overwrite", "note": "none; it is for Python"}
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Adapt a language model, deciding at every round whether to tune weights or rewrite the prompt.")
-out = Console(soft_wrap=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=False, markup=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.callback()
@@ -50,24 +60,28 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as lora.rank=16.")] = None,
 ) -> None:
     """Adapt a model to a task: evaluate, decide, update, until nothing is left to gain."""
+    from nslora.graph.cli_runs import unused
     from nslora.graph.console_runs import show_plan
-    from nslora.graph.run_folder import read_settings
+    from nslora.graph.run_folder import could_begin, read_settings
     from nslora.tools.budget import plan_of
+    from nslora.tools.lab import Lab
     from nslora.tools.local_policy import prepare_environment
     from nslora.tools.task import load_task
 
     prepare_environment()
     loaded = load_task(task, **{key: value for key, value in (("style", style), ("combine", combine)) if value})
-    path = folder or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    settings = parsed(set_ or [])
+    path = folder or unused(Path("runs") / f"{slug(loaded.name)}-{datetime.now():%Y%m%d-%H%M%S}")
+    settings = parsed(set_ or [], elsewhere=OPTIONS)
     caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
     if any(value is not None for value in caps.values()):
-        settings["editing"] = {**settings.get("editing", {}), **{k: v for k, v in caps.items() if v is not None}}
+        settings["editing"] = {**group(settings, "editing"), **{k: v for k, v in caps.items() if v is not None}}
     settings |= {"strategy": strategy, "seed": seed, "max_rounds": max_rounds, "max_seconds": max_seconds,
                  "max_train_tokens": max_train_tokens, "max_tflop": max_tflop, "approve": approve,
                  "editor_base_url": base_url}
     if dry_run:
-        show_plan(out, plan_of(loaded, read_settings(model=model, editor=editor, **settings)))
+        values = read_settings(model=model, editor=editor, **settings)
+        could_begin(Lab(path, values, loaded))
+        show_plan(out, plan_of(loaded, values))
         return
     from nslora.graph.run import Run
 
@@ -120,19 +134,43 @@ def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
     show_result(out, begun.folder, begun.report())
 
 
-def parsed(assignments: list[str]) -> dict[str, Any]:
-    """`lora.rank=16` to {"lora": {"rank": 16}}; values are read as YAML."""
+def slug(name: str) -> str:
+    """A task's name as part of a folder's."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:NAME_CHARACTERS] or "run"
+
+
+def parsed(assignments: list[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """`lora.rank=16` to {"lora": {"rank": 16}}; values are read as YAML.
+
+    elsewhere: names that have an option of their own, and its name. Raises SettingsError.
+    """
     settings: dict[str, Any] = {}
     for assignment in assignments:
         name, found, value = assignment.partition("=")
         if not found or not name.strip():
             raise SettingsError(f"--set {assignment}: write it as name=value, such as lora.rank=16.")
+        if name.strip() in elsewhere:
+            raise SettingsError(f"--set {assignment}: this setting has an option of its own, "
+                                f"{elsewhere[name.strip()]}.")
         *groups, last = name.strip().split(".")
         place = settings
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = yaml.safe_load(value)
+        for each in groups:
+            place = group(place, each)
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or "no valid YAML"
+            raise SettingsError(f"--set {assignment}: the value cannot be read ({problem}).") from error
     return settings
+
+
+def group(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """A group of settings, made where it is missing. Raises SettingsError where a plain value stands in its place."""
+    found = settings.setdefault(name, {})
+    if not isinstance(found, dict):
+        raise SettingsError(f"--set {name}={found}: {name} is a group of settings: set its fields, as in "
+                            f"{name}.FIELD=VALUE.")
+    return found
 
 
 app.command()(classify)
@@ -147,8 +185,8 @@ def main() -> None:
     try:
         app()
     except NsloraError as error:
-        err.print(f"[bold red]error[/] {type(error).__name__.removesuffix('Error').lower()}: ", end="")
-        err.print(str(error), markup=False)
+        err.print(Text.assemble(("error", "bold red"),
+                                f" {type(error).__name__.removesuffix('Error').lower()}: {error}"))
         raise SystemExit(1) from None
 
 

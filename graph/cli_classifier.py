@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from nslora.tools.errors import SettingsError
 from nslora.tools.files import write_json
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ def classify(
     from nslora.tools.reply_classifier import classify_replies
     from nslora.tools.task import load_task
 
-    out = Console(soft_wrap=False)
+    out = Console(soft_wrap=False, markup=False)
     report = classify_replies(load_task(task, style=style, combine=combine), replies, reply_field=reply_field,
                               question_field=question_field, reference_field=reference_field)
     show_report(out, report)
     if json_:
-        write_json(json_, dataclasses.asdict(report))
-        out.print(f"all of them: {escape(str(json_))}", highlight=False)
+        save(json_, report)
+        out.print(f"all of them: {json_}", highlight=False)
 
 
 def diagnosed(
@@ -65,7 +66,7 @@ def diagnosed(
     from nslora.tools.task import load_task
 
     prepare_environment()
-    out = Console(soft_wrap=False)
+    out = Console(soft_wrap=False, markup=False)
     loaded = load_task(task, style=style, combine=combine)
     with tempfile.TemporaryDirectory() as scratch, out.status("asking the model") as status:
         policy = LocalPolicy.load(model, adapters=Path(scratch), note=out.print)
@@ -76,8 +77,16 @@ def diagnosed(
         found = diagnose(loaded, policy, cache=ReplyCache(cache_folder() / "replies.sqlite"), advance=advance)
     show_diagnosis(out, found)
     if json_:
-        write_json(json_, dataclasses.asdict(found))
-        out.print(f"all of it: {escape(str(json_))}", highlight=False)
+        save(json_, found)
+        out.print(f"all of it: {json_}", highlight=False)
+
+
+def save(path: Path, found: "ReplyReport | Diagnosis") -> None:
+    """Write all that was found. Raises SettingsError where the file cannot be written."""
+    try:
+        write_json(path, dataclasses.asdict(found))
+    except OSError as error:
+        raise SettingsError(f"--json {path}: the file cannot be written ({error.strerror}).") from error
 
 
 def show_report(out: Console, report: "ReplyReport") -> None:
@@ -110,9 +119,9 @@ def shares(need: Any) -> Table:
 def show_reply(out: Console, each: "ReplyVerdict") -> None:
     mended = "no single repair was paid for" if each.repaired is None else shown(each.repaired)
     earned = "" if each.repaired_reward is None else f"  (reward {each.repaired_reward:.2f})"
-    out.print(f"\n[bold]{each.verdict}[/]  {escape(each.id)}: {escape(shown(each.question))}", highlight=False)
-    out.print(f"  reply     {escape(shown(each.reply))}  (reward {each.reward:.2f})", highlight=False)
-    out.print(f"  repaired  {escape(mended)}{earned}", highlight=False)
+    out.print(Text.assemble("\n", (each.verdict, "bold"), f"  {each.id}: {shown(each.question)}"))
+    out.print(f"  reply     {shown(each.reply)}  (reward {each.reward:.2f})", highlight=False)
+    out.print(f"  repaired  {mended}{earned}", highlight=False)
 
 
 def show_diagnosis(out: Console, found: "Diagnosis") -> None:
@@ -121,19 +130,19 @@ def show_diagnosis(out: Console, found: "Diagnosis") -> None:
     low, high = found.interval
     out.print(f"{found.model} on {found.task}, as it is: reward {found.reward:.3f} on {found.validation_rows} "
               f"validation rows (95 % {low:.3f} to {high:.3f}), {found.train_reward:.3f} on {found.train_rows} train "
-              f"rows; all checks {found.all_checks:.2f} ({escape(checks)})", highlight=False)
+              f"rows; all checks {found.all_checks:.2f} ({checks})", highlight=False)
     if found.demand.failures:
         out.print(shares(found.demand))
         for each in found.examples:
-            out.print(f"  {each.attribution.verdict:<8}{escape(shown(each.question))}\n          reply     "
-                      f"{escape(shown(each.reply))}", highlight=False)
+            out.print(f"  {each.attribution.verdict:<8}{shown(each.question)}\n          reply     "
+                      f"{shown(each.reply)}", highlight=False)
             if each.attribution.repaired is not None:
-                out.print(f"          repaired  {escape(shown(each.attribution.repaired))}", highlight=False)
+                out.print(f"          repaired  {shown(each.attribution.repaired)}", highlight=False)
         out.print(bounds_table(found))
         out.print(f"too small to see on {found.validation_rows} validation rows: gains in mean reward below "
                   f"{found.smallest_detectable:.3f} (one-sided paired test, level {found.level:g})", highlight=False)
         out.print(cost_table(found))
-    out.print(f"[bold]advice[/]   {found.advice}: {escape(found.reason)}", highlight=False)
+    out.print(Text.assemble(("advice", "bold"), f"   {found.advice}: {found.reason}"))
 
 
 def bounds_table(found: "Diagnosis") -> Table:

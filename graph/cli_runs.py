@@ -25,7 +25,10 @@ def resume(
     from nslora.tools.local_policy import prepare_environment
 
     prepare_environment()
-    follow(Run.open(folder, checkpoints=checkpoints), answer_of(accept, reject, prompt))
+    run, answer = Run.open(folder, checkpoints=checkpoints), answer_of(accept, reject, prompt)
+    if answer is not None and run.question() is None:
+        raise RunError(f"{folder} waits for no answer: leave out --accept, --reject or --prompt.")
+    follow(run, answer)
 
 
 def answer_of(accept: bool, reject: bool, prompt: Path | None) -> dict[str, str] | None:
@@ -34,7 +37,7 @@ def answer_of(accept: bool, reject: bool, prompt: Path | None) -> dict[str, str]
         raise SettingsError("Give one answer: --accept, --reject or --prompt FILE.")
     if prompt is not None:
         try:
-            return {"answer": "rewrite", "prompt": prompt.read_text(encoding="utf-8")}
+            return {"answer": "rewrite", "prompt": prompt.read_text(encoding="utf-8-sig")}
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"--prompt {prompt}: the file cannot be read ({error}).") from error
     return {"answer": "accept"} if accept else {"answer": "reject"} if reject else None
@@ -112,7 +115,7 @@ def replay(
               f"{found.run.folder}", highlight=False)
     if not found.same:
         for difference in found.differences:
-            out.print(difference, markup=False, highlight=False)
+            out.print(difference, highlight=False)
         raise RunError(f"The replay of {folder} came out otherwise in {len(found.differences)} places.")
     out.print("Decisions, rewards and hashes came out the same.")
 
@@ -128,13 +131,16 @@ def compare(folders: Annotated[list[Path], typer.Argument(help="Finished runs of
 
 def beside(folder: Path, name: str) -> Path:
     """The first free name beside the original."""
-    base = folder.resolve().parent / f"{folder.resolve().name}-{name}"
-    number = 1
-    path = base
-    while path.exists():
+    return unused(folder.resolve().parent / f"{folder.resolve().name}-{name}")
+
+
+def unused(path: Path) -> Path:
+    """The path, with a number where it exists already."""
+    found, number = path, 1
+    while found.exists():
         number += 1
-        path = base.with_name(f"{base.name}-{number}")
-    return path
+        found = path.with_name(f"{path.name}-{number}")
+    return found
 
 
 def register(app: typer.Typer) -> None:

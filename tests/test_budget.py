@@ -160,3 +160,12 @@ def test_a_dry_run_starts_nothing(keepers: Task, tmp_path: Any) -> None:
     assert "Nothing was started." in shown.output
     assert "uncertain by a factor of 3" in shown.output
     assert not (tmp_path / "never").exists()
+
+
+def test_a_plan_counts_every_call_that_an_edit_may_take(keepers: Task) -> None:
+    def calls(**editing: int) -> str:
+        settings = RunSettings(model="m", editor="rules", max_rounds=2, editing=editing)  # type: ignore[arg-type]
+        return dict(plan_of(keepers, settings).lines)["editor"]
+
+    assert "0 to 48 calls" in calls(failures=3, candidates=3, retries=3)
+    assert "0 to 0 calls" in calls(max_calls=0)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nslora.graph.cli import app
+from nslora.graph.cli import app, parsed, slug
 from nslora.tools.errors import NsloraError, SettingsError
+from nslora.tools.task import load_task
 
 
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
@@ -108,3 +109,45 @@ def test_settings_errors_name_the_setting() -> None:
 
     with pytest.raises(SettingsError, match="max_rounds"):
         read_settings(max_rounds=-1)
+
+
+@pytest.mark.parametrize(("assignment", "words"), [
+    ("seed=5", "--seed"), ("model=x", "--model"), ("note=x", "an option of its own"),
+    ("lora.rank=[1", "cannot be read"), ("editing=3", "is a group of settings")])
+def test_a_setting_that_cannot_be_set_so_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assignment: str,
+                                                  words: str) -> None:
+    task = write_task(tmp_path / "task")
+    assert words in refused(tmp_path, monkeypatch, task, "--max-editor-calls", "3", "--set", assignment)
+
+
+def test_a_value_and_a_group_of_one_name_exclude_each_other() -> None:
+    with pytest.raises(SettingsError, match="group of settings"):
+        parsed(["lora=3", "lora.rank=16"])
+
+
+@pytest.mark.parametrize(("option", "value"), [("--strategy", "bogus"), ("--model", "nosuchmodel"),
+                                               ("--editor", "bogus")])
+def test_a_dry_run_refuses_what_a_run_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str,
+                                                   value: str) -> None:
+    assert value in refused(tmp_path, monkeypatch, write_task(tmp_path / "task"), "--dry-run", option, value)
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("../../escape", "escape"), ("x" * 300, "x" * 80), ("[dev] ü", "dev-ü"),
+                                              ("...", "run")])
+def test_a_tasks_name_stays_inside_the_folder_of_runs(name: str, wanted: str) -> None:
+    assert slug(name) == wanted
+
+
+def test_a_task_without_a_name_is_called_after_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(write_task(tmp_path / "unnamed"))
+    path.write_text(path.read_text().replace('"name": "t", ', ""))
+    monkeypatch.chdir(path.parent)
+    assert load_task(".").name == "unnamed"
+
+
+def test_a_file_for_what_was_found_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "replies.jsonl").write_text(json.dumps({"question": "a?", "reference": "A", "reply": "x"}) + "\n")
+    result = CliRunner().invoke(app, ["classify", write_task(tmp_path / "task"), "--replies",
+                                      str(tmp_path / "replies.jsonl"), "--json", str(tmp_path)])
+    assert isinstance(result.exception, SettingsError), result.output
+    assert "cannot be written" in str(result.exception)

@@ -134,18 +134,27 @@ def plan_of(task: Task, settings: RunSettings) -> Plan:
     burst = round(rows * settings.lora.epochs * bare), round(rows * settings.lora.epochs * bare * (1 + DEMONSTRATIONS))
     replies = looked_at + len(task.test), (rounds + 1) * looked_at + rounds * 2 * rows + 2 * len(task.test)
     generated = replies[0] * task.max_new_tokens // 4, replies[1] * task.max_new_tokens
-    trained = 0, min(rounds * burst[1], settings.max_train_tokens or rounds * burst[1])
-    calls = 0, min(rounds * (settings.editing.failures + 1), settings.editing.max_calls or 10**9)
+    trained, calls = rounds * burst[1], rounds * most_calls(settings)
+    if settings.max_train_tokens is not None:
+        trained = min(trained, settings.max_train_tokens)
+    if settings.editing.max_calls is not None:
+        calls = min(calls, settings.editing.max_calls)
     return Plan(lines=(
         ("task", f"{task.name}: {rows} train, {len(task.validation)} validation, {len(task.test)} test rows"),
         ("rounds", f"at most {rounds}, chosen by {settings.strategy}; target reward {settings.target:g}"),
         ("generation", f"{replies[0]} to {replies[1]} replies, about {generated[0]} to {generated[1]} tokens"),
-        ("training", f"0 to {trained[1]} tokens; a full burst takes about {burst[0]} to {burst[1]}"),
+        ("training", f"0 to {trained} tokens; a full burst takes about {burst[0]} to {burst[1]}"),
         ("compute", "no cap" if settings.max_tflop is None else f"at most {settings.max_tflop:g} TFLOP"),
-        ("editor", f"{settings.editor}: 0 to {calls[1]} calls" + editor_caps(settings)),
-        ("time", seconds_words(settings, generated, trained)),
+        ("editor", f"{settings.editor}: 0 to {calls} calls" + editor_caps(settings)),
+        ("time", seconds_words(settings, generated, (0, trained))),
         ("gain", f"smallest that validation can tell from noise: {detectable(task, settings):.3f} in reward"),
     ), warnings=tuple(warnings_of(task, settings, burst[0])))
+
+
+def most_calls(settings: RunSettings) -> int:
+    """Editor calls of an edit whose every reply has to be asked for again, as often as that is done."""
+    editing = settings.editing
+    return (editing.failures + editing.candidates) * (1 + editing.retries)
 
 
 def row_tokens(task: Task) -> float:
