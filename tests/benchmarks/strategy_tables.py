@@ -55,7 +55,7 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
     gain, (low, high) = over_tasks(scores, ROUTER, order, tasks)
     dates = sorted({each["date"] for each in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    planned = len(list(cells_of(bench_tasks(None))))
+    planned = len(list(cells_of(bench_tasks(Path()))))      # with the public sets, wherever their files may lie
     seeds = {task: len(scores.seeds(task)) for task in tasks}
     return [
         *summary_table(scores, tasks), "",
@@ -69,7 +69,7 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(router_line(scores, task, seeds[task]) for task in tasks), "",
-        f"`make bench-strategies`, {when}: {len(records)} of {planned} cells, each on one core of "
+        f"`make bench-strategies DATA=folder`, {when}: {len(records)} of {planned} cells, each on one core of "
         f"{' and '.join(sorted({each['processor'] for each in records}))}. "
         "Every table, and the cells where the router loses with their reasons: "
         "[strategies.md](tests/benchmarks/records/strategies.md).", "",
