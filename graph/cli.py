@@ -14,19 +14,20 @@ from rich.console import Console
 from rich.text import Text
 
 from nslora.graph import cli_runs
-from nslora.graph.cli_classifier import classify, diagnosed
+from nslora.graph.cli_classifier import AS_IT_IS, classify, diagnosed
 from nslora.tools.errors import NsloraError, SettingsError
 
 NAME_CHARACTERS = 80        # of a task, in the default folder of a run
 OPTIONS = {"model": "--model", "editor": "--editor", "strategy": "--strategy", "seed": "--seed",
            "max_rounds": "--max-rounds", "max_seconds": "--max-seconds", "max_train_tokens": "--max-train-tokens",
            "max_tflop": "--max-tflop", "approve": "--approve", "editor_base_url": "--base-url", "task": "TASK",
-           "checkpoints": "--checkpoints", "overwrite": "--overwrite", "note": "none; it is for Python"}
+           "checkpoints": "--checkpoints", "overwrite": "--overwrite", "folder": "--folder", "note": "in Python only",
+           "cls": "in Python only"}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Adapt a language model, deciding at every round whether to tune weights or rewrite the prompt.")
-out = Console(soft_wrap=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+out = Console(soft_wrap=False, **AS_IT_IS)
+err = Console(stderr=True, soft_wrap=True, highlight=False, **AS_IT_IS)
 
 
 @app.callback()
@@ -64,6 +65,7 @@ def run(
     from nslora.graph.console_runs import show_plan
     from nslora.graph.run_folder import could_begin, read_settings
     from nslora.tools.budget import plan_of
+    from nslora.tools.checkpoints import check_place
     from nslora.tools.lab import Lab
     from nslora.tools.local_policy import prepare_environment
     from nslora.tools.task import load_task
@@ -79,6 +81,7 @@ def run(
                  "max_train_tokens": max_train_tokens, "max_tflop": max_tflop, "approve": approve,
                  "editor_base_url": base_url}
     if dry_run:
+        check_place(checkpoints)
         values = read_settings(model=model, editor=editor, **settings)
         could_begin(Lab(path, values, loaded))
         show_plan(out, plan_of(loaded, values))
@@ -149,16 +152,15 @@ def parsed(assignments: list[str], elsewhere: Mapping[str, str] = MappingProxyTy
         name, found, value = assignment.partition("=")
         if not found or not name.strip():
             raise SettingsError(f"--set {assignment}: write it as name=value, such as lora.rank=16.")
-        if name.strip() in elsewhere:
-            raise SettingsError(f"--set {assignment}: this setting has an option of its own, "
-                                f"{elsewhere[name.strip()]}.")
         *groups, last = name.strip().split(".")
+        if (first := [*groups, last][0]) in elsewhere:
+            raise SettingsError(f"--set {assignment}: {first} is given otherwise: {elsewhere[first]}.")
         place = settings
         for each in groups:
             place = group(place, each)
         try:
             place[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:      # a date such as 2024-13-45 is YAML, and none
             problem = getattr(error, "problem", None) or "no valid YAML"
             raise SettingsError(f"--set {assignment}: the value cannot be read ({problem}).") from error
     return settings

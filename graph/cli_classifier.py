@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nslora.tools.diagnosis import Diagnosis
     from nslora.tools.reply_classifier import ReplyReport, ReplyVerdict
 
+# Of a console: what models and users wrote may hold any brackets and colons.
+AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False}
 EXAMPLES = 2        # a verdict, on the console; --json holds all
 SHOWN = 160         # characters of a text on the console
 REPAIRS = {"content": "weights (content mended)", "form": "prompt (form mended)", "both": "both"}
@@ -40,7 +42,7 @@ def classify(
     from nslora.tools.reply_classifier import classify_replies
     from nslora.tools.task import load_task
 
-    out = Console(soft_wrap=False, markup=False)
+    out = Console(soft_wrap=False, **AS_IT_IS)
     report = classify_replies(load_task(task, style=style, combine=combine), replies, reply_field=reply_field,
                               question_field=question_field, reference_field=reference_field)
     show_report(out, report)
@@ -66,7 +68,7 @@ def diagnosed(
     from nslora.tools.task import load_task
 
     prepare_environment()
-    out = Console(soft_wrap=False, markup=False)
+    out = Console(soft_wrap=False, **AS_IT_IS)
     loaded = load_task(task, style=style, combine=combine)
     with tempfile.TemporaryDirectory() as scratch, out.status("asking the model") as status:
         policy = LocalPolicy.load(model, adapters=Path(scratch), note=out.print)

@@ -58,9 +58,11 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
     """Make the new run: its record, the files of its past, and its checkpoints up to the decision of the round."""
     source, folder = beginning.source, beginning.folder
     record = read_run_file(source.folder)
-    if beginning.round > 0 and settings.model != source.lab.settings.model:
-        raise RunError(f"The rewards of {source.folder} are those of {source.lab.settings.model}: a fork with "
-                       f"{settings.model} begins at 0, with the first evaluation.")
+    old = source.lab.settings
+    if beginning.round > 0 and (settings.model, settings.device.device, settings.device.dtype) != (
+            old.model, old.device.device, old.device.dtype):
+        raise RunError(f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
+                       "another model, device or dtype begins at 0, with the first evaluation.")
     with source.checkpointer() as saver:
         graph = build_graph(saver)
         at = checkpoint_before(graph, source, beginning.round)

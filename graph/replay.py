@@ -57,7 +57,8 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     The editor's replies come from its record and the policy's from the reply cache; bursts give the recorded adapters,
     or are trained again with retrain=True, to compare the hashes. A person's answers are given again, and so is an
     action that a fork forced, with which the replay then begins. Nothing is called over the network.
-    A run with max_seconds is stopped where it was stopped then, since the clock is another one now.
+    A fork is replayed from its own first round on. A run with max_seconds ends after as many rounds as then, since the
+    clock is another one now; an update that the clock had cut off in its middle shows as a difference.
     Raises RunError where the run has not finished.
     """
     started = time.monotonic()
@@ -67,18 +68,20 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     settings = recorded_settings(source.folder, record)
     if settings.max_seconds is not None:
         settings = settings.model_copy(update={"max_seconds": None, "max_rounds": len(old.rounds)})
-    forced = (source.origin or {}).get("action")
-    if forced:
-        begin_at = max(begin_at, (source.origin or {})["round"])
+    origin = source.origin or {}
+    if origin.get("kind") == "fork" or origin.get("action"):
+        begin_at = max(begin_at, origin["round"])       # earlier rounds are its source's, under other settings perhaps
+    forced = origin.get("action") if begin_at == origin.get("round") else None
     policy = recorded_policy(source)
     name = record["settings"]["editor"]
-    chat = ReplayedChat(log=EditorLog(source.folder / "editor.jsonl"), model_name=name.rpartition(":")[2],
+    chat = ReplayedChat(log=EditorLog(source.folder / "editor.jsonl"), model_name=name.partition(":")[2] or name,
                         kind=name if name in FREE else "recorded")
-    new = begin(Beginning(source, Path(folder), begin_at, "replay"), settings, editor=chat, policy=policy)
+    new = begin(Beginning(source, Path(folder), begin_at, "replay"), settings, editor=chat, policy=policy,
+                origin={"action": forced})
     copy_records(source.folder, new.folder, editor=False, bursts=not retrain)
     if isinstance(policy, RecordedPolicy):
         policy.load = new.lab.load_policy       # with the adapters of the new run's folder
-    if forced and begin_at == (source.origin or {})["round"]:
+    if forced:
         force(new, forced)
     answer_again(new, old)
     again = look(new.folder)

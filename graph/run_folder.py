@@ -76,7 +76,7 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
     """Raise RunError where a new run cannot live in `folder`; with `overwrite` an earlier run in it is deleted."""
     if overwrite and folder.is_symlink():
         raise RunError(f"{folder} is a link: to overwrite a run, name its folder itself, {folder.resolve()}.")
-    if overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if overwrite and folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir())):
         try:
             read_run_file(folder)
         except RunError as error:
@@ -86,7 +86,7 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
             shutil.rmtree(folder)
     if folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir())):
         raise RunError(f"{folder} exists already: name another folder, continue it with nslora resume "
-                       f"{quoted(folder)}, or replace a run with --overwrite.")
+                       f"{quoted(folder)}, or replace it (nslora run --overwrite).")
     parent = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(parent).free
     if free < FREE_SPACE_BYTES:

@@ -6,7 +6,7 @@ from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Ch
 from nslora.nodes.classify import material_of
 from nslora.nodes.spending import Steps, deadline, fitted, most_tokens
 from nslora.nodes.workplace import lab_for, progress
-from nslora.tools.errors import BudgetError, DivergedError
+from nslora.tools.errors import BudgetError, DivergedError, TooLongError
 from nslora.tools.files import write_jsonl
 from nslora.tools.lab import Lab
 from nslora.tools.material import training_rows
@@ -39,7 +39,7 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     steps = Steps(progress("lora_update", "steps", deadline(state, lab)))
     try:
         result = lab.train(burst, steps)
-    except (BudgetError, DivergedError) as error:
+    except (BudgetError, DivergedError, TooLongError) as error:
         return failed(state, lab, str(error), round(steps.share * most_tokens(burst, lab)))
     wall_s = lab.clock.seconds
     proposal = Proposal(

@@ -91,7 +91,7 @@ def test_two_runs_in_one_database_do_not_share_a_thread(database: str, begin: Be
 
 
 def test_a_database_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nslora.tools.checkpoints.CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("nslora.tools.checkpoints.CONNECT_TIMEOUT_S", 1.5)
     url = "postgresql://me:canary-1234@127.0.0.1:1/none"
     with pytest.raises(RunError, match=r"me@127\.0\.0\.1:1/none does not answer"), postgres_checkpoints(url):
         pass
@@ -133,11 +133,12 @@ def test_a_database_of_a_newer_version_or_one_that_goes_away_is_named(database: 
         other.execute("DELETE FROM checkpoint_migrations WHERE v = 999")
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:s3@cretpw@127.0.0.1:1/db", "postgresql://u:s3/cretpw@h/db",
+@pytest.mark.parametrize("url", ["postgresql://u:p@ss/s3cretpw@h/db", "postgresql://u:s3@cretpw@127.0.0.1:1/db", "postgresql://u:s3/cretpw@h/db",
                                  "postgresql://u:s3cretpw@h/db?x=a@b", "postgres://h/db?password=s3cretpw&user=u"])
 def test_no_part_of_a_password_is_written_down(url: str) -> None:
     assert "cretpw" not in without_password(url)
-    assert without_password("postgresql://u@h/db") == "postgresql://u@h/db"
+    for plain in ("postgresql://u@h/db", "postgresql://h:5432/db?user=me@corp", "postgresql://u@h:5432/db"):
+        assert without_password(plain) == plain
 
 
 def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(capfd: pytest.CaptureFixture[str]) -> None:

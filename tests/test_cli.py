@@ -112,8 +112,9 @@ def test_settings_errors_name_the_setting() -> None:
 
 
 @pytest.mark.parametrize(("assignment", "words"), [
-    ("seed=5", "--seed"), ("model=x", "--model"), ("note=x", "an option of its own"),
-    ("lora.rank=[1", "cannot be read"), ("editing=3", "is a group of settings")])
+    ("seed=5", "--seed"), ("model.x=3", "--model"), ("note=x", "in Python only"), ("folder=x", "--folder"),
+    ("lora.rank=[1", "cannot be read"), ("lora.rank=2024-13-45", "cannot be read"),
+    ("editing=3", "is a group of settings")])
 def test_a_setting_that_cannot_be_set_so_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assignment: str,
                                                   words: str) -> None:
     task = write_task(tmp_path / "task")

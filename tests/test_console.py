@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nslora.graph import cli, cli_classifier
+from nslora.graph import cli
+from nslora.graph.cli_classifier import AS_IT_IS
 from nslora.graph.console import show_node, show_result
 from nslora.graph.console_runs import show_question, show_round
 from nslora.graph.inspect import look
 from nslora.graph.run import Run
 
-HOSTILE = ("[/INST] Sure!", "[dev]", r"\[/b]", "[bold]", "[/]")
+HOSTILE = ("[/INST] Sure!", "[dev]", r"\[/b]", "[bold]", "[/]", ":heart:")
 
 
 def console() -> Any:
-    assert cli.out._markup is cli.err._markup is False      # what every command prints through
-    return Console(file=io.StringIO(), width=200, markup=False)
+    return Console(file=io.StringIO(), width=200, **AS_IT_IS)
 
 
 def text_of(shown: Console) -> str:
@@ -55,10 +55,9 @@ def test_failures_and_questions_are_shown_as_they_are(finished: Run, said: str) 
     assert text_of(out).count(said) == 4
 
 
-def test_the_classifiers_commands_take_no_markup_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[bool] = []
-    monkeypatch.setattr(cli_classifier, "Console", lambda **options: made.append(options["markup"]) or 1 / 0)
-    for command in (lambda: cli_classifier.diagnosed("handbook"),):
-        with pytest.raises(ZeroDivisionError):
-            command()
-    assert made == [False]
+@pytest.mark.parametrize("said", HOSTILE)
+def test_every_command_prints_through_such_a_console(said: str) -> None:
+    for each in (cli.out, cli.err):
+        with each.capture() as shown:
+            each.print(said, highlight=False)
+        assert said in shown.get()

@@ -1,5 +1,6 @@
 """Forks, replays and comparisons: another way from a round, the same way again, and side by side."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nslora.tools.lab import _LABS
 from nslora.tools.policy import Policy
 from nslora.tools.prompt import Prompt
 from nslora.tools.rule_editor import RuleEditor
+from nslora.tools.tiny_model import write_tiny_model
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -119,7 +121,8 @@ def test_a_run_with_a_chat_model_object_is_replayed_and_forked_from_the_shell_wi
 
 def test_a_fork_is_checked_before_anything_is_written(finished: Run, tmp_path: Path) -> None:
     for settings, editor, at, words in (({"strategy": "bogus"}, None, 1, "bogus"), ({}, "no-such-editor", 1, "no-such"),
-                                        ({"model": "elsewhere"}, None, 1, "begins at 0"), ({}, None, -1, "Round -1")):
+                                        ({"model": "elsewhere"}, None, 1, "begins at 0"), ({}, None, -1, "Round -1"),
+                                        ({"device": {"dtype": "bfloat16"}}, None, 1, "begins at 0")):
         with pytest.raises(NsloraError, match=words):
             fork(finished, tmp_path / "none", at=at, editor=editor, settings=settings)
         assert not (tmp_path / "none").exists()
@@ -140,6 +143,23 @@ def test_a_forced_action_is_replayed(finished: Run, tmp_path: Path) -> None:
     found = replay(forced, tmp_path / "again")
     assert found.same, found.differences
     assert found.rounds == 1        # of the two, the first is the original's
+    assert replay(found.run, tmp_path / "once more").same
+    later = fork(forced, tmp_path / "later", at=3, settings={"max_rounds": 3})
+    later.adapt()
+    assert replay(later, tmp_path / "later again").same
+
+
+def test_a_replay_refuses_other_weights(finished: Run, tmp_path: Path, tiny_folder: Callable[..., Path],
+                                        begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shutil.copytree(tiny_folder(), tmp_path / "model")
+    task = finished.lab.task
+    run = Run.create(tmp_path / "run", task=task, model=str(model), strategy="textgrad", max_rounds=1,
+                     device={"threads": 1, "device": "cpu"})
+    run.adapt()
+    write_tiny_model(model, seed=1)
+    monkeypatch.setenv("NSLORA_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(RunError, match="is not the one"):
+        replay(run, tmp_path / "again", begin_at=0)
 
 
 @pytest.mark.parametrize("answer", [{"answer": "reject"}, {"answer": "accept"},

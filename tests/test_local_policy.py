@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from nslora.tools.adapters import OPTIMIZER, WEIGHTS, AdapterStore
 from nslora.tools.burst_progress import SNAPSHOT, BurstProgress
-from nslora.tools.errors import DamagedError, DivergedError, ModelError
+from nslora.tools.errors import DamagedError, DivergedError, ModelError, TooLongError
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.memory import burst_bytes
 from nslora.tools.models import ModelSource
@@ -381,8 +381,11 @@ def test_weights_and_devices_that_cannot_be_used_are_named(tiny_folder: Callable
         LocalPolicy.load(str(model), adapters=tmp_path / "a", device=DeviceSettings(device="cpu"))
 
 
-def test_a_reference_that_does_not_fit_the_context_is_refused(tiny_policy: Make) -> None:
-    policy = tiny_policy("gpt2")
-    long = "x" * (policy.context_tokens + 1)
-    with pytest.raises(ModelError, match="context holds"):
-        policy.reference_losses([[{"role": "user", "content": "a"}]], [long], adapter=None)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_reference_beyond_the_context_is_scored_in_part_and_not_trained_on(tiny_policy: Make, family: str) -> None:
+    policy = tiny_policy(family)
+    asked, long = [{"role": "user", "content": "a"}], "x" * (policy.context_tokens + 1)
+    (loss,) = policy.reference_losses([asked], [long], adapter=None)
+    assert loss > 0
+    with pytest.raises(TooLongError, match="shorten or remove"):
+        policy.train(Burst((TrainingRow(asked, long, "train-1", "reference"),), 1, seed=0))

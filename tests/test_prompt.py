@@ -182,3 +182,14 @@ def test_a_demonstration_with_an_empty_side_is_refused() -> None:
 def test_questions_that_differ_in_a_symbol_are_two(one: str, other: str) -> None:
     assert normalise(one) != normalise(other)
     assert normalise(one) == normalise(f"  {one.upper()}! ")
+
+
+@pytest.mark.parametrize("said", ["**Who** keeps the mill?", "***Who keeps the mill***", "# Who keeps the mill",
+                                  "> - Who keeps the mill?", "Who *keeps* the mill"])
+def test_markdown_does_not_hide_a_question(said: str) -> None:
+    assert normalise(said) == "who keeps the mill"
+
+
+def test_a_sum_is_no_copied_row_for_its_symbols_sake() -> None:
+    check_prompt(Prompt(system="Say 2+2=4 for 2+2."), forbidden_questions=["2+2=?"])
+    assert normalise("5 \u2212 3") == normalise("5 - 3")

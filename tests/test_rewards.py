@@ -401,10 +401,19 @@ def test_a_schema_with_a_plain_true_for_a_field_is_mended() -> None:
 
 @pytest.mark.parametrize(("schema", "words"), [
     ({"enum": [datetime.date(2024, 1, 1)]}, "in quotes"),
-    ({"$ref": "https://example.invalid/schema.json"}, "leads to nothing"), ({"$ref": "#/$defs/missing"}, "leads to")])
+    ({"$ref": "https://example.invalid/schema.json"}, "leads to nothing"), ({"$ref": "#/$defs/missing"}, "leads to"),
+    ({"enum": [1], "$ref": "#/enum/foo"}, "leads to"), ({"$dynamicRef": "https://example.invalid/x"}, "leads to")])
 def test_a_schema_that_could_not_be_used_is_refused(schema: Any, words: str) -> None:
     with pytest.raises(RewardError, match=words):
         build_check({"check": "json_schema", "schema": schema})
+
+
+@pytest.mark.parametrize("schema", [
+    {"$ref": "https://json-schema.org/draft/2020-12/schema"}, {"const": {"$ref": "zz"}},
+    {"$id": "https://example.invalid/a#", "$defs": {"a": {}}, "$ref": "#/$defs/a"},
+    {"$defs": {"b": {"$id": "https://example.invalid/b", "$ref": "c", "$defs": {"c": {"$id": "c"}}}}}])
+def test_sound_references_are_taken(schema: dict[str, Any]) -> None:
+    build_check({"check": "json_schema", "schema": schema})
 
 
 def test_a_schema_may_point_into_itself() -> None:

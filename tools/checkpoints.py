@@ -76,7 +76,7 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
     # database without an encoding (initdb in the C locale), texts would come back as bytes.
     options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row, "client_encoding": "utf8",
                "connect_timeout": CONNECT_TIMEOUT_S}
-    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)    # its warnings quote the URL, password and all
+    logging.getLogger("psycopg.pool").addFilter(hide_password)
     pool: Any = ConnectionPool(url, min_size=1, max_size=4, kwargs=options, open=False, timeout=CONNECT_TIMEOUT_S)
     try:
         pool.open(wait=True, timeout=CONNECT_TIMEOUT_S)
@@ -128,8 +128,15 @@ def check_place(place: str | None) -> None:
 
 def without_password(url: str) -> str:
     """The URL as it may be written down."""
-    # Up to the last @ of the host's part, or of all where the password holds what should have been percent-encoded.
-    return re.sub(r"(://[^:/@]*):(?:[^/?#]*@|.*@)", r"\1@", re.sub(r"password=[^&\s]*", "password=", url))
+    # Up to the last @ before the query, so that a password that should have been percent-encoded goes as a whole; what
+    # stands after the first colon is a port, not a password, where it is digits alone.
+    return re.sub(r"(://[^:/@]*):(?!\d+(?:[/?#]|$))[^?#]*@", r"\1@", re.sub(r"password=[^&\s]*", "password=", url))
+
+
+def hide_password(record: logging.LogRecord) -> bool:
+    """Filter of a logger whose warnings quote the URL, password and all."""
+    record.msg, record.args = without_password(record.getMessage()), ()
+    return True
 
 
 def place_of(recorded: str | None) -> str | None:

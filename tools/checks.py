@@ -210,6 +210,8 @@ class JsonSchema(Check):
     def _is_a_schema(cls, shape: dict[str, Any]) -> dict[str, Any]:
         from jsonschema import Draft202012Validator, SchemaError
 
+        from nslora.tools.schema_references import refuse_open_references
+
         try:
             Draft202012Validator.check_schema(shape)
             json.dumps(shape)
@@ -223,12 +225,13 @@ class JsonSchema(Check):
     def grade(self, example: Example, reply: str) -> Verdict:
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import best_match
+        from jsonschema_specifications import REGISTRY
 
         try:
             value = json.loads(reply)
         except (ValueError, RecursionError):
             return Verdict(0.0, f"The reply should be {self.description()}, with no text before or after it.")
-        error = best_match(Draft202012Validator(self.shape).iter_errors(value))
+        error = best_match(Draft202012Validator(self.shape, registry=REGISTRY).iter_errors(value))
         if error is None:
             return RIGHT
         return Verdict(0.0, f"The reply should be {self.description()}, but {error.message}.")
@@ -247,27 +250,6 @@ class JsonSchema(Check):
         if self.wanted is not None or self.shape.get("type") != "object" or not keys:
             return self.wanted or f"JSON that fits the schema {json.dumps(self.shape)}"
         return f"a JSON object with the key{'s' if len(keys) > 1 else ''} {', '.join(keys)}"
-
-
-def refuse_open_references(shape: dict[str, Any]) -> None:
-    """Raise ValueError where a `$ref` leads out of the schema: jsonschema would look for it on the network."""
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012
-
-    resolver = Registry().with_resource("", DRAFT202012.create_resource(shape)).crawl().resolver(shape.get("$id", ""))
-    waiting: list[Any] = [shape]
-    while waiting:
-        part = waiting.pop()
-        waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
-        target = part.get("$ref") if isinstance(part, dict) else None
-        if not isinstance(target, str):
-            continue
-        try:
-            resolver.lookup(target)
-        except Unresolvable as error:
-            raise ValueError(f"its $ref {target!r} leads to nothing in the schema: put the definition under $defs") \
-                from error
 
 
 class Length(Check):

@@ -263,7 +263,9 @@ class EditorCalls:
 
 
 def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> Mapping[str, float]:
-    price = prices.get(model) or prices.get(model.partition(":")[2])
+    bare = model.partition(":")[2]      # a replay has another class in front of the name
+    price = prices.get(model) or prices.get(bare) or next(
+        (value for name, value in prices.items() if bare and name.partition(":")[2] == bare), None)
     if price is None and needed:
         raise SettingsError(
             f"A cap on the editor's cost needs a price for {model!r}: add "

@@ -25,6 +25,10 @@ class ModelError(NsloraError):
     """A model or an adapter cannot be found, loaded or run."""
 
 
+class TooLongError(ModelError):
+    """A row of training does not fit the model's context; another one may."""
+
+
 class PromptError(NsloraError):
     """A prompt document is refused, with the reason; the prompt in force stays as it was."""
 

@@ -24,7 +24,7 @@ from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.errors import DamagedError, PromptError, RunError
 from nslora.tools.files import read_json, sha256_of_json, unless_changed, write_json, write_text
-from nslora.tools.models import Note, cache_folder
+from nslora.tools.models import Note, cache_folder, refuse_other_weights
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
 from nslora.tools.prompt import Prompt, parse
 from nslora.tools.reply_cache import ReplyCache
@@ -97,11 +97,10 @@ class Lab:
         policy = self.given_policy or self.load_policy()
         facts = self.folder / POLICY_FILE
         if facts.exists():
-            known = read_json(facts)["fingerprint"]
-            if known != policy.fingerprint:
-                raise RunError(f"The model {policy.name} is not the one that {self.folder} was begun with (fingerprint "
-                               f"{policy.fingerprint}, wanted {known}), so rewards could not be compared: restore its "
-                               "files, or begin a new run.")
+            known = read_json(facts)
+            if not isinstance(known, dict) or "fingerprint" not in known:
+                raise DamagedError(f"{facts} is damaged: it names no fingerprint.")
+            refuse_other_weights(policy.name, policy.fingerprint, known["fingerprint"])
         elif self.folder.is_dir():
             write_json(facts, {**policy.describe(), "name": policy.name, "fingerprint": policy.fingerprint,
                                "context_tokens": policy.context_tokens})
@@ -195,8 +194,8 @@ def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
                        "run with Run.open(folder, task=..., editor=...).")
     task = load_task(record["task"]["source"], **record["task"]["options"])
     if task.hash != record["task"]["hash"]:
-        raise RunError(f"The task {record['task']['source']} has changed since {folder} was begun: restore it, or "
-                       "begin a new run.")
+        raise RunError(f"The task {record['task']['source']} has changed since {folder} was begun (or an earlier "
+                       "nslora began it): restore it, or begin a new run.")
     lab = Lab(path, recorded_settings(folder, record), task)
     refuse_other_anchor(lab, record)
     return register(lab)

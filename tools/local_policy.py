@@ -14,7 +14,7 @@ from nslora.tools.adapters import OPTIMIZER, AdapterStore
 from nslora.tools.burst_progress import BurstProgress
 from nslora.tools.chat_format import ChatFormat, Dialogue
 from nslora.tools.compute import rates_of
-from nslora.tools.errors import ModelError
+from nslora.tools.errors import ModelError, TooLongError
 from nslora.tools.lora_targets import lora_targets
 from nslora.tools.models import ModelSource, Note, fingerprint, resolve_model
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
@@ -158,18 +158,12 @@ class LocalPolicy:
 
         rows = [(self.format.prompt_ids(dialogue), self.format.completion_ids(reference))
                 for dialogue, reference in zip(dialogues, references, strict=True)]
-        longest = self._fitting(rows)
+        # What stands beyond the context is left out, as TRL's max_length does: this loss only informs.
+        rows = [(prompt, completion[:max(1, self.context_tokens - len(prompt))]) for prompt, completion in rows]
+        longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
         with self.using(adapter) as model:
             return completion_losses(model, rows, pad_id=self.format.pad_id, batch_size=self.batch_size,
                                      shared=self._shared([prompt for prompt, _ in rows], longest))
-
-    def _fitting(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> int:
-        """Tokens of the longest row. Raises ModelError where it does not fit the context."""
-        longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
-        if longest > self.context_tokens:
-            raise ModelError(f"A question with its prompt and reference takes {longest} tokens, the model's context "
-                             f"holds {self.context_tokens}: shorten that row or the prompt.")
-        return longest
 
     def _shared(self, prompts: Sequence[Sequence[int]], longest: int) -> int:
         """Tokens that the prompts share and that may be computed once; whether this model bears it is asked once."""
@@ -181,7 +175,10 @@ class LocalPolicy:
             self.base, prompts, shared, self.format.pad_id)) else 0
 
     def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
-        """Train a new adapter (or a copy of `burst.start`) and store it. Raises DivergedError, ModelError."""
+        """Train a new adapter (or a copy of `burst.start`) and store it.
+
+        Raises DivergedError, TooLongError, ModelError.
+        """
         from nslora.tools.burst_plan import Plan, TokenRow
         from nslora.tools.training import train
 
@@ -192,7 +189,10 @@ class LocalPolicy:
                  for row in burst.rows]
         if not pairs:
             raise ModelError("A burst of training was asked for without rows.")
-        self._fitting(pairs)
+        longest = max(len(prompt) + len(completion) for prompt, completion in pairs)
+        if longest > self.context_tokens:
+            raise TooLongError(f"A train row with its prompt and reply takes {longest} tokens, the model's context "
+                               f"holds {self.context_tokens}: shorten or remove that row.")
         rows = tuple(TokenRow(tuple(prompt), tuple(completion)) for prompt, completion in pairs)
         plan = Plan(rows, burst.epochs, burst.seed, self.format.pad_id, self.lora)
         start_optimizer = self.adapters.path(burst.start) / OPTIMIZER if burst.start else None

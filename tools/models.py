@@ -18,7 +18,7 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
-from nslora.tools.errors import ModelError
+from nslora.tools.errors import ModelError, RunError
 from nslora.tools.files import sha256_of_file, sha256_of_json, write_json
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
@@ -29,7 +29,9 @@ EMBEDDED_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea37372
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 # Files of a model's folder that change a reply: weights, configurations, vocabulary, chat templates.
-REPLY_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+CHANGE_REPLIES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*.json", "*.model", "vocab*",
+                  "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.jinja",
+                  "additional_chat_templates/*.jinja")
 
 Note = Callable[[str], None]
 
@@ -143,6 +145,26 @@ def save_as_safetensors(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def refuse_other_weights(name: str, found: str, wanted: str) -> None:
+    """Raise RunError where a policy's fingerprint (content hash, "-", dtype) is not the one of a run's record."""
+    if found == wanted:
+        return
+    (weights, _, dtype), (old_weights, _, old_dtype) = found.rpartition("-"), wanted.rpartition("-")
+    if weights == old_weights and "float" in dtype and "float" in old_dtype:
+        raise RunError(f"The model {name} computes in {dtype} here, the run was begun in {old_dtype}, so rewards could "
+                       "not be compared: go on with it on a machine of the first kind, or begin a new run.")
+    raise RunError(f"The model {name} is not the one that the run was begun with (fingerprint {found}, wanted "
+                   f"{wanted}), so rewards could not be compared: restore its files, or begin a new run.")
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file; of a configuration without the version of transformers that wrote it."""
+    if path.name not in ("config.json", "generation_config.json"):
+        return sha256_of_file(path)
+    return sha256_of_json({key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items()
+                           if key != "transformers_version"})
+
+
 def fingerprint(location: str, model: Any) -> str:
     """Content hash of a loaded model, 16 hex characters: its weights and what else changes a reply.
 
@@ -151,9 +173,8 @@ def fingerprint(location: str, model: Any) -> str:
     """
     folder = Path(location)
     if folder.is_dir():
-        files = sorted(path for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*"))
-                       if path.suffix in REPLY_SUFFIXES and path.is_file())
-        return sha256_of_json([[path.name, sha256_of_file(path)] for path in files])[:16]
+        files = sorted({path for pattern in CHANGE_REPLIES for path in folder.glob(pattern)})
+        return sha256_of_json([[path.name, content_hash(path)] for path in files])[:16]
     commit = getattr(model.config, "_commit_hash", None)
     if commit:
         return hashlib.sha256(f"{location}@{commit}".encode()).hexdigest()[:16]

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from nslora.tools.checks import RIGHT, FieldCheck, Verdict
+from nslora.tools.prompt import MINUS
 
 if TYPE_CHECKING:
     from nslora.tools.task import Example
 
 # Thousands may be parted by commas; a number does not begin inside a word or another number.
-_MINUS = str.maketrans("\u2212\u2010\u2011", "---")    # what typographers write for the sign
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
 _ARITHMETIC = re.compile(r"[\\/^*=%×÷]|\bsqrt\b|\bpi\b")
 # math-verify ends what takes longer through an alarm signal, which only the main thread may set.
@@ -50,7 +50,7 @@ class Numeric(FieldCheck):
 
 def plain_number(text: str) -> float | None:
     """The number of a text that holds exactly one and no arithmetic; None for any other text."""
-    found = _NUMBER.findall(text.translate(_MINUS))
+    found = _NUMBER.findall(text.translate(MINUS))
     if len(found) != 1 or _ARITHMETIC.search(text):
         return None
     return float(found[0].replace(",", ""))
@@ -78,7 +78,7 @@ def _parsed(text: str) -> list[Any]:
 
     if _TOWER.search(text):
         return []
-    end = text[-_LONGEST_CHARS:].translate(_MINUS)
+    end = text[-_LONGEST_CHARS:].translate(MINUS)
     return list(parse(end, parsing_timeout=_timeout(), fallback_mode="no_fallback"))
 
 

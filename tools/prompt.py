@@ -45,7 +45,10 @@ PLAIN_STOP = "\n### User"
 COPIED_WORDS = 4
 
 # Words, and the symbols that tell two questions apart; other punctuation does not.
-MEANINGFUL = re.compile(r"\w+|[+*/\\^=<>#&@%$€£|~°±×÷√−]|-(?=\s*\d)")
+MINUS = str.maketrans("\u2212\u2010\u2011", "---")     # what typographers write for the sign
+LINE_MARKS = re.compile(r"^\s*(?:[#>*+-]+\s+)+", re.MULTILINE)
+EMPHASIS = re.compile(r"(?<!\w)(\*{1,3})(\S(?:.*?\S)?)\1(?!\w)")
+MEANINGFUL = re.compile(r"\w+|[+*/\\^=<>#&@%$€£|~°±×÷√]|-(?=\s*\d)")
 _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNORECASE)
 # What a text file does not carry from one machine to the next: control characters, other line ends, surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -199,9 +202,10 @@ def check_prompt(
 def normalise(text: str) -> str:
     """A text without case, punctuation and spacing, to tell whether two questions are the same one.
 
-    Symbols that carry meaning stay: C, C++ and C# are three languages, 10 + 11 and 10 * 11 two sums.
+    Symbols that carry meaning stay, Markdown's marks do not: C, C++ and C# are three languages, 10 + 11 and 10 * 11 two
+    sums, and **Who** is who.
     """
-    return " ".join(MEANINGFUL.findall(text.casefold()))
+    return " ".join(MEANINGFUL.findall(EMPHASIS.sub(r"\2", LINE_MARKS.sub("", text.casefold().translate(MINUS)))))
 
 
 def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[str]) -> None:
@@ -212,7 +216,7 @@ def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[st
     around = f" {normalise(prompt.system)} / {normalise(prompt.template)} "
     for question in forbidden:
         words = normalise(question)
-        long_enough = len(words.split()) >= COPIED_WORDS
+        long_enough = len(re.findall(r"\w+", words)) >= COPIED_WORDS
         for number, text in enumerate(told, 1):
             if words == asked[number - 1] or (long_enough and f" {words} " in text):
                 copied = f"Demonstration {number} copies a validation or test row"

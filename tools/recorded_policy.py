@@ -7,7 +7,7 @@ from typing import Any
 
 from nslora.tools.chat_format import ChatFormat, Dialogue
 from nslora.tools.files import read_json
-from nslora.tools.models import resolve_model
+from nslora.tools.models import refuse_other_weights, resolve_model
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, Policy, silent
 
 
@@ -30,9 +30,11 @@ class RecordedPolicy:
 
     @cached_property
     def policy(self) -> Policy:
-        """The real one."""
+        """The real one. Raises RunError where its files are no longer those of the record."""
         self.loaded = True
-        return self.load()
+        found = self.load()
+        refuse_other_weights(found.name, found.fingerprint, self.fingerprint)
+        return found
 
     @cached_property
     def _format(self) -> ChatFormat:

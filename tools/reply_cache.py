@@ -74,7 +74,15 @@ class ReplyCache:
             with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
                 yield connection
         except sqlite3.Error as error:
-            mend = "make room" if "full" in str(error) else "set NSLORA_CACHE to a folder of yours" \
-                if "readonly" in str(error) or "unable to open" in str(error) else \
-                "delete it, it holds nothing but replies that can be generated again"
-            raise RunError(f"The reply cache {self.path} cannot be used ({error}): {mend}.") from error
+            raise RunError(f"The reply cache {self.path} cannot be used ({error}): {remedy(error)}. Every finished "
+                           "step of a run is kept.") from error
+
+
+def remedy(error: sqlite3.Error) -> str:
+    """What a person can do about an error of the cache's file."""
+    said = str(error)
+    if "malformed" in said or "not a database" in said:
+        return "delete it, it holds nothing but replies that can be generated again"
+    if "locked" in said or "busy" in said:
+        return "another process holds it: wait for that, then go on"
+    return "make room, or see that its folder can be written, then go on"
