@@ -18,6 +18,7 @@ from nslora.tools.evaluation import read_evaluation, write_evaluation
 from nslora.tools.files import write_text
 from nslora.tools.lab import _LABS, RUN_FILE
 from nslora.tools.run_lock import LOCK_FILE, sole_writer
+from nslora.tools.task import Task, task_from_rows
 from nslora.tools.tiny_model import write_tiny_model
 
 Begin = Callable[..., Run]
@@ -95,3 +96,18 @@ def test_files_of_a_run_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_train_row_beyond_the_context_is_a_failed_update_and_not_the_end(
+        begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task) -> None:
+    def rows(split: str) -> list[dict[str, str]]:
+        return [{"question": row.question, "reference": str(row.reference)} for row in getattr(keepers, split)]
+
+    train = rows("train")
+    train[0]["reference"] = "x" * 5000
+    task = task_from_rows(train=train, validation=rows("validation"), test=rows("test"), max_new_tokens=8)
+    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
+                     device={"threads": 1, "device": "cpu"})
+    (only,) = run.adapt()["rounds"]
+    assert "shorten or remove that row" in only["error"]
+    assert not only["kept"]
