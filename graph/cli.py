@@ -61,7 +61,6 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as lora.rank=16.")] = None,
 ) -> None:
     """Adapt a model to a task: evaluate, decide, update, until nothing is left to gain."""
-    from nslora.graph.cli_runs import unused
     from nslora.graph.console_runs import show_plan
     from nslora.graph.run_folder import could_begin, read_settings
     from nslora.tools.budget import plan_of
@@ -72,7 +71,7 @@ def run(
 
     prepare_environment()
     loaded = load_task(task, **{key: value for key, value in (("style", style), ("combine", combine)) if value})
-    path = folder or unused(Path("runs") / f"{slug(loaded.name)}-{datetime.now():%Y%m%d-%H%M%S}")
+    path = folder or cli_runs.unused(Path("runs") / f"{slug(loaded.name)}-{datetime.now():%Y%m%d-%H%M%S}")
     settings = parsed(set_ or [], elsewhere=OPTIONS)
     caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
     if any(value is not None for value in caps.values()):

@@ -356,7 +356,7 @@ def test_a_template_without_system_turns_says_it_in_the_first_user_turn(tiny_pol
         "<|im_start|>user Answer in few words, please.\n\nWho keeps the mill?<|im_end|>")
 
 
-def test_a_chat_template_and_a_tokenizer_are_part_of_the_fingerprint(tiny_folder: Callable[..., Path],
+def test_a_chat_template_and_a_generation_config_are_part_of_the_fingerprint(tiny_folder: Callable[..., Path],
                                                                      tmp_path: Path) -> None:
     def found() -> str:
         return LocalPolicy.load(str(model), adapters=tmp_path / "a", device=DeviceSettings(device="cpu")).fingerprint

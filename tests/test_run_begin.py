@@ -18,7 +18,7 @@ from nslora.tools.evaluation import read_evaluation, write_evaluation
 from nslora.tools.files import write_text
 from nslora.tools.lab import _LABS, RUN_FILE
 from nslora.tools.run_lock import LOCK_FILE, sole_writer
-from nslora.tools.task import Task, task_from_rows
+from nslora.tools.task import Task, load_task, task_from_rows
 from nslora.tools.tiny_model import write_tiny_model
 
 Begin = Callable[..., Run]
@@ -45,7 +45,7 @@ def test_a_run_that_is_overwritten_leaves_nothing_of_its_editors_record(begin: B
     assert (second.folder / "editor.jsonl").read_text().count("\n") == calls.count("\n")
 
 
-def test_a_run_does_not_go_on_with_other_weights_lengths_or_anchors(
+def test_a_run_does_not_go_on_with_other_weights_or_anchors(
         begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
     model = shutil.copytree(tiny_folder(), tmp_path / "model")
     anchor = tmp_path / "anchor.jsonl"
@@ -62,6 +62,11 @@ def test_a_run_does_not_go_on_with_other_weights_lengths_or_anchors(
     _LABS.clear()
     with pytest.raises(RunError, match=r"anchor set .* has changed"):
         Run.open(run.folder)
+
+
+def test_another_reply_length_is_another_task(keepers: Task) -> None:
+    longer = load_task(keepers.source, max_new_tokens=keepers.max_new_tokens + 1)
+    assert longer.hash != keepers.hash == load_task(keepers.source).hash
 
 
 def test_of_two_processes_that_begin_one_folder_the_second_is_told(begin: Begin) -> None:

@@ -11,7 +11,7 @@ from nslora.tools.chat_format import Dialogue
 from nslora.tools.classifier import classify
 from nslora.tools.compute import answered, token_counts
 from nslora.tools.errors import DamagedError
-from nslora.tools.files import sha256_of_json, write_jsonl
+from nslora.tools.files import read_whole, sha256_of_json, write_jsonl
 from nslora.tools.policy import Advance, Policy, silent
 from nslora.tools.prompt import Prompt
 from nslora.tools.reply_cache import ReplyCache, reply_key
@@ -163,9 +163,7 @@ def evaluation_cost(path: Path, payer: str) -> EvaluationCost:
 def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
     """What `write_evaluation` wrote. Raises DamagedError where the file is missing or damaged."""
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogatepass")
-        # Split at "\n" alone: replies may hold U+2028, at which splitlines() would cut.
-        lines: list[dict[str, Any]] = [json.loads(line) for line in text.split("\n") if line]
+        lines: list[dict[str, Any]] = read_whole(path)
         rows = [Row(**line["row"]) for line in lines if "row" in line]
         failures = [Failure(**{**line["failure"], "attribution": Attribution(**line["failure"]["attribution"])})
                     for line in lines if "failure" in line]
@@ -173,6 +171,6 @@ def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
             if (header["rows"], header["failures"]) != (len(rows), len(failures)):
                 raise ValueError(f"{len(rows)} rows and {len(failures)} failures, wanted {header['rows']} and "
                                  f"{header['failures']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DamagedError, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"The evaluation {path} is damaged ({error}).") from error
     return rows, failures

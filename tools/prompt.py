@@ -44,10 +44,10 @@ PLAIN_STOP = "\n### User"
 # From this many words on, a held-out question that stands in the system turn or the template was copied there.
 COPIED_WORDS = 4
 
-# Words, and the symbols that tell two questions apart; other punctuation does not.
 MINUS = str.maketrans("\u2212\u2010\u2011", "---")     # what typographers write for the sign
 LINE_MARKS = re.compile(r"^\s*(?:[#>*+-]+\s+)+", re.MULTILINE)
 EMPHASIS = re.compile(r"(?<!\w)(\*{1,3})(\S(?:.*?\S)?)\1(?!\w)")
+# Words, and the symbols that tell two questions apart; other punctuation does not.
 MEANINGFUL = re.compile(r"\w+|[+*/\\^=<>#&@%$€£|~°±×÷√]|-(?=\s*\d)")
 _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNORECASE)
 # What a text file does not carry from one machine to the next: control characters, other line ends, surrogates.
