@@ -1,11 +1,14 @@
 """The anchor set: what no update may make worse."""
 
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from nslora.graph.run import Run
 from nslora.nodes.monitor import judge
@@ -84,3 +87,10 @@ def test_small_falls_of_the_anchor_do_not_add_up(begin: Callable[..., Run], tmp_
                   "proposal": None}
     assert judge(state, run.lab).numbers["anchor_gain"] == pytest.approx(-0.16)
     assert not judge(state, run.lab).kept
+
+
+def test_an_anchor_may_hold_columns_that_json_has_not(begin: Callable[..., Run], tmp_path: Path) -> None:
+    path = tmp_path / "anchor.parquet"
+    rows = {"question": ["Who rows the boat?"], "reference": ["zz"], "day": [datetime.date(2024, 1, 1)]}
+    parquet.write_table(pyarrow.table(rows), path)
+    assert begin(anchor=str(path)).lab.anchor_hash

@@ -151,8 +151,10 @@ class Lab:
     @property
     def anchor_hash(self) -> str | None:
         """Content hash of the anchor set, None without one."""
-        return sha256_of_json([[row.question, row.reference, dict(row.fields)] for row in self.anchor]) \
-            if self.anchor else None
+        # As text: a column of a Parquet file may hold what JSON has not, such as a date.
+        rows = [[row.question, row.reference, {name: str(value) for name, value in row.fields.items()}]
+                for row in self.anchor]
+        return sha256_of_json(rows) if rows else None
 
     @cached_property
     def examples(self) -> dict[str, Example]:
