@@ -148,7 +148,7 @@ def task_tables(scores: Scores) -> list[str]:
     """One table per task."""
     lines: list[str] = []
     for task in scores.compared():
-        rows = [row for row in scores.rows() if row.task == task]
+        rows = [scores.row(task, strategy) for strategy in scores.strategies]
         base = float(scores.questions(task, ROUTER, "base").mean())
         some = scores.of(task, ROUTER)[0]
         lines += [f"### {task}", "",
