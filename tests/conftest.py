@@ -1,5 +1,6 @@
 """Shared pieces: a tiny random model on disk, and caches that stay inside the test's folder."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,16 @@ for name in ("COLUMNS", "LINES"):
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Folders of tiny models by family, each written once."""
+    """Folders of tiny models by family, each written once.
+
+    What the libraries keep in memory is left out of later collections: accelerate asks for two full ones a burst, and
+    they took most of the time that a burst of a tiny model takes.
+    """
+    import peft  # noqa: F401
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
     made: dict[tuple[str, bool], Path] = {}
 
     def folder(family: Family = "llama", chat_template: bool = True) -> Path:

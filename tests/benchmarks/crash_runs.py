@@ -1,5 +1,6 @@
 """Runs that are killed and resumed, in processes forked from one that has imported everything already."""
 
+import gc
 import json
 import os
 import random
@@ -31,7 +32,10 @@ class Crash:
 
 
 def import_all() -> None:
-    """Import what a run needs, so that forked children start at once. No tensor is touched here."""
+    """Import what a run needs, so that forked children start at once. No tensor is touched here.
+
+    What is there then is left out of the children's collections, of which each burst makes two full ones.
+    """
     import datasets  # noqa: F401
     import peft  # noqa: F401
 
@@ -44,6 +48,8 @@ def import_all() -> None:
     import nslora.tools.local_policy
     import nslora.tools.rule_editor
     import nslora.tools.training  # noqa: F401
+
+    gc.freeze()
 
 
 def in_child(work: Callable[[], None], log: Path) -> int:
