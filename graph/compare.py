@@ -49,9 +49,9 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     """Compare finished runs. Raises RunError where one has no result, or they answered other test questions."""
     views = [look(folder) for folder in folders]
     tests = [question_scores(view) for view in views]
-    first = [row["id"] for row in tests[0]]
+    first = [asked(row) for row in tests[0]]
     for view, rows in zip(views, tests, strict=True):
-        if [row["id"] for row in rows] != first:
+        if [asked(row) for row in rows] != first:
             raise RunError(f"{view.folder} and {views[0].folder} were tested on other questions: compare runs of one "
                            "task.")
     gains = tuple(Gain(paired(tests[0], rows, "passed"), paired(tests[0], rows, "reward")) for rows in tests[1:])
@@ -68,6 +68,11 @@ def question_scores(view: RunView) -> list[dict[str, Any]]:
     if not rows:
         raise DamagedError(f"{path} is damaged: it holds no scores of the result.")
     return rows
+
+
+def asked(row: dict[str, Any]) -> tuple[str, str]:
+    """Which question a score belongs to: ids alone are given by number where the task has none of its own."""
+    return str(row["id"]), str(row.get("question_sha256", ""))
 
 
 def paired(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], key: str) -> Estimate:

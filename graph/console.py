@@ -90,12 +90,14 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
         console.print("The prompt is unchanged.")
     test = report["test"]
     table = Table(title=f"test split, {test['questions']} questions, looked at once")
-    for column in ("", "all checks", "95 % interval", *test["base"]["checks"], "reward"):
+    checks = list(dict.fromkeys(name for which in ("base", "result") for name in test[which]["checks"]))
+    for column in ("", "all checks", "95 % interval", *checks, "reward"):
         table.add_column(column, justify="left" if not column else "right")
     for name in ("base", "result"):
         numbers = test[name]
         table.add_row(name, f"{numbers['all_checks']:.2f}", words(numbers["interval"]),
-                      *(f"{value:.2f}" for value in numbers["checks"].values()), f"{numbers['reward']:.3f}")
+                      *(f"{numbers['checks'][check]:.2f}" if check in numbers["checks"] else "–" for check in checks),
+                      f"{numbers['reward']:.3f}")
     console.print(table)
     gain = test["gain"]
     console.print(f"gain in all checks {gain['all_checks']:+.2f}, 95 % interval {words(gain['interval'])}, paired by "

@@ -1,5 +1,6 @@
 """Forks: a new run that shares another one's past up to a round, and decides otherwise from there."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from nslora.tools.run_copy import copy_past as copy_files
 from nslora.tools.run_copy import copy_records
 from nslora.tools.settings import RunSettings
 
+# Of an adapter; those of one that is trained further are its own.
+SHAPE = ("rank", "alpha", "dropout", "targets", "top_blocks", "use_rslora", "use_dora")
+
 
 @dataclass(frozen=True)
 class Beginning:
@@ -30,6 +34,7 @@ class Beginning:
     folder: Path
     round: int
     kind: Literal["fork", "replay"]
+    bursts: bool = True     # whether what the source trained is taken over where the same is to be trained again
 
 
 def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "textgrad"] | None = None,
@@ -47,7 +52,6 @@ def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "t
     new = begin(Beginning(source, Path(folder), at, "fork"), read_settings(**values),
                 editor=editor if isinstance(editor, BaseChatModel) else None, keeps_editor=editor is None,
                 origin={"action": action, "settings": dict(settings or {})})
-    copy_records(source.folder, new.folder, editor=True, bursts=True)
     if action is not None:
         force(new, action)
     return new
@@ -63,6 +67,8 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
             old.model, old.device.device, old.device.dtype):
         raise RunError(f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
                        "another model, device or dtype begins at 0, with the first evaluation.")
+    if beginning.round > 0 and beginning.kind == "fork":
+        refuse_other_shape(source, beginning.round, settings)
     with source.checkpointer() as saver:
         graph = build_graph(saver)
         at = checkpoint_before(graph, source, beginning.round)
@@ -73,21 +79,46 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
         if chat is not None or not record["editor_is_object"] or not keeps_editor:
             could_begin(lab)
             del lab.editor      # its record is copied later
+        if beginning.round > 0 and lab.anchor_hash != source.lab.anchor_hash:
+            raise RunError(f"What {source.folder} kept has not answered these anchor questions: a fork with another "
+                           "anchor set begins at 0, with the first evaluation.")
         refuse_unusable(folder)
         make_folder(folder)
-        write_record(lab, editor_is_object=editor is not None or (keeps_editor and bool(record["editor_is_object"])),
-                     origin={"run": source.folder.name, "thread": source.thread, "kind": beginning.kind,
-                             "round": beginning.round, **(origin or {})})
-        lab.prompts.add(lab.task.prompt)
-        copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
-        new = Run(folder, register(lab))
-        found = saver.get_tuple(at.config)
-        if found is None:
-            raise RunError(f"The checkpoint before round {beginning.round} of {source.folder} is gone.")
-        with new.checkpointer() as target:
-            copy_past(saver, target, found, new.thread)
-            reopen(build_graph(target), new)
+        is_object = editor is not None or (keeps_editor and bool(record["editor_is_object"]))
+        try:
+            write_record(lab, editor_is_object=is_object, origin={
+                "run": source.folder.name, "thread": source.thread, "kind": beginning.kind, "round": beginning.round,
+                **(origin or {})})
+            lab.prompts.add(lab.task.prompt)
+            copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
+            copy_records(source.folder, folder, editor=beginning.kind == "fork", bursts=beginning.bursts)
+            new = Run(folder, register(lab))
+            found = saver.get_tuple(at.config)
+            if found is None:
+                raise RunError(f"The checkpoint before round {beginning.round} of {source.folder} is gone.")
+            with new.checkpointer() as target:
+                copy_past(saver, target, found, new.thread)
+                if beginning.kind == "fork":
+                    reopen(build_graph(target), new)
+        except BaseException:       # half a past would be taken for a run that has yet to begin
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     return new
+
+
+def refuse_other_shape(source: Run, number: int, settings: RunSettings) -> None:
+    """Raise RunError where round `number` goes on with a kept adapter that has another shape than `settings` say."""
+    old = source.lab.settings.lora
+    changed = [name for name in SHAPE if getattr(old, name) != getattr(settings.lora, name)]
+    if not changed:
+        return
+    with source.checkpointer() as saver:
+        kept = checkpoint_before(build_graph(saver), source, number).values["kept"]
+    if kept["adapter"] is not None:
+        name = changed[0]
+        raise RunError(f"lora.{name} cannot become {getattr(settings.lora, name)} in round {number}, which goes on "
+                       f"with an adapter of {getattr(old, name)}: fork at a round before the first burst that was "
+                       "kept.")
 
 
 def reopen(graph: Graph, run: Run) -> None:

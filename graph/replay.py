@@ -1,6 +1,7 @@
 """Replays: a run once more from its records, offline, to see that everything comes out the same."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from nslora.tools.files import read_json
 from nslora.tools.lab import POLICY_FILE, PromptStore, read_run_file, recorded_settings
 from nslora.tools.policy import Policy
 from nslora.tools.recorded_policy import RecordedPolicy
-from nslora.tools.run_copy import copy_records
 
 COMPARED = ("action", "reason", "kept", "verdict", "error", "adapter", "prompt", "reward_before", "reward_after")
 
@@ -25,6 +25,7 @@ class ReplayedChat(RecordedChat):
     """The record of an editor under that editor's own name and kind, by which prices and calls are found."""
 
     model_name: str = ""
+    recorded_name: str = ""
     kind: str = "recorded"
 
     @property
@@ -68,17 +69,23 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     settings = recorded_settings(source.folder, record)
     if settings.max_seconds is not None:
         settings = settings.model_copy(update={"max_seconds": None, "max_rounds": len(old.rounds)})
+    # What a form was filled with is on record as the text that it stands for, so none is asked for.
+    settings = settings.model_copy(update={"editing": settings.editing.model_copy(update={"structured": "never"})})
     origin = source.origin or {}
     if origin.get("kind") == "fork" or origin.get("action"):
         begin_at = max(begin_at, origin["round"])       # earlier rounds are its source's, under other settings perhaps
     forced = origin.get("action") if begin_at == origin.get("round") else None
     policy = recorded_policy(source)
     name = record["settings"]["editor"]
-    chat = ReplayedChat(log=EditorLog(source.folder / "editor.jsonl"), model_name=name.partition(":")[2] or name,
-                        kind=name if name in FREE else "recorded")
-    new = begin(Beginning(source, Path(folder), begin_at, "replay"), settings, editor=chat, policy=policy,
-                origin={"action": forced})
-    copy_records(source.folder, new.folder, editor=False, bursts=not retrain)
+    log = EditorLog(source.folder / "editor.jsonl")
+    # Calls of the rounds before; a fork's record begins with replies alone, whichever round they are of.
+    made = 0 if origin.get("kind") == "fork" else round(
+        sum(each.editor.get("calls", 0) for each in old.rounds[:max(0, begin_at - 1)]))
+    chat = ReplayedChat(log=log, asked=Counter(call.request_sha256 for call in log.first(made)),
+                        model_name=name.partition(":")[2] or name, kind=name if name in FREE else "recorded",
+                        recorded_name=next((call.model for call in log.first(1)), ""))
+    new = begin(Beginning(source, Path(folder), begin_at, "replay", bursts=not retrain), settings, editor=chat,
+                policy=policy, origin={"action": forced})
     if isinstance(policy, RecordedPolicy):
         policy.load = new.lab.load_policy       # with the adapters of the new run's folder
     if forced:

@@ -20,10 +20,13 @@ from nslora.tools.budget import plan_of
 from nslora.tools.chat_models import editor_name
 from nslora.tools.checkpoints import (
     CHECKPOINTS_FILE,
+    OBJECT,
     check_place,
+    described,
     place_of,
     postgres_checkpoints,
     sqlite_checkpoints,
+    without_password,
 )
 from nslora.tools.disk import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
@@ -49,7 +52,11 @@ class Run:
         self.folder, self.lab = folder, lab
         self._saver = saver
         record = read_run_file(folder)
-        self._place = place or place_of(record.get("checkpoints"))
+        recorded = record.get("checkpoints")
+        if saver is None and (recorded == OBJECT or (place is not None and without_password(place) != recorded)):
+            raise RunError(f"The checkpoints of {folder} are in {described(recorded)}: give that with checkpoints=..., "
+                           "or the run would begin again in its own folder.")
+        self._place = place or place_of(recorded)
         self.thread: str = record.get("thread", OLD_THREAD)
         self.origin: dict[str, Any] | None = record.get("origin")
 
@@ -84,7 +91,8 @@ class Run:
             note(f"note     {warning}")
         make_folder(path)
         begun = register(lab())     # another one: that above read the record of a run which is overwritten now
-        write_record(begun, editor_is_object=not isinstance(editor, str), checkpoints=place)
+        write_record(begun, editor_is_object=not isinstance(editor, str),
+                     checkpoints=place if checkpoints is None or place else OBJECT)
         return cls(path, begun, None if isinstance(checkpoints, str) else checkpoints, place)
 
     @classmethod
@@ -158,6 +166,9 @@ class Run:
         if seen.values.get("status") == "finished":
             return
         check_records(self.folder)
+        if not seen.values and self.origin and self.origin["round"] > 0:
+            raise RunError(f"{self.folder} has lost the checkpoints that it was begun with: fork again, into another "
+                           "folder.")
         start: Any = None if seen.values else self.first_state()
         if seen.interrupts:
             if answer is None:

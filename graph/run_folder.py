@@ -27,8 +27,8 @@ def write_record(lab: Lab, *, editor_is_object: bool, checkpoints: str | None = 
                  origin: dict[str, Any] | None = None) -> None:
     """Write `run.json`, the last thing before a run exists. Raises RunError where another process was faster.
 
-    checkpoints: URL of a database, None for a file in the folder; its password is left out. origin: of a fork or a
-    replay, {"run", "kind", "round", ...}.
+    checkpoints: URL of a database (its password is left out), `OBJECT`, None for a file in the folder. origin: of a
+    fork or a replay, {"run", "kind", "round", ...}.
     """
     task = lab.task
     with sole_writer(lab.folder):

@@ -9,7 +9,7 @@ from nslora.nodes.spending import deadline
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.classifier import classify
 from nslora.tools.compute import answered
-from nslora.tools.errors import BudgetError
+from nslora.tools.errors import BudgetError, TooLongError
 from nslora.tools.evaluation import (
     EvaluationCost,
     Failure,
@@ -28,7 +28,7 @@ from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance
 from nslora.tools.prompt import normalise
 from nslora.tools.remake import read_rows
-from nslora.tools.rewards import Graded
+from nslora.tools.rewards import Graded, check_means
 
 
 def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -42,7 +42,7 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     until = deadline(state, lab, to_be_evaluated=False) if proposal else None
     try:
         measured = measure_candidate(lab, candidate, state["round"], progress("evaluate", "replies", until))
-    except BudgetError as error:
+    except (BudgetError, TooLongError) as error:
         if proposal is None:
             raise
         return {"measured": None, "proposal": {**proposal, "candidate": None, "error": str(error)},
@@ -149,7 +149,7 @@ def summary(key: str, rows: list[Row], cost: EvaluationCost, flop: float) -> Mea
     return Measured(
         key=key, reward=mean([row.value for row in judged]), potential=mean([row.single for row in judged]),
         all_checks=mean([float(row.passed) for row in judged]),
-        checks={name: mean([row.checks[name] for row in judged]) for name in judged[0].checks},
+        checks=check_means([row.checks for row in judged]),
         loss_nats=mean(losses) if losses else None, failures=sum(not row.passed for row in judged),
         train_reward=mean([row.value for row in train]), wall_s=0.0, generated_tokens=cost.tokens,
         cached_replies=cost.cached, flop=flop)

@@ -4,7 +4,7 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.classify import material_of
-from nslora.nodes.spending import Steps, deadline, fitted, most_tokens
+from nslora.nodes.spending import Steps, deadline, fitted, planned_tokens
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.errors import BudgetError, DivergedError, TooLongError
 from nslora.tools.files import write_jsonl
@@ -40,7 +40,7 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     try:
         result = lab.train(burst, steps)
     except (BudgetError, DivergedError, TooLongError) as error:
-        return failed(state, lab, str(error), round(steps.share * most_tokens(burst, lab)))
+        return failed(state, lab, str(error), round(steps.share * planned_tokens(burst, lab)))
     wall_s = lab.clock.seconds
     proposal = Proposal(
         kind="lora", candidate=Candidate(adapter=result.adapter, prompt=prompt_hash), error=None, wall_s=wall_s,

@@ -1,12 +1,15 @@
 """The budget inside the graph: which updates it still allows, and how long and how much one may take."""
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
 from nslora.graph.state import AdaptationState
 from nslora.tools.budget import Expected, Spent, affordable_epochs, blocked, expected_seconds, spent_of
 from nslora.tools.compute import TERA, FlopRates, answered
+from nslora.tools.editor_calls import Usage
 from nslora.tools.errors import BudgetError, SettingsError
 from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance, Burst
@@ -85,7 +88,7 @@ def evaluation_flop(prompt: Prompt, state: AdaptationState, lab: Lab) -> float:
 
     Where a person is asked about updates, the screening that they are shown is in it.
     """
-    rows = (*lab.task.validation, *lab.train_sample(state["round"] + 1), *lab.anchor)
+    rows = (*lab.task.validation, *lab.train_sample(state["round"]), *lab.anchor)
     dialogues = [prompt.messages(row.question) for row in rows]
     if state["approve"] != "nothing":
         kept = lab.prompts.get(state["kept"]["prompt"])
@@ -99,6 +102,23 @@ def evaluation_flop(prompt: Prompt, state: AdaptationState, lab: Lab) -> float:
 def approval_rows(state: AdaptationState, lab: Lab) -> tuple[Example, ...]:
     """The train rows on which a person is shown what a proposal brings."""
     return lab.train_sample(state["round"])[:APPROVAL_ROWS]
+
+
+def screening_fits(prompts: Sequence[Prompt], rows: Sequence[Example], state: AdaptationState, lab: Lab,
+                   spent_flop: float) -> bool:
+    """Whether the budget holds an answer to each of these train rows under each prompt, the dearest one's evaluation
+    reserved. spent_flop: by this update so far."""
+    if lab.settings.max_tflop is None:
+        return True
+    counts = lab.token_counts([prompt.messages(row.question) for prompt in prompts for row in rows])
+    needed = lab.flop_rates.forward * (sum(counts) + len(counts) * (lab.task.max_new_tokens + END_TOKENS))
+    needed += spent_flop + max(evaluation_flop(prompt, state, lab) for prompt in prompts)
+    return needed <= (lab.settings.max_tflop - spent(state).tflop) * TERA
+
+
+def editing_flop(usage: Usage, lab: Lab) -> float:
+    """Model FLOPs of an edit's calls where the policy is its own editor."""
+    return lab.flop_rates.forward * usage.tokens if lab.settings.editor == "policy" else 0.0
 
 
 def affordable_remakes(prompt: Prompt, state: AdaptationState, lab: Lab, spent_flop: float) -> tuple[Example, ...]:
@@ -148,6 +168,14 @@ def fitted(burst: Burst, state: AdaptationState, lab: Lab) -> Burst:
 def most_tokens(burst: Burst, lab: Lab) -> int:
     """Tokens of all epochs of a burst, an upper bound."""
     return burst.epochs * sum(lab.token_counts([answered(row.dialogue, row.completion) for row in burst.rows]))
+
+
+def planned_tokens(burst: Burst, lab: Lab) -> int:
+    """Tokens of the steps that a burst is planned with, which `max_steps` may end before its epochs, an upper bound."""
+    lora = lab.settings.lora
+    steps = math.ceil(burst.epochs * len(burst.rows) / lora.batch_size)
+    share = min(1.0, lora.max_steps / steps) if lora.max_steps is not None else 1.0
+    return math.ceil(share * most_tokens(burst, lab))
 
 
 class Steps:

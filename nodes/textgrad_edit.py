@@ -9,11 +9,11 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal, RemadePool
 from nslora.nodes.classify import material_of
-from nslora.nodes.spending import affordable_remakes, deadline
+from nslora.nodes.spending import affordable_remakes, deadline, editing_flop, screening_fits
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor_view import describe_edit
-from nslora.tools.errors import BudgetError
+from nslora.tools.errors import BudgetError, TooLongError
 from nslora.tools.evaluation import ask, grade, read_evaluation
 from nslora.tools.files import write_json
 from nslora.tools.lab import Lab
@@ -34,6 +34,8 @@ class Screening:
     rewards: tuple[float, ...] = ()
     failing: int = 0
     passing: int = 0
+    generated_tokens: int = 0
+    forward_tokens: int = 0
 
     @property
     def best(self) -> int:
@@ -50,7 +52,7 @@ class Screening:
 
 @dataclass(frozen=True)
 class Screened:
-    """An edit with its screening, and the model FLOPs that this took."""
+    """An edit with its screening, and the model FLOPs that both took."""
 
     edit: Edit
     screening: Screening
@@ -70,14 +72,14 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
                                candidates=lab.settings.editing.candidates)
     except EditFailedError as error:
         return failed(state, lab, error)
-    screened_flop = 0.0
+    flop = editing_flop(edit.usage, lab)
     try:
-        screening, screened_flop = screen(edit.prompts, state, lab,
-                                          progress("textgrad_edit", "screening replies", until))
-        return proposed(Screened(edit, screening, screened_flop), failures, state, lab, until)
-    except BudgetError as error:
+        screening = screen(edit.prompts, state, lab, flop, progress("textgrad_edit", "screening replies", until))
+        flop += lab.flop_rates.forward * screening.forward_tokens
+        return proposed(Screened(edit, screening, flop), failures, state, lab, until)
+    except (BudgetError, TooLongError) as error:
         wall_s = lab.clock.seconds
-        return {"proposal": {**blank(asdict(edit.usage), wall_s), "error": str(error), "flop": screened_flop},
+        return {"proposal": {**blank(asdict(edit.usage), wall_s), "error": str(error), "flop": flop},
                 "wall_s": wall_s, "editor_failures": 0}
 
 
@@ -93,7 +95,7 @@ def proposed(screened: Screened, failures: list[Graded], state: AdaptationState,
     sources = len({row.source for row in remade.rows})
     proposal |= {
         "candidate": Candidate(adapter=state["kept"]["adapter"], prompt=prompt_hash),
-        "generated_tokens": remade.generated_tokens, "new_rows": len(remade.rows),
+        "generated_tokens": screening.generated_tokens + remade.generated_tokens, "new_rows": len(remade.rows),
         "flop": screened.flop + lab.flop_rates.forward * remade.forward_tokens,
         "note": f"{len(prompt.demonstrations)} demonstrations, {sources} of {len(lab.task.train)} rows remade"
                 f"{screening.describe()}"}
@@ -106,7 +108,7 @@ def proposed(screened: Screened, failures: list[Graded], state: AdaptationState,
 def failed(state: AdaptationState, lab: Lab, error: EditFailedError) -> Changes:
     """An edit that came to nothing: recorded, and the loop goes on. An editor given up counts as `patience` of them."""
     wall_s = lab.clock.seconds
-    proposal = blank(asdict(error.usage), wall_s)
+    proposal = {**blank(asdict(error.usage), wall_s), "flop": editing_flop(error.usage, lab)}
     count = lab.editor.consecutive_failures
     return {"proposal": {**proposal, "error": str(error)}, "wall_s": wall_s,
             "editor_failures": max(count, lab.settings.editing.patience) if error.disabled else count}
@@ -155,7 +157,7 @@ def past_edits(state: AdaptationState, lab: Lab) -> list[PastEdit]:
 def check(prompt: Prompt, lab: Lab) -> None:
     """Raise PromptError for a prompt that must not be proposed."""
     train, held_out = lab.task.train, (*lab.task.validation, *lab.task.test)
-    longest = longest_question([row.question for row in (*train, *held_out)], lab)
+    longest = longest_question([row.question for row in (*train, *held_out, *lab.anchor)], lab)
     check_prompt(prompt, count_tokens=lab.count_tokens, context_tokens=lab.policy.context_tokens,
                  longest_question=longest, max_new_tokens=lab.task.max_new_tokens,
                  forbidden_questions=[row.question for row in held_out],
@@ -163,29 +165,27 @@ def check(prompt: Prompt, lab: Lab) -> None:
 
 
 def longest_question(questions: Sequence[str], lab: Lab) -> str:
-    """The question of most tokens among those of most characters: counting them all takes long on a large task."""
-    few = heapq.nlargest(LONGEST_COUNTED, dict.fromkeys(questions), key=len)
+    """The question of most tokens among those of most bytes: counting them all takes long on a large task."""
+    few = heapq.nlargest(LONGEST_COUNTED, dict.fromkeys(questions), key=lambda question: len(question.encode()))
     return max(few, key=lambda question: lab.count_tokens([{"role": "user", "content": question}]))
 
 
-def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab, advance: Advance) -> tuple[Screening, float]:
+def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab, spent_flop: float,
+           advance: Advance) -> Screening:
     """Ask the policy a few train questions under each prompt, half of them failing so far and half passing.
 
-    Returns the model FLOPs of that beside the screening.
+    Where the budget does not hold that, the editor's first prompt stands. spent_flop: by this update so far.
     """
-    if len(prompts) == 1:
-        return Screening(), 0.0
     failing, passing = screening_rows(state, lab)
     rows = [*failing, *passing]
-
-    def reward(prompt: Prompt) -> tuple[float, int]:
-        replies = ask(lab.policy, lab.replies, prompt, [row.question for row in rows],
-                      adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens, advance=advance)
-        scores = [each.score.value for each in grade(lab.task.reward, rows, replies.texts)]
-        return float(sum(scores) / len(rows)), replies.forward_tokens
-
-    rewards, tokens = zip(*(reward(prompt) for prompt in prompts), strict=True)
-    return Screening(rewards, len(failing), len(passing)), lab.flop_rates.forward * sum(tokens)
+    if len(prompts) == 1 or not screening_fits(prompts, rows, state, lab, spent_flop):
+        return Screening()
+    asked = [ask(lab.policy, lab.replies, prompt, [row.question for row in rows], adapter=state["kept"]["adapter"],
+                 max_new_tokens=lab.task.max_new_tokens, advance=advance) for prompt in prompts]
+    rewards = tuple(float(sum(each.score.value for each in grade(lab.task.reward, rows, replies.texts)) / len(rows))
+                    for replies in asked)
+    return Screening(rewards, len(failing), len(passing), sum(each.tokens for each in asked),
+                     sum(each.forward_tokens for each in asked))
 
 
 def screening_rows(state: AdaptationState, lab: Lab) -> tuple[list[Example], list[Example]]:

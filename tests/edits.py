@@ -1,9 +1,12 @@
 """What the tests of the editor share: two prompts, a failure, and chat models that are nearly real."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
-from pydantic import SecretStr
+from langchain_core.runnables import Runnable, RunnableLambda
+from pydantic import Field, SecretStr
 
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.rewards import SUGGESTION_PREFIX, Graded, Score
@@ -32,6 +35,24 @@ class KeyedChat(ScriptedChat):
     api_key: SecretStr = SecretStr("a-plain-secret")
     temperature: float | None = 0.5
     max_tokens: int | None = None
+
+
+class StructuredChat(ScriptedChat):
+    """A model whose profile says that it can fill in a schema."""
+
+    asked_for: list[Any] = Field(default_factory=list)
+    profile: Any = Field(default_factory=lambda: {"structured_output": True})
+
+    def with_structured_output(
+        self, schema: Any, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, Any]:
+        self.asked_for.append(schema)
+
+        def fill(messages: Any) -> dict[str, Any]:
+            raw = self.invoke(messages)
+            return {"raw": raw, "parsed": schema.model_validate_json(str(raw.text)), "parsing_error": None}
+
+        return RunnableLambda(fill)
 
 
 def counted(text: str, tokens_in: int = 100, tokens_out: int = 20) -> AIMessage:

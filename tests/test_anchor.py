@@ -57,6 +57,12 @@ def test_an_anchor_that_cannot_be_judged_is_refused(
         read_anchor(written(tmp_path, rows), keepers)
 
 
+def test_an_anchor_row_of_the_train_split_is_refused(keepers: Task, tmp_path: Path) -> None:
+    row = {"question": keepers.train[0].question.upper(), "reference": "ok"}
+    with pytest.raises(TaskError, match="stands in the train split"):
+        read_anchor(written(tmp_path, [row]), keepers)
+
+
 def test_an_anchor_row_of_the_test_split_is_refused_before_anything_is_written(
     begin: Callable[..., Run], keepers: Task, tmp_path: Path
 ) -> None:

@@ -106,11 +106,20 @@ def test_a_password_is_found_again_in_the_environment(monkeypatch: pytest.Monkey
     assert place_of(None) is None
 
 
+def test_a_run_does_not_begin_again_in_another_database(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    with pytest.raises(RunError, match="in its file checkpoints"):
+        Run.open(run.folder, checkpoints="postgresql://me:secret@db/runs")
+
+
 def test_a_saver_of_ones_own_is_used_as_it_is(begin: Begin) -> None:
     saver = InMemorySaver()
     run = begin(checkpoints=saver, max_rounds=0)
     run.adapt()
     assert sum(1 for _ in saver.list(run.config)) > 3
+    with pytest.raises(RunError, match="are in a checkpointer object"):
+        Run.open(run.folder)
+    assert Run.open(run.folder, checkpoints=saver).state() is not None
     assert not (run.folder / "checkpoints.sqlite").exists()
 
 

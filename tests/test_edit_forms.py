@@ -4,17 +4,14 @@ import json
 from typing import Any
 
 import pytest
-from edits import NEW, OLD, failure, texts
-from langchain_core.language_models import LanguageModelInput
+from edits import NEW, OLD, StructuredChat, failure, texts
 from langchain_core.messages import HumanMessage
-from langchain_core.runnables import Runnable, RunnableLambda
-from pydantic import Field
 
 from nslora.tools.edit_forms import DocumentForm, SystemForm
 from nslora.tools.editor import Caps, EditFailedError, Editor
 from nslora.tools.editor_calls import EditorCalls
 from nslora.tools.prompt import Prompt
-from nslora.tools.scripted_chat import ScriptedChat, improved
+from nslora.tools.scripted_chat import improved
 
 
 def test_a_form_is_part_of_the_reservation() -> None:
@@ -25,24 +22,6 @@ def test_a_form_is_part_of_the_reservation() -> None:
         return int(str(caught.value).partition("may need ")[2].partition(";")[0])
 
     assert reserved(form=SystemForm) - reserved() > len(json.dumps(SystemForm.model_json_schema()))
-
-
-class StructuredChat(ScriptedChat):
-    """A model whose profile says that it can fill in a schema."""
-
-    asked_for: list[Any] = Field(default_factory=list)
-    profile: Any = Field(default_factory=lambda: {"structured_output": True})
-
-    def with_structured_output(
-        self, schema: Any, *, include_raw: bool = False, **kwargs: Any
-    ) -> Runnable[LanguageModelInput, Any]:
-        self.asked_for.append(schema)
-
-        def fill(messages: Any) -> dict[str, Any]:
-            raw = self.invoke(messages)
-            return {"raw": raw, "parsed": schema.model_validate_json(str(raw.text)), "parsing_error": None}
-
-        return RunnableLambda(fill)
 
 
 def test_structured_output_is_used_where_the_model_has_it() -> None:

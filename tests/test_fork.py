@@ -1,10 +1,13 @@
 """Forks, replays and comparisons: another way from a round, the same way again, and side by side."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from edits import StructuredChat
 from typer.testing import CliRunner
 
 from nslora.graph.cli import app
@@ -19,6 +22,8 @@ from nslora.tools.lab import _LABS
 from nslora.tools.policy import Policy
 from nslora.tools.prompt import Prompt
 from nslora.tools.rule_editor import RuleEditor
+from nslora.tools.scripted_chat import ScriptedChat, improved
+from nslora.tools.task import Task, task_from_rows
 from nslora.tools.tiny_model import write_tiny_model
 
 
@@ -185,3 +190,80 @@ def test_an_unfinished_run_is_not_replayed(begin: Callable[..., Run], tmp_path: 
     with pytest.raises(RunError, match="no result yet"):
         replay(run, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_a_fork_goes_on_with_what_was_kept_as_it_is(finished: Run, begin: Callable[..., Run], tmp_path: Path) -> None:
+    anchor = tmp_path / "anchor.jsonl"
+    anchor.write_text('{"question": "Who rows the boat?", "reference": "zz"}\n')
+    run = begin(strategy="lora", max_rounds=2, keep={"level": 0.49}, lora={
+        "epochs": 12, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4})
+    assert run.adapt()["rounds"][0]["kept"]
+    for settings, words in (({"anchor": str(anchor)}, "another anchor set begins at 0"),
+                            ({"lora": {"rank": 2}}, "lora.rank cannot become 2 in round 2")):
+        with pytest.raises(NsloraError, match=words):
+            fork(run, tmp_path / "none", at=2, settings=settings)
+        assert not (tmp_path / "none").exists()
+    assert fork(run, tmp_path / "first", at=1, settings={"lora": {"rank": 2}}).lab.settings.lora.rank == 2
+    assert fork(run, tmp_path / "all", at=0, settings={"anchor": str(anchor)}).lab.anchor
+
+
+def test_half_a_fork_is_no_run(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nslora.graph.fork.copy_past", full)
+        with pytest.raises(OSError, match="No space"):
+            fork(finished, tmp_path / "half", at=2)
+    assert not (tmp_path / "half").exists()
+    other = fork(finished, tmp_path / "lost", at=2)
+    (other.folder / "checkpoints.sqlite").unlink()
+    with pytest.raises(RunError, match="fork again"):
+        other.adapt()
+
+
+@pytest.mark.parametrize(("reward", "settings"), [(1.0, {}), (0.0, {"max_rounds": 0})])
+def test_a_run_that_ended_before_its_first_round_is_replayed(
+        keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path], reward: float, settings: Any) -> None:
+    rows = {split: [{"question": row.question, "reference": str(row.reference)} for row in getattr(keepers, split)]
+            for split in ("train", "validation", "test")}
+    run = Run.create(tmp_path / "run", task=task_from_rows(**rows, reward=lambda reply: reward, max_new_tokens=8),
+                     model=str(tiny_folder()), device={"threads": 1, "device": "cpu"}, **settings)
+    assert run.adapt()["rounds"] == []
+    found = replay(run, tmp_path / "again")
+    assert found.same, found.differences
+
+
+@pytest.mark.parametrize(("reply", "error"), [
+    (json.dumps({"system": "Be short.", "question_template": "{question}", "demonstrations": []}), ""),
+    (TimeoutError("late"), "The editor scripted failed 1 times in a row")])
+def test_edits_that_came_as_forms_and_failures_by_name_are_replayed(
+        begin: Callable[..., Run], tmp_path: Path, reply: str | Exception, error: str) -> None:
+    run = begin(editor=StructuredChat([reply], repeat=True), strategy="textgrad", max_rounds=1,
+                editing={"structured": "always", "patience": 1})
+    (only,) = run.adapt()["rounds"]
+    assert error in (only["error"] or "")
+    assert bool(only["candidate"]) is not bool(error)
+    found = replay(run, tmp_path / "again")
+    assert found.same, found.differences
+
+
+def test_a_fork_takes_replies_over_and_makes_failed_calls_again(begin: Callable[..., Run], tmp_path: Path) -> None:
+    answer = improved(Prompt(system="Be short."))
+    chat = ScriptedChat([TimeoutError("late"), "critique", answer], repeat=True)
+    run = begin(editor=chat, strategy="textgrad", max_rounds=1)
+    run.adapt()
+    other = fork(run, tmp_path / "fork", at=1, editor=ScriptedChat(["critique", answer], repeat=True))
+    assert all(not json.loads(line)["error"] for line in (other.folder / "editor.jsonl").read_text().splitlines())
+    other.adapt()
+    found = replay(other, tmp_path / "again")
+    assert found.same, found.differences
+
+
+def test_runs_of_other_questions_are_not_compared(finished: Run, tmp_path: Path) -> None:
+    other = shutil.copytree(finished.folder, tmp_path / "other")
+    path = other / "result" / "test.jsonl"
+    rows = [{**json.loads(line), "question_sha256": "0"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RunError, match="tested on other questions"):
+        compare([finished.folder, other])

@@ -1,9 +1,11 @@
 """The loop, over a policy without a model and scripted or rule-based editors."""
 
+import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from fakes import FakePolicy
 from nslora.graph.adapt import build_graph
 from nslora.graph.run import Run
 from nslora.tools.chat_format import Dialogue
+from nslora.tools.errors import TooLongError
+from nslora.tools.policy import Generated
+from nslora.tools.rewards import Score
+from nslora.tools.run_lock import is_locked
 from nslora.tools.scripted_chat import ScriptedChat
 from nslora.tools.task import Task, task_from_rows
 
@@ -173,3 +179,35 @@ def test_importing_does_no_work(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reward_may_name_other_checks_for_each_row(begin: Callable[..., Run]) -> None:
+    def judge(question: str, reference: str, reply: str) -> Score:
+        name = f"about {question.split()[-1]}"
+        return Score(float(reference in reply), {name: float(reference in reply)}, "")
+
+    task = task_from_rows(train=rows("Who keeps the"), validation=rows("By whom is kept the"), test=rows("Tell me:"),
+                          reward=judge, max_new_tokens=8)
+    report = begin(task=task, strategy="lora", max_rounds=1).adapt()
+    assert len(report["test"]["result"]["checks"]) == len(THINGS)
+
+
+def test_an_evaluation_beyond_the_context_is_a_failed_update(begin: Callable[..., Run], tmp_path: Path) -> None:
+    class Small(FakePolicy):
+        def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, **options: Any) -> Generated:
+            if adapter is not None:
+                raise TooLongError("A question with its prompt and reply takes 9 tokens, the context holds 8.")
+            return super().generate(dialogues, adapter=adapter, **options)
+
+    report = begin(policy=Small(tmp_path / "run" / "adapters"), strategy="lora", max_rounds=1).adapt()
+    assert "takes 9 tokens" in report["rounds"][0]["error"]
+    assert not report["rounds"][0]["kept"]
+
+
+def test_a_stream_that_is_read_in_several_threads_gives_its_lock_back(begin: Callable[..., Run]) -> None:
+    stream = begin(max_rounds=1).stream()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
+        for turn in itertools.count():
+            if (one, two)[turn % 2].submit(next, stream, None).result() is None:
+                break
+    assert not is_locked(begin("other").folder.with_name("run"))

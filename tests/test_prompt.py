@@ -178,7 +178,9 @@ def test_a_demonstration_with_an_empty_side_is_refused() -> None:
 
 @pytest.mark.parametrize(("one", "other"), [("Who made C?", "Who made C++?"), ("Who made C++?", "Who made C#?"),
                                             ("What is 10 + 11?", "What is 10 * 11?"), ("5 - 3?", "5 + 3?"),
-                                            ("Is -3 odd?", "Is 3 odd?")])
+                                            ("Is -3 odd?", "Is 3 odd?"), ("Is 3 \u2264 5?", "Is 3 \u2265 5?"),
+                                            ("A \u2227 B", "A \u2228 B"), ("5! ways", "5 ways"), ("[ [ ( a", "{ [ a"),
+                                            ("\u0915\u093f", "\u0915\u0940")])
 def test_questions_that_differ_in_a_symbol_are_two(one: str, other: str) -> None:
     assert normalise(one) != normalise(other)
     assert normalise(one) == normalise(f"  {one.upper()}! ")

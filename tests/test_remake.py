@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ class Answers:
 
     fingerprint = "answers"
 
-    def __init__(self, reply: Callable[[str, str | None], str]) -> None:
+    def __init__(self, reply: Callable[[str, str | None], str], context_tokens: int = 1000) -> None:
+        self.context_tokens = context_tokens
         self._reply = reply
         self.asked: list[tuple[str, str | None]] = []
 
@@ -51,6 +53,15 @@ def remade(task: Task, reply: Callable[[str, str | None], str], **options: Any) 
     policy: Any = Answers(reply)
     made = remake(policy, None, task.reward, PROMPT, task.train, adapter="a1", max_new_tokens=12, **options)
     return list(made.rows), policy
+
+
+def test_a_row_whose_hint_does_not_fit_the_context_is_not_asked_but_put_into_a_layout(task: Task) -> None:
+    longer = replace(task.train[1], reference="ab " * 30)
+    policy: Any = Answers(lambda question, _: f"- {answer_of(question)}", context_tokens=60)
+    made = remake(policy, None, task.reward, PROMPT, (task.train[0], longer, *task.train[2:]), adapter="a1",
+                  max_new_tokens=12)
+    assert not any(longer.question in question for question, _ in policy.asked)
+    assert {row.question for row in made.rows} == {row.question for row in task.train}
 
 
 def test_the_hint_stands_in_the_question_and_in_the_demonstrations_of_train(task: Task) -> None:

@@ -1,18 +1,23 @@
 """Checks judge, mend and explain; the reward combines, caches and refuses what is no number in [0, 1]."""
 
 import datetime
+import functools
+import hashlib
 import json
 import math
 import pickle
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nslora.tools import math_answers
 from nslora.tools.errors import RewardError
 from nslora.tools.numeric import plain_number, same_number
-from nslora.tools.rewards import BUILT_IN, SUGGESTION_PREFIX, Score, build_check, build_reward
+from nslora.tools.rewards import BUILT_IN, SUGGESTION_PREFIX, Score, build_check, build_reward, check_means
 from nslora.tools.task import Example
 
 ANSWER_OBJECT = {
@@ -284,6 +289,8 @@ def test_a_score_survives_pickling():
         ({"score": 0.25, "feedback": "a quarter"}, 0.25, "a quarter"),
         (Score(0.5, {"a": 1.0, "b": 0.0}, "no b"), 0.5, "no b"),
         (1 + 1e-12, 1.0, ""),
+        (0.7 + 0.2 + 0.1, 1.0, ""),
+        (Score(0.5, {}, ""), 0.5, "The check 'reward' gave 0.5 of 1."),
     ],
 )
 def test_a_function_may_answer_in_several_ways(result, value, feedback):
@@ -390,7 +397,13 @@ def test_a_changed_function_changes_the_spec_of_the_reward(tmp_path):
     for value in (0, 1):
         (tmp_path / "mine.py").write_text(f"def judge(reply):\n    return {value}\n")
         specs.append(build_reward(["mine:judge"], folder=tmp_path).spec)
-    assert specs[0] != specs[1]
+    (tmp_path / "mine.py").write_text("def judge(reply):\n    return helped()\n\n\ndef helped():\n    return 0\n")
+    specs.append(build_reward(["mine:judge"], folder=tmp_path).spec)
+    (tmp_path / "mine.py").write_text("def judge(reply):\n    return helped()\n\n\ndef helped():\n    return 1\n")
+    specs.append(build_reward(["mine:judge"], folder=tmp_path).spec)
+    assert all(specs.count(spec) == 1 for spec in specs)
+    spec = build_reward(functools.partial(lambda reply, least: 1.0, least=1)).spec
+    assert spec["checks"][0]["code"] != hashlib.sha256(b"").hexdigest()
 
 
 def test_a_schema_with_a_plain_true_for_a_field_is_mended() -> None:
@@ -427,3 +440,40 @@ def test_a_schema_may_point_into_itself() -> None:
                                                          ("\u22125", "-5", True)])
 def test_a_typographers_minus_is_one(expected: str, reply: str, same: bool) -> None:
     assert same_number(expected, reply, 1e-6) is same
+
+
+def test_parts_of_one_name_hide_none_of_each_other(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(
+        "from nslora.tools.rewards import Score\n\n\n"
+        "def first(reply):\n    return Score(0.0, {'part': 0.0}, '')\n\n\n"
+        "def second(reply):\n    return Score(1.0, {'part': 1.0}, '')\n")
+    score = build_reward(["two:first", "two:second"], combine="all", folder=tmp_path)(row(), "x")
+    assert score.checks == {"part": 0.0, "second.part": 1.0}
+    assert not score.passed
+    assert score.value == 0
+
+
+def test_checks_that_only_some_rows_have_are_means_over_those_rows() -> None:
+    assert check_means([{"a": 1.0}, {"a": 0.0, "b": 0.5}]) == {"a": 0.5, "b": 0.5}
+
+
+def test_brackets_without_end_are_no_json() -> None:
+    check = build_check({"check": "json_schema", "schema": {
+        "$defs": {"nest": {"type": "array", "items": {"$ref": "#/$defs/nest"}}}, "$ref": "#/$defs/nest"}})
+    assert check.grade(row(), "[[]]").value == 1
+    assert check.grade(row(), "[" * 400 + "]" * 400).value == 0
+
+
+def test_arithmetic_that_takes_forever_is_ended_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math_answers, "KILL_S", 2.0)
+    found: list[bool] = []
+
+    def ask() -> None:
+        found.append(same_number("1", r"$\binom{99999999}{4999999}$", 1e-6))
+        monkeypatch.setattr(math_answers, "KILL_S", 60.0)
+        found.append(same_number("0.5", r"$\frac{1}{2}$", 1e-6))      # by the process that took its place
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert found == [False, True]

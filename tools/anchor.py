@@ -14,14 +14,15 @@ from nslora.tools.task_files import read_rows
 def read_anchor(path: str | None, task: Task) -> tuple[Example, ...]:
     """The rows of an anchor file: question and reference, and whatever columns the task's checks ask for.
 
-    None gives no rows. Raises TaskError, with file and line, where a row cannot be judged or stands in the test split.
+    None gives no rows. Raises TaskError, with file and line, where a row cannot be judged or stands in the test or the
+    train split.
     """
     if path is None:
         return ()
     rows = read_rows(Path(path))
     if not rows:
         raise TaskError(f"{path}: the anchor set has no rows: write question and reference, one JSON object a line.")
-    tested = {same_question(row.question) for row in task.test}
+    tested, learnt = ({same_question(row.question) for row in split} for split in (task.test, task.train))
     examples = []
     for row in rows:
         question, reference = row.columns.get("question"), row.columns.get("reference")
@@ -30,6 +31,9 @@ def read_anchor(path: str | None, task: Task) -> tuple[Example, ...]:
             raise TaskError(f"{row.place}: no question (found: {found}): an anchor row has question and reference.")
         if same_question(question) in tested:
             raise TaskError(f"{row.place}: {question[:80]!r} stands in the test split, which is looked at only once.")
+        if same_question(question) in learnt:
+            raise TaskError(f"{row.place}: {question[:80]!r} stands in the train split, but an anchor is never learnt "
+                            "from: take it out of one of the two.")
         text = reference if isinstance(reference, str) and reference.strip() else None
         example = Example(f"anchor-{row.number}", question, text, row.columns)
         problem = task.reward.problem(example)

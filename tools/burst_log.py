@@ -44,16 +44,24 @@ class BurstLog:
         Raises DivergedError as the training did, recorded or not.
         """
         record = self.find(request)
+        reached: list[int] = []
+
+        def remembered(done: int, total: int) -> None:
+            reached[:] = done, total
+            advance(done, total)
+
         if record is None:
             try:
-                result = train(burst, advance)
+                result = train(burst, remembered)
             except DivergedError as error:
-                append_jsonl(self.path, {"request_sha256": request, "error": str(error)})
+                append_jsonl(self.path, {"request_sha256": request, "error": str(error), "steps": reached})
                 raise
             record = {"request_sha256": request, **asdict(result)}
             del record["log"]
             append_jsonl(self.path, record)
         if "error" in record:
+            if record.get("steps"):     # what it cost is charged to this run as it was to the first
+                advance(*record["steps"])
             raise DivergedError(record["error"])
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
                                   for key, value in record.items() if key != "request_sha256"}

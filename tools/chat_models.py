@@ -63,7 +63,12 @@ def connect_editor(
 
 
 def editor_name(chat: BaseChatModel) -> str:
-    """`ChatOpenAI:gpt-4o`, `rules`: class and model, for records and price tables; never an address or a key."""
+    """`ChatOpenAI:gpt-4o`, `rules`: class and model, for records and price tables; never an address or a key.
+
+    The record of an editor goes by that editor's name.
+    """
+    if recorded := getattr(chat, "recorded_name", ""):
+        return str(recorded)
     for attribute in ("model_name", "model", "model_id"):
         value = getattr(chat, attribute, None)
         if isinstance(value, str) and value:

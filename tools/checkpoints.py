@@ -20,6 +20,7 @@ DATABASE_VERSION = 1        # SQLite's user_version of our checkpoint files; a h
 CONNECT_TIMEOUT_S = 10
 WITHOUT = ("If it cannot be mended, move it away and resume: the run begins again from its records, which hold what "
            "was paid for.")
+OBJECT = "object"       # on record where the user's own checkpointer was given
 POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -137,6 +138,11 @@ def hide_password(record: logging.LogRecord) -> bool:
     """Filter of a logger whose warnings quote the URL, password and all."""
     record.msg, record.args = without_password(record.getMessage()), ()
     return True
+
+
+def described(recorded: str | None) -> str:
+    """Where a run's checkpoints are, in words."""
+    return {None: f"its file {CHECKPOINTS_FILE}", OBJECT: "a checkpointer object"}.get(recorded, str(recorded))
 
 
 def place_of(recorded: str | None) -> str | None:

@@ -228,10 +228,9 @@ class JsonSchema(Check):
         from jsonschema_specifications import REGISTRY
 
         try:
-            value = json.loads(reply)
-        except (ValueError, RecursionError):
+            error = best_match(Draft202012Validator(self.shape, registry=REGISTRY).iter_errors(json.loads(reply)))
+        except (ValueError, RecursionError):    # a model that repeats itself nests brackets deeper than Python's stack
             return Verdict(0.0, f"The reply should be {self.description()}, with no text before or after it.")
-        error = best_match(Draft202012Validator(self.shape, registry=REGISTRY).iter_errors(value))
         if error is None:
             return RIGHT
         return Verdict(0.0, f"The reply should be {self.description()}, but {error.message}.")

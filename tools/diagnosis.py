@@ -19,7 +19,7 @@ from nslora.tools.evaluation import Failure, Row, ask, grade, measure
 from nslora.tools.policy import Advance, Policy, silent
 from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.reply_classifier import suggestions
-from nslora.tools.rewards import Graded
+from nslora.tools.rewards import Graded, check_means
 from nslora.tools.run_cost import Cost, Speed, generated, trained, update_tokens, whole_run
 from nslora.tools.settings import RunSettings
 from nslora.tools.signal import KINDS, progress
@@ -99,7 +99,7 @@ def diagnose(
         task=task.name, model=policy.name, train_rows=len(train), validation_rows=len(rows),
         reward=_mean([row.value for row in rows]), interval=bootstrap_interval([row.value for row in rows]),
         all_checks=_mean([float(row.passed) for row in rows]),
-        checks={name: _mean([row.checks[name] for row in rows]) for name in rows[0].checks},
+        checks=check_means([row.checks for row in rows]),
         train_reward=_mean([row.value for row in train_rows]), loss_nats=_mean(known) if known else None,
         demand=demand(answers), train_demand=demand([each.attribution for each in train_failures]),
         examples=_examples(failures), bounds=bounds, level=settings.keep.level, smallest_detectable=detectable,

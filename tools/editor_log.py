@@ -64,8 +64,9 @@ class EditorLog:
         self._lock = threading.Lock()
         self._cut_off = False
         self._calls: dict[str, list[RecordedCall]] = {}
+        self._in_order: list[RecordedCall] = []
         for call in self._read():
-            self._calls.setdefault(call.request_sha256, []).append(call)
+            self._remember(call)
 
     def __len__(self) -> int:
         """The number of requests that got a reply."""
@@ -78,6 +79,14 @@ class EditorLog:
     def calls(self, request: str) -> Sequence[RecordedCall]:
         """What came of each time that this request was sent, to whichever model."""
         return tuple(self._calls.get(request, ()))
+
+    def first(self, count: int) -> Sequence[RecordedCall]:
+        """The first so many calls."""
+        return self._in_order[:count]
+
+    def _remember(self, call: RecordedCall) -> None:
+        self._calls.setdefault(call.request_sha256, []).append(call)
+        self._in_order.append(call)
 
     def append(self, call: RecordedCall) -> None:
         """Write the call to the disk before anything is made of its reply.
@@ -93,7 +102,7 @@ class EditorLog:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._calls.setdefault(call.request_sha256, []).append(call)
+        self._remember(call)
 
     def _read(self) -> list[RecordedCall]:
         if not self.path.exists():

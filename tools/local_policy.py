@@ -143,7 +143,7 @@ class LocalPolicy:
 
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
                  advance: Advance = silent) -> Generated:
-        """Greedy replies, in order. Raises ModelError where a dialogue and its reply do not fit the context."""
+        """Greedy replies, in order. Raises TooLongError where a dialogue and its reply do not fit the context."""
         from nslora.tools.generation import generate_ids
         from nslora.tools.memory import generation_batch
 
@@ -152,8 +152,8 @@ class LocalPolicy:
         rows = [self.format.prompt_ids(dialogue) for dialogue in dialogues]
         longest = max(len(row) for row in rows) + max_new_tokens
         if longest > self.context_tokens:
-            raise ModelError(f"A question with its prompt and reply takes {longest} tokens, the model's context holds "
-                             f"{self.context_tokens}: shorten the prompt or lower max_new_tokens.")
+            raise TooLongError(f"A question with its prompt and reply takes {longest} tokens, the model's context "
+                               f"holds {self.context_tokens}: shorten the prompt or lower max_new_tokens.")
         with self.using(adapter) as model:
             ids = generate_ids(model, rows, max_new_tokens=max_new_tokens, stop_ids=self.format.stop_ids,
                                pad_id=self.format.pad_id, advance=advance, shared=self._shared(rows, longest),

@@ -29,6 +29,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,8 +48,9 @@ COPIED_WORDS = 4
 MINUS = str.maketrans("\u2212\u2010\u2011", "---")     # what typographers write for the sign
 LINE_MARKS = re.compile(r"^\s*(?:[#>*+-]+\s+)+", re.MULTILINE)
 EMPHASIS = re.compile(r"(?<!\w)(\*{1,3})(\S(?:.*?\S)?)\1(?!\w)")
-# Words, and the symbols that tell two questions apart; other punctuation does not.
-MEANINGFUL = re.compile(r"\w+|[+*/\\^=<>#&@%$€£|~°±×÷√]|-(?=\s*\d)")
+# The sign of a number and a factorial, as characters of their own: a hyphen and an exclamation mark tell nothing apart.
+SIGN, FACTORIAL = re.compile(r"-(?=\s*\d)"), re.compile(r"(?<=[\d)\]])!")
+TELLING = frozenset("+*/\\^=<>#&@%()[]{}")     # besides all that Unicode calls a symbol
 _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNORECASE)
 # What a text file does not carry from one machine to the next: control characters, other line ends, surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -199,13 +201,32 @@ def check_prompt(
             )
 
 
+class _AsRead(dict[int, str]):
+    """What is left of each character: words stay whole, symbols stand alone, punctuation parts words."""
+
+    def __missing__(self, code: int) -> str:
+        character, category = chr(code), unicodedata.category(chr(code))
+        if category[0] in "LNM" or character == "_":
+            self[code] = character
+        elif character in TELLING or character == "¡" or category in ("Sm", "Sc", "So"):
+            self[code] = f" {character} "
+        else:
+            self[code] = " "
+        return self[code]
+
+
+_AS_READ = _AsRead()
+
+
 def normalise(text: str) -> str:
     """A text without case, punctuation and spacing, to tell whether two questions are the same one.
 
     Symbols that carry meaning stay, Markdown's marks do not: C, C++ and C# are three languages, 10 + 11 and 10 * 11 two
     sums, and **Who** is who.
     """
-    return " ".join(MEANINGFUL.findall(EMPHASIS.sub(r"\2", LINE_MARKS.sub("", text.casefold().translate(MINUS)))))
+    plain = unicodedata.normalize("NFC", text.casefold()).translate(MINUS)
+    plain = EMPHASIS.sub(r"\2", LINE_MARKS.sub("", plain))
+    return " ".join(FACTORIAL.sub("¡", SIGN.sub("−", plain)).translate(_AS_READ).split())
 
 
 def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nslora.tools.compute import token_counts
 from nslora.tools.evaluation import ask, grade
 from nslora.tools.files import read_jsonl, unless_changed, write_jsonl
 from nslora.tools.policy import Advance, Policy, silent
@@ -84,24 +85,29 @@ def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Pro
     """Verified replies to the train `examples` under `prompt`, at most `per_row` different ones per example.
 
     The base is asked first, then the adapter in force, for those examples that still have room. Examples without a
-    reference have no hint and are left out. A pair of question and reply is kept once, whichever examples share it.
+    reference have no hint and are left out; one whose hint does not fit the model's context is not asked. A pair of
+    question and reply is kept once, whichever examples share it.
     """
     examples = [example for example in examples if example.reference]
     references = {normalise(example.question): example.reference or "" for example in examples}
     hinted_prompt = hinted(prompt, references)
+    lengths = token_counts(policy, cache, [hinted_prompt.messages(with_hint(each.question, each.reference or ""))
+                                           for each in examples])
+    fitting = [example for example, length in zip(examples, lengths, strict=True)
+               if length + max_new_tokens <= policy.context_tokens]
     order = {example.id: i for i, example in enumerate(examples)}
     rows: list[RemadeRow] = []
     known: set[tuple[str, str]] = set()
     tokens = asked = forward = 0
     for who in dict.fromkeys((None, adapter)):
         made = Counter(row.source for row in rows)
-        wanted = [example for example in examples if made[example.id] < per_row]
+        wanted = [example for example in fitting if made[example.id] < per_row]
         replies = ask(policy, cache, hinted_prompt, [with_hint(example.question, example.reference or "")
                                                      for example in wanted],
                       adapter=who, max_new_tokens=max_new_tokens, advance=advance)
         tokens, asked, forward = tokens + replies.tokens, asked + len(wanted), forward + replies.forward_tokens
         for each in grade(reward, wanted, replies.texts):
-            pair = (normalise(each.example.question), each.reply)
+            pair = (each.example.question, each.reply)
             if each.score.passed and pair not in known:
                 known.add(pair)
                 rows.append(RemadeRow(each.example.id, each.example.question, each.reply, prompt.hash, who,

@@ -12,11 +12,11 @@ from typing import Any
 
 from nslora.tools.adapters import WEIGHTS
 from nslora.tools.compute import TERA
-from nslora.tools.files import sha256_of_file, write_json, write_jsonl, write_text
+from nslora.tools.files import sha256_of_file, sha256_of_json, write_json, write_jsonl, write_text
 from nslora.tools.lab import Lab
 from nslora.tools.prompt import difference
 from nslora.tools.remake import read_rows
-from nslora.tools.rewards import Graded
+from nslora.tools.rewards import Graded, check_means
 from nslora.tools.statistics import KEEP_TEST, bootstrap_interval
 
 PACKAGES = ("nslora", "torch", "transformers", "peft", "trl", "textgrad", "langgraph", "langchain-core")
@@ -41,10 +41,9 @@ def compare_on_test(base: Sequence[Graded], result: Sequence[Graded]) -> dict[st
     """Base and result on the same questions; intervals are 95 % bootstrap, the gain's paired by question."""
     def numbers(graded: Sequence[Graded]) -> dict[str, Any]:
         passed = [float(each.score.passed) for each in graded]
-        checks = {name: sum(each.score.checks[name] for each in graded) / len(graded)
-                  for name in graded[0].score.checks}
         return {"all_checks": sum(passed) / len(passed), "interval": list(bootstrap_interval(passed)),
-                "reward": sum(each.score.value for each in graded) / len(graded), "checks": checks}
+                "reward": sum(each.score.value for each in graded) / len(graded),
+                "checks": check_means([each.score.checks for each in graded])}
 
     gains = [float(after.score.passed) - float(before.score.passed)
              for before, after in zip(base, result, strict=True)]
@@ -53,9 +52,11 @@ def compare_on_test(base: Sequence[Graded], result: Sequence[Graded]) -> dict[st
 
 
 def question_scores(candidate: str, graded: Sequence[Graded]) -> list[dict[str, Any]]:
-    """Scores by question, without any text of the test split."""
-    return [{"candidate": candidate, "id": each.example.id, "reward": each.score.value, "passed": each.score.passed,
-             "checks": dict(each.score.checks)} for each in graded]
+    """Scores by question, without any text of the test split; its hash tells one question from another."""
+    return [{"candidate": candidate, "id": each.example.id,
+             "question_sha256": sha256_of_json(each.example.question)[:16],
+             "reward": each.score.value, "passed": each.score.passed, "checks": dict(each.score.checks)}
+            for each in graded]
 
 
 def write_result(lab: Lab, facts: RunFacts) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -32,16 +33,13 @@ class FunctionCheck(Check):
 
     function: Callable[..., Any]
     options: dict[str, Any] = Field(default_factory=dict)
+    named: bool = Field(False, exclude=True)     # as module:function; then what it calls in its module counts as well
 
     @property
     def spec(self) -> dict[str, Any]:
-        """With the function's own text, so that scores of an older version are not taken for its own."""
-        try:
-            code = inspect.getsource(self.function)
-        except (OSError, TypeError):
-            code = ""
+        """With the function's code, so that scores of an older version are not taken for its own."""
         plain = self.model_dump(exclude_defaults=True, exclude={"function"})
-        return {**plain, "code": hashlib.sha256(code.encode()).hexdigest()}
+        return {**plain, "code": hashlib.sha256(_code(self.function, whole=self.named).encode()).hexdigest()}
 
     def grade(self, example: Example, reply: str) -> Verdict:
         where = f"The reward function {self.check!r}, on row {example.id!r} with the reply {reply[:80]!r},"
@@ -64,7 +62,8 @@ def function_check(spec: Mapping[str, Any], folder: Path | None = None) -> Funct
     own = {key: spec[key] for key in ("name", "weight", "wanted") if key in spec}
     _refuse_signature(kind, function, options)
     try:
-        return FunctionCheck(**{"name": kind.partition(":")[2], **own}, check=kind, function=function, options=options)
+        return FunctionCheck(**{"name": kind.partition(":")[2], **own}, check=kind, function=function, options=options,
+                             named=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise RewardError(f"The check {kind!r} refuses {first['loc'][0]}: {first['msg']}.") from error
@@ -75,6 +74,18 @@ def callable_check(function: Callable[..., Any]) -> FunctionCheck:
     name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
     _refuse_signature(name, function, {})
     return FunctionCheck(check=name, name="reward", function=function)
+
+
+def _code(function: Callable[..., Any], *, whole: bool) -> str:
+    """The text of a function, or of its whole module; of an object or a partial, that of what it calls."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    known = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
+    try:
+        module = inspect.getmodule(known) if whole else None
+        return inspect.getsource(module or known)
+    except (OSError, TypeError):
+        return ""
 
 
 def _find(kind: str, folder: Path | None) -> Callable[..., Any]:
@@ -153,7 +164,7 @@ def _verdict(result: Any, where: str) -> Verdict:
     if isinstance(result, Score):
         parts = {name: _number(value, where) for name, value in result.checks.items()}
         value = _number(result.value, where)
-        return Verdict(value, result.feedback, parts or {"reward": value}, result.suggestion)
+        return Verdict(value, result.feedback, parts or None, result.suggestion)
     feedback: Any = ""
     if isinstance(result, Mapping):
         if "score" not in result:
@@ -173,4 +184,4 @@ def _number(value: Any, where: str) -> float:
         number = math.nan
     if not -_ROUNDING <= number <= 1 + _ROUNDING:
         raise RewardError(f"{where} returned {value!r}: it must return a number from 0 to 1.")
-    return min(max(number, 0.0), 1.0)
+    return 1.0 if number >= 1 - _ROUNDING else max(number, 0.0)     # 0.7 + 0.2 + 0.1 is 0.9999999999999999

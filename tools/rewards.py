@@ -139,7 +139,8 @@ class Reward:
         verdicts = [(check, check.grade(example, reply)) for check in self.checks]
         values: dict[str, float] = {}
         for check, verdict in verdicts:
-            values.update({check.name: verdict.value} if verdict.parts is None else verdict.parts)
+            parts = {check.name: verdict.value} if verdict.parts is None else verdict.parts
+            values |= {f"{check.name}.{name}" if name in values else name: part for name, part in parts.items()}
         if self.combine == "all":
             value = 1.0 if all(part >= 1.0 for part in values.values()) else 0.0
         else:
@@ -147,6 +148,13 @@ class Reward:
         words = [_words(check, verdict) for check, verdict in verdicts]
         offered = next((verdict.suggestion for _, verdict in verdicts if verdict.suggestion is not None), None)
         return Score(value, values, " ".join(word for word in words if word)), offered
+
+
+def check_means(scored: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each check over the rows that have it: a user's function may name other parts for each row."""
+    names = dict.fromkeys(name for checks in scored for name in checks)
+    values = {name: [checks[name] for checks in scored if name in checks] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def _words(check: Check, verdict: Verdict) -> str:

@@ -79,13 +79,17 @@ def candidates_in(edit: Path) -> list[str]:
 
 
 def copy_records(source: Path, target: Path, *, editor: bool, bursts: bool) -> None:
-    """Copy what the editor said, what bursts gave and replies of the run's own, so that none is paid for again."""
+    """Copy what the editor said, what bursts gave and replies of the run's own, so that none is paid for again.
+
+    Calls that failed are left out: a fork makes them again, and its own replay must not meet them first.
+    """
     if (source / "replies.sqlite").is_file():
         with closing(sqlite3.connect(source / "replies.sqlite")) as old, \
                 closing(sqlite3.connect(target / "replies.sqlite")) as new:
             old.backup(new)
     if editor and (source / "editor.jsonl").is_file():
-        write_jsonl(target / "editor.jsonl", whole_lines(source / "editor.jsonl"))
+        write_jsonl(target / "editor.jsonl", [each for each in whole_lines(source / "editor.jsonl")
+                                              if isinstance(each, dict) and not each.get("error")])
     if bursts and (source / "bursts.jsonl").is_file():
         records = whole_lines(source / "bursts.jsonl")
         write_jsonl(target / "bursts.jsonl", records)

@@ -51,7 +51,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / LOCK_FILE, timeout=PATIENCE_S, poll_interval=0.01)
+    # Not bound to a thread: a server that streams a run may ask for each update, and close, from another one.
+    lock = FileLock(folder / LOCK_FILE, timeout=PATIENCE_S, poll_interval=0.01, thread_local=False)
     try:
         lock.acquire()
     except Timeout:

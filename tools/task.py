@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,11 +179,16 @@ def _task(
     _refuse_overlap(splits)
     content = {split: [[e.id, e.question, e.reference, dict(e.fields)] for e in splits[split]] for split in SPLITS}
     plain = json.loads(json.dumps({"rows": content, "reward": reward.spec, "max_new_tokens": max_new_tokens},
-                                  default=str))
+                                  default=_as_text))
     return Task(
         name=name, **splits, reward=reward, prompt=prompt, max_new_tokens=max_new_tokens,
         hash=sha256_of_json({**plain, "prompt": prompt.render()}), source=source, options=dict(options),
     )  # fmt: skip
+
+
+def _as_text(value: Any) -> str:
+    """A value that JSON lacks, the same in every process: dates as they read, objects by their type."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
 
 
 def _examples(split: str, rows: Sequence[Row], fields: Fields, reward: Reward) -> tuple[Example, ...]:
