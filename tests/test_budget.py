@@ -12,7 +12,8 @@ from nslora.graph.cli import app
 from nslora.graph.run import Run
 from nslora.nodes import evaluate as evaluate_node
 from nslora.nodes import textgrad_edit as textgrad_node
-from nslora.nodes.spending import within_budget
+from nslora.nodes.spending import Steps, planned_tokens, screening_fits, within_budget
+from nslora.tools.adapters import AdapterStore
 from nslora.tools.budget import (
     Expected,
     Spent,
@@ -22,10 +23,16 @@ from nslora.tools.budget import (
     plan_of,
     spent_of,
 )
+from nslora.tools.burst_log import BurstLog
+from nslora.tools.compute import FlopRates
+from nslora.tools.errors import DivergedError
+from nslora.tools.files import read_jsonl
+from nslora.tools.policy import Advance, Burst, BurstResult, TrainingRow
+from nslora.tools.prompt import Prompt
 from nslora.tools.settings import RunSettings
 from nslora.tools.signal import Progress
 from nslora.tools.situation import Decision
-from nslora.tools.task import Task
+from nslora.tools.task import Example, Task
 from nslora.tools.task_clock import CLOCK_FILE, TaskClock
 
 FREE = Expected(0.0, 0.0, {"lora": 0.0, "textgrad": 0.0})
@@ -169,3 +176,41 @@ def test_a_plan_counts_every_call_that_an_edit_may_take(keepers: Task) -> None:
 
     assert "0 to 48 calls" in calls(failures=3, candidates=3, retries=3)
     assert "0 to 0 calls" in calls(max_calls=0)
+
+
+def test_a_burst_that_diverged_is_charged_alike_when_its_record_is_met_again(tmp_path: Path) -> None:
+    log = BurstLog(tmp_path / "bursts.jsonl", AdapterStore(tmp_path / "adapters"))
+    burst = Burst((TrainingRow([{"role": "user", "content": "a"}], "b", "1", "reference"),), 2, seed=0)
+    charged = []
+
+    def diverges(_: Burst, advance: Advance) -> BurstResult:
+        advance(3, 10)
+        raise DivergedError("The loss was nan.")
+
+    for _ in range(2):
+        steps = Steps(lambda done, total: None)
+        with pytest.raises(DivergedError):
+            log.train_once(diverges, burst, "request", steps)
+        charged.append(steps.share)
+    assert charged == [0.3, 0.3]
+    assert len(read_jsonl(log.path)) == 1
+
+
+@pytest.mark.parametrize(("max_steps", "tokens"), [(None, 400), (1, 40), (100, 400)])
+def test_steps_that_end_a_burst_early_end_its_charge_too(max_steps: int | None, tokens: int) -> None:
+    lab: Any = SimpleNamespace(settings=settings(lora={"batch_size": 4, "max_steps": max_steps}),
+                               token_counts=lambda dialogues: [10] * len(dialogues))
+    row = TrainingRow([{"role": "user", "content": "a"}], "b", "1", "reference")
+    assert planned_tokens(Burst((row,) * 20, 2, seed=0), lab) == tokens
+
+
+@pytest.mark.parametrize(("max_tflop", "fits"), [(None, True), (200.0, True), (100.0, False)])
+def test_candidates_are_screened_only_where_the_budget_holds_it(
+        monkeypatch: pytest.MonkeyPatch, max_tflop: float | None, fits: bool) -> None:
+    monkeypatch.setattr("nslora.nodes.spending.evaluation_flop", lambda *_: 50e12)
+    lab: Any = SimpleNamespace(settings=settings(max_tflop=max_tflop), flop_rates=FlopRates(1e12, 3e12),
+                               token_counts=lambda dialogues: [2] * len(dialogues), task=SimpleNamespace(
+                                   max_new_tokens=10))
+    state: Any = {"rounds": [], "wall_s": 0.0, "start_measured": {"flop": 1e12}}
+    rows = [Example("1", "Who?", "Ada", {})] * 2
+    assert screening_fits([Prompt(), Prompt("Be brief.")], rows, state, lab, 10e12) is fits
