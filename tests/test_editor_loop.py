@@ -170,7 +170,9 @@ def test_several_candidates_are_screened_on_train_rows_and_the_figures_are_recor
     assert record["candidate"]["prompt"] == BULLETS.hash
     assert "candidate 2 of 2, screened on 4 failing and 0 passing train rows (rewards 0.00, 1.00)" in record["note"]
     written = json.loads(next((begun.folder / "edits").glob("*.json")).read_text())
+    tokens = {key: written["screening"].pop(key) for key in ("generated_tokens", "forward_tokens")}
     assert written["screening"] == {"rewards": [0.0, 1.0], "failing": 4, "passing": 0}
+    assert record["generated_tokens"] >= tokens["generated_tokens"] > 0
     assert written["proposed"] == BULLETS.hash
 
 
