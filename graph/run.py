@@ -32,7 +32,7 @@ from nslora.tools.disk import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted, read_json
 from nslora.tools.lab import Lab, open_lab, read_run_file, recorded_settings, refuse_other_anchor, register
-from nslora.tools.models import Note, resolve_model
+from nslora.tools.models import Note, refuse_unreachable, resolve_model
 from nslora.tools.policy import Policy
 from nslora.tools.run_check import check_records
 from nslora.tools.run_lock import sole_writer
@@ -85,7 +85,7 @@ class Run:
 
         could_begin(lab())
         if isinstance(model, str):
-            resolve_model(model, note)
+            refuse_unreachable(resolve_model(model, note))
         refuse_unusable(path, overwrite=overwrite)
         for warning in plan_of(task, values).warnings:
             note(f"note     {warning}")

