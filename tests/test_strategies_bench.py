@@ -3,15 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from form import README, in_readme
 from strategy_cells import NOTHING, RECORDS, ROUTER, STRATEGIES, Cell, cells_of, groups_of, record_of
 from strategy_scores import (
     Scores,
+    best_at,
+    delivered,
     gain_over_budgets,
     left_alone,
     losses,
     made_worse,
+    mean_of_tasks,
     near_final,
     over_budgets,
     over_tasks,
@@ -54,13 +58,38 @@ def test_regret_is_to_the_best_fixed_order_of_each_task() -> None:
     assert scores.regret("one", ROUTER) == pytest.approx(0.25)
     # On the other task every order but `lora` passes two of four, and the router three: it gains a quarter.
     assert scores.regret("two", ROUTER) == pytest.approx(-0.25)
-    assert (scores.won("one", ROUTER), scores.won("two", ROUTER)) == (0.0, 1.0)
+    assert (scores.wins("one", ROUTER), scores.wins("two", ROUTER)) == ((0, 2), (2, 2))
+    assert Scores(record("one", each, 0, "1100") for each in STRATEGIES).wins("one", ROUTER) == (0, 0)
 
 
 def test_differences_are_paired_by_question_and_drawn_within_tasks() -> None:
     gain, (low, high) = over_tasks(Scores(matrix()), ROUTER, "textgrad", ["one", "two"])
     assert gain == pytest.approx(0.25)
     assert 0 <= low <= gain <= high
+
+
+def test_an_interval_draws_seeds_and_questions() -> None:
+    seeds = np.array([[1.0] * 8, [0.0] * 8])            # runs differ, questions do not
+    questions = np.array([[1.0, 0.0] * 4] * 2)          # the other way round
+    for values in (seeds, questions):
+        mean, (low, high) = mean_of_tasks([values])
+        assert mean == 0.5
+        assert low < 0.25 < 0.75 < high
+    # 4 of 16 draws of two seeds give the first one twice: its 95 % interval is all there is.
+    assert mean_of_tasks([seeds])[1] == (0.0, 1.0)
+
+
+def test_a_candidate_that_no_run_would_deliver_raises_no_curve() -> None:
+    curve = [[1.0, 0.2], [3.0, 0.3]]
+    assert delivered(record("one", ROUTER, 0, "0000", changed=False, curve=curve))["curve"] == [[1.0, 0.2], [3.0, 0.2]]
+    assert delivered(record("one", ROUTER, 0, "1000", curve=curve))["curve"] == curve
+
+
+def test_the_best_order_may_be_another_one_at_each_budget() -> None:
+    fast, slow = ([[1.0, 0.0], [10.0, 0.5]], [[1.0, 0.0], [40.0, 0.9]])
+    scores = Scores(record("one", each, 0, "1100", curve=slow if each == "textgrad -> lora" else fast)
+                    for each in STRATEGIES)
+    assert [best_at(scores, ["one"], budget) for budget in (1, 2)] == [("lora", 0.5), ("textgrad -> lora", 0.9)]
 
 
 def test_only_seeds_that_every_strategy_has_are_compared() -> None:

@@ -81,5 +81,7 @@ def commit() -> str:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    # Records and the README's tables change with every cell that is finished, and are no code.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)README.md",
+                  ":(top,exclude)tests/benchmarks/records")
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")

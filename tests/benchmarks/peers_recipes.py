@@ -88,8 +88,9 @@ def trl_sft(bench: Bench) -> Outcome:
 
 def trl_sft_to_the_cap(bench: Bench) -> Outcome:
     """The same, with as many epochs as the compute allows."""
-    tokens = sum(len(bench.policy.format.prompt_ids(row["prompt"]))
-                 + len(bench.policy.format.completion_ids(row["completion"][0]["content"])) for row in sft_rows(bench))
+    # As TRL counts them: with what the chat template writes behind the last turn.
+    tokens = sum(len(bench.policy.tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False))
+                 for row in sft_rows(bench))
     return sft(bench, max(1, int(bench.meter.cap_tflop * 1e12 / (tokens * full_rates(bench).training))))
 
 

@@ -132,17 +132,28 @@ def readme_lines(records: Sequence[Record]) -> list[str]:
     for peer in everyone:
         own = [each for each in records if each["peer"] == peer]
         shown = [both(peers[peer]) if peer in peers else NOT_RUN for peers in groups.values()]
-        lines.append(f"| {peer} | {' | '.join(shown)} | {mean_of(own, 'cost', 'tflop'):.0f} | "
-                     f"{cell(own[0]['left_with'])} |")
+        lines.append(f"| {peer} | {' | '.join(shown)} | {mean_of(own, 'cost', 'tflop'):.1f} | "
+                     f"{cell('; or '.join(dict.fromkeys(each['left_with'] for each in own)))} |")
     needs = {each["peer"]: each["needs"] for each in records if each["needs"]}
     broke = {each["peer"] for each in records if each["breaks"]}
+    seeds = " and ".join(str(seed) for seed in sorted({each["seed"] for each in records}))
     return [*lines, "",
             "Share of test replies that pass every check / mean reward. TFLOP is the mean over the tasks that were "
             "run, of the same cap of " + ", ".join(sorted({f"{each['cap_tflop']:g}" for each in records}))
             + ". In brackets: with what a machine without network has, and no score, since it wants more: "
             + "; ".join(f"{peer}: {cell(what)}{' (it broke)' if peer in broke else ''}" for peer, what in needs.items())
-            + f". `{COMMAND}`, {period(records)}, one thread of {processors(records)}. Intervals, wall time and the "
-            "messages of what broke: [peers.md](tests/benchmarks/records/peers.md)."]
+            + f". {tried(records)}`{COMMAND}`, seed {seeds}, {period(records)}, one thread of {processors(records)}. "
+            "Intervals, wall time and the messages of what broke: [peers.md](tests/benchmarks/records/peers.md)."]
+
+
+def tried(records: Sequence[Record]) -> str:
+    """How many candidates of a recipe fitted into the compute, as a sentence."""
+    counts: dict[str, list[int]] = {}
+    for each in records:
+        if "candidates_tried" in each.get("settings", {}):
+            counts.setdefault(each["peer"], []).append(each["settings"]["candidates_tried"])
+    return "".join(f"{peer} tried {min(found)} to {max(found)} candidates in that compute. "
+                   for peer, found in counts.items())
 
 
 def both(records: Sequence[Record]) -> str:

@@ -1,7 +1,7 @@
 """Statistics over the records of bench_strategies: means, intervals, regret, wins. Nothing here runs a model.
 
-A score is a test question's share of seeds in which every check was passed, so intervals are over questions: seeds
-repeat a run on the same questions, and are not counted as new ones.
+A score is a test question's share of seeds in which every check was passed. Intervals draw seeds and questions, each
+with replacement, within the tasks that were run: they say nothing of other tasks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +14,7 @@ from strategy_cells import FIXED_ORDERS, NOTHING, ROUTER, SINGLE_KINDS
 
 from nslora.tools.statistics import bootstrap_interval
 
+Estimate = tuple[float, tuple[float, float]]        # a mean and its 95 % interval
 Floats = npt.NDArray[np.float64]
 Record = Mapping[str, Any]
 SAMPLES, SEED = 10_000, 0
@@ -24,7 +25,8 @@ TIE = 1e-9
 
 @dataclass(frozen=True)
 class Row:
-    """One strategy on one task. interval: 95 %, over questions. regret: to the task's best fixed order.
+    """One strategy on one task. interval: 95 %, over seeds and questions. regret: to the task's best fixed order.
+    won: share of the seeds in which no strategy did better, those left out in which all tie; None where all do.
 
     over_budgets: validation reward of the best candidate so far, mean over all budgets up to the cap; by_budget: at
     each of `BUDGETS`.
@@ -36,7 +38,7 @@ class Row:
     all_checks: float
     interval: tuple[float, float]
     reward: float
-    won: float
+    won: float | None
     regret: float
     over_budgets: float
     by_budget: tuple[float, ...]
@@ -50,7 +52,7 @@ class Scores:
     """The matrix. Only strategies and seeds that a task has in full are compared."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self.records = {(each["task"], each["strategy"], each["seed"]): each for each in records}
+        self.records = {(each["task"], each["strategy"], each["seed"]): delivered(each) for each in records}
         self.tasks = list(dict.fromkeys(task for task, _, _ in self.records))
         self.strategies = list(dict.fromkeys(strategy for _, strategy, _ in self.records))
 
@@ -68,6 +70,10 @@ class Scores:
     def of(self, task: str, strategy: str) -> list[Record]:
         return [self.records[task, strategy, seed] for seed in self.seeds(task)]
 
+    def passed(self, task: str, strategy: str) -> Floats:
+        """(seeds, questions) 1 where the result answered a question in full, else 0."""
+        return np.array([[float(digit) for digit in each["result"]["passed"]] for each in self.of(task, strategy)])
+
     def questions(self, task: str, strategy: str, which: str = "result") -> Floats:
         """(questions,) share of seeds in which each was answered in full."""
         return np.mean([[float(digit) for digit in each[which]["passed"]] for each in self.of(task, strategy)], axis=0)
@@ -83,19 +89,21 @@ class Scores:
     def regret(self, task: str, strategy: str) -> float:
         return self.mean(task, self.best_order(task)) - self.mean(task, strategy)
 
-    def won(self, task: str, strategy: str) -> float:
-        """Share of seeds in which no strategy did better; ties count for all who tie."""
-        wins = 0
+    def wins(self, task: str, strategy: str) -> tuple[int, int]:
+        """(seeds in which no strategy did better, seeds) where not all strategies tie; those who tie all win."""
+        wins = decided = 0
         for seed in self.seeds(task):
             passed = {each: self.records[task, each, seed]["result"]["passed"].count("1") for each in self.strategies}
-            wins += passed[strategy] >= max(passed.values())
-        return wins / len(self.seeds(task))
+            if len(set(passed.values())) > 1:
+                wins, decided = wins + (passed[strategy] >= max(passed.values())), decided + 1
+        return wins, decided
 
     def row(self, task: str, strategy: str) -> Row:
-        records, questions = self.of(task, strategy), self.questions(task, strategy)
+        records, (wins, decided) = self.of(task, strategy), self.wins(task, strategy)
         return Row(
-            task, strategy, len(records), float(questions.mean()), bootstrap_interval(questions.tolist()),
-            float(np.mean([np.mean(each["result"]["rewards"]) for each in records])), self.won(task, strategy),
+            task, strategy, len(records), *mean_of_tasks([self.passed(task, strategy)]),
+            float(np.mean([np.mean(each["result"]["rewards"]) for each in records])),
+            wins / decided if decided else None,
             self.regret(task, strategy), float(np.mean([over_budgets(each) for each in records])),
             tuple(float(np.mean([reward_at(each, share * each["cap_tflop"]) for each in records]))
                   for share in BUDGETS),
@@ -105,6 +113,18 @@ class Scores:
 
     def rows(self) -> list[Row]:
         return [self.row(task, strategy) for task in self.compared() for strategy in self.strategies]
+
+
+def delivered(record: Record) -> Record:
+    """A record whose curve holds no candidate that the run would not have delivered.
+
+    The recorded curve is the best validation reward of any candidate. A run that ended with its start had none that
+    beat it by more than chance, so its curve stays where it began.
+    """
+    if record["changed"]:
+        return record
+    start = record["curve"][0][1]
+    return {**record, "curve": [[spent, start] for spent, _ in record["curve"]]}
 
 
 def near_final(curve: Sequence[Sequence[float]]) -> float:
@@ -130,26 +150,34 @@ def over_budgets(record: Record) -> float:
     return float(area / cap)
 
 
-def gain_over_budgets(scores: Scores, ours: str, theirs: str) -> tuple[float, tuple[float, float]]:
+def gain_over_budgets(scores: Scores, ours: str, theirs: str) -> Estimate:
     """Mean over tasks of the difference in `over_budgets`, and its 95 % interval (runs drawn within tasks)."""
     def area(task: str, strategy: str) -> Floats:
         return np.array([over_budgets(each) for each in scores.of(task, strategy)])
 
-    return mean_of_tasks([area(task, ours) - area(task, theirs) for task in scores.compared()])
+    return mean_of_tasks([(area(task, ours) - area(task, theirs))[:, None] for task in scores.compared()])
 
 
-def over_tasks(scores: Scores, ours: str, theirs: str, tasks: Sequence[str]) -> tuple[float, tuple[float, float]]:
-    """Mean over tasks of the paired difference in all checks, and its 95 % interval (questions drawn within tasks)."""
-    return mean_of_tasks([scores.questions(task, ours) - scores.questions(task, theirs) for task in tasks])
+def over_tasks(scores: Scores, ours: str, theirs: str, tasks: Sequence[str]) -> Estimate:
+    """Mean over tasks of the difference in all checks, paired by seed and question."""
+    return mean_of_tasks([scores.passed(task, ours) - scores.passed(task, theirs) for task in tasks])
 
 
-def mean_of_tasks(differences: Sequence[Floats]) -> tuple[float, tuple[float, float]]:
-    """Mean of the tasks' means, and its 95 % interval by bootstrap within each task. differences: (n,) per task."""
+def mean_of_tasks(values: Sequence[Floats]) -> Estimate:
+    """Mean of the tasks' means. The interval draws seeds and, crossed with them, questions within each task.
+
+    values: (seeds, questions) per task.
+    """
     draw = np.random.default_rng(SEED)
-    means = np.mean([each[draw.integers(0, each.size, size=(SAMPLES, each.size))].mean(axis=1)
-                     for each in differences], axis=0)
+
+    def times(size: int) -> Floats:
+        """(SAMPLES, size): how often each was drawn."""
+        return draw.multinomial(size, np.full(size, 1 / size), size=SAMPLES).astype(float)
+
+    means = np.mean([((times(each.shape[0]) @ each) * times(each.shape[1])).sum(axis=1) / each.size
+                     for each in values], axis=0)
     low, high = np.quantile(means, [0.025, 0.975])
-    return float(np.mean([each.mean() for each in differences])), (float(low), float(high))
+    return float(np.mean([each.mean() for each in values])), (float(low), float(high))
 
 
 def best_single_order(scores: Scores, tasks: Sequence[str]) -> str:
@@ -158,10 +186,24 @@ def best_single_order(scores: Scores, tasks: Sequence[str]) -> str:
     return max(orders, key=lambda order: float(np.mean([scores.mean(task, order) for task in tasks])))
 
 
+def best_at(scores: Scores, tasks: Sequence[str], budget: int) -> tuple[str, float]:
+    """The fixed order of highest mean validation reward at `BUDGETS[budget]`, and that reward."""
+    def reached(order: str) -> float:
+        return float(np.mean([scores.row(task, order).by_budget[budget] for task in tasks]))
+
+    best = max((order for order in FIXED_ORDERS if order in scores.strategies), key=reached)
+    return best, reached(best)
+
+
 def left_alone(records: Iterable[Record]) -> tuple[int, int]:
     """(runs of the router with 'no change', runs) in the tasks with nothing to gain."""
     runs = [each for each in records if each["strategy"] == ROUTER and each["task"] in NOTHING]
     return sum(not each["changed"] for each in runs), len(runs)
+
+
+def could_fall(records: Iterable[Record]) -> int:
+    """Runs of the router whose base passes a test question, so that their result could be below it."""
+    return sum(each["strategy"] == ROUTER and "1" in each["base"]["passed"] for each in records)
 
 
 def made_worse(records: Iterable[Record], strategy: str = ROUTER) -> list[str]:
@@ -202,7 +244,7 @@ def reason(ours: Record, theirs: Record) -> str:
         return [each["action"] for each in record["rounds"] if each["kept"]]
 
     if kept(ours) == kept(theirs) and ours["curve"][-1][1] == theirs["curve"][-1][1]:
-        return "same updates kept, same validation reward: test noise"
+        return "same updates kept, same validation reward: not explained by the record"
     if ours["curve"][-1][1] >= theirs["curve"][-1][1]:
         return "at least as good on validation: chosen well, generalised less"
     if len(ours["rounds"]) < len(theirs["rounds"]) and kept(theirs)[:len(kept(ours))] == kept(ours):

@@ -12,7 +12,9 @@ from strategy_scores import (
     Record,
     Row,
     Scores,
+    best_at,
     best_single_order,
+    could_fall,
     gain_over_budgets,
     left_alone,
     losses,
@@ -62,10 +64,14 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         f"Router less the best single order (`{order}`, known only later): {gain:+.3f} "
         f"[{low:+.3f}, {high:+.3f}] in all checks; to 90 % of the gain in validation reward on "
         f"{compute(scores, ROUTER, tasks):.0f} TFLOP against "
-        f"{compute(scores, order, tasks):.0f}. Validation reward over all budgets (intervals over runs), router less "
+        f"{compute(scores, order, tasks):.0f}. Against the best fixed order at each budget, in validation reward: "
+        + "; ".join(at_budget(scores, tasks, i) for i in range(len(BUDGETS)))
+        + ". Over all budgets, router less "
         + "; ".join(against(scores, other) for other in (order, *OTHERS) if other in scores.strategies)
-        + f". Nothing to gain: {alone} of {runs} runs of the router ended with no "
-        f"change; {len(made_worse(records))} of its runs ended significantly below their base.", "",
+        + f". Nothing to gain: {alone} of {runs} runs of the router ended with no change, on "
+        + " and ".join(f"{spent:.0f} TFLOP ({task})" for task, spent in spent_on_nothing(records))
+        + f"; {len(made_worse(records))} of the {could_fall(records)} runs whose base passes anything ended "
+        "significantly below it. Intervals draw seeds and questions within these tasks.", "",
         "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(router_line(scores, task, seeds[task]) for task in tasks), "",
@@ -79,6 +85,18 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
 def against(scores: Scores, other: str) -> str:
     gain, (low, high) = gain_over_budgets(scores, ROUTER, other)
     return f"`{other}`: {gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def at_budget(scores: Scores, tasks: Sequence[str], budget: int) -> str:
+    order, reached = best_at(scores, tasks, budget)
+    ours = float(np.mean([scores.row(task, ROUTER).by_budget[budget] for task in tasks]))
+    return f"at {PERCENT[budget]} {ours:.2f} against {reached:.2f} (`{order}`)"
+
+
+def spent_on_nothing(records: Sequence[Record]) -> list[tuple[str, float]]:
+    """Mean TFLOP of the router's runs on each task with nothing to gain."""
+    return [(task, float(np.mean(spent))) for task in NOTHING if (spent := [
+        each["cost"]["tflop"] for each in records if (each["task"], each["strategy"]) == (task, ROUTER)])]
 
 
 def compute(scores: Scores, strategy: str, tasks: Sequence[str]) -> float:
@@ -128,17 +146,20 @@ def summary_table(scores: Scores, tasks: Sequence[str]) -> list[str]:
     """One line per strategy, over all tasks that are compared."""
     lines = [f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means. TFLOP to 90 %: of what the "
              "strategy itself gains in validation reward; one that gains nothing is there at its first evaluation. "
+             "An arrow means: when the kind before it is saturated (two updates dropped in a row, as for the router). "
+             "Cells won: no strategy did better, those left out in which all tie. "
              "Over all budgets: validation reward reached by then, mean over every amount of compute up to the cap; "
              f"the last columns: at {', '.join(PERCENT)} of it, in the same runs.", "",
-             "| strategy | all checks | regret | share of cells won | TFLOP to 90 % | TFLOP | over all budgets | "
+             "| strategy | all checks | regret | cells won | TFLOP to 90 % | TFLOP | over all budgets | "
              + " | ".join(PERCENT) + " |",
              "| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(BUDGETS)]
     for strategy in sorted(scores.strategies, key=lambda each: -float(np.mean([scores.mean(t, each) for t in tasks]))):
         rows = [scores.row(task, strategy) for task in tasks]
         means = {name: float(np.mean([getattr(row, name) for row in rows]))
-                 for name in ("all_checks", "regret", "won", "near_final_tflop", "tflop", "over_budgets")}
+                 for name in ("all_checks", "regret", "near_final_tflop", "tflop", "over_budgets")}
+        wins, decided = np.sum([scores.wins(task, strategy) for task in tasks], axis=0)
         reached = np.mean([row.by_budget for row in rows], axis=0)
-        lines.append(f"| `{strategy}` | {means['all_checks']:.3f} | {means['regret']:+.3f} | {means['won']:.2f} | "
+        lines.append(f"| `{strategy}` | {means['all_checks']:.3f} | {means['regret']:+.3f} | {wins} of {decided} | "
                      f"{means['near_final_tflop']:.0f} | {means['tflop']:.0f} | {means['over_budgets']:.3f} | "
                      + " | ".join(f"{value:.2f}" for value in reached) + " |")
     return lines
@@ -162,7 +183,8 @@ def task_tables(scores: Scores) -> list[str]:
 
 def line_of(row: Row) -> str:
     low, high = row.interval
-    return (f"| `{row.strategy}` | {row.all_checks:.2f} [{low:.2f}, {high:.2f}] | {row.reward:.3f} | {row.won:.2f} | "
+    return (f"| `{row.strategy}` | {row.all_checks:.2f} [{low:.2f}, {high:.2f}] | {row.reward:.3f} | "
+            f"{'–' if row.won is None else f'{row.won:.2f}'} | "
             f"{row.regret:+.3f} | {row.over_budgets:.3f} | {row.near_final_tflop:.0f} | {row.tflop:.0f} | "
             f"{row.editor_tokens:.0f} | {row.wall_s:.0f} |")
 
