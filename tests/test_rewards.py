@@ -251,7 +251,7 @@ def test_the_reward_stays_within_0_and_1_and_is_full_only_for_a_pass(combine, va
     reward = type(build_reward(["upper_case"]))(checks, combine)
     score = reward(row(), "x")
     assert 0.0 <= score.value <= 1.0 + 1e-12
-    assert score.passed == all(value == 1.0 for value in values)
+    assert score.passed == all(value >= 1 - 1e-9 for value in values)       # rounding is taken off
     if score.passed:
         assert score.value == 1.0
 
