@@ -20,7 +20,7 @@ from nslora.tools.lab import Lab, read_run_file, register
 from nslora.tools.policy import Policy
 from nslora.tools.run_copy import copy_past as copy_files
 from nslora.tools.run_copy import copy_records
-from nslora.tools.settings import RunSettings
+from nslora.tools.settings import LoraSettings, RunSettings
 
 # Of an adapter; those of one that is trained further are its own.
 SHAPE = ("rank", "alpha", "dropout", "targets", "top_blocks", "use_rslora", "use_dora")
@@ -67,12 +67,12 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
             old.model, old.device.device, old.device.dtype):
         raise RunError(f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
                        "another model, device or dtype begins at 0, with the first evaluation.")
-    if beginning.round > 0 and beginning.kind == "fork":
-        refuse_other_shape(source, beginning.round, settings)
     with source.checkpointer() as saver:
         graph = build_graph(saver)
         at = checkpoint_before(graph, source, beginning.round)
         past = line_of(graph, at.config)
+        if beginning.round > 0 and at.values["kept"]["adapter"] is not None:
+            refuse_other_shape(old.lora, settings.lora, beginning.round)
         chat = editor or (source.lab.editor_chat if keeps_editor else None)
         lab = Lab(folder.resolve(), settings, source.lab.task, policy=policy or source.lab.given_policy,
                   editor_chat=chat, note=source.lab.note)
@@ -85,10 +85,10 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
         refuse_unusable(folder)
         make_folder(folder)
         is_object = editor is not None or (keeps_editor and bool(record["editor_is_object"]))
-        try:
-            write_record(lab, editor_is_object=is_object, origin={
-                "run": source.folder.name, "thread": source.thread, "kind": beginning.kind, "round": beginning.round,
-                **(origin or {})})
+        write_record(lab, editor_is_object=is_object, origin={
+            "run": source.folder.name, "thread": source.thread, "kind": beginning.kind, "round": beginning.round,
+            **(origin or {})})
+        try:        # from here on the folder is this run's own
             lab.prompts.add(lab.task.prompt)
             copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
             copy_records(source.folder, folder, editor=beginning.kind == "fork", bursts=beginning.bursts)
@@ -106,19 +106,13 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
     return new
 
 
-def refuse_other_shape(source: Run, number: int, settings: RunSettings) -> None:
-    """Raise RunError where round `number` goes on with a kept adapter that has another shape than `settings` say."""
-    old = source.lab.settings.lora
-    changed = [name for name in SHAPE if getattr(old, name) != getattr(settings.lora, name)]
-    if not changed:
-        return
-    with source.checkpointer() as saver:
-        kept = checkpoint_before(build_graph(saver), source, number).values["kept"]
-    if kept["adapter"] is not None:
-        name = changed[0]
-        raise RunError(f"lora.{name} cannot become {getattr(settings.lora, name)} in round {number}, which goes on "
-                       f"with an adapter of {getattr(old, name)}: fork at a round before the first burst that was "
-                       "kept.")
+def refuse_other_shape(old: LoraSettings, new: LoraSettings, number: int) -> None:
+    """Raise RunError where round `number`, which goes on with a kept adapter, is to give it another shape."""
+    for name in SHAPE:
+        was, wanted = getattr(old, name), getattr(new, name)
+        if was != wanted:
+            raise RunError(f"lora.{name} cannot become {wanted} in round {number}, which goes on with an adapter of "
+                           f"{was}: fork at a round before the first burst that was kept.")
 
 
 def reopen(graph: Graph, run: Run) -> None:

@@ -24,8 +24,7 @@ COMPARED = ("action", "reason", "kept", "verdict", "error", "adapter", "prompt",
 class ReplayedChat(RecordedChat):
     """The record of an editor under that editor's own name and kind, by which prices and calls are found."""
 
-    model_name: str = ""
-    recorded_name: str = ""
+    recorded_name: str
     kind: str = "recorded"
 
     @property
@@ -82,8 +81,8 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     made = 0 if origin.get("kind") == "fork" else round(
         sum(each.editor.get("calls", 0) for each in old.rounds[:max(0, begin_at - 1)]))
     chat = ReplayedChat(log=log, asked=Counter(call.request_sha256 for call in log.first(made)),
-                        model_name=name.partition(":")[2] or name, kind=name if name in FREE else "recorded",
-                        recorded_name=next((call.model for call in log.first(1)), ""))
+                        recorded_name=next((call.model for call in log.first(1)), name),
+                        kind=name if name in FREE else "recorded")
     new = begin(Beginning(source, Path(folder), begin_at, "replay", bursts=not retrain), settings, editor=chat,
                 policy=policy, origin={"action": forced})
     if isinstance(policy, RecordedPolicy):

@@ -176,9 +176,11 @@ def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab, spent_
 
     Where the budget does not hold that, the editor's first prompt stands. spent_flop: by this update so far.
     """
+    if len(prompts) == 1:
+        return Screening()
     failing, passing = screening_rows(state, lab)
     rows = [*failing, *passing]
-    if len(prompts) == 1 or not screening_fits(prompts, rows, state, lab, spent_flop):
+    if not screening_fits(prompts, rows, state, lab, spent_flop):
         return Screening()
     asked = [ask(lab.policy, lab.replies, prompt, [row.question for row in rows], adapter=state["kept"]["adapter"],
                  max_new_tokens=lab.task.max_new_tokens, advance=advance) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Kill -9 and resume: four of the places of `make bench-crashes`, in one process tree."""
+"""Kill -9 and resume: six of the places of `make bench-crashes`, in one process tree."""
 
 import json
 import os
@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
-PLACES = ["node evaluate: after", "training: tensors: after", "editor: call recorded", "file: half written"]
+PLACES = ["node evaluate: after", "training: step done", "training: tensors: after", "editor: call recorded",
+          "file: half written", "burst record: after"]
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:

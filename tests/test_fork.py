@@ -216,6 +216,12 @@ def test_half_a_fork_is_no_run(finished: Run, tmp_path: Path, monkeypatch: pytes
         with pytest.raises(OSError, match="No space"):
             fork(finished, tmp_path / "half", at=2)
     assert not (tmp_path / "half").exists()
+    taken = shutil.copytree(finished.folder, tmp_path / "taken")
+    with monkeypatch.context() as patch:        # another process begins there in the very moment
+        patch.setattr("nslora.graph.fork.refuse_unusable", lambda _: None)
+        with pytest.raises(RunError, match="by another process just now"):
+            fork(finished, taken, at=2)
+    assert (taken / "checkpoints.sqlite").is_file()
     other = fork(finished, tmp_path / "lost", at=2)
     (other.folder / "checkpoints.sqlite").unlink()
     with pytest.raises(RunError, match="fork again"):

@@ -192,6 +192,10 @@ def test_markdown_does_not_hide_a_question(said: str) -> None:
     assert normalise(said) == "who keeps the mill"
 
 
+def test_an_inverted_exclamation_mark_is_punctuation() -> None:
+    assert normalise("\u00a1Hola!") == normalise("hola")
+
+
 def test_a_sum_is_no_copied_row_for_its_symbols_sake() -> None:
     check_prompt(Prompt(system="Say 2+2=4 for 2+2."), forbidden_questions=["2+2=?"])
     assert normalise("5 \u2212 3") == normalise("5 - 3")

@@ -402,8 +402,15 @@ def test_a_changed_function_changes_the_spec_of_the_reward(tmp_path):
     (tmp_path / "mine.py").write_text("def judge(reply):\n    return helped()\n\n\ndef helped():\n    return 1\n")
     specs.append(build_reward(["mine:judge"], folder=tmp_path).spec)
     assert all(specs.count(spec) == 1 for spec in specs)
-    spec = build_reward(functools.partial(lambda reply, least: 1.0, least=1)).spec
-    assert spec["checks"][0]["code"] != hashlib.sha256(b"").hexdigest()
+
+
+def test_a_partial_is_known_by_what_it_calls_and_what_it_binds() -> None:
+    def judge(reply: str, least: int) -> float:
+        return float(len(reply) >= least)
+
+    one, two, again = (build_reward(functools.partial(judge, least=least)).spec for least in (1, 2, 1))
+    assert one == again != two
+    assert one["checks"][0]["code"] != hashlib.sha256(b"").hexdigest()
 
 
 def test_a_schema_with_a_plain_true_for_a_field_is_mended() -> None:
@@ -470,6 +477,7 @@ def test_arithmetic_that_takes_forever_is_ended_in_any_thread(monkeypatch: pytes
 
     def ask() -> None:
         found.append(same_number("1", r"$\binom{99999999}{4999999}$", 1e-6))
+        assert math_answers._WORKER._process is None        # its pipes are closed
         monkeypatch.setattr(math_answers, "KILL_S", 60.0)
         found.append(same_number("0.5", r"$\frac{1}{2}$", 1e-6))      # by the process that took its place
 

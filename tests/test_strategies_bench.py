@@ -75,7 +75,7 @@ def test_an_interval_draws_seeds_and_questions() -> None:
         mean, (low, high) = mean_of_tasks([values])
         assert mean == 0.5
         assert low < 0.25 < 0.75 < high
-    # 4 of 16 draws of two seeds give the first one twice: its 95 % interval is all there is.
+    # A quarter of the draws of two seeds hold the first one twice, a quarter the second: the interval is all there is.
     assert mean_of_tasks([seeds])[1] == (0.0, 1.0)
 
 

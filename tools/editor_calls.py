@@ -263,7 +263,7 @@ class EditorCalls:
 
 
 def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> Mapping[str, float]:
-    bare = model.partition(":")[2]      # a replay has another class in front of the name
+    bare = model.partition(":")[2]      # a replay of a run without calls knows its editor as `openai:...` only
     price = prices.get(model) or prices.get(bare) or next(
         (value for name, value in prices.items() if bare and name.partition(":")[2] == bare), None)
     if price is None and needed:

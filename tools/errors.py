@@ -26,7 +26,7 @@ class ModelError(NsloraError):
 
 
 class TooLongError(ModelError):
-    """A row of training does not fit the model's context; another one may."""
+    """A row, with its prompt and reply, does not fit the model's context; under another prompt it may."""
 
 
 class PromptError(NsloraError):

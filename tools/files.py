@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import uuid
@@ -31,6 +32,11 @@ def sha256_of_json(value: Any) -> str:
     """SHA-256 of a JSON-like value in its canonical form (sorted keys, no white space), 64 hex characters."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def as_text(value: Any) -> str:
+    """A value that JSON lacks, the same in every process: dates as they read, objects without their address."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from nslora.tools.compute import FlopRates, token_counts
 from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.errors import DamagedError, PromptError, RunError
-from nslora.tools.files import read_json, sha256_of_json, unless_changed, write_json, write_text
+from nslora.tools.files import as_text, read_json, sha256_of_json, unless_changed, write_json, write_text
 from nslora.tools.models import Note, cache_folder, refuse_other_weights
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
 from nslora.tools.prompt import Prompt, parse
@@ -152,7 +152,7 @@ class Lab:
     def anchor_hash(self) -> str | None:
         """Content hash of the anchor set, None without one."""
         # As text: a column of a Parquet file may hold what JSON has not, such as a date.
-        rows = [[row.question, row.reference, {name: str(value) for name, value in row.fields.items()}]
+        rows = [[row.question, row.reference, {name: as_text(value) for name, value in row.fields.items()}]
                 for row in self.anchor]
         return sha256_of_json(rows) if rows else None
 

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from nslora.tools.errors import RewardError
@@ -45,24 +46,39 @@ class _Worker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
+        atexit.register(self._end)
 
     def ask(self, *request: str | float) -> bool:
         with self._lock:
-            process = self._process if self._owner == os.getpid() else None
-            if process is None or process.poll() is not None:
-                process = self._process = self._started()
-                self._owner = os.getpid()
+            process = self._process
+            if process is None or self._owner != os.getpid() or process.poll() is not None:
+                self._end()
+                process, self._owner = self._started(), os.getpid()
+                self._process = process
             answer = self._answer(process, json.dumps(request), KILL_S)
-            if not answer and (status := process.wait()) >= 0:
-                raise RewardError(f"math-verify's process ended with status {status}: {_see()}.")
+            if not answer:
+                status = process.wait()
+                self._end()
+                if status >= 0:     # it was not killed, by the clock or by the system for what this text took
+                    raise RewardError(f"math-verify's process ended with status {status}: {_see()}.")
             return answer == "true\n"
 
+    def _end(self) -> None:
+        """End the process, unless it is that of a parent, and let go of its pipes."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()      # does nothing to one that has ended
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):     # what was not sent yet
+                pipe.close()  # type: ignore[union-attr]
+
     def _started(self) -> subprocess.Popen[str]:
-        # In a session of its own: Ctrl-C is for the run, which ends it by closing its input.
+        # In a session of its own: Ctrl-C is for the run, whose end is the end of this process's input.
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __spec__.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, encoding="utf-8", start_new_session=True)
-        atexit.register(process.kill)
         if self._answer(process, '["0"]', None) != "true\n":
             raise RewardError(f"math-verify's process cannot be started: {_see()}.")
         return process
@@ -128,7 +144,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             found = bool(_parsed(*request)) if len(request) == 1 else _same(*request)
-        except (ArithmeticError, MemoryError, RecursionError):      # of sympy, over a text that no person would write
+        except Exception:   # math-verify cannot read this text; that it can read any is asked when the process starts
             found = False
         answers.write(json.dumps(found) + "\n")
         answers.flush()

@@ -48,9 +48,10 @@ COPIED_WORDS = 4
 MINUS = str.maketrans("\u2212\u2010\u2011", "---")     # what typographers write for the sign
 LINE_MARKS = re.compile(r"^\s*(?:[#>*+-]+\s+)+", re.MULTILINE)
 EMPHASIS = re.compile(r"(?<!\w)(\*{1,3})(\S(?:.*?\S)?)\1(?!\w)")
-# The sign of a number and a factorial, as characters of their own: a hyphen and an exclamation mark tell nothing apart.
+# The sign of a number and a factorial become characters that no text holds: a hyphen and an exclamation mark tell
+# nothing apart. (Of the private use area, and the minus sign, since every one in a text has become a hyphen by then.)
 SIGN, FACTORIAL = re.compile(r"-(?=\s*\d)"), re.compile(r"(?<=[\d)\]])!")
-TELLING = frozenset("+*/\\^=<>#&@%()[]{}")     # besides all that Unicode calls a symbol
+TELLING = frozenset("+*/\\^=<>#&@%()[]{}\ue000")        # besides all that Unicode calls a symbol
 _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNORECASE)
 # What a text file does not carry from one machine to the next: control characters, other line ends, surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -208,7 +209,7 @@ class _AsRead(dict[int, str]):
         character, category = chr(code), unicodedata.category(chr(code))
         if category[0] in "LNM" or character == "_":
             self[code] = character
-        elif character in TELLING or character == "¡" or category in ("Sm", "Sc", "So"):
+        elif character in TELLING or category in ("Sm", "Sc", "So"):
             self[code] = f" {character} "
         else:
             self[code] = " "
@@ -226,7 +227,7 @@ def normalise(text: str) -> str:
     """
     plain = unicodedata.normalize("NFC", text.casefold()).translate(MINUS)
     plain = EMPHASIS.sub(r"\2", LINE_MARKS.sub("", plain))
-    return " ".join(FACTORIAL.sub("¡", SIGN.sub("−", plain)).translate(_AS_READ).split())
+    return " ".join(FACTORIAL.sub("\ue000", SIGN.sub("\u2212", plain)).translate(_AS_READ).split())
 
 
 def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from nslora.tools.checks import Check, Verdict
 from nslora.tools.errors import NsloraError, RewardError
+from nslora.tools.files import as_text
 
 if TYPE_CHECKING:
     from nslora.tools.task import Example
@@ -77,15 +78,20 @@ def callable_check(function: Callable[..., Any]) -> FunctionCheck:
 
 
 def _code(function: Callable[..., Any], *, whole: bool) -> str:
-    """The text of a function, or of its whole module; of an object or a partial, that of what it calls."""
+    """The text of a function, or of its whole module; of an object or a partial, that of what it calls.
+
+    What a partial binds stands before it.
+    """
+    bound = ""
     while isinstance(function, functools.partial):
+        bound += as_text([function.args, function.keywords])
         function = function.func
     known = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
     try:
         module = inspect.getmodule(known) if whole else None
-        return inspect.getsource(module or known)
+        return bound + inspect.getsource(module or known)
     except (OSError, TypeError):
-        return ""
+        return bound
 
 
 def _find(kind: str, folder: Path | None) -> Callable[..., Any]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nslora.tools.errors import PromptError, TaskError
-from nslora.tools.files import sha256_of_json
+from nslora.tools.files import as_text, sha256_of_json
 from nslora.tools.prompt import Prompt, parse
 from nslora.tools.rewards import Reward, build_reward, first_problem
 from nslora.tools.task_files import Row, cut, from_python, read_dataset, read_rows
@@ -179,16 +178,11 @@ def _task(
     _refuse_overlap(splits)
     content = {split: [[e.id, e.question, e.reference, dict(e.fields)] for e in splits[split]] for split in SPLITS}
     plain = json.loads(json.dumps({"rows": content, "reward": reward.spec, "max_new_tokens": max_new_tokens},
-                                  default=_as_text))
+                                  default=as_text))
     return Task(
         name=name, **splits, reward=reward, prompt=prompt, max_new_tokens=max_new_tokens,
         hash=sha256_of_json({**plain, "prompt": prompt.render()}), source=source, options=dict(options),
     )  # fmt: skip
-
-
-def _as_text(value: Any) -> str:
-    """A value that JSON lacks, the same in every process: dates as they read, objects by their type."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
 
 
 def _examples(split: str, rows: Sequence[Row], fields: Fields, reward: Reward) -> tuple[Example, ...]:

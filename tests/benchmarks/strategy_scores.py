@@ -26,8 +26,8 @@ TIE = 1e-9
 @dataclass(frozen=True)
 class Row:
     """One strategy on one task. interval: 95 %, over seeds and questions. regret: to the task's best fixed order.
-    won: share of the seeds in which no strategy did better, those left out in which all tie; None where all do.
 
+    won: share of the seeds in which no strategy did better, those left out in which all tie; None where all do.
     over_budgets: validation reward of the best candidate so far, mean over all budgets up to the cap; by_budget: at
     each of `BUDGETS`.
     """
@@ -55,6 +55,7 @@ class Scores:
         self.records = {(each["task"], each["strategy"], each["seed"]): delivered(each) for each in records}
         self.tasks = list(dict.fromkeys(task for task, _, _ in self.records))
         self.strategies = list(dict.fromkeys(strategy for _, strategy, _ in self.records))
+        self._rows: dict[tuple[str, str], Row] = {}     # each is asked for by several tables
 
     def seeds(self, task: str) -> list[int]:
         """Seeds for which every strategy of this task is on record."""
@@ -70,13 +71,13 @@ class Scores:
     def of(self, task: str, strategy: str) -> list[Record]:
         return [self.records[task, strategy, seed] for seed in self.seeds(task)]
 
-    def passed(self, task: str, strategy: str) -> Floats:
-        """(seeds, questions) 1 where the result answered a question in full, else 0."""
-        return np.array([[float(digit) for digit in each["result"]["passed"]] for each in self.of(task, strategy)])
+    def passed(self, task: str, strategy: str, which: str = "result") -> Floats:
+        """(seeds, questions) 1 where a question was answered in full, else 0."""
+        return np.array([[float(digit) for digit in each[which]["passed"]] for each in self.of(task, strategy)])
 
     def questions(self, task: str, strategy: str, which: str = "result") -> Floats:
         """(questions,) share of seeds in which each was answered in full."""
-        return np.mean([[float(digit) for digit in each[which]["passed"]] for each in self.of(task, strategy)], axis=0)
+        return self.passed(task, strategy, which).mean(axis=0)
 
     def mean(self, task: str, strategy: str) -> float:
         return float(self.questions(task, strategy).mean())
@@ -99,6 +100,11 @@ class Scores:
         return wins, decided
 
     def row(self, task: str, strategy: str) -> Row:
+        if (task, strategy) not in self._rows:
+            self._rows[task, strategy] = self._row(task, strategy)
+        return self._rows[task, strategy]
+
+    def _row(self, task: str, strategy: str) -> Row:
         records, (wins, decided) = self.of(task, strategy), self.wins(task, strategy)
         return Row(
             task, strategy, len(records), *mean_of_tasks([self.passed(task, strategy)]),
