@@ -21,7 +21,7 @@ from strategy_scores import (
     over_tasks,
     reward_at,
 )
-from strategy_tables import draw, figures, loss_table, readme_lines, summary_table, task_tables
+from strategy_tables import draw, figures, loss_table, readme_lines, summary_table, task_tables, waiting_words
 from strategy_tasks import KNOWN, SPLITS, bench_tasks
 
 from nslora.graph.run import Run
@@ -97,6 +97,19 @@ def test_only_seeds_that_every_strategy_has_are_compared() -> None:
     assert scores.seeds("one") == [0]
     assert Scores([record("one", ROUTER, 0, "1111")]).compared() == ["one"]
     assert Scores([*matrix(), record("three", ROUTER, 0, "1111")]).compared() == ["one", "two"]
+
+
+def test_a_strategy_that_has_few_cells_waits_and_takes_nothing_out_of_the_tables() -> None:
+    tasks = [f"task {i}" for i in range(10)]
+    others = [record(task, each, 0, "1100") for task in tasks for each in (ROUTER, "lora", "textgrad")]
+    late = [record(task, "random", 0, "1100") for task in tasks]
+    for done, waiting in ((4, {"random": 0.4}), (5, {})):
+        scores = Scores([*others, *late[:done]])
+        assert scores.waiting == waiting
+        assert ("random" in scores.strategies) == (not waiting)
+        assert len(scores.compared()) == (10 if waiting else 5)
+    assert waiting_words(Scores([*others, *late[:4]])) == "Not in the tables yet: `random` (40 % of its cells). "
+    assert waiting_words(Scores(others)) == ""
 
 
 @pytest.mark.parametrize(("curve", "spent"), [

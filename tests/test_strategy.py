@@ -19,6 +19,7 @@ BUILT_IN = [
     "textgrad",
     "random",
     "textgrad -> lora -> textgrad",
+    "textgrad once -> lora",
     "neurosymbolic-without-classifier",
     "neurosymbolic-without-signal",
 ]
@@ -141,6 +142,18 @@ def test_a_fixed_order_moves_on_when_a_step_is_saturated_and_ends_after_the_last
     assert choose(name, history=[*textgrad, *lora, *textgrad]).action == "finish"
 
 
+def test_a_step_of_one_update_is_over_after_it_kept_or_dropped():
+    name = "textgrad once -> lora"
+    assert strategy_named("textgrad   once->lora").name == name
+    assert choose(name).action == "textgrad"
+    for first in (KEPT["textgrad"], DROPPED["textgrad"]):
+        assert choose(name, history=[first]).action == "lora"
+        assert choose(name, history=[first, KEPT["lora"], DROPPED["lora"]]).action == "lora"
+        assert choose(name, history=[first, DROPPED["lora"], DROPPED["lora"]]).action == "finish"
+    ended = choose("lora -> textgrad once", history=[*[DROPPED["lora"]] * 2, KEPT["textgrad"]])
+    assert ended.reason == "The order lora -> textgrad once is done: its last step was one update."
+
+
 def test_chance_repeats_itself_by_seed_and_round_and_never_picks_a_saturated_kind():
     picks = [choose("random", seed=seed).action for seed in range(40)]
     assert picks == [choose("random", seed=seed).action for seed in range(40)]
@@ -201,7 +214,7 @@ def test_a_users_module_may_lie_where_the_run_is_started(monkeypatch, tmp_path):
         strategy_named("strategy_broken:choose")
 
 
-@pytest.mark.parametrize("name", ["lroa", "", "lora -> prompt", "->"])
+@pytest.mark.parametrize("name", ["lroa", "", "lora -> prompt", "->", "textgrad twice -> lora", "once -> lora"])
 def test_an_unknown_strategy_names_those_that_are_known(name):
     with pytest.raises(SettingsError, match="neurosymbolic, lora, textgrad, random"):
         strategy_named(name)
@@ -227,7 +240,8 @@ def test_no_history_leaves_the_loop_without_a_decision(name, history, p_content,
     decision = choose(name, p_content=p_content, history=history, rounds_left=rounds_left, remade_waiting=waiting)
     assert decision.action in (*KINDS, "finish")
     assert decision.reason
-    if decision.action in KINDS and name not in ("textgrad -> lora -> textgrad", "neurosymbolic-without-signal"):
+    if decision.action in KINDS and name not in (
+            "textgrad -> lora -> textgrad", "textgrad once -> lora", "neurosymbolic-without-signal"):
         assert not progress(decision.action, history).saturated
 
 

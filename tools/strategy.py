@@ -50,7 +50,7 @@ __all__ = [
     "strategy_named",
 ]
 
-
+ONCE = "once"       # behind a step of an order: one update instead of as many as go
 
 @dataclass(frozen=True)
 class Neurosymbolic:
@@ -104,21 +104,28 @@ class RandomChoice:
 
 @dataclass(frozen=True)
 class FixedOrder:
-    """Steps in a fixed order. Each step repeats its kind until that is saturated, counted from the step's start."""
+    """Steps in a fixed order. Each step repeats its kind until that is saturated, counted from the step's start.
+
+    once: whether each step ends after a single update instead, kept or dropped.
+    """
 
     steps: tuple[Kind, ...]
     signal: SignalSettings = SIGNAL_DEFAULTS
+    once: tuple[bool, ...] = ()
 
     @property
     def name(self) -> str:
-        return " -> ".join(self.steps)
+        return " -> ".join(f"{kind} {ONCE}" if self._is_once(i) else kind for i, kind in enumerate(self.steps))
+
+    def _is_once(self, step: int) -> bool:
+        return step < len(self.once) and self.once[step]
 
     def choose(self, situation: Situation) -> Decision:
         if end := must_finish(situation):
             return end
         position = self.position(situation.history)
         if position >= len(self.steps):
-            return finish(f"The order {self.name} is done: its last step is saturated.", situation)
+            return finish(f"The order {self.name} is done: {self._last_words()}.", situation)
         kind = self.steps[position]
         words = f"Step {position + 1} of {len(self.steps)} of the order {self.name}"
         return go(kind, words, situation)
@@ -127,9 +134,16 @@ class FixedOrder:
         """Index of the step in force, from the updates so far; len(steps) once the order is done."""
         position, start = 0, 0
         for end in range(1, len(history) + 1):
-            if position < len(self.steps) and progress(self.steps[position], history[start:end], self.signal).saturated:
+            if position < len(self.steps) and self._is_over(position, history[start:end]):
                 position, start = position + 1, end
         return position
+
+    def _is_over(self, step: int, since: Sequence[Update]) -> bool:
+        """Whether the step is over, from the updates since its start (at least one)."""
+        return self._is_once(step) or progress(self.steps[step], since, self.signal).saturated
+
+    def _last_words(self) -> str:
+        return "its last step was one update" if self._is_once(len(self.steps) - 1) else "its last step is saturated"
 
 
 @dataclass(frozen=True)
@@ -219,15 +233,15 @@ def strategy_named(
     if wanted in known:
         return known[wanted]
     if "->" in wanted:
-        parts = [part.strip() for part in wanted.split("->")]
-        steps = tuple(kind for part in parts for kind in KINDS if kind == part)
+        parts = [part.split() for part in wanted.split("->")]
+        steps = tuple(kind for part in parts for kind in KINDS if part in ([kind], [kind, ONCE]))
         if len(steps) == len(parts):
-            return FixedOrder(steps, signal or SIGNAL_DEFAULTS)
+            return FixedOrder(steps, signal or SIGNAL_DEFAULTS, tuple(len(part) > 1 for part in parts))
     elif ":" in wanted:
         return UserChoice(wanted, _user_function(wanted))
     raise SettingsError(
-        f"No strategy {name!r}; known are {', '.join(known)}, an order such as 'textgrad -> lora -> textgrad', "
-        "or your own function as 'package.module:function'."
+        f"No strategy {name!r}; known are {', '.join(known)}, an order such as 'textgrad -> lora' or "
+        "'textgrad once -> lora', or your own function as 'package.module:function'."
     )
 
 

@@ -28,12 +28,13 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "neurosymbolic": {},
     "lora": {}, "textgrad": {},
     "lora -> textgrad": {}, "textgrad -> lora": {}, "textgrad -> lora -> textgrad": {},
+    "textgrad once -> lora": {},        # does not wait until edits are saturated
     "random": {},
     "neurosymbolic-without-classifier": {}, "neurosymbolic-without-signal": {},
     "neurosymbolic, no remade data": {"strategy": "neurosymbolic", "remade_per_row": 0},
 }
 SINGLE_KINDS = ("lora", "textgrad")
-FIXED_ORDERS = (*SINGLE_KINDS, "lora -> textgrad", "textgrad -> lora", "textgrad -> lora -> textgrad")
+FIXED_ORDERS = (*SINGLE_KINDS, *(strategy for strategy in STRATEGIES if "->" in strategy))
 ROUTER = "neurosymbolic"
 # 'No change' is wanted in 19 of 20 runs of the router: ten seeds of each of the two tasks with nothing to gain.
 NOTHING = ("nothing-missing", "nothing-possible")

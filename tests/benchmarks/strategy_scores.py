@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 Record = Mapping[str, Any]
 SAMPLES, SEED = 10_000, 0
 BUDGETS = (0.25, 0.5, 0.75, 1.0)        # shares of a task's compute
+WHOLE = 0.5                 # share of the seeds of all tasks that a strategy needs on record to be compared
 NEAR_FINAL = 0.9            # share of the final gain in reward that counts as there
 TIE = 1e-9
 
@@ -49,12 +50,22 @@ class Row:
 
 
 class Scores:
-    """The matrix. Only strategies and seeds that a task has in full are compared."""
+    """The matrix. Compared are strategies that have at least half of the seeds, on those that all of them have.
+
+    waiting: the others, with the share of the seeds of all tasks that each has; one cell of them would otherwise take
+    all seeds that it lacks out of every table.
+    """
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.records = {(each["task"], each["strategy"], each["seed"]): delivered(each) for each in records}
         self.tasks = list(dict.fromkeys(task for task, _, _ in self.records))
-        self.strategies = list(dict.fromkeys(strategy for _, strategy, _ in self.records))
+        having = {strategy: {(task, seed) for task, each, seed in self.records if each == strategy}
+                  for strategy in dict.fromkeys(strategy for _, strategy, _ in self.records)}
+        everywhere = {(task, seed) for seen in having.values() for task, seed in seen
+                      if sum((task, seed) in each for each in having.values()) > 1}
+        shares = {name: len(seen & everywhere) / (len(everywhere) or 1) for name, seen in having.items()}
+        self.waiting = {name: share for name, share in shares.items() if share < WHOLE * max(shares.values())}
+        self.strategies = [name for name in having if name not in self.waiting]
         self._rows: dict[tuple[str, str], Row] = {}     # each is asked for by several tables
 
     def seeds(self, task: str) -> list[int]:

@@ -76,10 +76,18 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(router_line(scores, task, seeds[task]) for task in tasks), "",
         f"`make bench-strategies DATA=folder`, {when}: {len(records)} of {planned} cells, each on one core of "
-        f"{' and '.join(sorted({each['processor'] for each in records}))}. "
+        f"{' and '.join(sorted({each['processor'] for each in records}))}. {waiting_words(scores)}"
         "Every table, and the cells where the router loses with their reasons: "
         "[strategies.md](tests/benchmarks/records/strategies.md).", "",
         "![validation reward against compute, per task and strategy](tests/benchmarks/records/strategies.svg)"]
+
+
+def waiting_words(scores: Scores) -> str:
+    """The strategies that are left out as yet, or nothing."""
+    if not scores.waiting:
+        return ""
+    return "Not in the tables yet: " + ", ".join(
+        f"`{strategy}` ({100 * share:.0f} % of its cells)" for strategy, share in scores.waiting.items()) + ". "
 
 
 def against(scores: Scores, other: str) -> str:
@@ -146,7 +154,8 @@ def summary_table(scores: Scores, tasks: Sequence[str]) -> list[str]:
     """One line per strategy, over all tasks that are compared."""
     lines = [f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means. TFLOP to 90 %: of what the "
              "strategy itself gains in validation reward; one that gains nothing is there at its first evaluation. "
-             "An arrow means: when the kind before it is saturated (two updates dropped in a row, as for the router). "
+             "An arrow means: when the kind before it is saturated (two updates dropped in a row, as for the router), "
+             "or after one update (`once`). "
              "Cells won: no strategy did better, those left out in which all tie. "
              "Over all budgets: validation reward reached by then, mean over every amount of compute up to the cap; "
              f"the last columns: at {', '.join(PERCENT)} of it, in the same runs.", "",
@@ -213,7 +222,7 @@ def draw(scores: Scores, path: Path) -> None:
     lines = -(-len(tasks) // columns)
     shape = pyplot.subplots(lines, columns, figsize=(3.6 * columns, 2.5 * lines + 0.8), squeeze=False)
     drawing, panels = shape
-    colours = dict(zip(scores.strategies, pyplot.get_cmap("tab10").colors, strict=False))
+    colours = dict(zip(scores.strategies, [*pyplot.get_cmap("tab10").colors, "black"], strict=False))
     for panel, task in zip(panels.flat, tasks, strict=False):
         cap = max(curve["curve"][-1][0] for strategy in scores.strategies for curve in scores.of(task, strategy))
         grid = np.linspace(0, cap, POINTS)
