@@ -13,14 +13,18 @@ from nslora.tools.errors import BudgetError, TooLongError
 from nslora.tools.evaluation import (
     EvaluationCost,
     Failure,
+    Passing,
     Row,
     anchor_rows,
     ask,
     evaluation_cost,
     grade,
     known_losses,
+    layouts_hash,
+    layouts_of,
     measure,
     read_evaluation,
+    read_passing,
     write_evaluation,
 )
 from nslora.tools.files import sha256_of_json
@@ -40,22 +44,27 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
         return {"measured": None}
     # The start is measured without a limit: a run that knows nothing of its model has nothing to end with.
     until = deadline(state, lab, to_be_evaluated=False) if proposal else None
+    kept = state["kept_measured"]
     try:
-        measured = measure_candidate(lab, candidate, state["round"], progress("evaluate", "replies", until))
+        measured = measure_candidate(lab, candidate, state["round"], progress("evaluate", "replies", until), kept=kept)
     except (BudgetError, TooLongError) as error:
         if proposal is None:
             raise
         return {"measured": None, "proposal": {**proposal, "candidate": None, "error": str(error)},
                 "wall_s": lab.clock.seconds}
+    # Both sides under the same layouts, or one would gain potential by what the other was measured without.
+    good = known_good(lab, kept, measured)
     changes: Changes = {}
-    if state["kept_measured"] is not None:
-        changes["kept_measured"] = attributed_anew(lab, state["kept_measured"])
+    if kept is not None:
+        changes["kept_measured"] = attributed_anew(lab, kept, good)
+    measured = attributed_anew(lab, measured, good)
     wall_s = lab.clock.seconds
     return {**changes, "measured": {**measured, "wall_s": wall_s}, "wall_s": wall_s}
 
 
-def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance: Advance) -> Measured:
-    """Evaluate one candidate; what is already measured is read back."""
+def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance: Advance, *,
+                      kept: Measured | None) -> Measured:
+    """Evaluate one candidate; what is already measured is read back. kept: what it will be compared with."""
     sample = lab.train_sample(round_number)
     anchor = lab.anchor
     key = sha256_of_json([candidate, lab.task.hash, lab.policy.fingerprint, [row.id for row in sample],
@@ -70,14 +79,17 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
         losses, scored_tokens = reference_losses(lab, candidate)
         every = grade(lab.task.reward, (*validation, *sample, *anchor), replies.texts)
         graded = every[:len(validation) + len(sample)]
-        good = known_good(lab) + [each for each in graded[len(validation):] if each.score.passed]
+        passing = [each for each in graded[len(validation):] if each.score.passed]
+        good = different([*known_good(lab, kept), *passing])
         rows, failures = measure(graded[:len(validation)], lab.task.reward, good, "validation",
                                  losses, lab.task.train)
         more_rows, more_failures = measure(graded[len(validation):], lab.task.reward, good, "train",
                                            train=lab.task.train)
         more_rows += anchor_rows(every[len(graded):])
         cost = EvaluationCost(replies.tokens, replies.cached, replies.forward_tokens + scored_tokens)
-        write_evaluation(path, rows + more_rows, failures + more_failures, payer=lab.task_id, cost=cost)
+        write_evaluation(path, rows + more_rows, failures + more_failures, payer=lab.task_id, cost=cost,
+                         passing=[Passing(each.example.id, each.reply) for each in passing],
+                         layouts=layouts_hash(good))
     else:
         cost = evaluation_cost(path, lab.task_id)
     return summary(key, read_evaluation(path)[0], cost, lab.flop_rates.forward * cost.forward_tokens)
@@ -98,25 +110,25 @@ def reference_losses(lab: Lab, candidate: Candidate) -> tuple[list[float | None]
     return [by_row.get(i) for i in range(len(lab.task.validation))], sum(tokens)
 
 
-def attributed_anew(lab: Lab, kept: Measured) -> Measured:
-    """The kept candidate's failures under the layouts that are known by now; its rewards stay.
-
-    The first replies that earn full reward come with the first edit. Without this, the potential of a new candidate
-    would be measured with layouts that the kept one was measured without.
-    """
-    rows, failures = read_evaluation(lab.evaluations / f"{kept['key']}.jsonl")
-    good = known_good(lab)
-    key = sha256_of_json([kept["key"].split("-")[0], sorted({(each.example.id, each.reply) for each in good})])[:8]
-    key = f"{kept['key'].split('-')[0]}-{key}"
-    if key != kept["key"]:
-        graded = [regraded(lab, each) for each in failures]
-        anew = classify(graded, lab.task.reward, known_good=good, train=lab.task.train)
-        singles = {each.example_id: each.single for each in anew}
-        rows = [replace(row, single=max(row.value, singles.get(row.id, 0.0))) for row in rows]
-        failures = [replace(each, attribution=fresh) for each, fresh in zip(failures, anew, strict=True)]
-        write_evaluation(lab.evaluations / f"{key}.jsonl", rows, failures)
-    judged = [row.single for row in rows if row.split == "validation"]
-    return {**kept, "key": key, "potential": mean(judged)}
+def attributed_anew(lab: Lab, measured: Measured, good: list[Graded]) -> Measured:
+    """An evaluation with its failures attributed under the layouts of `good`; its rewards stay."""
+    path = lab.evaluations / f"{measured['key']}.jsonl"
+    layouts = layouts_hash(good)
+    if layouts_of(path) == layouts:
+        return measured
+    rows, failures = read_evaluation(path)
+    anew: dict[str, Failure] = {}
+    for split in ("validation", "train"):       # apart, as `measure` attributes them
+        these = [each for each in failures if each.split == split]
+        answers = classify([regraded(lab, each) for each in these], lab.task.reward, known_good=good,
+                           train=lab.task.train)
+        anew |= {each.id: replace(each, attribution=answer) for each, answer in zip(these, answers, strict=True)}
+    rows = [replace(row, single=max(row.value, anew[row.id].attribution.single))
+            if row.split != "anchor" and row.id in anew else row for row in rows]
+    key = f"{measured['key'].split('-')[0]}-{layouts}"
+    write_evaluation(lab.evaluations / f"{key}.jsonl", rows, [anew[each.id] for each in failures],
+                     passing=read_passing(path), layouts=layouts)
+    return {**measured, "key": key, "potential": mean([row.single for row in rows if row.split == "validation"])}
 
 
 def regraded(lab: Lab, failure: Failure) -> Graded:
@@ -125,20 +137,30 @@ def regraded(lab: Lab, failure: Failure) -> Graded:
     return Graded(example, failure.reply, lab.task.reward(example, failure.reply))
 
 
-def known_good(lab: Lab) -> list[Graded]:
+def known_good(lab: Lab, *measured: Measured | None) -> list[Graded]:
     """Replies to train questions that earn full reward, from which the classifier learns layouts.
 
-    They come from the demonstrations of this run's prompts and from its remade data. A reply that stands under several
-    prompts tells its layout once.
+    They come from the demonstrations of this run's prompts, from its remade data, and from these evaluations. A reply
+    that stands under several prompts tells its layout once.
     """
     by_question = {normalise(row.question): row for row in lab.task.train}
     pairs = [(by_question.get(normalise(each.question)), each.reply)
              for prompt in lab.prompts.all() for each in prompt.demonstrations]
     pairs += [(lab.examples.get(row.source), row.reply)
               for path in sorted(lab.remade.glob("*.jsonl")) for row in read_rows(path)]
-    different = {(row.id, reply): row for row, reply in pairs if row is not None}
-    graded = [Graded(row, reply, lab.task.reward(row, reply)) for (_, reply), row in different.items()]
+    pairs += [(lab.examples.get(each.id), each.reply) for one in measured if one is not None
+              for each in read_passing(lab.evaluations / f"{one['key']}.jsonl")]
+    unlike = {(row.id, reply): row for row, reply in pairs if row is not None}
+    graded = [Graded(row, reply, lab.task.reward(row, reply)) for (_, reply), row in unlike.items()]
     return [each for each in graded if each.score.passed]
+
+
+def different(graded: list[Graded]) -> list[Graded]:
+    """Each reply to each row once, the first where there are several."""
+    found: dict[tuple[str, str], Graded] = {}
+    for each in graded:
+        found.setdefault((each.example.id, each.reply), each)
+    return list(found.values())
 
 
 def summary(key: str, rows: list[Row], cost: EvaluationCost, flop: float) -> Measured:

@@ -36,9 +36,15 @@ def within_budget(choice: Decision, situation: Situation, state: AdaptationState
         return choice
     other: Kind = next(kind for kind in KINDS if kind != choice.action)
     reason = f"Budget: {closed[choice.action]}"
-    if not lab.settings.strategy.startswith(DECIDES) or other in closed or situation.progress[other].saturated:
+    if not decides(lab.settings.strategy) or other in closed or situation.progress[other].saturated:
         return replace(choice, action="finish", reason=f"{reason}.")
     return replace(choice, action=other, reason=f"{reason}; {other} is within it.")
+
+
+def decides(strategy: str) -> bool:
+    """Whether a built-in strategy chooses between the kinds by itself; a user's own (`module:function`) says what it
+    wants."""
+    return strategy.startswith(DECIDES) and ":" not in strategy
 
 
 def has_budget(lab: Lab) -> bool:

@@ -80,6 +80,21 @@ def test_all_or_nothing_rewards_get_through_by_potential(begin: Callable[..., Ru
     assert report["test"]["result"]["all_checks"] == 1
 
 
+def test_weights_that_change_no_reply_gain_no_potential(begin: Callable[..., Run], tmp_path: Path) -> None:
+    class HalfOfThem(FakePolicy):
+        """Every second reply in the style that is wanted, whatever its weights."""
+
+        def _reply(self, dialogue: Dialogue, adapter: str | None) -> str:
+            question = dialogue[-1]["content"]
+            row = next(row for row in (*task.train, *task.validation, *task.test) if row.question == question)
+            return f"<{row.reference}>" if len(question) % 2 else str(row.reference)
+
+    task = make_task(combine="all")
+    report = begin(task=task, policy=HalfOfThem(tmp_path / "run" / "adapters", learns=False), strategy="lora").adapt()
+    assert [(each["kept"], each["numbers"]["potential_gain"]) for each in report["rounds"]] == [(False, 0.0)] * 2
+    assert report["result"] == report["start"]
+
+
 def test_the_test_split_is_looked_at_once_and_never_learnt_from(begin: Callable[..., Run], tmp_path: Path) -> None:
     policy = FakePolicy(tmp_path / "run" / "adapters")
     run = begin(policy=policy)

@@ -12,10 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nslora.tools.adapters import OPTIMIZER, WEIGHTS, AdapterStore
+from nslora.tools.burst_log import burst_sha256
 from nslora.tools.burst_progress import SNAPSHOT, BurstProgress
+from nslora.tools.chat_format import ChatFormat
 from nslora.tools.errors import DamagedError, DivergedError, ModelError, TooLongError
 from nslora.tools.local_policy import LocalPolicy
-from nslora.tools.memory import burst_bytes
+from nslora.tools.memory import burst_bytes, scoring_batch
 from nslora.tools.models import ModelSource
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.settings import DeviceSettings, LoraSettings
@@ -108,9 +110,10 @@ def test_an_adapter_in_force_leaves_the_base_as_it_was(tiny_policy: Make) -> Non
     assert policy.reference_losses(dialogues(), ANSWERS, adapter=None) == before
 
 
+@pytest.mark.parametrize("killed_after", [3, 17, 22])       # the last one inside the last epoch
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
-        tiny_policy: Make, tmp_path: Path, dropout: float) -> None:
+        tiny_policy: Make, tmp_path: Path, dropout: float, killed_after: int) -> None:
     lora = {"batch_size": 1, "epochs": 6, "early_stop_patience": None, "dropout": dropout}
     policy = tiny_policy(**lora)
     whole = policy.train(Burst(rows(), 6, seed=7))
@@ -119,7 +122,7 @@ def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
         pass
 
     def die(done: int, total: int) -> None:
-        if done == 17:
+        if done == killed_after:
             raise Killed
 
     with pytest.raises(Killed):
@@ -127,7 +130,8 @@ def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
     again = tiny_policy(**lora)
     resumed = again.train(Burst(rows(), 6, seed=7, progress=tmp_path / "progress"))
     assert resumed.adapter == whole.adapter
-    assert resumed.steps_done == whole.steps - 17
+    assert resumed.steps_done == whole.steps - killed_after
+    assert resumed.fast_path == whole.fast_path
     assert resumed.epoch_losses == whole.epoch_losses
 
 
@@ -292,6 +296,85 @@ def test_a_sliding_window_changes_no_reply(tmp_path: Path, window: int | None) -
     expected = tuple(plain_generate(policy, dialogue, 12) for dialogue in dialogues())
     assert policy.generate(dialogues(), adapter=None, max_new_tokens=12).replies == expected
     assert ("prefix cache" in policy._found_exact) == (window is None)
+
+
+def test_rows_beyond_a_sliding_window_are_trained_in_the_plain_way(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    found = []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=24))
+        found.append(policy_of(model, tmp_path, fast=fast, top_blocks=1).train(Burst(rows(), 3, seed=3)))
+    assert "sliding window" in found[0].fast_path
+    assert found[0].adapter == found[1].adapter
+
+
+def test_a_mixture_of_experts_trains_and_counts_the_experts_that_a_token_meets(tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2, sliding_window=None))
+    policy = policy_of(model, tmp_path, top_blocks=1)
+    result = policy.train(Burst(rows(), 3, seed=3))
+    assert "shared prefix" in result.fast_path
+    assert result.epoch_losses[-1] < result.epoch_losses[0]
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    embeddings = model.get_input_embeddings().weight.numel()
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() > 1 and "lora_" not in name)
+    assert policy.describe()["forward_flop_per_token"] == 2 * (matrices - embeddings - experts / 2)
+
+
+def test_logits_that_a_model_scales_are_scaled_when_references_are_scored(tmp_path: Path) -> None:
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    policy = policy_of(GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=4.0)).eval(), tmp_path)
+    for dialogue, answer, loss in zip(dialogues(), ANSWERS, policy.reference_losses(dialogues(), ANSWERS, adapter=None),
+                                      strict=True):
+        prompt, completion = policy.format.prompt_ids(dialogue), policy.format.completion_ids(answer)
+        with torch.no_grad():
+            logits = policy.base(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1:-1]
+        wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(completion))
+        assert loss == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_little_memory_makes_scoring_batches_small_and_changes_no_loss(
+        tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    whole = policy.reference_losses(dialogues(), ANSWERS, adapter=None)
+    monkeypatch.setattr("nslora.tools.memory.free_bytes", lambda model: 4 * 15 * model.config.vocab_size * 12)
+    assert scoring_batch(policy.base, 1, 15, 32) == 1
+    assert policy.reference_losses(dialogues(), ANSWERS, adapter=None) == pytest.approx(whole, rel=1e-5)
+
+
+def test_blocks_that_differ_are_all_searched_for_their_linear_layers(tmp_path: Path) -> None:
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    shape = {**SHAPE, "layer_types": ["conv", "full_attention", "conv"]}
+    model = Lfm2ForCausalLM(Lfm2Config(**shape))
+    assert {"q_proj", "in_proj"} <= set(policy_of(model, tmp_path, top_blocks=2)._targets["target_modules"])
+    assert policy_of(model, tmp_path, top_blocks=2, targets=["q_proj"])._targets["target_modules"] == ["q_proj"]
+
+
+def test_a_burst_elsewhere_or_in_other_modules_is_another_burst(tiny_policy: Make) -> None:
+    policy = tiny_policy()
+    burst, facts = Burst(rows(), 3, seed=1), {**policy.describe(), "fingerprint": policy.fingerprint}
+    name = burst_sha256(burst, policy.lora, facts)
+    assert name == burst_sha256(burst, policy.lora, json.loads(json.dumps(facts)))      # as a replay knows it
+    for change in ({"device": "cuda"}, {"lora_targets": {"layers_to_transform": [3]}}, {"fingerprint": "other"}):
+        assert burst_sha256(burst, policy.lora, {**facts, **change}) != name
+
+
+@pytest.mark.parametrize(("template", "written"), [
+    ("{{ strftime_now('%d %b %Y') }} {{ messages[-1]['content'] }}", "26 Jul 2024 Who keeps the mill?"),
+    ("{{ messages[-1]['content'] }}{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}",
+     "Who keeps the mill?<no>"),
+])
+def test_a_template_gets_a_date_that_stays_and_no_thinking(tiny_policy: Make, template: str, written: str) -> None:
+    policy = tiny_policy()
+    policy.tokenizer.chat_template = template
+    assert ChatFormat(policy.tokenizer).render([{"role": "user", "content": QUESTIONS[0]}]) == written
 
 
 def test_a_model_whose_cache_cannot_be_copied_answers_without_it(

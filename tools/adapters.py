@@ -13,6 +13,7 @@ from nslora.tools.files import publish_folder, sha256_of_file, sha256_of_json
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 OPTIMIZER = "optimizer.safetensors"
+ADAPTER_NAME = re.compile(r"[0-9a-f]{16}")
 # What changes a reply; the rest of PEFT's config is bookkeeping that may differ between versions.
 CONFIG_KEYS = ("r", "lora_alpha", "target_modules", "layers_to_transform", "use_rslora", "use_dora", "bias")
 
@@ -29,7 +30,7 @@ class AdapterStore:
         Raises DamagedError where it is missing or damaged.
         """
         folder = self.folder / name
-        if not re.fullmatch(r"[0-9a-f]{16}", name) or not (folder / WEIGHTS).is_file():
+        if not ADAPTER_NAME.fullmatch(name) or not (folder / WEIGHTS).is_file():
             raise DamagedError(f"No adapter {name} in {self.folder}: it was deleted, or the run's folder was moved in "
                                "part.")
         try:

@@ -4,7 +4,7 @@ A line holds the hash of what was asked for (rows, order, start, settings, base)
 that was killed after its burst finds it here, a fork pays only for bursts that differ, and a replay trains nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,21 @@ from nslora.tools.adapters import AdapterStore
 from nslora.tools.errors import DivergedError
 from nslora.tools.files import append_jsonl, read_jsonl, sha256_of_json
 from nslora.tools.policy import Advance, Burst, BurstResult, silent
+from nslora.tools.reply_cache import RENDERING
 from nslora.tools.settings import LoraSettings
 
 Train = Callable[[Burst, Advance], BurstResult]
 
 
-def burst_sha256(burst: Burst, lora: LoraSettings, fingerprint: str) -> str:
-    """The name of a burst: everything that its adapter depends on."""
+def burst_sha256(burst: Burst, lora: LoraSettings, policy: Mapping[str, Any]) -> str:
+    """The name of a burst: everything that its adapter depends on.
+
+    policy: its fingerprint and what it says of itself; of the latter, the device and where the adapter sits (a setting
+    that is left open means something else on a CPU than on a GPU).
+    """
     rows = [[list(row.dialogue), row.completion] for row in burst.rows]
-    return sha256_of_json([fingerprint, lora.model_dump(mode="json"), rows, burst.epochs, burst.seed, burst.start])
+    place = [policy.get(name) for name in ("fingerprint", "device", "lora_targets")]
+    return sha256_of_json([RENDERING, place, lora.model_dump(mode="json"), rows, burst.epochs, burst.seed, burst.start])
 
 
 class BurstLog:

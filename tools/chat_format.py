@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,12 @@ Dialogue = Sequence[Message]
 # A model without a chat template gets this plain rendering; its turn ends where the next question would begin.
 PLAIN_LABELS = {"system": "", "user": "Question: ", "assistant": "Answer: "}
 PLAIN_STOP = "\nQuestion:"
+# Templates that write today's date get this one, on which Llama's fall back, so that a prompt is the same tomorrow. The
+# macro hides transformers' own function of that name, which takes no other in its place.
+TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
+DATED = ("{%- macro strftime_now(pattern) -%}{{ pattern"
+         + "".join(f" | replace('%{code}', '{TEMPLATE_DATE.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
+         + " }}{%- endmacro -%}")
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,17 @@ class ChatFormat:
         """The text that the policy continues: all turns, then the opening of the assistant's turn."""
         if self.has_template:
             known = list(dialogue) if self.knows_system_turns else without_system_turn(dialogue)
-            return str(self.tokenizer.apply_chat_template(known, tokenize=False, add_generation_prompt=True))
+            return self._written(known, add_generation_prompt=True)
         turns = [PLAIN_LABELS[turn["role"]] + turn["content"] for turn in dialogue]
         return "\n".join([*turns, PLAIN_LABELS["assistant"].rstrip()])
+
+    def _written(self, dialogue: Dialogue, *, add_generation_prompt: bool = False) -> str:
+        """The dialogue as the template writes it; one that can let the model think before it answers is told not to."""
+        template = self.tokenizer.chat_template
+        dated = DATED + template if isinstance(template, str) and "strftime_now" in template else None
+        return str(self.tokenizer.apply_chat_template(list(dialogue), chat_template=dated, tokenize=False,
+                                                      add_generation_prompt=add_generation_prompt,
+                                                      enable_thinking=False))
 
     @cached_property
     def knows_system_turns(self) -> bool:
@@ -45,7 +60,7 @@ class ChatFormat:
 
         dialogue = [{"role": "system", "content": "MARK"}, {"role": "user", "content": "a"}]
         try:
-            return "MARK" in str(self.tokenizer.apply_chat_template(dialogue, tokenize=False))
+            return "MARK" in self._written(dialogue)
         except TemplateError:
             return False
 
@@ -70,7 +85,7 @@ class ChatFormat:
         """The token that ends the assistant's turn: what the template writes after a reply, else the end of text."""
         if self.has_template:
             dialogue = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "MARK"}]
-            text = str(self.tokenizer.apply_chat_template(dialogue, tokenize=False))
+            text = self._written(dialogue)
             tail = self.tokenizer(text[text.rindex("MARK") + len("MARK"):], add_special_tokens=False)["input_ids"]
             special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
             for token in tail:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FLOP_PER_PARAMETER = 2      # one multiplication and one addition
 TERA = 1e12
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")    # names in configs
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,26 @@ def rates_of(model: Any, trained_blocks: int) -> dict[str, float]:
 
     decoder, name = blocks_of(model)
     blocks = getattr(decoder, name)
-    head = weights(model.get_output_embeddings())
-    body = [weights(block) for block in blocks]
+    head, share = weights(model.get_output_embeddings()), expert_share(model)
+    body = [weights(block, share) for block in blocks]
     forward = sum(body) + head
     above = sum(body[len(body) - trained_blocks:]) + head
     return {"forward_flop_per_token": FLOP_PER_PARAMETER * float(forward),
             "training_flop_per_token": FLOP_PER_PARAMETER * float(forward + above)}
 
 
-def weights(module: Any) -> int:
-    """Parameters of a module's matrices, those of adapters left out."""
-    return sum(p.numel() for name, p in module.named_parameters() if p.dim() > 1 and "lora_" not in name)
+def weights(module: Any, expert_share: float = 1.0) -> float:
+    """Parameters of a module's matrices, those of adapters left out; of experts, the share that a token meets."""
+    return float(sum(p.numel() * (expert_share if ".experts." in name else 1.0) for name, p in module.named_parameters()
+                     if p.dim() > 1 and "lora_" not in name))
+
+
+def expert_share(model: Any) -> float:
+    """The share of a mixture's experts that one token goes through; 1 for any other model."""
+    config = model.config.get_text_config()
+    experts = next((count for name in EXPERT_COUNTS if (count := getattr(config, name, None))), None)
+    active = getattr(config, "num_experts_per_tok", None)
+    return float(active / experts) if experts and active else 1.0
 
 
 def token_counts(policy: "Policy", cache: ReplyCache | None, dialogues: Sequence[Dialogue]) -> list[int]:

@@ -134,15 +134,53 @@ class EvaluationCost:
     forward_tokens: int = 0
 
 
-def write_evaluation(path: Path, rows: Sequence[Row], failures: Sequence[Failure], *, payer: str = "",
-                     cost: EvaluationCost | None = None) -> None:
-    """A header, one line per row (numbers only), then one per failure (with its texts).
+@dataclass(frozen=True)
+class Passing:
+    """A reply to a train question that earned full reward: the classifier learns a layout from it."""
 
-    payer: the graph's task that measured, at that cost.
+    id: str
+    reply: str
+
+
+def write_evaluation(path: Path, rows: Sequence[Row], failures: Sequence[Failure], *, passing: Sequence[Passing] = (),
+                     layouts: str = "", payer: str = "", cost: EvaluationCost | None = None) -> None:
+    """A header, one line per row (numbers only), then one per failure and per passing train reply (with their texts).
+
+    layouts: `layouts_hash` of what the failures were attributed with. payer: the graph's task that measured, at that
+    cost.
     """
-    header = {"rows": len(rows), "failures": len(failures), "payer": payer, **asdict(cost or EvaluationCost())}
+    header = {"rows": len(rows), "failures": len(failures), "layouts": layouts, "payer": payer,
+              **asdict(cost or EvaluationCost())}
     write_jsonl(path, [{"header": header}] + [{"row": asdict(row)} for row in rows]
-                + [{"failure": asdict(each)} for each in failures])
+                + [{"failure": asdict(each)} for each in failures] + [{"passing": asdict(each)} for each in passing])
+
+
+def layouts_hash(known_good: Sequence[Graded]) -> str:
+    """The name of a set of replies that earn full reward."""
+    return sha256_of_json(sorted({(each.example.id, each.reply) for each in known_good}))[:8]
+
+
+def layouts_of(path: Path) -> str:
+    """What the failures of a stored evaluation were attributed with. Raises DamagedError."""
+    return str(header_of(path).get("layouts", ""))
+
+
+def read_passing(path: Path) -> list[Passing]:
+    """The passing train replies of a stored evaluation. Raises DamagedError."""
+    try:
+        return [Passing(**line["passing"]) for line in read_whole(path) if "passing" in line]
+    except (DamagedError, OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"The evaluation {path} is damaged ({error}).") from error
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """The first line of a stored evaluation. Raises DamagedError."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogatepass") as file:
+            header: dict[str, Any] = dict(json.loads(file.readline())["header"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"The evaluation {path} is damaged ({error}).") from error
+    return header
 
 
 def evaluation_cost(path: Path, payer: str) -> EvaluationCost:
@@ -150,11 +188,7 @@ def evaluation_cost(path: Path, payer: str) -> EvaluationCost:
 
     Raises DamagedError.
     """
-    try:
-        with path.open(encoding="utf-8", errors="surrogatepass") as file:
-            header = json.loads(file.readline())["header"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"The evaluation {path} is damaged ({error}).") from error
+    header = header_of(path)
     own = bool(payer) and header.get("payer") == payer
     return EvaluationCost(header["tokens"] if own else 0, header["cached"] if own else 0,
                           int(header.get("forward_tokens", 0)))

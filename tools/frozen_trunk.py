@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-LARGEST_DIFFERENCE = 1e-4       # of the probe, relative; an architecture that treats embeddings specially is far above
+LARGEST_TRUNK_DIFFERENCE = 1e-4     # of the probe, relative; embeddings that are treated specially are far above
 
 
 class _Reached(Exception):  # noqa: N818 - control flow, not an error
@@ -98,7 +98,7 @@ def trunk_is_exact(model: Any, batch: dict[str, Any], cut: int) -> bool:
     if whole.shape != top.shape:
         return False
     scored = batch["labels"] != -100
-    return bool((whole[scored] - top[scored]).abs().max() <= LARGEST_DIFFERENCE * whole[scored].abs().max())
+    return bool((whole[scored] - top[scored]).abs().max() <= LARGEST_TRUNK_DIFFERENCE * whole[scored].abs().max())
 
 
 def drops_out(model: Any, cut: int | None = None) -> bool:

@@ -12,8 +12,23 @@ from nslora.tools.policy import Advance
 
 # Below this, copying the cache costs more than the prefix; measured with SmolLM2-135M on two cores.
 SHORTEST_SHARED_PREFIX_TOKENS = 8
-# Of logits behind a cached prefix and without, relative to the largest: rounding, by dtype.
-LARGEST_DIFFERENCE, COARSE = {"torch.float32": 1e-4}, 5e-2
+# What two orders of the same arithmetic may differ by, relative to the largest value, by dtype.
+ROUNDING, COARSE_ROUNDING = {"torch.float32": 1e-4}, 5e-2
+
+
+def rounding(model: Any) -> float:
+    """The largest relative difference that this model's dtype explains."""
+    return ROUNDING.get(str(model.dtype), COARSE_ROUNDING)
+
+
+def beyond_window(model: Any, longest: int) -> bool:
+    """Whether a row of so many tokens outgrows a sliding window (or a chunk) of the model's attention.
+
+    What rearranges the tokens of a batch, or its blocks, is exact only within it.
+    """
+    config = model.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return any(window and longest > window for window in windows)
 
 
 def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
@@ -34,8 +49,7 @@ def shareable_prefix(model: Any, rows: Sequence[Sequence[int]], longest: int) ->
     window would count it: a model that has one is given whole rows once they outgrow it.
     """
     shared = shared_prefix_length(rows) if len(rows) > 1 else 0
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    return shared if shared >= SHORTEST_SHARED_PREFIX_TOKENS and (not window or longest <= window) else 0
+    return shared if shared >= SHORTEST_SHARED_PREFIX_TOKENS and not beyond_window(model, longest) else 0
 
 
 def prefix_is_exact(model: Any, rows: Sequence[Sequence[int]], shared: int, pad_id: int) -> bool:
@@ -57,7 +71,7 @@ def prefix_is_exact(model: Any, rows: Sequence[Sequence[int]], shared: int, pad_
                                      logits_to_keep=1).logits[:, -1].float() for row in pair])
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
-    return bool((found - alone).abs().max() <= LARGEST_DIFFERENCE.get(str(model.dtype), COARSE) * alone.abs().max())
+    return bool((found - alone).abs().max() <= rounding(model) * alone.abs().max())
 
 
 def generate_ids(model: Any, rows: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int],

@@ -142,7 +142,8 @@ class Lab:
 
     def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
         """Train, or find what this very burst gave before; then its snapshots are cleared. Raises DivergedError."""
-        request = burst_sha256(burst, self.settings.lora, self.policy.fingerprint)
+        request = burst_sha256(burst, self.settings.lora,
+                               {**self.policy.describe(), "fingerprint": self.policy.fingerprint})
         result = self.bursts.train_once(self.policy.train, burst, request, advance)
         if burst.progress is not None:
             shutil.rmtree(burst.progress, ignore_errors=True)

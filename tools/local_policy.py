@@ -130,13 +130,13 @@ class LocalPolicy:
         return str(self.base.device.type)
 
     def describe(self) -> dict[str, Any]:
-        """Model, weights' hash, device, dtype, threads, parameters and FLOPs of a token, as plain values."""
+        """Model, weights' hash, device, dtype, threads, parameters, where LoRA sits, FLOPs of a token: plain values."""
         import torch
 
         return {"model": self.name, "weights": self.fingerprint, "device": self.device,
                 "dtype": str(self.base.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
                 "parameters": self.base.num_parameters(), "context_tokens": self.context_tokens,
-                **rates_of(self.base, len(self._targets["layers_to_transform"]))}
+                "lora_targets": self._targets, **rates_of(self.base, len(self._targets["layers_to_transform"]))}
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         return len(self.format.prompt_ids(dialogue))
@@ -163,6 +163,7 @@ class LocalPolicy:
     def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
                          adapter: str | None) -> list[float]:
         """Mean negative log-likelihood of each reference (end of turn included), nats per token."""
+        from nslora.tools.memory import scoring_batch
         from nslora.tools.scoring import completion_losses
 
         rows = [(self.format.prompt_ids(dialogue), self.format.completion_ids(reference))
@@ -171,7 +172,8 @@ class LocalPolicy:
         rows = [(prompt, completion[:max(1, self.context_tokens - len(prompt))]) for prompt, completion in rows]
         longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
         with self.using(adapter) as model:
-            return completion_losses(model, rows, pad_id=self.format.pad_id, batch_size=self.batch_size,
+            size = scoring_batch(model, longest, max((len(each) for _, each in rows), default=0), self.batch_size)
+            return completion_losses(model, rows, pad_id=self.format.pad_id, batch_size=size,
                                      shared=self._shared([prompt for prompt, _ in rows], longest))
 
     def _shared(self, prompts: Sequence[Sequence[int]], longest: int) -> int:

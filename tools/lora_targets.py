@@ -20,15 +20,16 @@ def lora_targets(model: Any, settings: LoraSettings, *, on_cpu: bool) -> dict[st
 
     decoder, name = blocks_of(model)
     blocks = getattr(decoder, name)
-    linear = sorted({module.rsplit(".", 1)[-1] for module, child in blocks[-1].named_modules()
-                     if isinstance(child, torch.nn.Linear | Conv1D)})
+    top = settings.top_blocks or (max(1, round(len(blocks) * TOP_SHARE)) if on_cpu else len(blocks))
+    if top > len(blocks):
+        raise ModelError(f"lora.top_blocks is {top}, the model has {len(blocks)} blocks: lower it.")
+    # Blocks may differ: some architectures alternate attention with convolutions.
+    linear = sorted({module.rsplit(".", 1)[-1] for block in list(blocks)[-top:]
+                     for module, child in block.named_modules() if isinstance(child, torch.nn.Linear | Conv1D)})
     targets = list(settings.targets or linear)
     if unknown := sorted(set(targets) - set(linear)):
         raise ModelError(f"lora.targets names {', '.join(unknown)}, which no block of this model has; it has "
                          f"{', '.join(linear)}.")
-    top = settings.top_blocks or (max(1, round(len(blocks) * TOP_SHARE)) if on_cpu else len(blocks))
-    if top > len(blocks):
-        raise ModelError(f"lora.top_blocks is {top}, the model has {len(blocks)} blocks: lower it.")
     fan_in_fan_out = any(isinstance(child, Conv1D) for child in blocks[-1].modules())
     return {"target_modules": targets, "layers_to_transform": list(range(len(blocks) - top, len(blocks))),
             "layers_pattern": name, "fan_in_fan_out": fan_in_fan_out}

@@ -9,6 +9,7 @@ SHARE_FOR_GENERATION = 0.25     # of the free memory, for keys and values of one
 # Tensors of hidden and of intermediate width that autograd keeps per token and block of a Llama-shaped model with LoRA
 # on every linear layer: norms, q, k, v, attention output, residuals, and gate, up and their product.
 KEPT_HIDDEN, KEPT_INTERMEDIATE = 16, 5
+KEPT_SCORES = 3                 # logits, their copy in float32 and its log-softmax, per scored token
 KEPT_LOGITS = 4                 # logits, their softmax, entropy and gradient, per token that goes through the head
 
 
@@ -18,12 +19,15 @@ def free_bytes(model: Any) -> int:
     import torch
 
     if model.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(model.device)[0])
+        # What PyTorch's allocator holds without using it is free for us.
+        held = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        return int(torch.cuda.mem_get_info(model.device)[0] + held)
     return int(psutil.virtual_memory().available)
 
 
 def burst_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, compact: bool) -> int:
-    """An upper estimate of what a burst takes beside the base: activations of one batch, logits, cached states.
+    """An upper estimate of what a burst takes on the model's device beside the base: activations of one batch, logits,
+    and on a CPU the cached states, which are kept in its memory wherever the model is.
 
     cached: the trunk's states are kept. compact: only supervised positions go through the vocabulary.
     """
@@ -37,7 +41,7 @@ def burst_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool
     activations = tokens * trained_blocks * (KEPT_HIDDEN * hidden + KEPT_INTERMEDIATE * intermediate) * size
     scored = batch * max(len(row.completion_ids) for row in rows) if compact else tokens
     logits = scored * config.vocab_size * KEPT_LOGITS * 4
-    states = len(rows) * longest * hidden * size if cached else 0
+    states = len(rows) * longest * hidden * size if cached and model.device.type == "cpu" else 0
     return int(activations + logits + states)
 
 
@@ -59,3 +63,10 @@ def generation_batch(model: Any, tokens: int, largest: int) -> int:
     size = next(model.parameters()).element_size()
     row_bytes = 2 * config.num_hidden_layers * heads * width * tokens * size
     return max(1, min(largest, int(free_bytes(model) * SHARE_FOR_GENERATION / row_bytes)))
+
+
+def scoring_batch(model: Any, tokens: int, completion: int, largest: int) -> int:
+    """How many references of at most `completion` tokens (`tokens` with the prompt) fit one batch, at least 1."""
+    row_bytes = completion * model.config.get_text_config().vocab_size * KEPT_SCORES * 4
+    fitting = int(free_bytes(model) * SHARE_FOR_GENERATION / row_bytes) if row_bytes else largest
+    return max(1, min(generation_batch(model, tokens, largest), fitting))

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from nslora.tools.errors import RunError
 
+RENDERING = 2           # to be counted up when a dialogue is written, or a reply read, in another way than before
 LOOKUP_CHUNK = 500      # keys in one SQL statement; SQLite's own limit is 999 in old builds
 
 
 def reply_key(policy: str, adapter: str | None, request: str, max_new_tokens: int) -> str:
     """What a greedy reply depends on: the base (weights and dtype), the adapter, the text sent and its length limit."""
-    parts = "\x1f".join((policy, adapter or "base", str(max_new_tokens), request))
+    parts = "\x1f".join((str(RENDERING), policy, adapter or "base", str(max_new_tokens), request))
     return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from nslora.tools.adapters import ADAPTER_NAME
 from nslora.tools.files import read_json, write_jsonl
 
 State = Mapping[str, Any]
@@ -94,7 +95,7 @@ def copy_records(source: Path, target: Path, *, editor: bool, bursts: bool) -> N
         records = whole_lines(source / "bursts.jsonl")
         write_jsonl(target / "bursts.jsonl", records)
         for record in records:
-            if "adapter" in record:
+            if ADAPTER_NAME.fullmatch(str(record.get("adapter"))):
                 link(source / "adapters" / record["adapter"], target / "adapters" / record["adapter"])
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from nslora.tools.frozen_trunk import compact_head
 from nslora.tools.generation import copied, prefix_cache
 
 Pair = tuple[Sequence[int], Sequence[int]]      # (prompt ids, completion ids)
@@ -45,10 +46,11 @@ def batch_losses(model: Any, rows: Sequence[Pair], pad_id: int, shared: int, pre
         scored[i, len(prompt) - shared:end] = True
     ids, scored = ids.to(model.device), scored.to(model.device)
     cache = copied(prefix, len(rows))
-    states = model.get_decoder()(input_ids=ids, attention_mask=mask.to(model.device), past_key_values=cache,
-                                 use_cache=cache is not None).last_hidden_state
     predicts = scored[:, 1:]
-    logits = model.get_output_embeddings()(states[:, :-1][predicts]).float()
+    with compact_head(model) as positions:      # the model's own head, which may scale or cap its logits
+        positions.mask = predicts
+        logits = model(input_ids=ids, attention_mask=mask.to(model.device), past_key_values=cache,
+                       use_cache=cache is not None).logits[0].float()
     nll = torch.nn.functional.cross_entropy(logits, ids[:, 1:][predicts], reduction="none")
     sums = torch.zeros(len(rows), device=nll.device).index_add_(0, predicts.nonzero()[:, 0], nll)
     return [float(loss) for loss in (sums / scored.sum(dim=1)).cpu()]

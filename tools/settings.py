@@ -126,6 +126,14 @@ class RunSettings(Settings):
                              "environment (OPENAI_API_KEY)")
         return url
 
+    @field_validator("model")
+    @classmethod
+    def _absolute_where_it_is_a_folder(cls, name: str) -> str:
+        from nslora.tools.models import EMBEDDED_HUB_ID, EMBEDDED_NAME
+
+        folder = Path(name).expanduser()
+        return str(folder.absolute()) if folder.is_dir() and name not in (EMBEDDED_HUB_ID, EMBEDDED_NAME) else name
+
     @field_validator("anchor")
     @classmethod
     def _wherever_it_is_continued(cls, path: str | None) -> str | None:

@@ -18,7 +18,6 @@ from nslora.tools.burst_plan import Layout, PaddedLayout, Plan, SharedPrefixLayo
 from nslora.tools.burst_progress import BurstProgress, moments
 from nslora.tools.errors import DivergedError
 from nslora.tools.frozen_trunk import (
-    LARGEST_DIFFERENCE,
     blocks_of,
     compact_head,
     drops_out,
@@ -28,6 +27,7 @@ from nslora.tools.frozen_trunk import (
     trunk_states,
     without_trunk,
 )
+from nslora.tools.generation import beyond_window, rounding
 from nslora.tools.memory import refuse_what_does_not_fit
 from nslora.tools.policy import Advance
 
@@ -114,13 +114,15 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found
     with ExitStack() as stack:
         base = model.get_base_model()
         blocks = trained_blocks(model)
-        collator, positions, outcome.fast_path = fast_path(
-            stack, model, plan, found_exact, epochs=len(rest) / len(plan.rows))
-        refuse_what_does_not_fit(base, collator.layout, blocks, cached=collator.states is not None,
-                                 compact=positions is not None)
+        cuts = short_cuts(stack, model, plan, found_exact)
+        refuse_what_does_not_fit(base, cuts.layout, blocks, cached=bool(cuts.trunk), compact=cuts.positions is not None)
+        outcome.fast_path = cuts.words
+        collator = Collator(cuts.layout, cached_states(base, cuts.layout, cuts.trunk) if cuts.trunk else None)
+        if cuts.trunk:
+            stack.enter_context(without_trunk(base, cuts.trunk))
         if rest and not outcome.stopped_early:
             trainer = burst_trainer(model, tokenizer, plan, Dataset.from_dict({"row": list(rest)}), collator,
-                                    positions, progress, outcome, advance)
+                                    cuts.positions, progress, outcome, advance)
             try:
                 trainer.train()
                 outcome.moments = moments(model, trainer.optimizer)
@@ -134,34 +136,46 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found
     return outcome
 
 
-def fast_path(stack: ExitStack, model: Any, plan: Plan, found_exact: dict[str, bool],
-              epochs: float) -> tuple[Collator, Any, str]:
-    """Enter the short cuts that are exact here, for this many `epochs` of the rows.
+@dataclass(frozen=True)
+class ShortCuts:
+    """positions: of the compact head, None for all of them. trunk: frozen blocks that each step leaves out."""
 
-    Returns the collator, the head's positions (None: all of them), and what was chosen, in words.
+    layout: Layout
+    words: str
+    positions: Any = None
+    trunk: int = 0
+
+
+def short_cuts(stack: ExitStack, model: Any, plan: Plan, found_exact: dict[str, bool]) -> ShortCuts:
+    """The short cuts that are exact here; the compact head is entered on the stack.
+
+    They depend on the whole plan, never on what is left of it: the numbers of a shared prefix are those of the padded
+    layout up to rounding only, so a burst that was killed must go on with the very cuts that it began with.
     """
     if not plan.settings.fast:
-        return Collator(PaddedLayout(plan)), None, "plain (switched off)"
+        return ShortCuts(PaddedLayout(plan), "plain (switched off)")
     base = model.get_base_model()
     try:
         positions = stack.enter_context(compact_head(base))
         cut = lowest_trained_block(base, [n for n, p in model.named_parameters() if p.requires_grad])
     except ValueError as error:
-        return Collator(PaddedLayout(plan)), None, f"plain ({error})"
+        return ShortCuts(PaddedLayout(plan), f"plain ({error})")
     used = ["compact head"]
     model.eval()
     layout: Layout = PaddedLayout(plan)
-    states: list[Any] | None = None
+    if beyond_window(base, max(len(row) for row in plan.rows)):
+        return ShortCuts(layout, "compact head (rows outgrow the model's sliding window)", positions)
     packed = shared_layout(plan) if plan.settings.share_prefix and not drops_out(base) else None
     if packed is not None and probed(found_exact, "shared prefix", lambda: layouts_agree(base, plan, packed)):
         layout = packed
         used.append(f"shared prefix of {packed.shared} tokens")
-    if cut and epochs > 1 and fits_memory(base, plan) and not drops_out(base, cut) and probed(
+    repeated = len(plan.order) > len(plan.rows)
+    trunk = 0
+    if cut and repeated and fits_memory(base, plan) and not drops_out(base, cut) and probed(
             found_exact, f"trunk {cut} {type(layout).__name__}", lambda: trunk_is_exact(base, layout.batch([0]), cut)):
-        states = cached_states(base, layout, cut)
-        stack.enter_context(without_trunk(base, cut))
+        trunk = cut
         used.append(f"frozen trunk of {cut} blocks")
-    return Collator(layout, states), positions, ", ".join(used)
+    return ShortCuts(layout, ", ".join(used), positions, trunk)
 
 
 def trained_blocks(model: Any) -> int:
@@ -202,7 +216,7 @@ def layouts_agree(base: Any, plan: Plan, packed: SharedPrefixLayout) -> bool:
     except (RuntimeError, TypeError, ValueError):
         return False
     return found[0].shape == found[1].shape and bool(
-        (found[0] - found[1]).abs().max() <= LARGEST_DIFFERENCE * found[0].abs().max())
+        (found[0] - found[1]).abs().max() <= rounding(base) * found[0].abs().max())
 
 
 def cached_states(base: Any, layout: Layout, cut: int) -> list[Any]:
@@ -269,7 +283,7 @@ def trainer_arguments(plan: Plan, model: Any) -> Any:
 
     dtype = str(next(model.parameters()).dtype)
     device = next(model.parameters()).device.type
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=tempfile.gettempdir(), save_strategy="no", report_to=[], logging_steps=1, logging_strategy="steps",
         per_device_train_batch_size=plan.settings.batch_size, num_train_epochs=1, seed=plan.seed, data_seed=plan.seed,
         max_grad_norm=plan.settings.max_grad_norm,
@@ -282,7 +296,12 @@ def trainer_arguments(plan: Plan, model: Any) -> Any:
         # TRL's defaults are True; bf16 on a CPU without bf16 units is 19 times slower, and checkpointing trades time
         # for memory that a frozen trunk does not need.
         bf16=device == "cuda" and dtype == "torch.bfloat16", fp16=False, gradient_checkpointing=False,
-        use_cpu=device == "cpu", dataloader_pin_memory=device == "cuda", disable_tqdm=True, packing=False)
+        use_cpu=device == "cpu", dataloader_pin_memory=device == "cuda", disable_tqdm=True, packing=False,
+        # LoRA does not reach the router of a mixture of experts, and its auxiliary loss wants a two-dimensional mask.
+        router_aux_loss_coef=0.0)
+    # One model on one GPU: where several are visible the Trainer would ask for nn.DataParallel, which TRL refuses.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def check_loss(loss: float, bound: float, step: int) -> None:
