@@ -1,7 +1,9 @@
 """The command line: `nslora run handbook`."""
 
+import io
 import json
 import re
+import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -10,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.text import Text
 
 from nslora.graph import cli_runs
-from nslora.graph.cli_classifier import AS_IT_IS, classify, diagnosed
+from nslora.graph.cli_classifier import classify, diagnosed
+from nslora.graph.plain_console import PlainConsole
 from nslora.tools.errors import NsloraError, SettingsError
 
 NAME_CHARACTERS = 80        # of a task, in the default folder of a run
@@ -26,8 +28,8 @@ OPTIONS = {"model": "--model", "editor": "--editor", "strategy": "--strategy", "
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Adapt a language model, deciding at every round whether to tune weights or rewrite the prompt.")
-out = Console(soft_wrap=False, **AS_IT_IS)
-err = Console(stderr=True, soft_wrap=True, highlight=False, **AS_IT_IS)
+out = PlainConsole(soft_wrap=False)
+err = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 
 
 @app.callback()
@@ -183,6 +185,9 @@ cli_runs.register(app)
 
 def main() -> None:
     """Entry point: one clear sentence and exit status 1 where the package refuses, 2 for wrong arguments."""
+    for stream in (sys.stdout, sys.stderr):     # a text of a user's may hold what no terminal can show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except NsloraError as error:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nslora.graph.plain_console import PlainConsole
 from nslora.tools.errors import SettingsError
 from nslora.tools.files import write_json
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from nslora.tools.diagnosis import Diagnosis
     from nslora.tools.reply_classifier import ReplyReport, ReplyVerdict
 
-# Of a console: what models and users wrote may hold any brackets and colons.
-AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False}
 EXAMPLES = 2        # a verdict, on the console; --json holds all
 SHOWN = 160         # characters of a text on the console
 REPAIRS = {"content": "weights (content mended)", "form": "prompt (form mended)", "both": "both"}
@@ -42,7 +41,7 @@ def classify(
     from nslora.tools.reply_classifier import classify_replies
     from nslora.tools.task import load_task
 
-    out = Console(soft_wrap=False, **AS_IT_IS)
+    out = PlainConsole(soft_wrap=False)
     report = classify_replies(load_task(task, style=style, combine=combine), replies, reply_field=reply_field,
                               question_field=question_field, reference_field=reference_field)
     show_report(out, report)
@@ -68,7 +67,7 @@ def diagnosed(
     from nslora.tools.task import load_task
 
     prepare_environment()
-    out = Console(soft_wrap=False, **AS_IT_IS)
+    out = PlainConsole(soft_wrap=False)
     loaded = load_task(task, style=style, combine=combine)
     with tempfile.TemporaryDirectory() as scratch, out.status("asking the model") as status:
         policy = LocalPolicy.load(model, adapters=Path(scratch), note=out.print)

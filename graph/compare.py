@@ -8,6 +8,7 @@ from typing import Any
 from nslora.graph.inspect import RunView, look
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted, read_jsonl
+from nslora.tools.lab import read_run_file
 from nslora.tools.statistics import bootstrap_interval
 
 Estimate = tuple[float, float, float]       # mean, and the ends of its 95 % interval
@@ -38,9 +39,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Comparison:
-    """gains: one for each run after the first."""
+    """gains: one for each run after the first. one_task: whether all had the same data, prompt and reward."""
 
     questions: int
+    one_task: bool
     runs: tuple[ComparedRun, ...]
     gains: tuple[Gain, ...]
 
@@ -55,7 +57,9 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
             raise RunError(f"{view.folder} and {views[0].folder} were tested on other questions: compare runs of one "
                            "task.")
     gains = tuple(Gain(paired(tests[0], rows, "passed"), paired(tests[0], rows, "reward")) for rows in tests[1:])
-    return Comparison(len(first), tuple(compared(view, rows) for view, rows in zip(views, tests, strict=True)), gains)
+    hashes = {str(read_run_file(view.folder)["task"]["hash"]) for view in views}
+    runs = tuple(compared(view, rows) for view, rows in zip(views, tests, strict=True))
+    return Comparison(len(first), len(hashes) == 1, runs, gains)
 
 
 def question_scores(view: RunView) -> list[dict[str, Any]]:

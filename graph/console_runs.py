@@ -89,6 +89,9 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     for name, cells in rows:
         table.add_row(name, *cells)
     console.print(table)
+    if not comparison.one_task:
+        console.print("note: the questions are the same, the tasks are not (reward, prompt or other rows): a gain may "
+                      "be one of another yardstick.", highlight=False)
 
 
 def show_plan(console: Console, plan: Plan) -> None:

@@ -149,7 +149,7 @@ def look(folder: str | Path) -> RunView:
     return RunView(
         folder=path, status=status, created=record["created"], task=record["task"]["name"],
         settings=record["settings"], origin=record.get("origin"), start_reward=start_reward(report, rounds),
-        best_reward=best_reward(rounds), stop=report["stop"] if report else "",
+        best_reward=best_reward(report, rounds), stop=report["stop"] if report else "",
         wall_s=report["wall_s"] if report else sum(each.wall_s for each in rounds), rounds=rounds)
 
 
@@ -181,6 +181,11 @@ def start_reward(report: Mapping[str, Any] | None, rounds: Sequence[Round]) -> f
     return reward
 
 
-def best_reward(rounds: Sequence[Round]) -> float | None:
+def best_reward(report: Mapping[str, Any] | None, rounds: Sequence[Round]) -> float | None:
+    """Validation reward of the result; of the best that was kept so far, while there is none."""
+    if report:
+        reward: float | None = report["validation"]["result"]["reward"]
+        return reward
     rewards = [rounds[0].reward_before] if rounds else []
-    return max([*rewards, *(each.reward_after for each in rounds if each.reward_after is not None)], default=None)
+    kept = (each.reward_after for each in rounds if each.kept and each.reward_after is not None)
+    return max([*rewards, *kept], default=None)

@@ -131,7 +131,16 @@ class Run:
         return AdaptationContext(folder=str(self.folder.resolve()))
 
     def first_state(self) -> AdaptationState:
-        """The state to begin with: the base model under the task's prompt."""
+        """The state to begin with: the base model under the task's prompt.
+
+        Raises RunError where the run has rounds behind it: it would begin anew on top of them.
+        """
+        if (self.folder / "decisions.jsonl").exists():
+            raise RunError(f"The run {self.folder} has begun: to go on, give the graph None in the place of "
+                           "first_state(), or call adapt().")
+        return self._first_state()
+
+    def _first_state(self) -> AdaptationState:
         return first_state(self.lab.prompts.add(self.lab.task.prompt), approve=self.lab.settings.approve)
 
     def checkpointer(self) -> AbstractContextManager[Saver]:
@@ -169,7 +178,7 @@ class Run:
         if not seen.values and self.origin and self.origin["round"] > 0:
             raise RunError(f"{self.folder} has lost the checkpoints that it was begun with: fork again, into another "
                            "folder.")
-        start: Any = None if seen.values else self.first_state()
+        start: Any = None if seen.values else self._first_state()
         if seen.interrupts:
             if answer is None:
                 return

@@ -3,6 +3,7 @@
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,28 @@ def read_settings(**values: Any) -> RunSettings:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        known = f"; known: {', '.join(RunSettings.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        unknown = first["type"] == "extra_forbidden"
+        known = f"; known: {', '.join(fields_at(first['loc'][:-1]))}" if unknown else ""
         came = "" if place == "editor_base_url" else f" (came: {first['input']!r})"     # there, a secret was in it
         raise SettingsError(f"Setting {place}: {first['msg']}{came}{known}.") from None
+
+
+def fields_at(place: Sequence[int | str]) -> list[str]:
+    """The settings that are known in that group; all groups where the place is none."""
+    fields = RunSettings.model_fields
+    for part in place:
+        group = fields[str(part)].annotation if str(part) in fields else None
+        fields = getattr(group, "model_fields", fields)
+    return list(fields)
 
 
 def could_begin(lab: Lab) -> None:
     """Raise what Run.create would raise of strategy, reward, editor and model; sends and writes nothing."""
     strategy_named(lab.settings.strategy)
+    start = lab.task.prompt.render()
+    if strange := [text for text in lab.settings.editing.protected if text not in start]:
+        raise SettingsError(f"Setting editing.protected: {strange[0][:80]!r} is not in the task's prompt, so every "
+                            "edit would be refused: correct it, or put it there.")
     probe(lab.task)
     _ = lab.editor      # connects, and checks prices where there is a cap on cost
     if lab.given_policy is None and lab.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):

@@ -6,6 +6,7 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes
 from nslora.nodes.workplace import lab_for, progress
+from nslora.tools.errors import RewardError, TooLongError
 from nslora.tools.evaluation import ask, grade
 from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance
@@ -17,8 +18,12 @@ def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chang
     """Choose by validation reward among all candidates, look at the test split, write the artefacts."""
     lab = lab_for(runtime)
     final = state["best"]
-    base = on_test(lab, state["start"], progress("finish", "test replies of the base"))
-    result = base if final == state["start"] else on_test(lab, final, progress("finish", "test replies of the result"))
+    try:
+        base = on_test(lab, state["start"], progress("finish", "test replies of the base"))
+        result = base if final == state["start"] else on_test(
+            lab, final, progress("finish", "test replies of the result"))
+    except (RewardError, TooLongError) as error:
+        raise type(error)(f"{error} Untested, but kept: {chosen(lab, final)}.") from error
     wall_s = lab.clock.seconds
     facts = RunFacts(
         stop=state["stop"], rounds=[dict(record) for record in state["rounds"]], start=state["start"],
@@ -28,6 +33,12 @@ def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chang
         start_flop=state["start_measured"]["flop"] if state["start_measured"] else 0.0)
     write_result(lab, facts)
     return {"status": "finished", "wall_s": wall_s}
+
+
+def chosen(lab: Lab, final: Candidate) -> str:
+    """Where the parts of the run's choice lie, for whoever cannot let it finish."""
+    adapter = f"the adapter {lab.adapters.path(final['adapter'])}" if final["adapter"] else "no adapter"
+    return f"{adapter}, the prompt {lab.prompts.folder / final['prompt']}.md"
 
 
 def on_test(lab: Lab, candidate: Candidate, advance: Advance) -> list[Graded]:

@@ -7,21 +7,27 @@ import pytest
 from rich.console import Console
 
 from nslora.graph import cli
-from nslora.graph.cli_classifier import AS_IT_IS
 from nslora.graph.console import show_node, show_result
 from nslora.graph.console_runs import show_question, show_round
 from nslora.graph.inspect import look
+from nslora.graph.plain_console import PlainConsole
 from nslora.graph.run import Run
 
 HOSTILE = ("[/INST] Sure!", "[dev]", r"\[/b]", "[bold]", "[/]", ":heart:")
 
 
 def console() -> Any:
-    return Console(file=io.StringIO(), width=200, **AS_IT_IS)
+    return PlainConsole(file=io.StringIO(), width=200)
 
 
 def text_of(shown: Console) -> str:
     return shown.file.getvalue()    # type: ignore[attr-defined, no-any-return]
+
+
+def test_control_sequences_are_shown_and_not_obeyed() -> None:
+    out = console()
+    out.print("\x1b]0;renamed\x07 \x1b[31mred", highlight=False)
+    assert text_of(out) == "␛]0;renamed␇ ␛[31mred\n"
 
 
 @pytest.mark.parametrize("said", HOSTILE)

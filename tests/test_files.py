@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nslora.tools.files import unless_changed, write_text
+from nslora.tools.files import read_json, unless_changed, write_json, write_text
 
 
 def test_a_file_is_read_again_only_after_it_changed(tmp_path: Path) -> None:
@@ -25,3 +25,8 @@ def test_a_file_that_is_missing_is_the_readers_own_affair(tmp_path: Path) -> Non
     assert read(tmp_path / "none") is False
     write_text(tmp_path / "none", "there")
     assert read(tmp_path / "none") is True
+
+
+def test_what_was_written_with_half_a_surrogate_pair_is_read_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"error": "caf\udce9 \ud83d"})
+    assert read_json(tmp_path / "a.json") == {"error": "caf\udce9 \ud83d"}

@@ -22,8 +22,9 @@ from nslora.tools.lab import _LABS
 from nslora.tools.policy import Policy
 from nslora.tools.prompt import Prompt
 from nslora.tools.rule_editor import RuleEditor
+from nslora.tools.run_copy import copy_records
 from nslora.tools.scripted_chat import ScriptedChat, improved
-from nslora.tools.task import Task, task_from_rows
+from nslora.tools.task import Task, load_task, task_from_rows
 from nslora.tools.tiny_model import write_tiny_model
 
 
@@ -97,6 +98,30 @@ def test_runs_are_compared_question_by_question(finished: Run, begin: Callable[.
     assert mean == pytest.approx(comparison.runs[1].reward - comparison.runs[0].reward)
     shown = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["compare", str(finished.folder), str(other.folder)])
     assert "gain in all checks over the first" in shown.output
+    assert comparison.one_task
+    assert "another yardstick" not in shown.output
+
+
+def test_runs_under_another_reward_are_compared_with_a_note(finished: Run, begin: Callable[..., Run], tmp_path: Path,
+                                                            tiny_folder: Callable[..., Path]) -> None:
+    task = load_task(finished.lab.task.source, combine="all")
+    other = Run.create(tmp_path / "all", task=task, model=str(tiny_folder()), max_rounds=0,
+                       device={"threads": 1, "device": "cpu"})
+    other.adapt()
+    assert not compare([finished.folder, other.folder]).one_task
+    shown = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["compare", str(finished.folder), str(other.folder)])
+    assert "another yardstick" in shown.output
+
+
+def test_a_record_that_names_a_folder_elsewhere_links_nothing(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "adapters").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "file").write_text("x")
+    target.mkdir()
+    (source / "bursts.jsonl").write_text('{"adapter": "../../secret"}\n')
+    copy_records(source, target, editor=False, bursts=True)
+    assert sorted(path.name for path in tmp_path.rglob("file")) == ["file"]
 
 
 def test_an_unfinished_run_has_nothing_to_compare(finished: Run, begin: Callable[..., Run]) -> None:

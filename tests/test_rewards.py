@@ -485,3 +485,24 @@ def test_arithmetic_that_takes_forever_is_ended_in_any_thread(monkeypatch: pytes
     thread.start()
     thread.join()
     assert found == [False, True]
+
+
+@pytest.mark.parametrize("score", [Score(0.0, {"a": 1.0}, ""), Score(1.0, {"a": 0.0}, "bad"),
+                                   Score(0.9, {"a": 1.0, "b": 1.0}, "")])
+def test_a_score_that_contradicts_its_checks_is_refused(score: Score) -> None:
+    with pytest.raises(RewardError, match=r"row 'train-1'.*it must be 1 where all checks are"):
+        build_reward(lambda question, reference, reply: score)(row(), "x")
+
+
+def test_a_score_without_checks_or_with_odd_feedback_is_taken_as_it_is_meant() -> None:
+    odd: Any = Score(0.5, None, 5)     # type: ignore[arg-type]
+    score = build_reward(lambda question, reference, reply: odd)(row(), "x")
+    assert (score.value, score.feedback) == (0.5, "5")
+
+
+def test_a_reward_that_leaves_the_process_is_an_error_of_its_row() -> None:
+    def leaves(question: str, reference: str, reply: str) -> float:
+        raise SystemExit(3)
+
+    with pytest.raises(RewardError, match="raised SystemExit"):
+        build_reward(leaves)(row(), "x")

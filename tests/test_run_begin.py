@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -14,7 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from nslora.graph.inspect import runs
 from nslora.graph.run import Run
 from nslora.graph.run_folder import write_record
-from nslora.tools.errors import ModelError, RunError
+from nslora.tools.errors import ModelError, NsloraError, RewardError, RunError, TooLongError
 from nslora.tools.evaluation import read_evaluation, write_evaluation
 from nslora.tools.files import write_text
 from nslora.tools.lab import _LABS, RUN_FILE
@@ -117,6 +118,64 @@ def test_a_train_row_beyond_the_context_is_a_failed_update_and_not_the_end(
     (only,) = run.adapt()["rounds"]
     assert "shorten or remove that row" in only["error"]
     assert not only["kept"]
+
+
+def test_a_question_beyond_the_context_is_named_before_anything_is_spent(
+        begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task) -> None:
+    def rows(split: str, ask: str = "") -> list[dict[str, str]]:
+        return [{"question": row.question + ask, "reference": str(row.reference)} for row in getattr(keepers, split)]
+
+    test = [*rows("test"), {"question": "x" * 5000, "reference": "ok"}]
+    task = task_from_rows(train=rows("train"), validation=rows("validation"), test=test, max_new_tokens=8)
+    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
+                     device={"threads": 1, "device": "cpu"})
+    with pytest.raises(TooLongError, match=f"test test-{len(test)}"):
+        run.adapt()
+    assert not list(run.lab.evaluations.glob("*"))
+
+
+def test_a_test_that_cannot_be_scored_says_where_the_choice_lies(begin: Begin, keepers: Task, tmp_path: Path,
+                                                                  tiny_folder: Callable[..., Path]) -> None:
+    asked = {row.question for row in keepers.test[1:]}
+
+    def reward(question: str, reference: str, reply: str) -> float:
+        if question in asked:
+            raise ValueError("no such row")
+        return 0.5
+
+    def rows(split: str) -> list[dict[str, str]]:
+        return [{"question": row.question, "reference": str(row.reference)} for row in getattr(keepers, split)]
+
+    task = task_from_rows(train=rows("train"), validation=rows("validation"), test=rows("test"), reward=reward,
+                          max_new_tokens=8)
+    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=0,
+                     device={"threads": 1, "device": "cpu"})
+    with pytest.raises(RewardError, match=r"no such row.*begin a new run.*Untested, but kept: no adapter, the prompt"):
+        run.adapt()
+
+
+def test_a_run_that_has_begun_is_not_begun_again_on_top(finished: Run) -> None:
+    with pytest.raises(RunError, match="give the graph None"):
+        Run.open(finished.folder).first_state()
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"seed": 2**32}, "less than 4294967296"), ({"lora": {"nope": 1}}, "known: rank, alpha"),
+    ({"editing": {"protected": ["abc-xyz"]}}, "not in the task's prompt"), ({"device": {"threads": 10**5}}, "1024"),
+    ({"editor_base_url": "http://127.0.0.1:9/v1"}, "name the model"), ({"editor": lambda: None}, "no chat model"),
+])
+def test_what_could_never_run_is_refused_before_a_folder_is_made(
+        keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path], settings: Any, words: str) -> None:
+    with pytest.raises(NsloraError, match=words):
+        Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_models_folder_is_recorded_as_an_absolute_path(keepers: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         tiny_folder: Callable[..., Path]) -> None:
+    folder = tiny_folder()
+    monkeypatch.chdir(folder.parent)
+    assert Run.create(tmp_path / "run", task=keepers, model=folder.name).lab.settings.model == str(folder)
 
 
 def test_a_model_that_the_hub_does_not_give_is_named_before_a_folder_is_made(

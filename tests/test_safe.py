@@ -17,12 +17,14 @@ from fakes import FakePolicy
 from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_POS_ARGS, JsonPlusSerializer
 from langsmith import run_trees
 from langsmith.utils import get_env_var
+from pydantic import Field
 
 from nslora.graph.run import Run
 from nslora.tools.checkpoints import CHECKPOINTS_FILE
 from nslora.tools.errors import SettingsError
 from nslora.tools.lab import Lab, register
 from nslora.tools.rule_editor import RuleEditor
+from nslora.tools.scrub import SECRET_MARK, scrub, secrets_of
 from nslora.tools.task import Task
 
 CANARY = "sk-canary-4f1d0c9b7a6e5d4c3b2a"
@@ -167,3 +169,22 @@ def test_traces_are_sent_where_the_environment_asks_for_them_and_nowhere_else(
     assert (b"textgrad_edit" in sent) is wanted
     assert (b"runs" in sent) is wanted
     assert CANARY.encode() not in sent
+
+
+class PlainKeys(RuleEditor):
+    """A chat model of a user's, which holds its keys as plain text."""
+
+    api_key: str = "plain-text-of-a-key"
+    tokenizer_name: str = "the-name-of-a-tokenizer"
+    model_kwargs: dict[str, Any] = Field(default_factory=lambda: {
+        "extra_headers": {"Authorization": "nested-text-of-a-key", "X-Api-Key": "another-nested-key"}})
+
+
+def test_keys_are_found_by_the_names_of_their_fields_and_by_their_looks() -> None:
+    found = secrets_of(PlainKeys())
+    assert set(found) == {"plain-text-of-a-key", "nested-text-of-a-key", "another-nested-key"}
+    for text in ("AKIAIOSFODNN7EXAMPLE", "github_pat_11ABCDEFG0abcdefghij", "{'api_key': 'abc-def'}",
+                 "api_key: 'abc-def'", '"x-api-key": "abc-def"'):
+        assert SECRET_MARK in scrub(f"refused {text} here")
+        assert "abc-def" not in scrub(text)
+    assert scrub("the monkey: 'tis a word; max_tokens: 12") == "the monkey: 'tis a word; max_tokens: 12"

@@ -326,6 +326,7 @@ def test_a_file_that_is_no_text_is_refused(folder):
         ("train.csv", b"question,reference\na,b,c\n", "train.csv:2: 3 values came for 2 columns"),
         ("train.csv", b"question,reference\na\n", "train.csv:2: 1 values came for 2 columns"),
         ("train.csv", b'question,reference\n"a,b\n', "no valid CSV"),
+        ("train.csv", b"question,reference,question\na,b,c\n", "train.csv:1: the column 'question' comes twice"),
         ("train.json", b'[\n{"question": }]', "train.json:2: no valid JSON"),
         ("train.json", b'{"question": "a"}', "train.json: a list of JSON objects is wanted, not dict"),
         ("train.json", b"[1]", "train.json: row 1 is int"),
@@ -336,6 +337,12 @@ def test_malformed_files_of_other_formats_are_refused(folder, name, content, par
     (folder / "train.jsonl").unlink()
     (folder / name).write_bytes(content)
     assert part in refused(folder)
+
+
+def test_a_long_field_of_a_csv_file_is_read(folder):
+    (folder / "train.jsonl").unlink()
+    (folder / "train.csv").write_text(f"question,reference\n{'x' * 200_000},b\n")
+    assert len(read_rows(folder / "train.csv")[0].columns["question"]) == 200_000
 
 
 def test_a_line_separator_inside_a_json_text_is_no_end_of_line(tmp_path):

@@ -44,6 +44,9 @@ def connect_editor(
         return spec
     if not isinstance(spec, str) or not spec.strip():
         raise ModelError(f"The editor {spec!r} is unknown: wanted {KNOWN}.")
+    if base_url is not None and (spec in ("rules", "policy") or spec.startswith("recorded:")):
+        raise ModelError(f"The editor {spec!r} has no server: beside editor_base_url (--base-url) name the model that "
+                         "the server calls, as in --editor my-model.")
     if base_url is not None:
         return _openai_server(spec.removeprefix("openai:"), base_url, timeout_s, transport_retries)
     if spec == "rules":
@@ -73,7 +76,11 @@ def editor_name(chat: BaseChatModel) -> str:
         value = getattr(chat, attribute, None)
         if isinstance(value, str) and value:
             return f"{type(chat).__name__}:{value}"
-    return chat._llm_type
+    kind = getattr(chat, "_llm_type", None)
+    if not isinstance(kind, str):
+        raise ModelError(f"The editor is a {type(chat).__name__}, which is no chat model: wanted {KNOWN}, or a chat "
+                         "model of LangChain itself (bind and with_fallbacks are understood).")
+    return kind
 
 
 def _recorded(path: Path) -> BaseChatModel:

@@ -114,7 +114,7 @@ def read_jsonl(path: Path, *, written_whole: bool = False) -> list[Any]:
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises DamagedError where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read ({error}).") from error
 

@@ -110,6 +110,9 @@ class LocalPolicy:
         logging.disable_progress_bar()
         torch.set_num_threads(device.threads or default_threads())
         place = device.device or best_device()
+        if place.startswith("cuda:") and place != "cuda:0":
+            raise ModelError(f"device.device={place}: TRL trains on the first GPU that it sees. Set "
+                             f"CUDA_VISIBLE_DEVICES={place.removeprefix('cuda:')} and device.device=cuda.")
         try:
             with libraries_imported():    # the architecture's module is imported here
                 tokenizer = AutoTokenizer.from_pretrained(source.location)
@@ -200,10 +203,10 @@ class LocalPolicy:
                  for row in burst.rows]
         if not pairs:
             raise ModelError("A burst of training was asked for without rows.")
-        longest = max(len(prompt) + len(completion) for prompt, completion in pairs)
-        if longest > self.context_tokens:
-            raise TooLongError(f"A train row with its prompt and reply takes {longest} tokens, the model's context "
-                               f"holds {self.context_tokens}: shorten or remove that row.")
+        longest = max(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+        if (tokens := sum(map(len, pairs[longest]))) > self.context_tokens:
+            raise TooLongError(f"The train row {burst.rows[longest].source} with its prompt and reply takes {tokens} "
+                               f"tokens, the model's context holds {self.context_tokens}: shorten or remove that row.")
         rows = tuple(TokenRow(tuple(prompt), tuple(completion)) for prompt, completion in pairs)
         plan = Plan(rows, burst.epochs, burst.seed, self.format.pad_id, self.lora)
         start_optimizer = self.adapters.path(burst.start) / OPTIMIZER if burst.start else None

@@ -50,8 +50,9 @@ class FunctionCheck(Check):
             result = self.function(*arguments, **keywords, **self.options)
         except NsloraError:
             raise
-        except Exception as error:
-            raise RewardError(f"{where} raised {type(error).__name__}: {error}; mend the function.") from error
+        except (Exception, SystemExit) as error:
+            raise RewardError(f"{where} raised {type(error).__name__}: {error}; mend the function and begin a new run "
+                              "(scores of two versions do not mix; known replies are not generated again).") from error
         return _verdict(result, where)
 
 
@@ -98,7 +99,7 @@ def _find(kind: str, folder: Path | None) -> Callable[..., Any]:
     module_name, _, name = kind.partition(":")
     try:
         module = _module(module_name, folder)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"The module of the check {kind!r} cannot be imported ({type(error).__name__}: {error}): "
             "put it beside task.yaml or install it."
@@ -168,9 +169,12 @@ def _verdict(result: Any, where: str) -> Verdict:
     from nslora.tools.rewards import Score
 
     if isinstance(result, Score):
-        parts = {name: _number(value, where) for name, value in result.checks.items()}
+        parts = {str(name): _number(value, where) for name, value in (result.checks or {}).items()}
         value = _number(result.value, where)
-        return Verdict(value, result.feedback, parts or None, result.suggestion)
+        if parts and (value == 1) != (min(parts.values()) == 1):
+            raise RewardError(f"{where} returned a Score of {value:g} with the checks {parts}: it must be 1 where all "
+                              "checks are, and only there; give whatever else it counts a check of its own.")
+        return Verdict(value, str(result.feedback or ""), parts or None, result.suggestion)
     feedback: Any = ""
     if isinstance(result, Mapping):
         if "score" not in result:

@@ -10,24 +10,31 @@ from langchain_core.language_models import BaseChatModel
 SECRET_MARK = "[secret]"
 
 _SECRET = re.compile(
-    r"\b(?:sk|pk|rk|hf|gsk|xai|ghp|AIza)[-_]?[\w-]{12,}"
+    r"\b(?:sk|pk|rk|hf|gsk|xai|ghp|github_pat|AIza|AKIA)[-_]?[\w-]{12,}"
     r"|(?<=bearer )\S+|(?<=basic )\S{8,}"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-    r"|(?<=key=)[^\s&'\"]+|(?<=token=)[^\s&'\"]+",
+    r"|(?<=key=)[^\s&'\"]+|(?<=token=)[^\s&'\"]+"
+    r"|(?<=[-_]key['\"]: ['\"])[^'\"]+|(?<=[-_]key: ['\"])[^'\"]+|(?<=[-_]token['\"]: ['\"])[^'\"]+",
     re.IGNORECASE,
 )
+# Names of fields and headers whose text is a key, whatever its type: api_key, X-Api-Key, auth_token, client_secret.
+_HOLDS_SECRET = re.compile(r"secret|password|authorization|(?:^|[^a-z])(?:auth|key|token)$|[a-z]Key$|apikey",
+                           re.IGNORECASE)
 
 
 def secrets_of(chat: BaseChatModel) -> tuple[str, ...]:
     """The keys that a chat model holds: its secret fields, and headers that carry one."""
-    found = []
-    for name in type(chat).model_fields:
-        value = getattr(chat, name, None)
-        if callable(reveal := getattr(value, "get_secret_value", None)):
-            found.append(str(reveal()))
-        elif isinstance(value, Mapping):
-            found += [str(v) for k, v in value.items() if re.search(r"auth|key|token|secret", str(k), re.IGNORECASE)]
-    return tuple(secret for secret in found if len(secret) >= 6)
+    found = [secret for name in type(chat).model_fields for secret in _secrets_in(name, getattr(chat, name, None))]
+    return tuple(dict.fromkeys(secret for secret in found if len(secret) >= 6))
+
+
+def _secrets_in(name: str, value: object) -> list[str]:
+    """The keys in a field, or in a mapping inside it."""
+    if callable(reveal := getattr(value, "get_secret_value", None)):
+        return [str(reveal())]
+    if isinstance(value, Mapping):
+        return [secret for key, each in value.items() for secret in _secrets_in(str(key), each)]
+    return [value] if isinstance(value, str) and _HOLDS_SECRET.search(name) else []
 
 
 def without(text: str, secrets: Sequence[str]) -> str:

@@ -55,7 +55,7 @@ class DeviceSettings(Settings):
 
     device: str | None = None                       # CUDA, else MPS, else the CPU
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # bfloat16 on a GPU that has it, else float32
-    threads: int | None = Field(None, ge=1)         # OMP_NUM_THREADS, else the cores that the process may use
+    threads: int | None = Field(None, ge=1, le=1024)        # OMP_NUM_THREADS, else the cores that the process may use
     batch_size: int | None = Field(None, ge=1)      # of generation, at most: 32 on a CPU, 128 on CUDA, 64 on MPS
 
 
@@ -102,7 +102,7 @@ class RunSettings(Settings):
     editing: EditorSettings = EditorSettings()
     remade_per_row: int = Field(1, ge=0)            # verified replies to one train question; 0: no remade data
     strategy: str = "neurosymbolic"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)            # as NumPy takes it
     max_rounds: int = Field(6, ge=0)
     target: float = Field(1.0, gt=0, le=1)          # validation reward at which nothing is left to gain
     max_seconds: float | None = Field(None, gt=0)   # inside nodes, all processes of the run together

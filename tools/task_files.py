@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nslora.tools.errors import TaskError
+
+LONGEST_FIELD = 2**31 - 1       # of a CSV file, in characters
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,13 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_FIELD)      # of the module, not of a reader; 128 KiB by itself
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise TaskError(f"{path}:1: the column {twice[0]!r} comes twice; rename one.")
             for number, row in enumerate(reader, 1):
                 columns = len(reader.fieldnames or ())
                 if None in row or None in row.values():
@@ -139,7 +146,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
     try:
         values = read_table(path).to_pylist()
-    except ArrowException as error:
+    except (ArrowException, OverflowError, ValueError) as error:
         raise TaskError(f"{path}: no valid Parquet ({' '.join(str(error).split())[:200]}).") from error
     for number, value in enumerate(values, 1):
         yield Row(number, f"{path}, row {number}", value)
