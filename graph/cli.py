@@ -84,7 +84,7 @@ def run(
     if dry_run:
         check_place(checkpoints)
         values = read_settings(model=model, editor=editor, **settings)
-        could_begin(Lab(path, values, loaded))
+        could_begin(Lab(path, values, loaded), ask_reward=not loaded.reward.costly)
         show_plan(out, plan_of(loaded, values))
         return
     from nslora.graph.run import Run

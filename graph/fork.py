@@ -57,6 +57,20 @@ def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "t
     return new
 
 
+def same_editor(old: RunSettings, new: RunSettings) -> bool:
+    """Whether what the editor said under the old settings is what it would say under the new ones.
+
+    The records go by the editor's name and the request; this is what else a reply depends on.
+    """
+    def asked(settings: RunSettings) -> tuple[object, ...]:
+        editing, device = settings.editing, settings.device
+        own = (settings.model, device.device, device.dtype, editing.policy_reply_tokens)
+        return (settings.editor_base_url, editing.structured, editing.reply_tokens,
+                own if settings.editor == "policy" else None)
+
+    return asked(old) == asked(new)
+
+
 def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel | None = None,
           keeps_editor: bool = True, policy: Policy | None = None, origin: Mapping[str, Any] | None = None) -> Run:
     """Make the new run: its record, the files of its past, and its checkpoints up to the decision of the round."""
@@ -91,7 +105,8 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
         try:        # from here on the folder is this run's own
             lab.prompts.add(lab.task.prompt)
             copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
-            copy_records(source.folder, folder, editor=beginning.kind == "fork", bursts=beginning.bursts)
+            copy_records(source.folder, folder, editor=beginning.kind == "fork" and same_editor(old, settings),
+                         bursts=beginning.bursts)
             new = Run(folder, register(lab))
             found = saver.get_tuple(at.config)
             if found is None:

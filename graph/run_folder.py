@@ -68,14 +68,18 @@ def fields_at(place: Sequence[int | str]) -> list[str]:
     return list(fields)
 
 
-def could_begin(lab: Lab) -> None:
-    """Raise what Run.create would raise of strategy, reward, editor and model; sends and writes nothing."""
+def could_begin(lab: Lab, *, ask_reward: bool = True) -> None:
+    """Raise what Run.create would raise of strategy, reward, editor and model; writes nothing.
+
+    ask_reward: about one row of each split.
+    """
     strategy_named(lab.settings.strategy)
     start = lab.task.prompt.render()
     if strange := [text for text in lab.settings.editing.protected if text not in start]:
         raise SettingsError(f"Setting editing.protected: {strange[0][:80]!r} is not in the task's prompt, so every "
                             "edit would be refused: correct it, or put it there.")
-    probe(lab.task)
+    if ask_reward:
+        probe(lab.task)
     _ = lab.editor      # connects, and checks prices where there is a cap on cost
     if lab.given_policy is None and lab.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
         resolve_model(lab.settings.model)

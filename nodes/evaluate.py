@@ -33,6 +33,7 @@ from nslora.tools.policy import Advance
 from nslora.tools.prompt import Prompt, normalise
 from nslora.tools.remake import read_rows
 from nslora.tools.rewards import Graded, check_means
+from nslora.tools.statistics import mean
 
 ROWS_NAMED = 5      # in an error, of those that are too long
 
@@ -198,7 +199,3 @@ def summary(key: str, rows: list[Row], cost: EvaluationCost, flop: float) -> Mea
         loss_nats=mean(losses) if losses else None, failures=sum(not row.passed for row in judged),
         train_reward=mean([row.value for row in train]), wall_s=0.0, generated_tokens=cost.tokens,
         cached_replies=cost.cached, flop=flop)
-
-
-def mean(values: list[float]) -> float:
-    return float(sum(values) / len(values)) if values else 0.0

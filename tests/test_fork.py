@@ -113,6 +113,12 @@ def test_runs_under_another_reward_are_compared_with_a_note(finished: Run, begin
     assert "another yardstick" in shown.output
 
 
+def test_a_fork_asks_another_server_anew(finished: Run, tmp_path: Path) -> None:
+    elsewhere = {"editing": {"structured": "never"}}
+    assert (fork(finished, tmp_path / "same", at=1).folder / "editor.jsonl").exists()
+    assert not (fork(finished, tmp_path / "other", at=1, settings=elsewhere).folder / "editor.jsonl").exists()
+
+
 def test_a_record_that_names_a_folder_elsewhere_links_nothing(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "adapters").mkdir(parents=True)

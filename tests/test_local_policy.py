@@ -152,6 +152,22 @@ def test_each_step_is_saved_when_it_is_done_also_of_a_large_adapter(
     assert saved == list(range(1, result.steps + 1))
 
 
+def test_a_burst_that_is_stopped_keeps_its_last_step_whatever_snapshots_cost(
+        tiny_policy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nslora.tools.burst_progress.FREE_S", -1.0)
+    monkeypatch.setattr("nslora.tools.burst_progress.LARGEST_SHARE", -1.0)
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    lora = {"batch_size": 1, "early_stop_patience": None}
+    with pytest.raises(KeyboardInterrupt):
+        tiny_policy(**lora).train(Burst(rows(), 2, seed=1, progress=tmp_path / "progress"), stop)
+    resumed = tiny_policy(**lora).train(Burst(rows(), 2, seed=1, progress=tmp_path / "progress"))
+    assert resumed.steps_done == resumed.steps - 3
+
+
 def test_a_snapshot_that_was_cut_off_begins_the_burst_again(tiny_policy: Make, tmp_path: Path) -> None:
     whole = tiny_policy().train(Burst(rows(), 2, seed=7))
     (tmp_path / "progress").mkdir()

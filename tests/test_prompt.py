@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nslora.tools.errors import PromptError
-from nslora.tools.prompt import PLAIN_STOP, Demonstration, Prompt, check_prompt, difference, normalise, parse
+from nslora.tools.prompt import Demonstration, Prompt, check_prompt, difference, normalise, parse
 
 HEADINGS = ("# System", "\\# System", "#\xa0x", "## Question", "##reply:", "# ", "#")
 MARKS = ("\\", "\\\\", "\\#", "\\~", "~", "", "  ", "\t", "\u2003", "\x85", "\r", "```", "{question")
@@ -68,12 +68,6 @@ def test_an_empty_system_turn_is_not_sent() -> None:
 
 def test_a_question_that_holds_the_placeholder_is_not_filled_in_twice() -> None:
     assert Prompt(template="Q: {question}").ask("what is {question}?") == "Q: what is {question}?"
-
-
-def test_the_plain_text_ends_where_the_reply_begins_and_stops_before_the_next_question() -> None:
-    text = STYLED.plain_text("Where?")
-    assert text.endswith("### User\nQ: Where?\n\n### Assistant\n")
-    assert text.count(PLAIN_STOP) == 3
 
 
 def test_blank_lines_and_a_fence_that_an_editor_adds_do_no_harm() -> None:

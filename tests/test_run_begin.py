@@ -1,8 +1,10 @@
 """What a run begins with, and that nothing of it changes behind its back."""
 
+import gc
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +171,18 @@ def test_what_could_never_run_is_refused_before_a_folder_is_made(
     with pytest.raises(NsloraError, match=words):
         Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_nobody_holds_any_more_frees_its_model(keepers: Task, tmp_path: Path,
+                                                          tiny_folder: Callable[..., Path]) -> None:
+    policies = []
+    for i in range(4):
+        run = Run.create(tmp_path / str(i), task=keepers, model=str(tiny_folder()),
+                         device={"threads": 1, "device": "cpu"})
+        policies.append(weakref.ref(run.lab.policy))
+    del run
+    gc.collect()
+    assert [policy() is None for policy in policies] == [True, True, False, False]
 
 
 def test_a_models_folder_is_recorded_as_an_absolute_path(keepers: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -37,7 +37,6 @@ __all__ = [
     "attribute",
     "demand",
     "measure_tolerance",
-    "potential",
     "potentials",
 ]
 
@@ -122,12 +121,6 @@ def potentials(graded: Sequence[Graded], attributions: Sequence[Attribution]) ->
     """Reward of each row after its best single repair, in the order of `graded`; its own value where none is known."""
     single: Mapping[str, float] = {each.example_id: each.single for each in attributions}
     return [max(row.score.value, single.get(row.example.id, 0.0)) for row in graded]
-
-
-def potential(graded: Sequence[Graded], attributions: Sequence[Attribution]) -> float:
-    """Mean over all rows of the reward after the best single repair; 0.0 without rows."""
-    values = potentials(graded, attributions)
-    return sum(values) / len(values) if values else 0.0
 
 
 def _attribute_one(failure: Graded, ask: Asker, book: LayoutBook, settings: AttributionSettings) -> Attribution:

@@ -28,6 +28,7 @@ class BurstProgress:
     def __init__(self, folder: Path | None, start_optimizer: Path | None = None) -> None:
         self.folder = folder
         self._began, self._spent_s = time.monotonic(), 0.0
+        self._saved = 0         # steps in the snapshot that this process took last
         self.start_optimizer = start_optimizer
         self.log: list[dict[str, float]] = []
         self.moments: dict[str, Any] = {}
@@ -88,10 +89,14 @@ class BurstProgress:
                 optimizer.state[parameter] = {key: self.moments[f"{name}.{key}"].clone().to(
                     "cpu" if key == "step" else parameter.device) for key in MOMENTS}
 
-    def after_step(self, optimizer: Any, log: list[dict[str, float]]) -> None:
-        """Take a snapshot, unless they have become too dear."""
+    def after_step(self, optimizer: Any, log: list[dict[str, float]], *, last: bool = False) -> None:
+        """Take a snapshot of this step, unless there is one, or they have become too dear.
+
+        last: of this process, so that it is taken whatever it costs.
+        """
         started = time.monotonic()
-        if self.folder is None or self._spent_s > max(FREE_S, LARGEST_SHARE * (started - self._began)):
+        dear = self._spent_s > max(FREE_S, LARGEST_SHARE * (started - self._began))
+        if self.folder is None or len(log) == self._saved or (dear and not last):
             return
         from safetensors.torch import save_file
 
@@ -99,6 +104,7 @@ class BurstProgress:
         partial = self.folder / f".{SNAPSHOT}.partial"
         save_file(snapshot(optimizer), partial, metadata={"log": json.dumps(log)})
         partial.replace(self.folder / SNAPSHOT)
+        self._saved = len(log)
         self._spent_s += time.monotonic() - started
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
-from nslora.tools.errors import ModelError
+from nslora.tools.errors import ModelError, first_line
 
 KNOWN = (
     "'rules' (embedded, no network), 'policy' (the tuned model itself), 'provider:model' such as 'openai:gpt-4o', "
@@ -158,4 +158,4 @@ def _chat_openai(model: str, base_url: str | None, timeout_s: float, transport_r
 def _first_line(error: Exception) -> str:
     from nslora.tools.scrub import scrub
 
-    return scrub((str(error).strip() or type(error).__name__).splitlines()[0])
+    return scrub(first_line(error))

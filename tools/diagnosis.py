@@ -24,7 +24,7 @@ from nslora.tools.run_cost import Cost, Speed, generated, trained, update_tokens
 from nslora.tools.settings import RunSettings
 from nslora.tools.signal import KINDS, progress
 from nslora.tools.situation import Situation
-from nslora.tools.statistics import TIE, bootstrap_interval, smallest_detectable_gain
+from nslora.tools.statistics import TIE, bootstrap_interval, mean, smallest_detectable_gain
 from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Example, Task
 
@@ -97,10 +97,10 @@ def diagnose(
     known = [loss for loss in losses if loss is not None]
     return Diagnosis(
         task=task.name, model=policy.name, train_rows=len(train), validation_rows=len(rows),
-        reward=_mean([row.value for row in rows]), interval=bootstrap_interval([row.value for row in rows]),
-        all_checks=_mean([float(row.passed) for row in rows]),
+        reward=mean([row.value for row in rows]), interval=bootstrap_interval([row.value for row in rows]),
+        all_checks=mean([float(row.passed) for row in rows]),
         checks=check_means([row.checks for row in rows]),
-        train_reward=_mean([row.value for row in train_rows]), loss_nats=_mean(known) if known else None,
+        train_reward=mean([row.value for row in train_rows]), loss_nats=mean(known) if known else None,
         demand=demand(answers), train_demand=demand([each.attribution for each in train_failures]),
         examples=_examples(failures), bounds=bounds, level=settings.keep.level, smallest_detectable=detectable,
         costs=_costs(task, policy, settings, speed, reply_tokens), reward_calls=task.reward.calls - calls,
@@ -179,8 +179,8 @@ def _bounds(task: Task, rows: Sequence[Row], answers: Sequence[Attribution]) -> 
     repairs: tuple[Literal["content", "form", "both"], ...] = ("content", "form", "both")
     for repair in repairs:
         gains = [mended(row, repair) - row.value for row in rows]
-        reward = _mean([row.value for row in rows]) + _mean(gains)
-        bounds.append(Bound(repair, reward, _mean(gains), bootstrap_interval(gains)))
+        reward = mean([row.value for row in rows]) + mean(gains)
+        bounds.append(Bound(repair, reward, mean(gains), bootstrap_interval(gains)))
     return tuple(bounds)
 
 
@@ -196,7 +196,7 @@ def _advice(
     task: Task, settings: RunSettings, rows: Sequence[Row], need: Demand, bounds: Sequence[Bound], detectable: float
 ) -> tuple[Advice, str]:
     """What a run would do first; no change where nothing could be gained, or none of it could be seen."""
-    reward, most = _mean([row.value for row in rows]), max(bound.gain for bound in bounds)
+    reward, most = mean([row.value for row in rows]), max(bound.gain for bound in bounds)
     if reward >= settings.target or need.failures == 0:
         return "no change", f"Nothing to gain: reward {reward:.3f} on validation, {settings.target:.3f} wanted."
     if 0 < most < detectable:
@@ -227,7 +227,3 @@ def _examples(failures: Sequence[Failure]) -> tuple[Failure, ...]:
     ranked = sorted(failures, key=lambda each: -each.attribution.stake)
     return tuple(each for verdict in ("content", "form", "both")
                  for each in [each for each in ranked if each.attribution.verdict == verdict][:EXAMPLES])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

@@ -5,6 +5,11 @@ An update that failed (`EditorError`, `DivergedError`) is recorded as data and t
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, shortened to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class NsloraError(Exception):
     """Base of every error that this package raises on purpose."""
 

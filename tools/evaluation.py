@@ -74,6 +74,7 @@ def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Seq
     new = {keys[i]: reply for i, reply in zip(missing, generated.replies, strict=True)}
     if cache:
         cache.add(new, request, generated.tokens)
+        new |= cache.find(list(new))        # where another process was faster, its replies are the ones on record
     replies = {**known, **new}
     texts = tuple(replies[key] for key in keys)
     counts = token_counts(policy, cache, [answered(dialogue, text)

@@ -7,11 +7,13 @@ cannot be written down there, such as a chat model object, is handed over in thi
 import json
 import random
 import shutil
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
@@ -170,12 +172,16 @@ class Lab:
         return tuple(row for row in self.task.train if row.id in chosen)
 
 
-_LABS: dict[Path, Lab] = {}
+# A lab holds a model: it lives as long as its Run object does; the newest ones longer, since a graph that was invoked
+# without one (by `langgraph dev`) finds them by their folders.
+_LABS: WeakValueDictionary[Path, Lab] = WeakValueDictionary()
+_NEWEST: deque[Lab] = deque(maxlen=2)
 
 
 def register(lab: Lab) -> Lab:
     """Make `lab` the one that this process uses for its folder."""
     _LABS[lab.folder.resolve()] = lab
+    _NEWEST.append(lab)
     return lab
 
 
@@ -186,8 +192,8 @@ def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
     Raises RunError where the folder is no run, or its task or editor existed only in the process that made it.
     """
     path = Path(folder).resolve()
-    if path in _LABS:
-        return _LABS[path]
+    if (known := _LABS.get(path)) is not None:
+        return known
     record = read_run_file(path)
     if not record["task"]["source"]:
         raise RunError(f"The task of {folder} was made of Python objects: open the run with Run.open(folder, "

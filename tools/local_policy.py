@@ -15,7 +15,7 @@ from nslora.tools.adapters import OPTIMIZER, AdapterStore
 from nslora.tools.burst_progress import BurstProgress
 from nslora.tools.chat_format import ChatFormat, Dialogue
 from nslora.tools.compute import rates_of
-from nslora.tools.errors import ModelError, TooLongError
+from nslora.tools.errors import ModelError, TooLongError, first_line
 from nslora.tools.lora_targets import lora_targets
 from nslora.tools.models import ModelSource, Note, fingerprint, resolve_model
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
@@ -35,11 +35,6 @@ def prepare_environment() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, shortened to one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

@@ -39,9 +39,6 @@ PLACEHOLDER = "{question}"
 SYSTEM, TEMPLATE, DEMONSTRATION = "System", "Question template", "Demonstration"
 QUESTION, REPLY = "Question", "Reply"
 
-# Where the plain-text rendering, for models without a chat template, ends a reply.
-PLAIN_STOP = "\n### User"
-
 # From this many words on, a held-out question that stands in the system turn or the template was copied there.
 COPIED_WORDS = 4
 
@@ -98,12 +95,6 @@ class Prompt:
             turns.append({"role": "user", "content": self.ask(demonstration.question)})
             turns.append({"role": "assistant", "content": demonstration.reply})
         return [*turns, {"role": "user", "content": self.ask(question)}]
-
-    def plain_text(self, question: str) -> str:
-        """The same turns for a model without a chat template; its reply ends at `PLAIN_STOP`."""
-        names = {"user": "### User\n", "assistant": "### Assistant\n", "system": ""}
-        turns = [names[turn["role"]] + turn["content"] for turn in self.messages(question)]
-        return "\n\n".join([*turns, "### Assistant\n"])
 
     def render(self) -> str:
         """The document; `parse(p.render()) == p` for every prompt."""

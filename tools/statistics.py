@@ -21,6 +21,11 @@ CHUNK = 4_000_000  # numbers held at once, 32 MB
 Floats = npt.NDArray[np.float64]
 
 
+def mean(values: Sequence[float]) -> float:
+    """0.0 where there are none."""
+    return float(sum(values) / len(values)) if values else 0.0
+
+
 class KeepSettings(BaseModel):
     """When a proposed candidate is kept."""
 

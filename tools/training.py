@@ -253,7 +253,11 @@ def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator
             outcome.steps_done += 1
             check_loss(float(logs["loss"]), plan.settings.max_loss_nats, len(outcome.log))
             progress.after_step(optimizer, outcome.log)
-            advance(len(outcome.log), plan.steps)
+            try:
+                advance(len(outcome.log), plan.steps)
+            except BaseException:       # Ctrl-C: what was done is not done again
+                progress.after_step(optimizer, outcome.log, last=True)
+                raise
             control.should_training_stop = control.should_training_stop or outcome.stopped_early
 
     settings = plan.settings
