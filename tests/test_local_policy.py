@@ -382,6 +382,25 @@ def test_a_burst_elsewhere_or_in_other_modules_is_another_burst(tiny_policy: Mak
         assert burst_sha256(burst, policy.lora, {**facts, **change}) != name
 
 
+def test_a_reply_is_tokenised_behind_its_prompt(tiny_policy: Make) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [*"▁abcdefghijklmnopqrstuvwxyz:QA\n", "</s>"]
+    core = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    tokenizer.chat_template = ("{% for turn in messages %}{{ turn['content'] }}{% endfor %}"
+                               "{% if add_generation_prompt %}A:{% endif %}")
+    spaced = ChatFormat(tokenizer)
+    _, completion = spaced.pair_ids([{"role": "user", "content": "who"}], "ok")
+    assert [letters[i] for i in completion] == ["o", "k", "</s>"]
+    assert [letters[i] for i in spaced.completion_ids("ok")] == ["▁", "o", "k", "</s>"]     # alone it gets a space
+    policy = tiny_policy()
+    assert policy.format.pair_ids(dialogues()[0], "ok") == (
+        policy.format.prompt_ids(dialogues()[0]), policy.format.completion_ids("ok"))
+
+
 @pytest.mark.parametrize(("template", "written"), [
     ("{{ strftime_now('%d %b %Y') }} {{ messages[-1]['content'] }}", "26 Jul 2024 Who keeps the mill?"),
     ("{{ messages[-1]['content'] }}{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}",

@@ -95,14 +95,14 @@ def blocked(settings: RunSettings, spent: Spent, expected: Expected, tokens_per_
         reasons["textgrad"] = f"all of the editor's {settings.editing.max_cost:g} are spent"
     for kind, needed in expected.update_tflop.items():
         if settings.max_tflop is not None and spent.tflop + needed > settings.max_tflop:
-            reasons[kind] = (f"{spent.tflop:.1f} of {settings.max_tflop:g} TFLOP are spent, and this update with its "
-                             f"evaluation takes up to {needed:.1f}")
+            reasons[kind] = (f"{spent.tflop:.3g} of {settings.max_tflop:g} TFLOP are spent, and this update with its "
+                             f"evaluation takes up to {needed:.3g}")
     if settings.max_seconds is not None:
         for kind, update_s in expected.update_s.items():
             needed = update_s + expected.evaluate_s + expected.finish_s
             if spent.seconds + needed > settings.max_seconds:
-                reasons[kind] = (f"{spent.seconds:.0f} of {settings.max_seconds:.0f} seconds are spent, and this "
-                                 f"update with its evaluation and the test takes about {needed:.0f}")
+                reasons[kind] = (f"{spent.seconds:.3g} of {settings.max_seconds:g} seconds are spent, and this "
+                                 f"update with its evaluation and the test takes about {needed:.3g}")
     return reasons
 
 

@@ -76,9 +76,27 @@ class ChatFormat:
 
     def completion_ids(self, reply: str) -> list[int]:
         """Token ids of an assistant's reply with the end of its turn, as training wants them."""
-        text = reply if self.has_template else f" {reply}"
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(self._begun(reply), add_special_tokens=False)["input_ids"]
         return [int(i) for i in ids] + [self.end_of_turn]
+
+    def pair_ids(self, dialogue: Dialogue, reply: str) -> tuple[list[int], list[int]]:
+        """`prompt_ids` of the dialogue, and those of the reply behind it with the end of its turn.
+
+        They are cut apart from one text where that is possible: some tokenizers (SentencePiece's way) put a space
+        before whatever they are given, which the reply of a dialogue does not have.
+        """
+        prompt = self.prompt_ids(dialogue)
+        text = self.render(dialogue) + self._begun(reply)
+        whole = [int(i) for i in self.tokenizer(text, add_special_tokens=not self.has_template)["input_ids"]]
+        while not self.has_template and len(whole) > len(prompt) and whole[-1] == self.tokenizer.eos_token_id:
+            whole.pop()
+        if whole[:len(prompt)] == prompt:
+            return prompt, [*whole[len(prompt):], self.end_of_turn]
+        return prompt, self.completion_ids(reply)
+
+    def _begun(self, reply: str) -> str:
+        """The reply as it follows the opening of the assistant's turn."""
+        return reply if self.has_template else f" {reply}"
 
     @cached_property
     def end_of_turn(self) -> int:

@@ -164,7 +164,7 @@ class LocalPolicy:
         from nslora.tools.memory import scoring_batch
         from nslora.tools.scoring import completion_losses
 
-        rows = [(self.format.prompt_ids(dialogue), self.format.completion_ids(reference))
+        rows = [self.format.pair_ids(dialogue, reference)
                 for dialogue, reference in zip(dialogues, references, strict=True)]
         # What stands beyond the context is left out, as TRL's max_length does: this loss only informs.
         rows = [(prompt, completion[:max(1, self.context_tokens - len(prompt))]) for prompt, completion in rows]
@@ -194,8 +194,7 @@ class LocalPolicy:
         with libraries_imported():
             import trl.trainer.sft_trainer  # noqa: F401
 
-        pairs = [(self.format.prompt_ids(row.dialogue), self.format.completion_ids(row.completion))
-                 for row in burst.rows]
+        pairs = [self.format.pair_ids(row.dialogue, row.completion) for row in burst.rows]
         if not pairs:
             raise ModelError("A burst of training was asked for without rows.")
         longest = max(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
