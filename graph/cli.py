@@ -64,7 +64,7 @@ def run(
 ) -> None:
     """Adapt a model to a task: evaluate, decide, update, until nothing is left to gain."""
     from nslora.graph.console_runs import show_plan
-    from nslora.graph.run_folder import could_begin, read_settings
+    from nslora.graph.run_folder import could_begin, read_settings, refuse_unusable
     from nslora.tools.budget import plan_of
     from nslora.tools.checkpoints import check_place
     from nslora.tools.lab import Lab
@@ -84,6 +84,8 @@ def run(
     if dry_run:
         check_place(checkpoints)
         values = read_settings(model=model, editor=editor, **settings)
+        if not overwrite:
+            refuse_unusable(path)
         could_begin(Lab(path, values, loaded), ask_reward=not loaded.reward.costly)
         show_plan(out, plan_of(loaded, values))
         return

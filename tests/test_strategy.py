@@ -192,11 +192,14 @@ def test_a_users_own_function_decides(monkeypatch):
 
     module = types.ModuleType("my_strategies")
     module.own, module.wrong, module.raising, module.number = own_choice, wrong_choice, raising_choice, 3
+    module.object = lambda situation: Decision("lora", "Mine.", {"x": object()})
     monkeypatch.setitem(sys.modules, "my_strategies", module)
     assert choose("my_strategies:own").reason == "Mine."
     assert choose("my_strategies:own", round=1).action == "lora"
     with pytest.raises(SettingsError, match="'prompt'"):
         choose("my_strategies:wrong")
+    with pytest.raises(SettingsError, match="no number or text"):
+        choose("my_strategies:object")
     with pytest.raises(SettingsError, match="KeyError"):
         choose("my_strategies:raising")
     for spec in ("my_strategies:number", "my_strategies:nothing", "no_such_module_here:f"):

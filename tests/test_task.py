@@ -288,6 +288,7 @@ def test_a_wrong_task_yaml_is_refused_with_file_line_and_field(folder, task_yaml
         ("- a\n", "task.yaml: a mapping with name, data and reward is wanted, not list"),
         ("", "task.yaml: a mapping with name, data and reward is wanted, not NoneType"),
         ("name: \x00", "task.yaml: no valid YAML"),
+        ("name: a\nreward:\n  - {check: contains, field: x, field: y}\n", "task.yaml:3: the key 'field' comes twice"),
     ],
 )
 def test_a_task_yaml_that_is_no_mapping_is_refused(folder, text, part):
@@ -299,6 +300,7 @@ def test_a_task_yaml_that_is_no_mapping_is_refused(folder, text, part):
     ("text", "part"),
     [
         ('{"question": "q", "reference": "r"}\n{"question": \n', "train.jsonl:2: no valid JSON"),
+        ('{"question": "q", "question": "p"}', "train.jsonl:1: no valid JSON (the key 'question' comes twice"),
         ("\n[1]\n", "train.jsonl:2: a JSON object is wanted, not list"),
         ('{"q": "a", "reference": "r"}', "train.jsonl:1: no field 'question' (found: q, reference): name the column"),
         ('{"question": "a", "a": "r"}', "train.jsonl:1: no field 'reference' (found: question, a)"),
@@ -330,6 +332,7 @@ def test_a_file_that_is_no_text_is_refused(folder):
         ("train.json", b'[\n{"question": }]', "train.json:2: no valid JSON"),
         ("train.json", b'{"question": "a"}', "train.json: a list of JSON objects is wanted, not dict"),
         ("train.json", b"[1]", "train.json: row 1 is int"),
+        ("train.json", b'[{"question": "a", "question": "b"}]', "train.json: no valid JSON (the key 'question' comes"),
         ("train.parquet", b"PAR1", "train.parquet: no valid Parquet"),
     ],
 )

@@ -24,7 +24,7 @@ from nslora.tools.chat_format import Dialogue
 from nslora.tools.compute import FlopRates, token_counts
 from nslora.tools.editor import Editor
 from nslora.tools.editor_log import EditorLog
-from nslora.tools.errors import DamagedError, PromptError, RunError
+from nslora.tools.errors import BudgetError, DamagedError, DivergedError, PromptError, RunError
 from nslora.tools.files import as_text, read_json, sha256_of_json, unless_changed, write_json, write_text
 from nslora.tools.models import Note, cache_folder, refuse_other_weights
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
@@ -146,10 +146,18 @@ class Lab:
         """Train, or find what this very burst gave before; then its snapshots are cleared. Raises DivergedError."""
         request = burst_sha256(burst, self.settings.lora,
                                {**self.policy.describe(), "fingerprint": self.policy.fingerprint})
-        result = self.bursts.train_once(self.policy.train, burst, request, advance)
+        try:
+            result = self.bursts.train_once(self.policy.train, burst, request, advance)
+        except (BudgetError, DivergedError):        # a failed update, not to be gone on with
+            self._clear(burst)
+            raise
+        self._clear(burst)
+        return result
+
+    def _clear(self, burst: Burst) -> None:
+        """Delete a burst's snapshots."""
         if burst.progress is not None:
             shutil.rmtree(burst.progress, ignore_errors=True)
-        return result
 
     @property
     def anchor_hash(self) -> str | None:

@@ -169,7 +169,9 @@ def _verdict(result: Any, where: str) -> Verdict:
     from nslora.tools.rewards import Score
 
     if isinstance(result, Score):
-        parts = {str(name): _number(value, where) for name, value in (result.checks or {}).items()}
+        # A checkpoint takes no half of a surrogate pair in a name.
+        parts = {str(name).encode("utf-8", "replace").decode(): _number(value, where)
+                 for name, value in (result.checks or {}).items()}
         value = _number(result.value, where)
         if parts and (value == 1) != (min(parts.values()) == 1):
             raise RewardError(f"{where} returned a Score of {value:g} with the checks {parts}: it must be 1 where all "

@@ -206,6 +206,10 @@ class UserChoice:
             message = f"Strategy {self.name} raised {type(error).__name__} in round {situation.round}: {error}."
             raise SettingsError(message) from error
         if isinstance(answer, Decision) and answer.action in (*KINDS, "finish"):
+            strange = [value for value in answer.evidence.values() if not isinstance(value, str | int | float)]
+            if strange:
+                raise SettingsError(f"Strategy {self.name} returned evidence that is no number or text "
+                                    f"({type(strange[0]).__name__}), which no checkpoint takes: leave it out.")
             return answer
         if answer == "finish":
             return finish(f"Strategy {self.name} ended the run.", situation)

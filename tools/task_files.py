@@ -90,6 +90,15 @@ def _row(path: Path, line: int, number: int, value: Any) -> Row:
     return Row(number, f"{path}:{line}", value)
 
 
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; json itself takes the last of two equal keys without a word. Raises ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} comes twice")
+    return found
+
+
 def _jsonl(path: Path) -> Iterator[Row]:
     number = 0
     # Split at "\n" alone: JSON strings may hold U+2028, at which splitlines() would cut.
@@ -97,7 +106,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
         if text.strip():
             number += 1
             try:
-                value = json.loads(text)
+                value = json.loads(text, object_pairs_hook=_each_key_once)
             except (ValueError, RecursionError) as error:
                 raise TaskError(f"{path}:{line}: no valid JSON ({error}); write one JSON object a line.") from error
             yield _row(path, line, number, value)
@@ -105,7 +114,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 def _json(path: Path) -> Iterator[Row]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
         raise TaskError(f"{path}:{error.lineno}: no valid JSON ({error.msg}).") from error
     except (ValueError, RecursionError) as error:

@@ -154,9 +154,27 @@ def read_document(path: Path) -> Document:
         raise TaskError(f"{path}: no UTF-8 text at byte {error.start}; save the file as UTF-8.") from error
     except OSError as error:
         raise TaskError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if twice := _key_twice(tree):
+        raise TaskError(f"{path}:{twice.start_mark.line + 1}: the key {twice.value!r} comes twice; keep one.")
     if not isinstance(content, dict):
         raise TaskError(f"{path}: a mapping with name, data and reward is wanted, not {type(content).__name__}.")
     return Document(path, path.parent, content, tree)
+
+
+def _key_twice(tree: yaml.Node | None) -> yaml.ScalarNode | None:
+    """The first key that a mapping of the document has already; YAML itself takes the last one without a word."""
+    if isinstance(tree, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in tree.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    return key
+                seen.add(key.value)
+            if found := _key_twice(value):
+                return found
+    if isinstance(tree, yaml.SequenceNode):
+        return next((found for each in tree.value if (found := _key_twice(each))), None)
+    return None
 
 
 def validated(document: Document, overrides: Mapping[str, Any]) -> TaskSpec:
