@@ -74,10 +74,6 @@ def could_begin(lab: Lab, *, ask_reward: bool = True) -> None:
     ask_reward: about one row of each split.
     """
     strategy_named(lab.settings.strategy)
-    start = lab.task.prompt.render()
-    if strange := [text for text in lab.settings.editing.protected if text not in start]:
-        raise SettingsError(f"Setting editing.protected: {strange[0][:80]!r} is not in the task's prompt, so every "
-                            "edit would be refused: correct it, or put it there.")
     if ask_reward:
         probe(lab.task)
     _ = lab.editor      # connects, and checks prices where there is a cap on cost

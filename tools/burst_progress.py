@@ -89,14 +89,15 @@ class BurstProgress:
                 optimizer.state[parameter] = {key: self.moments[f"{name}.{key}"].clone().to(
                     "cpu" if key == "step" else parameter.device) for key in MOMENTS}
 
-    def after_step(self, optimizer: Any, log: list[dict[str, float]], *, last: bool = False) -> None:
-        """Take a snapshot of this step, unless there is one, or they have become too dear.
+    def after_step(self, optimizer: Any, log: list[dict[str, float]]) -> None:
+        """Take a snapshot, unless they have become too dear."""
+        if self._spent_s <= max(FREE_S, LARGEST_SHARE * (time.monotonic() - self._began)):
+            self.save(optimizer, log)
 
-        last: of this process, so that it is taken whatever it costs.
-        """
+    def save(self, optimizer: Any, log: list[dict[str, float]]) -> None:
+        """Take a snapshot of this step, unless there is one."""
         started = time.monotonic()
-        dear = self._spent_s > max(FREE_S, LARGEST_SHARE * (started - self._began))
-        if self.folder is None or len(log) == self._saved or (dear and not last):
+        if self.folder is None or len(log) == self._saved:
             return
         from safetensors.torch import save_file
 

@@ -256,7 +256,7 @@ def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator
             try:
                 advance(len(outcome.log), plan.steps)
             except BaseException:       # Ctrl-C: what was done is not done again
-                progress.after_step(optimizer, outcome.log, last=True)
+                progress.save(optimizer, outcome.log)
                 raise
             control.should_training_stop = control.should_training_stop or outcome.stopped_early
 
