@@ -1,5 +1,6 @@
 """evaluate: measure the proposed candidate (the start, in round 0) on validation, and on a sample of train."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from langgraph.runtime import Runtime
@@ -56,7 +57,7 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
         return {"measured": None, "proposal": {**proposal, "candidate": None, "error": str(error)},
                 "wall_s": lab.clock.seconds}
     # Both sides under the same layouts, or one would gain potential by what the other was measured without.
-    good = known_good(lab, kept, measured)
+    good = known_good(lab, [*passing_of(lab, kept), *passing_of(lab, measured)])
     changes: Changes = {}
     if kept is not None:
         changes["kept_measured"] = attributed_anew(lab, kept, good)
@@ -84,8 +85,8 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
         losses, scored_tokens = reference_losses(lab, candidate)
         every = grade(lab.task.reward, (*validation, *sample, *anchor), replies.texts)
         graded = every[:len(validation) + len(sample)]
-        passing = [each for each in graded[len(validation):] if each.score.passed]
-        good = different([*known_good(lab, kept), *passing])
+        passing = [Passing(each.example.id, each.reply) for each in graded[len(validation):] if each.score.passed]
+        good = known_good(lab, [*passing_of(lab, kept), *passing])
         rows, failures = measure(graded[:len(validation)], lab.task.reward, good, "validation",
                                  losses, lab.task.train)
         more_rows, more_failures = measure(graded[len(validation):], lab.task.reward, good, "train",
@@ -93,8 +94,7 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
         more_rows += anchor_rows(every[len(graded):])
         cost = EvaluationCost(replies.tokens, replies.cached, replies.forward_tokens + scored_tokens)
         write_evaluation(path, rows + more_rows, failures + more_failures, payer=lab.task_id, cost=cost,
-                         passing=[Passing(each.example.id, each.reply) for each in passing],
-                         layouts=layouts_hash(good))
+                         passing=passing, layouts=layouts_hash(good))
     else:
         cost = evaluation_cost(path, lab.task_id)
     return summary(key, read_evaluation(path)[0], cost, lab.flop_rates.forward * cost.forward_tokens)
@@ -103,7 +103,8 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
 def refuse_long_rows(lab: Lab, prompt: Prompt) -> None:
     """Raise TooLongError, naming them, where questions of any split outgrow the model's context under this prompt.
 
-    Found at the end, one test question would cost the whole run. A token takes a byte at least, so few are counted.
+    Found at the end, one test question would cost the whole run. A token takes a byte at least, so few are counted;
+    half of the room is left for what the template adds.
     """
     task, room = lab.task, lab.policy.context_tokens - lab.task.max_new_tokens
     splits = {"train": task.train, "validation": task.validation, "test": task.test, "anchor": lab.anchor}
@@ -161,30 +162,26 @@ def regraded(lab: Lab, failure: Failure) -> Graded:
     return Graded(example, failure.reply, lab.task.reward(example, failure.reply))
 
 
-def known_good(lab: Lab, *measured: Measured | None) -> list[Graded]:
+def passing_of(lab: Lab, measured: Measured | None) -> list[Passing]:
+    """The train replies of an evaluation that earned full reward."""
+    return read_passing(lab.evaluations / f"{measured['key']}.jsonl") if measured else []
+
+
+def known_good(lab: Lab, passing: Sequence[Passing]) -> list[Graded]:
     """Replies to train questions that earn full reward, from which the classifier learns layouts.
 
-    They come from the demonstrations of this run's prompts, from its remade data, and from these evaluations. A reply
-    that stands under several prompts tells its layout once.
+    They come from the demonstrations of this run's prompts, from its remade data, and from evaluations (passing). A
+    reply that stands in several of these tells its layout once.
     """
     by_question = {normalise(row.question): row for row in lab.task.train}
     pairs = [(by_question.get(normalise(each.question)), each.reply)
              for prompt in lab.prompts.all() for each in prompt.demonstrations]
     pairs += [(lab.examples.get(row.source), row.reply)
               for path in sorted(lab.remade.glob("*.jsonl")) for row in read_rows(path)]
-    pairs += [(lab.examples.get(each.id), each.reply) for one in measured if one is not None
-              for each in read_passing(lab.evaluations / f"{one['key']}.jsonl")]
+    pairs += [(lab.examples.get(each.id), each.reply) for each in passing]
     unlike = {(row.id, reply): row for row, reply in pairs if row is not None}
     graded = [Graded(row, reply, lab.task.reward(row, reply)) for (_, reply), row in unlike.items()]
     return [each for each in graded if each.score.passed]
-
-
-def different(graded: list[Graded]) -> list[Graded]:
-    """Each reply to each row once, the first where there are several."""
-    found: dict[tuple[str, str], Graded] = {}
-    for each in graded:
-        found.setdefault((each.example.id, each.reply), each)
-    return list(found.values())
 
 
 def summary(key: str, rows: list[Row], cost: EvaluationCost, flop: float) -> Measured:

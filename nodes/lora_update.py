@@ -12,6 +12,7 @@ from nslora.tools.lab import Lab
 from nslora.tools.material import training_rows
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.remake import read_rows, rows_by_source
+from nslora.tools.settings import SEEDS
 
 
 def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -31,7 +32,7 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     if not rows:
         return failed(state, lab, "no train row has a reference or a verified reply to learn from")
     task_id = getattr(runtime.execution_info, "task_id", None) or f"round-{state['round'] + 1}"
-    burst = Burst(tuple(rows), lab.settings.lora.epochs, seed=lab.settings.seed * 1000 + state["round"],
+    burst = Burst(tuple(rows), lab.settings.lora.epochs, seed=(lab.settings.seed * 1000 + state["round"]) % SEEDS,
                   start=state["kept"]["adapter"], progress=lab.folder / "progress" / task_id)
     burst = fitted(burst, state, lab)
     if burst.epochs < 1:

@@ -28,6 +28,11 @@ from nslora.tools.tiny_model import write_tiny_model
 Begin = Callable[..., Run]
 
 
+def rows(task: Task, split: str) -> list[dict[str, str]]:
+    """A split as rows for a task of one's own."""
+    return [{"question": row.question, "reference": str(row.reference)} for row in getattr(task, split)]
+
+
 def test_a_line_separator_in_a_reply_does_no_harm(finished: Run, tmp_path: Path) -> None:
     said = "one\u2028two\u2029three\x85four"
     state = finished.state()
@@ -109,12 +114,10 @@ def test_files_of_a_run_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
 
 def test_a_train_row_beyond_the_context_is_a_failed_update_and_not_the_end(
         begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task) -> None:
-    def rows(split: str) -> list[dict[str, str]]:
-        return [{"question": row.question, "reference": str(row.reference)} for row in getattr(keepers, split)]
-
-    train = rows("train")
+    train = rows(keepers, "train")
     train[0]["reference"] = "x" * 5000
-    task = task_from_rows(train=train, validation=rows("validation"), test=rows("test"), max_new_tokens=8)
+    task = task_from_rows(train=train, validation=rows(keepers, "validation"), test=rows(keepers, "test"),
+                          max_new_tokens=8)
     run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
                      device={"threads": 1, "device": "cpu"})
     (only,) = run.adapt()["rounds"]
@@ -124,11 +127,9 @@ def test_a_train_row_beyond_the_context_is_a_failed_update_and_not_the_end(
 
 def test_a_question_beyond_the_context_is_named_before_anything_is_spent(
         begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task) -> None:
-    def rows(split: str, ask: str = "") -> list[dict[str, str]]:
-        return [{"question": row.question + ask, "reference": str(row.reference)} for row in getattr(keepers, split)]
-
-    test = [*rows("test"), {"question": "x" * 5000, "reference": "ok"}]
-    task = task_from_rows(train=rows("train"), validation=rows("validation"), test=test, max_new_tokens=8)
+    test = [*rows(keepers, "test"), {"question": "x" * 5000, "reference": "ok"}]
+    task = task_from_rows(train=rows(keepers, "train"), validation=rows(keepers, "validation"), test=test,
+                          max_new_tokens=8)
     run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
                      device={"threads": 1, "device": "cpu"})
     with pytest.raises(TooLongError, match=f"test test-{len(test)}"):
@@ -145,11 +146,8 @@ def test_a_test_that_cannot_be_scored_says_where_the_choice_lies(begin: Begin, k
             raise ValueError("no such row")
         return 0.5
 
-    def rows(split: str) -> list[dict[str, str]]:
-        return [{"question": row.question, "reference": str(row.reference)} for row in getattr(keepers, split)]
-
-    task = task_from_rows(train=rows("train"), validation=rows("validation"), test=rows("test"), reward=reward,
-                          max_new_tokens=8)
+    task = task_from_rows(train=rows(keepers, "train"), validation=rows(keepers, "validation"),
+                          test=rows(keepers, "test"), reward=reward, max_new_tokens=8)
     run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=0,
                      device={"threads": 1, "device": "cpu"})
     with pytest.raises(RewardError, match=r"no such row.*begin a new run.*Untested, but kept: no adapter, the prompt"):
@@ -171,6 +169,12 @@ def test_what_could_never_run_is_refused_before_a_folder_is_made(
     with pytest.raises(NsloraError, match=words):
         Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_largest_seed_trains(keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
+    run = Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), strategy="lora", max_rounds=1,
+                     seed=2**32 - 1, lora={"epochs": 1}, device={"threads": 1, "device": "cpu"})
+    assert [each["error"] for each in run.adapt()["rounds"]] == [None]
 
 
 def test_a_run_that_nobody_holds_any_more_frees_its_model(keepers: Task, tmp_path: Path,

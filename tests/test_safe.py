@@ -177,12 +177,14 @@ class PlainKeys(RuleEditor):
     api_key: str = "plain-text-of-a-key"
     tokenizer_name: str = "the-name-of-a-tokenizer"
     model_kwargs: dict[str, Any] = Field(default_factory=lambda: {
-        "extra_headers": {"Authorization": "nested-text-of-a-key", "X-Api-Key": "another-nested-key"}})
+        "extra_headers": {"Authorization": "nested-text-of-a-key", "X-Api-Key": "another-nested-key",
+                          "X-Key-Id": "the-id-of-a-key"}})
 
 
 def test_keys_are_found_by_the_names_of_their_fields_and_by_their_looks() -> None:
     found = secrets_of(PlainKeys())
-    assert set(found) == {"plain-text-of-a-key", "nested-text-of-a-key", "another-nested-key"}
+    assert set(found) == {"plain-text-of-a-key", "nested-text-of-a-key", "another-nested-key",
+                          "the-id-of-a-key"}
     for text in ("AKIAIOSFODNN7EXAMPLE", "github_pat_11ABCDEFG0abcdefghij", "{'api_key': 'abc-def'}",
                  "api_key: 'abc-def'", '"x-api-key": "abc-def"'):
         assert SECRET_MARK in scrub(f"refused {text} here")

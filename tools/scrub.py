@@ -17,24 +17,27 @@ _SECRET = re.compile(
     r"|(?<=[-_]key['\"]: ['\"])[^'\"]+|(?<=[-_]key: ['\"])[^'\"]+|(?<=[-_]token['\"]: ['\"])[^'\"]+",
     re.IGNORECASE,
 )
-# Names of fields and headers whose text is a key, whatever its type: api_key, X-Api-Key, auth_token, client_secret.
-_HOLDS_SECRET = re.compile(r"secret|password|authorization|(?:^|[^a-z])(?:auth|key|token)$|[a-z]Key$|apikey",
-                           re.IGNORECASE)
+# Names of what holds a key: of a plain field (api_key, auth_token; not max_tokens or tokenizer_name), and of an entry
+# in a mapping, a header above all, where it is better to hide too much.
+_SECRET_FIELD = re.compile(r"secret|password|authorization|key$|(?:^|_)(?:auth|token)$", re.IGNORECASE)
+_SECRET_ENTRY = re.compile(r"auth|key|token|secret|password", re.IGNORECASE)
 
 
 def secrets_of(chat: BaseChatModel) -> tuple[str, ...]:
     """The keys that a chat model holds: its secret fields, and headers that carry one."""
-    found = [secret for name in type(chat).model_fields for secret in _secrets_in(name, getattr(chat, name, None))]
+    found = [secret for name in type(chat).model_fields
+             for secret in _secrets_in(getattr(chat, name, None), named=bool(_SECRET_FIELD.search(name)))]
     return tuple(dict.fromkeys(secret for secret in found if len(secret) >= 6))
 
 
-def _secrets_in(name: str, value: object) -> list[str]:
-    """The keys in a field, or in a mapping inside it."""
+def _secrets_in(value: object, *, named: bool) -> list[str]:
+    """The keys in a value, or in a mapping inside it. named: whether its own name says that it is one."""
     if callable(reveal := getattr(value, "get_secret_value", None)):
         return [str(reveal())]
     if isinstance(value, Mapping):
-        return [secret for key, each in value.items() for secret in _secrets_in(str(key), each)]
-    return [value] if isinstance(value, str) and _HOLDS_SECRET.search(name) else []
+        return [secret for key, each in value.items()
+                for secret in _secrets_in(each, named=bool(_SECRET_ENTRY.search(str(key))))]
+    return [str(value)] if named and value is not None else []
 
 
 def without(text: str, secrets: Sequence[str]) -> str:

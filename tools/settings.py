@@ -10,6 +10,8 @@ from nslora.tools.expected_gain import StrategySettings
 from nslora.tools.signal import SignalSettings
 from nslora.tools.statistics import KeepSettings
 
+SEEDS = 2**32      # as many as NumPy takes
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, and an unknown key is an error."""
@@ -102,7 +104,7 @@ class RunSettings(Settings):
     editing: EditorSettings = EditorSettings()
     remade_per_row: int = Field(1, ge=0)            # verified replies to one train question; 0: no remade data
     strategy: str = "neurosymbolic"
-    seed: int = Field(0, ge=0, lt=2**32)            # as NumPy takes it
+    seed: int = Field(0, ge=0, lt=SEEDS)
     max_rounds: int = Field(6, ge=0)
     target: float = Field(1.0, gt=0, le=1)          # validation reward at which nothing is left to gain
     max_seconds: float | None = Field(None, gt=0)   # inside nodes, all processes of the run together

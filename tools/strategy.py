@@ -110,15 +110,12 @@ class FixedOrder:
     """
 
     steps: tuple[Kind, ...]
+    once: tuple[bool, ...]
     signal: SignalSettings = SIGNAL_DEFAULTS
-    once: tuple[bool, ...] = ()
 
     @property
     def name(self) -> str:
-        return " -> ".join(f"{kind} {ONCE}" if self._is_once(i) else kind for i, kind in enumerate(self.steps))
-
-    def _is_once(self, step: int) -> bool:
-        return step < len(self.once) and self.once[step]
+        return " -> ".join(f"{kind} {ONCE}" if once else kind for kind, once in zip(self.steps, self.once, strict=True))
 
     def choose(self, situation: Situation) -> Decision:
         if end := must_finish(situation):
@@ -140,10 +137,10 @@ class FixedOrder:
 
     def _is_over(self, step: int, since: Sequence[Update]) -> bool:
         """Whether the step is over, from the updates since its start (at least one)."""
-        return self._is_once(step) or progress(self.steps[step], since, self.signal).saturated
+        return self.once[step] or progress(self.steps[step], since, self.signal).saturated
 
     def _last_words(self) -> str:
-        return "its last step was one update" if self._is_once(len(self.steps) - 1) else "its last step is saturated"
+        return "its last step was one update" if self.once[-1] else "its last step is saturated"
 
 
 @dataclass(frozen=True)
@@ -240,7 +237,7 @@ def strategy_named(
         parts = [part.split() for part in wanted.split("->")]
         steps = tuple(kind for part in parts for kind in KINDS if part in ([kind], [kind, ONCE]))
         if len(steps) == len(parts):
-            return FixedOrder(steps, signal or SIGNAL_DEFAULTS, tuple(len(part) > 1 for part in parts))
+            return FixedOrder(steps, tuple(len(part) > 1 for part in parts), signal or SIGNAL_DEFAULTS)
     elif ":" in wanted:
         return UserChoice(wanted, _user_function(wanted))
     raise SettingsError(

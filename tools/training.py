@@ -117,10 +117,10 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found
         cuts = short_cuts(stack, model, plan, found_exact)
         refuse_what_does_not_fit(base, cuts.layout, blocks, cached=bool(cuts.trunk), compact=cuts.positions is not None)
         outcome.fast_path = cuts.words
-        collator = Collator(cuts.layout, cached_states(base, cuts.layout, cuts.trunk) if cuts.trunk else None)
-        if cuts.trunk:
-            stack.enter_context(without_trunk(base, cuts.trunk))
         if rest and not outcome.stopped_early:
+            collator = Collator(cuts.layout, cached_states(base, cuts.layout, cuts.trunk) if cuts.trunk else None)
+            if cuts.trunk:
+                stack.enter_context(without_trunk(base, cuts.trunk))
             trainer = burst_trainer(model, tokenizer, plan, Dataset.from_dict({"row": list(rest)}), collator,
                                     cuts.positions, progress, outcome, advance)
             try:
