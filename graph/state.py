@@ -61,12 +61,12 @@ class Proposal(TypedDict):
     editor: dict[str, float | bool]     # calls, tokens, cost of the symbolic editor
     epoch_losses_nats: list[float]
     grad_norms: list[float]
-    new_rows: int                       # verified remade rows that this edit brought
+    new_rows: int                       # verified remade rows that this edit, or a person's, brought
     note: str                           # one line for people: what was done
 
 
 class RemadePool(TypedDict):
-    """The newest remade data: rows for one prompt, in `remade/<prompt>.jsonl`. waiting: not trained on yet."""
+    """Remade data for the next burst: rows for one prompt, in `remade/<prompt>.jsonl`. waiting: not trained on yet."""
 
     prompt: str
     rows: int

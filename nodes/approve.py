@@ -39,7 +39,7 @@ def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
             problem = str(error)
     proposal = charged(proposal, shown["screening"])
     if wanted == "reject":
-        changes = turned_down(state, proposal, REJECTED)
+        changes = turned_down(proposal, REJECTED)
     else:
         changes = {"proposal": proposal} if prompt is None else rewritten(state, proposal, prompt, lab)
     # Seconds at work; those of waiting are not the run's.
@@ -97,9 +97,9 @@ def charged(proposal: Proposal, screening: dict[str, float]) -> Proposal:
     return {**proposal, "generated_tokens": tokens, "flop": proposal["flop"] + screening["flop"]}
 
 
-def turned_down(state: AdaptationState, proposal: Proposal, error: str) -> Changes:
-    """The proposal fails, and what it would have brought to later training is set aside with it."""
-    return {**set_aside(state, proposal), "proposal": {**proposal, "candidate": None, "error": error}}
+def turned_down(proposal: Proposal, error: str) -> Changes:
+    """The proposal fails, and no later training learns from what was remade under its prompt."""
+    return {"proposal": {**proposal, "candidate": None, "error": error}}
 
 
 def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: Lab) -> Changes:
@@ -109,23 +109,10 @@ def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: L
         remade = remake_under(prompt, state, lab, f"person-{state['round'] + 1}", progress("approve", "remade replies"),
                               proposal["flop"])
     except BudgetError as error:
-        return turned_down(state, proposal, str(error))
+        return turned_down(proposal, str(error))
     adapter = proposal["candidate"]["adapter"] if proposal["candidate"] else None
-    changes: Changes = {"proposal": {
+    return {"proposal": {
         **proposal, "candidate": Candidate(adapter=adapter, prompt=name), "new_rows": len(remade.rows),
         "generated_tokens": proposal["generated_tokens"] + remade.generated_tokens,
         "flop": proposal["flop"] + lab.flop_rates.forward * remade.forward_tokens,
         "note": f"{REWRITTEN}, {len(remade.rows)} rows remade"}}
-    if remade.rows:
-        changes["remade"] = {"prompt": name, "rows": len(remade.rows), "waiting": True}
-    else:
-        changes |= set_aside(state, proposal)
-    return changes
-
-
-def set_aside(state: AdaptationState, proposal: Proposal) -> Changes:
-    """Leave out of later training what was remade under a prompt that a person did not want."""
-    pool, candidate = state["remade"], proposal["candidate"]
-    if pool and candidate and pool["prompt"] == candidate["prompt"]:
-        return {"remade": {**pool, "waiting": False}}
-    return {}

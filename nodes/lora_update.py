@@ -16,7 +16,7 @@ from nslora.tools.settings import SEEDS
 
 
 def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
-    """Train on from the kept adapter, under the prompt of the newest remade data (the kept prompt without any)."""
+    """Train on from the kept adapter, under the prompt of waiting remade data (the kept prompt without any)."""
     lab = lab_for(runtime)
     pool = state["remade"]
     waiting = bool(pool and pool["waiting"])

@@ -2,7 +2,15 @@
 
 from langgraph.runtime import Runtime
 
-from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Measured, Proposal, RoundRecord
+from nslora.graph.state import (
+    AdaptationContext,
+    AdaptationState,
+    Changes,
+    Measured,
+    Proposal,
+    RemadePool,
+    RoundRecord,
+)
 from nslora.nodes.workplace import lab_for
 from nslora.tools.evaluation import Row, read_evaluation
 from nslora.tools.files import write_jsonl
@@ -26,7 +34,7 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
     record["signal"] = signal_of(rounds, lab)
     write_jsonl(lab.folder / "decisions.jsonl", rounds)
     changes = {"round": state["round"] + 1, "proposal": None, "measured": None, "decision": None, "rounds": [record],
-               "signal": record["signal"]}
+               "signal": record["signal"], "remade": remade_after(state, proposal, verdict)}
     kept_measured = state["kept_measured"]
     if measured is not None and proposal["candidate"] is not None:
         if verdict.kept:
@@ -40,6 +48,19 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
     if kept_measured is not None:
         changes["stop"] = why_stop(lab, kept_measured, state["round"] + 1)
     return changes
+
+
+def remade_after(state: AdaptationState, proposal: Proposal, verdict: Verdict) -> RemadePool | None:
+    """The remade data that the next burst learns from: that of a new edit, dropped or not.
+
+    A dropped edit does not take the place of the kept one, whose data still waits.
+    """
+    pool, candidate = state["remade"], proposal["candidate"]
+    if candidate is None or not proposal["new_rows"]:
+        return pool
+    if not verdict.kept and pool and pool["waiting"] and pool["prompt"] == state["kept"]["prompt"]:
+        return pool
+    return RemadePool(prompt=candidate["prompt"], rows=proposal["new_rows"], waiting=True)
 
 
 def judge(state: AdaptationState, lab: Lab) -> Verdict:

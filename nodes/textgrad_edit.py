@@ -7,7 +7,7 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
-from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal, RemadePool
+from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.classify import material_of
 from nslora.nodes.spending import affordable_remakes, deadline, editing_flop, screening_fits
 from nslora.nodes.workplace import lab_for, progress
@@ -99,10 +99,7 @@ def proposed(screened: Screened, failures: list[Graded], state: AdaptationState,
         "flop": screened.flop + lab.flop_rates.forward * remade.forward_tokens,
         "note": f"{len(prompt.demonstrations)} demonstrations, {sources} of {len(lab.task.train)} rows remade"
                 f"{screening.describe()}"}
-    changes: Changes = {"proposal": proposal, "wall_s": proposal["wall_s"], "editor_failures": 0}
-    if remade.rows:
-        changes["remade"] = RemadePool(prompt=prompt_hash, rows=len(remade.rows), waiting=True)
-    return changes
+    return {"proposal": proposal, "wall_s": proposal["wall_s"], "editor_failures": 0}
 
 
 def failed(state: AdaptationState, lab: Lab, error: EditFailedError) -> Changes:

@@ -126,14 +126,14 @@ def test_rows_that_were_remade_under_a_replaced_prompt_are_set_aside(begin: Begi
     run, _ = asked(begin)
     before = run.state()
     assert before is not None
-    assert before["remade"]
-    assert before["remade"]["waiting"]
+    assert before["proposal"]
+    assert before["proposal"]["new_rows"]
+    proposed = before["proposal"]["candidate"]
+    assert proposed
     run.resume({"answer": "rewrite", "prompt": Prompt(system="Say nothing of use.").render()})
     after = run.state()
     assert after is not None
-    assert after["remade"] is not None
-    waiting = after["remade"]["waiting"]
-    assert not waiting or after["remade"]["prompt"] != before["remade"]["prompt"]
+    assert after["remade"] is None or after["remade"]["prompt"] != proposed["prompt"]
 
 
 def test_an_answer_that_nothing_waits_for_is_refused(finished: Run) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from nslora.graph.state import first_state
+from nslora.nodes.monitor import remade_after
 from nslora.tools.files import write_jsonl
 from nslora.tools.material import Material, training_rows
 from nslora.tools.policy import Advance, Generated, silent
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.remake import LAYOUT, RemadeRow, hinted, read_rows, remake, rows_by_source, with_hint, write_rows
+from nslora.tools.statistics import Verdict
 from nslora.tools.task import Task, load_task
 from nslora.tools.tiny_task import write_tiny_task
 
@@ -144,3 +147,21 @@ def test_the_file_is_a_data_set_that_datasets_loads_and_trl_trains_on(
     before = {name: value.clone() for name, value in trainer.model.named_parameters() if "lora_B" in name}
     trainer.train()
     assert any(not value.equal(before[name]) for name, value in trainer.model.named_parameters() if name in before)
+
+
+KEPT, NEW = {"prompt": "kept", "rows": 5, "waiting": True}, {"prompt": "new", "rows": 3, "waiting": True}
+
+
+@pytest.mark.parametrize(("edit_kept", "pool", "after"), [
+    (True, None, NEW), (False, None, NEW), (True, KEPT, NEW),
+    (False, KEPT, KEPT),                                    # the prompt in force goes before a dropped one
+    (False, {**KEPT, "waiting": False}, NEW),               # what was trained on waits for nothing
+    (False, {**KEPT, "prompt": "dropped before"}, NEW)])
+def test_a_burst_learns_from_the_newest_edit_but_for_the_kept_one_that_still_waits(
+        edit_kept: bool, pool: Any, after: Any) -> None:
+    state = {**first_state("kept"), "remade": pool}
+    proposal: Any = {"kind": "textgrad", "candidate": {"adapter": None, "prompt": "new"}, "new_rows": 3}
+    verdict = Verdict(edit_kept, "", {})
+    assert remade_after(state, proposal, verdict) == after
+    assert remade_after(state, {**proposal, "new_rows": 0}, verdict) == pool
+    assert remade_after(state, {**proposal, "candidate": None}, verdict) == pool
