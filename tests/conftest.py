@@ -16,6 +16,8 @@ from nslora.tools.tiny_model import Family, write_tiny_model
 from nslora.tools.tiny_task import write_tiny_task
 
 prepare_environment()
+# NSLORA_TEST_DEVICE=cuda: the tests of tiny policies on a GPU, in the float32 that they are exact in.
+DEVICE = DeviceSettings(device=os.environ.get("NSLORA_TEST_DEVICE", "cpu"), dtype="float32", threads=1)
 # Workers of pytest-xdist inherit the terminal's size (readline exports it), which a console would hold to for good.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
@@ -51,7 +53,7 @@ def tiny_policy(tiny_folder: Callable[..., Path], tmp_path: Path) -> Callable[..
     def policy(family: Family = "llama", chat_template: bool = True, **lora: object) -> LocalPolicy:
         settings = LoraSettings(**{"epochs": 3, "batch_size": 4, **lora})  # type: ignore[arg-type]
         return LocalPolicy.load(str(tiny_folder(family, chat_template)), adapters=tmp_path / "adapters", lora=settings,
-                                device=DeviceSettings(device="cpu", threads=1))
+                                device=DEVICE)
 
     return policy
 
@@ -91,5 +93,5 @@ def begin_tiny_run(folder: Path, task: Task, model: Path, **settings: Any) -> Ru
     values: dict[str, Any] = {
         "strategy": "textgrad -> lora", "max_rounds": 3, "keep": {"level": 0.45},
         "lora": {"epochs": 2, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4},
-        "routing": {"drops_without_signal": 1}, "device": {"threads": 1, "device": "cpu"}}
+        "routing": {"drops_without_signal": 1}, "device": DEVICE.model_dump(exclude_defaults=True)}
     return Run.create(folder, task=task, model=str(model), **{**values, **settings})

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from nslora.tools.models import ModelSource
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.settings import DeviceSettings, LoraSettings
 from nslora.tools.tiny_model import byte_tokenizer
-from nslora.tools.training import check_loss
+from nslora.tools.training import NOT_REPEATABLE, check_loss
 
 Make = Callable[..., LocalPolicy]
 QUESTIONS = ["Who keeps the mill?", "When was the bridge opened?", "What hangs in the old hall of the town?", "Where?"]
@@ -40,7 +40,7 @@ def rows() -> tuple[TrainingRow, ...]:
 
 def plain_generate(policy: LocalPolicy, dialogue: list[dict[str, str]], max_new_tokens: int) -> str:
     """transformers' generate with nothing of ours around it but the chat template."""
-    ids = torch.tensor([policy.format.prompt_ids(dialogue)])
+    ids = torch.tensor([policy.format.prompt_ids(dialogue)], device=policy.device)
     output = policy.base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens,
                                   do_sample=False, eos_token_id=list(policy.format.stop_ids),
                                   pad_token_id=policy.format.pad_id)
@@ -216,8 +216,9 @@ def test_an_adapter_is_plain_peft_and_names_no_folder_of_a_machine(
     assert {file.suffix for file in (tmp_path / "exported").iterdir()} == {".safetensors", ".json"}
     config = (tmp_path / "exported" / "adapter_config.json").read_text()
     assert str(tiny_folder().parent) not in config
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder()), tmp_path / "exported")
-    ids = torch.tensor([policy.format.prompt_ids(dialogues()[0])])
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder()).to(policy.device)
+    plain = PeftModel.from_pretrained(base, tmp_path / "exported")
+    ids = torch.tensor([policy.format.prompt_ids(dialogues()[0])], device=policy.device)
     with policy.using(adapter) as model:
         assert torch.equal(plain(ids).logits, model(ids).logits)
 
@@ -278,6 +279,24 @@ def test_little_memory_makes_generation_batches_small_and_changes_no_reply(
     policy.generate(dialogues(), adapter=None, max_new_tokens=8, advance=lambda done, total: seen.append(done))
     assert seen == [1, 2, 3, 4]
     assert policy.generate(dialogues(), adapter=None, max_new_tokens=8).replies == expected
+
+
+def test_a_model_without_kernels_of_a_fixed_order_trains_all_the_same(
+        tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = tiny_policy().train(Burst(rows(), 2, seed=1))
+    policy, asked = tiny_policy(), []
+
+    def none_there(device: object) -> NoReturn:
+        asked.append(device)
+        raise RuntimeError("some_backward_cuda does not have a deterministic implementation, but you set ...")
+
+    monkeypatch.setattr("nslora.tools.training.fixed_order_of_sums", none_there)
+    result = policy.train(Burst(rows(), 2, seed=1))
+    assert result.adapter == wanted.adapter
+    assert NOT_REPEATABLE in result.fast_path
+    assert NOT_REPEATABLE not in wanted.fast_path
+    policy.train(Burst(rows(), 1, seed=2))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("lora", [{"use_rslora": True}, {"use_dora": True}, {"top_blocks": 4}, {"targets": ["q_proj"]},

@@ -8,8 +8,8 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -31,6 +31,8 @@ from nslora.tools.generation import beyond_window, rounding
 from nslora.tools.memory import refuse_what_does_not_fit
 from nslora.tools.policy import Advance
 
+REPEATABLE = "repeatable"           # among what a base was found to bear: kernels that add in a fixed order
+NOT_REPEATABLE = "not the same to the bit if repeated: an operation of this model has no such kernel on this GPU"
 LARGEST_TRUNK_BYTES = 2 << 30       # cached states above this are not worth the memory: plain training
 
 
@@ -112,11 +114,13 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found
     outcome = Outcome(plan, log=list(progress.log))
     rest = plan.rest(done)
     with ExitStack() as stack:
+        if repeatable := found_exact.get(REPEATABLE, True):
+            stack.enter_context(fixed_order_of_sums(model.device))
         base = model.get_base_model()
         blocks = trained_blocks(model)
         cuts = short_cuts(stack, model, plan, found_exact)
         refuse_what_does_not_fit(base, cuts.layout, blocks, cached=bool(cuts.trunk), compact=cuts.positions is not None)
-        outcome.fast_path = cuts.words
+        outcome.fast_path = cuts.words if repeatable else f"{cuts.words}, {NOT_REPEATABLE}"
         if rest and not outcome.stopped_early:
             collator = Collator(cuts.layout, cached_states(base, cuts.layout, cuts.trunk) if cuts.trunk else None)
             if cuts.trunk:
@@ -134,6 +138,34 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found
     outcome.moments = outcome.moments or progress.moments
     outcome.wall_s = time.monotonic() - started
     return outcome
+
+
+@contextmanager
+def fixed_order_of_sums(device: Any) -> Iterator[None]:
+    """While inside, the same seed gives the same weights on a GPU too: the usual kernels add up in the order in which
+    threads arrive. An operation without such a kernel raises RuntimeError (see `lacks_fixed_order`).
+    """
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    memory: Any = torch.utils.deterministic
+    fill, enabled = memory.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # Only warned of, attention's usual backward kernel would be taken all the same.
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False        # a help to find errors, and slow
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        memory.fill_uninitialized_memory = fill
+
+
+def lacks_fixed_order(error: RuntimeError) -> bool:
+    """Whether torch has no kernel for an operation of this model that adds in a fixed order."""
+    return "deterministic" in str(error)
 
 
 @dataclass(frozen=True)

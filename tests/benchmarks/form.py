@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -70,7 +71,10 @@ def machine() -> dict[str, Any]:
     cpu = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] \
         if cpu.exists() else []
-    return {"system": platform.system(), "processor": names[0] if names else platform.machine(),
+    torch = sys.modules.get("torch")        # not imported for this alone
+    gpu = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__} \
+        if torch and torch.cuda.is_available() else {}
+    return {"system": platform.system(), "processor": names[0] if names else platform.machine(), **gpu,
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "python": platform.python_version()}
 

@@ -13,6 +13,7 @@ from nslora.tools.frozen_trunk import compact_head, lowest_trained_block, withou
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.policy import Burst
 from nslora.tools.task import Example
+from nslora.tools.training import REPEATABLE
 
 ROWS, EPOCHS = 48, 8
 PREFIX_EPOCHS = 2       # enough for a ratio: the prefix is computed once a batch, not once a burst
@@ -32,20 +33,31 @@ def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: S
                 found[name].add(adapter)
         return work
 
+    def usual_kernels() -> None:
+        """As without `fixed_order_of_sums`: the fastest kernels, other weights each time."""
+        policy._found_exact[REPEATABLE] = False
+        run(burst, share_prefix=False)()
+        policy._found_exact[REPEATABLE] = True
+
     # Imports and first-use costs belong to no side.
     run(Burst(burst.rows[:8], 1, seed=1), share_prefix=False)()
     seconds = alternating({
         "short cuts": run(burst, "fast", share_prefix=False), "plain SFTTrainer": run(burst, "plain", fast=False),
-        "by hand": lambda: hand_written(policy, burst)}, arguments.repeats)
+        "by hand": lambda: hand_written(policy, burst),
+        **({"usual kernels": usual_kernels} if arguments.device == "cuda" else {})}, arguments.repeats)
     behind = Burst(styled(rows[:ROWS], json_prompt(rows[-2:])), PREFIX_EPOCHS, seed=1)
     prefix = alternating({"shared prefix": run(behind), "without": run(behind, share_prefix=False)}, arguments.repeats)
     policy.lora = settings
     ours = seconds["short cuts"]
     same = len(found["fast"] | found["plain"]) == 1
+    on_gpu = [ratio("burst: kernels of a fixed order / the usual ones", ours, seconds["usual kernels"])] \
+        if "usual kernels" in seconds else []
     return [ratio("burst: plain SFTTrainer / short cuts", seconds["plain SFTTrainer"], ours,
                   at_least=2.5 if on_cpu else None),
             figure("burst: one adapter, to the bit, with and without", float(same), "1 = yes",
                    at_least=1 if on_cpu else None),
+            figure("burst: one adapter, to the bit, in every repeat",
+                   float(all(len(each) == 1 for each in found.values())), "1 = yes", at_least=1), *on_gpu,
             ratio("burst: short cuts / by hand with the same two", ours, seconds["by hand"],
                   at_most=1.15 if on_cpu else None),
             figure("burst: short cuts / its matrix products alone",
