@@ -76,8 +76,8 @@ def test_training_moves_every_adapter_weight_and_no_base_weight(tiny_policy: Mak
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_short_cuts_and_plain_training_give_the_same_adapter(tiny_policy: Make, family: str) -> None:
-    fast = tiny_policy(family, share_prefix=False).train(Burst(rows(), 4, seed=3))
-    plain = tiny_policy(family, fast=False).train(Burst(rows(), 4, seed=3))
+    fast = tiny_policy(family, share_prefix=False, top_blocks=1).train(Burst(rows(), 4, seed=3))
+    plain = tiny_policy(family, fast=False, top_blocks=1).train(Burst(rows(), 4, seed=3))
     assert plain.fast_path == "plain (switched off)"
     # GPT-2 adds positions to whatever embeddings it is given, so cached states would get them twice.
     assert ("frozen trunk" in fast.fast_path) == (family != "gpt2")
@@ -107,7 +107,9 @@ def test_an_adapter_in_force_leaves_the_base_as_it_was(tiny_policy: Make) -> Non
     adapter = policy.train(Burst(rows(), 8, seed=1)).adapter
     adapted = policy.reference_losses(dialogues(), ANSWERS, adapter=adapter)
     assert sum(adapted) < sum(before)
-    assert policy.reference_losses(dialogues(), ANSWERS, adapter=None) == before
+    after = policy.reference_losses(dialogues(), ANSWERS, adapter=None)
+    # A GPU's last digit depends on more than the numbers that go in.
+    assert after == (before if policy.device == "cpu" else pytest.approx(before, rel=1e-6))
 
 
 @pytest.mark.parametrize("killed_after", [3, 17, 22])       # the last one inside the last epoch
@@ -292,7 +294,8 @@ def test_a_model_without_kernels_of_a_fixed_order_trains_all_the_same(
 
     monkeypatch.setattr("nslora.tools.training.fixed_order_of_sums", none_there)
     result = policy.train(Burst(rows(), 2, seed=1))
-    assert result.adapter == wanted.adapter
+    if policy.device == "cpu":      # on a GPU the usual kernels do give other weights
+        assert result.adapter == wanted.adapter
     assert NOT_REPEATABLE in result.fast_path
     assert NOT_REPEATABLE not in wanted.fast_path
     policy.train(Burst(rows(), 1, seed=2))
@@ -397,7 +400,7 @@ def test_a_burst_elsewhere_or_in_other_modules_is_another_burst(tiny_policy: Mak
     burst, facts = Burst(rows(), 3, seed=1), {**policy.describe(), "fingerprint": policy.fingerprint}
     name = burst_sha256(burst, policy.lora, facts)
     assert name == burst_sha256(burst, policy.lora, json.loads(json.dumps(facts)))      # as a replay knows it
-    for change in ({"device": "cuda"}, {"lora_targets": {"layers_to_transform": [3]}}, {"fingerprint": "other"}):
+    for change in ({"device": "elsewhere"}, {"lora_targets": {"layers_to_transform": [3]}}, {"fingerprint": "other"}):
         assert burst_sha256(burst, policy.lora, {**facts, **change}) != name
 
 

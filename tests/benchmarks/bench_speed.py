@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default=EMBEDDED_NAME)
     parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--top-blocks", type=int, help="LoRA on so many of the top blocks (default: a third on a CPU, "
+                                                       "all on a GPU)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of the benchmark")
     arguments = parser.parse_args()

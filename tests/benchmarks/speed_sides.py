@@ -31,7 +31,7 @@ SAMPLE_S = 0.005        # between two looks at the resident memory
 def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
     """The policy that is timed: a named model, or a randomly initialised one of a named shape in bfloat16."""
     device = DeviceSettings(device=arguments.device)
-    lora = LoraSettings(early_stop_patience=None)
+    lora = LoraSettings(early_stop_patience=None, top_blocks=arguments.top_blocks)
     if arguments.shape is None:
         return LocalPolicy.load(arguments.model, adapters=folder / "adapters", lora=lora, device=device)
     import torch
