@@ -21,7 +21,16 @@ from strategy_scores import (
     over_tasks,
     reward_at,
 )
-from strategy_tables import draw, figures, loss_table, readme_lines, summary_table, task_tables, waiting_words
+from strategy_tables import (
+    draw,
+    figures,
+    loss_table,
+    readme_lines,
+    summary_table,
+    task_tables,
+    waiting_line,
+    waiting_words,
+)
 from strategy_tasks import KNOWN, SPLITS, bench_tasks
 
 from nslora.graph.run import Run
@@ -93,7 +102,8 @@ def test_the_best_order_may_be_another_one_at_each_budget() -> None:
 
 
 def test_only_seeds_that_every_strategy_has_are_compared() -> None:
-    scores = Scores(each for each in matrix() if (each["strategy"], each["seed"]) != ("random", 1))
+    scores = Scores(each for each in matrix()
+                    if (each["task"], each["strategy"], each["seed"]) != ("one", "random", 1))
     assert scores.seeds("one") == [0]
     assert Scores([record("one", ROUTER, 0, "1111")]).compared() == ["one"]
     assert Scores([*matrix(), record("three", ROUTER, 0, "1111")]).compared() == ["one", "two"]
@@ -103,13 +113,18 @@ def test_a_strategy_that_has_few_cells_waits_and_takes_nothing_out_of_the_tables
     tasks = [f"task {i}" for i in range(10)]
     others = [record(task, each, 0, "1100") for task in tasks for each in (ROUTER, "lora", "textgrad")]
     late = [record(task, "random", 0, "1100") for task in tasks]
-    for done, waiting in ((4, {"random": 0.4}), (5, {})):
+    for done, waiting in ((4, {"random": 0.4}), (7, {"random": 0.7}), (8, {})):
         scores = Scores([*others, *late[:done]])
         assert scores.waiting == waiting
         assert ("random" in scores.strategies) == (not waiting)
-        assert len(scores.compared()) == (10 if waiting else 5)
+        assert len(scores.compared()) == (10 if waiting else 8)
     assert waiting_words(Scores([*others, *late[:4]])) == "Not in the tables yet: `random` (40 % of its cells). "
     assert waiting_words(Scores(others)) == ""
+    better = [record(task, "random", 0, "1110") for task in tasks[:4]]
+    line = waiting_line(Scores([*others, *better]), "random")
+    assert line.startswith("Left out above, `random` has 4 cells on 4 tasks (task 0, task 1, task 2, task 3). ")
+    assert "router less it: -0.250 [" in line
+    assert waiting_line(Scores(others), "random") == ""
 
 
 @pytest.mark.parametrize(("curve", "spent"), [

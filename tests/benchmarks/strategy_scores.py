@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 Record = Mapping[str, Any]
 SAMPLES, SEED = 10_000, 0
 BUDGETS = (0.25, 0.5, 0.75, 1.0)        # shares of a task's compute
-WHOLE = 0.5                 # share of the seeds of all tasks that a strategy needs on record to be compared
+WHOLE = 0.75                # share of the seeds of all tasks that a strategy needs on record to be compared
 NEAR_FINAL = 0.9            # share of the final gain in reward that counts as there
 TIE = 1e-9
 
@@ -50,7 +50,7 @@ class Row:
 
 
 class Scores:
-    """The matrix. Compared are strategies that have at least half of the seeds, on those that all of them have.
+    """The matrix. Compared are strategies that have three quarters of the seeds, on those that all of them have.
 
     waiting: the others, with the share of the seeds of all tasks that each has; one cell of them would otherwise take
     all seeds that it lacks out of every table.

@@ -75,6 +75,7 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(router_line(scores, task, seeds[task]) for task in tasks), "",
+        *(line for strategy in scores.waiting for line in (waiting_line(scores, strategy), "")),
         f"`make bench-strategies DATA=folder`, {when}: {len(records)} of {planned} cells, each on one core of "
         f"{' and '.join(sorted({each['processor'] for each in records}))}. {waiting_words(scores)}"
         "Every table, and the cells where the router loses with their reasons: "
@@ -88,6 +89,29 @@ def waiting_words(scores: Scores) -> str:
         return ""
     return "Not in the tables yet: " + ", ".join(
         f"`{strategy}` ({100 * share:.0f} % of its cells)" for strategy, share in scores.waiting.items()) + ". "
+
+
+def waiting_line(whole: Scores, strategy: str) -> str:
+    """A strategy that is left out of the tables against the router, on the cells that it has."""
+    cells = {(task, seed) for task, each, seed in whole.records if each == strategy}
+    scores = Scores(record for (task, each, seed), record in whole.records.items()
+                    if each in (*whole.strategies, strategy) and (task, seed) in cells)
+    tasks = scores.compared()
+    if not tasks:
+        return ""
+    gain, (low, high) = over_tasks(scores, ROUTER, strategy, tasks)
+    return (f"Left out above, `{strategy}` has {sum(len(scores.seeds(task)) for task in tasks)} cells on "
+            f"{len(tasks)} tasks ({', '.join(tasks)}). There, router less it: {gain:+.3f} [{low:+.3f}, {high:+.3f}] in "
+            f"all checks; over all budgets {against(scores, strategy).partition(': ')[2]}; validation reward at "
+            f"{', '.join(PERCENT)} of the compute {by_budget(scores, ROUTER)} against {by_budget(scores, strategy)}; to "
+            f"90 % of the gain on {compute(scores, ROUTER, tasks):.0f} TFLOP against "
+            f"{compute(scores, strategy, tasks):.0f}.")
+
+
+def by_budget(scores: Scores, strategy: str) -> str:
+    """Validation reward at each of the budgets, mean over the tasks."""
+    reached = np.mean([scores.row(task, strategy).by_budget for task in scores.compared()], axis=0)
+    return ", ".join(f"{value:.2f}" for value in reached)
 
 
 def against(scores: Scores, other: str) -> str:
