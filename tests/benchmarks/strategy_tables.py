@@ -103,8 +103,8 @@ def waiting_line(whole: Scores, strategy: str) -> str:
     return (f"Left out above, `{strategy}` has {sum(len(scores.seeds(task)) for task in tasks)} cells on "
             f"{len(tasks)} tasks ({', '.join(tasks)}). There, router less it: {gain:+.3f} [{low:+.3f}, {high:+.3f}] in "
             f"all checks; over all budgets {against(scores, strategy).partition(': ')[2]}; validation reward at "
-            f"{', '.join(PERCENT)} of the compute {by_budget(scores, ROUTER)} against {by_budget(scores, strategy)}; to "
-            f"90 % of the gain on {compute(scores, ROUTER, tasks):.0f} TFLOP against "
+            f"{', '.join(PERCENT)} of the compute {by_budget(scores, ROUTER)} against {by_budget(scores, strategy)}; "
+            f"to 90 % of the gain on {compute(scores, ROUTER, tasks):.0f} TFLOP against "
             f"{compute(scores, strategy, tasks):.0f}.")
 
 
