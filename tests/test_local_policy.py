@@ -294,7 +294,7 @@ def test_a_model_without_kernels_of_a_fixed_order_trains_all_the_same(
 
     monkeypatch.setattr("nslora.tools.training.fixed_order_of_sums", none_there)
     result = policy.train(Burst(rows(), 2, seed=1))
-    if policy.device == "cpu":      # on a GPU the usual kernels do give other weights
+    if policy.device == "cpu":      # on a GPU the usual kernels round in another way
         assert result.adapter == wanted.adapter
     assert NOT_REPEATABLE in result.fast_path
     assert NOT_REPEATABLE not in wanted.fast_path

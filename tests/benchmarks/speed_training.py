@@ -34,7 +34,7 @@ def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: S
         return work
 
     def usual_kernels() -> None:
-        """As without `fixed_order_of_sums`: the fastest kernels, other weights each time."""
+        """As without `fixed_order_of_sums`: kernels that promise no repeatable sums."""
         policy._found_exact[REPEATABLE] = False
         run(burst, share_prefix=False)()
         policy._found_exact[REPEATABLE] = True
