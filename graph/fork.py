@@ -1,7 +1,8 @@
 """Forks: a new run that shares another one's past up to a round, and decides otherwise from there."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,12 @@ from nslora.graph.adapt import Graph, build_graph
 from nslora.graph.history import checkpoint_before, line_of
 from nslora.graph.run import Run
 from nslora.graph.run_folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
+from nslora.graph.state import Changes
 from nslora.tools.chat_models import editor_name
 from nslora.tools.checkpoints import copy_past
 from nslora.tools.errors import RunError
-from nslora.tools.lab import Lab, read_run_file, register
+from nslora.tools.files import write_json, write_jsonl
+from nslora.tools.lab import RUN_FILE, Lab, read_run_file, register
 from nslora.tools.policy import Policy
 from nslora.tools.run_copy import copy_past as copy_files
 from nslora.tools.run_copy import copy_records
@@ -52,9 +55,28 @@ def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "t
     new = begin(Beginning(source, Path(folder), at, "fork"), read_settings(**values),
                 editor=editor if isinstance(editor, BaseChatModel) else None, keeps_editor=editor is None,
                 origin={"action": action, "settings": dict(settings or {})})
-    if action is not None:
-        force(new, action)
+    with whole_or_gone(new.folder):
+        if action is not None:
+            force(new, action)
+        seal(new)
     return new
+
+
+@contextmanager
+def whole_or_gone(folder: Path) -> Iterator[None]:
+    """Delete the folder where the block fails: half a past would be taken for a run that has yet to begin."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def seal(run: Run) -> None:
+    """Put on record that the new run has all that it begins with; one that was killed before is not gone on with."""
+    record = read_run_file(run.folder)
+    record["origin"] = run.origin = {**record["origin"], "whole": True}
+    write_json(run.folder / RUN_FILE, record)
 
 
 def same_editor(old: RunSettings, new: RunSettings) -> bool:
@@ -101,8 +123,8 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
         is_object = editor is not None or (keeps_editor and bool(record["editor_is_object"]))
         write_record(lab, editor_is_object=is_object, origin={
             "run": source.folder.name, "thread": source.thread, "kind": beginning.kind, "round": beginning.round,
-            **(origin or {})})
-        try:        # from here on the folder is this run's own
+            **(origin or {}), "whole": False})
+        with whole_or_gone(folder):     # from here on it is this run's own
             lab.prompts.add(lab.task.prompt)
             copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
             copy_records(source.folder, folder, editor=beginning.kind == "fork" and same_editor(old, settings),
@@ -111,13 +133,13 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel 
             found = saver.get_tuple(at.config)
             if found is None:
                 raise RunError(f"The checkpoint before round {beginning.round} of {source.folder} is gone.")
+            if rounds := at.values.get("rounds"):
+                write_jsonl(folder / "decisions.jsonl", rounds)
             with new.checkpointer() as target:
                 copy_past(saver, target, found, new.thread)
                 if beginning.kind == "fork":
-                    reopen(build_graph(target), new)
-        except BaseException:       # half a past would be taken for a run that has yet to begin
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+                    reopen(build_graph(target), new, anew=editor is not None or not keeps_editor
+                           or settings.editing != old.editing)
     return new
 
 
@@ -130,15 +152,17 @@ def refuse_other_shape(old: LoraSettings, new: LoraSettings, number: int) -> Non
                            f"{was}: fork at a round before the first burst that was kept.")
 
 
-def reopen(graph: Graph, run: Run) -> None:
-    """Take back an end that was given, since the settings may have changed: `classify` asks again whether to stop."""
+def reopen(graph: Graph, run: Run, *, anew: bool) -> None:
+    """Take back an end that was given, since the settings may have changed: `classify` asks again whether to stop.
+
+    anew: whether the editor, or how it is asked, is another one; then the old one's failures are not its own.
+    """
     state = graph.get_state(run.config)
+    changes: Changes = {"approve": run.lab.settings.approve, **({"editor_failures": 0} if anew else {})}
     if "finish" in state.next:
-        graph.update_state(run.config, {"stop": "", "decision": None, "approve": run.lab.settings.approve},
-                           as_node="monitor")
-    elif state.values.get("approve") != run.lab.settings.approve:
-        graph.update_state(run.config, {"approve": run.lab.settings.approve},
-                           as_node=START if "evaluate" in state.next else "monitor")
+        graph.update_state(run.config, {**changes, "stop": "", "decision": None}, as_node="monitor")
+    elif any(state.values.get(name) != value for name, value in changes.items()):
+        graph.update_state(run.config, changes, as_node=START if "evaluate" in state.next else "monitor")
 
 
 def force(run: Run, action: Literal["lora", "textgrad"]) -> None:

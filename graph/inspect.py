@@ -40,6 +40,8 @@ class Round:
     flop: float                 # of update and evaluation, by formula
     editor: Mapping[str, float]
     note: str
+    person: Mapping[str, str] | None = None     # what a person who was asked said, and the hash of their own prompt
+    editor_lines: int = 0                       # of the editor's record by the end of the round
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def round_of(record: Mapping[str, Any]) -> Round:
         demand=record["demand"], signal=record["signal"], numbers=record["numbers"], wall_s=record["wall_s"],
         trained_tokens=record["trained_tokens"], generated_tokens=record["generated_tokens"],
         flop=record["flop"], editor=record["editor"],
-        note=record["note"])
+        note=record["note"], person=record.get("person"), editor_lines=record.get("editor_lines", 0))
 
 
 def start_reward(report: Mapping[str, Any] | None, rounds: Sequence[Round]) -> float | None:

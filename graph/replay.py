@@ -2,14 +2,14 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nslora.graph.fork import Beginning, begin, force
-from nslora.graph.inspect import Round, RunView, look
+from nslora.graph.fork import Beginning, begin, force, seal, whole_or_gone
+from nslora.graph.inspect import RunView, look
 from nslora.graph.run import Answer, Run
-from nslora.nodes.approve import REJECTED, REWRITTEN
 from nslora.tools.editor_calls import FREE
 from nslora.tools.editor_log import EditorLog, RecordedChat
 from nslora.tools.errors import RunError
@@ -22,10 +22,14 @@ COMPARED = ("action", "reason", "kept", "verdict", "error", "adapter", "prompt",
 
 
 class ReplayedChat(RecordedChat):
-    """The record of an editor under that editor's own name and kind, by which prices and calls are found."""
+    """The record of an editor under that editor's own name and kind, by which prices and calls are found.
+
+    max_tokens: what was reserved for a reply, so that a cap is reached at the same call.
+    """
 
     recorded_name: str
     kind: str = "recorded"
+    max_tokens: int | None = None
 
     @property
     def _llm_type(self) -> str:
@@ -78,22 +82,25 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     name = record["settings"]["editor"]
     log = EditorLog(source.folder / "editor.jsonl")
     # Calls of the rounds before; a fork's record begins with replies alone, whichever round they are of.
-    made = 0 if origin.get("kind") == "fork" else round(
-        sum(each.editor.get("calls", 0) for each in old.rounds[:max(0, begin_at - 1)]))
+    made = 0 if origin.get("kind") == "fork" or begin_at < 2 else old.rounds[begin_at - 2].editor_lines
+    first_call = next(iter(log.first(1)), None)
     chat = ReplayedChat(log=log, asked=Counter(call.request_sha256 for call in log.first(made)),
-                        recorded_name=next((call.model for call in log.first(1)), name),
-                        kind=name if name in FREE else "recorded")
+                        recorded_name=first_call.model if first_call else name,
+                        kind=name if name in FREE else "recorded",
+                        max_tokens=first_call.reply_bound or None if first_call else None)
     new = begin(Beginning(source, Path(folder), begin_at, "replay", bursts=not retrain), settings, editor=chat,
                 policy=policy, origin={"action": forced})
     if isinstance(policy, RecordedPolicy):
         policy.load = new.lab.load_policy       # with the adapters of the new run's folder
-    if forced:
-        force(new, forced)
+    with whole_or_gone(new.folder):
+        if forced:
+            force(new, forced)
+        seal(new)
     answer_again(new, old)
     again = look(new.folder)
     first = max(1, begin_at)
     found = differences(old, again, timed=old.settings["max_seconds"] is not None)
-    return Replay(new, len(again.rounds) - first + 1, tuple(found), time.monotonic() - started,
+    return Replay(new, max(0, len(again.rounds) - first + 1), tuple(found), time.monotonic() - started,
                   sum(each.wall_s for each in old.rounds[first - 1:]), getattr(policy, "loaded", True))
 
 
@@ -107,19 +114,16 @@ def answer_again(new: Run, old: RunView) -> None:
         if asked is None:
             return
         then = next((each for each in old.rounds if each.number == asked["round"]), None)
-        if then is None or asked["problem"]:
+        if then is None or then.person is None or asked["problem"]:
             raise RunError(f"The replay in {new.folder} asks something in round {asked['round']} that the run was "
                            "never asked, so it has gone another way before.")
-        answer = answer_of(then, PromptStore(old.folder / "prompts"))
+        answer = answer_of(then.person, PromptStore(old.folder / "prompts"))
 
 
-def answer_of(then: Round, prompts: PromptStore) -> Answer:
-    """What a person said to the proposal of this round."""
-    if then.error == REJECTED:
-        return {"answer": "reject"}
-    if then.note.startswith(REWRITTEN) and then.prompt:
-        return {"answer": "rewrite", "prompt": prompts.get(then.prompt).render()}
-    return {"answer": "accept"}
+def answer_of(person: Mapping[str, str], prompts: PromptStore) -> Answer:
+    """What a person said, as it was said: with the whole prompt where they gave one of their own."""
+    return {"answer": person["answer"], **({"prompt": prompts.get(name).render()}
+                                           if (name := person.get("prompt")) is not None else {})}
 
 
 def recorded_policy(source: Run) -> Policy:

@@ -31,7 +31,15 @@ from nslora.tools.checkpoints import (
 from nslora.tools.disk import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted, read_json
-from nslora.tools.lab import Lab, open_lab, read_run_file, recorded_settings, refuse_other_anchor, register
+from nslora.tools.lab import (
+    Lab,
+    open_lab,
+    read_run_file,
+    recorded_settings,
+    refuse_half_begun,
+    refuse_other_anchor,
+    register,
+)
 from nslora.tools.models import Note, refuse_unreachable, resolve_model
 from nslora.tools.policy import Policy
 from nslora.tools.run_check import check_records
@@ -105,6 +113,7 @@ class Run:
         """
         path = Path(folder)
         record = read_run_file(path)
+        refuse_half_begun(path, record)
         place = checkpoints if isinstance(checkpoints, str) else None
         check_place(place)
         saver = None if isinstance(checkpoints, str) else checkpoints
@@ -133,9 +142,9 @@ class Run:
     def first_state(self) -> AdaptationState:
         """The state to begin with: the base model under the task's prompt.
 
-        Raises RunError where the run has rounds behind it: it would begin anew on top of them.
+        Raises RunError where the run has begun: it would begin anew on top of what is there.
         """
-        if (self.folder / "decisions.jsonl").exists():
+        if (self.folder / "decisions.jsonl").exists() or self.state() is not None:
             raise RunError(f"The run {self.folder} has begun: to go on, give the graph None in the place of "
                            "first_state(), or call adapt().")
         return self._first_state()

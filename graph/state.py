@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from langgraph.channels.delta import DeltaChannel
 
@@ -63,6 +63,7 @@ class Proposal(TypedDict):
     grad_norms: list[float]
     new_rows: int                       # verified remade rows that this edit, or a person's, brought
     note: str                           # one line for people: what was done
+    person: NotRequired[dict[str, str]]     # what a person who was asked said: {"answer"}, and {"prompt"} of their own
 
 
 class RemadePool(TypedDict):
@@ -100,6 +101,8 @@ class RoundRecord(TypedDict):
     grad_norms: list[float]
     new_rows: int
     note: str
+    person: NotRequired[dict[str, str]]     # as in Proposal
+    editor_lines: NotRequired[int]          # of the editor's record by the end of the round
 
 
 def extended(rounds: list[RoundRecord], more: Sequence[list[RoundRecord]]) -> list[RoundRecord]:

@@ -19,7 +19,6 @@ from nslora.tools.lab import Lab
 from nslora.tools.prompt import Prompt, difference, parse
 
 ANSWERS = ("accept", "reject", "rewrite")
-REJECTED, REWRITTEN = "rejected by a person", "prompt rewritten by a person"     # in a round's error, and in its note
 
 
 def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -37,9 +36,9 @@ def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
             break
         except PromptError as error:
             problem = str(error)
-    proposal = charged(proposal, shown["screening"])
+    proposal = {**charged(proposal, shown["screening"]), "person": {"answer": wanted}}
     if wanted == "reject":
-        changes = turned_down(proposal, REJECTED)
+        changes = turned_down(proposal, "rejected by a person")
     else:
         changes = {"proposal": proposal} if prompt is None else rewritten(state, proposal, prompt, lab)
     # Seconds at work; those of waiting are not the run's.
@@ -105,6 +104,7 @@ def turned_down(proposal: Proposal, error: str) -> Changes:
 def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: Lab) -> Changes:
     """A person's prompt in the place of the proposed one, with remade data of its own."""
     name = lab.prompts.add(prompt)
+    proposal = {**proposal, "person": {"answer": "rewrite", "prompt": name}}
     try:
         remade = remake_under(prompt, state, lab, f"person-{state['round'] + 1}", progress("approve", "remade replies"),
                               proposal["flop"])
@@ -115,4 +115,4 @@ def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: L
         **proposal, "candidate": Candidate(adapter=adapter, prompt=name), "new_rows": len(remade.rows),
         "generated_tokens": proposal["generated_tokens"] + remade.generated_tokens,
         "flop": proposal["flop"] + lab.flop_rates.forward * remade.forward_tokens,
-        "note": f"{REWRITTEN}, {len(remade.rows)} rows remade"}}
+        "note": f"prompt rewritten by a person, {len(remade.rows)} rows remade"}}

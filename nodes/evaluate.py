@@ -10,7 +10,7 @@ from nslora.nodes.spending import deadline
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.classifier import classify
 from nslora.tools.compute import answered
-from nslora.tools.errors import BudgetError, TooLongError
+from nslora.tools.errors import BudgetError, RunError, TooLongError
 from nslora.tools.evaluation import (
     EvaluationCost,
     Failure,
@@ -40,7 +40,11 @@ ROWS_NAMED = 5      # in an error, of those that are too long
 
 
 def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
-    """Write the rows and failures to a file, and their summary into the state."""
+    """Write the rows and failures to a file, and their summary into the state.
+
+    Raises RunError where what the graph was begun with is no first state, or is one on top of rounds.
+    """
+    refuse_other_beginning(state)
     lab = lab_for(runtime)
     proposal = state["proposal"]
     candidate = proposal["candidate"] if proposal else state["start"]
@@ -64,6 +68,15 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     measured = attributed_anew(lab, measured, good)
     wall_s = lab.clock.seconds
     return {**changes, "measured": {**measured, "wall_s": wall_s}, "wall_s": wall_s}
+
+
+def refuse_other_beginning(state: AdaptationState) -> None:
+    """Raise RunError where the graph was not begun, or gone on with, as a run is."""
+    if "kept" not in state:
+        raise RunError("This is no state of a run: begin with run.first_state(), or go on with None in its place.")
+    if state["round"] < (done := len(state["rounds"])):
+        raise RunError(f"A first state was given to a run with {done} rounds behind it, where None goes on: fork it at "
+                       f"round {done} to have them back, or begin another run.")
 
 
 def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance: Advance, *,

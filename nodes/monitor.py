@@ -12,6 +12,7 @@ from nslora.graph.state import (
     RoundRecord,
 )
 from nslora.nodes.workplace import lab_for
+from nslora.tools.editor_log import lines_in
 from nslora.tools.evaluation import Row, read_evaluation
 from nslora.tools.files import write_jsonl
 from nslora.tools.lab import Lab
@@ -29,7 +30,7 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
         changes: Changes = {"start_measured": measured, "kept_measured": measured, "best_reward": measured["reward"]}
         return {**changes, "signal": signal_of([], lab), "stop": why_stop(lab, measured, 0)}
     verdict = judge(state, lab)
-    record = round_record(state, proposal, measured, verdict)
+    record = round_record(state, proposal, measured, verdict, lab)
     rounds = [*state["rounds"], record]
     record["signal"] = signal_of(rounds, lab)
     write_jsonl(lab.folder / "decisions.jsonl", rounds)
@@ -133,12 +134,12 @@ def why_stop(lab: Lab, kept: Measured, rounds_done: int) -> str:
     return ""
 
 
-def round_record(state: AdaptationState, proposal: Proposal, measured: Measured | None,
-                 verdict: Verdict) -> RoundRecord:
+def round_record(state: AdaptationState, proposal: Proposal, measured: Measured | None, verdict: Verdict,
+                 lab: Lab) -> RoundRecord:
     """The summary of the round that ends here."""
     kept, decision = state["kept_measured"], state["decision"]
     spent_s = proposal["wall_s"] + (measured["wall_s"] if measured else 0.0)
-    return RoundRecord(
+    record = RoundRecord(
         round=state["round"] + 1, action=proposal["kind"], reason=decision["reason"] if decision else "",
         kept=verdict.kept, verdict=verdict.reason, error=proposal["error"], candidate=proposal["candidate"],
         evaluation=measured["key"] if measured else None,
@@ -150,4 +151,8 @@ def round_record(state: AdaptationState, proposal: Proposal, measured: Measured 
         generated_tokens=proposal["generated_tokens"] + (measured["generated_tokens"] if measured else 0),
         flop=proposal["flop"] + (measured["flop"] if measured else 0.0),
         editor=proposal["editor"], epoch_losses_nats=proposal["epoch_losses_nats"],
-        grad_norms=proposal["grad_norms"], new_rows=proposal["new_rows"], note=proposal["note"])
+        grad_norms=proposal["grad_norms"], new_rows=proposal["new_rows"], note=proposal["note"],
+        editor_lines=lines_in(lab.folder / "editor.jsonl"))
+    if "person" in proposal:
+        record["person"] = proposal["person"]
+    return record

@@ -127,6 +127,15 @@ def editing_flop(usage: Usage, lab: Lab) -> float:
     return lab.flop_rates.forward * usage.tokens if lab.settings.editor == "policy" else 0.0
 
 
+def editing_tokens(state: AdaptationState, lab: Lab) -> float | None:
+    """Most tokens that an edit's own calls may take, its evaluation reserved; None where they are no model compute of
+    this run, or where nothing caps that."""
+    if lab.settings.editor != "policy" or lab.settings.max_tflop is None:
+        return None
+    left = (lab.settings.max_tflop - spent(state).tflop) * TERA
+    return (left - evaluation_flop(lab.prompts.get(state["kept"]["prompt"]), state, lab)) / flop_rates(lab).forward
+
+
 def affordable_remakes(prompt: Prompt, state: AdaptationState, lab: Lab, spent_flop: float) -> tuple[Example, ...]:
     """The train rows that can be answered anew under a proposed prompt, its evaluation reserved.
 

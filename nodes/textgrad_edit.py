@@ -9,7 +9,7 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.classify import material_of
-from nslora.nodes.spending import affordable_remakes, deadline, editing_flop, screening_fits
+from nslora.nodes.spending import affordable_remakes, deadline, editing_flop, editing_tokens, screening_fits
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor_view import describe_edit
@@ -66,7 +66,7 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
     failures = failures_to_show(state, lab)
     until = deadline(state, lab)
     lab.editor.continue_from(state["editor_failures"], spent_so_far(state), adapter=state["kept"]["adapter"],
-                             until=until)
+                             until=until, tokens_left=editing_tokens(state, lab))
     try:
         edit = lab.editor.edit(kept, failures, past=past_edits(state, lab), validate=lambda prompt: check(prompt, lab),
                                candidates=lab.settings.editing.candidates)

@@ -40,8 +40,11 @@ def lab_for(runtime: Runtime[AdaptationContext]) -> Lab:
         raise RunError("The graph was invoked without its context: pass context=run.context (also when resuming, since "
                        "a context is never persisted).")
     lab = open_lab(runtime.context.folder)
-    # The same task id again after a kill: what it generated before stays on its account.
-    lab.replies.payer = lab.task_id = getattr(runtime.execution_info, "task_id", None) or ""
+    # The same task id again after a kill: what it generated before stays on its account. A fork that begins with the
+    # first evaluation has its source's task id, but a thread of its own.
+    lab.task_id = getattr(runtime.execution_info, "task_id", None) or ""
+    thread = getattr(runtime.execution_info, "thread_id", None) or ""
+    lab.replies.payer = f"{thread}/{lab.task_id}" if lab.task_id else ""
     lab.clock = TaskClock(lab.folder, lab.task_id)
     return lab
 

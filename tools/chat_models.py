@@ -79,7 +79,8 @@ def editor_name(chat: BaseChatModel) -> str:
     kind = getattr(chat, "_llm_type", None)
     if not isinstance(kind, str):
         raise ModelError(f"The editor is a {type(chat).__name__}, which is no chat model: wanted {KNOWN}, or a chat "
-                         "model of LangChain itself (bind and with_fallbacks are understood).")
+                         "model of LangChain itself (bind and with_fallbacks are understood; in the place of "
+                         "with_retry, give the model its own max_retries).")
     return kind
 
 

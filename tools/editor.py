@@ -99,14 +99,15 @@ class Editor:
         return self._calls.spent
 
     def continue_from(self, failures: int, spent: Usage, *, adapter: str | None = None,
-                      until: float | None = None) -> None:
+                      until: float | None = None, tokens_left: float | None = None) -> None:
         """Take over where a run stands: failed edits in a row, what its edits cost so far, and the adapter in force.
 
         With that, caps hold over a run that goes on in another process; the adapter matters where the policy edits.
-        until: time.monotonic() after which no call is begun.
+        until: time.monotonic() after which no call is begun. tokens_left: for the calls of the next edit together,
+        where the policy edits and its compute is capped.
         """
         self.consecutive_failures = failures
-        self._calls.spent, self._calls.until = spent, until
+        self._calls.spent, self._calls.until, self._calls.tokens_left = spent, until, tokens_left
         self._calls.use_adapter(adapter)
 
     def edit(

@@ -85,7 +85,7 @@ class EditFailedError(EditorError):
 class EditorCalls:
     """Calls of one chat model in one run. spent: their sum, recorded ones included, so that a replay counts the same;
     it can be set, by a run that continues in another process. until: time.monotonic() by which a call must have ended;
-    one that may take as long as the slowest so far is not begun where that does not fit.
+    one that may take as long as the slowest so far is not begun where that does not fit. tokens_left: of one edit.
 
     prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
     Raises SettingsError for a cap on cost without a price for the model.
@@ -103,6 +103,7 @@ class EditorCalls:
         self.caps = caps or Caps()
         self.spent = self.since_begin = Usage()
         self.until: float | None = None
+        self.tokens_left: float | None = None
         self._slowest_s = 0.0
         self._chat = chat
         self._log = log
@@ -155,17 +156,19 @@ class EditorCalls:
             message, reply = self._invoke(messages, form, warmer)
         except Exception as error:  # providers raise their own types; whatever it was, this edit has failed
             seconds = time.monotonic() - started
-            return RecordedCall(request, self.model, purpose, "", 0, 0, False, seconds, error=self._told_of(error))
-        counted = message.usage_metadata
+            return RecordedCall(request, self.model, purpose, "", 0, 0, False, seconds, error=self._told_of(error),
+                                reply_bound=self._reply_bound)
+        counted = tokens_of(message)
         return RecordedCall(
             request_sha256=request,
             model=self.model,
             purpose=purpose,
             reply=without(reply, self._secrets),  # a server may send back what it was sent
-            input_tokens=max(0, counted["input_tokens"]) if counted else sum(map(_estimate, map(_text, messages))),
-            output_tokens=max(0, counted["output_tokens"]) if counted else _estimate(reply),
-            estimated=not counted,
+            input_tokens=counted[0] if counted else sum(map(_estimate, map(_text, messages))),
+            output_tokens=counted[1] if counted else _estimate(reply),
+            estimated=counted is None,
             seconds=message.response_metadata.get("recorded_seconds", time.monotonic() - started),
+            reply_bound=self._reply_bound,
         )
 
     def _told_of(self, error: Exception) -> str:
@@ -229,14 +232,21 @@ class EditorCalls:
                 return name, own if isinstance(own, int) and own > 0 else None
         return None, None
 
+    @property
+    def _reply_bound(self) -> int:
+        """Tokens that are reserved for a reply."""
+        return self._reply_length()[1] or self.caps.reply_tokens
+
     def _reserve(self, messages: Sequence[BaseMessage], form: type[BaseModel] | None) -> None:
         if self.until is not None and time.monotonic() + self._slowest_s > self.until:
             raise EditFailedError(f"The run's max_seconds leave no time for another call of the editor {self.model}.")
-        reply = self._reply_length()[1] or self.caps.reply_tokens
+        reply = self._reply_bound
         texts = [_text(message) for message in messages]
         if form is not None:  # providers count the schema as part of the request
             texts.append(json.dumps(form.model_json_schema()))
         request = sum(len(text.encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE for text in texts)
+        if self.tokens_left is not None and self.since_begin.tokens + request + reply > self.tokens_left:
+            raise EditFailedError(f"The run's max_tflop leave no room for another call of the editor {self.model}.")
         self._refuse_beyond("calls", self.caps.calls, self.spent.calls, 1)
         self._refuse_beyond("tokens", self.caps.tokens, self.spent.tokens, request + reply)
         self._refuse_beyond("cost", self.caps.cost, self.spent.cost, self._cost(request, reply))
@@ -274,6 +284,13 @@ def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: boo
     if price is not None and not {"input", "output"} <= set(price):
         raise SettingsError(f"The price of {model!r} needs both 'input' and 'output', per million tokens.")
     return price or {"input": 0.0, "output": 0.0}
+
+
+def tokens_of(message: AIMessage) -> tuple[int, int] | None:
+    """Input and output tokens as the provider counted them; None where it gave no two numbers."""
+    usage: Mapping[str, Any] = message.usage_metadata or {}
+    came, went = usage.get("input_tokens"), usage.get("output_tokens")
+    return (max(0, came), max(0, went)) if isinstance(came, int) and isinstance(went, int) else None
 
 
 def _text(message: BaseMessage) -> str:

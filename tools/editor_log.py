@@ -32,7 +32,8 @@ SHOWN_CHARACTERS = 200
 class RecordedCall:
     """One call: request_sha256 over the messages, tokens as the provider counted them (or estimated), seconds.
 
-    error: what came instead of a reply, in one sentence; "" where a reply came.
+    error: what came instead of a reply, in one sentence; "" where a reply came. reply_bound: the longest reply that was
+    reserved, in tokens; a replay reserves the same.
     """
 
     request_sha256: str
@@ -44,12 +45,18 @@ class RecordedCall:
     estimated: bool
     seconds: float
     error: str = ""
+    reply_bound: int = 0
 
 
 def request_sha256(messages: Sequence[BaseMessage]) -> str:
     """The name of a request: the hash of its messages' roles and texts, whichever model they go to."""
     plain = [[message.type, str(message.text)] for message in messages]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+def lines_in(path: Path) -> int:
+    """The number of calls that a record holds."""
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 class EditorLog:
@@ -183,4 +190,5 @@ def _call(row: dict[str, Any]) -> RecordedCall:
         estimated=bool(row["estimated"]),
         seconds=float(row["seconds"]),
         error=str(row.get("error", "")),
+        reply_bound=int(row.get("reply_bound", 0)),
     )

@@ -203,6 +203,7 @@ def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
     if (known := _LABS.get(path)) is not None:
         return known
     record = read_run_file(path)
+    refuse_half_begun(folder, record)
     if not record["task"]["source"]:
         raise RunError(f"The task of {folder} was made of Python objects: open the run with Run.open(folder, "
                        "task=...).")
@@ -216,6 +217,14 @@ def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
     lab = Lab(path, recorded_settings(folder, record), task)
     refuse_other_anchor(lab, record)
     return register(lab)
+
+
+def refuse_half_begun(folder: str | Path, record: Mapping[str, Any]) -> None:
+    """Raise RunError where a fork or a replay was killed before it had all that it begins with."""
+    origin = record.get("origin") or {}
+    if not origin.get("whole", True):
+        raise RunError(f"{folder} is a {origin['kind']} that was interrupted before it was whole: delete the folder, "
+                       f"and make it again from {origin['run']}.")
 
 
 def refuse_other_anchor(lab: Lab, record: Mapping[str, Any]) -> None:

@@ -191,6 +191,7 @@ class LocalPolicy:
         Raises DivergedError, TooLongError, ModelError.
         """
         from nslora.tools.burst_plan import Plan, TokenRow
+        from nslora.tools.memory import ran_out
         from nslora.tools.training import REPEATABLE, Outcome, lacks_fixed_order, train
 
         with libraries_imported():
@@ -215,6 +216,9 @@ class LocalPolicy:
             try:
                 outcome = attempt()
             except RuntimeError as error:
+                if ran_out(error):
+                    raise ModelError("A burst of training ran out of memory: lower lora.batch_size or lora.top_blocks, "
+                                     "or shorten the prompt's demonstrations.") from error
                 if not self._found_exact.get(REPEATABLE, True) or not lacks_fixed_order(error):
                     raise
                 self._found_exact[REPEATABLE] = False

@@ -55,6 +55,13 @@ def refuse_what_does_not_fit(model: Any, layout: Layout, trained_blocks: int, *,
             "free: lower lora.batch_size or lora.top_blocks, or shorten the prompt's demonstrations.")
 
 
+def ran_out(error: RuntimeError) -> bool:
+    """Whether torch found no memory, on a GPU or on a CPU: what an estimate missed, or what another process took."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def generation_batch(model: Any, tokens: int, largest: int) -> int:
     """How many rows of so many tokens (prompt and reply) fit one batch, at most `largest`, at least 1."""
     config = model.config.get_text_config()

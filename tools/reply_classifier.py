@@ -78,6 +78,8 @@ def classify_replies(
     where the reward misbehaves.
     """
     task = task if isinstance(task, Task) else load_task(task)
+    # Rows of a log are named by their number: mended since, one would get the score of what stood there before.
+    task = replace(task, reward=task.reward.anew())
     fields = LogFields(question_field, reference_field, reply_field)
     graded, before = read_replies(task, replies, fields), task.reward.calls
     scored = [Graded(row, reply, task.reward(row, reply)) for row, reply in graded]

@@ -115,6 +115,10 @@ class Reward:
             self._suggestions[key] = self._suggest(example)
         return self._suggestions[key]
 
+    def anew(self) -> Reward:
+        """The same reward, with nothing remembered: for rows whose ids are not this task's own."""
+        return Reward(self.checks, self.combine, costly=self.costly, noise=self.noise)
+
     def problem(self, example: Example) -> str | None:
         """Why some check cannot judge this row, as the end of a sentence; None where all can."""
         return next((problem for check in self.checks if (problem := check.problem(example))), None)

@@ -42,6 +42,12 @@ def candidates_of(state: State) -> list[Mapping[str, Any]]:
     return [each for each in found if each]
 
 
+def prompts_of_people(state: State) -> list[str]:
+    """Prompts that a person gave, also where nothing came of them."""
+    answers = [record.get("person") or {} for record in state.get("rounds", ())]
+    return [answer["prompt"] for answer in answers if "prompt" in answer]
+
+
 def evaluations_of(state: State) -> set[str]:
     """Keys of every evaluation that the state names."""
     keys = {each["key"] for name in ("start_measured", "kept_measured", "measured") if (each := state.get(name))}
@@ -56,6 +62,8 @@ def copy_past(source: Path, target: Path, states: Iterable[State], rounds_done: 
             link(source / "remade" / f"{candidate['prompt']}.jsonl", target / "remade" / f"{candidate['prompt']}.jsonl")
             if candidate["adapter"]:
                 link(source / "adapters" / candidate["adapter"], target / "adapters" / candidate["adapter"])
+        for name in prompts_of_people(state):
+            link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
         for key in evaluations_of(state):
             link(source / "evaluations" / f"{key}.jsonl", target / "evaluations" / f"{key}.jsonl")
     for path in material_of_rounds(source, rounds_done):

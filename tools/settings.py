@@ -16,7 +16,7 @@ SEEDS = 2**32      # as many as NumPy takes
 class Settings(BaseModel):
     """Base of all settings: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class LoraSettings(Settings):
@@ -33,7 +33,7 @@ class LoraSettings(Settings):
     top_blocks: int | None = Field(None, ge=1)      # None: the top third on a CPU, all of them on a GPU
     use_rslora: bool = False
     use_dora: bool = False
-    learning_rate: float = Field(4e-3, gt=0)
+    learning_rate: float = Field(4e-3, gt=0, le=10)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_share: float = Field(0.05, ge=0, le=1)
     epochs: int = Field(8, ge=1)
@@ -55,7 +55,8 @@ class LoraSettings(Settings):
 class DeviceSettings(Settings):
     """Where and how the policy computes; None lets the machine decide."""
 
-    device: str | None = None                       # CUDA, else MPS, else the CPU
+    # cpu, cuda, cuda:1, mps, ...: a kind that torch knows; None: CUDA, else MPS, else the CPU
+    device: str | None = Field(None, pattern=r"^(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?$")
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # bfloat16 on a GPU that has it, else float32
     threads: int | None = Field(None, ge=1, le=1024)        # OMP_NUM_THREADS, else the cores that the process may use
     batch_size: int | None = Field(None, ge=1)      # of generation, at most: 32 on a CPU, 128 on CUDA, 64 on MPS

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ _FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 @dataclass(frozen=True)
 class Example:
     """One row. id is unique in its task: the row's own, or "<split>-<number of the row in its source, from 1>".
+
+    Where the column `id`, which nobody named, counts anew in each split, the split goes before it.
 
     reference is None where the task has none; fields holds every column, for checks that name one.
     """
@@ -131,7 +133,13 @@ def same_question(question: str) -> str:
 def _document(source: str | Path) -> Document:
     if str(source) in embedded_tasks():
         return read_document(Path(__file__).parent / "data" / str(source) / "task.yaml")
-    path = Path(source)
+    try:
+        return _document_at(Path(source))
+    except OSError as error:
+        raise TaskError(f"The task {source} cannot be read ({error.strerror or error}): see to its rights.") from error
+
+
+def _document_at(path: Path) -> Document:
     if path.is_dir() and (path / "task.yaml").is_file():
         return read_document(path / "task.yaml")
     if path.is_dir():
@@ -140,7 +148,7 @@ def _document(source: str | Path) -> Document:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return read_document(path)
     known = ", ".join(embedded_tasks())
-    raise TaskError(f"No task {str(source)!r}: name a folder, a task.yaml or an embedded task (known: {known}).")
+    raise TaskError(f"No task {str(path)!r}: name a folder, a task.yaml or an embedded task (known: {known}).")
 
 
 def _first_file(folder: Path, split: str) -> str:
@@ -174,6 +182,9 @@ def _task(
     *, source: str, options: Mapping[str, Any],
 ) -> Task:  # fmt: skip
     splits = {split: _examples(split, rows[split], fields, reward) for split in SPLITS}
+    if fields.id is None and _count_anew(splits):
+        splits = {split: tuple(replace(each, id=f"{split}-{each.id}") for each in examples)
+                  for split, examples in splits.items()}
     _refuse_duplicate_ids(splits)
     _refuse_overlap(splits)
     content = {split: [[e.id, e.question, e.reference, dict(e.fields)] for e in splits[split]] for split in SPLITS}
@@ -213,7 +224,8 @@ def _text(row: Row, role: str, column: str) -> str:
     value = row.columns[column]
     if not isinstance(value, str):
         raise TaskError(
-            f"{row.place}: the {role} {str(value)[:80]!r} is no text but {type(value).__name__}: write it in quotes."
+            f"{row.place}: the {role} {str(value)[:80]!r} is no text but {type(value).__name__}: make the column text "
+            "(in JSON and YAML: write it in quotes)."
         )
     if not value.strip():
         raise TaskError(f"{row.place}: the {role} is empty: fill it in or remove the row.")
@@ -230,6 +242,12 @@ def _id(row: Row, fields: Fields, split: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise TaskError(f"{row.place}: the id in the field {column!r} is {value!r}: give each row a text or a number.")
     return str(value)
+
+
+def _count_anew(splits: Mapping[str, Sequence[Example]]) -> bool:
+    """Whether each split's own ids are unique, and some stand in two: data sets often count from 0 in each."""
+    ids = [[example.id for example in examples] for examples in splits.values()]
+    return all(len(set(each)) == len(each) for each in ids) and len(set().union(*ids)) < sum(map(len, ids))
 
 
 def _refuse_duplicate_ids(splits: Mapping[str, Sequence[Example]]) -> None:
