@@ -14,8 +14,15 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from nslora.graph.fork import fork
+from nslora.graph.replay import replay
 from nslora.graph.run import Run
-from nslora.tools.checkpoints import check_place, place_of, postgres_checkpoints, without_password
+from nslora.tools.checkpoints import (
+    check_place,
+    place_of,
+    postgres_checkpoints,
+    sqlite_checkpoints,
+    without_password,
+)
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.lab import RUN_FILE
 
@@ -162,3 +169,18 @@ def test_a_database_that_does_not_answer_logs_no_password(caplog: pytest.LogCapt
     with pytest.raises(RunError), postgres_checkpoints("postgresql://u:s3cretpw@127.0.0.1:1/db"):
         pass
     assert "s3cretpw" not in caplog.text
+
+
+def test_a_run_where_nothing_can_be_written_is_forked_and_replayed_elsewhere(
+        finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in finished.folder.glob("checkpoints.sqlite*")}
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != finished.folder)
+    assert fork(finished, tmp_path / "fork", at=3, action="textgrad").state() is not None
+    assert replay(finished, tmp_path / "replay").same
+    assert {path.name: path.read_bytes() for path in finished.folder.glob("checkpoints.sqlite*")} == before
+
+
+def test_a_place_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "folder.sqlite").mkdir()
+    with pytest.raises(RunError, match="see to the rights"), sqlite_checkpoints(tmp_path / "folder.sqlite"):
+        pass

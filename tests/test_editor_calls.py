@@ -130,3 +130,11 @@ def test_no_key_reaches_an_error() -> None:
     assert "401" in message
     assert not any(secret in message for secret in ("a-plain-secret", "abcdefghijklmnop", "eyJ"))
     assert caught.value.__cause__ is None or "a-plain-secret" not in repr(caught.value.__cause__)
+
+
+def test_a_provider_that_counts_nothing_is_estimated() -> None:
+    said = counted("critique")
+    said.usage_metadata = {"input_tokens": None, "output_tokens": None}     # type: ignore[assignment, typeddict-item]
+    usage = Editor(KeyedChat([said, improved(NEW)])).edit(OLD, [failure()]).usage
+    assert usage.estimated
+    assert usage.tokens > 0

@@ -529,3 +529,15 @@ def test_a_reference_beyond_the_context_is_scored_in_part_and_not_trained_on(tin
     assert loss > 0
     with pytest.raises(TooLongError, match="shorten or remove"):
         policy.train(Burst((TrainingRow(asked, long, "train-1", "reference"),), 1, seed=0))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")])
+def test_a_burst_that_finds_no_memory_says_what_to_lower(
+        tiny_policy: Make, monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    def full(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("nslora.tools.training.short_cuts", full)
+    with pytest.raises(ModelError, match=r"lower lora\.batch_size"):
+        tiny_policy().train(Burst(rows(), 1, seed=1))

@@ -134,3 +134,13 @@ def test_texts_with_marks_of_the_console_are_shown_as_they_are(tmp_path: Path) -
     done = CliRunner().invoke(app, ["classify", "handbook", "--replies", str(path)])
     assert done.exit_code == 0, done.output
     assert "[bold]in 1911[/nothing]" in done.output
+
+
+def test_a_log_that_was_mended_is_judged_anew_under_the_same_task() -> None:
+    def rows(split: str) -> list[dict[str, str]]:
+        return [{"question": f"{split} question {i}?", "reference": f"answer {i}"} for i in range(3)]
+
+    task = task_from_rows(train=rows("train"), validation=rows("validation"), test=rows("test"), reward=["exact_match"])
+    passed = [classify_replies(task, [{"question": "Who?", "reference": reference, "reply": "Bob"}]).passed
+              for reference in ("Ada", "Bob", "Ada")]
+    assert passed == [0, 1, 0]

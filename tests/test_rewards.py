@@ -506,3 +506,10 @@ def test_a_reward_that_leaves_the_process_is_an_error_of_its_row() -> None:
 
     with pytest.raises(RewardError, match="raised SystemExit"):
         build_reward(leaves)(row(), "x")
+
+
+def test_a_reward_that_imports_its_neighbour_is_told_why_it_cannot(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_mine.py").write_text("x = 1\n")
+    (tmp_path / "mine.py").write_text("import neighbour_of_mine\n\ndef grade(reply):\n    return 1.0\n")
+    with pytest.raises(RewardError, match="cannot import its neighbour 'neighbour_of_mine'"):
+        build_reward([{"check": "mine:grade"}], folder=tmp_path)

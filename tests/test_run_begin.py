@@ -161,7 +161,8 @@ def test_a_run_that_has_begun_is_not_begun_again_on_top(finished: Run) -> None:
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"seed": 2**32}, "less than 4294967296"), ({"lora": {"nope": 1}}, "known: rank, alpha"),
-    ({"device": {"threads": 10**5}}, "1024"),
+    ({"device": {"threads": 10**5}}, "1024"), ({"device": {"device": "banana"}}, "device.device"),
+    ({"lora": {"learning_rate": float("inf")}}, "learning_rate"), ({"lora": {"learning_rate": 1e300}}, "learning_rate"),
     ({"editor_base_url": "http://127.0.0.1:9/v1"}, "name the model"), ({"editor": lambda: None}, "no chat model"),
 ])
 def test_what_could_never_run_is_refused_before_a_folder_is_made(

@@ -399,3 +399,11 @@ def test_refusing_a_task_writes_nothing(folder):
     (folder / "train.jsonl").write_text("{")
     refused(folder)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_task_that_may_not_be_read_is_named(folder, monkeypatch):
+    def forbidden(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    assert "cannot be read (Permission denied)" in refused(folder)

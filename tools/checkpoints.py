@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,9 +33,20 @@ def strict_serialiser() -> JsonPlusSerializer:
 
 @contextmanager
 def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
-    """The checkpoints of one run, in one SQLite file. Raises RunError where it cannot be opened."""
+    """The checkpoints of one run, in one SQLite file. Raises RunError where it cannot be opened.
+
+    Those in a folder that is only to be read are copied first, since SQLite writes beside what it reads.
+    """
     from langgraph.checkpoint.sqlite import SqliteSaver
 
+    if path.exists() and not os.access(path.parent, os.W_OK):
+        with tempfile.TemporaryDirectory() as own:
+            for each in (path, path.with_name(f"{path.name}-wal")):
+                if each.exists():
+                    shutil.copyfile(each, Path(own) / each.name)
+            with sqlite_checkpoints(Path(own) / path.name) as copied:
+                yield copied
+        return
     new = not path.exists()
     try:
         connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
@@ -45,8 +58,11 @@ def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
                 connection.execute(f"PRAGMA user_version = {DATABASE_VERSION}")
                 connection.commit()
     except sqlite3.Error as error:
-        raise RunError(f"The checkpoints {path} cannot be opened ({error}): the file is damaged, of another program, "
-                       f"or not yours to write. {WITHOUT}") from error
+        if not any(words in str(error) for words in ("malformed", "not a database")):
+            raise RunError(f"The checkpoints {path} cannot be opened ({error}): see to the rights of the file and of "
+                           "its folder, and to the space on its disk; nothing was changed.") from error
+        raise RunError(f"The checkpoints {path} cannot be opened ({error}): the file is damaged or of another program. "
+                       f"{WITHOUT}") from error
     if version > DATABASE_VERSION:
         connection.close()
         raise RunError(f"The checkpoints {path} are of a newer nslora (version {version}, this one knows "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,6 @@ _FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 @dataclass(frozen=True)
 class Example:
     """One row. id is unique in its task: the row's own, or "<split>-<number of the row in its source, from 1>".
-
-    Where the column `id`, which nobody named, counts anew in each split, the split goes before it.
 
     reference is None where the task has none; fields holds every column, for checks that name one.
     """
@@ -182,9 +180,6 @@ def _task(
     *, source: str, options: Mapping[str, Any],
 ) -> Task:  # fmt: skip
     splits = {split: _examples(split, rows[split], fields, reward) for split in SPLITS}
-    if fields.id is None and _count_anew(splits):
-        splits = {split: tuple(replace(each, id=f"{split}-{each.id}") for each in examples)
-                  for split, examples in splits.items()}
     _refuse_duplicate_ids(splits)
     _refuse_overlap(splits)
     content = {split: [[e.id, e.question, e.reference, dict(e.fields)] for e in splits[split]] for split in SPLITS}
@@ -224,8 +219,8 @@ def _text(row: Row, role: str, column: str) -> str:
     value = row.columns[column]
     if not isinstance(value, str):
         raise TaskError(
-            f"{row.place}: the {role} {str(value)[:80]!r} is no text but {type(value).__name__}: make the column text "
-            "(in JSON and YAML: write it in quotes)."
+            f"{row.place}: the {role} {str(value)[:80]!r} is no text but {type(value).__name__}: write it in quotes, or "
+            "make the column one of text."
         )
     if not value.strip():
         raise TaskError(f"{row.place}: the {role} is empty: fill it in or remove the row.")
@@ -244,19 +239,14 @@ def _id(row: Row, fields: Fields, split: str) -> str:
     return str(value)
 
 
-def _count_anew(splits: Mapping[str, Sequence[Example]]) -> bool:
-    """Whether each split's own ids are unique, and some stand in two: data sets often count from 0 in each."""
-    ids = [[example.id for example in examples] for examples in splits.values()]
-    return all(len(set(each)) == len(each) for each in ids) and len(set().union(*ids)) < sum(map(len, ids))
-
-
 def _refuse_duplicate_ids(splits: Mapping[str, Sequence[Example]]) -> None:
     seen: dict[str, str] = {}
     for split, examples in splits.items():
         for example in examples:
             if example.id in seen:
                 raise TaskError(
-                    f"The id {example.id!r} stands twice, in {seen[example.id]} and in {split}: give each row its own."
+                    f"The id {example.id!r} stands twice, in {seen[example.id]} and in {split}: give each row its own, "
+                    "or take the column of ids out, and rows are numbered."
                 )
             seen[example.id] = split
 
