@@ -1,6 +1,7 @@
 """What a run's folder begins with: its record, `run.json`, and the checks before anything is written."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
 OLD_THREAD = "adaptation"       # of runs from before threads had names of their own
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
 FREE_SPACE_BYTES = 200e6        # adapters, checkpoints and replies of an ordinary run take less
 
 
@@ -74,6 +76,10 @@ def could_begin(lab: Lab, *, ask_reward: bool = True) -> None:
     ask_reward: about one row of each split.
     """
     strategy_named(lab.settings.strategy)
+    device = lab.settings.device.device
+    if device is not None and not DEVICE.fullmatch(device):
+        raise SettingsError(f"device.device is {device!r}: wanted cpu, cuda, mps or another kind that torch knows, or "
+                            "nothing for what this machine has.")
     if ask_reward:
         probe(lab.task)
     _ = lab.editor      # connects, and checks prices where there is a cap on cost

@@ -103,8 +103,8 @@ def _find(kind: str, folder: Path | None) -> Callable[..., Any]:
         missing = str(getattr(error, "name", None) or "").partition(".")[0]
         what_to_do = "put it beside task.yaml or install it"
         if folder is not None and missing not in ("", module_name) and (folder / f"{missing}.py").is_file():
-            what_to_do = (f"a module beside task.yaml cannot import its neighbour {missing!r}, since each task may have "
-                          "one of that name: put both into one file, or install them")
+            what_to_do = (f"a module beside task.yaml cannot import its neighbour {missing!r}, since each task may "
+                          "have one of that name: put both into one file, or install them")
         raise RewardError(
             f"The module of the check {kind!r} cannot be imported ({type(error).__name__}: {error}): {what_to_do}."
         ) from error

@@ -219,8 +219,8 @@ def _text(row: Row, role: str, column: str) -> str:
     value = row.columns[column]
     if not isinstance(value, str):
         raise TaskError(
-            f"{row.place}: the {role} {str(value)[:80]!r} is no text but {type(value).__name__}: write it in quotes, or "
-            "make the column one of text."
+            f"{row.place}: the {role} {str(value)[:80]!r} is no text but {type(value).__name__}: write it in quotes, "
+            "or make the column one of text."
         )
     if not value.strip():
         raise TaskError(f"{row.place}: the {role} is empty: fill it in or remove the row.")
