@@ -10,7 +10,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
-from nslora.nodes.spending import approval_rows
+from nslora.nodes.spending import approval_rows, deadline
 from nslora.nodes.textgrad_edit import check, remake_under
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.errors import BudgetError, PromptError
@@ -106,8 +106,8 @@ def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, lab: L
     name = lab.prompts.add(prompt)
     proposal = {**proposal, "person": {"answer": "rewrite", "prompt": name}}
     try:
-        remade = remake_under(prompt, state, lab, f"person-{state['round'] + 1}", progress("approve", "remade replies"),
-                              proposal["flop"])
+        remade = remake_under(prompt, state, lab, f"person-{state['round'] + 1}",
+                              progress("approve", "remade replies", deadline(state, lab)), proposal["flop"])
     except BudgetError as error:
         return turned_down(proposal, str(error))
     adapter = proposal["candidate"]["adapter"] if proposal["candidate"] else None
