@@ -55,10 +55,7 @@ def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "t
     new = begin(Beginning(source, Path(folder), at, "fork"), read_settings(**values),
                 editor=editor if isinstance(editor, BaseChatModel) else None, keeps_editor=editor is None,
                 origin={"action": action, "settings": dict(settings or {})})
-    with whole_or_gone(new.folder):
-        if action is not None:
-            force(new, action)
-        seal(new)
+    complete(new, action)
     return new
 
 
@@ -72,11 +69,17 @@ def whole_or_gone(folder: Path) -> Iterator[None]:
         raise
 
 
-def seal(run: Run) -> None:
-    """Put on record that the new run has all that it begins with; one that was killed before is not gone on with."""
-    record = read_run_file(run.folder)
-    record["origin"] = run.origin = {**record["origin"], "whole": True}
-    write_json(run.folder / RUN_FILE, record)
+def complete(new: Run, action: Literal["lora", "textgrad"] | None) -> None:
+    """Force the action, if there is one, and put on record that the run has all that it begins with.
+
+    One that was killed before is not gone on with.
+    """
+    with whole_or_gone(new.folder):
+        if action is not None:
+            force(new, action)
+        record = read_run_file(new.folder)
+        record["origin"] = new.origin = {**record["origin"], "whole": True}
+        write_json(new.folder / RUN_FILE, record)
 
 
 def same_editor(old: RunSettings, new: RunSettings) -> bool:

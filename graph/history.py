@@ -22,7 +22,7 @@ def checkpoint_before(graph: "Graph", run: "Run", number: int) -> StateSnapshot:
     if number < 0:
         raise RunError(f"Round {number}: wanted a round from 1, or 0 for the first evaluation.")
     # A proposal waits only where the first round's is to be measured, not the start.
-    line = [each for each in newest_line(graph, run)
+    line = [each for each in line_of(graph, run.config)
             if each.values.get("round") == max(0, number - 1) and not each.values.get("proposal")]
     for wanted in ("classify", "finish") if number > 0 else ("evaluate",):
         # Newest first: what a fork changed before it decided is part of what it decided from.
@@ -32,24 +32,8 @@ def checkpoint_before(graph: "Graph", run: "Run", number: int) -> StateSnapshot:
                    f"{quoted(run.folder)}).")
 
 
-def newest_line(graph: "Graph", run: "Run") -> list[StateSnapshot]:
-    """The newest checkpoint and all that it grew from, newest first, without what other branches left."""
-    every = {identity(each.config): each for each in graph.get_state_history(run.config)}
-    line: list[StateSnapshot] = []
-    at = next(iter(every.values()), None)
-    while at is not None:
-        line.append(at)
-        at = every.get(identity(at.parent_config)) if at.parent_config is not None else None
-    return line
-
-
-def identity(config: RunnableConfig) -> str:
-    """The id of a checkpoint."""
-    return str(config["configurable"]["checkpoint_id"])
-
-
 def line_of(graph: "Graph", config: RunnableConfig) -> list[StateSnapshot]:
-    """A checkpoint and all that it grew from, newest first."""
+    """A checkpoint and all that it grew from, newest first, without what other branches left."""
     line = [graph.get_state(config)]
     while line[-1].parent_config is not None:
         line.append(graph.get_state(line[-1].parent_config))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nslora.graph.fork import Beginning, begin, force, seal, whole_or_gone
+from nslora.graph.fork import Beginning, begin, complete
 from nslora.graph.inspect import RunView, look
 from nslora.graph.run import Answer, Run
 from nslora.tools.editor_calls import FREE
@@ -92,10 +92,7 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
                 policy=policy, origin={"action": forced})
     if isinstance(policy, RecordedPolicy):
         policy.load = new.lab.load_policy       # with the adapters of the new run's folder
-    with whole_or_gone(new.folder):
-        if forced:
-            force(new, forced)
-        seal(new)
+    complete(new, forced)
     answer_again(new, old)
     again = look(new.folder)
     first = max(1, begin_at)

@@ -144,6 +144,7 @@ class Run:
 
         Raises RunError where the run has begun: it would begin anew on top of what is there.
         """
+        # Rounds without a state were made under a checkpointer that this object does not know.
         if (self.folder / "decisions.jsonl").exists() or self.state() is not None:
             raise RunError(f"The run {self.folder} has begun: to go on, give the graph None in the place of "
                            "first_state(), or call adapt().")

@@ -191,7 +191,7 @@ class LocalPolicy:
         Raises DivergedError, TooLongError, ModelError.
         """
         from nslora.tools.burst_plan import Plan, TokenRow
-        from nslora.tools.memory import ran_out
+        from nslora.tools.memory import LOWER, ran_out
         from nslora.tools.training import REPEATABLE, Outcome, lacks_fixed_order, train
 
         with libraries_imported():
@@ -217,8 +217,7 @@ class LocalPolicy:
                 outcome = attempt()
             except RuntimeError as error:
                 if ran_out(error):
-                    raise ModelError("A burst of training ran out of memory: lower lora.batch_size or lora.top_blocks, "
-                                     "or shorten the prompt's demonstrations.") from error
+                    raise ModelError(f"A burst of training ran out of memory: {LOWER}.") from error
                 if not self._found_exact.get(REPEATABLE, True) or not lacks_fixed_order(error):
                     raise
                 self._found_exact[REPEATABLE] = False

@@ -5,6 +5,7 @@ from typing import Any
 from nslora.tools.burst_plan import Layout, PaddedLayout
 from nslora.tools.errors import ModelError
 
+LOWER = "lower lora.batch_size or lora.top_blocks, or shorten the prompt's demonstrations"
 SHARE_FOR_GENERATION = 0.25     # of the free memory, for keys and values of one batch
 # Tensors of hidden and of intermediate width that autograd keeps per token and block of a Llama-shaped model with LoRA
 # on every linear layer: norms, q, k, v, attention output, residuals, and gate, up and their product.
@@ -52,7 +53,7 @@ def refuse_what_does_not_fit(model: Any, layout: Layout, trained_blocks: int, *,
     if need > free:
         raise ModelError(
             f"A burst of training needs about {need / 2**30:.1f} GiB beside the model, {free / 2**30:.1f} GiB are "
-            "free: lower lora.batch_size or lora.top_blocks, or shorten the prompt's demonstrations.")
+            f"free: {LOWER}.")
 
 
 def ran_out(error: RuntimeError) -> bool:
