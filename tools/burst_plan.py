@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -91,6 +92,10 @@ class PaddedLayout:
             mask[i, :len(row)] = 1
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
+    def kinds(self) -> dict[tuple[int, ...], int]:
+        """A batch with padding and one without, as far as the plan has such whole batches, and how often each comes."""
+        return kinds_of(self.plan, lambda numbers: all(len(self.plan.rows[number]) == self.width for number in numbers))
+
     def split(self, states: Any) -> list[Any]:
         """(B, width, H) states of a batch to one (width, H) tensor per row."""
         return list(states.unbind(0))
@@ -139,6 +144,10 @@ class SharedPrefixLayout:
             mask[start:start + self.width, start:start + self.width] = causal
         return {"input_ids": ids, "attention_mask": mask[None, None], "position_ids": positions, "labels": labels}
 
+    def kinds(self) -> dict[tuple[int, ...], int]:
+        """A whole batch of the plan, and how often such a one comes."""
+        return kinds_of(self.plan, lambda _: True)
+
     def split(self, states: Any) -> list[Any]:
         """(1, L, H) states of a batch to one (shared + width, H) tensor per row; the prefix's states are repeated."""
         import torch
@@ -154,6 +163,17 @@ class SharedPrefixLayout:
 
 
 Layout = PaddedLayout | SharedPrefixLayout
+
+
+def kinds_of(plan: Plan, kind: Callable[[Sequence[int]], bool]) -> dict[tuple[int, ...], int]:
+    """The first whole batch of each kind in the plan's order, and how many there are of it."""
+    size = plan.settings.batch_size
+    first: dict[bool, tuple[int, ...]] = {}
+    steps: Counter[tuple[int, ...]] = Counter()
+    for start in range(0, len(plan.order) - size + 1, size):
+        numbers = plan.order[start:start + size]
+        steps[first.setdefault(kind(numbers), numbers)] += 1
+    return dict(steps)
 
 
 def shared_layout(plan: Plan) -> SharedPrefixLayout | None:
