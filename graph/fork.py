@@ -53,7 +53,7 @@ def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "t
     if editor is not None:
         values["editor"] = editor if isinstance(editor, str) else editor_name(editor)
     new = begin(Beginning(source, Path(folder), at, "fork"), read_settings(**values),
-                editor=editor if isinstance(editor, BaseChatModel) else None, keeps_editor=editor is None,
+                editor=None if isinstance(editor, str) else editor, keeps_editor=editor is None,
                 origin={"action": action, "settings": dict(settings or {})})
     complete(new, action)
     return new

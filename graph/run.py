@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nslora.tools.chat_models import editor_name
 from nslora.tools.checkpoints import (
     CHECKPOINTS_FILE,
     OBJECT,
-    check_place,
+    check_checkpoints,
     described,
     place_of,
     postgres_checkpoints,
@@ -83,7 +84,7 @@ class Run:
         """
         path = Path(folder)
         place = checkpoints if isinstance(checkpoints, str) else None
-        check_place(place)
+        check_checkpoints(checkpoints)
         values = read_settings(model=model if isinstance(model, str) else model.name,
                                editor=editor if isinstance(editor, str) else editor_name(editor), **settings)
 
@@ -115,7 +116,7 @@ class Run:
         record = read_run_file(path)
         refuse_half_begun(path, record)
         place = checkpoints if isinstance(checkpoints, str) else None
-        check_place(place)
+        check_checkpoints(checkpoints)
         saver = None if isinstance(checkpoints, str) else checkpoints
         if task is None and editor is None and model is None:
             return cls(path, open_lab(path, needs_editor=needs_editor), saver, place)
@@ -126,6 +127,9 @@ class Run:
                            f"{record['task']['hash'][:12]}).")
         lab = Lab(path.resolve(), recorded_settings(path, record), task, policy=model, editor_chat=editor, note=note)
         refuse_other_anchor(lab, record)
+        if editor is not None and (name := editor_name(editor)) != lab.settings.editor:
+            note(f"note     {folder} was begun with the editor {lab.settings.editor} and goes on with {name}, and the "
+                 "report names the first: fork(run, folder, at=..., editor=...) keeps the two apart")
         return cls(path, register(lab), saver, place)
 
     @property
@@ -171,16 +175,16 @@ class Run:
         settings; a finished one yields nothing. Raises RunError where another process is at work on the run or the disk
         is full, and DamagedError, with the command that goes on, where a file of the past is damaged.
         """
-        with named_disk_problems(self.folder), sole_writer(self.folder), self.checkpointer() as saver:
+        with named_disk_problems(self.folder), sole_writer(self.folder) as stream, self.checkpointer() as saver:
             graph = build_graph(saver)
             try:
-                yield from self._streamed(graph, modes, control, answer)
+                yield from self._streamed(graph, replace(self.context, stream=stream), modes, control, answer)
             except DamagedError as error:
                 raise DamagedError(f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "
                                    f"fork {quoted(self.folder)} --at {last_whole_round(graph, self)}") from error
 
-    def _streamed(self, graph: Graph, modes: Sequence[StreamMode], control: RunControl | None,
-                  answer: Answer | None) -> Iterator[tuple[str, Any]]:
+    def _streamed(self, graph: Graph, context: AdaptationContext, modes: Sequence[StreamMode],
+                  control: RunControl | None, answer: Answer | None) -> Iterator[tuple[str, Any]]:
         seen = graph.get_state(self.config)
         if seen.values.get("status") == "finished":
             return
@@ -193,7 +197,7 @@ class Run:
             if answer is None:
                 return
             start = Command(resume=answer)
-        for mode, part in graph.stream(start, self.config, context=self.context, stream_mode=list(modes),
+        for mode, part in graph.stream(start, self.config, context=context, stream_mode=list(modes),
                                        durability="sync", control=control):
             yield str(mode), part
 

@@ -139,9 +139,13 @@ class AdaptationState(TypedDict):
 
 @dataclass
 class AdaptationContext:
-    """What a node is given beside the state, never persisted: where the run lives. Plain, so that JSON can carry it."""
+    """What a node is given beside the state, never persisted. Plain, so that JSON can carry it.
+
+    folder: where the run lives. stream: of the Run that holds its lock, empty where the graph is invoked by hand.
+    """
 
     folder: str
+    stream: str = ""
 
 
 def first_state(prompt: str, approve: Approve = "nothing") -> AdaptationState:

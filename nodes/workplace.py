@@ -28,7 +28,10 @@ def alone(node: Node) -> Node:
         context = getattr(given.get("runtime"), "context", None)
         if context is None:         # the node itself says what is missing, if it needs it
             return node(state, **given)
-        with only_while_alone(Path(context.folder)):
+        if not isinstance(context, AdaptationContext):      # a parent graph hands its own on to a subgraph
+            raise RunError(f"The graph was invoked with the context of another one ({type(context).__name__}): call it "
+                           "from a node of yours, with context=run.context.")
+        with only_while_alone(Path(context.folder), context.stream):
             return node(state, **given)
 
     return guarded

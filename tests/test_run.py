@@ -5,17 +5,20 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langgraph.errors import GraphDrained
+from langgraph.graph import START, StateGraph
 from langgraph.runtime import RunControl
 
 from nslora.graph.adapt import build_graph
 from nslora.graph.fork import fork
 from nslora.graph.run import Run
 from nslora.graph.signals import stopping
+from nslora.graph.state import AdaptationState
 from nslora.tools import run_lock
 from nslora.tools.adapters import OPTIMIZER, WEIGHTS
 from nslora.tools.burst_progress import BurstProgress
@@ -112,11 +115,30 @@ def test_a_second_writer_is_told_who_is_at_work(begin: Begin) -> None:
 
 def test_a_graph_that_is_run_without_its_run_is_a_writer_too(begin: Begin) -> None:
     run = begin(max_rounds=0)
-    with run_lock.sole_writer(run.folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_lock, "_OWN", set())      # as another process sees it
-        with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
-            build_graph().invoke(run.first_state(), run.config, context=run.context)
+    with run_lock.sole_writer(run.folder), pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+        build_graph().invoke(run.first_state(), run.config, context=run.context)
     assert build_graph().invoke(run.first_state(), run.config, context=run.context)["status"] == "finished"
+
+
+def test_a_graph_by_hand_beside_a_run_that_streams_in_this_process_is_refused(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    first = run.first_state()
+    stream = run.stream()
+    next(stream)
+    with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+        build_graph().invoke(first, run.config, context=run.context)
+    stream.close()
+
+
+def test_a_parent_graph_with_a_context_of_its_own_is_told_how_to_call_this_one(begin: Begin) -> None:
+    @dataclass
+    class Own:
+        user: str
+
+    run = begin(max_rounds=0)
+    parent = StateGraph(AdaptationState, context_schema=Own).add_node("adapt", build_graph()).add_edge(START, "adapt")
+    with pytest.raises(RunError, match=r"context of another one \(Own\): .* context=run.context"):
+        parent.compile().invoke(run.first_state(), run.config, context=Own("me"))
 
 
 def test_a_folder_that_cannot_be_written_is_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:

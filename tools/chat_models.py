@@ -11,6 +11,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 
 from nslora.tools.errors import ModelError, first_line
+from nslora.tools.wrapped_chat import MODEL_NAMES, bound_to, models_in
 
 KNOWN = (
     "'rules' (embedded, no network), 'policy' (the tuned model itself), 'provider:model' such as 'openai:gpt-4o', "
@@ -72,16 +73,14 @@ def editor_name(chat: BaseChatModel) -> str:
     """
     if recorded := getattr(chat, "recorded_name", ""):
         return str(recorded)
-    for attribute in ("model_name", "model", "model_id"):
-        value = getattr(chat, attribute, None)
-        if isinstance(value, str) and value:
-            return f"{type(chat).__name__}:{value}"
-    kind = getattr(chat, "_llm_type", None)
-    if not isinstance(kind, str):
-        raise ModelError(f"The editor is a {type(chat).__name__}, which is no chat model: wanted {KNOWN}, or a chat "
-                         "model of LangChain itself (bind and with_fallbacks are understood; in the place of "
-                         "with_retry, give the model its own max_retries).")
-    return kind
+    first = models_in(chat)[0]
+    bound = bound_to(chat)
+    if isinstance(first, BaseChatModel):
+        names = [*map(bound.get, MODEL_NAMES), *(getattr(first, name, None) for name in MODEL_NAMES)]
+        name = next((name for name in names if isinstance(name, str) and name), "")
+        return f"{type(first).__name__}:{name}" if name else first._llm_type
+    raise ModelError(f"The editor is a {type(first).__name__}, which is no chat model: wanted {KNOWN}, or a chat model "
+                     "of LangChain itself (bind, with_config, with_fallbacks and with_retry are understood).")
 
 
 def _recorded(path: Path) -> BaseChatModel:

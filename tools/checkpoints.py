@@ -124,6 +124,19 @@ def refuse_newer(pool: Any, known: int, url: str) -> None:
                        f"{known - 1}): upgrade langgraph-checkpoint-postgres; nothing was changed.")
 
 
+def check_checkpoints(checkpoints: str | BaseCheckpointSaver[Any] | None) -> None:
+    """Raise SettingsError where a run cannot keep its checkpoints there: see `check_place`; and in no asynchronous one.
+
+    A Run asks its checkpoints from outside an event loop, which those do not bear.
+    """
+    if checkpoints is None or isinstance(checkpoints, str):
+        check_place(checkpoints)
+    elif type(checkpoints).__module__.endswith(".aio"):
+        raise SettingsError(f"checkpoints={type(checkpoints).__name__}: a Run works without an event loop; give one "
+                            "that is not asynchronous (and await asyncio.to_thread(run.adapt)), or compile "
+                            "build_graph(saver) and await it by hand.")
+
+
 def check_place(place: str | None) -> None:
     """Raise SettingsError where `place` is neither None nor the URL of a PostgreSQL database."""
     if place is None:

@@ -192,7 +192,7 @@ class _Attempt:
         request: list[BaseMessage] = [SystemMessage(system_prompt), HumanMessage(prompt)]
         messages = request
         reason = ""
-        for _ in range(self._retries + 1):
+        for attempt in range(1, self._retries + 2):
             warmer = WARMER_PER_CANDIDATE * (number - 1)
             reply = self._calls.ask(messages, f"improve {number}", form=FORMS[self._part], warmer=warmer)
             try:
@@ -201,7 +201,7 @@ class _Attempt:
                 reason = str(error)
                 self._problems.append(reason)
             correction = (
-                f"Your reply cannot be used. {neutralise(reason)} "
+                f"Your reply {attempt} of {self._retries + 1} cannot be used. {neutralise(reason)} "
                 f"Send the whole improved variable again, complete, between {OPEN} and {CLOSE}."
             )
             said = clip(reply, REPLY_CHARACTERS) if reply.strip() else "(an empty reply)"
@@ -211,7 +211,7 @@ class _Attempt:
     def _critique(self, prompt: str, system_prompt: str) -> str:
         """The engine of the backward pass: its critiques cannot open or close a tag in the next prompt."""
         for attempt in range(self._retries + 1):
-            again = "\n\nYour last reply was empty: give the feedback in plain words." * bool(attempt)
+            again = f"\n\nYour reply {attempt} was empty: give the feedback in plain words." if attempt else ""
             messages = [SystemMessage(system_prompt), HumanMessage(prompt + again)]
             reply = self._calls.ask(messages, "critique" if not attempt else f"critique, asked {attempt + 1} times")
             critique = _without_thinking(reply).strip()

@@ -15,22 +15,23 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
+from langgraph.errors import GraphBubbleUp
 from pydantic import BaseModel
 
 from nslora.tools.chat_models import editor_name
-from nslora.tools.edit_forms import Structured, reply_of, salvaged
+from nslora.tools.edit_forms import FORMS, Structured, reply_of, salvaged
 from nslora.tools.editor_log import EditorLog, RecordedCall, request_sha256
 from nslora.tools.errors import EditorError, SettingsError
 from nslora.tools.policy_chat import PolicyChat
 from nslora.tools.scrub import scrub, secrets_of, without
+from nslora.tools.wrapped_chat import adjusted, models_in, replies_per_call, reply_length, to_fill_in
 
 # Rule of thumb for English under today's tokenizers; used only where the provider reports no usage, and marked.
 CHARACTERS_PER_TOKEN = 4
 # What a chat template adds to each message, for the reservation only.
 TOKENS_AROUND_A_MESSAGE = 16
 MESSAGE_CHARACTERS = 500
-# Under which of these names an integration bounds a reply: OpenAI and Anthropic, Google, Ollama.
-REPLY_LENGTH_NAMES = ("max_tokens", "max_output_tokens", "num_predict")
+MOST_TOKENS = 1 << 40       # a server that says more counts something else, and checkpoints end at 64 bits
 # Chat models of this package that run on this machine: a cap on cost needs no price for them.
 FREE = ("rules", "policy")
 # Answers of servers that know the protocol but not this request: asked again without structured output.
@@ -63,7 +64,7 @@ class Caps:
     """The most that an editor may cost in a run; None is no cap. reply_tokens: the longest reply, for reservations.
 
     A call is reserved before it is made, at no more tokens than its request has bytes plus reply_tokens, so a cap is
-    not overshot; the reply's length is bound too where the chat model has a setting for it (`REPLY_LENGTH_NAMES`).
+    not overshot; the reply's length is bound too where the chat model has a setting for it (`tools/wrapped_chat.py`).
     What the chat model's own settings send again after a transport error is one call.
     """
 
@@ -88,7 +89,7 @@ class EditorCalls:
     one that may take as long as the slowest so far is not begun where that does not fit. tokens_left: of one edit.
 
     prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
-    Raises SettingsError for a cap on cost without a price for the model.
+    Raises SettingsError for a cap on cost without a price for the model, and for structured output that cannot be had.
     """
 
     def __init__(
@@ -108,10 +109,15 @@ class EditorCalls:
         self._chat = chat
         self._log = log
         self._secrets = secrets_of(chat)
-        has_it = bool((chat.profile or {}).get("structured_output"))
+        models = models_in(chat)
+        has_it = all((model.profile or {}).get("structured_output") for model in models)
         self._structured = structured == "always" or (structured == "auto" and has_it)
-        costs_money = chat._llm_type not in FREE
-        self._price = _price(self.model, prices or {}, needed=self.caps.cost is not None and costs_money)
+        if structured == "always" and to_fill_in(chat, next(iter(FORMS.values()))) is None:
+            raise SettingsError(f"The editor {self.model} cannot fill in a form, or not with the arguments that are "
+                                "bound to it: set editing.structured to 'auto' or 'never'.")
+        costs_money = any(model._llm_type not in FREE for model in models)
+        self._price = _dearest([self.model, *map(editor_name, models[1:])], prices or {},
+                               needed=self.caps.cost is not None and costs_money)
 
     @property
     def model(self) -> str:
@@ -154,6 +160,8 @@ class EditorCalls:
         started = time.monotonic()
         try:
             message, reply = self._invoke(messages, form, warmer)
+        except GraphBubbleUp:       # an interrupt of a chat model that asks a person
+            raise
         except Exception as error:  # providers raise their own types; whatever it was, this edit has failed
             seconds = time.monotonic() - started
             return RecordedCall(request, self.model, purpose, "", 0, 0, False, seconds, error=self._told_of(error),
@@ -180,10 +188,12 @@ class EditorCalls:
     def _invoke(
         self, messages: Sequence[BaseMessage], form: type[BaseModel] | None, warmer: float
     ) -> tuple[AIMessage, str]:
-        chat = self._prepared(warmer)
-        if form is not None:
+        capped = self.caps.tokens is not None or self.caps.cost is not None
+        chat = adjusted(self._chat, warmer=warmer, reply_tokens=self.caps.reply_tokens if capped else None)
+        filling_in = to_fill_in(chat, form) if form is not None else None
+        if filling_in is not None:
             try:
-                return self._filled_in(chat, messages, form)
+                return self._filled_in(filling_in, messages)
             except Exception as error:
                 # A server that goes by the name of a model which could fill in a form, and cannot.
                 if getattr(error, "status_code", None) not in REFUSED_STATUS:
@@ -191,11 +201,9 @@ class EditorCalls:
                 self._structured = False
         return self._told(chat.invoke(list(messages)))
 
-    def _filled_in(
-        self, chat: BaseChatModel, messages: Sequence[BaseMessage], form: type[BaseModel]
-    ) -> tuple[AIMessage, str]:
+    def _filled_in(self, chat: Any, messages: Sequence[BaseMessage]) -> tuple[AIMessage, str]:
         try:
-            result = chat.with_structured_output(form, include_raw=True).invoke(list(messages))
+            result = chat.invoke(list(messages))
         except Exception as error:
             if (said := salvaged(error)) is None:
                 raise
@@ -213,29 +221,10 @@ class EditorCalls:
             raise EditFailedError(f"The editor {self.model} gave a {found} where a message was wanted.")
         return message, _text(message)
 
-    def _prepared(self, warmer: float) -> BaseChatModel:
-        changes: dict[str, Any] = {}
-        temperature = getattr(self._chat, "temperature", None)
-        if warmer and isinstance(temperature, int | float):
-            changes["temperature"] = min(1.0, temperature + warmer)
-        capped = self.caps.tokens is not None or self.caps.cost is not None
-        name, own = self._reply_length()
-        if capped and name and own is None:
-            changes[name] = self.caps.reply_tokens
-        return self._chat.model_copy(update=changes) if changes else self._chat
-
-    def _reply_length(self) -> tuple[str | None, int | None]:
-        """The name of the chat model's own bound on a reply, and its value where it is set; -1 is Ollama's "none"."""
-        for name in REPLY_LENGTH_NAMES:
-            if name in type(self._chat).model_fields:
-                own = getattr(self._chat, name)
-                return name, own if isinstance(own, int) and own > 0 else None
-        return None, None
-
     @property
     def _reply_bound(self) -> int:
-        """Tokens that are reserved for a reply."""
-        return self._reply_length()[1] or self.caps.reply_tokens
+        """Tokens that are reserved for what a call brings back."""
+        return (reply_length(self._chat) or self.caps.reply_tokens) * replies_per_call(self._chat)
 
     def _reserve(self, messages: Sequence[BaseMessage], form: type[BaseModel] | None) -> None:
         if self.until is not None and time.monotonic() + self._slowest_s > self.until:
@@ -272,6 +261,12 @@ class EditorCalls:
         return Usage(1, call.input_tokens, call.output_tokens, cost, call.estimated, call.seconds)
 
 
+def _dearest(models: Sequence[str], prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> dict[str, float]:
+    """The highest price among models of which any may answer."""
+    found = [_price(model, prices, needed=needed) for model in models]
+    return {kind: max(price[kind] for price in found) for kind in ("input", "output")}
+
+
 def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> Mapping[str, float]:
     bare = model.partition(":")[2]      # a replay of a run without calls knows its editor as `openai:...` only
     price = prices.get(model) or prices.get(bare) or next(
@@ -287,10 +282,11 @@ def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: boo
 
 
 def tokens_of(message: AIMessage) -> tuple[int, int] | None:
-    """Input and output tokens as the provider counted them; None where it gave no two numbers."""
+    """Input and output tokens as the provider counted them; None where it gave no two numbers that may be counts."""
     usage: Mapping[str, Any] = message.usage_metadata or {}
-    came, went = usage.get("input_tokens"), usage.get("output_tokens")
-    return (max(0, came), max(0, went)) if isinstance(came, int) and isinstance(went, int) else None
+    counts = [usage.get(name) for name in ("input_tokens", "output_tokens")]
+    came, went = (max(0, count) if type(count) is int and count < MOST_TOKENS else None for count in counts)
+    return None if came is None or went is None else (came, went)
 
 
 def _text(message: BaseMessage) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -18,16 +19,17 @@ PATIENCE_S = 0.5        # `is_locked`, which asks by taking the lock, holds it f
 HOLDER_FILE = ".holder.json"     # beside the lock: opening a lock file empties it
 
 
-_OWN: set[Path] = set()     # folders whose run streams in this process
+_OWN: dict[Path, str] = {}      # folders whose run streams in this process, and the name of that stream
 
 
 @contextmanager
-def only_while_alone(folder: Path) -> Iterator[None]:
-    """For one node: hold the lock where no Run of this process does, as under LangGraph's own server.
+def only_while_alone(folder: Path, stream: str) -> Iterator[None]:
+    """For one node: hold the lock, unless this node belongs to the stream of a Run that holds it already.
 
+    stream: what `sole_writer` gave; empty where a graph was invoked by hand or by LangGraph's own server.
     Raises RunError as `sole_writer` does.
     """
-    if folder.resolve() in _OWN:
+    if stream and _OWN.get(folder.resolve()) == stream:
         yield
         return
     with _locked(folder):
@@ -35,18 +37,18 @@ def only_while_alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the run's lock as long as the block lasts.
+def sole_writer(folder: Path) -> Iterator[str]:
+    """Hold the run's lock as long as the block lasts; gives a name to pass to the nodes that may work under it.
 
     Raises RunError naming the holder (process, host, since when) where another process, or another Run object of this
     one, holds it, and where nothing can be written to the folder.
     """
     with _locked(folder):
-        _OWN.add(folder.resolve())
+        stream = _OWN[folder.resolve()] = uuid4().hex
         try:
-            yield
+            yield stream
         finally:
-            _OWN.discard(folder.resolve())
+            _OWN.pop(folder.resolve(), None)
 
 
 @contextmanager

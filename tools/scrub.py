@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from langchain_core.language_models import BaseChatModel
+from pydantic import BaseModel
 
 SECRET_MARK = "[secret]"
 
@@ -19,24 +19,33 @@ _SECRET = re.compile(
 )
 # Names of what holds a key: of a plain field (api_key, auth_token; not max_tokens or tokenizer_name), and of an entry
 # in a mapping, a header above all, where it is better to hide too much.
-_SECRET_FIELD = re.compile(r"secret|password|authorization|key$|(?:^|_)(?:auth|token)$", re.IGNORECASE)
-_SECRET_ENTRY = re.compile(r"auth|key|token|secret|password", re.IGNORECASE)
+_SECRET_FIELD = re.compile(r"secret|password|authorization|credential|key$|(?:^|_)(?:auth|token)$", re.IGNORECASE)
+_SECRET_ENTRY = re.compile(r"auth|key|token|secret|password|credential", re.IGNORECASE)
 
 
-def secrets_of(chat: BaseChatModel) -> tuple[str, ...]:
-    """The keys that a chat model holds: its secret fields, and headers that carry one."""
-    found = [secret for name in type(chat).model_fields
-             for secret in _secrets_in(getattr(chat, name, None), named=bool(_SECRET_FIELD.search(name)))]
+def secrets_of(chat: object) -> tuple[str, ...]:
+    """The keys that a chat model holds, or one inside a wrapper: secret fields, and headers that carry one."""
+    found = _secrets_in(chat, named=False, seen=set())
     return tuple(dict.fromkeys(secret for secret in found if len(secret) >= 6))
 
 
-def _secrets_in(value: object, *, named: bool) -> list[str]:
-    """The keys in a value, or in a mapping inside it. named: whether its own name says that it is one."""
+def _secrets_in(value: object, *, named: bool, seen: set[int]) -> list[str]:
+    """The keys in a value, or in what it is made of. named: whether its own name says that it is one."""
     if callable(reveal := getattr(value, "get_secret_value", None)):
         return [str(reveal())]
+    if isinstance(value, BaseModel | Mapping | list | tuple):
+        if id(value) in seen:
+            return []
+        seen.add(id(value))
+    if isinstance(value, BaseModel):
+        fields = [(name, getattr(value, name, None)) for name in type(value).model_fields]
+        return [secret for name, each in fields
+                for secret in _secrets_in(each, named=bool(_SECRET_FIELD.search(name)), seen=seen)]
     if isinstance(value, Mapping):
         return [secret for key, each in value.items()
-                for secret in _secrets_in(each, named=bool(_SECRET_ENTRY.search(str(key))))]
+                for secret in _secrets_in(each, named=bool(_SECRET_ENTRY.search(str(key))), seen=seen)]
+    if isinstance(value, list | tuple):
+        return [secret for each in value for secret in _secrets_in(each, named=named, seen=seen)]
     return [str(value)] if named and value is not None else []
 
 

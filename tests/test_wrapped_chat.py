@@ -1,0 +1,185 @@
+"""An editor inside LangChain's wrappers is capped, priced, warmed and kept quiet about as one without."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edits import NEW, OLD, KeyedChat, StructuredChat, counted, failure
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import ConfigurableField
+from langgraph.types import interrupt
+from pydantic import Field
+
+from nslora.tools.chat_models import editor_name
+from nslora.tools.editor import Caps, EditFailedError, Editor
+from nslora.tools.editor_log import EditorLog
+from nslora.tools.errors import ModelError, SettingsError
+from nslora.tools.prompt import Prompt
+from nslora.tools.scripted_chat import ScriptedChat, improved
+from nslora.tools.scrub import secrets_of
+from nslora.tools.wrapped_chat import bound_to, models_in, replies_per_call, reply_length
+
+Wrap = Callable[[Any], Any]
+WRAPPERS: dict[str, Wrap] = {
+    "plain": lambda chat: chat, "config": lambda chat: chat.with_config(tags=["x"]),
+    "bind": lambda chat: chat.bind(stop=["\n\n\n"]), "retry": lambda chat: chat.with_retry(),
+    "fallbacks": lambda chat: chat.with_fallbacks([chat]),
+    "configurable": lambda chat: chat.configurable_fields(temperature=ConfigurableField(id="temperature")),
+    "several": lambda chat: chat.bind(stop=["\n\n\n"]).with_config(tags=["x"]).with_fallbacks([chat])}
+
+
+class NotingChat(KeyedChat):
+    """Notes with which settings it was called, those that were bound among them."""
+
+    seen: list[dict[str, Any]] = Field(default_factory=list)
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **bound: Any) -> Any:
+        self.seen.append({"temperature": self.temperature, "max_tokens": self.max_tokens, "stop": stop, **bound})
+        return super()._generate(messages, stop, run_manager)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_the_model_inside_names_warms_bounds_and_prices_the_editor(wrap: Wrap) -> None:
+    seen: list[dict[str, Any]] = []
+    chat = NotingChat([counted("critique"), counted(improved(NEW)), counted(improved(Prompt("Shout.")))], seen=seen)
+    prices = {"tiny-1": {"input": 10.0, "output": 100.0}}
+    editor = Editor(wrap(chat), caps=Caps(cost=100.0, reply_tokens=500), prices=prices)
+    usage = editor.edit(OLD, [failure()], candidates=2).usage
+    assert editor_name(wrap(chat)) == "NotingChat:tiny-1"
+    assert usage.cost == pytest.approx(3 * (100 * 10e-6 + 20 * 100e-6))
+    assert [each["max_tokens"] for each in chat.seen] == [500, 500, 500]
+    assert [each["temperature"] for each in chat.seen] == [0.5, 0.5, 0.8]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_the_keys_of_the_model_inside_are_known(wrap: Wrap, tmp_path: Path) -> None:
+    chat = KeyedChat([RuntimeError("401: bad key a-plain-secret")], repeat=True)
+    assert "a-plain-secret" in secrets_of(wrap(chat))
+    with pytest.raises(EditFailedError) as caught:
+        Editor(wrap(chat), log=EditorLog(tmp_path / "editor.jsonl")).edit(OLD, [failure()])
+    assert "a-plain-secret" not in str(caught.value) + (tmp_path / "editor.jsonl").read_text()
+
+
+def test_keys_that_were_bound_or_lie_in_a_plain_field_are_known() -> None:
+    class Own(ScriptedChat):
+        credential: str = "zebra-quiet-9d8f7a6b"
+
+    bound = Own([]).bind(extra_headers={"X-Api-Key": "otter-loud-77aa"})
+    assert set(secrets_of(bound)) == {"zebra-quiet-9d8f7a6b", "otter-loud-77aa"}
+
+
+def test_what_was_bound_counts_more_than_what_the_model_holds() -> None:
+    chat = NotingChat(["critique", improved(NEW), improved(Prompt("Shout."))])
+    bound = chat.bind(max_tokens=8000, temperature=0.2, model="expensive")
+    assert editor_name(bound) == "NotingChat:expensive"
+    assert reply_length(bound) == 8000
+    assert bound_to(bound.with_config(tags=["x"]))["max_tokens"] == 8000
+    with pytest.raises(SettingsError, match="needs a price for 'NotingChat:expensive'"):
+        Editor(bound, caps=Caps(cost=1.0), prices={"tiny-1": {"input": 1.0, "output": 1.0}})
+    with pytest.raises(EditFailedError, match="cap on tokens"):
+        Editor(bound, caps=Caps(tokens=7000, reply_tokens=100)).edit(OLD, [failure()])
+    assert not chat.seen
+    Editor(bound, caps=Caps(tokens=100_000, reply_tokens=100)).edit(OLD, [failure()], candidates=2)
+    assert [each["max_tokens"] for each in chat.seen] == [8000] * 3
+    assert [each["temperature"] for each in chat.seen] == pytest.approx([0.2, 0.2, 0.5])
+
+
+def test_a_temperature_above_1_never_falls() -> None:
+    chat = NotingChat(["critique", improved(NEW), improved(Prompt("Shout."))], temperature=1.5)
+    Editor(chat).edit(OLD, [failure()], candidates=2)
+    assert [each["temperature"] for each in chat.seen] == pytest.approx([1.5, 1.5, 1.8])
+
+
+def test_several_replies_a_call_are_reserved_and_the_dearest_of_several_models_is_charged() -> None:
+    assert replies_per_call(KeyedChat([]).bind(n=4)) == 4
+    with pytest.raises(EditFailedError, match="cap on tokens"):
+        Editor(KeyedChat([]).bind(n=4), caps=Caps(tokens=4000, reply_tokens=1500)).edit(OLD, [failure()])
+    dear = KeyedChat([], model_name="dear-1")
+    chat = KeyedChat([counted("critique"), counted(improved(NEW))]).with_fallbacks([dear])
+    prices = {"tiny-1": {"input": 1.0, "output": 1.0}, "dear-1": {"input": 5.0, "output": 9.0}}
+    editor = Editor(chat, caps=Caps(cost=1.0), prices=prices)
+    assert editor.edit(OLD, [failure()]).usage.cost == pytest.approx(2 * (100 * 5e-6 + 20 * 9e-6))
+
+
+def test_a_form_is_filled_in_unless_what_was_bound_would_be_left_out() -> None:
+    replies = ["critique", json.dumps({"system": "Shout.", "question_template": "{question}", "demonstrations": []})]
+    for wrap in (WRAPPERS["config"], WRAPPERS["fallbacks"]):
+        chat = StructuredChat(list(replies))
+        edit = Editor(wrap(chat)).edit(OLD, [failure()])
+        assert edit.prompts[0].system == "Shout."
+        assert chat.asked_for
+    chat = StructuredChat(["critique", improved(NEW)])
+    Editor(chat.bind(stop=["\n\n\n"])).edit(OLD, [failure()])
+    assert not chat.asked_for
+    for unable in (chat.bind(stop=["\n\n\n"]), ScriptedChat([])):
+        with pytest.raises(SettingsError, match="'auto' or 'never'"):
+            Editor(unable, structured="always")
+
+
+def test_a_profile_that_promises_what_the_model_lacks_is_asked_in_words() -> None:
+    chat = ScriptedChat(["critique", improved(NEW)], profile={"structured_output": True})
+    assert Editor(chat).edit(OLD, [failure()]).prompts == (NEW,)
+
+
+def test_a_chain_is_no_editor() -> None:
+    with pytest.raises(ModelError, match="no chat model"):
+        editor_name(KeyedChat([]) | (lambda message: message))
+    assert models_in(KeyedChat([]))[0].model_name == "tiny-1"
+
+
+@pytest.mark.parametrize("count", [10**30, True, "a", 1.5, None])
+def test_counts_that_are_none_are_estimated(count: Any) -> None:
+    said = AIMessage("critique")
+    said.usage_metadata = {"input_tokens": count, "output_tokens": 7, "total_tokens": 7}
+    usage = Editor(ScriptedChat([said, improved(NEW)])).edit(OLD, [failure()]).usage
+    assert usage.estimated
+    assert usage.tokens < 10**6
+
+
+def test_each_reply_that_is_unusable_is_asked_for_in_words_of_its_own(tmp_path: Path) -> None:
+    chat = ScriptedChat(["critique", "no tags", "no tags", improved(NEW)])
+    edit = Editor(chat, log=EditorLog(tmp_path / "a.jsonl")).edit(OLD, [failure()])
+    assert edit.prompts == (NEW,)
+    assert edit.usage.calls == len(chat.requests) == 4
+    chat = ScriptedChat(["", "", "critique", improved(NEW)])
+    edit = Editor(chat, log=EditorLog(tmp_path / "b.jsonl")).edit(OLD, [failure()])
+    assert edit.usage.calls == len(chat.requests) == 4
+
+
+def test_an_interrupt_of_a_chat_model_is_no_failed_edit() -> None:
+    from langgraph.checkpoint.memory import InMemorySaver
+    from langgraph.graph import START, StateGraph
+    from langgraph.types import Command
+
+    class Person(ScriptedChat):
+        def _generate(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError(interrupt("what do you think?"))
+
+    def node(_: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Editor(Person([])).edit(OLD, [failure()])
+        except EditFailedError as error:
+            return {"said": str(error)}
+        return {}
+
+    graph = StateGraph(dict).add_node("node", node).add_edge(START, "node").compile(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    graph.invoke({}, config)
+    assert graph.get_state(config).interrupts[0].value == "what do you think?"
+    graph.invoke(Command(resume="too long"), config)
+    assert not graph.get_state(config).interrupts
+
+
+def test_checkpoints_that_want_an_event_loop_are_refused_before_a_folder_is_made(begin: Any, tmp_path: Path) -> None:
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    async def create() -> None:
+        async with AsyncSqliteSaver.from_conn_string(":memory:") as saver:
+            with pytest.raises(SettingsError, match=r"asyncio.to_thread\(run.adapt\)"):
+                begin("run", checkpoints=saver)
+
+    asyncio.run(create())
+    assert not (tmp_path / "run").exists()
