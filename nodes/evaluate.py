@@ -31,12 +31,11 @@ from nslora.tools.evaluation import (
 from nslora.tools.files import sha256_of_json
 from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance
-from nslora.tools.prompt import Prompt, normalise
+from nslora.tools.prompt import normalise
 from nslora.tools.remake import read_rows
 from nslora.tools.rewards import Graded, check_means
+from nslora.tools.row_lengths import refuse_long_questions
 from nslora.tools.statistics import mean
-
-ROWS_NAMED = 5      # in an error, of those that are too long
 
 
 def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -89,7 +88,10 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
     path = lab.evaluations / f"{key}.jsonl"
     if not path.exists():
         if kept is None:
-            refuse_long_rows(lab, lab.prompts.get(candidate["prompt"]))
+            task = lab.task
+            refuse_long_questions({"train": task.train, "validation": task.validation, "test": task.test,
+                                   "anchor": anchor}, lab.prompts.get(candidate["prompt"]), count=lab.token_counts,
+                                  context_tokens=lab.policy.context_tokens, max_new_tokens=task.max_new_tokens)
         validation = lab.task.validation
         prompt = lab.prompts.get(candidate["prompt"])
         replies = ask(lab.policy, lab.replies, prompt,
@@ -111,26 +113,6 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
     else:
         cost = evaluation_cost(path, lab.task_id)
     return summary(key, read_evaluation(path)[0], cost, lab.flop_rates.forward * cost.forward_tokens)
-
-
-def refuse_long_rows(lab: Lab, prompt: Prompt) -> None:
-    """Raise TooLongError, naming them, where questions of any split outgrow the model's context under this prompt.
-
-    Found at the end, one test question would cost the whole run. A token takes a byte at least, so few are counted;
-    half of the room is left for what the template adds.
-    """
-    task, room = lab.task, lab.policy.context_tokens - lab.task.max_new_tokens
-    splits = {"train": task.train, "validation": task.validation, "test": task.test, "anchor": lab.anchor}
-    every = [(f"{split} {row.id}", prompt.messages(row.question)) for split, rows in splits.items() for row in rows]
-    doubtful = [(name, dialogue) for name, dialogue in every
-                if sum(len(turn["content"].encode("utf-8", "replace")) for turn in dialogue) > room // 2]
-    counts = lab.token_counts([dialogue for _, dialogue in doubtful])
-    long = [name for (name, _), count in zip(doubtful, counts, strict=True) if count > room]
-    if long:
-        more = f" and {len(long) - ROWS_NAMED} more" if len(long) > ROWS_NAMED else ""
-        raise TooLongError(f"Questions outgrow the model's context of {lab.policy.context_tokens} tokens with the "
-                           f"prompt and the reply ({', '.join(long[:ROWS_NAMED])}{more}): shorten or remove them, "
-                           "or lower max_new_tokens.")
 
 
 def reference_losses(lab: Lab, candidate: Candidate) -> tuple[list[float | None], int]:

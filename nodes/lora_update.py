@@ -12,6 +12,7 @@ from nslora.tools.lab import Lab
 from nslora.tools.material import training_rows
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.remake import read_rows, rows_by_source
+from nslora.tools.row_lengths import within_context
 from nslora.tools.settings import SEEDS
 
 
@@ -26,11 +27,12 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     material = material_of(state, lab)
     rows = training_rows(lab.task.train, material, prompt, remade, everything=waiting,
                          replay_share=lab.settings.lora.replay_share, seed=f"{lab.settings.seed}/{state['round']}")
+    rows, left_out = within_context(rows, lab.policy.context_tokens, lab.token_counts)
     write_jsonl(lab.folder / "material" / f"{state['round'] + 1}-rows.jsonl",
                 [{"source": row.source, "origin": row.origin, "completion": row.completion,
                   "why": material.why(row, everything=waiting)} for row in rows])
     if not rows:
-        return failed(state, lab, "no train row has a reference or a verified reply to learn from")
+        return failed(state, lab, left_out or "no train row has a reference or a verified reply to learn from")
     task_id = getattr(runtime.execution_info, "task_id", None) or f"round-{state['round'] + 1}"
     burst = Burst(tuple(rows), lab.settings.lora.epochs, seed=(lab.settings.seed * 1000 + state["round"]) % SEEDS,
                   start=state["kept"]["adapter"], progress=lab.folder / "progress" / task_id)
@@ -48,7 +50,7 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
         trained_tokens=result.trained_tokens, generated_tokens=0, flop=lab.flop_rates.training * result.trained_tokens,
         editor={},
         epoch_losses_nats=list(result.epoch_losses), grad_norms=list(result.grad_norms), new_rows=0,
-        note=f"{described(rows)}, {result.steps} steps ({result.fast_path})")
+        note=f"{described(rows)}, {result.steps} steps ({result.fast_path}){left_out and f'; {left_out}'}")
     changes: Changes = {"proposal": proposal, "wall_s": wall_s}
     if pool:
         changes["remade"] = {**pool, "waiting": False}

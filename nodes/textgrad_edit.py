@@ -19,7 +19,7 @@ from nslora.tools.files import write_json
 from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance
 from nslora.tools.prompt import Prompt, check_prompt
-from nslora.tools.remake import Remade, remake, write_rows
+from nslora.tools.remake import LAYOUT, Remade, remake, write_rows
 from nslora.tools.rewards import Graded
 from nslora.tools.task import Example
 
@@ -92,12 +92,14 @@ def proposed(screened: Screened, failures: list[Graded], state: AdaptationState,
     name = keep_record(state, lab, failures, edit, screening)
     remade = remake_under(prompt, state, lab, name, progress("textgrad_edit", "remade replies", until), screened.flop)
     proposal = blank(asdict(edit.usage), lab.clock.seconds)
-    sources = len({row.source for row in remade.rows})
+    sources = {row.source for row in remade.rows}
+    by_model = {row.source for row in remade.rows if row.adapter != LAYOUT}
     proposal |= {
         "candidate": Candidate(adapter=state["kept"]["adapter"], prompt=prompt_hash),
         "generated_tokens": screening.generated_tokens + remade.generated_tokens, "new_rows": len(remade.rows),
         "flop": screened.flop + lab.flop_rates.forward * remade.forward_tokens,
-        "note": f"{len(prompt.demonstrations)} demonstrations, {sources} of {len(lab.task.train)} rows remade"
+        "note": f"{len(prompt.demonstrations)} demonstrations, {len(sources)} of {len(lab.task.train)} rows remade "
+                f"({len(by_model)} answered by the model, {len(sources - by_model)} put into a layout)"
                 f"{screening.describe()}"}
     return {"proposal": proposal, "wall_s": proposal["wall_s"], "editor_failures": 0}
 

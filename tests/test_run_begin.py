@@ -19,7 +19,7 @@ from nslora.graph.run import Run
 from nslora.graph.run_folder import write_record
 from nslora.tools.errors import ModelError, NsloraError, RewardError, RunError, TooLongError
 from nslora.tools.evaluation import read_evaluation, write_evaluation
-from nslora.tools.files import write_text
+from nslora.tools.files import read_jsonl, write_text
 from nslora.tools.lab import _LABS, RUN_FILE
 from nslora.tools.run_lock import LOCK_FILE, sole_writer
 from nslora.tools.task import Task, load_task, task_from_rows
@@ -112,17 +112,25 @@ def test_files_of_a_run_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_train_row_beyond_the_context_is_a_failed_update_and_not_the_end(
-        begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task) -> None:
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_train_rows_beyond_the_context_are_left_out_of_a_burst_and_named(
+        tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task, everywhere: bool) -> None:
     train = rows(keepers, "train")
-    train[0]["reference"] = "x" * 5000
+    for row in train if everywhere else train[:1]:
+        row["reference"] = "x" * 5000
     task = task_from_rows(train=train, validation=rows(keepers, "validation"), test=rows(keepers, "test"),
                           max_new_tokens=8)
+    notes: list[str] = []
     run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
-                     device={"threads": 1, "device": "cpu"})
+                     device={"threads": 1, "device": "cpu"}, note=notes.append)
     (only,) = run.adapt()["rounds"]
-    assert "shorten or remove that row" in only["error"]
-    assert not only["kept"]
+    told = only["error"] if everywhere else only["note"]
+    assert "more than the 2048 tokens of the model's context" in told
+    assert told.endswith("shorten or remove them")
+    assert f"and {len(train) - 5} more" in told if everywhere else "train-1;" in told
+    trained = read_jsonl(run.folder / "material" / "1-rows.jsonl")
+    assert len(trained) == (0 if everywhere else len(train) - 1)
+    assert any("references of train and validation are longer than a reply may be" in note for note in notes)
 
 
 def test_a_question_beyond_the_context_is_named_before_anything_is_spent(

@@ -1,11 +1,13 @@
 """Paired tests: exact values by hand or from counting, verdicts by table."""
 
+import math
 import random
 
 import pytest
 from pydantic import ValidationError
 
 from nslora.tools.statistics import (
+    REWARDS,
     KeepSettings,
     bootstrap_interval,
     keep_or_drop,
@@ -63,6 +65,25 @@ def test_the_interval_holds_the_mean_and_narrows_with_rows():
     assert low < 0.5 < high
     tight_low, tight_high = bootstrap_interval(many, seed=1)
     assert tight_high - tight_low < high - low
+
+
+@pytest.mark.parametrize("rows", [5, 6, 12])
+def test_an_interval_holds_the_true_rate_however_few_rows_there_are(rows: int) -> None:
+    """Exact: over all outcomes, by their binomial probability."""
+    intervals = [bootstrap_interval([1.0] * won + [0.0] * (rows - won), bounds=REWARDS, samples=2000)
+                 for won in range(rows + 1)]
+    for rate in (0.02, 0.05, 0.1, 0.3, 0.5, 0.8, 0.95):
+        covered = sum(math.comb(rows, won) * rate**won * (1 - rate) ** (rows - won)
+                      for won, (low, high) in enumerate(intervals) if low <= rate <= high)
+        assert covered >= 0.92      # the percentile bootstrap alone: 0.09
+    assert intervals[0][1] == pytest.approx(1 - 0.025 ** (1 / rows))      # the exact binomial bound
+    assert intervals[-1][0] == pytest.approx(0.025 ** (1 / rows))
+
+
+def test_a_gain_that_the_test_cannot_see_has_an_interval_over_zero() -> None:
+    low, high = bootstrap_interval([1.0, 1.0, 1.0, 0.0, 0.0])
+    assert sign_flip_p_value([1.0, 1.0, 1.0, 0.0, 0.0]) == 0.125
+    assert low < 0 < high
 
 
 KEEP = [

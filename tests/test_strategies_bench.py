@@ -1,5 +1,6 @@
 """The statistics behind the strategy tables, on records made up here; expected numbers are worked out by hand."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,17 @@ from nslora.tools.files import read_jsonl
 
 
 def record(task: str, strategy: str, seed: int, passed: str, *, base: str = "0000", changed: bool = True,
-           curve: Any = ((1.0, 0.0), (3.0, 0.5), (9.0, 1.0)), actions: str = "lora") -> dict[str, Any]:
+           curve: Any = ((1.0, 0.0), (3.0, 0.5), (9.0, 1.0)), actions: str = "lora",
+           dropped: Collection[int] = ()) -> dict[str, Any]:
+    """dropped: rounds, from 1. actions: of the rounds, the last one again where there are more."""
+    names = actions.split()
+    rounds = [{"action": names[min(i, len(names) - 1)], "kept": i + 1 not in dropped, "reward": reward, "error": None}
+              for i, (_, reward) in enumerate(curve[1:])]
     return {"task": task, "strategy": strategy, "seed": seed, "planted": "content", "cap_tflop": 60.0,
             "result": {"passed": passed, "rewards": [float(digit) for digit in passed], "checks": {}},
             "base": {"passed": base, "rewards": [0.0] * len(base), "checks": {}}, "changed": changed,
             "curve": [list(point) for point in curve], "stop": "enough",
-            "rounds": [{"action": action, "kept": True, "reward": 1.0, "error": None} for action in actions.split()],
+            "rounds": rounds,
             "cost": {"tflop": 9.0, "editor_tokens": 0.0}, "wall_s": 2.0,
             "processor": "a core", "date": "2026-11-25", "commit": "c0ffee"}
 
@@ -92,6 +98,9 @@ def test_a_candidate_that_no_run_would_deliver_raises_no_curve() -> None:
     curve = [[1.0, 0.2], [3.0, 0.3]]
     assert delivered(record("one", ROUTER, 0, "0000", changed=False, curve=curve))["curve"] == [[1.0, 0.2], [3.0, 0.2]]
     assert delivered(record("one", ROUTER, 0, "1000", curve=curve))["curve"] == curve
+    longer = [*curve, [5.0, 0.3], [9.0, 0.8]]
+    dropped = delivered(record("one", ROUTER, 0, "1000", curve=longer, dropped=(1, 2)))
+    assert dropped["curve"] == [[1.0, 0.2], [3.0, 0.2], [5.0, 0.2], [9.0, 0.8]]
 
 
 def test_the_best_order_may_be_another_one_at_each_budget() -> None:

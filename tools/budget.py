@@ -165,7 +165,7 @@ def row_tokens(task: Task) -> float:
 
 def detectable(task: Task, settings: RunSettings) -> float:
     """Smallest mean gain that the test of keep or drop can see, where a row that is won gains a whole check."""
-    step = 1.0 if task.reward.combine == "all" else 0.5
+    step = 1.0 if task.reward.combine == "all" or len(task.reward.checks) == 1 else 0.5
     return smallest_detectable_gain(len(task.validation), level=settings.keep.level, step=step)
 
 
@@ -176,6 +176,11 @@ def warnings_of(task: Task, settings: RunSettings, burst_tokens: int) -> list[st
     if smallest > WANTED_GAIN:
         found.append(f"{len(task.validation)} validation rows cannot tell a gain below {smallest:.2f} from noise "
                      f"(wanted: {WANTED_GAIN:g}): add validation rows, or expect smaller gains to be dropped.")
+    lengths = [len(row.reference) / CHARACTERS_PER_TOKEN for row in (*task.train, *task.validation) if row.reference]
+    if long := sum(length > task.max_new_tokens for length in lengths):
+        found.append(f"{long} of {len(lengths)} references of train and validation are longer than a reply may be, up "
+                     f"to about {max(lengths):.0f} tokens (max_new_tokens: {task.max_new_tokens}): raise "
+                     "max_new_tokens in task.yaml if right replies are as long.")
     if settings.max_train_tokens is not None and settings.max_train_tokens < burst_tokens:
         found.append(f"max_train_tokens {settings.max_train_tokens} is less than one full burst (about "
                      f"{burst_tokens}): bursts will be shorter, or left out.")

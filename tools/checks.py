@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,17 @@ if TYPE_CHECKING:
     from nslora.tools.task import Example
 
 REFERENCE = "reference"
+# Scripts without spaces between words, or (Hangul) whose words take endings: from Thai to Khmer, kana, Han, Hangul.
+_SPACELESS_RANGES = (r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
+                     r"\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff")
+_SPACELESS = re.compile(f"[{_SPACELESS_RANGES}]")
+_IN_WORDS = rf"[^\W{_SPACELESS_RANGES}]"
 _OPENING, _CLOSING = "\"'“‘([{*", "\"'”’)]}*.,;:!?"
+
+
+def composed(text: str) -> str:
+    """The text with each letter and its accents as one character, however they came (Unicode NFC)."""
+    return unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,7 @@ class ExactMatch(FieldCheck):
 
     def normal(self, text: str) -> str:
         """The text without what is ignored."""
+        text = composed(text)
         if self.ignore_punctuation:
             text = re.sub(r"\S+", lambda word: word[0].lstrip(_OPENING).rstrip(_CLOSING) or word[0], text)
         if self.ignore_whitespace:
@@ -140,11 +152,15 @@ class Contains(FieldCheck):
         return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]
 
     def finds(self, text: str, reply: str) -> bool:
-        """Whether the text stands in the reply. 25 does not stand in 125, in 1.25 or in 25.5."""
-        pattern = r"\s+".join(map(re.escape, text.split()))
-        if self.whole_words:
-            pattern = rf"(?<!\w)(?<!\d[.,]){pattern}(?!\w)(?![.,]\d)"
-        return re.search(pattern, reply, re.IGNORECASE if self.ignore_case else 0) is not None
+        """Whether the text stands in the reply. 25 does not stand in 125, in 1.25 or in 25.5; 王芳 does in 由王芳看守,
+        since scripts that put no spaces between words show no boundary.
+        """
+        words = composed(text).split()
+        pattern = r"\s+".join(map(re.escape, words))
+        if self.whole_words and words:
+            before, after = ("" if _SPACELESS.match(end) else _IN_WORDS for end in (words[0][0], words[-1][-1]))
+            pattern = (before and f"(?<!{before})") + rf"(?<!\d[.,]){pattern}(?![.,]\d)" + (after and f"(?!{after})")
+        return re.search(pattern, composed(reply), re.IGNORECASE if self.ignore_case else 0) is not None
 
 
 class Regex(Check):

@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nslora.tools.attribution import Attribution, Demand, demand
+from nslora.tools.compute import token_counts
 from nslora.tools.evaluation import Failure, Row, ask, grade, measure
 from nslora.tools.policy import Advance, Policy, silent
 from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.reply_classifier import suggestions
 from nslora.tools.rewards import Graded, check_means
+from nslora.tools.row_lengths import refuse_long_questions
 from nslora.tools.run_cost import Cost, Speed, generated, trained, update_tokens, whole_run
 from nslora.tools.settings import RunSettings
 from nslora.tools.signal import KINDS, progress
 from nslora.tools.situation import Situation
-from nslora.tools.statistics import TIE, bootstrap_interval, mean, smallest_detectable_gain
+from nslora.tools.statistics import REWARDS, TIE, bootstrap_interval, mean, smallest_detectable_gain
 from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Example, Task
 
@@ -85,6 +87,9 @@ def diagnose(
     settings = settings or RunSettings()
     calls = task.reward.calls
     train = _sample(task.train, settings.seed)
+    refuse_long_questions({"train": train, "validation": task.validation}, task.prompt,
+                          context_tokens=policy.context_tokens, max_new_tokens=task.max_new_tokens,
+                          count=lambda dialogues: token_counts(policy, cache, dialogues))
     graded, speed, reply_tokens = _measured(task, policy, train, cache, advance)
     losses, speed = _losses(task, policy, speed)
     good = [each for each in graded[len(task.validation):] if each.score.passed] or suggestions(task)
@@ -97,7 +102,8 @@ def diagnose(
     known = [loss for loss in losses if loss is not None]
     return Diagnosis(
         task=task.name, model=policy.name, train_rows=len(train), validation_rows=len(rows),
-        reward=mean([row.value for row in rows]), interval=bootstrap_interval([row.value for row in rows]),
+        reward=mean([row.value for row in rows]),
+        interval=bootstrap_interval([row.value for row in rows], bounds=REWARDS),
         all_checks=mean([float(row.passed) for row in rows]),
         checks=check_means([row.checks for row in rows]),
         train_reward=mean([row.value for row in train_rows]), loss_nats=mean(known) if known else None,
@@ -185,10 +191,11 @@ def _bounds(task: Task, rows: Sequence[Row], answers: Sequence[Attribution]) -> 
 
 
 def _step(rows: Sequence[Row], answers: Sequence[Attribution]) -> float:
-    """By how much a row typically moves when it is mended: the median stake, or what one repair brings."""
+    """By how much a row typically moves when it is mended: what one repair brings, or else what it misses; a median."""
     values = {row.id: row.value for row in rows}
     moves = sorted(each.single - values[each.example_id] for each in answers
                    if each.single > values[each.example_id] + TIE)
+    moves = moves or sorted(each.stake for each in answers)
     return moves[len(moves) // 2] if moves else 1.0
 
 

@@ -90,6 +90,9 @@ def repairs_of(
     case = proven[0].case if proven else "as is"
     content = _best(ask, [replace(reply, place, core, case) for place in places], full)
     own = [Span(*run) for run in shared_runs(reply, reference, question)[:1] if core not in reply]
+    if core in reply and not (WORD.match(core[0]) and WORD.match(core[-1])):
+        # Windows of words leave out the brackets or the stop that the answer begins or ends with.
+        own = [Span(reply.rindex(core), reply.rindex(core) + len(core))]
     form = _best(ask, _reframed(reply, core, [*own, *places], proven, question), full) if proven else None
     return Repairs(core, content, form, proof)
 

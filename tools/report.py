@@ -17,7 +17,7 @@ from nslora.tools.lab import Lab
 from nslora.tools.prompt import difference
 from nslora.tools.remake import read_rows
 from nslora.tools.rewards import Graded, check_means
-from nslora.tools.statistics import KEEP_TEST, bootstrap_interval
+from nslora.tools.statistics import KEEP_TEST, REWARDS, bootstrap_interval
 
 PACKAGES = ("nslora", "torch", "transformers", "peft", "trl", "textgrad", "langgraph", "langchain-core")
 
@@ -41,7 +41,7 @@ def compare_on_test(base: Sequence[Graded], result: Sequence[Graded]) -> dict[st
     """Base and result on the same questions; intervals are 95 % bootstrap, the gain's paired by question."""
     def numbers(graded: Sequence[Graded]) -> dict[str, Any]:
         passed = [float(each.score.passed) for each in graded]
-        return {"all_checks": sum(passed) / len(passed), "interval": list(bootstrap_interval(passed)),
+        return {"all_checks": sum(passed) / len(passed), "interval": list(bootstrap_interval(passed, bounds=REWARDS)),
                 "reward": sum(each.score.value for each in graded) / len(graded),
                 "checks": check_means([each.score.checks for each in graded])}
 

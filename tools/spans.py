@@ -27,7 +27,12 @@ SENTENCE_WORDS = frozenset(["answer", "are", "has", "have", "i", "is", "it", "th
 
 
 def spans(reply: str, core: str, question: str, layouts: Sequence[Layout], limit: int = 3) -> list[Span]:
-    """Stretches of the reply that may hold its answer, best first: slots of known layouts, then by likeness."""
+    """Stretches of the reply that may hold its answer, best first: slots of known layouts, then by likeness.
+
+    In a reply without text that is where the answer would stand.
+    """
+    if not reply.strip():
+        return [Span(0, len(reply), framed=True)]
     slots = [layout.slot(reply, question) for layout in layouts if not layout.bare]
     slots = [_answer_slot(slot, reply, core) for slot in [*slots, *_structural_slots(reply)]]
     block = marked_block(reply) if several(core) else None

@@ -33,7 +33,7 @@ from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.rewards import Graded
 from nslora.tools.rule_editor import RuleEditor
 from nslora.tools.settings import DeviceSettings, LoraSettings
-from nslora.tools.statistics import bootstrap_interval
+from nslora.tools.statistics import REWARDS, bootstrap_interval
 from nslora.tools.task import Task, load_task
 
 FOLDER = Path("build/bench/remade")
@@ -136,7 +136,7 @@ def trained(bench: Bench, arm: str, size: int, seed: int) -> Trained:
 def described(arm: str, size: int, runs: Sequence[Trained]) -> tuple[list[Figure], dict[str, Any]]:
     """The figures of one arm at one size, and its entry in the record."""
     facts = fact_means(runs)
-    low, high = bootstrap_interval(list(facts.values()))
+    low, high = bootstrap_interval(list(facts.values()), bounds=REWARDS)
     seeds = [mean([all_checks(each) for each in run.graded]) for run in runs]
     checks = {name: mean(list(fact_means(runs, lambda each, name=name: each.score.checks[name]).values()))
               for name in runs[0].graded[0].score.checks}

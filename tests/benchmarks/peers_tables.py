@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from form import README, Figure, figure, in_readme, publish
 
-from nslora.tools.statistics import bootstrap_interval
+from nslora.tools.statistics import REWARDS, bootstrap_interval
 
 Record = Mapping[str, Any]
 OURS, UNTOUCHED = "nslora", "base"
@@ -92,7 +92,7 @@ def score(records: Sequence[Record]) -> float:
 
 
 def line_of(peer: str, records: Sequence[Record]) -> str:
-    low, high = bootstrap_interval(questions(records))
+    low, high = bootstrap_interval(questions(records), bounds=REWARDS)
     return (f"| {peer} | {score(records):.2f} [{low:.2f}, {high:.2f}] | {mean_of(records, 'result', 'rewards'):.3f} | "
             f"{mean_of(records, 'cost', 'tflop'):.1f} | {mean_of(records, 'cost', 'editor_calls'):.0f} | "
             f"{mean_of(records, 'wall_s'):.0f} | {cell(records[0]['left_with'])} |")

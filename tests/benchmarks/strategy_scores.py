@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from strategy_cells import FIXED_ORDERS, NOTHING, ROUTER, SINGLE_KINDS
 
-from nslora.tools.statistics import bootstrap_interval
+from nslora.tools.statistics import REWARDS, bootstrap_interval, with_unseen
 
 Estimate = tuple[float, tuple[float, float]]        # a mean and its 95 % interval
 Floats = npt.NDArray[np.float64]
@@ -117,8 +117,10 @@ class Scores:
 
     def _row(self, task: str, strategy: str) -> Row:
         records, (wins, decided) = self.of(task, strategy), self.wins(task, strategy)
+        passed = self.passed(task, strategy)
+        mean, interval = mean_of_tasks([passed])
         return Row(
-            task, strategy, len(records), *mean_of_tasks([self.passed(task, strategy)]),
+            task, strategy, len(records), mean, with_unseen(interval, mean, passed.shape[1], bounds=REWARDS),
             float(np.mean([np.mean(each["result"]["rewards"]) for each in records])),
             wins / decided if decided else None,
             self.regret(task, strategy), float(np.mean([over_budgets(each) for each in records])),
@@ -135,13 +137,14 @@ class Scores:
 def delivered(record: Record) -> Record:
     """A record whose curve holds no candidate that the run would not have delivered.
 
-    The recorded curve is the best validation reward of any candidate. A run that ended with its start had none that
-    beat it by more than chance, so its curve stays where it began.
+    The recorded curve is the best validation reward of any candidate, those that were dropped included. A run that
+    ended with its start had none that beat it by more than chance, so its curve stays where it began.
     """
-    if record["changed"]:
-        return record
-    start = record["curve"][0][1]
-    return {**record, "curve": [[spent, start] for spent, _ in record["curve"]]}
+    curve = [list(record["curve"][0])]
+    for (spent, _), each in zip(record["curve"][1:], record["rounds"], strict=True):
+        counts = record["changed"] and each["kept"]
+        curve.append([spent, max(curve[-1][1], each["reward"]) if counts else curve[-1][1]])
+    return {**record, "curve": curve}
 
 
 def near_final(curve: Sequence[Sequence[float]]) -> float:

@@ -71,7 +71,8 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         + f". Nothing to gain: {alone} of {runs} runs of the router ended with no change, on "
         + " and ".join(f"{spent:.0f} TFLOP ({task})" for task, spent in spent_on_nothing(records))
         + f"; {len(made_worse(records))} of the {could_fall(records)} runs whose base passes anything ended "
-        "significantly below it. Intervals draw seeds and questions within these tasks.", "",
+        "significantly below it. Intervals draw seeds and questions within these tasks, those over all budgets seeds "
+        "alone.", "",
         "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(router_line(scores, task, seeds[task]) for task in tasks), "",
