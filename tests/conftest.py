@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from nslora.graph.run import Run
 from nslora.tools.local_policy import LocalPolicy, prepare_environment
@@ -16,6 +17,9 @@ from nslora.tools.tiny_model import Family, write_tiny_model
 from nslora.tools.tiny_task import write_tiny_task
 
 prepare_environment()
+# A test asserts behaviour; how long an example takes depends on what else the machine does.
+hypothesis_settings.register_profile("nslora", deadline=None)
+hypothesis_settings.load_profile("nslora")
 # NSLORA_TEST_DEVICE=cuda: the tests of tiny policies on a GPU, in the float32 that they are exact in.
 DEVICE = DeviceSettings(device=os.environ.get("NSLORA_TEST_DEVICE", "cpu"), dtype="float32", threads=1)
 # Workers of pytest-xdist inherit the terminal's size (readline exports it), which a console would hold to for good.

@@ -270,3 +270,33 @@ def test_the_demand_weighs_each_failure_by_what_it_lost():
     assert (wanted.failures, wanted.content, wanted.form, wanted.both) == (2, 0.5, 0.5, 0.0)
     assert wanted.p_content == pytest.approx(0.9)
     assert demand([]).failures == 0
+
+
+PEOPLE = [("Ann Lee", 20, "Leeds"), ("Bo Park", 21, "Bonn"), ("Cy Dunn", 22, "Lyon"), ("Di Voss", 23, "Turin")]
+RECORDS = [Row(f"train-{i}", f"Extract {name}, {age}, {city}.", json.dumps({"name": name, "age": age, "city": city}))
+           for i, (name, age, city) in enumerate(PEOPLE)]
+
+
+@pytest.mark.parametrize("around", ["```json\n{}\n```", "Here is the JSON: {}", "{}\n\nLet me know if you need more."])
+def test_an_answer_that_is_right_but_for_what_stands_around_it_wants_another_form(around):
+    """The reference itself begins and ends with brackets, which no window of words holds."""
+    def reward(row, reply):
+        try:
+            return Value(float(json.loads(reply) == json.loads(row.reference)))
+        except json.JSONDecodeError:
+            return Value(0.0)
+
+    good = [Reply(row, row.reference, reward(row, row.reference)) for row in RECORDS[:2]]
+    failing = [Reply(row, around.format(row.reference), Value(0.0)) for row in RECORDS]
+    found = attribute(failing, reward, known_good=good)
+    assert [each.verdict for each in found] == ["form"] * 4
+    assert [each.single for each in found] == [1.0] * 4
+
+
+def test_in_an_empty_reply_the_reference_is_what_is_missing():
+    """Or any other reply would seem to have come nearer to it."""
+    def contained(row, reply):
+        return Value(float(fact(row, reply)))
+
+    found = attribute([Reply(row, "", Value(0.0)) for row in ROWS], contained)
+    assert [(each.verdict, each.single) for each in found] == [("content", 1.0)] * 4

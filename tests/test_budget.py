@@ -32,7 +32,7 @@ from nslora.tools.prompt import Prompt
 from nslora.tools.settings import RunSettings
 from nslora.tools.signal import Progress
 from nslora.tools.situation import Decision
-from nslora.tools.task import Example, Task
+from nslora.tools.task import Example, Task, task_from_rows
 from nslora.tools.task_clock import CLOCK_FILE, TaskClock
 
 FREE = Expected(0.0, 0.0, {"lora": 0.0, "textgrad": 0.0})
@@ -153,6 +153,13 @@ def test_a_plan_names_what_a_run_would_do_and_what_it_could_not_see(keepers: Tas
     # Four rows won by half a point each are the least that 6 rows can tell from noise at level 0.1.
     assert plan.warnings[0].startswith("6 validation rows cannot tell a gain below 0.33 from noise (wanted: 0.1)")
     assert len(plan.warnings) == 3
+
+
+def test_with_a_single_check_a_row_is_won_whole(keepers: Task) -> None:
+    splits = {split: [{"question": row.question, "reference": row.reference} for row in found] for split, found in
+              (("train", keepers.train), ("validation", keepers.validation), ("test", keepers.test))}
+    plan = plan_of(task_from_rows(**splits, reward="exact_match", max_new_tokens=8), settings())
+    assert plan.warnings[0].startswith("6 validation rows cannot tell a gain below 0.67 from noise")
 
 
 def test_what_a_budget_cannot_show_is_said_before_the_run(begin: Callable[..., Run]) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from nslora.graph.cli import app
 from nslora.tools.diagnosis import Diagnosis, diagnose
+from nslora.tools.errors import TooLongError
 from nslora.tools.policy import Generated
 from nslora.tools.settings import RunSettings
 from nslora.tools.statistics import smallest_detectable_gain
@@ -99,6 +100,22 @@ def test_a_gain_too_small_for_the_validation_rows_is_said_to_be_so() -> None:
     assert diagnosis.smallest_detectable == smallest_detectable_gain(10, step=0.5)
     assert diagnosis.advice == "no change"
     assert "10 validation rows show no gain below" in diagnosis.reason
+
+
+def test_without_references_a_row_may_gain_what_it_misses() -> None:
+    splits = {split: [{"question": wording.format(word)} for word in WORDS] for split, wording in WORDINGS.items()}
+    free = task_from_rows(**splits, reward=(STYLE, {"check": "length", "max_words": 9}), max_new_tokens=8,
+                          fields={"reference": None})
+    diagnosis = diagnose(free, ScriptedPolicy(code_in))  # type: ignore[arg-type]
+    assert diagnosis.reward == 0.5
+    assert diagnosis.smallest_detectable == smallest_detectable_gain(10, step=0.5)
+
+
+def test_a_question_beyond_the_context_is_named() -> None:
+    long = ScriptedPolicy(code_in)
+    long.context_tokens = 12
+    with pytest.raises(TooLongError, match=r"outgrow the model's context of 12 tokens .*validation validation-1,"):
+        diagnose(task(), long)  # type: ignore[arg-type]
 
 
 def test_the_test_split_is_not_looked_at() -> None:
