@@ -41,6 +41,7 @@ from nslora.tools.lab import (
     refuse_other_anchor,
     register,
 )
+from nslora.tools.local_policy import refuse_unknown_targets
 from nslora.tools.models import Note, refuse_unreachable, resolve_model
 from nslora.tools.policy import Policy
 from nslora.tools.run_check import check_records
@@ -94,7 +95,9 @@ class Run:
 
         could_begin(lab())
         if isinstance(model, str):
-            refuse_unreachable(resolve_model(model, note))
+            source = resolve_model(model, note)
+            refuse_unreachable(source)
+            refuse_unknown_targets(source, values.lora)
         refuse_unusable(path, overwrite=overwrite)
         for warning in plan_of(task, values).warnings:
             note(f"note     {warning}")

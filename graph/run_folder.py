@@ -15,6 +15,7 @@ from nslora.tools.checkpoints import without_password
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import quoted, write_json
 from nslora.tools.lab import FORMAT, RUN_FILE, Lab, read_run_file
+from nslora.tools.local_policy import refuse_unknown_targets
 from nslora.tools.models import EMBEDDED_HUB_ID, EMBEDDED_NAME, resolve_model
 from nslora.tools.run_lock import HOLDER_FILE, LOCK_FILE, sole_writer
 from nslora.tools.settings import RunSettings
@@ -84,7 +85,7 @@ def could_begin(lab: Lab, *, ask_reward: bool = True) -> None:
         probe(lab.task)
     _ = lab.editor      # connects, and checks prices where there is a cap on cost
     if lab.given_policy is None and lab.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
-        resolve_model(lab.settings.model)
+        refuse_unknown_targets(resolve_model(lab.settings.model), lab.settings.lora)
 
 
 def probe(task: Task) -> None:

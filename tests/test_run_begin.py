@@ -1,7 +1,9 @@
 """What a run begins with, and that nothing of it changes behind its back."""
 
 import gc
+import json
 import os
+import re
 import shutil
 import threading
 import weakref
@@ -13,7 +15,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from huggingface_hub.errors import LocalEntryNotFoundError
+from typer.testing import CliRunner
 
+from nslora.graph.cli import app
 from nslora.graph.inspect import runs
 from nslora.graph.run import Run
 from nslora.graph.run_folder import write_record
@@ -214,3 +218,18 @@ def test_a_model_that_the_hub_does_not_give_is_named_before_a_folder_is_made(
     with pytest.raises(ModelError, match="nobody/nothing' cannot be fetched"):
         Run.create(tmp_path / "run", task=keepers, model="nobody/nothing")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("lora", "said"), [({"targets": ["query"]}, r"lora.targets names query, .* q_proj"),
+                                            ({"top_blocks": 99}, "lora.top_blocks is 99, the model has")])
+def test_targets_that_the_model_lacks_are_told_before_a_folder_is_made(
+        tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task, lora: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), lora=lora)
+    assert not (tmp_path / "run").exists()
+    shell = CliRunner(env={"COLUMNS": "160"})
+    settings = [f"lora.{name}={json.dumps(value)}" for name, value in lora.items()]
+    told = shell.invoke(app, ["run", keepers.source, "--folder", str(tmp_path / "run"), "--model", str(tiny_folder()),
+                              "--dry-run", "--set", *settings])
+    assert told.exit_code == 1
+    assert re.search(said, str(told.exception))

@@ -68,6 +68,26 @@ def silence_known_warnings() -> None:
     warnings.filterwarnings("ignore", message=r"Adapter burst was active which is now deleted.*")
 
 
+def refuse_unknown_targets(source: ModelSource, lora: LoraSettings) -> None:
+    """Raise ModelError where LoRA is to go on what the model does not have, by its configuration: no weights are read.
+
+    Settings that name neither modules nor a number of blocks fit every model.
+    """
+    if not lora.targets and not lora.top_blocks:
+        return
+    prepare_environment()
+    with libraries_imported():
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.location))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The model '{source.name}' cannot be loaded from {source.location}: "
+                         f"{first_line(error)}") from error
+    lora_targets(model, lora, on_cpu=True)
+
+
 class LocalPolicy:
     """A causal model of transformers with PEFT adapters, named by content hash and found in `adapters`."""
 
