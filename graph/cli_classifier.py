@@ -1,6 +1,7 @@
 """`nslora classify` and `nslora diagnose`: what failing replies need, without and with a model. No graph runs."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,7 @@ def classify(
     from nslora.tools.task import load_task
 
     out = PlainConsole(soft_wrap=False)
+    refuse_unwritable(json_)
     report = classify_replies(load_task(task, style=style, combine=combine), replies, reply_field=reply_field,
                               question_field=question_field, reference_field=reference_field)
     show_report(out, report)
@@ -60,6 +62,7 @@ def diagnosed(
     """Say what stands between a model and a task, before anything is trained and any editor is called."""
     import tempfile
 
+    from nslora.graph.signals import told_when_stopped
     from nslora.tools.diagnosis import diagnose
     from nslora.tools.local_policy import LocalPolicy, prepare_environment
     from nslora.tools.models import cache_folder
@@ -69,7 +72,9 @@ def diagnosed(
     prepare_environment()
     out = PlainConsole(soft_wrap=False)
     loaded = load_task(task, style=style, combine=combine)
-    with tempfile.TemporaryDirectory() as scratch, out.status("asking the model") as status:
+    refuse_unwritable(json_)
+    stopped = told_when_stopped(out.print, "Stopped: nothing was written, and the same command begins again.")
+    with stopped, tempfile.TemporaryDirectory() as scratch, out.status("asking the model") as status:
         policy = LocalPolicy.load(model, adapters=Path(scratch), note=out.print)
 
         def advance(done: int, total: int) -> None:
@@ -80,6 +85,15 @@ def diagnosed(
     if json_:
         save(json_, found)
         out.print(f"all of it: {json_}", highlight=False)
+
+
+def refuse_unwritable(path: Path | None) -> None:
+    """Raise SettingsError where nothing can be written there, before the work that is to be written is done."""
+    if path is None:
+        return
+    place = next(each for each in path.resolve().parents if each.exists())
+    if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
+        raise SettingsError(f"--json {path}: the file cannot be written there; name another.")
 
 
 def save(path: Path, found: "ReplyReport | Diagnosis") -> None:

@@ -104,11 +104,15 @@ def replay(
     from nslora.graph.cli import out
     from nslora.graph.replay import replay as run_again
     from nslora.graph.run import Run
+    from nslora.graph.signals import told_when_stopped
     from nslora.tools.local_policy import prepare_environment
 
     prepare_environment()
     source = Run.open(folder, checkpoints=checkpoints, needs_editor=False)
-    found = run_again(source, into or beside(folder, "replay"), begin_at=from_, retrain=retrain)
+    copy = into or beside(folder, "replay")
+    with told_when_stopped(out.print, f"Stopped: what is in {copy} is half a replay, so delete it. The run that was to "
+                                      "be replayed is as it was."):
+        found = run_again(source, copy, begin_at=from_, retrain=retrain)
     faster = found.original_seconds / max(found.seconds, 1e-9)
     out.print(f"{found.rounds} rounds again in {found.seconds:.1f} s, {faster:.0f} times faster than the original "
               f"({found.original_seconds:.0f} s){', with the model loaded' if found.loaded_model else ''}: "

@@ -54,3 +54,13 @@ def stopping(control: RunControl, say: Callable[[str], None],
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def told_when_stopped(say: Callable[[str], None], words: str) -> Iterator[None]:
+    """Of a command that keeps nothing: on Ctrl-C say so, and end as shells expect it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(words)
+        raise SystemExit(128 + signal.SIGINT) from None

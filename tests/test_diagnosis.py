@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from nslora.graph.cli import app
 from nslora.tools.diagnosis import Diagnosis, diagnose
-from nslora.tools.errors import TooLongError
+from nslora.tools.errors import SettingsError, TooLongError
 from nslora.tools.policy import Generated
 from nslora.tools.settings import RunSettings
 from nslora.tools.statistics import smallest_detectable_gain
@@ -157,3 +157,10 @@ def test_very_few_rows_are_told_to_be_too_few(rows: int) -> None:
     diagnosis = found(lambda question: "- 100", rows=rows)
     assert diagnosis.smallest_detectable > 0.5
     assert diagnosis.advice == "no change"
+
+
+def test_a_file_that_cannot_be_written_is_told_before_a_model_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(app, ["diagnose", "handbook", "--json", str(tmp_path / "file" / "found.json")])
+    assert isinstance(done.exception, SettingsError)
+    assert "cannot be written" in str(done.exception)
