@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from edits import StructuredChat
+from fakes import FakePolicy
 from typer.testing import CliRunner
 
 from nslora.graph.cli import app
@@ -26,6 +27,7 @@ from nslora.tools.run_copy import copy_records
 from nslora.tools.scripted_chat import ScriptedChat, improved
 from nslora.tools.task import Task, load_task, task_from_rows
 from nslora.tools.tiny_model import write_tiny_model
+from nslora.tools.tiny_task import PLACES
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -222,11 +224,14 @@ def test_an_unfinished_run_is_not_replayed(begin: Callable[..., Run], tmp_path: 
     assert not (tmp_path / "again").exists()
 
 
-def test_a_fork_goes_on_with_what_was_kept_as_it_is(finished: Run, begin: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_fork_goes_on_with_what_was_kept_as_it_is(own_cache: Path, tmp_path: Path) -> None:
     anchor = tmp_path / "anchor.jsonl"
     anchor.write_text('{"question": "Who rows the boat?", "reference": "zz"}\n')
-    run = begin(strategy="lora", max_rounds=2, keep={"level": 0.49}, lora={
-        "epochs": 12, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4})
+    splits = {split: [{"question": f"{asked} {place}", "reference": place[:2]} for place in PLACES]
+              for split, asked in (("train", "Who keeps the"), ("validation", "Name the keeper of the"),
+                                   ("test", "Tell who keeps the"))}
+    run = Run.create(tmp_path / "run", task=task_from_rows(**splits, reward="contains", max_new_tokens=8),
+                     model=FakePolicy(tmp_path / "run" / "adapters"), strategy="lora", max_rounds=2, lora={"rank": 4})
     assert run.adapt()["rounds"][0]["kept"]
     for settings, words in (({"anchor": str(anchor)}, "another anchor set begins at 0"),
                             ({"lora": {"rank": 2}}, "lora.rank cannot become 2 in round 2")):

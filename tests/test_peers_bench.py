@@ -177,7 +177,7 @@ def test_who_needs_more_than_the_machine_has_is_listed_apart_and_not_scored() ->
     rows = [record("nslora", "1111"), record("other", "1100"), record("needy", "1000", needs="a strong editor",
                                                                       breaks=[{"where": "w", "message": "m | n"}])]
     text = "\n".join(tables(rows))
-    assert "| nslora | 1.00 [1.00, 1.00] | 1.000 | 10.0 | 2 | 3 | x \\| y |" in text
+    assert "| nslora | 1.00 [0.40, 1.00] | 1.000 | 10.0 | 2 | 3 | x \\| y |" in text
     assert text.index("| other |") < text.index("want more than this machine has") < text.index("| needy |")
     assert "| needy | a strong editor | broke | (0.25) |" in text
     assert "| needy | w | m \\| n |" in text
