@@ -64,7 +64,7 @@ def run(
 ) -> None:
     """Adapt a model to a task: evaluate, decide, update, until nothing is left to gain."""
     from nslora.graph.console_runs import show_plan
-    from nslora.graph.run_folder import could_begin, read_settings, refuse_unusable
+    from nslora.graph.run_folder import could_begin, read_settings, refuse_unfit_model, refuse_unusable
     from nslora.tools.budget import plan_of
     from nslora.tools.checkpoints import check_place
     from nslora.tools.lab import Lab
@@ -87,6 +87,8 @@ def run(
         if not overwrite:
             refuse_unusable(path)
         could_begin(Lab(path, values, loaded), ask_reward=not loaded.reward.costly)
+        if values.lora.targets or values.lora.top_blocks:       # else it fits every model, which need not be looked at
+            refuse_unfit_model(model, values.lora, out.print)
         show_plan(out, plan_of(loaded, values))
         return
     from nslora.graph.run import Run

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from langchain_core.language_models import BaseChatModel
 from langgraph.graph import START
 
 from nslora.graph.adapt import Graph, build_graph
@@ -24,6 +23,7 @@ from nslora.tools.policy import Policy
 from nslora.tools.run_copy import copy_past as copy_files
 from nslora.tools.run_copy import copy_records
 from nslora.tools.settings import LoraSettings, RunSettings
+from nslora.tools.wrapped_chat import Chat
 
 # Of an adapter; those of one that is trained further are its own.
 SHAPE = ("rank", "alpha", "dropout", "targets", "top_blocks", "use_rslora", "use_dora")
@@ -41,7 +41,7 @@ class Beginning:
 
 
 def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "textgrad"] | None = None,
-         editor: str | BaseChatModel | None = None, settings: Mapping[str, Any] | None = None) -> Run:
+         editor: str | Chat | None = None, settings: Mapping[str, Any] | None = None) -> Run:
     """A new run in `folder` with the past of `source` before round `at`, which is decided again.
 
     at: from 1; 0 begins with the first evaluation. action: what round `at` does, whatever the strategy would choose.
@@ -96,7 +96,7 @@ def same_editor(old: RunSettings, new: RunSettings) -> bool:
     return asked(old) == asked(new)
 
 
-def begin(beginning: Beginning, settings: RunSettings, *, editor: BaseChatModel | None = None,
+def begin(beginning: Beginning, settings: RunSettings, *, editor: Chat | None = None,
           keeps_editor: bool = True, policy: Policy | None = None, origin: Mapping[str, Any] | None = None) -> Run:
     """Make the new run: its record, the files of its past, and its checkpoints up to the decision of the round."""
     source, folder = beginning.source, beginning.folder

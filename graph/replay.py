@@ -9,7 +9,7 @@ from typing import Any
 
 from nslora.graph.adapt import build_graph
 from nslora.graph.fork import Beginning, begin, complete
-from nslora.graph.history import line_of
+from nslora.graph.history import checkpoint_before, line_of
 from nslora.graph.inspect import RunView, look
 from nslora.graph.run import Answer, Run
 from nslora.tools.editor_calls import FREE
@@ -99,19 +99,20 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     again = look(new.folder)
     first = max(1, begin_at)
     found = differences(old, again, timed=old.settings["max_seconds"] is not None)
-    if found and changed_by_hand(source):
+    if found and changed_by_hand(source, begin_at):
         found.insert(0, "the state was changed by hand (update_state), which a replay does not repeat")
     return Replay(new, max(0, len(again.rounds) - first + 1), tuple(found), time.monotonic() - started,
                   sum(each.wall_s for each in old.rounds[first - 1:]), getattr(policy, "loaded", True))
 
 
-def changed_by_hand(source: Run) -> bool:
-    """Whether someone wrote into the state; what a fork writes when it begins does not count."""
-    if source.origin is not None:
-        return False
+def changed_by_hand(source: Run, begin_at: int) -> bool:
+    """Whether someone wrote into the state behind the place from which round `begin_at` is decided again."""
     with source.checkpointer() as saver:
-        line = line_of(build_graph(saver), source.config)
-    return any((each.metadata or {}).get("source") == "update" for each in line)
+        graph = build_graph(saver)
+        past = {each.config["configurable"]["checkpoint_id"]
+                for each in line_of(graph, checkpoint_before(graph, source, begin_at).config)}
+        return any((each.metadata or {}).get("source") == "update" for each in line_of(graph, source.config)
+                   if each.config["configurable"]["checkpoint_id"] not in past)
 
 
 def answer_again(new: Run, old: RunView) -> None:

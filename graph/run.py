@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.runtime import RunControl
@@ -15,7 +14,15 @@ from langgraph.types import Command, StreamMode
 from nslora.graph.adapt import STEPS_PER_ROUND, Graph, build_graph
 from nslora.graph.history import last_whole_round
 from nslora.graph.inspect import check_report
-from nslora.graph.run_folder import OLD_THREAD, could_begin, make_folder, read_settings, refuse_unusable, write_record
+from nslora.graph.run_folder import (
+    OLD_THREAD,
+    could_begin,
+    make_folder,
+    read_settings,
+    refuse_unfit_model,
+    refuse_unusable,
+    write_record,
+)
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
 from nslora.tools.budget import plan_of
 from nslora.tools.chat_models import editor_name
@@ -41,12 +48,12 @@ from nslora.tools.lab import (
     refuse_other_anchor,
     register,
 )
-from nslora.tools.local_policy import refuse_unknown_targets
-from nslora.tools.models import Note, refuse_unreachable, resolve_model
+from nslora.tools.models import Note
 from nslora.tools.policy import Policy
 from nslora.tools.run_check import check_records
 from nslora.tools.run_lock import sole_writer
 from nslora.tools.task import Task
+from nslora.tools.wrapped_chat import Chat
 
 Saver = BaseCheckpointSaver[Any]
 Answer = dict[str, str]         # to a question of `approve`: {"answer": "accept"}, {"answer": "rewrite", "prompt": ...}
@@ -72,7 +79,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, *, task: Task, model: str | Policy = "SmolLM2-135M-Instruct",
-               editor: str | BaseChatModel = "rules", note: Note = lambda _: None,
+               editor: str | Chat = "rules", note: Note = lambda _: None,
                checkpoints: str | Saver | None = None, overwrite: bool = False, **settings: Any) -> "Run":
         """Begin a run in a new folder.
 
@@ -95,9 +102,7 @@ class Run:
 
         could_begin(lab())
         if isinstance(model, str):
-            source = resolve_model(model, note)
-            refuse_unreachable(source)
-            refuse_unknown_targets(source, values.lora)
+            refuse_unfit_model(model, values.lora, note)
         refuse_unusable(path, overwrite=overwrite)
         for warning in plan_of(task, values).warnings:
             note(f"note     {warning}")
@@ -108,7 +113,7 @@ class Run:
         return cls(path, begun, None if isinstance(checkpoints, str) else checkpoints, place)
 
     @classmethod
-    def open(cls, folder: str | Path, *, task: Task | None = None, editor: BaseChatModel | None = None,
+    def open(cls, folder: str | Path, *, task: Task | None = None, editor: Chat | None = None,
              model: Policy | None = None, note: Note = lambda _: None,
              checkpoints: str | Saver | None = None, needs_editor: bool = True) -> "Run":
         """A run that exists. task, editor, model, checkpoints: only where it was created with Python objects, or where

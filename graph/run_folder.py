@@ -16,9 +16,9 @@ from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import quoted, write_json
 from nslora.tools.lab import FORMAT, RUN_FILE, Lab, read_run_file
 from nslora.tools.local_policy import refuse_unknown_targets
-from nslora.tools.models import EMBEDDED_HUB_ID, EMBEDDED_NAME, resolve_model
+from nslora.tools.models import EMBEDDED_HUB_ID, EMBEDDED_NAME, Note, refuse_unreachable, resolve_model
 from nslora.tools.run_lock import HOLDER_FILE, LOCK_FILE, sole_writer
-from nslora.tools.settings import RunSettings
+from nslora.tools.settings import LoraSettings, RunSettings
 from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
@@ -85,7 +85,14 @@ def could_begin(lab: Lab, *, ask_reward: bool = True) -> None:
         probe(lab.task)
     _ = lab.editor      # connects, and checks prices where there is a cap on cost
     if lab.given_policy is None and lab.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
-        refuse_unknown_targets(resolve_model(lab.settings.model), lab.settings.lora)
+        resolve_model(lab.settings.model)
+
+
+def refuse_unfit_model(name: str, lora: LoraSettings, note: Note = lambda _: None) -> None:
+    """Raise ModelError where a model cannot be had from here, or lacks what LoRA is to go on. No weights are read."""
+    source = resolve_model(name, note)
+    refuse_unreachable(source)
+    refuse_unknown_targets(source, lora)
 
 
 def probe(task: Task) -> None:

@@ -114,13 +114,19 @@ def test_a_recording_with_other_numbers_is_not_used(recorder: Recorder, decoder:
 
 def test_a_decoder_that_waits_for_the_gpu_is_not_recorded(
         recorder: Recorder, decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(**_: Any) -> Any:
-        raise RuntimeError("called a synchronizing CUDA operation")
+    plain, modes = decoder.forward, [0]
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def forward(**inputs: Any) -> Any:
+        if modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return plain(**inputs)
 
     captured = CapturedDecoder(forward, decoder)
     words = captured.record(batch(padded=True), weights(decoder), autocast=False)
     assert words == "no CUDA graph (RuntimeError: called a synchronizing CUDA operation)"
     assert recorder.recorded == 0
+    assert modes[-1] == 0
 
 
 def test_batches_of_a_plan_are_counted_with_and_without_padding() -> None:
@@ -141,7 +147,8 @@ def test_a_long_burst_is_recorded_on_a_gpu_and_gives_the_adapter_of_plain_traini
     plain = tiny_policy(**lora, fast=False).train(Burst(rows, 10, seed=3))
     assert fast.steps == plain.steps == 20
     assert fast.adapter == plain.adapter
-    assert ("CUDA graph" in fast.fast_path) != ON_CPU
+    assert "no CUDA graph" not in fast.fast_path
+    assert ("CUDA graphs" in fast.fast_path) != ON_CPU
 
 
 def test_a_model_kept_in_training_is_its_own_again_afterwards(tiny_policy: Make) -> None:

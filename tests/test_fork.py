@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from edits import StructuredChat
 from fakes import FakePolicy
+from langgraph.errors import GraphDrained
+from langgraph.runtime import RunControl
 from typer.testing import CliRunner
 
+from nslora.graph.adapt import build_graph
 from nslora.graph.cli import app
 from nslora.graph.compare import compare
 from nslora.graph.fork import fork, merged
@@ -215,6 +218,28 @@ def test_caps_on_cost_and_time_are_no_hindrance_to_a_replay(begin: Callable[...,
     run.adapt()
     found = replay(run, tmp_path / "again")
     assert found.same, found.differences
+
+
+def test_a_state_that_was_changed_by_hand_is_named_where_a_replay_differs(begin: Callable[..., Run],
+                                                                           tmp_path: Path) -> None:
+    run = begin(max_rounds=1, strategy="lora")
+    control = RunControl()
+
+    def until_classified() -> None:
+        for _, part in run.stream(control=control):
+            if "classify" in part:
+                control.request_drain("test")
+
+    with pytest.raises(GraphDrained):
+        until_classified()
+    with run.checkpointer() as saver:
+        graph = build_graph(saver)
+        decision = graph.get_state(run.config).values["decision"]
+        graph.update_state(run.config, {"decision": {**decision, "action": "textgrad"}}, as_node="classify")
+    assert run.adapt()["rounds"][0]["action"] == "textgrad"
+    found = replay(run, tmp_path / "again")
+    assert "changed by hand (update_state)" in found.differences[0]
+    assert any("action was 'textgrad', is 'lora'" in each for each in found.differences)
 
 
 def test_an_unfinished_run_is_not_replayed(begin: Callable[..., Run], tmp_path: Path) -> None:

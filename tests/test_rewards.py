@@ -122,7 +122,7 @@ def test_a_text_is_contained_in_itself_and_matches_itself(text):
     ("王芳", "中桥由王芳看守。", 1.0), ("東京", "日本の首都は東京です。", 1.0), ("서울", "수도는 서울입니다", 1.0),
     ("กรุงเทพ", "เมืองหลวงคือกรุงเทพครับ", 1.0), ("NASA", "由NASA建造", 1.0), ("25", "第25号", 1.0),
     ("王芳", "由李明看守。", 0.0), ("cat", "concat", 0.0), ("25", "1.25", 0.0), ("$30", "US$30", 0.0),
-    ("é", "cafés", 0.0)])
+    ("é", "cafés", 0.0), ("三", "十三人", 0.0), ("三", "有三人", 1.0), ("NASA", "NASA〇", 1.0)])
 def test_a_text_stands_between_words_where_its_script_parts_them(text, reply, value):
     assert grade({"check": "contains"}, reply, row(reference=text)) == value
 

@@ -233,3 +233,13 @@ def test_targets_that_the_model_lacks_are_told_before_a_folder_is_made(
                               "--dry-run", "--set", *settings])
     assert told.exit_code == 1
     assert re.search(said, str(told.exception))
+
+
+def test_a_hub_id_that_leads_nowhere_is_told_as_such_whatever_lora_is_to_go_on(
+        tmp_path: Path, keepers: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: Any, **__: Any) -> Any:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", nowhere)
+    with pytest.raises(ModelError, match="cannot be fetched from the Hugging Face Hub"):
+        Run.create(tmp_path / "run", task=keepers, model="nobody/nothing", lora={"targets": ["q_proj"]})

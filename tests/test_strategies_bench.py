@@ -98,9 +98,10 @@ def test_a_candidate_that_no_run_would_deliver_raises_no_curve() -> None:
     curve = [[1.0, 0.2], [3.0, 0.3]]
     assert delivered(record("one", ROUTER, 0, "0000", changed=False, curve=curve))["curve"] == [[1.0, 0.2], [3.0, 0.2]]
     assert delivered(record("one", ROUTER, 0, "1000", curve=curve))["curve"] == curve
-    longer = [*curve, [5.0, 0.3], [9.0, 0.8]]
-    dropped = delivered(record("one", ROUTER, 0, "1000", curve=longer, dropped=(1, 2)))
-    assert dropped["curve"] == [[1.0, 0.2], [3.0, 0.2], [5.0, 0.2], [9.0, 0.8]]
+    # Dropped before anything was kept: no better than the start. Dropped later: the best of all may be delivered.
+    longer = [*curve, [5.0, 0.8], [9.0, 0.9]]
+    dropped = delivered(record("one", ROUTER, 0, "1000", curve=longer, dropped=(1, 3)))
+    assert dropped["curve"] == [[1.0, 0.2], [3.0, 0.2], [5.0, 0.8], [9.0, 0.9]]
 
 
 def test_the_best_order_may_be_another_one_at_each_budget() -> None:

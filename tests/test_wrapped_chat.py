@@ -11,16 +11,16 @@ from edits import NEW, OLD, KeyedChat, StructuredChat, counted, failure
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import ConfigurableField
 from langgraph.types import interrupt
-from pydantic import Field
+from pydantic import Field, SecretStr
 
-from nslora.tools.chat_models import editor_name
+from nslora.tools.chat_models import connect_editor, editor_name
 from nslora.tools.editor import Caps, EditFailedError, Editor
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.errors import ModelError, SettingsError
 from nslora.tools.prompt import Prompt
 from nslora.tools.scripted_chat import ScriptedChat, improved
 from nslora.tools.scrub import secrets_of
-from nslora.tools.wrapped_chat import bound_to, models_in, replies_per_call, reply_length
+from nslora.tools.wrapped_chat import reply_tokens_of
 
 Wrap = Callable[[Any], Any]
 WRAPPERS: dict[str, Wrap] = {
@@ -75,8 +75,7 @@ def test_what_was_bound_counts_more_than_what_the_model_holds() -> None:
     chat = NotingChat(["critique", improved(NEW), improved(Prompt("Shout."))])
     bound = chat.bind(max_tokens=8000, temperature=0.2, model="expensive")
     assert editor_name(bound) == "NotingChat:expensive"
-    assert reply_length(bound) == 8000
-    assert bound_to(bound.with_config(tags=["x"]))["max_tokens"] == 8000
+    assert reply_tokens_of(bound.with_config(tags=["x"]), 100) == 8000
     with pytest.raises(SettingsError, match="needs a price for 'NotingChat:expensive'"):
         Editor(bound, caps=Caps(cost=1.0), prices={"tiny-1": {"input": 1.0, "output": 1.0}})
     with pytest.raises(EditFailedError, match="cap on tokens"):
@@ -94,7 +93,7 @@ def test_a_temperature_above_1_never_falls() -> None:
 
 
 def test_several_replies_a_call_are_reserved_and_the_dearest_of_several_models_is_charged() -> None:
-    assert replies_per_call(KeyedChat([]).bind(n=4)) == 4
+    assert reply_tokens_of(KeyedChat([]).bind(n=4), 100) == 400
     with pytest.raises(EditFailedError, match="cap on tokens"):
         Editor(KeyedChat([]).bind(n=4), caps=Caps(tokens=4000, reply_tokens=1500)).edit(OLD, [failure()])
     dear = KeyedChat([], model_name="dear-1")
@@ -104,9 +103,56 @@ def test_several_replies_a_call_are_reserved_and_the_dearest_of_several_models_i
     assert editor.edit(OLD, [failure()]).usage.cost == pytest.approx(2 * (100 * 5e-6 + 20 * 9e-6))
 
 
+def test_of_several_models_the_longest_reply_is_reserved_and_every_one_is_bound() -> None:
+    chat = NotingChat([RuntimeError("down")], repeat=True, max_tokens=8000)
+    other = NotingChat(["critique", improved(NEW)])
+    both = chat.with_fallbacks([other])
+    with pytest.raises(EditFailedError, match="cap on tokens"):
+        Editor(both, caps=Caps(tokens=7000, reply_tokens=100)).edit(OLD, [failure()])
+    assert not chat.seen
+    Editor(both, caps=Caps(tokens=100_000, reply_tokens=100)).edit(OLD, [failure()])
+    assert [each["max_tokens"] for each in other.seen] == [100, 100]
+    dear = KeyedChat([]).with_fallbacks([KeyedChat([]).bind(n=8, model="expensive")])
+    assert reply_tokens_of(dear, 100) == 800
+    with pytest.raises(SettingsError, match="needs a price for 'KeyedChat:expensive'"):
+        Editor(dear, caps=Caps(cost=1.0), prices={"tiny-1": {"input": 1.0, "output": 1.0}})
+
+
+def test_a_bound_that_was_taken_off_is_put_back_under_a_cap() -> None:
+    chat = NotingChat(["critique", improved(NEW)], max_tokens=50)
+    Editor(chat.bind(max_tokens=None), caps=Caps(tokens=100_000, reply_tokens=100)).edit(OLD, [failure()])
+    assert [each["max_tokens"] for each in chat.seen] == [100, 100]
+
+
+def test_what_was_configured_is_what_is_named_and_bound() -> None:
+    chat = NotingChat(["critique", improved(NEW)])
+    open_ = chat.configurable_fields(max_tokens=ConfigurableField(id="most"), model_name=ConfigurableField(id="name"))
+    dear = open_.with_config(configurable={"most": 8000, "name": "expensive"})
+    assert editor_name(dear) == "NotingChat:expensive"
+    with pytest.raises(EditFailedError, match="cap on tokens"):
+        Editor(dear, caps=Caps(tokens=7000, reply_tokens=100)).edit(OLD, [failure()])
+    other = NotingChat(["critique", improved(NEW)], model_name="other")
+    chosen = chat.configurable_alternatives(ConfigurableField(id="which"), other=lambda: other).with_config(
+        configurable={"which": "other"})
+    assert editor_name(chosen) == "NotingChat:other"
+    Editor(chosen, caps=Caps(tokens=100_000, reply_tokens=100)).edit(OLD, [failure()])
+    assert [each["max_tokens"] for each in other.seen] == [100, 100]
+
+
+def test_counts_and_authors_are_no_keys_and_no_error_shows_what_was_bound() -> None:
+    harmless = KeyedChat([], api_key=SecretStr("")).bind(max_tokens=128000)
+    assert not secrets_of(harmless.with_config(metadata={"author": "Charlotte"}))
+    keyed = KeyedChat([]).bind(extra_headers={"Authorization": "Bearer otter-loud-77aa"})
+    assert "Bearer otter-loud-77aa" in secrets_of(keyed)
+    assert connect_editor(keyed) is keyed
+    with pytest.raises(ModelError) as caught:
+        connect_editor(keyed | (lambda message: message))
+    assert "otter" not in str(caught.value)
+
+
 def test_a_form_is_filled_in_unless_what_was_bound_would_be_left_out() -> None:
     replies = ["critique", json.dumps({"system": "Shout.", "question_template": "{question}", "demonstrations": []})]
-    for wrap in (WRAPPERS["config"], WRAPPERS["fallbacks"]):
+    for wrap in (WRAPPERS["config"], WRAPPERS["fallbacks"], WRAPPERS["retry"]):
         chat = StructuredChat(list(replies))
         edit = Editor(wrap(chat)).edit(OLD, [failure()])
         assert edit.prompts[0].system == "Shout."
@@ -127,7 +173,8 @@ def test_a_profile_that_promises_what_the_model_lacks_is_asked_in_words() -> Non
 def test_a_chain_is_no_editor() -> None:
     with pytest.raises(ModelError, match="no chat model"):
         editor_name(KeyedChat([]) | (lambda message: message))
-    assert models_in(KeyedChat([]))[0].model_name == "tiny-1"
+    with pytest.raises(ModelError, match="no chat model"):
+        Editor(StructuredChat([]).with_fallbacks([KeyedChat([]) | (lambda message: message)]))
 
 
 @pytest.mark.parametrize("count", [10**30, True, "a", 1.5, None])

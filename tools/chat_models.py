@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 
 from nslora.tools.errors import ModelError, first_line
-from nslora.tools.wrapped_chat import MODEL_NAMES, bound_to, models_in
+from nslora.tools.wrapped_chat import Branch, Chat, branches, settled
 
 KNOWN = (
     "'rules' (embedded, no network), 'policy' (the tuned model itself), 'provider:model' such as 'openai:gpt-4o', "
@@ -21,18 +21,19 @@ KNOWN = (
 # Seconds that one request may take, and how often the integration itself sends it again. Left alone, OpenAI's client
 # waits 600 s.
 TIMEOUT_S, TRANSPORT_RETRIES = 180.0, 2
+MODEL_NAMES = ("model_name", "model", "model_id")
 # Names under which integrations know these two, as fields or as their aliases.
 TIMEOUT_NAMES, RETRIES_NAMES = ("timeout", "request_timeout", "default_request_timeout"), ("max_retries",)
 
 
 def connect_editor(
-    spec: str | BaseChatModel,
+    spec: str | Chat,
     *,
     base_url: str | None = None,
     policy_chat: Callable[[], BaseChatModel] | None = None,
     timeout_s: float = TIMEOUT_S,
     transport_retries: int = TRANSPORT_RETRIES,
-) -> BaseChatModel:
+) -> Chat:
     """The chat model that a spec names; no request is sent.
 
     base_url: an OpenAI-compatible server (vLLM, llama.cpp, Ollama), asked for the model named by spec with the key in
@@ -41,9 +42,10 @@ def connect_editor(
     server errors) are set where the integration has such settings; an object is taken as it is.
     Raises ModelError, naming what is known or what to install.
     """
-    if isinstance(spec, BaseChatModel):
+    if not isinstance(spec, str):
+        _ = names_of(spec)
         return spec
-    if not isinstance(spec, str) or not spec.strip():
+    if not spec.strip():
         raise ModelError(f"The editor {spec!r} is unknown: wanted {KNOWN}.")
     if base_url is not None and (spec in ("rules", "policy") or spec.startswith("recorded:")):
         raise ModelError(f"The editor {spec!r} has no server: beside editor_base_url (--base-url) name the model that "
@@ -66,21 +68,29 @@ def connect_editor(
     return _of_provider(provider, model, timeout_s, transport_retries)
 
 
-def editor_name(chat: BaseChatModel) -> str:
+def editor_name(chat: Chat) -> str:
     """`ChatOpenAI:gpt-4o`, `rules`: class and model, for records and price tables; never an address or a key.
 
-    The record of an editor goes by that editor's name.
+    The record of an editor goes by that editor's name, a wrapper by the first model inside. Raises ModelError.
     """
-    if recorded := getattr(chat, "recorded_name", ""):
+    return names_of(chat)[0]
+
+
+def names_of(chat: Chat) -> list[str]:
+    """The names of all models that may answer. Raises ModelError where one of them is no chat model."""
+    return [_name_of(branch) for branch in branches(settled(chat))]
+
+
+def _name_of(branch: Branch) -> str:
+    if recorded := getattr(branch.model, "recorded_name", ""):
         return str(recorded)
-    first = models_in(chat)[0]
-    bound = bound_to(chat)
-    if isinstance(first, BaseChatModel):
-        names = [*map(bound.get, MODEL_NAMES), *(getattr(first, name, None) for name in MODEL_NAMES)]
-        name = next((name for name in names if isinstance(name, str) and name), "")
-        return f"{type(first).__name__}:{name}" if name else first._llm_type
-    raise ModelError(f"The editor is a {type(first).__name__}, which is no chat model: wanted {KNOWN}, or a chat model "
-                     "of LangChain itself (bind, with_config, with_fallbacks and with_retry are understood).")
+    kind = type(branch.model).__name__
+    if not isinstance(branch.model, BaseChatModel):
+        raise ModelError(f"The editor is a {kind}, which is no chat model: wanted {KNOWN}, or a chat model of "
+                         "LangChain itself (bind, with_config, with_fallbacks and with_retry are understood).")
+    names = [*map(branch.bound.get, MODEL_NAMES), *(getattr(branch.model, name, None) for name in MODEL_NAMES)]
+    name = next((name for name in names if isinstance(name, str) and name), "")
+    return f"{kind}:{name}" if name else branch.model._llm_type
 
 
 def _recorded(path: Path) -> BaseChatModel:

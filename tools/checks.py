@@ -23,11 +23,19 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 # Scripts without spaces between words, or (Hangul) whose words take endings: from Thai to Khmer, kana, Han, Hangul.
-_SPACELESS_RANGES = (r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
-                     r"\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff")
+_SPACELESS_RANGES = (r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
+                     r"\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff")
 _SPACELESS = re.compile(f"[{_SPACELESS_RANGES}]")
+_NUMERALS = "[〇零一二三四五六七八九十百千万萬亿億]"
 _IN_WORDS = rf"[^\W{_SPACELESS_RANGES}]"
 _OPENING, _CLOSING = "\"'“‘([{*", "\"'”’)]}*.,;:!?"
+
+
+def _beside(end: str) -> str:
+    """A pattern for what would go on with a word that begins or ends with this character; empty where nothing would."""
+    if re.match(_NUMERALS, end):
+        return _NUMERALS        # 三 is none of the numbers in 十三
+    return "" if _SPACELESS.match(end) else _IN_WORDS
 
 
 def composed(text: str) -> str:
@@ -152,13 +160,13 @@ class Contains(FieldCheck):
         return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]
 
     def finds(self, text: str, reply: str) -> bool:
-        """Whether the text stands in the reply. 25 does not stand in 125, in 1.25 or in 25.5; 王芳 does in 由王芳看守,
-        since scripts that put no spaces between words show no boundary.
+        """Whether the text stands in the reply. 25 does not stand in 125, in 1.25 or in 25.5, nor 三 in 十三; 王芳 does
+        in 由王芳看守, since scripts that put no spaces between words show no boundary.
         """
         words = composed(text).split()
         pattern = r"\s+".join(map(re.escape, words))
         if self.whole_words and words:
-            before, after = ("" if _SPACELESS.match(end) else _IN_WORDS for end in (words[0][0], words[-1][-1]))
+            before, after = map(_beside, (words[0][0], words[-1][-1]))
             pattern = (before and f"(?<!{before})") + rf"(?<!\d[.,]){pattern}(?![.,]\d)" + (after and f"(?!{after})")
         return re.search(pattern, composed(reply), re.IGNORECASE if self.ignore_case else 0) is not None
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from nslora.tools.edit_forms import FORMS, Part, Structured, format_rules, read_document
@@ -24,6 +23,7 @@ from nslora.tools.prompt import Prompt
 from nslora.tools.rewards import Graded
 from nslora.tools.scrub import SECRET_MARK
 from nslora.tools.textual_gradients import CLOSE, OPEN, PromptGraph, answers, neutralise, restore
+from nslora.tools.wrapped_chat import Chat
 
 __all__ = ["Caps", "Edit", "EditFailedError", "Editor", "Part", "PastEdit", "Usage", "choose_failures"]
 
@@ -68,7 +68,7 @@ class Editor:
 
     def __init__(
         self,
-        chat: BaseChatModel,
+        chat: Chat,
         *,
         log: EditorLog | None = None,
         edit: Part = "document",

@@ -13,18 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langgraph.errors import GraphBubbleUp
 from pydantic import BaseModel
 
-from nslora.tools.chat_models import editor_name
+from nslora.tools.chat_models import editor_name, names_of
 from nslora.tools.edit_forms import FORMS, Structured, reply_of, salvaged
 from nslora.tools.editor_log import EditorLog, RecordedCall, request_sha256
 from nslora.tools.errors import EditorError, SettingsError
 from nslora.tools.policy_chat import PolicyChat
 from nslora.tools.scrub import scrub, secrets_of, without
-from nslora.tools.wrapped_chat import adjusted, models_in, replies_per_call, reply_length, to_fill_in
+from nslora.tools.wrapped_chat import Chat, adjusted, branches, reply_tokens_of, settled, to_fill_in
 
 # Rule of thumb for English under today's tokenizers; used only where the provider reports no usage, and marked.
 CHARACTERS_PER_TOKEN = 4
@@ -65,7 +64,8 @@ class Caps:
 
     A call is reserved before it is made, at no more tokens than its request has bytes plus reply_tokens, so a cap is
     not overshot; the reply's length is bound too where the chat model has a setting for it (`tools/wrapped_chat.py`).
-    What the chat model's own settings send again after a transport error is one call.
+    What the chat model's own settings, or LangChain's with_retry and with_fallbacks around it, send again after an
+    error is one call.
     """
 
     calls: int | None = None
@@ -94,7 +94,7 @@ class EditorCalls:
 
     def __init__(
         self,
-        chat: BaseChatModel,
+        chat: Chat,
         *,
         log: EditorLog | None = None,
         caps: Caps | None = None,
@@ -106,18 +106,18 @@ class EditorCalls:
         self.until: float | None = None
         self.tokens_left: float | None = None
         self._slowest_s = 0.0
-        self._chat = chat
+        names = names_of(chat)
+        self._chat = settled(chat)
         self._log = log
         self._secrets = secrets_of(chat)
-        models = models_in(chat)
+        models = [branch.model for branch in branches(self._chat)]
         has_it = all((model.profile or {}).get("structured_output") for model in models)
         self._structured = structured == "always" or (structured == "auto" and has_it)
-        if structured == "always" and to_fill_in(chat, next(iter(FORMS.values()))) is None:
+        if structured == "always" and to_fill_in(self._chat, next(iter(FORMS.values()))) is None:
             raise SettingsError(f"The editor {self.model} cannot fill in a form, or not with the arguments that are "
                                 "bound to it: set editing.structured to 'auto' or 'never'.")
         costs_money = any(model._llm_type not in FREE for model in models)
-        self._price = _dearest([self.model, *map(editor_name, models[1:])], prices or {},
-                               needed=self.caps.cost is not None and costs_money)
+        self._price = _dearest(names, prices or {}, needed=self.caps.cost is not None and costs_money)
 
     @property
     def model(self) -> str:
@@ -224,7 +224,7 @@ class EditorCalls:
     @property
     def _reply_bound(self) -> int:
         """Tokens that are reserved for what a call brings back."""
-        return (reply_length(self._chat) or self.caps.reply_tokens) * replies_per_call(self._chat)
+        return reply_tokens_of(self._chat, self.caps.reply_tokens)
 
     def _reserve(self, messages: Sequence[BaseMessage], form: type[BaseModel] | None) -> None:
         if self.until is not None and time.monotonic() + self._slowest_s > self.until:

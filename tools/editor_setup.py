@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from langchain_core.language_models import BaseChatModel
-
 from nslora.tools.chat_models import connect_editor
 from nslora.tools.editor import Caps, Editor
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.policy import Policy
 from nslora.tools.policy_chat import PolicyChat
 from nslora.tools.settings import EditorSettings, RunSettings
+from nslora.tools.wrapped_chat import Chat
 
 
 def editor_of(
-    settings: RunSettings, *, chat: BaseChatModel | None, log: EditorLog, policy: Callable[[], Policy]
+    settings: RunSettings, *, chat: Chat | None, log: EditorLog, policy: Callable[[], Policy]
 ) -> Editor:
     """The editor that the settings describe; no request is sent and no policy loaded.
 

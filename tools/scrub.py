@@ -20,7 +20,7 @@ _SECRET = re.compile(
 # Names of what holds a key: of a plain field (api_key, auth_token; not max_tokens or tokenizer_name), and of an entry
 # in a mapping, a header above all, where it is better to hide too much.
 _SECRET_FIELD = re.compile(r"secret|password|authorization|credential|key$|(?:^|_)(?:auth|token)$", re.IGNORECASE)
-_SECRET_ENTRY = re.compile(r"auth|key|token|secret|password|credential", re.IGNORECASE)
+_SECRET_ENTRY = re.compile(r"auth(?!or(?!i))|key|token|secret|password|credential", re.IGNORECASE)
 
 
 def secrets_of(chat: object) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def _secrets_in(value: object, *, named: bool, seen: set[int]) -> list[str]:
                 for secret in _secrets_in(each, named=bool(_SECRET_ENTRY.search(str(key))), seen=seen)]
     if isinstance(value, list | tuple):
         return [secret for each in value for secret in _secrets_in(each, named=named, seen=seen)]
-    return [str(value)] if named and value is not None else []
+    return [value] if named and isinstance(value, str) else []      # a number is a count, as of tokens
 
 
 def without(text: str, secrets: Sequence[str]) -> str:

@@ -6,59 +6,78 @@ be) is asked of the models inside, and what was bound around them counts more th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import RunnableWithFallbacks
+from langchain_core.runnables import RunnableConfig, RunnableSerializable, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase
+from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 from pydantic import BaseModel
 
+Chat = BaseChatModel | RunnableSerializable[Any, Any]       # the second only where chat models are all that is inside
 # Under which of these names an integration bounds a reply: OpenAI (two of them) and Anthropic, Google, Ollama.
 REPLY_LENGTH_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
-MODEL_NAMES = ("model_name", "model", "model_id")
 WARMEST, WARMEST_ABOVE_1 = 1.0, 2.0     # some providers end at 1; one that takes more ends at 2
 
 
-def models_in(chat: Any) -> list[Any]:
-    """The models that may answer, the first to be asked in front; `chat` itself where it is no wrapper."""
-    return [model for inner in _inside(chat) for model in models_in(inner)] or [chat]
+class Branch(NamedTuple):
+    """A model that may answer, and the arguments that go with each of its calls; it may be no chat model at all."""
+
+    model: Any
+    bound: Mapping[str, Any]
+
+    def setting(self, name: str) -> Any:
+        return self.bound[name] if name in self.bound else getattr(self.model, name, None)
+
+    @property
+    def reply_length(self) -> int | None:
+        """The longest reply that it is bound to, in tokens."""
+        if any(name in self.bound for name in REPLY_LENGTH_NAMES):
+            return _length(self.bound)
+        return _length(_settings(self.model))
 
 
-def bound_to(chat: Any) -> dict[str, Any]:
-    """The arguments that go with every call of the first model, the outermost wrapper's above all."""
-    inner = _inside(chat)
-    own = chat.kwargs if isinstance(chat, RunnableBindingBase) else {}
-    return {**(bound_to(inner[0]) if inner else {}), **own}
-
-
-def _inside(chat: Any) -> list[Any]:
+def branches(chat: Any) -> Iterator[Branch]:
+    """The models that may answer, the first to be asked in front. chat: settled."""
     if isinstance(chat, RunnableBindingBase):
-        return [chat.bound]
-    if isinstance(chat, RunnableWithFallbacks):
-        return [chat.runnable, *chat.fallbacks]
+        for model, bound in branches(chat.bound):
+            yield Branch(model, {**bound, **chat.kwargs})
+    elif isinstance(chat, RunnableWithFallbacks):
+        for each in chat.runnables:
+            yield from branches(each)
+    else:
+        yield Branch(chat, {})
+
+
+def settled(chat: Any, config: RunnableConfig | None = None) -> Any:
+    """The chat model with what is configurable about it as it was configured, for good."""
     if isinstance(chat, DynamicRunnable):
-        others = getattr(chat, "alternatives", {})
-        return [chat.default, *(other for other in others.values() if isinstance(other, BaseModel))]
-    return []
+        inner, rest = chat.prepare(config)
+        return settled(inner, rest)
+    if isinstance(chat, RunnableBindingBase):
+        return chat.model_copy(update={"bound": settled(chat.bound, merge_configs(chat.config, config))})
+    if isinstance(chat, RunnableWithFallbacks):
+        first, *others = (settled(each, config) for each in chat.runnables)
+        return chat.model_copy(update={"runnable": first, "fallbacks": others})
+    return chat
 
 
 def adjusted(chat: Any, *, warmer: float, reply_tokens: int | None) -> Any:
     """A copy whose models are warmer, where a temperature is set, and bound their replies, where they do not yet.
 
-    reply_tokens: the bound; None leaves replies as they are.
+    chat: settled. reply_tokens: the bound; None leaves replies as they are.
     """
     if isinstance(chat, RunnableBindingBase):
-        changes = _warmed(chat.kwargs, warmer)
-        bound = None if _length(chat.kwargs) else reply_tokens
-        return chat.model_copy(update={"bound": adjusted(chat.bound, warmer=warmer, reply_tokens=bound),
-                                       "kwargs": {**chat.kwargs, **changes}})
+        names = [name for name in REPLY_LENGTH_NAMES if name in chat.kwargs]
+        unbound = bool(names) and not _length(chat.kwargs) and reply_tokens is not None
+        kwargs = {**chat.kwargs, **_warmed(chat.kwargs, warmer), **({names[0]: reply_tokens} if unbound else {})}
+        inner = adjusted(chat.bound, warmer=warmer, reply_tokens=None if names else reply_tokens)
+        return chat.model_copy(update={"bound": inner, "kwargs": kwargs})
     if isinstance(chat, RunnableWithFallbacks):
-        first, *others = (adjusted(each, warmer=warmer, reply_tokens=reply_tokens) for each in _inside(chat))
+        first, *others = (adjusted(each, warmer=warmer, reply_tokens=reply_tokens) for each in chat.runnables)
         return chat.model_copy(update={"runnable": first, "fallbacks": others})
-    if isinstance(chat, DynamicRunnable):
-        return chat.model_copy(update={"default": adjusted(chat.default, warmer=warmer, reply_tokens=reply_tokens)})
     own = _settings(chat)
     changes = _warmed(own, warmer)
     name = next((name for name in REPLY_LENGTH_NAMES if name in own), None)
@@ -67,37 +86,34 @@ def adjusted(chat: Any, *, warmer: float, reply_tokens: int | None) -> Any:
     return chat.model_copy(update=changes) if changes else chat
 
 
-def reply_length(chat: Any) -> int | None:
-    """The longest reply that the models bound themselves to, in tokens; None where one of them does not."""
-    if isinstance(chat, RunnableBindingBase):
-        return _length(chat.kwargs) or reply_length(chat.bound)
-    if inner := _inside(chat):
-        found = [reply_length(each) for each in inner]
-        return None if None in found else max(length for length in found if length is not None)
-    return _length(_settings(chat))
+def reply_tokens_of(chat: Any, unbound: int) -> int:
+    """The most tokens that a call may bring back, over all branches; several replies a call (OpenAI's `n`) count each.
 
+    unbound: the longest reply of a model that has no bound of its own.
+    """
+    def replies(branch: Branch) -> int:
+        count = branch.setting("n")
+        return count if isinstance(count, int) and count > 0 else 1
 
-def replies_per_call(chat: Any) -> int:
-    """How many replies a call asks for, and pays (OpenAI's `n`)."""
-    counts = [bound_to(chat).get("n"), *(getattr(model, "n", None) for model in models_in(chat))]
-    return max([count for count in counts if isinstance(count, int)], default=1) or 1
+    return max((branch.reply_length or unbound) * replies(branch) for branch in branches(chat))
 
 
 def to_fill_in(chat: Any, form: type[BaseModel]) -> Any | None:
     """The chat model with this form to fill in, as `with_structured_output`; None where it cannot have one.
 
-    None too where arguments were bound: LangChain would leave them out.
+    None too where arguments were bound: LangChain would leave them out. chat: settled.
     """
-    if isinstance(chat, RunnableBinding):
+    if isinstance(chat, RunnableBindingBase):
         inner = None if chat.kwargs else to_fill_in(chat.bound, form)
-        return None if inner is None else inner.with_config(chat.config)
+        if inner is None:
+            return None
+        return inner.with_config(chat.config) if isinstance(chat, RunnableBinding) else chat.model_copy(
+            update={"bound": inner})
     if isinstance(chat, RunnableWithFallbacks):
-        first, *others = (to_fill_in(each, form) for each in _inside(chat))
+        first, *others = (to_fill_in(each, form) for each in chat.runnables)
         if first is None or None in others:
             return None
         return first.with_fallbacks(others, exceptions_to_handle=chat.exceptions_to_handle)
-    if not isinstance(chat, BaseChatModel):
-        return None
     try:
         return chat.with_structured_output(form, include_raw=True)
     except NotImplementedError:

@@ -137,12 +137,14 @@ class Scores:
 def delivered(record: Record) -> Record:
     """A record whose curve holds no candidate that the run would not have delivered.
 
-    The recorded curve is the best validation reward of any candidate, those that were dropped included. A run that
-    ended with its start had none that beat it by more than chance, so its curve stays where it began.
+    The recorded curve is the best validation reward of any candidate. In the end a run delivers the best of all that
+    beat its start by more than chance. Before anything was kept, what was dropped did not; and a run that ended with
+    its start had nothing that did.
     """
-    curve = [list(record["curve"][0])]
+    curve, kept = [list(record["curve"][0])], False
     for (spent, _), each in zip(record["curve"][1:], record["rounds"], strict=True):
-        counts = record["changed"] and each["kept"]
+        kept = kept or each["kept"]
+        counts = record["changed"] and kept and each["reward"] is not None
         curve.append([spent, max(curve[-1][1], each["reward"]) if counts else curve[-1][1]])
     return {**record, "curve": curve}
 
