@@ -104,6 +104,19 @@ def test_a_mask_that_masks_nothing_is_left_out_of_a_recording(recorder: Recorder
         assert recorder.replayed == checked + 1
 
 
+def test_cached_states_of_a_frozen_trunk_are_recorded_like_tokens(recorder: Recorder, decoder: Any) -> None:
+    given = batch(padded=True)
+    states = {"inputs_embeds": decoder.embed_tokens(given["input_ids"]).detach(),
+              "attention_mask": given["attention_mask"]}
+    wanted = decoder(**states, use_cache=False).last_hidden_state
+    with captured_decoder(decoder) as captured:
+        assert captured.record(states, weights(decoder), autocast=False) == ""
+        checked = recorder.replayed
+        assert torch.equal(decoder(**states, use_cache=False).last_hidden_state, wanted)
+        decoder(**given, use_cache=False)       # tokens instead
+        assert recorder.replayed == checked + 1
+
+
 def test_a_recording_with_other_numbers_is_not_used(recorder: Recorder, decoder: Any) -> None:
     recorder.off_by = 1e-3
     with captured_decoder(decoder) as captured:
