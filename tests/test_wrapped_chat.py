@@ -139,6 +139,14 @@ def test_what_was_configured_is_what_is_named_and_bound() -> None:
     assert [each["max_tokens"] for each in other.seen] == [100, 100]
 
 
+def test_the_key_of_a_model_that_is_made_when_it_is_chosen_is_known() -> None:
+    keyed = KeyedChat([RuntimeError("401: bad key otter-loud-77aa")], api_key=SecretStr("otter-loud-77aa"))
+    chosen = KeyedChat([]).configurable_alternatives(ConfigurableField(id="which"), other=lambda: keyed).with_config(
+        configurable={"which": "other"})
+    with pytest.raises(EditFailedError, match=r"bad key \[secret\]"):
+        Editor(chosen).edit(OLD, [failure()])
+
+
 def test_counts_and_authors_are_no_keys_and_no_error_shows_what_was_bound() -> None:
     harmless = KeyedChat([], api_key=SecretStr("")).bind(max_tokens=128000)
     assert not secrets_of(harmless.with_config(metadata={"author": "Charlotte"}))

@@ -43,8 +43,9 @@ class CapturedDecoder:
         import torch
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        asked = [name for name, value in kwargs.items() if value is not None and value is not False]
-        if not args and self.decoder.training and torch.is_grad_enabled() and {*asked} <= {*TENSORS, *OF_THE_LOSS}:
+        asked = {name for name, value in kwargs.items() if value is not None and value is not False}
+        learning = self.graphs and self.decoder.training and torch.is_grad_enabled()
+        if learning and not args and asked <= {*TENSORS, *OF_THE_LOSS}:
             inputs = tensors_of(kwargs)
             if graph := self.graphs.get(kind_of(inputs)):
                 return BaseModelOutputWithPast(last_hidden_state=graph(*inputs.values()))

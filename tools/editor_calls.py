@@ -109,7 +109,7 @@ class EditorCalls:
         names = names_of(chat)
         self._chat = settled(chat)
         self._log = log
-        self._secrets = secrets_of(chat)
+        self._secrets = secrets_of([chat, self._chat])      # one that was chosen may be made only then
         models = [branch.model for branch in branches(self._chat)]
         has_it = all((model.profile or {}).get("structured_output") for model in models)
         self._structured = structured == "always" or (structured == "auto" and has_it)

@@ -68,6 +68,10 @@ def silence_known_warnings() -> None:
     warnings.filterwarnings("ignore", message=r"Adapter burst was active which is now deleted.*")
 
 
+def unloadable(name: str, source: ModelSource, error: Exception) -> ModelError:
+    return ModelError(f"The model '{name}' cannot be loaded from {source.location}: {first_line(error)}")
+
+
 def refuse_unknown_targets(source: ModelSource, lora: LoraSettings) -> None:
     """Raise ModelError where LoRA is to go on what the model does not have, by its configuration: no weights are read.
 
@@ -83,8 +87,7 @@ def refuse_unknown_targets(source: ModelSource, lora: LoraSettings) -> None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.location))
     except (OSError, ValueError) as error:
-        raise ModelError(f"The model '{source.name}' cannot be loaded from {source.location}: "
-                         f"{first_line(error)}") from error
+        raise unloadable(source.name, source, error) from error
     lora_targets(model, lora, on_cpu=True)
 
 
@@ -136,8 +139,7 @@ class LocalPolicy:
                 model = AutoModelForCausalLM.from_pretrained(
                     source.location, dtype=getattr(torch, device.dtype or best_dtype(place)), use_safetensors=True)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"The model '{name}' cannot be loaded from {source.location}: "
-                             f"{first_line(error)}") from error
+            raise unloadable(name, source, error) from error
         try:
             model = model.to(place)
         except (AssertionError, RuntimeError) as error:     # no such device, or no room on it
