@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@echo "installing (about a minute)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: setup ## adapt a real model to invented facts and a house style (minutes; result in runs/demo/result)
