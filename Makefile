@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Where pip is configured with a folder of wheels, uv looks there too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Where Python may not keep what it compiles, every process would compile the libraries anew: 15 s on a slow core.
+export UV_COMPILE_BYTECODE ?= $(if $(PYTHONDONTWRITEBYTECODE),1,0)
 UV_VERSION := 0.13.9
 # cpu or auto: passed to uv, which then picks PyTorch's own index. Empty: whatever constraints.txt and the index give.
 TORCH ?=
@@ -24,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@echo "installing (about a minute)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode) --editable '.[$(EXTRAS)]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: setup ## adapt a real model to invented facts and a house style (minutes; result in runs/demo/result)
