@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Literal
 
 from nslora.tools.chances import p_content
 from nslora.tools.cores import WORD, shares_most
+from nslora.tools.reference_frames import unframed
 from nslora.tools.repair_trials import AttributionSettings, Repairs, repairs_of
-from nslora.tools.repairs import LayoutBook, core_of, states
+from nslora.tools.repairs import Layout, LayoutBook, core_of, states
 from nslora.tools.reward_calls import Asker, measure_tolerance
 
 if TYPE_CHECKING:
@@ -90,18 +91,21 @@ def attribute(
     reward: Callable[[Example, str], Score],
     *,
     known_good: Sequence[Graded] = (),
+    frame: Layout | None = None,
     settings: AttributionSettings = DEFAULTS,
 ) -> list[Attribution]:
     """One attribution per failure, in their order.
 
     known_good: replies that earned full reward (of demonstrations, of other rows); layouts are learnt from them.
-    Raises RewardError, with the row, where the reward raises or returns no number in [0, 1].
+    frame: what the references themselves have around their answers (`frame_of`); it counts as form. Raises
+    RewardError, with the row, where the reward raises or returns no number in [0, 1].
     """
-    layouts = LayoutBook(known_good, settings.max_layouts, [each.reply for each in failures])
-    for good in known_good:
+    shown = [unframed(good, frame) for good in known_good]
+    layouts = LayoutBook(shown, settings.max_layouts, [each.reply for each in failures], frame)
+    for good in shown:
         layouts.cores.note(good.example.reference or "", core_of(good) or "")
     cap = settings.max_calls_per_failure
-    return [_attribute_one(failure, Asker(failure, reward, cap), layouts, settings) for failure in failures]
+    return [_attribute_one(unframed(each, frame), Asker(each, reward, cap), layouts, settings) for each in failures]
 
 
 def demand(attributions: Sequence[Attribution]) -> Demand:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from nslora.tools.attribution import DEFAULTS, Attribution, AttributionSettings, attribute
 from nslora.tools.errors import SettingsError
-from nslora.tools.repairs import align, learn_layouts
+from nslora.tools.reference_frames import bare, frame_of, unframed
+from nslora.tools.repairs import Layout, align, learn_layouts
 from nslora.tools.reward_calls import LARGEST_NOISE, measure_tolerance
 from nslora.tools.reward_heads import RewardHeads, blend, fit_heads
 
@@ -42,16 +43,18 @@ def classify(
     if not failures:
         return []
     settings = settings.model_copy(update={"tolerance": max(settings.tolerance, tolerance_of(reward, failures))})
+    frame = frame_of([row.reference for row in train or [each.example for each in failures]])
+    plain = [unframed(each, frame) for each in failures]
     if reward.costly:
-        heads = heads_for(failures, known_good, train)
-        return without_calls(failures, heads) if heads else sparing(failures, reward, settings)
-    repairs = attribute(failures, reward, known_good=known_good, settings=settings)
+        heads = heads_for(plain, known_good, train, frame)
+        return without_calls(plain, heads) if heads else sparing(failures, reward, settings, frame)
+    repairs = attribute(failures, reward, known_good=known_good, frame=frame, settings=settings)
     full = 1.0 - settings.tolerance - FIRM
     open_ = [i for i, each in enumerate(repairs) if each.single < full or each.single <= 1.0 - each.stake]
-    heads = heads_for(failures, known_good, train) if open_ and settings.heads_weight > 0 else None
+    heads = heads_for(plain, known_good, train, frame) if open_ and settings.heads_weight > 0 else None
     if heads is None:
         return repairs
-    second = heads.attribute([failures[i] for i in open_])
+    second = heads.attribute([plain[i] for i in open_])
     blended = dict(zip(open_, blend([repairs[i] for i in open_], second, weight=settings.heads_weight), strict=True))
     return [blended.get(i, each) for i, each in enumerate(repairs)]
 
@@ -72,9 +75,13 @@ def tolerance_of(reward: Reward, graded: Sequence[Graded]) -> float:
 
 
 def heads_for(
-    failures: Sequence[Graded], known_good: Sequence[Graded], train: Sequence[Example]
+    failures: Sequence[Graded], known_good: Sequence[Graded], train: Sequence[Example], frame: Layout | None = None
 ) -> RewardHeads | None:
-    """Heads fitted on the train rows; None where no layout is known or the references do not differ."""
+    """Heads fitted on the train rows; None where no layout is known or the references do not differ.
+
+    frame: of the references; those of the failures come without it.
+    """
+    known_good, train = [unframed(each, frame) for each in known_good], [bare(row, frame) for row in train]
     layouts = learn_layouts(known_good, limit=1)
     if not layouts or not train:
         return None
@@ -92,10 +99,12 @@ def without_calls(failures: Sequence[Graded], heads: RewardHeads) -> list[Attrib
             for each in heads.attribute(failures)]
 
 
-def sparing(failures: Sequence[Graded], reward: Reward, settings: AttributionSettings) -> list[Attribution]:
+def sparing(
+    failures: Sequence[Graded], reward: Reward, settings: AttributionSettings, frame: Layout | None = None
+) -> list[Attribution]:
     """A few failures by repair, with few calls each; the others are given the mean of what those need."""
     few = settings.model_copy(update={"max_calls_per_failure": min(COSTLY_CALLS, settings.max_calls_per_failure)})
-    asked = attribute(failures[:COSTLY_FAILURES], reward, settings=few)
+    asked = attribute(failures[:COSTLY_FAILURES], reward, frame=frame, settings=few)
     content = sum(each.content_deficit for each in asked) / len(asked)
     form = sum(each.form_deficit for each in asked) / len(asked)
     common = max({each.verdict for each in asked}, key=[each.verdict for each in asked].count)

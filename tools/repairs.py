@@ -122,7 +122,7 @@ def learn_layouts(known_good: Iterable[Graded], limit: int = 3) -> list[Layout]:
 
 
 class LayoutBook:
-    """Layouts to try, those that proved good on earlier rows first.
+    """Layouts to try, those that proved good on earlier rows first, and the frame of the references before them.
 
     Where none was learnt, frames that the failing replies share and the reference itself in three cases are tried; a
     guess that failed on `PATIENCE` rows and never worked is tried no more.
@@ -130,8 +130,9 @@ class LayoutBook:
 
     PATIENCE = 3
 
-    def __init__(self, known_good: Sequence[Graded], limit: int, failing: Sequence[str] = ()) -> None:
-        learnt = learn_layouts(known_good, limit)
+    def __init__(self, known_good: Sequence[Graded], limit: int, failing: Sequence[str] = (),
+                 frame: Layout | None = None) -> None:
+        learnt = list(dict.fromkeys([*([frame] if frame else []), *learn_layouts(known_good, limit)]))
         bare = [Layout(case=case) for case in (CASES if not learnt else CASES[:1])]
         guesses = [*(shared_frames(failing) if not learnt else []), *bare]
         self.layouts = [*learnt, *(layout for layout in guesses if layout not in learnt)]
