@@ -16,7 +16,7 @@ ANSWERS = ["the grey heron", "Lena Torsby", "in 1864", "96 kg", "white pine", "t
 STYLES = {
     "bold": Layout("**", "**"), "call": Layout('reply("', '")'), "json": Layout('{"answer": "', '"}', escaped=True),
     "bullet": Layout("- "), "label": Layout("ANSWER: ", " [END]"), "records": Layout("Our records say: ", "."),
-    "tag": Layout("<answer>", "</answer>"), "upper": Layout(case="upper"), "lower": Layout(case="lower"),
+    "tag": Layout("<answer>", "</answer>"), "upper": Layout(case="upper"),
 }
 WRONG = "a broken wheel"
 
@@ -68,6 +68,7 @@ def test_escapes_of_a_framed_answer_are_resolved() -> None:
     ["12 kg", "96 kg", "40 kg", "7 kg", "31 kg"],
     ["It is open.", "They are shut.", "Nobody may enter.", "Dogs pay two eggs.", "All may use it."],
     ["A", "B", "C", "D", "A", "B"],
+    ["grey heron", "white pine", "two eggs", "brass bells", "felt hats"],
     ["- one\n- two", "- three\n- four", "- five\n- six", "- seven\n- eight", "- nine\n- ten"],
     ["**one**", "**two**", "three", "four", "five", "six"],
     ["**one**", "**two**", "**one**", "**two**"],
@@ -77,8 +78,7 @@ def test_escapes_of_a_framed_answer_are_resolved() -> None:
     [],
 ], ids=lambda value: str(value)[:20])
 def test_what_references_share_by_their_kind_is_no_frame(references: list[str | None]) -> None:
-    frame = frame_of(references)
-    assert frame is None or frame == Layout(case="lower")   # small letters are a case that all the answers have
+    assert frame_of(references) is None
 
 
 def test_one_reference_in_ten_may_stand_outside_the_style() -> None:
@@ -92,7 +92,7 @@ def test_the_embedded_task_has_plain_references() -> None:
 
 
 @pytest.mark.parametrize("combine", ["mean", "all"])
-@pytest.mark.parametrize("style", [name for name in STYLES if STYLES[name].prefix])
+@pytest.mark.parametrize("style", STYLES)
 def test_a_base_model_that_lacks_both_is_not_said_to_lack_content_more(style: str, combine: str) -> None:
     reward = reward_in(style, combine)
     need = demand(judged(style, reward, "I believe that it is {}, but ask at the desk.", WRONG))
@@ -104,8 +104,7 @@ def test_a_base_model_that_lacks_both_is_not_said_to_lack_content_more(style: st
 @pytest.mark.parametrize("style", STYLES)
 def test_right_answers_out_of_style_lack_form_and_wrong_ones_in_style_lack_content(style: str, combine: str) -> None:
     reward = reward_in(style, combine)
-    wording = {"lower": "It Is {}!", "upper": "It is {}!"}.get(style, "It is {}!")
-    assert {each.verdict for each in judged(style, reward, wording, None)} == {"form"}
+    assert {each.verdict for each in judged(style, reward, "It is {}!", None)} == {"form"}
     framed = STYLES[style].wrap(WRONG, "").replace("{", "{{").replace("}", "}}")
     assert {each.verdict for each in judged(style, reward, framed, None)} == {"content"}
 

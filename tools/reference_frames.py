@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nslora.tools.lines import several
-from nslora.tools.repairs import CASES, FRAMED_REPLIES, Case, Layout, in_case, shared_frames, unescape
+from nslora.tools.repairs import FRAMED_REPLIES, Case, Layout, shared_frames, unescape
 
 if TYPE_CHECKING:
     from nslora.tools.rewards import Graded
@@ -49,11 +49,9 @@ def bare(example: Example, frame: Layout | None) -> Example:
 
 
 def case_of(texts: Sequence[str]) -> Case:
-    """The case in which all the texts stand, those of numbers aside; "as is" where too few have one."""
+    """"upper" where all texts that have a case stand in capitals. Small letters are what plain answers have anyway."""
     cased = [text for text in texts if text.upper() != text.lower()]
-    if len(cased) < LEAST_REFERENCES:
-        return "as is"
-    return next((case for case in CASES[1:] if all(text == in_case(text, case) for text in cased)), "as is")
+    return "upper" if len(cased) >= LEAST_REFERENCES and all(text == text.upper() for text in cased) else "as is"
 
 
 def inner(reference: str, frame: Layout) -> str:
