@@ -88,23 +88,34 @@ def sample(made: Sequence[Reply], tuned: bool) -> list[Reply]:
     return chosen
 
 
-def attributions(failures: Sequence[Reply], kind: str, *, known: bool = True,
-                 costly: bool = False) -> tuple[list[Attribution], float]:
-    """One attribution per failure, classified style by style as a run would meet them; and the seconds spent."""
+def attributions(failures: Sequence[Reply], kind: str, *, known: bool = True, costly: bool = False,
+                 styled: bool = False) -> tuple[list[Attribution], float]:
+    """One attribution per failure, classified style by style as a run would meet them; and the seconds spent.
+
+    styled: whether the references stand in the house style too.
+    """
     found: dict[int, Attribution] = {}
     spent_s = 0.0
     for style in STYLES:
         places = [i for i, each in enumerate(failures) if each.style == style.name]
         reward = reward_of(kind, style)
         reward.costly = costly
-        graded = [Graded(EXAMPLES[failures[i].fact], failures[i].reply,
-                         reward(EXAMPLES[failures[i].fact], failures[i].reply)) for i in places]
+        rows = {i: EXAMPLES[failures[i].fact] for i in places}
         train = [TAUGHT[fact.id] for fact in FACTS.values() if (fact.domain in TUNED_DOMAINS) == style.tuned]
+        if styled:
+            rows = {i: in_style(row, style) for i, row in rows.items()}
+            train = [in_style(row, style) for row in train]
+        graded = [Graded(row, failures[i].reply, reward(row, failures[i].reply)) for i, row in rows.items()]
         started = time.perf_counter()
         answers = classify(graded, reward, known_good=shown(style, reward) if known else (), train=train)
         spent_s += time.perf_counter() - started
         found.update(zip(places, answers, strict=True))
     return [found[i] for i in range(len(failures))], spent_s
+
+
+def in_style(row: Example, style: Style) -> Example:
+    """The row with a reference in the house style."""
+    return dataclasses.replace(row, reference=style.wrap(BY_QUESTION[row.question].core, row.question))
 
 
 def shown(style: Style, reward: Reward) -> list[Graded]:
@@ -182,8 +193,11 @@ def measure(failures: Sequence[Reply], where: str, errors: list[dict[str, object
             figure(f"{where}, {kind}: macro-F1 of the rest, after them", macro_f1(told, after))]
         if reported:
             blind, _ = attributions(failures, kind, known=False)
+            styled, _ = attributions(failures, kind, known=False, styled=True)
             figures += [
                 figure(f"{where}, {kind}: macro-F1, no good reply known", macro_f1(truth, [e.verdict for e in blind])),
+                figure(f"{where}, {kind}: macro-F1, none known and references in the style",
+                       macro_f1(truth, [e.verdict for e in styled])),
                 figure(f"{where}, {kind}: reward calls a failure", calls / len(failures)),
                 figure(f"{where}, {kind}: time a failure", 1000 * spent_s / len(failures), "ms")]
         errors += [{"set": where, "reward": kind, **dataclasses.asdict(each), "said": answer.verdict,
