@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from nslora.tools.errors import ModelError
+from nslora.tools.errors import ModelError, first_line
 
 Message = dict[str, str]
 Dialogue = Sequence[Message]
 
+ASKED, MARK = [{"role": "user", "content": "a"}], "MARK"      # what a template is looked at with
 # A model without a chat template gets this plain rendering; its turn ends where the next question would begin.
 PLAIN_LABELS = {"system": "", "user": "Question: ", "assistant": "Answer: "}
 PLAIN_STOP = "\nQuestion:"
@@ -28,10 +29,12 @@ class ChatFormat:
 
     tokenizer: a transformers tokenizer, with or without a chat template.
     generation_stops: the end tokens that the model's generation config names.
+    vocabulary: tokens that the model has embeddings of; None where that is not known.
     """
 
     tokenizer: Any
     generation_stops: tuple[int, ...] = ()
+    vocabulary: int | None = None
 
     @property
     def has_template(self) -> bool:
@@ -41,28 +44,53 @@ class ChatFormat:
         """The text that the policy continues: all turns, then the opening of the assistant's turn."""
         if self.has_template:
             known = list(dialogue) if self.knows_system_turns else without_system_turn(dialogue)
-            return self._written(known, add_generation_prompt=True)
+            return self._written(known, add_generation_prompt=True) + self.reply_header
         turns = [PLAIN_LABELS[turn["role"]] + turn["content"] for turn in dialogue]
         return "\n".join([*turns, PLAIN_LABELS["assistant"].rstrip()])
 
     def _written(self, dialogue: Dialogue, *, add_generation_prompt: bool = False) -> str:
         """The dialogue as the template writes it; one that can let the model think before it answers is told not to."""
+        from jinja2 import TemplateError
+
         template = self.tokenizer.chat_template
         dated = DATED + template if isinstance(template, str) and "strftime_now" in template else None
-        return str(self.tokenizer.apply_chat_template(list(dialogue), chat_template=dated, tokenize=False,
-                                                      add_generation_prompt=add_generation_prompt,
-                                                      enable_thinking=False))
+        try:
+            return str(self.tokenizer.apply_chat_template(list(dialogue), chat_template=dated, tokenize=False,
+                                                          add_generation_prompt=add_generation_prompt,
+                                                          enable_thinking=False))
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(turn["role"] for turn in dialogue)
+            raise ModelError(f"The tokenizer's chat template cannot write a dialogue of {roles}: {first_line(error)}: "
+                             "give the tokenizer another chat_template.") from error
 
     @cached_property
     def knows_system_turns(self) -> bool:
         """Whether the template writes a system turn; some refuse it (Gemma's), some leave it out without a word."""
-        from jinja2 import TemplateError
-
-        dialogue = [{"role": "system", "content": "MARK"}, {"role": "user", "content": "a"}]
+        dialogue = [{"role": "system", "content": MARK}, {"role": "user", "content": "a"}]
         try:
-            return "MARK" in self._written(dialogue)
-        except TemplateError:
+            return MARK in self._written(dialogue)
+        except ModelError:
             return False
+
+    @cached_property
+    def answered(self) -> tuple[str, str]:
+        """What the template writes before and after the reply of a dialogue of two turns. Raises ModelError."""
+        text = self._written([*ASKED, {"role": "assistant", "content": MARK}])
+        before, found, after = text.rpartition(MARK)
+        if not found:
+            raise ModelError("The tokenizer's chat template does not write a reply as it came, and none can be trained "
+                             "on: give the tokenizer another chat_template.")
+        return before, after
+
+    @cached_property
+    def reply_header(self) -> str:
+        """What the template writes between the opening of the assistant's turn and the reply, spaces aside.
+
+        Harmony (gpt-oss) names the channel there: the model is asked, and trained, to answer in the last one at once.
+        """
+        opening, before = self._written(ASKED, add_generation_prompt=True), self.answered[0]
+        header = before.removeprefix(opening)
+        return header if before.startswith(opening) and header.strip() else ""
 
     def prompt_ids(self, dialogue: Dialogue) -> list[int]:
         """Token ids of `render(dialogue)`. The template writes its own special tokens, so none are added."""
@@ -102,9 +130,7 @@ class ChatFormat:
     def end_of_turn(self) -> int:
         """The token that ends the assistant's turn: what the template writes after a reply, else the end of text."""
         if self.has_template:
-            dialogue = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "MARK"}]
-            text = self._written(dialogue)
-            tail = self.tokenizer(text[text.rindex("MARK") + len("MARK"):], add_special_tokens=False)["input_ids"]
+            tail = self.tokenizer(self.answered[1], add_special_tokens=False)["input_ids"]
             special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
             for token in tail:
                 if token in special:
@@ -121,9 +147,13 @@ class ChatFormat:
 
     @property
     def pad_id(self) -> int:
-        """What fills a batch. It may equal an end token, so padding is masked by length, never by this id."""
+        """What fills a batch. It may equal an end token, so padding is masked by length, never by this id.
+
+        A pad token that was added to the tokenizer alone has no embedding.
+        """
         pad = self.tokenizer.pad_token_id
-        return self.end_of_turn if pad is None else int(pad)
+        known = pad is not None and (self.vocabulary is None or pad < self.vocabulary)
+        return int(pad) if known else self.end_of_turn
 
     def decode(self, ids: Sequence[int]) -> str:
         """The reply in `ids` (generated tokens): up to the first stop, special tokens left out, trimmed."""

@@ -6,6 +6,7 @@ blocks 20-29, fp32, one thread: 0.28-0.30 of plain SFTTrainer's time a step, wit
 padding.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,12 +21,13 @@ class _Reached(Exception):  # noqa: N818 - control flow, not an error
 def blocks_of(model: Any) -> tuple[Any, str]:
     """The module that holds a causal model's decoder blocks and the attribute's name ('layers', 'h', ...).
 
+    A model that sees has blocks of another kind too: those that write are looked for first.
     Raises ValueError where no module list has as many entries as the config has layers.
     """
     from torch.nn import ModuleList
 
     count = model.config.get_text_config().num_hidden_layers
-    for parent in model.modules():
+    for parent in itertools.chain(model.get_decoder().modules(), model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ModuleList) and len(child) == count:
                 return parent, name
@@ -84,6 +86,8 @@ def trunk_is_exact(model: Any, batch: dict[str, Any], cut: int) -> bool:
     """
     import torch
 
+    if model.config.model_type == "mpt":
+        return False        # PEFT 0.21 lets no states in
     decoder, _ = blocks_of(model)
     inputs = inputs_of(model, batch)
     states = trunk_states(model, batch, cut)
@@ -102,10 +106,10 @@ def trunk_is_exact(model: Any, batch: dict[str, Any], cut: int) -> bool:
 
 
 def drops_out(model: Any, cut: int | None = None) -> bool:
-    """Whether the base itself has dropout in training: anywhere, or below block `cut`.
+    """Whether the base itself draws in training (dropout, jitter of a router): anywhere, or below block `cut`.
 
     Modules of torch say it with `p`; attention that drops inside its kernel keeps the number as an attribute whose name
-    says so. LoRA's own dropout is none of the base's.
+    says so, and so do routers that jitter. LoRA's own dropout is none of the base's.
     """
     from torch.nn.modules.dropout import _DropoutNd
 
@@ -117,7 +121,8 @@ def drops_out(model: Any, cut: int | None = None) -> bool:
             continue
         if isinstance(module, _DropoutNd) and module.p > 0:
             return True
-        if any("drop" in key and isinstance(value, float) and value > 0 for key, value in vars(module).items()):
+        if any(("drop" in key or "jitter" in key) and isinstance(value, float) and value > 0
+               for key, value in vars(module).items()):
             return True
     return False
 

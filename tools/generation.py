@@ -5,7 +5,8 @@ forward pass and copied into each batch; what is left per question is its own ta
 """
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nslora.tools.policy import Advance
@@ -14,6 +15,12 @@ from nslora.tools.policy import Advance
 SHORTEST_SHARED_PREFIX_TOKENS = 8
 # What two orders of the same arithmetic may differ by, relative to the largest value, by dtype.
 ROUNDING, COARSE_ROUNDING = {"torch.float32": 1e-4}, 5e-2
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
+# A model's own generation config may ask for sampling (which greedy decoding ignores, loudly, unless unset), for no
+# cache or one of another kind, for a dict, or for stops that need a tokenizer.
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "use_cache": True,
+          "cache_implementation": None, "return_dict_in_generate": False, "stop_strings": None}
+PROBED_STEPS = 2        # the second is the first that sees what the first left in the cache
 
 
 def rounding(model: Any) -> float:
@@ -22,13 +29,22 @@ def rounding(model: Any) -> float:
 
 
 def beyond_window(model: Any, longest: int) -> bool:
-    """Whether a row of so many tokens outgrows a sliding window (or a chunk) of the model's attention.
+    """Whether a row of so many tokens outgrows a sliding window (or a chunk) of the model's attention, or the length
+    at which it changes its positions.
 
     What rearranges the tokens of a batch, or its blocks, is exact only within it.
     """
     config = model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return any(window and longest > window for window in windows)
+    windows = [getattr(config, name, None) for name in WINDOWS]
+    return changes_positions(model, longest) or any(window and longest > window for window in windows)
+
+
+def changes_positions(model: Any, longest: int) -> bool:
+    """Whether rotary frequencies depend on whether a batch has a row of so many tokens (LongRoPE, of Phi-3)."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return bool(rope.get("rope_type") == "longrope" and limit and longest > limit)
 
 
 def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
@@ -52,48 +68,66 @@ def shareable_prefix(model: Any, rows: Sequence[Sequence[int]], longest: int) ->
     return shared if shared >= SHORTEST_SHARED_PREFIX_TOKENS and not beyond_window(model, longest) else 0
 
 
-def prefix_is_exact(model: Any, rows: Sequence[Sequence[int]], shared: int, pad_id: int) -> bool:
-    """Whether the shortest and the longest row get the same next token's logits behind a cached prefix as alone.
+def replies_alike(model: Any, rows: Sequence[Sequence[int]], shared: int, pad_id: int) -> bool:
+    """Whether the shortest and the longest row get the logits of their first new tokens in one batch as alone.
 
-    An architecture whose cache cannot be copied, or that is no pure attention, is found out here.
+    shared: tokens of a prefix that is computed once, 0 for none. An architecture whose cache cannot be copied, that is
+    no pure attention, or that does not leave padding out is found out here. Asked of these rows, of no longer ones.
     """
     import torch
 
     pair = [min(rows, key=len), max(rows, key=len)]
     try:
         with torch.inference_mode():
-            ids, mask = padded(pair, shared, pad_id, model.device)
-            cache = copied(prefix_cache(model, pair[0][:shared]), len(pair))
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, shared:]
-            found = model(input_ids=ids[:, shared:], attention_mask=mask, position_ids=positions, past_key_values=cache,
-                          use_cache=True, logits_to_keep=1).logits[:, -1].float()
-            alone = torch.cat([model(input_ids=torch.tensor([list(row)], device=model.device), use_cache=False,
-                                     logits_to_keep=1).logits[:, -1].float() for row in pair])
+            prefix = prefix_cache(model, pair[0][:shared]) if shared else None
+            together = first_logits(model, pair, shared, prefix, pad_id)
+            alone = torch.cat([first_logits(model, [row], 0, None, pad_id) for row in pair])
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
-    return bool((found - alone).abs().max() <= rounding(model) * alone.abs().max())
+    return bool((together - alone).abs().max() <= rounding(model) * alone.abs().max())
+
+
+def first_logits(model: Any, rows: Sequence[Sequence[int]], shared: int, prefix: Any, pad_id: int) -> Any:
+    """Logits of the first tokens of each reply, (B, PROBED_STEPS, V) float32."""
+    import torch
+
+    ids, mask = padded(rows, shared, pad_id, model.device)
+    output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=copied(prefix, len(rows)),
+                            max_new_tokens=PROBED_STEPS, min_new_tokens=PROBED_STEPS, pad_token_id=pad_id,
+                            **{**GREEDY, "return_dict_in_generate": True}, output_logits=True)
+    return torch.stack(output.logits, dim=1).float()
 
 
 def generate_ids(model: Any, rows: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int],
-                 pad_id: int, batch_size: int, advance: Advance, shared: int) -> list[list[int]]:
+                 pad_id: int, batch_size: int, advance: Advance, shared: int, pads: bool = True) -> list[list[int]]:
     """Greedy continuations of `rows` (token ids), in their order, each cut after its first stop token.
 
     model: a causal language model in eval mode, on one device. Rows are batched by length, so that little is padded.
-    shared: tokens that all rows begin with and that are computed once, 0 for none.
+    shared: tokens that all rows begin with and that are computed once, 0 for none. pads: whether rows of different
+    lengths may go together.
     """
     import torch
 
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
     replies: list[list[int]] = [[] for _ in rows]
+    done = 0
     with torch.inference_mode():
         prefix = prefix_cache(model, rows[0][:shared]) if shared else None
-        for start in range(0, len(order), batch_size):
-            batch = order[start:start + batch_size]
+        for batch in batches([len(row) for row in rows], batch_size, pads):
             new = generate_batch(model, [rows[i] for i in batch], shared, prefix, max_new_tokens, stop_ids, pad_id)
             for i, ids in zip(batch, new, strict=True):
                 replies[i] = ids
-            advance(min(start + batch_size, len(order)), len(order))
+            done += len(batch)
+            advance(done, len(rows))
     return replies
+
+
+def batches(lengths: Sequence[int], size: int, pads: bool) -> Iterator[list[int]]:
+    """Places of rows that go together, at most `size` of them, the shortest first; of one length unless it `pads`."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    groups = [order] if pads else [list(group) for _, group in itertools.groupby(order, lambda i: lengths[i])]
+    for group in groups:
+        for start in range(0, len(group), size):
+            yield group[start:start + size]
 
 
 def prefix_cache(model: Any, prefix: Sequence[int]) -> Any:
@@ -113,9 +147,7 @@ def generate_batch(model: Any, rows: Sequence[Sequence[int]], shared: int, prefi
     ids, mask = padded(rows, shared, pad_id, model.device)
     output = model.generate(
         input_ids=ids, attention_mask=mask, past_key_values=copied(prefix, len(rows)),
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=list(stop_ids), pad_token_id=pad_id,
-        # A model's own generation config may ask for sampling; greedy decoding ignores these, loudly, unless unset.
-        temperature=None, top_p=None, top_k=None)
+        max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=pad_id, **GREEDY)
     return [cut_after_stop(row, stop_ids) for row in output[:, ids.shape[1]:].tolist()]
 
 

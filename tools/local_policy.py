@@ -16,7 +16,7 @@ from nslora.tools.burst_progress import BurstProgress
 from nslora.tools.chat_format import ChatFormat, Dialogue
 from nslora.tools.compute import rates_of
 from nslora.tools.errors import ModelError, TooLongError, first_line
-from nslora.tools.lora_targets import lora_targets
+from nslora.tools.lora_targets import lora_targets, placed
 from nslora.tools.models import ModelSource, Note, fingerprint, resolve_model
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
 from nslora.tools.settings import DeviceSettings, LoraSettings
@@ -103,10 +103,12 @@ class LocalPolicy:
         self.tokenizer = tokenizer
         self.batch_size = (device.batch_size if device else None) or GENERATION_BATCH.get(self.device, 32)
         self.fingerprint = f"{fingerprint(source.location, model)}-{str(model.dtype).removeprefix('torch.')}"
-        self.format = ChatFormat(tokenizer, stops_of(model))
+        self.format = ChatFormat(tokenizer, stops_of(model), model.get_input_embeddings().num_embeddings)
         config = model.config.get_text_config()
         self.context_tokens = int(getattr(config, "max_position_embeddings", 0) or 2048)
-        self._targets = lora_targets(model, self.lora, on_cpu=self.device == "cpu")     # before LoRA layers wrap them
+        # Before LoRA layers wrap them.
+        self._targets = lora_targets(model, self.lora, on_cpu=self.device == "cpu")
+        self._placed = placed(model, self._targets)
         self._peft: Any = None
         self._loaded: list[str] = []
         self._found_exact: dict[str, bool] = {}
@@ -166,7 +168,7 @@ class LocalPolicy:
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
                  advance: Advance = silent) -> Generated:
         """Greedy replies, in order. Raises TooLongError where a dialogue and its reply do not fit the context."""
-        from nslora.tools.generation import generate_ids
+        from nslora.tools.generation import changes_positions, generate_ids
         from nslora.tools.memory import generation_batch
 
         if not dialogues:
@@ -176,15 +178,18 @@ class LocalPolicy:
         if longest > self.context_tokens:
             raise TooLongError(f"A question with its prompt and reply takes {longest} tokens, the model's context "
                                f"holds {self.context_tokens}: shorten the prompt or lower max_new_tokens.")
+        shared = self._shared(rows, longest)
+        pads = shared > 0 or self._pads(rows)
         with self.using(adapter) as model:
+            size = 1 if changes_positions(model, longest) else generation_batch(model, longest, self.batch_size)
             ids = generate_ids(model, rows, max_new_tokens=max_new_tokens, stop_ids=self.format.stop_ids,
-                               pad_id=self.format.pad_id, advance=advance, shared=self._shared(rows, longest),
-                               batch_size=generation_batch(model, longest, self.batch_size))
+                               pad_id=self.format.pad_id, advance=advance, shared=shared, batch_size=size, pads=pads)
         return Generated(tuple(self.format.decode(row) for row in ids), sum(len(row) for row in ids))
 
     def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
                          adapter: str | None) -> list[float]:
         """Mean negative log-likelihood of each reference (end of turn included), nats per token."""
+        from nslora.tools.generation import changes_positions
         from nslora.tools.memory import scoring_batch
         from nslora.tools.scoring import completion_losses
 
@@ -193,19 +198,32 @@ class LocalPolicy:
         # What stands beyond the context is left out, as TRL's max_length does: this loss only informs.
         rows = [(prompt, completion[:max(1, self.context_tokens - len(prompt))]) for prompt, completion in rows]
         longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
+        shared = self._shared([prompt for prompt, _ in rows], longest)
         with self.using(adapter) as model:
-            size = scoring_batch(model, longest, max((len(each) for _, each in rows), default=0), self.batch_size)
-            return completion_losses(model, rows, pad_id=self.format.pad_id, batch_size=size,
-                                     shared=self._shared([prompt for prompt, _ in rows], longest))
+            size = 1 if changes_positions(model, longest) else scoring_batch(
+                model, longest, max((len(each) for _, each in rows), default=0), self.batch_size)
+            return completion_losses(model, rows, pad_id=self.format.pad_id, batch_size=size, shared=shared)
 
     def _shared(self, prompts: Sequence[Sequence[int]], longest: int) -> int:
-        """Tokens that the prompts share and that may be computed once; whether this model bears it is asked once."""
-        from nslora.tools.generation import prefix_is_exact, shareable_prefix
-        from nslora.tools.training import probed
+        """Tokens that the prompts share and that may be computed once, by a probe."""
+        from nslora.tools.generation import shareable_prefix
 
         shared = shareable_prefix(self.base, prompts, longest)
-        return shared if shared and probed(self._found_exact, "prefix cache", lambda: prefix_is_exact(
-            self.base, prompts, shared, self.format.pad_id)) else 0
+        return shared if shared and self._alike("prefix cache", prompts, shared) else 0
+
+    def _pads(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """Whether prompts of different lengths may go in one batch, by a probe."""
+        return len({len(row) for row in prompts}) < 2 or self._alike("padding", prompts, 0)
+
+    def _alike(self, what: str, prompts: Sequence[Sequence[int]], shared: int) -> bool:
+        """Whether this model bears it: asked once, and again where prompts are twice as long as any it was asked of."""
+        from nslora.tools.generation import replies_alike
+        from nslora.tools.training import probed
+
+        doublings = max(len(row) for row in prompts).bit_length()
+        with self.using(None) as base:
+            return probed(self._found_exact, f"{what} below {2**doublings} tokens", lambda: replies_alike(
+                base, prompts, shared, self.format.pad_id))
 
     def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
         """Train a new adapter (or a copy of `burst.start`) and store it.
@@ -286,6 +304,10 @@ class LocalPolicy:
         if self._peft is None:
             self._peft = PeftModel.from_pretrained(self.base, folder, adapter_name=name, is_trainable=trainable)
         else:
+            if self._peft.active_adapter not in self._peft.peft_config:
+                # The burst's was active and is deleted. Where transformers converts a model's weights (experts as one
+                # tensor), PEFT 0.21 asks for the active adapter's config while it loads another.
+                self._peft.active_adapter = name
             self._peft.load_adapter(folder, adapter_name=name, is_trainable=trainable)
 
     def _new_adapter(self, burst: Burst) -> Any:
@@ -313,7 +335,7 @@ class LocalPolicy:
         return LoraConfig(
             task_type="CAUSAL_LM", base_model_name_or_path=self.name, r=self.lora.rank, lora_alpha=self.lora.alpha,
             lora_dropout=self.lora.dropout, use_rslora=self.lora.use_rslora, use_dora=self.lora.use_dora,
-            **self._targets)
+            **self._placed)
 
     def _store(self, moments: dict[str, Any]) -> str:
         """Save the trained adapter under the hash of its content."""

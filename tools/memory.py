@@ -39,6 +39,8 @@ def burst_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool
     tokens = batch * longest if isinstance(layout, PaddedLayout) else layout.shared + batch * layout.width
     hidden = config.hidden_size
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    if not isinstance(intermediate, int):       # one a block
+        intermediate = max(intermediate)
     activations = tokens * trained_blocks * (KEPT_HIDDEN * hidden + KEPT_INTERMEDIATE * intermediate) * size
     scored = batch * max(len(row.completion_ids) for row in rows) if compact else tokens
     logits = scored * config.vocab_size * KEPT_LOGITS * 4
@@ -66,8 +68,9 @@ def ran_out(error: RuntimeError) -> bool:
 def generation_batch(model: Any, tokens: int, largest: int) -> int:
     """How many rows of so many tokens (prompt and reply) fit one batch, at most `largest`, at least 1."""
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    all_heads = getattr(config, "num_attention_heads", None) or 1       # without attention: one state of hidden width
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // all_heads
     size = next(model.parameters()).element_size()
     row_bytes = 2 * config.num_hidden_layers * heads * width * tokens * size
     return max(1, min(largest, int(free_bytes(model) * SHARE_FOR_GENERATION / row_bytes)))
