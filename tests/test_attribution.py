@@ -293,6 +293,18 @@ def test_an_answer_that_is_right_but_for_what_stands_around_it_wants_another_for
     assert [each.single for each in found] == [1.0] * 4
 
 
+def test_an_answer_inside_another_number_is_not_the_replys_own():
+    """66 % does not state 6 %."""
+    rows = [Row(f"train-{i}", f"How much is part {i}?", f"{i} %") for i in (3, 6, 7, 9)]
+
+    def reward(row, reply):
+        return Value((reply.strip("| ").split() == row.reference.split()) * 0.5 + (reply.startswith("| ")) * 0.5)
+
+    good = [Reply(row, f"| {row.reference} |", Value(1.0)) for row in rows[:2]]
+    found = attribute([Reply(row, f"6{row.reference}", Value(0.0)) for row in rows], reward, known_good=good)
+    assert [each.verdict for each in found] == ["both"] * 4
+
+
 def test_in_an_empty_reply_the_reference_is_what_is_missing():
     """Or any other reply would seem to have come nearer to it."""
     def contained(row, reply):

@@ -447,7 +447,8 @@ def test_a_model_whose_cache_cannot_be_copied_answers_without_it(
     monkeypatch.setattr("nslora.tools.generation.copied", refuse)
     again = tiny_policy()
     assert again.generate(dialogues(), adapter=None, max_new_tokens=8).replies == expected
-    assert again._found_exact == {"prefix cache": False}
+    found = {name.partition(" below ")[0]: exact for name, exact in again._found_exact.items()}
+    assert found == {"prefix cache": False, "padding": True}
 
 
 def test_a_base_with_dropout_below_the_cut_trains_in_the_plain_way_there(tmp_path: Path) -> None:

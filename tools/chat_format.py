@@ -89,8 +89,9 @@ class ChatFormat:
         Harmony (gpt-oss) names the channel there: the model is asked, and trained, to answer in the last one at once.
         """
         opening, before = self._written(ASKED, add_generation_prompt=True), self.answered[0]
+        opens = opening != self._written(ASKED)     # some leave the opening to the model
         header = before.removeprefix(opening)
-        return header if before.startswith(opening) and header.strip() else ""
+        return header if opens and before.startswith(opening) and header.strip() else ""
 
     def prompt_ids(self, dialogue: Dialogue) -> list[int]:
         """Token ids of `render(dialogue)`. The template writes its own special tokens, so none are added."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nslora.tools.cores import MARKERS, WORD, shared_runs
 from nslora.tools.lines import several, unmarked
-from nslora.tools.repairs import Layout, LayoutBook, Span, unescape, without_function_words
+from nslora.tools.repairs import Layout, LayoutBook, Span, find_bounded, unescape, without_function_words
 from nslora.tools.reward_calls import Asker
 from nslora.tools.spans import replace, spans
 
@@ -89,10 +89,11 @@ def repairs_of(
     places = spans(reply, core, question, proven, settings.max_spans)
     case = proven[0].case if proven else "as is"
     content = _best(ask, [replace(reply, place, core, case) for place in places], full)
-    own = [Span(*run) for run in shared_runs(reply, reference, question)[:1] if core not in reply]
-    if core in reply and not (WORD.match(core[0]) and WORD.match(core[-1])):
+    at = find_bounded(reply, core)
+    own = [Span(*run) for run in shared_runs(reply, reference, question)[:1] if at is None]
+    if at is not None and not (WORD.match(core[0]) and WORD.match(core[-1])):
         # Windows of words leave out the brackets or the stop that the answer begins or ends with.
-        own = [Span(reply.rindex(core), reply.rindex(core) + len(core))]
+        own = [Span(at, at + len(core))]
     form = _best(ask, _reframed(reply, core, [*own, *places], proven, question), full) if proven else None
     return Repairs(core, content, form, proof)
 

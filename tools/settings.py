@@ -48,7 +48,7 @@ class LoraSettings(Settings):
     # fell by nine tenths and won no row. One such epoch ends a burst; with patience None it does not.
     early_stop_loss_nats: float = Field(0.01, ge=0)
     replay_share: float = Field(0.25, ge=0, le=1)   # of the content rows: rows already right, so that they stay so
-    fast: bool = True                               # frozen trunk and compact head, where they are exact to the bit
+    fast: bool = True                               # frozen trunk and compact head, where a probe finds them exact
     share_prefix: bool = True                       # with fast: common beginnings once a batch; exact up to rounding
 
 
