@@ -1,5 +1,6 @@
 """The command line: `nslora run handbook`."""
 
+import errno
 import io
 import json
 import re
@@ -197,6 +198,11 @@ def main() -> None:
     except NsloraError as error:
         err.print(Text.assemble(("error", "bold red"),
                                 f" {type(error).__name__.removesuffix('Error').lower()}: {error}"))
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        err.print(Text.assemble(("error", "bold red"), f" output: it cannot be written: {error.strerror}"))
         raise SystemExit(1) from None
 
 

@@ -85,8 +85,6 @@ def fork(
     from nslora.graph.run import Run
     from nslora.tools.local_policy import prepare_environment
 
-    if action not in (None, "lora", "textgrad"):
-        raise SettingsError(f"--action {action}: wanted lora or textgrad.")
     prepare_environment()
     source = Run.open(folder, checkpoints=checkpoints, needs_editor=editor is None)
     follow(make(source, into or beside(folder, f"fork{at}"), at=at, action=action,     # type: ignore[arg-type]
@@ -113,10 +111,10 @@ def replay(
     with told_when_stopped(out.print, f"Stopped: what is in {copy} is half a replay, so delete it. The run that was to "
                                       "be replayed is as it was."):
         found = run_again(source, copy, begin_at=from_, retrain=retrain)
-    faster = found.original_seconds / max(found.seconds, 1e-9)
-    out.print(f"{found.rounds} rounds again in {found.seconds:.1f} s, {faster:.0f} times faster than the original "
-              f"({found.original_seconds:.0f} s){', with the model loaded' if found.loaded_model else ''}: "
-              f"{found.run.folder}", highlight=False)
+    rounds = f"{found.rounds} round{'' if found.rounds == 1 else 's'}" if found.rounds else "The end"
+    took = f"{found.seconds:.1f} s, the original {found.original_seconds:.1f} s"
+    out.print(f"{rounds} again in {took}{', with the model loaded' if found.loaded_model else ''}: {found.run.folder}",
+              highlight=False, soft_wrap=True)
     if not found.same:
         for difference in found.differences:
             out.print(difference, highlight=False)

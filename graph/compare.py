@@ -68,8 +68,12 @@ def question_scores(view: RunView) -> list[dict[str, Any]]:
     if not path.is_file():
         raise RunError(f"{view.folder} has no test scores: let it finish first (nslora resume "
                        f"{quoted(view.folder)}).")
-    rows = [row for row in read_jsonl(path) if row["candidate"] == "result"]
-    if not rows:
+    try:
+        rows = [row for row in read_jsonl(path) if row["candidate"] == "result"]
+        whole = all({"id", "passed", "reward"} <= row.keys() for row in rows)
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"{path} is damaged: a line of it is no score.") from error
+    if not rows or not whole:
         raise DamagedError(f"{path} is damaged: it holds no scores of the result.")
     return rows
 

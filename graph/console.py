@@ -108,9 +108,14 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
                       f"{test['result']['reward']:.3f}: gap {gap['result']:+.3f} (base {gap['base'] or 0.0:+.3f})")
     cost = report["cost"]
     console.print(f"cost     {report['wall_s']:.0f} s, {cost['trained_tokens']} trained and {cost['generated_tokens']} "
-                  f"generated tokens ({cost['tflop']:.1f} TFLOP), {cost['editor_calls']:.0f} editor calls, peak memory "
-                  f"{report['peak_rss_mb']:.0f} MiB")
-    console.print(f"result   {folder / 'result'}", highlight=False)
+                  f"generated tokens ({tflop(cost['tflop'])} TFLOP), {cost['editor_calls']:.0f} editor calls, peak "
+                  f"memory {report['peak_rss_mb']:.0f} MiB")
+    console.print(f"result   {folder / 'result'}", highlight=False, soft_wrap=True)
+
+
+def tflop(value: float) -> str:
+    """Two digits that say something, also of a run of a tiny model."""
+    return f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"
 
 
 def words(interval: list[float]) -> str:

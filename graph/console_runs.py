@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from nslora.graph.compare import Comparison
@@ -21,7 +21,7 @@ TEXT_CHARACTERS = 160
 
 def show_runs(console: Console, found: Sequence[RunView]) -> None:
     """One line per run."""
-    table = Table("task", "status", "rounds", "reward", "strategy", "seed", "run and origin")
+    table = Table("task", "status", "rounds", "reward", "strategy", "seed", Column("run and origin", overflow="fold"))
     for run in found:
         if run.problem:
             table.add_row("", Text("unreadable", "red"), "", "", "", "", short(f"{run.folder}: {run.problem}", 400))
@@ -47,6 +47,8 @@ def show_view(console: Console, run: RunView) -> None:
         console.print(f"round {each.number}: {short(each.reason)} {short(each.verdict)}")
     if run.stop:
         console.print(f"stop: {run.stop}")
+    if run.status == "waiting":
+        answers_line(console, run.folder)
 
 
 def show_round(console: Console, details: RoundDetails) -> None:
@@ -116,7 +118,13 @@ def show_question(console: Console, folder: Path, asked: Mapping[str, Any]) -> N
     if asked.get("problem"):
         console.print(Text.assemble(("Your last answer could not be used:", "red"),
                                     f" {short(asked['problem'], 1000)}"))
-    console.print(f"answer   nslora resume {quoted(folder)} --accept | --reject | --prompt FILE", highlight=False)
+    answers_line(console, folder)
+
+
+def answers_line(console: Console, folder: Path) -> None:
+    """The commands that answer, in one line that can be copied."""
+    console.print(f"answer   nslora resume {quoted(folder)} --accept | --reject | --prompt FILE", highlight=False,
+                  soft_wrap=True)
 
 
 def interval(values: tuple[float, float, float]) -> str:
@@ -143,7 +151,7 @@ def signal(each: Round) -> str:
 def demand(each: Round) -> str:
     if not each.demand:
         return ""
-    return f"{each.demand['failures']:.0f} fail\ncontent {each.demand['p_content']:.2f}"
+    return f"{each.demand['failures']:.0f} fail\ncontent share {each.demand['p_content']:.2f}"
 
 
 def cost(each: Round) -> str:

@@ -16,13 +16,14 @@ from nslora.graph.run_folder import could_begin, make_folder, read_settings, ref
 from nslora.graph.state import Changes
 from nslora.tools.chat_models import editor_name
 from nslora.tools.checkpoints import copy_past
-from nslora.tools.errors import RunError
+from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import write_json, write_jsonl
 from nslora.tools.lab import RUN_FILE, Lab, read_run_file, register
 from nslora.tools.policy import Policy
 from nslora.tools.run_copy import copy_past as copy_files
 from nslora.tools.run_copy import copy_records
 from nslora.tools.settings import LoraSettings, RunSettings
+from nslora.tools.signal import KINDS
 from nslora.tools.wrapped_chat import Chat
 
 # Of an adapter; those of one that is trained further are its own.
@@ -47,8 +48,10 @@ def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "t
     at: from 1; 0 begins with the first evaluation. action: what round `at` does, whatever the strategy would choose.
     editor: another one from there on. settings: other fields of RunSettings; {"lora": {"rank": 16}} changes that one
     field of the group. The source is only read.
-    Raises RunError where it never came to that round.
+    Raises RunError where it never came to that round, SettingsError where there is no such action.
     """
+    if action not in (None, *KINDS):
+        raise SettingsError(f"action={action!r}: wanted {' or '.join(KINDS)}.")
     values = merged(read_run_file(source.folder)["settings"], settings or {})
     if editor is not None:
         values["editor"] = editor if isinstance(editor, str) else editor_name(editor)

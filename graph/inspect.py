@@ -12,9 +12,18 @@ from typing import Any
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.evaluation import Failure, read_evaluation
 from nslora.tools.files import read_json, read_jsonl
-from nslora.tools.lab import RUN_FILE, PromptStore, read_run_file
+from nslora.tools.lab import QUESTION_FILE, RUN_FILE, PromptStore, read_run_file
 from nslora.tools.prompt import Prompt, difference
 from nslora.tools.run_lock import is_locked
+
+CANDIDATE_FIELDS: Mapping[str, Any] = {"checks": {}, "all_checks": {}, "interval": {}, "reward": {}}
+# What is read of a report, as nested names.
+REPORT_FIELDS: Mapping[str, Any] = {
+    "stop": {}, "wall_s": {}, "prompt_diff": {}, "peak_rss_mb": {},
+    "validation": {"base": {"reward": {}}, "result": {"reward": {}}},
+    "test": {"questions": {}, "base": CANDIDATE_FIELDS, "result": CANDIDATE_FIELDS,
+             "gain": {"all_checks": {}, "interval": {}}},
+    "cost": {"trained_tokens": {}, "generated_tokens": {}, "tflop": {}, "editor_calls": {}}}
 
 
 @dataclass(frozen=True)
@@ -140,14 +149,15 @@ def look(folder: str | Path) -> RunView:
     record = read_run_file(path)
     try:
         records = read_jsonl(path / "decisions.jsonl")
-        report_file = path / "result" / "report.json"
-        report = read_json(report_file) if report_file.is_file() else None
         rounds = tuple(round_of(each) for each in records)
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise DamagedError(f"{path}/decisions.jsonl is damaged: a round without {error}.") from error
-    if report is not None:
-        check_report(report, report_file)
-    status = "finished" if report else "running" if is_locked(path) else "stopped"
+    except (AttributeError, TypeError) as error:
+        raise DamagedError(f"{path}/decisions.jsonl is damaged: a line of it is no round.") from error
+    report = report_of(path, records)
+    asked = read_json(path / QUESTION_FILE) if (path / QUESTION_FILE).is_file() else {}
+    waits = asked.get("round") == len(rounds) + 1
+    status = "finished" if report else "running" if is_locked(path) else "waiting" if waits else "stopped"
     return RunView(
         folder=path, status=status, created=record["created"], task=record["task"]["name"],
         settings=record["settings"], origin=record.get("origin"), start_reward=start_reward(report, rounds),
@@ -155,12 +165,35 @@ def look(folder: str | Path) -> RunView:
         wall_s=report["wall_s"] if report else sum(each.wall_s for each in rounds), rounds=rounds)
 
 
+def report_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The report of a finished run; None where there is none, or where the run was taken back to an earlier round
+    since (LangGraph's time travel), so that it tells of other rounds. Raises DamagedError.
+    """
+    path = folder / "result" / "report.json"
+    if not path.is_file():
+        return None
+    report = read_json(path)
+    check_report(report, path)
+    told, there = ([(each["round"], each["action"], each.get("evaluation")) for each in rounds]
+                   for rounds in (report.get("rounds", records), records))
+    return report if told == there else None
+
+
 def check_report(report: Any, path: Path) -> None:
     """Raise DamagedError where a report is not one."""
-    wanted = {"stop", "wall_s", "validation", "test", "cost", "prompt_diff"}
-    if not isinstance(report, dict) or wanted - report.keys():
-        missing = ", ".join(sorted(wanted - report.keys())) if isinstance(report, dict) else "any of its fields"
-        raise DamagedError(f"{path} is damaged: it lacks {missing}.")
+    missing = lacks(report, REPORT_FIELDS)
+    if missing:
+        raise DamagedError(f"{path} is damaged: it lacks {', '.join(missing)}.")
+
+
+def lacks(value: Any, wanted: Mapping[str, Any]) -> list[str]:
+    """Names of wanted fields that are not there, as "test.base.reward"."""
+    if not isinstance(value, dict):
+        return sorted(wanted)
+    missing = sorted(wanted.keys() - value.keys())
+    inner = [f"{name}.{each}" for name, fields in wanted.items() if name in value and fields
+             for each in lacks(value[name], fields)]
+    return missing + inner
 
 
 def round_of(record: Mapping[str, Any]) -> Round:

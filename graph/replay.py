@@ -70,6 +70,8 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     started = time.monotonic()
     source.report()
     old = look(source.folder)
+    if begin_at > len(old.rounds) + 1:
+        raise RunError(f"{source.folder} never came to round {begin_at}: it has {len(old.rounds)}.")
     record = read_run_file(source.folder)
     settings = recorded_settings(source.folder, record)
     if settings.max_seconds is not None:

@@ -1,8 +1,13 @@
 """The conditional edges. Pure: each reads a decision that a node wrote, and does no work."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from nslora.graph.state import AdaptationState
+from nslora.tools.errors import RunError
+
+Update = Literal["lora_update", "textgrad_edit"]
+NODE_OF: Mapping[str, Update] = {"lora": "lora_update", "textgrad": "textgrad_edit"}
 
 
 def after_monitor(state: AdaptationState) -> Literal["finish", "classify"]:
@@ -15,7 +20,9 @@ def after_classify(state: AdaptationState) -> Literal["lora_update", "textgrad_e
     decision = state["decision"]
     if decision is None or decision["action"] == "finish":
         return "finish"
-    return "lora_update" if decision["action"] == "lora" else "textgrad_edit"
+    if decision["action"] not in NODE_OF:
+        raise RunError(f"The state holds the action {decision['action']!r}: wanted lora, textgrad or finish.")
+    return NODE_OF[decision["action"]]
 
 
 def after_update(state: AdaptationState) -> Literal["approve", "evaluate"]:

@@ -12,8 +12,8 @@ from langgraph.runtime import RunControl
 from langgraph.types import Command, StreamMode
 
 from nslora.graph.adapt import STEPS_PER_ROUND, Graph, build_graph
-from nslora.graph.history import last_whole_round
-from nslora.graph.inspect import check_report
+from nslora.graph.history import last_whole_round, line_of
+from nslora.graph.inspect import report_of
 from nslora.graph.run_folder import (
     OLD_THREAD,
     could_begin,
@@ -38,7 +38,7 @@ from nslora.tools.checkpoints import (
 )
 from nslora.tools.disk import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
-from nslora.tools.files import quoted, read_json
+from nslora.tools.files import quoted, read_jsonl
 from nslora.tools.lab import (
     Lab,
     open_lab,
@@ -194,8 +194,12 @@ class Run:
     def _streamed(self, graph: Graph, context: AdaptationContext, modes: Sequence[StreamMode],
                   control: RunControl | None, answer: Answer | None) -> Iterator[tuple[str, Any]]:
         seen = graph.get_state(self.config)
+        config = self.config
         if seen.values.get("status") == "finished":
-            return
+            if (self.folder / "result").exists():
+                return
+            # Somebody removed the result: the last node makes it again, from the same state.
+            config = {**config, **next(each.config for each in line_of(graph, config) if "finish" in each.next)}
         check_records(self.folder)
         if not seen.values and self.origin and self.origin["round"] > 0:
             raise RunError(f"{self.folder} has lost the checkpoints that it was begun with: fork again, into another "
@@ -205,7 +209,7 @@ class Run:
             if answer is None:
                 return
             start = Command(resume=answer)
-        for mode, part in graph.stream(start, self.config, context=context, stream_mode=list(modes),
+        for mode, part in graph.stream(start, config, context=context, stream_mode=list(modes),
                                        durability="sync", control=control):
             yield str(mode), part
 
@@ -240,10 +244,8 @@ class Run:
 
     def report(self) -> dict[str, Any]:
         """`result/report.json` as a dict. Raises RunError while the run has not finished."""
-        path = self.folder / "result" / "report.json"
-        if not path.is_file():
+        report = report_of(self.folder, read_jsonl(self.folder / "decisions.jsonl"))
+        if report is None:
             raise RunError(f"The run {self.folder} has no result yet: let it finish (nslora resume "
                            f"{quoted(self.folder)}).")
-        report: dict[str, Any] = read_json(path)
-        check_report(report, path)
         return report

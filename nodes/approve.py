@@ -15,7 +15,8 @@ from nslora.nodes.textgrad_edit import check, remake_under
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.errors import BudgetError, PromptError
 from nslora.tools.evaluation import ask, grade
-from nslora.tools.lab import Lab
+from nslora.tools.files import write_json
+from nslora.tools.lab import QUESTION_FILE, Lab
 from nslora.tools.prompt import Prompt, difference, parse
 
 ANSWERS = ("accept", "reject", "rewrite")
@@ -28,6 +29,7 @@ def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
         return {}
     shown = question(state, proposal, proposal["candidate"], lab)
     problem = ""
+    write_json(lab.folder / QUESTION_FILE, {"round": shown["round"], "kind": shown["kind"]})
     while True:
         lab.clock.save()        # a person may take a day, the run did not
         answer = interrupt({**shown, "problem": problem})
@@ -36,6 +38,7 @@ def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
             break
         except PromptError as error:
             problem = str(error)
+    (lab.folder / QUESTION_FILE).unlink(missing_ok=True)
     proposal = {**charged(proposal, shown["screening"]), "person": {"answer": wanted}}
     if wanted == "reject":
         changes = turned_down(proposal, "rejected by a person")

@@ -1,6 +1,7 @@
 """What every node needs: its lab, and a way to show how far it is."""
 
 import functools
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,15 @@ from langgraph.runtime import Runtime, get_runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes
 from nslora.tools.errors import BudgetError, RunError
-from nslora.tools.lab import Lab, open_lab
+from nslora.tools.files import read_json
+from nslora.tools.lab import RUN_FILE, Lab, open_lab
 from nslora.tools.policy import Advance
 from nslora.tools.run_lock import only_while_alone
 from nslora.tools.task_clock import TaskClock
 
 SAVES_EACH_STEP = ("lora_update",)
+OWN_THREAD = re.compile(r".+-[0-9a-f]{12}")                                 # as a run names its thread
+SERVERS_THREAD = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")   # a UUID ends alike
 Node = Callable[..., Changes]
 
 
@@ -31,10 +35,27 @@ def alone(node: Node) -> Node:
         if not isinstance(context, AdaptationContext):      # a parent graph hands its own on to a subgraph
             raise RunError(f"The graph was invoked with the context of another one ({type(context).__name__}): call it "
                            "from a node of yours, with context=run.context.")
+        refuse_another_runs_thread(Path(context.folder), thread_of(given["runtime"]))
         with only_while_alone(Path(context.folder), context.stream):
             return node(state, **given)
 
     return guarded
+
+
+def thread_of(runtime: Runtime[AdaptationContext]) -> str:
+    """The thread whose state a node was given; "" where the graph keeps none."""
+    return getattr(runtime.execution_info, "thread_id", None) or ""
+
+
+def refuse_another_runs_thread(folder: Path, thread: str) -> None:
+    """Raise RunError where the thread is one that another run made: its state would be written into this folder.
+
+    A server, or a parent graph, has threads of its own.
+    """
+    own = str(read_json(folder / RUN_FILE).get("thread", "")) if (folder / RUN_FILE).is_file() else ""
+    if own and thread != own and OWN_THREAD.fullmatch(thread) and not SERVERS_THREAD.fullmatch(thread):
+        raise RunError(f"The thread {thread} is another run's than {folder}, whose thread is {own}: give the graph the "
+                       "context of the run whose config you pass.")
 
 
 def lab_for(runtime: Runtime[AdaptationContext]) -> Lab:
@@ -46,7 +67,7 @@ def lab_for(runtime: Runtime[AdaptationContext]) -> Lab:
     # The same task id again after a kill: what it generated before stays on its account. A fork that begins with the
     # first evaluation has its source's task id, but a thread of its own.
     lab.task_id = getattr(runtime.execution_info, "task_id", None) or ""
-    thread = getattr(runtime.execution_info, "thread_id", None) or ""
+    thread = thread_of(runtime)
     lab.replies.payer = f"{thread}/{lab.task_id}" if lab.task_id else ""
     lab.clock = TaskClock(lab.folder, lab.task_id)
     return lab

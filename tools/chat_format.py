@@ -123,6 +123,13 @@ class ChatFormat:
             return prompt, [*whole[len(prompt):], self.end_of_turn]
         return prompt, self.completion_ids(reply)
 
+    def count(self, dialogue: Dialogue) -> int:
+        """Tokens that go through the model: those of the prompt, or, where the last turn is a reply, with the reply."""
+        if not dialogue or dialogue[-1]["role"] != "assistant":
+            return len(self.prompt_ids(dialogue))
+        prompt, completion = self.pair_ids(dialogue[:-1], dialogue[-1]["content"])
+        return len(prompt) + len(completion)
+
     def _begun(self, reply: str) -> str:
         """The reply as it follows the opening of the assistant's turn."""
         return reply if self.has_template else f" {reply}"

@@ -36,6 +36,7 @@ from nslora.tools.task_clock import TaskClock
 from nslora.tools.verdict_memory import Verdict
 
 RUN_FILE = "run.json"
+QUESTION_FILE = "question.json"        # there while a person is asked
 POLICY_FILE = "policy.json"     # what a replay must know of the policy without loading it
 FORMAT = 1      # of a run's folder; a folder of a higher one is left alone
 

@@ -163,7 +163,7 @@ class LocalPolicy:
                 "lora_targets": self._targets, **rates_of(self.base, len(self._targets["layers_to_transform"]))}
 
     def count_tokens(self, dialogue: Dialogue) -> int:
-        return len(self.format.prompt_ids(dialogue))
+        return self.format.count(dialogue)
 
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
                  advance: Advance = silent) -> Generated:

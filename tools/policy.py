@@ -96,7 +96,9 @@ class Policy(Protocol):
         ...
 
     def count_tokens(self, dialogue: Dialogue) -> int:
-        """Tokens that the dialogue takes of the context, opening of the reply included."""
+        """Tokens that go through the model: of the prompt with the opening of the reply, or, where the last turn is a
+        reply, with the reply and its end.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class RecordedPolicy:
         return self.policy.train(burst, advance)
 
     def count_tokens(self, dialogue: Dialogue) -> int:
-        return len(self._format.prompt_ids(dialogue))
+        return self._format.count(dialogue)
 
     def describe(self) -> dict[str, Any]:
         return dict(self._facts)

@@ -92,7 +92,7 @@ def report(lab: Lab, facts: RunFacts) -> dict[str, Any]:
         "start": dict(facts.start), "result": dict(facts.final),
         "test": dict(facts.test), "validation": dict(facts.validation),
         "overfit_gap": overfit_gap(facts), "keep_test": KEEP_TEST, "rounds": [dict(each) for each in facts.rounds],
-        "cost": costs(facts.rounds, facts.start_flop), "reward_calls": lab.task.reward.calls,
+        "cost": costs(facts.rounds, facts.start_flop),
         "wall_s": round(facts.wall_s, 3), "peak_rss_mb": peak_rss_mb(),
         "settings": lab.settings.model_dump(mode="json"), "versions": versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
