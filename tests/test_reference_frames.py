@@ -6,8 +6,8 @@ import pytest
 
 from nslora.tools.attribution import Attribution, attribute, demand
 from nslora.tools.classifier import classify
-from nslora.tools.reference_frames import frame_of, inner
-from nslora.tools.repairs import Layout
+from nslora.tools.reference_frames import bare, frame_of
+from nslora.tools.repairs import QUESTION, Layout
 from nslora.tools.reward_functions import callable_check
 from nslora.tools.rewards import Graded, Reward
 from nslora.tools.task import Example, load_task
@@ -16,22 +16,28 @@ ANSWERS = ["the grey heron", "Lena Torsby", "in 1864", "96 kg", "white pine", "t
 STYLES = {
     "bold": Layout("**", "**"), "call": Layout('reply("', '")'), "json": Layout('{"answer": "', '"}', escaped=True),
     "bullet": Layout("- "), "label": Layout("ANSWER: ", " [END]"), "records": Layout("Our records say: ", "."),
-    "tag": Layout("<answer>", "</answer>"), "upper": Layout(case="upper"),
+    "tag": Layout("<answer>", "</answer>"), "upper": Layout(case="upper"), "two-lines": Layout("Reply:\n"),
+    "restate": Layout(f"{QUESTION} That is: "),
 }
 WRONG = "a broken wheel"
 
 
 def rows_in(style: str) -> list[Example]:
-    return [Example(f"train-{i}", f"What is kept in hall {i}?", STYLES[style].wrap(answer, ""), {"key": answer})
-            for i, answer in enumerate(ANSWERS)]
+    questions = [f"What is kept in hall {i}?" for i in range(len(ANSWERS))]
+    return [Example(f"train-{i}", question, STYLES[style].wrap(answer, question), {"key": answer})
+            for i, (question, answer) in enumerate(zip(questions, ANSWERS, strict=True))]
+
+
+def with_references(*references: str | None) -> list[Example]:
+    return [Example(f"train-{i}", f"Question {i}?", reference, {}) for i, reference in enumerate(references)]
 
 
 def reward_in(style: str, combine: str = "mean") -> Reward:
     def fact(reply: str, example: Example) -> float:
         return float(example.fields["key"].lower() in reply.lower())
 
-    def formed(reply: str) -> float:
-        return float(STYLES[style].explains(reply, ""))
+    def formed(reply: str, question: str) -> float:
+        return float(STYLES[style].explains(reply, question))
 
     made = [callable_check(function).model_copy(update={"name": function.__name__}) for function in (fact, formed)]
     return Reward(made, combine)     # type: ignore[arg-type]
@@ -48,18 +54,20 @@ def judged(style: str, reward: Reward, wording: str, answer: str | None) -> list
 
 @pytest.mark.parametrize("style", STYLES)
 def test_the_frame_of_styled_references_is_found_and_so_are_their_answers(style: str) -> None:
-    frame = frame_of([row.reference for row in rows_in(style)])
+    frame = frame_of(rows_in(style))
     assert frame == STYLES[style]
-    if STYLES[style].prefix:
-        assert [inner(row.reference or "", frame) for row in rows_in(style)] == ANSWERS
+    answers = [bare(row, frame).reference for row in rows_in(style)]
+    assert answers == [answer.upper() if style == "upper" else answer for answer in ANSWERS]
 
 
 def test_escapes_of_a_framed_answer_are_resolved() -> None:
     texts = [json.dumps({"answer": f'the "{word}" gate'}) for word in ("north", "south", "east", "west", "high")]
-    frame = frame_of(texts)
+    rows = with_references(*texts)
+    frame = frame_of(rows)
     assert frame is not None
-    assert inner(texts[0], frame).count('"') in (0, 2)
-    assert frame.wrap(inner(texts[0], frame), "") == texts[0]
+    answer = bare(rows[0], frame).reference or ""
+    assert answer.count("\\") == 0
+    assert frame.wrap(answer, "") == texts[0]
 
 
 @pytest.mark.parametrize("references", [
@@ -78,17 +86,18 @@ def test_escapes_of_a_framed_answer_are_resolved() -> None:
     [],
 ], ids=lambda value: str(value)[:20])
 def test_what_references_share_by_their_kind_is_no_frame(references: list[str | None]) -> None:
-    assert frame_of(references) is None
+    assert frame_of(with_references(*references)) is None
 
 
 def test_one_reference_in_ten_may_stand_outside_the_style() -> None:
     texts = [f"[[{word}]]" for word in ANSWERS] + [f"[[{i}]]" for i in range(10, 20)]
-    assert frame_of([*texts, "outside"]) == Layout("[[", "]]")
-    assert inner("outside", Layout("[[", "]]")) == "outside"
+    rows = with_references(*texts, "outside")
+    assert frame_of(rows) == Layout("[[", "]]")
+    assert bare(rows[-1], frame_of(rows)).reference == "outside"
 
 
 def test_the_embedded_task_has_plain_references() -> None:
-    assert frame_of([row.reference for row in load_task("handbook").train]) is None
+    assert frame_of(load_task("handbook").train) is None
 
 
 @pytest.mark.parametrize("combine", ["mean", "all"])
@@ -105,8 +114,9 @@ def test_a_base_model_that_lacks_both_is_not_said_to_lack_content_more(style: st
 def test_right_answers_out_of_style_lack_form_and_wrong_ones_in_style_lack_content(style: str, combine: str) -> None:
     reward = reward_in(style, combine)
     assert {each.verdict for each in judged(style, reward, "It is {}!", None)} == {"form"}
-    framed = STYLES[style].wrap(WRONG, "").replace("{", "{{").replace("}", "}}")
-    assert {each.verdict for each in judged(style, reward, framed, None)} == {"content"}
+    framed = [(row, STYLES[style].wrap(WRONG, row.question)) for row in rows_in(style)]
+    found = classify([Graded(row, text, reward(row, text)) for row, text in framed], reward, train=rows_in(style))
+    assert {each.verdict for each in found} == {"content"}
 
 
 def test_a_reward_that_asks_for_another_style_than_the_references_have_is_heard() -> None:

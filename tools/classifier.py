@@ -43,7 +43,7 @@ def classify(
     if not failures:
         return []
     settings = settings.model_copy(update={"tolerance": max(settings.tolerance, tolerance_of(reward, failures))})
-    frame = frame_of([row.reference for row in train or [each.example for each in failures]])
+    frame = frame_of(train or [each.example for each in failures])
     plain = [unframed(each, frame) for each in failures]
     if reward.costly:
         heads = heads_for(plain, known_good, train, frame)

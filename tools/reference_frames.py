@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nslora.tools.lines import several
-from nslora.tools.repairs import FRAMED_REPLIES, Case, Layout, shared_frames, unescape
+from nslora.tools.repairs import FRAMED_REPLIES, QUESTION, Case, Layout, shared_frames, unescape
 
 if TYPE_CHECKING:
     from nslora.tools.rewards import Graded
@@ -23,17 +23,26 @@ FRAMED_SHARE = 0.9          # of the references; a few that were not written in 
 MARK = re.compile(r"[^\w\s.!?]")    # "$" and "**" make a frame, " kg" and a full stop do not
 
 
-def frame_of(references: Sequence[str | None]) -> Layout | None:
-    """What nearly all references have around their answers; None where they have nothing in common that is form."""
-    texts = list(dict.fromkeys(text.strip() for text in references if text and text.strip()))[:FRAMED_REPLIES]
-    if len(texts) < LEAST_REFERENCES or any(several(text) for text in texts):
+def frame_of(rows: Sequence[Example]) -> Layout | None:
+    """What nearly all references have around their answers; None where they have nothing in common that is form.
+
+    A reference may restate its question. Answers of several lines have marks, which are known as form anyway.
+    """
+    known = {row.reference.strip(): row.question for row in rows if row.reference and row.reference.strip()}
+    pairs = list(known.items())[:FRAMED_REPLIES]
+    if len(pairs) < LEAST_REFERENCES:
         return None
-    for layout in shared_frames(texts):
-        framed = [text for text in texts if layout.slot(text, "") is not None]
-        if len(framed) >= FRAMED_SHARE * len(texts) and MARK.search(layout.prefix + layout.suffix):
-            return replace(layout, case=case_of([inner(text, layout) for text in framed]))
-    case = case_of(texts)
+    for layout in shared_frames([restated(text, question) for text, question in pairs]):
+        framed = [text for pair in pairs if (text := inner(*pair, layout)) is not None and not several(text)]
+        if len(framed) >= FRAMED_SHARE * len(pairs) and MARK.search(layout.prefix + layout.suffix):
+            return replace(layout, case=case_of(framed))
+    case = "as is" if any(several(text) for text in known) else case_of(list(known))
     return Layout(case=case) if case != "as is" else None
+
+
+def restated(text: str, question: str) -> str:
+    """The text with a mark where it restates the question."""
+    return text.replace(question, QUESTION) if question else text
 
 
 def unframed(graded: Graded, frame: Layout | None) -> Graded:
@@ -42,10 +51,11 @@ def unframed(graded: Graded, frame: Layout | None) -> Graded:
 
 
 def bare(example: Example, frame: Layout | None) -> Example:
-    """The row with the answer inside its reference's frame as its reference."""
+    """The row with the answer inside its reference's frame as its reference; as it is where it stands in none."""
     if frame is None or example.reference is None:
         return example
-    return replace(example, reference=inner(example.reference.strip(), frame))
+    answer = inner(example.reference.strip(), example.question, frame)
+    return example if answer is None else replace(example, reference=answer)
 
 
 def case_of(texts: Sequence[str]) -> Case:
@@ -54,10 +64,10 @@ def case_of(texts: Sequence[str]) -> Case:
     return "upper" if len(cased) >= LEAST_REFERENCES and all(text == text.upper() for text in cased) else "as is"
 
 
-def inner(reference: str, frame: Layout) -> str:
-    """The answer inside a framed reference; the reference itself where it stands in no frame."""
-    slot = frame.slot(reference, "")
+def inner(reference: str, question: str, frame: Layout) -> str | None:
+    """The answer inside a framed reference; None where it stands in no such frame."""
+    slot = frame.slot(reference, question)
     if slot is None:
-        return reference
+        return None
     text = reference[slot.start : slot.end]
     return unescape(text) if frame.escaped else text
