@@ -103,7 +103,8 @@ class LocalPolicy:
         self.tokenizer = tokenizer
         self.batch_size = (device.batch_size if device else None) or GENERATION_BATCH.get(self.device, 32)
         self.fingerprint = f"{fingerprint(source.location, model)}-{str(model.dtype).removeprefix('torch.')}"
-        self.format = ChatFormat(tokenizer, stops_of(model), model.get_input_embeddings().num_embeddings)
+        self.format = ChatFormat(tokenizer, stops_of(model),
+                                 getattr(model.get_input_embeddings(), "num_embeddings", None))
         config = model.config.get_text_config()
         self.context_tokens = int(getattr(config, "max_position_embeddings", 0) or 2048)
         # Before LoRA layers wrap them.
