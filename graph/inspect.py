@@ -174,8 +174,11 @@ def report_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, A
         return None
     report = read_json(path)
     check_report(report, path)
-    told, there = ([(each["round"], each["action"], each.get("evaluation")) for each in rounds]
-                   for rounds in (report.get("rounds", records), records))
+    try:
+        told, there = ([(each["round"], each["action"], each.get("evaluation")) for each in rounds]
+                       for rounds in (report.get("rounds", records), records))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} or {folder}/decisions.jsonl is damaged: one of its rounds is none.") from error
     return report if told == there else None
 
 

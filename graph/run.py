@@ -15,7 +15,6 @@ from nslora.graph.adapt import STEPS_PER_ROUND, Graph, build_graph
 from nslora.graph.history import last_whole_round, line_of
 from nslora.graph.inspect import report_of
 from nslora.graph.run_folder import (
-    OLD_THREAD,
     could_begin,
     make_folder,
     read_settings,
@@ -38,8 +37,9 @@ from nslora.tools.checkpoints import (
 )
 from nslora.tools.disk import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
-from nslora.tools.files import quoted, read_jsonl
+from nslora.tools.files import quoted, read_jsonl, write_jsonl
 from nslora.tools.lab import (
+    OLD_THREAD,
     Lab,
     open_lab,
     read_run_file,
@@ -196,10 +196,16 @@ class Run:
         seen = graph.get_state(self.config)
         config = self.config
         if seen.values.get("status") == "finished":
-            if (self.folder / "result").exists():
+            told = self.folder / "decisions.jsonl"
+            if len(read_jsonl(told)) != len(seen.values["rounds"]):
+                write_jsonl(told, seen.values["rounds"])
+            if (self.folder / "result" / "test.jsonl").is_file() and report_of(self.folder, read_jsonl(told)):
                 return
-            # Somebody removed the result: the last node makes it again, from the same state.
-            config = {**config, **next(each.config for each in line_of(graph, config) if "finish" in each.next)}
+            # Somebody removed the result, or a part of it: the last node makes it again, from the same state.
+            end = next((each for each in line_of(graph, config) if "finish" in each.next), None)
+            if end is None:
+                raise RunError(f"{self.folder} has lost its result, and the checkpoint that it could be made from.")
+            config = {**config, **end.config}
         check_records(self.folder)
         if not seen.values and self.origin and self.origin["round"] > 0:
             raise RunError(f"{self.folder} has lost the checkpoints that it was begun with: fork again, into another "

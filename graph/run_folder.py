@@ -22,7 +22,6 @@ from nslora.tools.settings import LoraSettings, RunSettings
 from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
-OLD_THREAD = "adaptation"       # of runs from before threads had names of their own
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
 FREE_SPACE_BYTES = 200e6        # adapters, checkpoints and replies of an ordinary run take less
 
@@ -41,7 +40,7 @@ def write_record(lab: Lab, *, editor_is_object: bool, checkpoints: str | None = 
         write_json(lab.folder / RUN_FILE, {
             "format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds"),
             # Of its own in any database: two runs must never share a thread.
-            "thread": f"{task.name}-{uuid.uuid4().hex[:12]}",
+            "thread": f"nslora-{task.name}-{uuid.uuid4().hex[:12]}",
             "settings": lab.settings.model_dump(mode="json"), "editor_is_object": editor_is_object,
             "task": {"name": task.name, "source": task.source, "options": dict(task.options), "hash": task.hash,
                      "prompt": task.prompt.hash},

@@ -1,7 +1,6 @@
 """What every node needs: its lab, and a way to show how far it is."""
 
 import functools
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +13,12 @@ from langgraph.runtime import Runtime, get_runtime
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes
 from nslora.tools.errors import BudgetError, RunError
 from nslora.tools.files import read_json
-from nslora.tools.lab import RUN_FILE, Lab, open_lab
+from nslora.tools.lab import OLD_THREAD, OWN_THREAD, QUESTION_FILE, RUN_FILE, Lab, open_lab
 from nslora.tools.policy import Advance
 from nslora.tools.run_lock import only_while_alone
 from nslora.tools.task_clock import TaskClock
 
 SAVES_EACH_STEP = ("lora_update",)
-OWN_THREAD = re.compile(r".+-[0-9a-f]{12}")                                 # as a run names its thread
-SERVERS_THREAD = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")   # a UUID ends alike
 Node = Callable[..., Changes]
 
 
@@ -37,6 +34,8 @@ def alone(node: Node) -> Node:
                            "from a node of yours, with context=run.context.")
         refuse_another_runs_thread(Path(context.folder), thread_of(given["runtime"]))
         with only_while_alone(Path(context.folder), context.stream):
+            if node.__name__ != "approve":
+                (Path(context.folder) / QUESTION_FILE).unlink(missing_ok=True)     # the run went on, or was taken back
             return node(state, **given)
 
     return guarded
@@ -52,8 +51,10 @@ def refuse_another_runs_thread(folder: Path, thread: str) -> None:
 
     A server, or a parent graph, has threads of its own.
     """
-    own = str(read_json(folder / RUN_FILE).get("thread", "")) if (folder / RUN_FILE).is_file() else ""
-    if own and thread != own and OWN_THREAD.fullmatch(thread) and not SERVERS_THREAD.fullmatch(thread):
+    if not OWN_THREAD.fullmatch(thread) or not (folder / RUN_FILE).is_file():
+        return
+    own = read_json(folder / RUN_FILE).get("thread", OLD_THREAD)
+    if thread != own:
         raise RunError(f"The thread {thread} is another run's than {folder}, whose thread is {own}: give the graph the "
                        "context of the run whose config you pass.")
 

@@ -9,7 +9,7 @@ import torch
 from nslora.tools.adapters import AdapterStore
 from nslora.tools.chat_format import ChatFormat
 from nslora.tools.errors import ModelError
-from nslora.tools.generation import changes_positions
+from nslora.tools.generation import changes_positions, replies_alike
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.models import ModelSource
 from nslora.tools.policy import Burst, TrainingRow
@@ -124,6 +124,24 @@ def trained(policy: LocalPolicy, adapter: str) -> set[str]:
     return set(load_file(policy.adapters.path(adapter) / "adapter_model.safetensors"))
 
 
+def test_a_first_token_that_rounding_tipped_says_nothing_of_the_second(monkeypatch: pytest.MonkeyPatch,
+                                                                      tmp_path: Path) -> None:
+    policy = made("gemma2", tmp_path)
+    prompts = [policy.format.prompt_ids(each) for each in asked(SHORT)]
+    logits = torch.tensor([[[1.0, 1.0 - 1e-6], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])
+
+    def compared(first: float, second: float) -> bool:
+        alone = logits.clone()
+        alone[0] = torch.tensor([[1.0, first], [second, 1.0]])
+        answers = iter([logits, alone[:1], alone[1:]])
+        monkeypatch.setattr("nslora.tools.generation.first_logits", lambda *_: next(answers))
+        return replies_alike(policy.base, prompts, 0, policy.format.pad_id)
+
+    assert compared(1.0 + 1e-6, 0.5)            # tipped: what follows belongs to another reply
+    assert not compared(1.0 - 2e-6, 0.5)
+    assert not compared(1.1, 0.0)
+
+
 def test_a_router_that_jitters_is_left_to_plain_training(tmp_path: Path) -> None:
     found = []
     for fast in (True, False):
@@ -139,6 +157,9 @@ def test_where_frequencies_depend_on_the_length_rows_are_asked_one_by_one(tmp_pa
     policy = made("phi3", tmp_path)
     assert changes_positions(policy.base, 101)
     assert not changes_positions(policy.base, 100)
+    steps: list[int] = []
+    policy.generate(asked(LONG), adapter=None, max_new_tokens=4, advance=lambda done, total: steps.append(done))
+    assert steps == [1, 2, 3]
 
 
 @pytest.mark.parametrize("blocks_that_see", [3, 4])

@@ -37,7 +37,9 @@ def test_a_thread_is_not_run_in_another_runs_folder(begin: Begin) -> None:
     assert one.adapt()["stop"]          # nothing was lost
 
 
-@pytest.mark.parametrize("thread", ["my-thread", "3f2b8c4e-1d2a-4b3c-8d9e-0123456789ab"])
+@pytest.mark.parametrize("thread", [
+    "my-thread", "3f2b8c4e-1d2a-4b3c-8d9e-0123456789ab", "user-3f2b8c4e-1d2a-4b3c-8d9e-0123456789ab",
+    "chat-deadbeef0123", "job-202611261015"])
 def test_a_server_may_name_threads_as_it_likes(begin: Begin, thread: str) -> None:
     run = begin("one", max_rounds=0)
     with run.checkpointer() as saver:
@@ -61,13 +63,45 @@ def test_a_run_that_was_taken_back_is_not_finished_until_it_ends_again(begin: Be
     assert [each["evaluation"] for each in again["rounds"]] == [each["evaluation"] for each in first["rounds"]]
 
 
-def test_a_result_that_was_removed_is_made_again(begin: Begin) -> None:
+def test_a_run_from_before_threads_had_names_is_no_place_for_another(begin: Begin) -> None:
+    one, old = begin("one", max_rounds=1), begin("old", max_rounds=1)
+    record = read_json(old.folder / "run.json")
+    del record["thread"]
+    write_json(old.folder / "run.json", record)
+    with one.checkpointer() as saver, pytest.raises(RunError, match="whose thread is adaptation"):
+        build_graph(saver).invoke(one.first_state(), one.config, context=old.context)
+
+
+@pytest.mark.parametrize("gone", ["result", "result/report.json", "result/test.jsonl", "decisions.jsonl"])
+def test_a_result_that_was_removed_is_made_again(begin: Begin, gone: str) -> None:
     run = begin("one", max_rounds=1)
     first = run.adapt()
-    shutil.rmtree(run.folder / "result")
+    path = run.folder / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     again = Run.open(run.folder).adapt()
+    assert path.exists()
     assert {key: again[key] for key in ("test", "result", "stop")} == {key: first[key] for key in (
         "test", "result", "stop")}
+
+
+def test_a_result_that_cannot_be_made_again_is_told(begin: Begin) -> None:
+    run = begin("one", max_rounds=0)
+    with run.checkpointer() as saver:
+        build_graph(saver).invoke(run.first_state(), run.config, context=run.context, durability="exit")
+    shutil.rmtree(run.folder / "result")
+    with pytest.raises(RunError, match="has lost its result, and the checkpoint"):
+        run.adapt()
+
+
+def test_a_run_that_was_taken_back_from_a_question_waits_no_more(begin: Begin) -> None:
+    run = begin("waits", approve="edits", strategy="textgrad", max_rounds=1)
+    with pytest.raises(RunError, match="waits for a person"):
+        run.adapt()
+    with run.checkpointer() as saver:
+        graph = build_graph(saver)
+        earlier = checkpoint_before(graph, run, 1).config
+        graph.invoke(None, {**run.config, **earlier}, context=run.context, interrupt_after=["classify"])
+    assert look(run.folder).status == "stopped"
 
 
 def test_a_run_that_waits_says_so_and_how_to_answer(begin: Begin) -> None:
@@ -80,6 +114,7 @@ def test_a_run_that_waits_says_so_and_how_to_answer(begin: Begin) -> None:
     assert f"answer   nslora resume {run.folder} --accept | --reject | --prompt FILE" in shown.splitlines()
     run.resume({"answer": "accept"})
     assert look(run.folder).status == "finished"
+    assert not (run.folder / "question.json").exists()
     assert "answer" not in shell.invoke(app, ["show", str(run.folder)]).output
 
 
@@ -119,6 +154,14 @@ def test_a_report_that_lacks_a_part_is_damaged(finished: Run, tmp_path: Path, fi
         del report["cost"]["tflop"]
     write_json(copy / "result" / "report.json", report)
     with pytest.raises(DamagedError, match=rf"report.json is damaged: it lacks .*{field[0]}\.{field[1]}"):
+        look(copy)
+
+
+@pytest.mark.parametrize("rounds", [[{}], [1], 3, None])
+def test_a_report_whose_rounds_are_none_is_damaged(finished: Run, tmp_path: Path, rounds: object) -> None:
+    copy = shutil.copytree(finished.folder, tmp_path / "copy")
+    write_json(copy / "result" / "report.json", {**read_json(copy / "result" / "report.json"), "rounds": rounds})
+    with pytest.raises(DamagedError, match=r"report\.json or"):
         look(copy)
 
 

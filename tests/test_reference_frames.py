@@ -61,12 +61,13 @@ def test_the_frame_of_styled_references_is_found_and_so_are_their_answers(style:
 
 
 def test_escapes_of_a_framed_answer_are_resolved() -> None:
-    texts = [json.dumps({"answer": f'the "{word}" gate'}) for word in ("north", "south", "east", "west", "high")]
+    answers = ('the "north" gate', 'a "red" door', '"old" bells', 'one path, the "high" one', 'no "gate" at all')
+    texts = [json.dumps({"answer": answer}) for answer in answers]
     rows = with_references(*texts)
     frame = frame_of(rows)
     assert frame is not None
     answer = bare(rows[0], frame).reference or ""
-    assert answer.count("\\") == 0
+    assert answer == answers[0]
     assert frame.wrap(answer, "") == texts[0]
 
 
@@ -76,6 +77,12 @@ def test_escapes_of_a_framed_answer_are_resolved() -> None:
     ["12 kg", "96 kg", "40 kg", "7 kg", "31 kg"],
     ["It is open.", "They are shut.", "Nobody may enter.", "Dogs pay two eggs.", "All may use it."],
     ["A", "B", "C", "D", "A", "B"],
+    ["2021-03-04", "2021-05-06", "2021-07-08", "2021-09-10", "2021-11-12"],
+    ["ann@ex.com", "bob@ex.com", "cyd@ex.com", "dan@ex.com", "eve@ex.com"],
+    ["8:00", "9:00", "10:00", "11:00", "12:00"],
+    ["-12", "-40", "-7", "-96", "-31"],
+    ["$12", "$40", "$7", "$96", "$31"],
+    ["Yes, it is open.", "Yes, they are.", "Yes, always.", "Yes, on Mondays.", "Yes, by boat."],
     ["grey heron", "white pine", "two eggs", "brass bells", "felt hats"],
     ["- one\n- two", "- three\n- four", "- five\n- six", "- seven\n- eight", "- nine\n- ten"],
     ["**one**", "**two**", "three", "four", "five", "six"],
@@ -94,6 +101,12 @@ def test_one_reference_in_ten_may_stand_outside_the_style() -> None:
     rows = with_references(*texts, "outside")
     assert frame_of(rows) == Layout("[[", "]]")
     assert bare(rows[-1], frame_of(rows)).reference == "outside"
+
+
+def test_a_question_that_is_a_part_of_the_answers_hides_no_frame() -> None:
+    rows = [Example(f"train-{i}", word, f"**{word}s**", {}) for i, word in enumerate(
+        ("heron", "tree", "egg", "bell", "wheel", "key"))]
+    assert frame_of(rows) == Layout("**", "s**") or frame_of(rows) == Layout("**", "**")
 
 
 def test_the_embedded_task_has_plain_references() -> None:

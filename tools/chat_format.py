@@ -11,7 +11,7 @@ from nslora.tools.errors import ModelError, first_line
 Message = dict[str, str]
 Dialogue = Sequence[Message]
 
-ASKED, MARK = [{"role": "user", "content": "a"}], "MARK"      # what a template is looked at with
+ASKED, MARK = [{"role": "user", "content": "a"}], "Zq7MARK7qZ"      # what a template is looked at with
 # A model without a chat template gets this plain rendering; its turn ends where the next question would begin.
 PLAIN_LABELS = {"system": "", "user": "Question: ", "assistant": "Answer: "}
 PLAIN_STOP = "\nQuestion:"

@@ -6,6 +6,7 @@ cannot be written down there, such as a chat model object, is handed over in thi
 
 import json
 import random
+import re
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,8 @@ from nslora.tools.task_clock import TaskClock
 from nslora.tools.verdict_memory import Verdict
 
 RUN_FILE = "run.json"
+OWN_THREAD = re.compile(r"nslora-.+-[0-9a-f]{12}")      # as a run names its thread; no user's or server's looks so
+OLD_THREAD = "adaptation"       # of runs from before threads had names of their own
 QUESTION_FILE = "question.json"        # there while a person is asked
 POLICY_FILE = "policy.json"     # what a replay must know of the policy without loading it
 FORMAT = 1      # of a run's folder; a folder of a higher one is left alone

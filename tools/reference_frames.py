@@ -20,29 +20,41 @@ if TYPE_CHECKING:
 
 LEAST_REFERENCES = 5        # different ones; fewer may share a beginning by chance
 FRAMED_SHARE = 0.9          # of the references; a few that were not written in the style do not hide it
-MARK = re.compile(r"[^\w\s.!?]")    # "$" and "**" make a frame, " kg" and a full stop do not
+# What makes a frame: a mark at a word's edge, as in "**", "- " or "Reply:"; not " kg", "Yes, " or a full stop.
+MARK = re.compile(r"(?<!\w)[^\w\s.!?,]|[^\w\s.!?,](?!\w)")
+# Where a frame may touch the answer: at a space, a bracket, a quote, or the end of a clause. "2021-", ":30", "@ex.com"
+# and a sign before a number are parts of answers.
+OPENS, CLOSES = re.compile(r"(?:^|[\s*\"'`(\[{<>|~“«„=])\Z"), re.compile(r"\Z|[\s*\"`)\]}<>|~”»“=]|[.,;:!?'](?!\w)")
 
 
 def frame_of(rows: Sequence[Example]) -> Layout | None:
     """What nearly all references have around their answers; None where they have nothing in common that is form.
 
-    A reference may restate its question. Answers of several lines have marks, which are known as form anyway.
+    A reference may restate its question. Fields of a JSON object that are the same in all rows count as form too.
+    Answers of several lines have marks, which are known as form anyway.
     """
     known = {row.reference.strip(): row.question for row in rows if row.reference and row.reference.strip()}
     pairs = list(known.items())[:FRAMED_REPLIES]
     if len(pairs) < LEAST_REFERENCES:
         return None
-    for layout in shared_frames([restated(text, question) for text, question in pairs]):
+    plain, anew = [text for text, _ in pairs], [restated(text, question) for text, question in pairs]
+    for layout in [*shared_frames(plain), *(shared_frames(anew) if anew != plain else [])]:
         framed = [text for pair in pairs if (text := inner(*pair, layout)) is not None and not several(text)]
-        if len(framed) >= FRAMED_SHARE * len(pairs) and MARK.search(layout.prefix + layout.suffix):
+        if len(framed) >= FRAMED_SHARE * len(pairs) and is_form(layout):
             return replace(layout, case=case_of(framed))
     case = "as is" if any(several(text) for text in known) else case_of(list(known))
     return Layout(case=case) if case != "as is" else None
 
 
+def is_form(layout: Layout) -> bool:
+    """Whether what stands around the answers looks like a style, and not like a part of each answer."""
+    apart = OPENS.search(layout.prefix) and CLOSES.match(layout.suffix)
+    return bool(apart and MARK.search(layout.prefix + " " + layout.suffix))
+
+
 def restated(text: str, question: str) -> str:
-    """The text with a mark where it restates the question."""
-    return text.replace(question, QUESTION) if question else text
+    """The text with a mark where it restates the question, as whole words."""
+    return re.sub(rf"(?<!\w){re.escape(question)}(?!\w)", QUESTION, text) if question.strip() else text
 
 
 def unframed(graded: Graded, frame: Layout | None) -> Graded:
