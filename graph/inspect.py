@@ -155,8 +155,8 @@ def look(folder: str | Path) -> RunView:
     except (AttributeError, TypeError) as error:
         raise DamagedError(f"{path}/decisions.jsonl is damaged: a line of it is no round.") from error
     report = report_of(path, records)
-    asked = read_json(path / QUESTION_FILE) if (path / QUESTION_FILE).is_file() else {}
-    waits = asked.get("round") == len(rounds) + 1
+    asked = read_json(path / QUESTION_FILE) if (path / QUESTION_FILE).is_file() else None
+    waits = isinstance(asked, dict) and asked.get("round") == len(rounds) + 1
     status = "finished" if report else "running" if is_locked(path) else "waiting" if waits else "stopped"
     return RunView(
         folder=path, status=status, created=record["created"], task=record["task"]["name"],

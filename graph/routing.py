@@ -6,8 +6,8 @@ from typing import Literal
 from nslora.graph.state import AdaptationState
 from nslora.tools.errors import RunError
 
-Update = Literal["lora_update", "textgrad_edit"]
-NODE_OF: Mapping[str, Update] = {"lora": "lora_update", "textgrad": "textgrad_edit"}
+UpdateNode = Literal["lora_update", "textgrad_edit"]
+NODE_OF: Mapping[str, UpdateNode] = {"lora": "lora_update", "textgrad": "textgrad_edit"}
 
 
 def after_monitor(state: AdaptationState) -> Literal["finish", "classify"]:

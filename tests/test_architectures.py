@@ -11,6 +11,7 @@ from nslora.tools.chat_format import ChatFormat
 from nslora.tools.errors import ModelError
 from nslora.tools.generation import changes_positions, replies_alike
 from nslora.tools.local_policy import LocalPolicy
+from nslora.tools.memory import generation_batch, scoring_batch
 from nslora.tools.models import ModelSource
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.settings import DeviceSettings, LoraSettings
@@ -160,6 +161,8 @@ def test_where_frequencies_depend_on_the_length_rows_are_asked_one_by_one(tmp_pa
     steps: list[int] = []
     policy.generate(asked(LONG), adapter=None, max_new_tokens=4, advance=lambda done, total: steps.append(done))
     assert steps == [1, 2, 3]
+    assert generation_batch(policy.base, 101, 32) == scoring_batch(policy.base, 101, 4, 32) == 1
+    assert generation_batch(policy.base, 100, 32) == scoring_batch(policy.base, 100, 4, 32) == 32
 
 
 @pytest.mark.parametrize("blocks_that_see", [3, 4])

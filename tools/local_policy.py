@@ -169,7 +169,7 @@ class LocalPolicy:
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
                  advance: Advance = silent) -> Generated:
         """Greedy replies, in order. Raises TooLongError where a dialogue and its reply do not fit the context."""
-        from nslora.tools.generation import changes_positions, generate_ids
+        from nslora.tools.generation import generate_ids
         from nslora.tools.memory import generation_batch
 
         if not dialogues:
@@ -182,15 +182,14 @@ class LocalPolicy:
         shared = self._shared(rows, longest)
         pads = shared > 0 or self._pads(rows)
         with self.using(adapter) as model:
-            size = 1 if changes_positions(model, longest) else generation_batch(model, longest, self.batch_size)
             ids = generate_ids(model, rows, max_new_tokens=max_new_tokens, stop_ids=self.format.stop_ids,
-                               pad_id=self.format.pad_id, advance=advance, shared=shared, batch_size=size, pads=pads)
+                               pad_id=self.format.pad_id, advance=advance, shared=shared, pads=pads,
+                               batch_size=generation_batch(model, longest, self.batch_size))
         return Generated(tuple(self.format.decode(row) for row in ids), sum(len(row) for row in ids))
 
     def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
                          adapter: str | None) -> list[float]:
         """Mean negative log-likelihood of each reference (end of turn included), nats per token."""
-        from nslora.tools.generation import changes_positions
         from nslora.tools.memory import scoring_batch
         from nslora.tools.scoring import completion_losses
 
@@ -201,8 +200,7 @@ class LocalPolicy:
         longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
         shared = self._shared([prompt for prompt, _ in rows], longest)
         with self.using(adapter) as model:
-            size = 1 if changes_positions(model, longest) else scoring_batch(
-                model, longest, max((len(each) for _, each in rows), default=0), self.batch_size)
+            size = scoring_batch(model, longest, max((len(each) for _, each in rows), default=0), self.batch_size)
             return completion_losses(model, rows, pad_id=self.format.pad_id, batch_size=size, shared=shared)
 
     def _shared(self, prompts: Sequence[Sequence[int]], longest: int) -> int:

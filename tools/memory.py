@@ -4,6 +4,7 @@ from typing import Any
 
 from nslora.tools.burst_plan import Layout, PaddedLayout
 from nslora.tools.errors import ModelError
+from nslora.tools.generation import changes_positions
 
 LOWER = "lower lora.batch_size or lora.top_blocks, or shorten the prompt's demonstrations"
 SHARE_FOR_GENERATION = 0.25     # of the free memory, for keys and values of one batch
@@ -66,7 +67,12 @@ def ran_out(error: RuntimeError) -> bool:
 
 
 def generation_batch(model: Any, tokens: int, largest: int) -> int:
-    """How many rows of so many tokens (prompt and reply) fit one batch, at most `largest`, at least 1."""
+    """How many rows of so many tokens (prompt and reply) fit one batch, at most `largest`, at least 1.
+
+    One alone where what a row gets would depend on the longest row beside it.
+    """
+    if changes_positions(model, tokens):
+        return 1
     config = model.config.get_text_config()
     all_heads = getattr(config, "num_attention_heads", None) or 1       # without attention: one state of hidden width
     heads = getattr(config, "num_key_value_heads", None) or all_heads
