@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured, RoundRecord
-from nslora.nodes.monitor import history
+from nslora.nodes.monitor import history, tries
 from nslora.nodes.spending import within_budget
 from nslora.nodes.workplace import lab_for
 from nslora.tools.attribution import Demand, demand
@@ -30,7 +30,7 @@ def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     judged = corrected([each.attribution for each in failures], memory)
     failures = [replace(each, attribution=anew) for each, anew in zip(failures, judged, strict=True)]
     need = demand([each.attribution for each in failures if each.split == "validation"])
-    seed = f"{lab.settings.seed}/{state['round']}"
+    seed = f"{lab.settings.seed}/{tries(state['rounds'], 'textgrad')}"
     material_file = f"material/{state['round'] + 1}-{kept['key']}.json"
     material = choose_material(lab.task.train, rows, failures, seed=seed)
     material.save(lab.folder / material_file)

@@ -4,6 +4,7 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.classify import material_of
+from nslora.nodes.monitor import tries
 from nslora.nodes.spending import Steps, deadline, fitted, planned_tokens
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.errors import BudgetError, DivergedError, TooLongError
@@ -23,10 +24,11 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     waiting = bool(pool and pool["waiting"])
     prompt_hash = pool["prompt"] if pool and waiting else state["kept"]["prompt"]
     prompt = lab.prompts.get(prompt_hash)
+    tried = tries(state["rounds"], "lora")
     remade = rows_by_source(read_rows(lab.remade / f"{prompt_hash}.jsonl"))
     material = material_of(state, lab)
     rows = training_rows(lab.task.train, material, prompt, remade, everything=waiting,
-                         replay_share=lab.settings.lora.replay_share, seed=f"{lab.settings.seed}/{state['round']}")
+                         replay_share=lab.settings.lora.replay_share, seed=f"{lab.settings.seed}/{tried}")
     rows, left_out = within_context(rows, lab.policy.context_tokens, lab.token_counts)
     write_jsonl(lab.folder / "material" / f"{state['round'] + 1}-rows.jsonl",
                 [{"source": row.source, "origin": row.origin, "completion": row.completion,
@@ -34,7 +36,7 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     if not rows:
         return failed(state, lab, left_out or "no train row has a reference or a verified reply to learn from")
     task_id = getattr(runtime.execution_info, "task_id", None) or f"round-{state['round'] + 1}"
-    burst = Burst(tuple(rows), lab.settings.lora.epochs, seed=(lab.settings.seed * 1000 + state["round"]) % SEEDS,
+    burst = Burst(tuple(rows), lab.settings.lora.epochs, seed=(lab.settings.seed * 1000 + tried) % SEEDS,
                   start=state["kept"]["adapter"], progress=lab.folder / "progress" / task_id)
     burst = fitted(burst, state, lab)
     if burst.epochs < 1:

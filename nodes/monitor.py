@@ -6,6 +6,7 @@ from nslora.graph.state import (
     AdaptationContext,
     AdaptationState,
     Changes,
+    Kind,
     Measured,
     Proposal,
     RemadePool,
@@ -111,6 +112,13 @@ def history(rounds: list[RoundRecord]) -> list[Update]:
         potential_gain=record["numbers"].get("potential_gain", 0.0),
         epoch_losses_nats=tuple(record["epoch_losses_nats"]), grad_norms=tuple(record["grad_norms"]),
         new_rows=record["new_rows"], failed=record["error"] is not None) for record in rounds]
+
+
+def tries(rounds: list[RoundRecord], kind: Kind) -> int:
+    """The updates of a kind so far, kept or not. What an update draws at random goes by this and not by the round:
+    strategies and forks that come to the same update by other ways make the same one, and comparisons are paired.
+    """
+    return sum(record["action"] == kind for record in rounds)
 
 
 def signal_of(rounds: list[RoundRecord], lab: Lab) -> dict[str, dict[str, float]]:
