@@ -12,13 +12,14 @@ from langgraph.runtime import Runtime, get_runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes
 from nslora.tools.errors import BudgetError, RunError
+from nslora.tools.evaluation import STORED_REPLIES
 from nslora.tools.files import read_json
 from nslora.tools.lab import OLD_THREAD, OWN_THREAD, QUESTION_FILE, RUN_FILE, Lab, open_lab
 from nslora.tools.policy import Advance
 from nslora.tools.run_lock import only_while_alone
 from nslora.tools.task_clock import TaskClock
 
-SAVES_EACH_STEP = ("lora_update",)
+STEPS = "steps"         # of training: each is saved; replies are saved in lots
 Node = Callable[..., Changes]
 
 
@@ -87,8 +88,8 @@ def progress(node: str, what: str, deadline: float | None = None) -> Advance:
         event: dict[str, Any] = {"node": node, "what": what, "done": done, "total": total}
         write(event)
         clock.tick()
-        # A step of training is saved when this is called, so a burst need not be waited for.
-        if node in SAVES_EACH_STEP and runtime.drain_requested:
+        # What is saved when this is called need not be waited for: a step of training, a lot of replies.
+        if runtime.drain_requested and done % (1 if what == STEPS else STORED_REPLIES) == 0:
             clock.save()
             raise GraphDrained(runtime.drain_reason or "stopped")
         if deadline is not None and time.monotonic() > deadline and done < total:

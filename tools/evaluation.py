@@ -18,6 +18,8 @@ from nslora.tools.reply_cache import ReplyCache, reply_key
 from nslora.tools.rewards import Graded, Reward
 from nslora.tools.task import Example
 
+STORED_REPLIES = 256        # replies are stored in lots of so many: what a kill or Ctrl-C loses of a long evaluation
+
 
 @dataclass(frozen=True)
 class Replies:
@@ -68,18 +70,32 @@ def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Seq
     known = cache.find(keys) if cache else {}
     missing = [i for i, key in enumerate(keys) if key not in known]
     request = sha256_of_json(keys)
-    spent_tokens, spent_replies = cache.paid(request) if cache else (0, 0)
-    generated = policy.generate([dialogues[i] for i in missing], adapter=adapter, max_new_tokens=max_new_tokens,
-                                advance=advance)
-    new = {keys[i]: reply for i, reply in zip(missing, generated.replies, strict=True)}
-    if cache:
-        cache.add(new, request, generated.tokens)
-        new |= cache.find(list(new))        # where another process was faster, its replies are the ones on record
-    replies = {**known, **new}
+    tokens, spent_replies = cache.paid(request) if cache else (0, 0)
+    replies = dict(known)
+    for start in range(0, len(missing), STORED_REPLIES):
+        lot = missing[start:start + STORED_REPLIES]
+        generated = policy.generate([dialogues[i] for i in lot], adapter=adapter, max_new_tokens=max_new_tokens,
+                                    advance=_within(advance, start, len(lot), len(missing)))
+        new = {keys[i]: reply for i, reply in zip(lot, generated.replies, strict=True)}
+        tokens += generated.tokens
+        if cache:
+            cache.add(new, request, generated.tokens)
+            new |= cache.find(list(new))        # where another process was faster, its replies are the ones on record
+        replies |= new
+        advance(start + len(lot), len(missing))
     texts = tuple(replies[key] for key in keys)
     counts = token_counts(policy, cache, [answered(dialogue, text)
                                           for dialogue, text in zip(dialogues, texts, strict=True)])
-    return Replies(texts, spent_tokens + generated.tokens, len(keys) - len(missing) - spent_replies, sum(counts))
+    return Replies(texts, tokens, len(keys) - len(missing) - spent_replies, sum(counts))
+
+
+def _within(advance: Advance, start: int, lot: int, total: int) -> Advance:
+    """Progress inside a lot of replies. Its end is left to whoever stores them, since a run may stop there."""
+    def inside(done: int, _: int) -> None:
+        if done < lot:
+            advance(start + done, total)
+
+    return inside
 
 
 def known_losses(policy: Policy, cache: ReplyCache | None, dialogues: Sequence[Dialogue], references: Sequence[str], *,

@@ -51,14 +51,14 @@ class ReplyCache:
         return found
 
     def add(self, replies: Mapping[str, str], request: str = "", tokens: int = 0) -> None:
-        """Store replies, and in the same transaction what the payer's `request` spent on them.
-
-        A reply that is already there stays.
+        """Store replies, and in the same transaction what the payer's `request` spent on them, added to what it spent
+        before. A reply that is already there stays.
         """
         with self._connect() as connection:
             connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", list(replies.items()))
             if self.payer and request and replies:
-                connection.execute("INSERT OR IGNORE INTO paid VALUES (?, ?, ?, ?)",
+                connection.execute("INSERT INTO paid VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                                   "tokens = tokens + excluded.tokens, replies = replies + excluded.replies",
                                    (self.payer, request, tokens, len(replies)))
 
     def paid(self, request: str) -> tuple[int, int]:
