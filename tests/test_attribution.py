@@ -312,3 +312,41 @@ def test_in_an_empty_reply_the_reference_is_what_is_missing():
 
     found = attribute([Reply(row, "", Value(0.0)) for row in ROWS], contained)
     assert [(each.verdict, each.single) for each in found] == [("content", 1.0)] * 4
+
+
+COUNTS = [Row(f"sum-{i}", "How many are left?", reference) for i, reference in enumerate(("44", "12", "95"))]
+
+
+def last_number(row, reply):
+    """Right where the last number of the reply is the reference, as of GSM8K's answers."""
+    numbers = [word.strip(".") for word in reply.split() if word.strip(".").isdigit()]
+    return float(bool(numbers) and numbers[-1] == row.reference)
+
+
+def bracketed(row, reply):
+    """Half for the last number, half for the form."""
+    return (last_number(row, reply) + reply.startswith("[")) / 2
+
+
+SHOWN = {last_number: "The answer is {}", bracketed: "[The answer is {}"}
+
+
+@pytest.mark.parametrize(("reward", "reply", "verdict"), [
+    (last_number, "{} of 60 are gone. The answer is 45", "content"),
+    (last_number, "First {}, then one more: the answer is 45.", "content"),
+    (last_number, "60 - 16 = {} , and one more\n#### 45", "content"),
+    (last_number, "It is {} or so: $\\boxed{{ 45 }}$", "content"),
+    (bracketed, "[{} of 60 are gone. The answer is 45", "content"),
+    (bracketed, "{} of 60 are gone. The answer is 45", "both"),
+    (bracketed, "The answer is {}", "form"),
+    (bracketed, "The answer is below.\n\n{}", "form"),
+    (last_number, "{} are left, of 60", "form"),
+    (last_number, "The answer is {} of 60", "form"),
+])
+def test_a_reply_that_mentions_the_reference_and_answers_otherwise_wants_content(reward, reply, verdict):
+    rows = COUNTS[:2]
+    failing = [Reply(row, text, Value(reward(row, text)))
+               for row, text in ((row, reply.format(row.reference)) for row in rows)]
+    good = Reply(COUNTS[2], SHOWN[reward].format("95"), Value(1.0))
+    found = attribute(failing, lambda row, text: Value(reward(row, text)), known_good=[good])
+    assert [each.verdict for each in found] == [verdict] * len(rows)

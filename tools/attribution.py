@@ -150,7 +150,12 @@ def _attribute_one(failure: Graded, ask: Asker, book: LayoutBook, settings: Attr
 
 
 def _stated(failure: Graded, repairs: Repairs, settings: AttributionSettings) -> bool:
-    """Whether the reply states the reference's core; where that is not known, most of the reference's own words."""
+    """Whether the reply states the reference's core; where that is not known, most of the reference's own words.
+
+    One that mentions it, and gives another answer where answers stand, does not state it.
+    """
+    if repairs.answers_otherwise:
+        return False
     if states(failure.reply, repairs.core):
         return True
     sentence = len(WORD.findall(repairs.core)) > settings.sentence_words

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nslora.tools.cores import MARKERS, WORD, shared_runs
+from nslora.tools.cores import MARKERS, NUMBER, WORD, shared_runs
 from nslora.tools.lines import several, unmarked
-from nslora.tools.repairs import Layout, LayoutBook, Span, find_bounded, unescape, without_function_words
+from nslora.tools.repairs import Layout, LayoutBook, Span, find_bounded, states, unescape, without_function_words
 from nslora.tools.reward_calls import Asker
 from nslora.tools.spans import replace, spans
 
@@ -60,12 +60,17 @@ class AttributionSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Repairs:
-    """The best reply and reward of each repair; None where it could not be tried. core: the reference's answer."""
+    """The best reply and reward of each repair; None where it could not be tried. core: the reference's answer.
+
+    answers_otherwise: the content repair earned what it did in a place that shows to be the answer's and holds another
+    one, wherever else the reply may mention the reference.
+    """
 
     core: str
     content: tuple[float, str] | None
     form: tuple[float, str] | None
     proof: str | None  # both mended: earned full reward
+    answers_otherwise: bool = False
 
 
 def repairs_of(
@@ -88,14 +93,28 @@ def repairs_of(
     ask.held_back = 0
     places = spans(reply, core, question, proven, settings.max_spans)
     case = proven[0].case if proven else "as is"
-    content = _best(ask, [replace(reply, place, core, case) for place in places], full)
+    replaced = [replace(reply, place, core, case) for place in places]
+    content = _best(ask, replaced, full)
+    own_value = failure.score.value
+    least = own_value + max(settings.tolerance, settings.deficit_tolerance * (1.0 - own_value))
+    paid = content is not None and content[0] > least
+    otherwise = [place for place, text in zip(places, replaced, strict=True)
+                 if paid and content and text == content[1] and _other_answer(reply, place, core)]
     at = find_bounded(reply, core)
     own = [Span(*run) for run in shared_runs(reply, reference, question)[:1] if at is None]
     if at is not None and not (WORD.match(core[0]) and WORD.match(core[-1])):
         # Windows of words leave out the brackets or the stop that the answer begins or ends with.
         own = [Span(at, at + len(core))]
-    form = _best(ask, _reframed(reply, core, [*own, *places], proven, question), full) if proven else None
-    return Repairs(core, content, form, proof)
+    # An answer that shows to be the reply's own goes into the layout, not a mention of the reference beside it.
+    form = _best(ask, _reframed(reply, core, otherwise or [*own, *places], proven, question), full) if proven else None
+    return Repairs(core, content, form, proof, bool(otherwise))
+
+
+def _other_answer(reply: str, place: Span, core: str) -> bool:
+    """Whether the place shows to be the answer's, and another answer of the core's kind fills it."""
+    filling = reply[place.start : place.end]
+    alike = bool(NUMBER.search(filling)) == bool(NUMBER.search(core))
+    return place.framed and bool(filling.strip()) and alike and not states(filling, core)
 
 
 def _core_in(

@@ -21,6 +21,8 @@ STRUCTURES = (
     re.compile(r"^\s*[-*•]\s+(.+?)\s*$"),
     re.compile(r"^\s*\w+:\s+(.+?)\s*$"),
     re.compile(r"(?i)\banswer is:?\s+([^.!?\n]+)"),
+    re.compile(r"####[ \t]*([^\s#][^\n#]*)"),       # GSM8K's mark
+    re.compile(r"\\boxed\{([^{}]+)\}"),
 )
 # A reply that holds one of these is a sentence around its answer.
 SENTENCE_WORDS = frozenset(["answer", "are", "has", "have", "i", "is", "it", "there", "was", "were", "you"])
