@@ -6,7 +6,7 @@ from dataclasses import replace
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
-from nslora.nodes.spending import deadline
+from nslora.nodes.spending import Steps, deadline, evaluation_flop
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.classifier import classify
 from nslora.tools.compute import answered
@@ -52,13 +52,16 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     # The start is measured without a limit: a run that knows nothing of its model has nothing to end with.
     until = deadline(state, lab, to_be_evaluated=False) if proposal else None
     kept = state["kept_measured"]
+    steps = Steps(progress("evaluate", "replies", until))
     try:
-        measured = measure_candidate(lab, candidate, state["round"], progress("evaluate", "replies", until), kept=kept)
+        measured = measure_candidate(lab, candidate, state["round"], steps, kept=kept)
     except (BudgetError, TooLongError) as error:
         if proposal is None:
             raise
-        return {"measured": None, "proposal": {**proposal, "candidate": None, "error": str(error)},
-                "wall_s": lab.clock.seconds}
+        # What was done counts, as an upper bound: how long the replies were is not known of all of them.
+        done_flop = steps.share * evaluation_flop(lab.prompts.get(candidate["prompt"]), state, lab)
+        return {"measured": None, "wall_s": lab.clock.seconds,
+                "proposal": {**proposal, "candidate": None, "error": str(error), "flop": proposal["flop"] + done_flop}}
     # Both sides under the same layouts, or one would gain potential by what the other was measured without.
     good = known_good(lab, [*passing_of(lab, kept), *passing_of(lab, measured)])
     changes: Changes = {}

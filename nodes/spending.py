@@ -194,7 +194,7 @@ def planned_tokens(burst: Burst, lab: Lab) -> int:
 
 
 class Steps:
-    """Passes progress on, and remembers how far a burst came that ended before its end."""
+    """Passes progress on, and remembers how far a burst or an evaluation came that ended before its end."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance, self.share = advance, 0.0

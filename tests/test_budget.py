@@ -24,7 +24,7 @@ from nslora.tools.budget import (
     spent_of,
 )
 from nslora.tools.burst_log import BurstLog
-from nslora.tools.compute import FlopRates
+from nslora.tools.compute import TERA, FlopRates
 from nslora.tools.errors import DivergedError
 from nslora.tools.files import read_jsonl
 from nslora.tools.policy import Advance, Burst, BurstResult, TrainingRow
@@ -122,6 +122,7 @@ def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
     limits = iter({"an editor call": [0.0], "the remade replies": [None, None, 0.0], "the evaluation": []}[late])
     if late == "the evaluation":
         monkeypatch.setattr(evaluate_node, "deadline", lambda *_, **__: 0.0)
+        monkeypatch.setattr(evaluate_node, "evaluation_flop", lambda *_: 12 * TERA)
     else:
         made = textgrad_node.progress
         monkeypatch.setattr(textgrad_node, "deadline", lambda *_: next(limits))
@@ -133,6 +134,8 @@ def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
     assert record["reward_after"] is None
     assert not record["kept"]
     assert (record["editor"]["calls"] > 0) is (late != "an editor call")
+    if late == "the evaluation":        # one of twelve replies was there
+        assert 1.0 < record["flop"] / TERA < 1.1
 
 
 def test_seconds_of_a_node_that_was_stopped_count_when_it_goes_on(tmp_path: Path) -> None:
