@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.evaluation import Failure, read_evaluation
 from nslora.tools.files import read_json, read_jsonl
 from nslora.tools.lab import QUESTION_FILE, RUN_FILE, PromptStore, read_run_file
+from nslora.tools.material import Material
 from nslora.tools.prompt import Prompt, difference
 from nslora.tools.run_lock import is_locked
+from nslora.tools.verdict_memory import corrected
 
 CANDIDATE_FIELDS: Mapping[str, Any] = {"checks": {}, "all_checks": {}, "interval": {}, "reward": {}}
 # What is read of a report, as nested names.
@@ -64,7 +66,8 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class RoundDetails:
-    """What a round looked at and did. failures: of the kept candidate, with the classifier's verdict on each.
+    """What a round looked at and did. failures: of the kept candidate, with the verdict on each that the round went by:
+    the classifier's, corrected by what earlier updates had mended.
 
     critiques: the editor's textual gradients. diff: of the prompt in force before and the proposed one.
     """
@@ -120,7 +123,10 @@ class RunView:
     def _failures(self, number: int) -> tuple[Failure, ...]:
         for path in sorted((self.folder / "material").glob(f"{number}-*.json")):
             key = path.stem.partition("-")[2]
-            return tuple(read_evaluation(self.folder / "evaluations" / f"{key}.jsonl")[1])
+            failures = read_evaluation(self.folder / "evaluations" / f"{key}.jsonl")[1]
+            # What later outcomes taught was not known to this round; what earlier ones had taught is in its material.
+            judged = corrected([each.attribution for each in failures], Material.load(path).corrections)
+            return tuple(replace(each, attribution=anew) for each, anew in zip(failures, judged, strict=True))
         return ()
 
     def _training_rows(self, number: int) -> tuple[TrainingExample, ...]:

@@ -32,7 +32,7 @@ def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     need = demand([each.attribution for each in failures if each.split == "validation"])
     seed = f"{lab.settings.seed}/{tries(state['rounds'], 'textgrad')}"
     material_file = f"material/{state['round'] + 1}-{kept['key']}.json"
-    material = choose_material(lab.task.train, rows, failures, seed=seed)
+    material = replace(choose_material(lab.task.train, rows, failures, seed=seed), corrections=memory)
     material.save(lab.folder / material_file)
     strategy = strategy_named(lab.settings.strategy, settings=lab.settings.routing, signal=lab.settings.signal)
     situation = situation_of(state, lab, kept, need, material)

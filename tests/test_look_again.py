@@ -19,6 +19,7 @@ from nslora.graph.run import Run
 from nslora.tools.errors import DamagedError, RunError, SettingsError
 from nslora.tools.files import read_json, write_json
 from nslora.tools.local_policy import LocalPolicy
+from nslora.tools.verdict_memory import Verdict
 
 Begin = Callable[..., Run]
 
@@ -200,3 +201,14 @@ def test_a_run_charges_each_reply_once(begin: Begin) -> None:
             tokens += len(policy.format.prompt_ids(dialogue)) + len((row.reference or "").encode()) + 1
     assert report["cost"]["start_tflop"] * 1e12 == pytest.approx(
         tokens * policy.describe()["forward_flop_per_token"])
+
+
+def test_verdicts_of_a_round_are_those_that_it_went_by(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if 30 edits had mended nothing of what the classifier had called form.
+    monkeypatch.setattr("nslora.nodes.classify.remembered", lambda *_: [Verdict("form", 1.0, 0.08, False)] * 30)
+    run = begin(max_rounds=1, strategy="lora")
+    run.adapt()
+    view = look(run.folder)
+    verdicts = [each.attribution.verdict for each in view.round(1).failures if each.split == "validation"]
+    assert set(verdicts) == {"content"}
+    assert view.rounds[0].demand["content"] == 1.0

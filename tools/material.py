@@ -11,6 +11,7 @@ from nslora.tools.policy import Origin, TrainingRow
 from nslora.tools.prompt import Prompt
 from nslora.tools.remake import RemadeRow
 from nslora.tools.task import Example
+from nslora.tools.verdict_memory import HEADS, Correction, Head
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,15 @@ class Material:
 
     content: their content is missing, or nobody looked. mastered: full reward, or right content in the wrong form.
     form: failures whose form is missing, the largest deficit first. deficits: (content, form) of each failure, in
-    [0, 1], as the classifier gave them.
+    [0, 1], as the classifier gave them and outcomes corrected them. corrections: those, for whoever reads the
+    evaluation again.
     """
 
     content: tuple[str, ...]
     mastered: tuple[str, ...]
     form: tuple[str, ...]
     deficits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    corrections: Mapping[Head, Correction] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -35,7 +38,9 @@ class Material:
         """What `save` wrote."""
         saved = read_json(path)
         deficits = {row: (float(content), float(form)) for row, (content, form) in saved.get("deficits", {}).items()}
-        return cls(tuple(saved["content"]), tuple(saved["mastered"]), tuple(saved["form"]), deficits)
+        learnt = saved.get("corrections", {})
+        corrections: dict[Head, Correction] = {head: Correction(**learnt[head]) for head in HEADS if head in learnt}
+        return cls(tuple(saved["content"]), tuple(saved["mastered"]), tuple(saved["form"]), deficits, corrections)
 
     def why(self, row: TrainingRow, *, everything: bool) -> str:
         """The reason for which a row is in a burst, in words. everything: as in `training_rows`."""
