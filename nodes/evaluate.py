@@ -6,7 +6,7 @@ from dataclasses import replace
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
-from nslora.nodes.spending import Steps, deadline, evaluation_flop
+from nslora.nodes.spending import Steps, deadline, measured_rows, measuring_flop
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.classifier import classify
 from nslora.tools.compute import answered
@@ -58,8 +58,7 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     except (BudgetError, TooLongError) as error:
         if proposal is None:
             raise
-        # What was done counts, as an upper bound: how long the replies were is not known of all of them.
-        done_flop = steps.share * evaluation_flop(lab.prompts.get(candidate["prompt"]), state, lab)
+        done_flop = broken_off_flop(steps, candidate, state, lab)
         return {"measured": None, "wall_s": lab.clock.seconds,
                 "proposal": {**proposal, "candidate": None, "error": str(error), "flop": proposal["flop"] + done_flop}}
     # Both sides under the same layouts, or one would gain potential by what the other was measured without.
@@ -70,6 +69,14 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     measured = attributed_anew(lab, measured, good)
     wall_s = lab.clock.seconds
     return {**changes, "measured": {**measured, "wall_s": wall_s}, "wall_s": wall_s}
+
+
+def broken_off_flop(steps: Steps, candidate: Candidate, state: AdaptationState, lab: Lab) -> float:
+    """Most model FLOPs of an evaluation that ended before its end; replies that were known count as in a whole one."""
+    if not steps.total:
+        return 0.0
+    share = 1.0 - (steps.total - steps.done) / len(measured_rows(state, lab))
+    return share * measuring_flop(lab.prompts.get(candidate["prompt"]), state, lab)
 
 
 def refuse_other_beginning(state: AdaptationState) -> None:

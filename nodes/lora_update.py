@@ -6,7 +6,7 @@ from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Ch
 from nslora.nodes.classify import material_of
 from nslora.nodes.monitor import tries
 from nslora.nodes.spending import Steps, deadline, fitted, planned_tokens
-from nslora.nodes.workplace import STEPS, lab_for, progress
+from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.errors import BudgetError, DivergedError, TooLongError
 from nslora.tools.files import write_jsonl
 from nslora.tools.lab import Lab
@@ -41,7 +41,7 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     burst = fitted(burst, state, lab)
     if burst.epochs < 1:
         return failed(state, lab, "the budget leaves no room for one epoch of these rows")
-    steps = Steps(progress("lora_update", STEPS, deadline(state, lab)))
+    steps = Steps(progress("lora_update", "steps", deadline(state, lab)))
     try:
         result = lab.train(burst, steps)
     except (BudgetError, DivergedError, TooLongError) as error:

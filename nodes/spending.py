@@ -8,6 +8,7 @@ from itertools import accumulate
 
 from nslora.graph.state import AdaptationState
 from nslora.tools.budget import Expected, Spent, affordable_epochs, blocked, expected_seconds, spent_of
+from nslora.tools.chat_format import Dialogue
 from nslora.tools.compute import TERA, FlopRates, answered
 from nslora.tools.editor_calls import Usage
 from nslora.tools.errors import BudgetError, SettingsError
@@ -90,19 +91,33 @@ def next_prompt(state: AdaptationState, lab: Lab) -> Prompt:
 
 
 def evaluation_flop(prompt: Prompt, state: AdaptationState, lab: Lab) -> float:
-    """Most model FLOPs that evaluating a candidate with this prompt after the round takes.
-
-    Where a person is asked about updates, the screening that they are shown is in it.
+    """Most model FLOPs that a candidate with this prompt takes after its update: to be measured and, where a person is
+    asked about updates, the screening that they are shown.
     """
-    rows = (*lab.task.validation, *lab.train_sample(state["round"]), *lab.anchor)
-    dialogues = [prompt.messages(row.question) for row in rows]
-    if state["approve"] != "nothing":
-        kept = lab.prompts.get(state["kept"]["prompt"])
-        dialogues += [each.messages(row.question) for each in (kept, prompt) for row in approval_rows(state, lab)]
-    asked = lab.token_counts(dialogues)
+    if state["approve"] == "nothing":
+        return measuring_flop(prompt, state, lab)
+    kept = lab.prompts.get(state["kept"]["prompt"])
+    shown = [each.messages(row.question) for each in (kept, prompt) for row in approval_rows(state, lab)]
+    return measuring_flop(prompt, state, lab) + replies_flop(shown, lab)
+
+
+def measuring_flop(prompt: Prompt, state: AdaptationState, lab: Lab) -> float:
+    """Most model FLOPs that the evaluation of a candidate with this prompt takes."""
     scored = lab.token_counts([answered(prompt.messages(row.question), row.reference)
                                for row in lab.task.validation if row.reference])
-    return lab.flop_rates.forward * (sum(asked) + len(asked) * (lab.task.max_new_tokens + END_TOKENS) + sum(scored))
+    asked = [prompt.messages(row.question) for row in measured_rows(state, lab)]
+    return replies_flop(asked, lab) + lab.flop_rates.forward * sum(scored)
+
+
+def replies_flop(dialogues: Sequence[Dialogue], lab: Lab) -> float:
+    """Most model FLOPs that replies to these dialogues take."""
+    longest = lab.task.max_new_tokens + END_TOKENS
+    return lab.flop_rates.forward * sum(count + longest for count in lab.token_counts(dialogues))
+
+
+def measured_rows(state: AdaptationState, lab: Lab) -> tuple[Example, ...]:
+    """The rows that an evaluation asks about."""
+    return (*lab.task.validation, *lab.train_sample(state["round"]), *lab.anchor)
 
 
 def approval_rows(state: AdaptationState, lab: Lab) -> tuple[Example, ...]:
@@ -116,8 +131,7 @@ def screening_fits(prompts: Sequence[Prompt], rows: Sequence[Example], state: Ad
     reserved. spent_flop: by this update so far."""
     if lab.settings.max_tflop is None:
         return True
-    counts = lab.token_counts([prompt.messages(row.question) for prompt in prompts for row in rows])
-    needed = lab.flop_rates.forward * (sum(counts) + len(counts) * (lab.task.max_new_tokens + END_TOKENS))
+    needed = replies_flop([prompt.messages(row.question) for prompt in prompts for row in rows], lab)
     needed += spent_flop + max(evaluation_flop(prompt, state, lab) for prompt in prompts)
     return needed <= (lab.settings.max_tflop - spent(state).tflop) * TERA
 
@@ -197,11 +211,15 @@ class Steps:
     """Passes progress on, and remembers how far a burst or an evaluation came that ended before its end."""
 
     def __init__(self, advance: Advance) -> None:
-        self.advance, self.share = advance, 0.0
+        self.advance, self.done, self.total = advance, 0, 0
 
     def __call__(self, done: int, total: int) -> None:
-        self.share = done / total
+        self.done, self.total = done, total
         self.advance(done, total)
+
+    @property
+    def share(self) -> float:
+        return self.done / self.total if self.total else 0.0
 
 
 def deadline(state: AdaptationState, lab: Lab, *, to_be_evaluated: bool = True) -> float | None:

@@ -19,7 +19,9 @@ from nslora.tools.policy import Advance
 from nslora.tools.run_lock import only_while_alone
 from nslora.tools.task_clock import TaskClock
 
-STEPS = "steps"         # of training: each is saved; replies are saved in lots
+# How often a node saves what it has, in the unit of its progress: there a run can stop. `approve` goes on to its end,
+# since a person's answer is used up with the first stop.
+SAVES_EACH = {"lora_update": 1, "textgrad_edit": STORED_REPLIES, "evaluate": STORED_REPLIES, "finish": STORED_REPLIES}
 Node = Callable[..., Changes]
 
 
@@ -88,8 +90,7 @@ def progress(node: str, what: str, deadline: float | None = None) -> Advance:
         event: dict[str, Any] = {"node": node, "what": what, "done": done, "total": total}
         write(event)
         clock.tick()
-        # What is saved when this is called need not be waited for: a step of training, a lot of replies.
-        if runtime.drain_requested and done % (1 if what == STEPS else STORED_REPLIES) == 0:
+        if runtime.drain_requested and node in SAVES_EACH and done % SAVES_EACH[node] == 0:
             clock.save()
             raise GraphDrained(runtime.drain_reason or "stopped")
         if deadline is not None and time.monotonic() > deadline and done < total:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.errors import GraphDrained
+from langgraph.runtime import RunControl
 from typer.testing import CliRunner
 
 from nslora.graph.cli import app
@@ -16,6 +18,8 @@ from nslora.tools.compute import TERA
 from nslora.tools.errors import RunError
 from nslora.tools.files import write_json
 from nslora.tools.lab import Lab, register
+from nslora.tools.local_policy import LocalPolicy
+from nslora.tools.policy import Generated
 from nslora.tools.prompt import Prompt
 from nslora.tools.task_clock import CLOCK_FILE
 
@@ -89,6 +93,24 @@ def test_a_persons_own_prompt_takes_the_place_of_the_editors(begin: Begin) -> No
     report = run.resume({"answer": "rewrite", "prompt": own.render()})
     assert report["rounds"][0]["candidate"]["prompt"] == own.hash
     assert "by a person" in report["rounds"][0]["note"]
+
+
+def test_a_stop_during_a_rewrite_keeps_the_answer(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = asked(begin)
+    control, generate = RunControl(), LocalPolicy.generate
+
+    def stopped(self: LocalPolicy, *dialogues: Any, **options: Any) -> Generated:
+        control.request_drain("test")
+        return generate(self, *dialogues, **options)
+
+    monkeypatch.setattr(LocalPolicy, "generate", stopped)
+    monkeypatch.setattr("nslora.tools.evaluation.STORED_REPLIES", 1)
+    own = Prompt(system="Answer with two dashes first.")
+    with pytest.raises(GraphDrained):
+        list(run.stream(control=control, answer={"answer": "rewrite", "prompt": own.render()}))
+    monkeypatch.undo()
+    assert run.question() is None
+    assert run.resume()["rounds"][0]["candidate"]["prompt"] == own.hash
 
 
 def test_the_shell_asks_and_takes_the_answer(begin: Begin, tmp_path: Path) -> None:

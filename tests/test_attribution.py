@@ -4,6 +4,7 @@ import difflib
 import itertools
 import json
 import random
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -340,6 +341,8 @@ SHOWN = {last_number: "The answer is {}", bracketed: "[The answer is {}"}
     (bracketed, "{} of 60 are gone. The answer is 45", "both"),
     (bracketed, "The answer is {}", "form"),
     (bracketed, "The answer is below.\n\n{}", "form"),
+    (last_number, "{} of 60 are gone. The answer is $45 in all", "content"),
+    (bracketed, "The answer is in step 2.\n\n{}", "form"),
     (last_number, "{} are left, of 60", "form"),
     (last_number, "The answer is {} of 60", "form"),
 ])
@@ -350,3 +353,29 @@ def test_a_reply_that_mentions_the_reference_and_answers_otherwise_wants_content
     good = Reply(COUNTS[2], SHOWN[reward].format("95"), Value(1.0))
     found = attribute(failing, lambda row, text: Value(reward(row, text)), known_good=[good])
     assert [each.verdict for each in found] == [verdict] * len(rows)
+
+
+MARKED = Row("clips", "How many clips in all?", "72")
+PARIS = Row("capital", "Which is the capital: (A) Lyon or (B) Paris?", "Paris")
+
+
+def after(mark):
+    """The answer is what the first such mark is followed by."""
+    return lambda row, reply: float((mark.search(reply) or [None, None])[1] == row.reference)
+
+
+@pytest.mark.parametrize(("row", "mark", "good", "reply", "verdict"), [
+    (MARKED, "#### ([0-9.]+)", "40 + 55 = 95\n#### 95", "#### Step 1: Add\n48 + 24 = 72. She sold 72 clips.", "form"),
+    (MARKED, "#### ([0-9.]+)", "40 + 55 = 95\n#### 95", "#### Step 1: Add\n48 + 24 = 74. She sold 74 clips.", "both"),
+    (MARKED, "#### ([0-9.]+)", "40 + 55 = 95\n#### 95", "#### Solution\n48 + 24 = 72. She sold 72 clips.", "form"),
+    (MARKED, "#### ([0-9.]+)", "40 + 55 = 95\n#### 95", "48 + 24 = 72, minus 2\n#### 70", "content"),
+    (PARIS, r"answer is (.+?)[.\n]", "The answer is Rome.", "Paris is the capital, so the answer is B.", "form"),
+    (PARIS, r"answer is (.+?)[.\n]", "The answer is Rome.", "The answer is as follows:\n\nParis\n", "form"),
+    (PARIS, r"answer is (.+?)[.\n]", "The answer is Rome.", "The answer is Lyon.", "content"),
+])
+def test_a_heading_and_other_words_are_no_other_answer(row, mark, good, reply, verdict):
+    reward = after(re.compile(mark))
+    known = Reply(Row("known", "Another question?", "95" if row is MARKED else "Rome"), good, Value(1.0))
+    found = attribute([Reply(row, reply, Value(reward(row, reply)))], lambda row, text: Value(reward(row, text)),
+                      known_good=[known])
+    assert found[0].verdict == verdict

@@ -122,7 +122,7 @@ def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
     limits = iter({"an editor call": [0.0], "the remade replies": [None, None, 0.0], "the evaluation": []}[late])
     if late == "the evaluation":
         monkeypatch.setattr(evaluate_node, "deadline", lambda *_, **__: 0.0)
-        monkeypatch.setattr(evaluate_node, "evaluation_flop", lambda *_: 12 * TERA)
+        monkeypatch.setattr(evaluate_node, "measuring_flop", lambda *_: 12 * TERA)
     else:
         made = textgrad_node.progress
         monkeypatch.setattr(textgrad_node, "deadline", lambda *_: next(limits))

@@ -10,9 +10,15 @@ from langgraph.runtime import RunControl
 from test_run import results
 
 from nslora.graph.run import Run
+from nslora.nodes import evaluate as evaluate_node
+from nslora.nodes.workplace import SAVES_EACH
+from nslora.tools import evaluation
 from nslora.tools.chat_format import Dialogue
+from nslora.tools.compute import TERA
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.policy import Generated
+from nslora.tools.prompt import Prompt
+from nslora.tools.reply_cache import ReplyCache
 
 Begin = Callable[..., Run]
 LOT = 4
@@ -35,7 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(LocalPolicy, "generate", counted)
     monkeypatch.setattr("nslora.tools.evaluation.STORED_REPLIES", LOT)
-    monkeypatch.setattr("nslora.nodes.workplace.STORED_REPLIES", LOT)
+    monkeypatch.setattr("nslora.nodes.workplace.SAVES_EACH", {**SAVES_EACH, "evaluate": LOT, "finish": LOT})
     return counts
 
 
@@ -55,6 +61,10 @@ def spent(run: Run) -> dict[str, Any]:
     report = run.report()
     return {**{key: value for key, value in report["cost"].items() if not key.endswith("_s")},
             "rounds": [each["generated_tokens"] for each in report["rounds"]]}
+
+
+def kill() -> None:
+    raise Killed
 
 
 def at_call(number: int, act: Callable[[], None], asked: list[int], patch: pytest.MonkeyPatch) -> None:
@@ -89,10 +99,6 @@ def test_a_killed_evaluation_loses_one_lot(
     wanted = list(asked)
     asked.clear()
     run = begin(max_rounds=1, strategy="lora")
-
-    def kill() -> None:
-        raise Killed
-
     with monkeypatch.context() as patch:
         at_call(SECOND_OF_CANDIDATE + 1, kill, asked, patch)
         with pytest.raises(Killed):
@@ -100,3 +106,41 @@ def test_a_killed_evaluation_loses_one_lot(
     Run.open(run.folder).resume()
     assert asked == wanted
     assert {**results(run), "cost": spent(run)} == whole
+
+
+def test_time_that_is_up_charges_a_resumed_evaluation_like_a_whole_one(
+        begin: Begin, asked: list[int], whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked.clear()
+    run = begin(max_rounds=1, strategy="lora", max_seconds=1e6, device={"batch_size": 1, "device": "cpu"})
+    with monkeypatch.context() as patch:
+        at_call(SECOND_OF_CANDIDATE + 1, kill, asked, patch)
+        with pytest.raises(Killed):
+            run.adapt()
+    monkeypatch.setattr(evaluate_node, "deadline", lambda *_, **__: 0.0)
+    monkeypatch.setattr(evaluate_node, "measuring_flop", lambda *_: 12 * TERA)
+    record, = Run.open(run.folder).resume()["rounds"]
+    assert record["error"].startswith("stopped at 1 of 4 replies")
+    assert 9.0 < record["flop"] / TERA < 9.1
+
+
+@pytest.mark.parametrize("questions", ["abcdabef", "aabcde", "abcdefghij"])
+def test_a_question_that_comes_twice_is_asked_and_paid_once(
+        tmp_path: Path, tiny_policy: Callable[..., LocalPolicy], monkeypatch: pytest.MonkeyPatch,
+        questions: str) -> None:
+    monkeypatch.setattr(evaluation, "STORED_REPLIES", LOT)
+
+    def ask(name: str, stop_at: int | None = None) -> evaluation.Replies:
+        def advance(done: int, _: int) -> None:
+            if done == stop_at:
+                raise Killed
+
+        cache = ReplyCache(tmp_path / name)
+        cache.payer = "run/task"
+        return evaluation.ask(tiny_policy(), cache, Prompt(), list(questions), adapter=None, max_new_tokens=3,
+                              advance=advance)
+
+    with pytest.raises(Killed):
+        ask("broken", LOT)
+    replies = ask("whole")
+    assert ask("broken") == replies
+    assert replies.cached == 0

@@ -212,3 +212,15 @@ def test_verdicts_of_a_round_are_those_that_it_went_by(begin: Begin, monkeypatch
     verdicts = [each.attribution.verdict for each in view.round(1).failures if each.split == "validation"]
     assert set(verdicts) == {"content"}
     assert view.rounds[0].demand["content"] == 1.0
+
+
+@pytest.mark.parametrize("broken", [
+    {"content": None}, {"corrections": ["content"]}, {"corrections": {"content": {"scale": 1.0}}},
+    {"corrections": {"content": {"scale": "a", "shift": 0.0, "verdicts": 3}}}, {"deficits": [1]},
+    {"deficits": {"train-1": [0.5]}}])
+def test_material_that_is_none_is_damaged(finished: Run, tmp_path: Path, broken: dict[str, object]) -> None:
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    file, = (folder / "material").glob("1-*.json")
+    write_json(file, {**read_json(file), **broken})
+    with pytest.raises(DamagedError, match=rf"{file.name} is damaged"):
+        look(folder).round(1)

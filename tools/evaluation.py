@@ -67,26 +67,26 @@ def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Seq
     """The policy's greedy replies to `questions` under `prompt`, from the cache where they are known."""
     dialogues = [prompt.messages(question) for question in questions]
     keys = [reply_key(policy.fingerprint, adapter, json.dumps(dialogue), max_new_tokens) for dialogue in dialogues]
-    known = cache.find(keys) if cache else {}
-    missing = [i for i, key in enumerate(keys) if key not in known]
+    by_key = dict(zip(keys, dialogues, strict=True))        # a question that comes twice is asked once
+    replies = cache.find(list(by_key)) if cache else {}
+    missing = [key for key in by_key if key not in replies]
     request = sha256_of_json(keys)
     tokens, spent_replies = cache.paid(request) if cache else (0, 0)
-    replies = dict(known)
     for start in range(0, len(missing), STORED_REPLIES):
         lot = missing[start:start + STORED_REPLIES]
-        generated = policy.generate([dialogues[i] for i in lot], adapter=adapter, max_new_tokens=max_new_tokens,
+        generated = policy.generate([by_key[key] for key in lot], adapter=adapter, max_new_tokens=max_new_tokens,
                                     advance=_within(advance, start, len(lot), len(missing)))
-        new = {keys[i]: reply for i, reply in zip(lot, generated.replies, strict=True)}
+        new = dict(zip(lot, generated.replies, strict=True))
         tokens += generated.tokens
         if cache:
             cache.add(new, request, generated.tokens)
-            new |= cache.find(list(new))        # where another process was faster, its replies are the ones on record
+            new |= cache.find(lot)      # where another process was faster, its replies are the ones on record
         replies |= new
         advance(start + len(lot), len(missing))
     texts = tuple(replies[key] for key in keys)
     counts = token_counts(policy, cache, [answered(dialogue, text)
                                           for dialogue, text in zip(dialogues, texts, strict=True)])
-    return Replies(texts, tokens, len(keys) - len(missing) - spent_replies, sum(counts))
+    return Replies(texts, tokens, len(by_key) - len(missing) - spent_replies, sum(counts))
 
 
 def _within(advance: Advance, start: int, lot: int, total: int) -> Advance:

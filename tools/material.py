@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from nslora.tools.errors import DamagedError
 from nslora.tools.evaluation import Failure, Row
 from nslora.tools.files import read_json, write_json
 from nslora.tools.policy import Origin, TrainingRow
@@ -35,12 +36,17 @@ class Material:
 
     @classmethod
     def load(cls, path: Path) -> "Material":
-        """What `save` wrote."""
+        """What `save` wrote. Raises DamagedError where the file holds something else."""
         saved = read_json(path)
-        deficits = {row: (float(content), float(form)) for row, (content, form) in saved.get("deficits", {}).items()}
-        learnt = saved.get("corrections", {})
-        corrections: dict[Head, Correction] = {head: Correction(**learnt[head]) for head in HEADS if head in learnt}
-        return cls(tuple(saved["content"]), tuple(saved["mastered"]), tuple(saved["form"]), deficits, corrections)
+        try:
+            deficits = {row: (float(content), float(form))
+                        for row, (content, form) in saved.get("deficits", {}).items()}
+            learnt = saved.get("corrections") or {}
+            corrections = {head: Correction(float(learnt[head]["scale"]), float(learnt[head]["shift"]),
+                                            int(learnt[head]["verdicts"])) for head in HEADS if learnt}
+            return cls(tuple(saved["content"]), tuple(saved["mastered"]), tuple(saved["form"]), deficits, corrections)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DamagedError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
     def why(self, row: TrainingRow, *, everything: bool) -> str:
         """The reason for which a row is in a burst, in words. everything: as in `training_rows`."""

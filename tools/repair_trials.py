@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nslora.tools.cores import MARKERS, NUMBER, WORD, shared_runs
 from nslora.tools.lines import several, unmarked
-from nslora.tools.repairs import Layout, LayoutBook, Span, find_bounded, states, unescape, without_function_words
+from nslora.tools.repairs import Layout, LayoutBook, Span, find_bounded, number_in, unescape, without_function_words
 from nslora.tools.reward_calls import Asker
 from nslora.tools.spans import replace, spans
 
@@ -111,10 +111,14 @@ def repairs_of(
 
 
 def _other_answer(reply: str, place: Span, core: str) -> bool:
-    """Whether the place shows to be the answer's, and another answer of the core's kind fills it."""
-    filling = reply[place.start : place.end]
-    alike = bool(NUMBER.search(filling)) == bool(NUMBER.search(core))
-    return place.framed and bool(filling.strip()) and alike and not states(filling, core)
+    """Whether the place shows to be the answer's, and another number than the core fills it.
+
+    Only numbers tell: words may be the same answer in other words ("B", "as follows"), and so may "1/2" or "50%".
+    """
+    filling = reply[place.start : place.end].strip(" $€£")
+    given, wanted = number_in(filling), number_in(core)
+    plain = NUMBER.match(filling) and "%" not in filling and NUMBER.fullmatch(core.strip(" $€£"))
+    return bool(place.framed and plain and given is not None and given != wanted)
 
 
 def _core_in(

@@ -21,7 +21,7 @@ STRUCTURES = (
     re.compile(r"^\s*[-*•]\s+(.+?)\s*$"),
     re.compile(r"^\s*\w+:\s+(.+?)\s*$"),
     re.compile(r"(?i)\banswer is:?\s+([^.!?\n]+)"),
-    re.compile(r"####[ \t]*([^\s#][^\n#]*)"),       # GSM8K's mark
+    re.compile(r"(?<!#)####[ \t]*([^\s#][^\n#]*?)\s*\Z"),        # GSM8K's mark; a heading has text below it
     re.compile(r"\\boxed\{([^{}]+)\}"),
 )
 # A reply that holds one of these is a sentence around its answer.
