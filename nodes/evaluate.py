@@ -6,7 +6,7 @@ from dataclasses import replace
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
-from nslora.nodes.spending import Steps, deadline, measured_rows, measuring_flop
+from nslora.nodes.spending import Steps, deadline, measuring_flop
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.classifier import classify
 from nslora.tools.compute import answered
@@ -75,7 +75,7 @@ def broken_off_flop(steps: Steps, candidate: Candidate, state: AdaptationState, 
     """Most model FLOPs of an evaluation that ended before its end; replies that were known count as in a whole one."""
     if not steps.total:
         return 0.0
-    share = 1.0 - (steps.total - steps.done) / len(measured_rows(state, lab))
+    share = 1.0 - (steps.total - steps.done) / len(lab.measured_rows(state["round"]))
     return share * measuring_flop(lab.prompts.get(candidate["prompt"]), state, lab)
 
 
@@ -102,13 +102,12 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
             refuse_long_questions({"train": task.train, "validation": task.validation, "test": task.test,
                                    "anchor": anchor}, lab.prompts.get(candidate["prompt"]), count=lab.token_counts,
                                   context_tokens=lab.policy.context_tokens, max_new_tokens=task.max_new_tokens)
-        validation = lab.task.validation
+        validation, asked = lab.task.validation, lab.measured_rows(round_number)
         prompt = lab.prompts.get(candidate["prompt"])
-        replies = ask(lab.policy, lab.replies, prompt,
-                      [row.question for row in (*validation, *sample, *anchor)], adapter=candidate["adapter"],
+        replies = ask(lab.policy, lab.replies, prompt, [row.question for row in asked], adapter=candidate["adapter"],
                       max_new_tokens=lab.task.max_new_tokens, advance=advance)
         losses, scored_tokens = reference_losses(lab, candidate)
-        every = grade(lab.task.reward, (*validation, *sample, *anchor), replies.texts)
+        every = grade(lab.task.reward, asked, replies.texts)
         graded = every[:len(validation) + len(sample)]
         passing = [Passing(each.example.id, each.reply) for each in graded[len(validation):] if each.score.passed]
         good = known_good(lab, [*passing_of(lab, kept), *passing])

@@ -105,7 +105,7 @@ def measuring_flop(prompt: Prompt, state: AdaptationState, lab: Lab) -> float:
     """Most model FLOPs that the evaluation of a candidate with this prompt takes."""
     scored = lab.token_counts([answered(prompt.messages(row.question), row.reference)
                                for row in lab.task.validation if row.reference])
-    asked = [prompt.messages(row.question) for row in measured_rows(state, lab)]
+    asked = [prompt.messages(row.question) for row in lab.measured_rows(state["round"])]
     return replies_flop(asked, lab) + lab.flop_rates.forward * sum(scored)
 
 
@@ -113,11 +113,6 @@ def replies_flop(dialogues: Sequence[Dialogue], lab: Lab) -> float:
     """Most model FLOPs that replies to these dialogues take."""
     longest = lab.task.max_new_tokens + END_TOKENS
     return lab.flop_rates.forward * sum(count + longest for count in lab.token_counts(dialogues))
-
-
-def measured_rows(state: AdaptationState, lab: Lab) -> tuple[Example, ...]:
-    """The rows that an evaluation asks about."""
-    return (*lab.task.validation, *lab.train_sample(state["round"]), *lab.anchor)
 
 
 def approval_rows(state: AdaptationState, lab: Lab) -> tuple[Example, ...]:

@@ -55,10 +55,3 @@ def test_a_snapshot_of_another_layout_begins_the_burst_again(tmp_path: Path) -> 
     save_file({"adapter.00000": torch.zeros(2)}, tmp_path / SNAPSHOT, metadata={"log": "[]"})
     assert BurstProgress(tmp_path).restore(model()) == 0
     assert not (tmp_path / SNAPSHOT).exists()
-
-
-def test_a_snapshot_of_another_burst_is_no_beginning_of_this_one(tmp_path: Path) -> None:
-    BurstProgress(tmp_path, "one").after_step(stepped(model()), [{"loss": 1.0}])
-    assert BurstProgress(tmp_path, "one").restore(model()) == 1
-    assert BurstProgress(tmp_path, "other").restore(model()) == 0
-    assert not (tmp_path / SNAPSHOT).exists()

@@ -25,6 +25,7 @@ from nslora.tools.burst_progress import BurstProgress
 from nslora.tools.errors import DamagedError, RunError, SettingsError
 from nslora.tools.files import read_jsonl, write_json
 from nslora.tools.lab import RUN_FILE, Lab, register
+from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.task_clock import CLOCK_FILE
 
 Begin = Callable[..., Run]
@@ -86,6 +87,21 @@ def test_a_burst_that_was_stopped_loses_no_step(begin: Begin, finished: Run, mon
     assert run.report()["rounds"][2]["wall_s"] > 1000
     assert results(run) == results(finished)
     assert not any((run.folder / "progress").iterdir())
+
+
+def test_a_snapshot_of_another_burst_is_no_beginning_of_this_one(begin: Begin) -> None:
+    lab = begin().lab
+    rows = tuple(TrainingRow(({"role": "user", "content": text},), "b", text, "reference") for text in "abcd")
+    one, other = (Burst(rows, 3, seed=seed, progress=lab.folder / "progress" / "task") for seed in (1, 2))
+
+    def stop(done: int, _: int) -> None:
+        raise GraphDrained("test")
+
+    with pytest.raises(GraphDrained):
+        lab.train(one, stop)
+    begun_anew, gone_on = lab.train(other), lab.train(one)
+    assert begun_anew.steps_done == begun_anew.steps > 1
+    assert gone_on.steps_done == gone_on.steps - 1
 
 
 def test_a_finished_run_has_nothing_more_to_do(finished: Run) -> None:

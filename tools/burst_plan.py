@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nslora.tools.files import sha256_of_json
 from nslora.tools.generation import shared_prefix_length
 from nslora.tools.settings import LoraSettings
 
@@ -35,12 +34,6 @@ class Plan:
     seed: int
     pad_id: int
     settings: LoraSettings
-
-    @property
-    def sha256(self) -> str:
-        """Hash of all of it."""
-        return sha256_of_json([[[row.prompt_ids, row.completion_ids] for row in self.rows], self.epochs, self.seed,
-                               self.pad_id, self.settings.model_dump(mode="json")])
 
     @cached_property
     def order(self) -> tuple[int, ...]:

@@ -20,14 +20,13 @@ MOMENTS = (*MATRICES, "step")
 class BurstProgress:
     """Snapshots of one burst in `folder`; without a folder nothing is written.
 
-    plan: hash of what the burst will do; a snapshot of another one is no beginning of this. start_optimizer: moments to
-    begin with (those of the adapter that the burst continues), None for none.
+    start_optimizer: moments to begin with (those of the adapter that the burst continues), None for none.
     A snapshot is taken at every step, so that no step is done twice, unless snapshots come to cost more than
     `LARGEST_SHARE` of the burst.
     """
 
-    def __init__(self, folder: Path | None, plan: str = "", start_optimizer: Path | None = None) -> None:
-        self.folder, self.plan = folder, plan
+    def __init__(self, folder: Path | None, start_optimizer: Path | None = None) -> None:
+        self.folder = folder
         self._began, self._spent_s = time.monotonic(), 0.0
         self._saved = 0         # steps in the snapshot that this process took last
         self.start_optimizer = start_optimizer
@@ -50,12 +49,9 @@ class BurstProgress:
                 # One that lacks a part, from another version, is refused like a damaged one.
                 saved = {name: file.get_tensor(name) for name in {*file.keys(), "adapter", *MOMENTS}}
                 log: list[dict[str, float]] = json.loads(file.metadata()["log"])
-                known = file.metadata().get("plan") == self.plan
         except SafetensorError:
             # Not flushed to disk at every step, so a machine that lost power may leave it cut off: the burst begins
             # again, and ends with the same adapter.
-            known = False
-        if not known:
             (self.folder / SNAPSHOT).unlink()
             return 0
         named = trainable(model)
@@ -107,7 +103,7 @@ class BurstProgress:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{SNAPSHOT}.partial"
-        save_file(snapshot(optimizer), partial, metadata={"log": json.dumps(log), "plan": self.plan})
+        save_file(snapshot(optimizer), partial, metadata={"log": json.dumps(log)})
         partial.replace(self.folder / SNAPSHOT)
         self._saved = len(log)
         self._spent_s += time.monotonic() - started

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,8 @@ class Lab:
         """Train, or find what this very burst gave before; then its snapshots are cleared. Raises DivergedError."""
         request = burst_sha256(burst, self.settings.lora,
                                {**self.policy.describe(), "fingerprint": self.policy.fingerprint})
+        if burst.progress is not None:      # by the burst's name too: of another one, no snapshot is a beginning
+            burst = replace(burst, progress=burst.progress.with_name(f"{burst.progress.name}-{request[:16]}"))
         try:
             result = self.bursts.train_once(self.policy.train, burst, request, advance)
         except (BudgetError, DivergedError):        # a failed update, not to be gone on with
@@ -182,6 +184,10 @@ class Lab:
         random.Random(f"{self.settings.seed}/{round_number}/sample").shuffle(rows)
         chosen = {row.id for row in rows[:self.settings.train_sample]}
         return tuple(row for row in self.task.train if row.id in chosen)
+
+    def measured_rows(self, round_number: int) -> tuple[Example, ...]:
+        """The rows that this evaluation asks about: validation, the sample of train, the anchor set."""
+        return (*self.task.validation, *self.train_sample(round_number), *self.anchor)
 
 
 # A lab holds a model: it lives as long as its Run object does; the newest ones longer, since a graph that was invoked

@@ -248,7 +248,7 @@ class LocalPolicy:
         start_optimizer = self.adapters.path(burst.start) / OPTIMIZER if burst.start else None
 
         def attempt() -> Outcome:
-            progress = BurstProgress(burst.progress, plan.sha256, start_optimizer)
+            progress = BurstProgress(burst.progress, start_optimizer=start_optimizer)
             return train(self._new_adapter(burst), self.tokenizer, plan, progress, self._found_exact, advance)
 
         try:

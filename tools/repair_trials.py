@@ -95,11 +95,10 @@ def repairs_of(
     case = proven[0].case if proven else "as is"
     replaced = [replace(reply, place, core, case) for place in places]
     content = _best(ask, replaced, full)
-    own_value = failure.score.value
-    least = own_value + max(settings.tolerance, settings.deficit_tolerance * (1.0 - own_value))
-    paid = content is not None and content[0] > least
+    least = max(settings.tolerance, settings.deficit_tolerance * (1.0 - failure.score.value))
+    paid = content[1] if content and content[0] > failure.score.value + least else None
     otherwise = [place for place, text in zip(places, replaced, strict=True)
-                 if paid and content and text == content[1] and _other_answer(reply, place, core)]
+                 if text is not None and text == paid and _other_answer(reply, place, core)]
     at = find_bounded(reply, core)
     own = [Span(*run) for run in shared_runs(reply, reference, question)[:1] if at is None]
     if at is not None and not (WORD.match(core[0]) and WORD.match(core[-1])):
