@@ -86,6 +86,15 @@ def test_verified_rows_of_a_dropped_edit_open_lora_again():
     assert not progress("lora", history).saturated
 
 
+@pytest.mark.parametrize("bursts", [1, 2])
+def test_rows_of_a_dropped_edit_give_lora_one_try_and_a_kept_edit_all_its_patience(bursts):
+    history = [USELESS["lora"]] * bursts
+    after_a_drop = [*history, edit(kept=False, gain=0.0, new_rows=7), USELESS["lora"]]
+    after_a_keep = [*history, edit(new_rows=7), USELESS["lora"]]
+    assert progress("lora", after_a_drop).saturated
+    assert not progress("lora", after_a_keep).saturated
+
+
 def test_a_failed_edit_moves_no_ground():
     history = [USELESS["lora"], USELESS["lora"], edit(kept=True, new_rows=3, failed=True)]
     assert progress("lora", history).saturated
