@@ -109,7 +109,8 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
         losses, scored_tokens = reference_losses(lab, candidate)
         every = grade(lab.task.reward, asked, replies.texts)
         graded = every[:len(validation) + len(sample)]
-        passing = [Passing(each.example.id, each.reply) for each in graded[len(validation):] if each.score.passed]
+        passing = [Passing(each.example.id, each.reply) for i, each in enumerate(graded)
+                   if i >= len(validation) and each.score.passed and i not in replies.cut]
         good = known_good(lab, [*passing_of(lab, kept), *passing])
         rows, failures = measure(graded[:len(validation)], lab.task.reward, good, "validation",
                                  losses, lab.task.train)
@@ -167,7 +168,7 @@ def regraded(lab: Lab, failure: Failure) -> Graded:
 
 
 def passing_of(lab: Lab, measured: Measured | None) -> list[Passing]:
-    """The train replies of an evaluation that earned full reward."""
+    """The whole train replies of an evaluation that earned full reward."""
     return read_passing(lab.evaluations / f"{measured['key']}.jsonl") if measured else []
 
 

@@ -8,11 +8,12 @@ from nslora.nodes.monitor import tries
 from nslora.nodes.spending import Steps, deadline, fitted, planned_tokens
 from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.errors import BudgetError, DivergedError, TooLongError
+from nslora.tools.evaluation import read_evaluation, read_passing
 from nslora.tools.files import write_jsonl
 from nslora.tools.lab import Lab
 from nslora.tools.material import training_rows
 from nslora.tools.policy import Burst, TrainingRow
-from nslora.tools.remake import read_rows, rows_by_source
+from nslora.tools.remake import RemadeRow, known_rows, read_rows, rows_by_source
 from nslora.tools.row_lengths import within_context
 from nslora.tools.settings import SEEDS
 
@@ -26,6 +27,8 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     prompt = lab.prompts.get(prompt_hash)
     tried = tries(state["rounds"], "lora")
     remade = rows_by_source(read_rows(lab.remade / f"{prompt_hash}.jsonl"))
+    if prompt_hash == state["kept"]["prompt"]:
+        remade = {**rows_by_source(known_to_the_kept(state, lab)), **remade}
     material = material_of(state, lab)
     rows = training_rows(lab.task.train, material, prompt, remade, everything=waiting,
                          replay_share=lab.settings.lora.replay_share, seed=f"{lab.settings.seed}/{tried}")
@@ -57,6 +60,21 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     if pool:
         changes["remade"] = {**pool, "waiting": False}
     return changes
+
+
+def known_to_the_kept(state: AdaptationState, lab: Lab) -> list[RemadeRow]:
+    """Full-reward replies that the kept candidate's evaluation holds; none where remade data or reward calls are to be
+    spared."""
+    measured = state["kept_measured"]
+    if measured is None or not lab.settings.remade_per_row or lab.task.reward.costly:
+        return []
+    path = lab.evaluations / f"{measured['key']}.jsonl"
+    _, failures = read_evaluation(path)
+    mended = {each.id: each.attribution.repaired for each in failures
+              if each.split == "train" and each.attribution.verdict == "content" and each.attribution.repaired}
+    return known_rows(lab.task.reward, lab.prompts.get(state["kept"]["prompt"]), lab.task.train,
+                      own={each.id: each.reply for each in read_passing(path)}, mended=mended,
+                      adapter=state["kept"]["adapter"])
 
 
 def described(rows: list[TrainingRow]) -> str:

@@ -1,6 +1,7 @@
 """The budget inside the graph: which updates it still allows, and how long and how much one may take."""
 
 import math
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,7 +149,8 @@ def editing_tokens(state: AdaptationState, lab: Lab) -> float | None:
 def affordable_remakes(prompt: Prompt, state: AdaptationState, lab: Lab, spent_flop: float) -> tuple[Example, ...]:
     """The train rows that can be answered anew under a proposed prompt, its evaluation reserved.
 
-    spent_flop: by this update so far. Raises BudgetError where not even the evaluation fits.
+    Where that is not all of them they are drawn: the first of a file that is sorted would be of one class. spent_flop:
+    by this update so far. Raises BudgetError where not even the evaluation fits.
     """
     rows = lab.task.train if lab.settings.remade_per_row else ()
     if lab.settings.max_tflop is None:
@@ -161,7 +163,11 @@ def affordable_remakes(prompt: Prompt, state: AdaptationState, lab: Lab, spent_f
     counts = lab.token_counts([hints.messages(with_hint(row.question, row.reference or "")) for row in rows])
     askers = 2 if state["kept"]["adapter"] else 1       # the base, and the adapter in force
     needs = [askers * lab.flop_rates.forward * (count + lab.task.max_new_tokens + END_TOKENS) for count in counts]
-    return tuple(row for row, need in zip(rows, accumulate(needs), strict=True) if need <= left)
+    drawn = list(range(len(rows)))
+    random.Random(f"{lab.settings.seed}/{state['round']}/remade").shuffle(drawn)
+    sums = accumulate(needs[i] for i in drawn)
+    affordable = {i for i, need in zip(drawn, sums, strict=True) if need <= left}
+    return tuple(row for i, row in enumerate(rows) if i in affordable)
 
 
 def tokens_per_epoch(lab: Lab, state: AdaptationState) -> int:

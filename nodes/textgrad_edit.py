@@ -214,13 +214,16 @@ def keep_record(state: AdaptationState, lab: Lab, failures: list[Graded], edit: 
 
 def remake_under(prompt: Prompt, state: AdaptationState, lab: Lab, edit: str, advance: Advance,
                  spent_flop: float = 0.0) -> Remade:
-    """Make and store the remade data of a proposed prompt, of as many train rows as the budget holds.
+    """Make and store the remade data of a proposed prompt: answers to as many train rows as the budget holds, and the
+    references of the others in their layouts.
 
     spent_flop: by this update so far. Raises BudgetError where not even the prompt's evaluation fits.
     """
     examples = affordable_remakes(prompt, state, lab, spent_flop)
+    asked = {example.id for example in examples}
+    unasked = [row for row in lab.task.train if row.id not in asked] if lab.settings.remade_per_row else []
     remade = remake(lab.policy, lab.replies, lab.task.reward, prompt, examples,
                     adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens,
-                    per_row=lab.settings.remade_per_row, edit=edit, advance=advance)
+                    per_row=lab.settings.remade_per_row, edit=edit, unasked=unasked, advance=advance)
     write_rows(lab.remade / f"{prompt.hash}.jsonl", remade.rows)
     return remade

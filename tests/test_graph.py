@@ -13,10 +13,12 @@ import pytest
 from fakes import FakePolicy
 
 from nslora.graph.adapt import build_graph
+from nslora.graph.inspect import look
 from nslora.graph.run import Run
 from nslora.tools.chat_format import Dialogue
 from nslora.tools.errors import TooLongError
 from nslora.tools.policy import Generated
+from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.rewards import Score
 from nslora.tools.run_lock import is_locked
 from nslora.tools.scripted_chat import ScriptedChat
@@ -58,6 +60,23 @@ def test_the_loop_uses_both_kinds_where_fact_and_style_are_missing(begin: Callab
     assert report["test"]["base"]["all_checks"] == 0
     assert report["test"]["result"]["all_checks"] == 1
     assert report["stop"].startswith("target reached")
+
+
+def test_weights_keep_the_form_that_the_start_prompt_brings_where_references_lack_it(begin: Callable[..., Run]) -> None:
+    shown = Prompt(demonstrations=(Demonstration("Who keeps the gap", "<nobody>"),))
+    run = begin(task=make_task(prompt=shown), strategy="lora", max_rounds=1)
+    report = run.adapt()
+    assert report["test"]["base"]["checks"] == {"fact": 0.0, "style": 1.0}
+    assert report["rounds"][0]["kept"]
+    assert report["test"]["result"]["all_checks"] == 1
+    assert {row.origin for row in look(run.folder).round(1).training_rows} == {"remade"}
+
+
+def test_without_remade_data_plain_references_are_learnt(begin: Callable[..., Run]) -> None:
+    shown = Prompt(demonstrations=(Demonstration("Who keeps the gap", "<nobody>"),))
+    run = begin(task=make_task(prompt=shown), strategy="lora", max_rounds=1, remade_per_row=0)
+    run.adapt()
+    assert {row.origin for row in look(run.folder).round(1).training_rows} == {"reference"}
 
 
 @pytest.mark.parametrize("strategy", ["lora", "textgrad"])

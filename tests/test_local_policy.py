@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from nslora.tools.adapters import OPTIMIZER, WEIGHTS, AdapterStore
 from nslora.tools.burst_log import burst_sha256
 from nslora.tools.burst_progress import SNAPSHOT, BurstProgress
-from nslora.tools.chat_format import ChatFormat
+from nslora.tools.chat_format import PLAIN_STOP, ChatFormat
 from nslora.tools.errors import DamagedError, DivergedError, ModelError, TooLongError
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.memory import burst_bytes, scoring_batch
@@ -58,6 +58,19 @@ def test_a_model_without_a_chat_template_answers_a_plain_text(tiny_policy: Make)
     policy = tiny_policy("gpt2", chat_template=False)
     assert policy.format.render(dialogues()[0]).endswith("Question: Who keeps the mill?\nAnswer:")
     assert len(policy.generate(dialogues(), adapter=None, max_new_tokens=4).replies) == len(QUESTIONS)
+
+
+def test_a_reply_that_the_model_did_not_end_is_told(tiny_policy: Make) -> None:
+    policy = tiny_policy()
+    assert policy.generate(dialogues(), adapter=None, max_new_tokens=2).cut == frozenset(range(len(QUESTIONS)))
+    first = [policy.base.generate(torch.tensor([policy.format.prompt_ids(dialogue)], device=policy.device),
+                                  max_new_tokens=1, do_sample=False)[0, -1].item() for dialogue in dialogues()]
+    policy.format = ChatFormat(policy.format.tokenizer, (*policy.format.stop_ids, first[0]))
+    assert policy.generate(dialogues(), adapter=None, max_new_tokens=2).cut == {
+        i for i, token in enumerate(first) if token != first[0]}
+    plain = tiny_policy("gpt2", chat_template=False).format
+    assert plain.ended(plain.tokenizer(f"ok{PLAIN_STOP} Who")["input_ids"])
+    assert not plain.ended(plain.tokenizer("ok")["input_ids"])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])

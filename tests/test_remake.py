@@ -14,7 +14,18 @@ from nslora.tools.files import write_jsonl
 from nslora.tools.material import Material, training_rows
 from nslora.tools.policy import Advance, Generated, silent
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.remake import LAYOUT, RemadeRow, hinted, read_rows, remake, rows_by_source, with_hint, write_rows
+from nslora.tools.remake import (
+    LAYOUT,
+    RemadeRow,
+    hinted,
+    known_rows,
+    read_rows,
+    remake,
+    rows_by_source,
+    with_hint,
+    write_rows,
+)
+from nslora.tools.reply_cache import ReplyCache
 from nslora.tools.statistics import Verdict
 from nslora.tools.task import Task, load_task
 from nslora.tools.tiny_task import write_tiny_task
@@ -112,6 +123,41 @@ def test_a_source_row_has_no_more_replies_than_the_cap_and_none_twice(task: Task
     assert len(rows) == 8
     assert [row.adapter for row in rows[:2]] == [None, "a1"]
     assert len(remade(task, same, per_row=2)[0]) == 4
+
+
+def test_a_reply_that_the_length_limit_cut_is_no_row(task: Task, tmp_path: Path) -> None:
+    class CutsTheSecond(Answers):
+        def generate(self, dialogues: Sequence[Sequence[dict[str, str]]], **options: Any) -> Generated:
+            return replace(super().generate(dialogues, **options), cut=frozenset([1]))
+
+    policy: Any = CutsTheSecond(lambda question, _: f"- {answer_of(question)} and so on")
+    for cache in (None, ReplyCache(tmp_path / "replies.sqlite"), ReplyCache(tmp_path / "replies.sqlite")):
+        made = remake(policy, cache, task.reward, Prompt("Begin with a dash."), task.train, adapter=None,
+                      max_new_tokens=12)
+        assert [row.source for row in made.rows if row.adapter != LAYOUT] == [
+            task.train[0].id, *(row.id for row in task.train[2:])]
+    assert len(policy.asked) == 2 * len(task.train)         # the third time the mark comes from the cache
+
+
+def test_references_of_rows_that_no_reply_could_be_paid_for_are_put_into_layouts(task: Task) -> None:
+    policy: Any = Answers(lambda question, _: f"- {answer_of(question)}")
+    made = remake(policy, None, task.reward, PROMPT, task.train[:2], adapter=None, max_new_tokens=12,
+                  unasked=task.train[2:])
+    assert [row.adapter for row in made.rows] == [None, None, LAYOUT, LAYOUT]
+    assert len(policy.asked) == 2
+
+
+def test_rows_that_are_known_already_stand_in_for_references_that_teach_the_wrong_form(task: Task) -> None:
+    one, two, three, four = task.train
+    rows = known_rows(task.reward, PROMPT, task.train, own={one.id: f"- {one.reference}!"},
+                      mended={two.id: f"- It is {two.reference}", three.id: "no idea"}, adapter="a1")
+    assert [(row.source, row.adapter) for row in rows] == [
+        (one.id, "a1"), (two.id, LAYOUT), (three.id, LAYOUT), (four.id, LAYOUT)]
+    assert rows[1].reply == f"- It is {two.reference}"
+    assert all(task.reward(example, row.reply).passed for example, row in zip(task.train, rows, strict=True))
+    as_wanted = [replace(row, reference=f"- {row.reference}") for row in task.train]
+    own = {one.id: f"- {one.reference}!"}
+    assert known_rows(task.reward, PROMPT, as_wanted, own=own, mended={}, adapter=None) == []
 
 
 def test_rows_are_found_again_by_their_source_and_feed_a_burst(task: Task, tmp_path: Path) -> None:

@@ -175,6 +175,12 @@ class ChatFormat:
             text = text.split(PLAIN_STOP)[0]
         return text.strip()
 
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether the model itself ended the reply in `ids`, and not the limit of its length."""
+        if any(token in self.stop_ids for token in ids):
+            return True
+        return not self.has_template and PLAIN_STOP in str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
 
 def without_system_turn(dialogue: Dialogue) -> list[Message]:
     """The dialogue with its system turn at the head of the first user turn."""

@@ -25,13 +25,14 @@ STORED_REPLIES = 256        # replies are stored in lots of so many: what a kill
 class Replies:
     """Replies to some questions: how many tokens were generated for them, and how many replies came from the cache.
 
-    forward_tokens: prompts and replies together, cached or not.
+    forward_tokens: prompts and replies together, cached or not. cut: places of the replies that the length limit ended.
     """
 
     texts: tuple[str, ...]
     tokens: int
     cached: int
     forward_tokens: int = 0
+    cut: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,12 @@ def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Seq
     """The policy's greedy replies to `questions` under `prompt`, from the cache where they are known."""
     dialogues = [prompt.messages(question) for question in questions]
     keys = [reply_key(policy.fingerprint, adapter, json.dumps(dialogue), max_new_tokens) for dialogue in dialogues]
+    marks = {key: reply_key(policy.fingerprint, adapter, json.dumps(["cut", dialogue]), max_new_tokens)
+             for key, dialogue in zip(keys, dialogues, strict=True)}
     by_key = dict(zip(keys, dialogues, strict=True))        # a question that comes twice is asked once
     replies = cache.find(list(by_key)) if cache else {}
     missing = [key for key in by_key if key not in replies]
+    marked = set(cache.find(list(marks.values()))) if cache else set()
     request = sha256_of_json(keys)
     tokens, spent_replies = cache.paid(request) if cache else (0, 0)
     for start in range(0, len(missing), STORED_REPLIES):
@@ -78,7 +82,10 @@ def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Seq
                                     advance=_within(advance, start, len(lot), len(missing)))
         new = dict(zip(lot, generated.replies, strict=True))
         tokens += generated.tokens
+        cut = {marks[lot[i]]: "" for i in sorted(generated.cut)}
+        marked |= cut.keys()
         if cache:
+            cache.add(cut)      # before the replies, or a kill between the two would lose the marks
             cache.add(new, request, generated.tokens)
             new |= cache.find(lot)      # where another process was faster, its replies are the ones on record
         replies |= new
@@ -86,7 +93,8 @@ def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Seq
     texts = tuple(replies[key] for key in keys)
     counts = token_counts(policy, cache, [answered(dialogue, text)
                                           for dialogue, text in zip(dialogues, texts, strict=True)])
-    return Replies(texts, tokens, len(by_key) - len(missing) - spent_replies, sum(counts))
+    return Replies(texts, tokens, len(by_key) - len(missing) - spent_replies, sum(counts),
+                   frozenset(i for i, key in enumerate(keys) if marks[key] in marked))
 
 
 def _within(advance: Advance, start: int, lot: int, total: int) -> Advance:
@@ -153,7 +161,10 @@ class EvaluationCost:
 
 @dataclass(frozen=True)
 class Passing:
-    """A reply to a train question that earned full reward: the classifier learns a layout from it."""
+    """A reply to a train question that earned full reward and that the model itself ended.
+
+    The classifier learns a layout from it, and weights may learn the reply.
+    """
 
     id: str
     reply: str

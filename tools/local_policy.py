@@ -185,7 +185,8 @@ class LocalPolicy:
             ids = generate_ids(model, rows, max_new_tokens=max_new_tokens, stop_ids=self.format.stop_ids,
                                pad_id=self.format.pad_id, advance=advance, shared=shared, pads=pads,
                                batch_size=generation_batch(model, longest, self.batch_size))
-        return Generated(tuple(self.format.decode(row) for row in ids), sum(len(row) for row in ids))
+        return Generated(tuple(self.format.decode(row) for row in ids), sum(len(row) for row in ids),
+                         frozenset(i for i, row in enumerate(ids) if not self.format.ended(row)))
 
     def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
                          adapter: str | None) -> list[float]:

@@ -68,10 +68,14 @@ class BurstResult:
 
 @dataclass(frozen=True)
 class Generated:
-    """Replies in the order of the dialogues, and what they cost."""
+    """Replies in the order of the dialogues, and what they cost.
+
+    cut: places of the replies that reached the length limit before the model ended them.
+    """
 
     replies: tuple[str, ...]
     tokens: int
+    cut: frozenset[int] = frozenset()
 
 
 class Policy(Protocol):

@@ -1,16 +1,21 @@
 """Remade data: what an edit is worth beyond its prompt.
 
 Under a proposed prompt the policy answers the train questions with the reference given as a hint, in the question and
-in the demonstrations alike; each reply that earns full reward is a training row for that prompt. (Measured with
-SmolLM2-135M-Instruct: 92 % of 24 replies verified, 62 % where the demonstrations had no hint.)
+in the demonstrations alike; each reply that earns full reward is a training row for that prompt, unless the length
+limit cut it: weights would learn to end in mid-sentence. (Measured with SmolLM2-135M-Instruct: 92 % of 24 replies
+verified, 62 % where the demonstrations had no hint.)
 
 Where no reply of the policy was verified, the example's reference is put into the layouts of those that were (and of
 the demonstrations), and kept only if the reward pays for it in full. Without it a style that the base follows badly
 leaves most rows to plain references, which teach the wrong form: in capitals the base had 18 of 60 replies verified.
+
+A prompt that no edit proposed has no such rows, though it may bring a form that plain references would unteach. There
+what is known already serves (`known_rows`): the kept candidate's own passing replies, and those that the classifier
+mended in content alone and the reward paid in full.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,21 +86,23 @@ def with_hint(question: str, reference: str) -> str:
 
 def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Prompt, examples: Sequence[Example], *,
            adapter: str | None, max_new_tokens: int, per_row: int = 1, edit: str = "",
-           advance: Advance = silent) -> Remade:
+           unasked: Sequence[Example] = (), advance: Advance = silent) -> Remade:
     """Verified replies to the train `examples` under `prompt`, at most `per_row` different ones per example.
 
     The base is asked first, then the adapter in force, for those examples that still have room. Examples without a
     reference have no hint and are left out; one whose hint does not fit the model's context is not asked. A pair of
-    question and reply is kept once, whichever examples share it.
+    question and reply is kept once, whichever examples share it. unasked: other train examples, for which no reply can
+    be paid; their references are put into layouts.
     """
     examples = [example for example in examples if example.reference]
-    references = {normalise(example.question): example.reference or "" for example in examples}
+    every = [*examples, *(example for example in unasked if example.reference)]
+    references = {normalise(example.question): example.reference or "" for example in every}
     hinted_prompt = hinted(prompt, references)
     lengths = token_counts(policy, cache, [hinted_prompt.messages(with_hint(each.question, each.reference or ""))
                                            for each in examples])
     fitting = [example for example, length in zip(examples, lengths, strict=True)
                if length + max_new_tokens <= policy.context_tokens]
-    order = {example.id: i for i, example in enumerate(examples)}
+    order = {example.id: i for i, example in enumerate(every)}
     rows: list[RemadeRow] = []
     known: set[tuple[str, str]] = set()
     tokens = asked = forward = 0
@@ -106,13 +113,13 @@ def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Pro
                                                      for example in wanted],
                       adapter=who, max_new_tokens=max_new_tokens, advance=advance)
         tokens, asked, forward = tokens + replies.tokens, asked + len(wanted), forward + replies.forward_tokens
-        for each in grade(reward, wanted, replies.texts):
+        for place, each in enumerate(grade(reward, wanted, replies.texts)):
             pair = (each.example.question, each.reply)
-            if each.score.passed and pair not in known:
+            if each.score.passed and place not in replies.cut and pair not in known:
                 known.add(pair)
                 rows.append(RemadeRow(each.example.id, each.example.question, each.reply, prompt.hash, who,
                                       each.score.value, edit))
-    rows += laid_out(reward, prompt, examples, rows, edit)
+    rows += laid_out(reward, prompt, every, rows, edit)
     return Remade(tuple(sorted(rows, key=lambda row: order[row.source])), tokens, asked, forward)
 
 
@@ -136,6 +143,25 @@ def laid_out(reward: Reward, prompt: Prompt, examples: Sequence[Example], rows: 
                 found.append(RemadeRow(example.id, example.question, reply, prompt.hash, LAYOUT, score.value, edit))
                 break
     return found
+
+
+def known_rows(reward: Reward, prompt: Prompt, examples: Sequence[Example], *, own: Mapping[str, str],
+               mended: Mapping[str, str], adapter: str | None) -> list[RemadeRow]:
+    """Rows for the train `examples` whose plain reference does not earn full reward, from replies that do.
+
+    own: the kept candidate's passing replies under `prompt`, by example; adapter: whose they are. mended: such of its
+    failing replies as lacked content alone, with the reference in place of the answer. The rest is put into the layouts
+    of these. No model is asked, and each row is verified; where nothing earns full reward there is none.
+    """
+    untaught = [example for example in examples
+                if example.reference and not reward(example, example.reference).passed]
+    rows = []
+    for example in untaught:
+        for reply, who in ((own.get(example.id), adapter), (mended.get(example.id), LAYOUT)):
+            if reply is not None and (score := reward(example, reply)).passed:
+                rows.append(RemadeRow(example.id, example.question, reply, prompt.hash, who, score.value))
+                break
+    return rows + laid_out(reward, prompt, untaught, rows, "")
 
 
 def write_rows(path: Path, rows: Sequence[RemadeRow]) -> None:

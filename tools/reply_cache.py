@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nslora.tools.errors import RunError
 
-RENDERING = 2           # to be counted up when a dialogue is written, or a reply read, in another way than before
+RENDERING = 3           # to be counted up when a dialogue is written, or a reply read, in another way than before
 LOOKUP_CHUNK = 500      # keys in one SQL statement; SQLite's own limit is 999 in old builds
 
 
