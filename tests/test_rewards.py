@@ -65,6 +65,18 @@ def test_a_check_tells_right_replies_from_wrong_ones(spec, right, wrong):
     assert [reply for reply in wrong if grade(spec, reply) != 0.0] == []
 
 
+@pytest.mark.parametrize(("text", "reply", "stands"), [
+    *[("25", reply, True) for reply in ("24,25,26", "[23,24,25]", "- 25", "1925-25", "B-25", "25.", "25, and",
+                                        "\u201325")],
+    *[("25", reply, False) for reply in ("-25", "\u221225", "(-25)", "x = -25", "25,5", "1.25", "25.5", "1,250",
+                                         "125")],
+    ("125", "1,125", False), ("125", "2,125,000", False), ("1,234", "11,234", False), ("1,234", "1,234 boats", True),
+    ("-25", "it is -25 today", True), ("2.5", "1.5,2.5,3.5", True), ("2", "1.5,2.5,3.5", False),
+    ("don't", "I don\u2019t know", True), ("X-ray", "an X\u2011ray", True)])
+def test_a_text_stands_in_a_reply_as_whole_words_and_numbers(text: str, reply: str, stands: bool) -> None:
+    assert (grade({"check": "contains", "field": "key"}, reply, row(key=text)) == 1.0) is stands
+
+
 def test_any_text_of_a_list_is_accepted():
     example = row(key=["1911", "nineteen eleven"])
     assert grade(FACT, "In nineteen  eleven.", example) == 1.0
@@ -80,6 +92,23 @@ def test_any_text_of_a_list_is_accepted():
         ("72", "9^9^9^9^9", False),
         ("-3", "-3", True),
         ("-3", "3", False),
+        *[("18", reply, True) for reply in ("The answer is **18**.", "*18*", "_18_", "9*2 = **18**", "Answer: **$18**",
+                                            "9*2 = 18", "#### 18")],
+        *[("204", reply, False) for reply in ("12 * 17", "12*17=12*17", "The product of 12*17 is 12*17.", "408/2")],
+        ("7", "3 + 4 =", False),
+        ("7", "The answer is 3 + 4 = 7.", True),
+        ("1000", "10^3", True),
+        ("8", "2^3", False),
+        ("0.5", "50%", True),
+        ("50", "50%", True),
+        ("72", "The answer is 72 (48 in April and 24 in May).", True),
+        ("72", "The answer is 72. That is 48 and 24.", True),
+        ("18", "17 or 18", True),
+        ("1234", "1\u202f234", True),
+        ("12345678901234567890", "12345678901234567891", False),
+        ("12345678901234567890", "Of 5 and more it is 12345678901234567891", False),
+        ("12345678901234567890", "Of 5 and more it is 12345678901234567890", True),
+        ("5", "1e999999999999999999999", False),
     ],
 )
 def test_numbers_are_compared_by_value(expected, reply, same):
@@ -93,7 +122,9 @@ def test_the_tolerance_is_absolute():
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
 def test_a_plain_number_is_read_as_python_writes_it(number):
-    assert plain_number(f"It is {number!r} metres") == number
+    found = plain_number(f"It is {number!r} metres")
+    assert found is not None
+    assert float(found) == number
 
 
 @given(TEXTS)

@@ -28,6 +28,10 @@ _SPACELESS_RANGES = (r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u300
 _SPACELESS = re.compile(f"[{_SPACELESS_RANGES}]")
 _NUMERALS = "[〇零一二三四五六七八九十百千万萬亿億]"
 _IN_WORDS = rf"[^\W{_SPACELESS_RANGES}]"
+_TYPED = str.maketrans("‘’ʼ“”\u2010\u2011\u2212", "\'\'\'\"\"---")
+_NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
+_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
+_SIGNED = re.compile(r"(?:^|[^\w)\]])-\Z")      # of a number; in "1910-1911", "B-25" and "(3)-4" it is none
 _OPENING, _CLOSING = "\"'“‘([{*", "\"'”’)]}*.,;:!?"
 
 
@@ -41,6 +45,32 @@ def _beside(end: str) -> str:
 def composed(text: str) -> str:
     """The text with each letter and its accents as one character, however they came (Unicode NFC)."""
     return unicodedata.normalize("NFC", text)
+
+
+def typed(text: str) -> str:
+    """The text as a keyboard writes it: composed, and with plain apostrophes, quotes and hyphens."""
+    return composed(text).translate(_TYPED)
+
+
+def cuts_a_number(text: str, start: int, end: int) -> bool:
+    """Whether the place start..end of a text begins or ends inside a number, or leaves out a number's sign.
+
+    Three numbers or more with commas alone between them are a list; "25,5" is one number, and so is "1,250,000".
+    """
+    for run in _NUMBERS.finditer(text):
+        if run.end() < start or run.start() > end:
+            continue
+        listed = run.group().split(",")
+        if len(listed) < 3 or _GROUPED.fullmatch(run.group()):
+            listed = [run.group()]
+        first = run.start()
+        for number in listed:
+            if first < start < first + len(number) or first < end < first + len(number):
+                return True
+            first += len(number) + 1
+        if start == run.start() and _SIGNED.search(text[max(0, start - 2):start]):
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -160,15 +190,16 @@ class Contains(FieldCheck):
         return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]
 
     def finds(self, text: str, reply: str) -> bool:
-        """Whether the text stands in the reply. 25 does not stand in 125, in 1.25 or in 25.5, nor 三 in 十三; 王芳 does
-        in 由王芳看守, since scripts that put no spaces between words show no boundary.
+        """Whether the text stands in the reply. 25 does not stand in 125, 1.25, 25.5 or -25, but in 24,25,26; nor does
+        三 in 十三; 王芳 does in 由王芳看守, since scripts that put no spaces between words show no boundary.
         """
-        words = composed(text).split()
+        words, reply = typed(text).split(), typed(reply)
         pattern = r"\s+".join(map(re.escape, words))
         if self.whole_words and words:
             before, after = map(_beside, (words[0][0], words[-1][-1]))
-            pattern = (before and f"(?<!{before})") + rf"(?<!\d[.,]){pattern}(?![.,]\d)" + (after and f"(?!{after})")
-        return re.search(pattern, composed(reply), re.IGNORECASE if self.ignore_case else 0) is not None
+            pattern = (before and f"(?<!{before})") + pattern + (after and f"(?!{after})")
+        found = re.finditer(pattern, reply, re.IGNORECASE if self.ignore_case else 0)
+        return any(not (self.whole_words and cuts_a_number(reply, *match.span())) for match in found)
 
 
 class Regex(Check):

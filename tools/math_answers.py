@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from fractions import Fraction
 from typing import Any
 
 from nslora.tools.errors import RewardError
@@ -33,6 +34,9 @@ def is_number(text: str) -> bool:
 
 def same_expression(expected: str, reply: str, tolerance: float) -> bool:
     """Whether two texts hold the same number (within the absolute tolerance) or the same expression.
+
+    Where a number is expected, one that is left to be worked out ("12 * 17" for 204) is not the same: it may be no more
+    than the question again. Fractions, percentages, powers of ten and roots that stay roots are results.
 
     Raises RewardError where math-verify's process cannot be started.
     """
@@ -122,15 +126,43 @@ def _same(expected: str, reply: str, tolerance: float) -> bool:
     gold, given = _parsed(expected), _parsed(reply)
     if not gold or not given:
         return False
+    if getattr(gold[0], "is_Number", False) and not _worked_out(given[0]):
+        return False
+    if "%" in expected + reply:     # "50%" is 0.5, and 50 where per cent are asked for
+        return bool(verify(gold, given, timeout_seconds=ALARM_S))
     wanted, got = _value(gold), _value(given)
+    if isinstance(wanted, Fraction) and isinstance(got, Fraction):
+        return abs(wanted - got) <= Fraction(tolerance)
     if wanted is not None and got is not None:
         return math.isclose(wanted, got, rel_tol=1e-12, abs_tol=tolerance)  # verify would round to six places
     return bool(verify(gold, given, timeout_seconds=ALARM_S))
 
 
-def _value(parsed: list[Any]) -> float | None:
+def _worked_out(expression: Any) -> bool:
+    """Whether a sympy expression is a result, and not a sum, product, quotient or power still to be worked out."""
+    from sympy import Add, Mul, Pow
+
+    if isinstance(expression, Add):
+        return False
+    if isinstance(expression, Pow):
+        return bool(expression.base == 10 or not expression.doit().is_Integer)
+    if isinstance(expression, Mul):
+        powers = [each for each in expression.args if isinstance(each, Pow)]
+        quotients = [each for each in powers if each.exp == -1]
+        factors = [each for each in expression.args if each.is_Number and abs(each) != 1]
+        if len(factors) > 1 or len(quotients) > 1 or (quotients and expression.doit().is_Integer):
+            return False
+        return all(_worked_out(each) for each in expression.args if each not in quotients)
+    return True
+
+
+def _value(parsed: list[Any]) -> Fraction | float | None:
+    """Exact where the number is rational; None where there is no finite number."""
     try:
-        value = float(parsed[0])
+        exact = parsed[0].doit()
+        if exact.is_Rational:
+            return Fraction(int(exact.p), int(exact.q))
+        value = float(exact)
     except (TypeError, ValueError, OverflowError, AttributeError):
         return None
     return value if math.isfinite(value) else None

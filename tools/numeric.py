@@ -1,9 +1,13 @@
-"""The numeric check: plain numbers by themselves, fractions and LaTeX through math-verify."""
+"""The numeric check: plain numbers by themselves, fractions and LaTeX through math-verify.
+
+Of several numbers the one counts that a reply marks as its answer ("#### 18", "the answer is 18"), else the last.
+"""
 
 from __future__ import annotations
 
-import math
+import decimal
 import re
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -17,13 +21,19 @@ if TYPE_CHECKING:
 
 # Thousands may be parted by commas; a number does not begin inside a word or another number.
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
+# "**18**" and "_18_" are 18 in bold and in italics; "9*2*3" and "a_b_c" are neither.
+_EMPHASIS = re.compile(r"(?<![\w*_\\])(\*{1,3}|_{1,3})(?=\S)(.{1,400}?)(?<=\S)\1(?![\w*])")
+_PARTED = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")       # thousands, by spaces that stay with them
+_ANSWER = re.compile(r"(?i)(?:####|\banswer(?:\s+is|\s*:|\s*=)+)\s*((?:[-+$€£\\]|\.?\d)[^\n(\[]*?)"
+                     r"(?=[.;]\s|[\n(\[]|\Z)")
+_ENOUGH = decimal.Context(prec=1000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])   # digits to subtract in
 _ARITHMETIC = re.compile(r"[\\/^*=%×÷]|\bsqrt\b|\bpi\b")
 # Powers of powers, large exponents and factorials of large numbers: `9^9^9^9` would keep sympy busy until it is killed.
 _TOWER = re.compile(r"(?:\^|\*\*)[\s{(]*[-\d.]+[\s})]*(?:\^|\*\*)|(?:\^|\*\*)[\s{(]*-?\d{4,}|\d{4,}\s*!|!\s*!")
 
 
 class Numeric(FieldCheck):
-    """The reply's number is the row's, within `tolerance` (absolute)."""
+    """The reply's number is the row's, within `tolerance` (absolute). A sum that is left to be worked out is none."""
 
     tolerance: float = Field(1e-6, ge=0, allow_inf_nan=False)
 
@@ -40,22 +50,33 @@ class Numeric(FieldCheck):
         if missing:
             return missing
         for text in self.texts(example):
-            if plain_number(text) is None and (_TOWER.search(text) or not is_number(text)):
+            part = answer_part(text)
+            if plain_number(part) is None and (_TOWER.search(part) or not is_number(part)):
                 return f"the check {self.name!r} needs a number in the field {self.field!r}, but it holds {text[:80]!r}"
         return None
 
 
-def plain_number(text: str) -> float | None:
+def plain_number(text: str) -> Decimal | None:
     """The number of a text that holds exactly one and no arithmetic; None for any other text."""
-    found = _NUMBER.findall(text.translate(MINUS))
+    found = _NUMBER.findall(text)
     if len(found) != 1 or _ARITHMETIC.search(text):
         return None
-    return float(found[0].replace(",", ""))
+    with decimal.localcontext(_ENOUGH):
+        return Decimal(found[0].replace(",", ""))
+
+
+def answer_part(text: str) -> str:
+    """The part of a text that its number is read from, as plain characters."""
+    text = _PARTED.sub("", _EMPHASIS.sub(r"\2", text.translate(MINUS)))
+    marked = _ANSWER.findall(text)
+    return str(marked[-1]) if marked else text
 
 
 def same_number(expected: str, reply: str, tolerance: float) -> bool:
     """Whether two texts give the same number within the absolute tolerance."""
+    expected, reply = answer_part(expected), answer_part(reply)
     left, right = plain_number(expected), plain_number(reply)
     if left is not None and right is not None:
-        return math.isclose(left, right, rel_tol=1e-12, abs_tol=tolerance)
+        with decimal.localcontext(_ENOUGH):
+            return bool(abs(left - right) <= Decimal(repr(tolerance)))
     return not _TOWER.search(expected) and not _TOWER.search(reply) and same_expression(expected, reply, tolerance)
