@@ -116,7 +116,7 @@ def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
     from nslora.graph.console import show_result, show_run
     from nslora.graph.console_runs import show_question
     from nslora.graph.signals import stopping
-    from nslora.tools.files import quoted
+    from nslora.tools.files import from_here, quoted
 
     lab = begun.lab
     rows = lab.task
@@ -138,9 +138,9 @@ def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
             raise typer.Exit(stopper.exit_status) from None
     waiting = begun.question()
     if waiting is not None:
-        show_question(out, begun.folder, waiting)
+        show_question(out, from_here(begun.folder), waiting)
         return
-    show_result(out, begun.folder, begun.report())
+    show_result(out, from_here(begun.folder), begun.report())
 
 
 def slug(name: str) -> str:

@@ -103,6 +103,7 @@ def replay(
     from nslora.graph.replay import replay as run_again
     from nslora.graph.run import Run
     from nslora.graph.signals import told_when_stopped
+    from nslora.tools.files import from_here
     from nslora.tools.local_policy import prepare_environment
 
     prepare_environment()
@@ -113,8 +114,8 @@ def replay(
         found = run_again(source, copy, begin_at=from_, retrain=retrain)
     rounds = f"{found.rounds} round{'' if found.rounds == 1 else 's'}" if found.rounds else "The end"
     took = f"{found.seconds:.1f} s, the original {found.original_seconds:.1f} s"
-    out.print(f"{rounds} again in {took}{', with the model loaded' if found.loaded_model else ''}: {found.run.folder}",
-              highlight=False, soft_wrap=True)
+    loaded = ", with the model loaded" if found.loaded_model else ""
+    out.print(f"{rounds} again in {took}{loaded}: {from_here(found.run.folder)}", highlight=False, soft_wrap=True)
     if not found.same:
         for difference in found.differences:
             out.print(difference, highlight=False)

@@ -66,7 +66,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, lab: Lab, saver: Saver | None = None, place: str | None = None) -> None:
-        self.folder, self.lab = folder, lab
+        self.folder, self.lab = folder.absolute(), lab      # whoever changes the working directory stays with this run
         self._saver = saver
         record = read_run_file(folder)
         recorded = record.get("checkpoints")

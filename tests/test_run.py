@@ -5,6 +5,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from nslora.tools.errors import DamagedError, RunError, SettingsError
 from nslora.tools.files import read_jsonl, write_json
 from nslora.tools.lab import RUN_FILE, Lab, register
 from nslora.tools.policy import Burst, TrainingRow
+from nslora.tools.task import Task
 from nslora.tools.task_clock import CLOCK_FILE
 
 Begin = Callable[..., Run]
@@ -116,6 +118,31 @@ def test_the_stream_gives_updates_values_and_progress(begin: Begin) -> None:
         "evaluate", "monitor", "classify", "lora_update", "evaluate", "monitor", "finish"]
     assert seen["values"][-1]["status"] == "finished"
     assert [part["done"] for part in seen["custom"] if part["node"] == "lora_update"] == [1, 2, 3]
+
+
+def test_runs_in_threads_of_one_process_end_as_they_do_one_by_one(begin: Begin) -> None:
+    def settings(seed: int) -> dict[str, Any]:
+        return {"seed": seed, "strategy": "lora", "max_rounds": 2, "reuse_replies": False,
+                "lora": {"rank": 2, "epochs": 6, "dropout": 0.1, "early_stop_patience": None}}
+
+    def adapters(name: str, seed: int) -> list[str]:
+        return [each["candidate"]["adapter"] for each in begin(f"{name}-{seed}", **settings(seed)).adapt()["rounds"]]
+
+    alone = [adapters("alone", seed) for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda seed: adapters("beside", seed), (0, 1))) == alone
+
+
+def test_a_run_stays_in_its_folder_when_the_working_directory_changes(
+    tmp_path: Path, keepers: Task, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = Run.create("here", task=keepers, model=str(tiny_folder("llama")), strategy="lora", max_rounds=1)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run.adapt()
+    assert (tmp_path / "here" / "result" / "report.json").is_file()
+    assert list(Path().iterdir()) == []
 
 
 def test_a_second_writer_is_told_who_is_at_work(begin: Begin) -> None:

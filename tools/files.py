@@ -62,7 +62,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def quoted(path: Path) -> str:
     """A path as a shell takes it, for commands that are printed to be typed."""
-    return shlex.quote(str(path))
+    return shlex.quote(str(from_here(path)))
+
+
+def from_here(path: Path) -> Path:
+    """The path as people would type it: without the working directory's, where it lies below that."""
+    try:
+        return path.relative_to(Path.cwd())
+    except (OSError, ValueError):       # the working directory is gone, or the path is elsewhere
+        return path
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

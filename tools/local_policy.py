@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ from nslora.tools.settings import DeviceSettings, LoraSettings
 GENERATION_BATCH = {"cpu": 32, "cuda": 128, "mps": 64}
 ADAPTERS_IN_MEMORY = 6
 TRAINING = "burst"      # PEFT's name of the adapter that is being trained
+# What libraries keep once a process: torch's random generator, accelerate's state, and the initialisers that
+# transformers takes out while it loads a model. Of runs in several threads, one at a time loads or trains.
+PROCESS_WIDE = threading.RLock()
 
 
 def prepare_environment() -> None:
@@ -84,7 +88,7 @@ def refuse_unknown_targets(source: ModelSource, lora: LoraSettings) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
     try:
-        with torch.device("meta"):
+        with PROCESS_WIDE, torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.location))
     except (OSError, ValueError) as error:
         raise unloadable(source.name, source, error) from error
@@ -128,7 +132,8 @@ class LocalPolicy:
             from transformers.utils import logging
 
         device = device or DeviceSettings()
-        source = resolve_model(name, note)
+        with PROCESS_WIDE:      # embedded weights are converted when they are first asked for
+            source = resolve_model(name, note)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.set_num_threads(device.threads or default_threads())
@@ -137,7 +142,7 @@ class LocalPolicy:
             raise ModelError(f"device.device={place}: TRL trains on the first GPU that it sees. Set "
                              f"CUDA_VISIBLE_DEVICES={place.removeprefix('cuda:')} and device.device=cuda.")
         try:
-            with libraries_imported():    # the architecture's module is imported here
+            with PROCESS_WIDE, libraries_imported():    # the architecture's module is imported here
                 tokenizer = AutoTokenizer.from_pretrained(source.location)
                 model = AutoModelForCausalLM.from_pretrained(
                     source.location, dtype=getattr(torch, device.dtype or best_dtype(place)), use_safetensors=True)
@@ -252,19 +257,20 @@ class LocalPolicy:
             progress = BurstProgress(burst.progress, start_optimizer=start_optimizer)
             return train(self._new_adapter(burst), self.tokenizer, plan, progress, self._found_exact, advance)
 
-        try:
+        with PROCESS_WIDE:
             try:
-                outcome = attempt()
-            except RuntimeError as error:
-                if ran_out(error):
-                    raise ModelError(f"A burst of training ran out of memory: {LOWER}.") from error
-                if not self._found_exact.get(REPEATABLE, True) or not lacks_fixed_order(error):
-                    raise
-                self._found_exact[REPEATABLE] = False
-                outcome = attempt()
-            name = self._store(outcome.moments)
-        finally:
-            self._forget(TRAINING)
+                try:
+                    outcome = attempt()
+                except RuntimeError as error:
+                    if ran_out(error):
+                        raise ModelError(f"A burst of training ran out of memory: {LOWER}.") from error
+                    if not self._found_exact.get(REPEATABLE, True) or not lacks_fixed_order(error):
+                        raise
+                    self._found_exact[REPEATABLE] = False
+                    outcome = attempt()
+                name = self._store(outcome.moments)
+            finally:
+                self._forget(TRAINING)
         return BurstResult(
             adapter=name, steps=len(outcome.log), steps_done=outcome.steps_done, trained_tokens=outcome.trained_tokens,
             epoch_losses=outcome.per_epoch("loss"), grad_norms=outcome.per_epoch("grad_norm"), wall_s=outcome.wall_s,
@@ -293,7 +299,8 @@ class LocalPolicy:
         if adapter in self._loaded:
             self._loaded.remove(adapter)
         else:
-            self._attach(self.adapters.path(adapter), adapter, trainable=False)
+            with PROCESS_WIDE:
+                self._attach(self.adapters.path(adapter), adapter, trainable=False)
         self._loaded.append(adapter)
         while len(self._loaded) > ADAPTERS_IN_MEMORY:
             self._forget(self._loaded.pop(0))
