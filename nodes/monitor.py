@@ -18,7 +18,7 @@ from nslora.tools.evaluation import Row, read_evaluation
 from nslora.tools.files import write_jsonl
 from nslora.tools.lab import Lab
 from nslora.tools.signal import KINDS, Update, progress
-from nslora.tools.statistics import TIE, Verdict, fewest_wins, keep_or_drop, paired_gain_test
+from nslora.tools.statistics import TIE, Verdict, fewest_wins, keep_or_drop, p_values_of_several
 
 
 def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -42,11 +42,7 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
         if verdict.kept:
             kept_measured = measured
             changes |= {"kept": proposal["candidate"], "kept_measured": measured}
-        # A keep is not for ever: the final choice goes by reward, among all that was measured, spared the anchor and is
-        # better than the start by the test; where there is none, the run ends with no change.
-        spared = verdict.numbers.get("anchor_gain", 0.0) >= -lab.settings.keep.anchor_tolerance - TIE
-        if measured["reward"] > state["best_reward"] and spared and beats_the_start(state, measured, lab):
-            changes |= {"best": proposal["candidate"], "best_reward": measured["reward"]}
+        changes |= final_choice(state, rounds, lab)
     if kept_measured is not None:
         changes["stop"] = why_stop(lab, kept_measured, state["round"] + 1)
     return changes
@@ -89,15 +85,33 @@ def best_anchor(state: AdaptationState, kept: Measured, lab: Lab) -> dict[str, R
                key=lambda rows: sum(row.value for row in rows.values()))
 
 
-def beats_the_start(state: AdaptationState, measured: Measured, lab: Lab) -> bool:
-    """Whether validation can tell a candidate's reward from the start's, at the level of keep or drop."""
-    start = state["start_measured"]
-    if start is None:
-        return False
-    old, new = rows_of(lab, start["key"], "validation"), rows_of(lab, measured["key"], "validation")
-    gain = paired_gain_test([old[i].value for i in sorted(old)], [new[i].value for i in sorted(old)],
-                            settings=lab.settings.keep)
-    return gain.gain > TIE and gain.p_value <= lab.settings.keep.level
+def final_choice(state: AdaptationState, rounds: list[RoundRecord], lab: Lab) -> Changes:
+    """The candidate that the run would end with, of all that were measured; the start where none is better by the test.
+
+    A keep is not for ever: the choice goes by reward, among those that spared the anchor set, and is made anew after
+    each round, since every look at another candidate is one more chance to seem better.
+    """
+    start, settings = state["start_measured"], lab.settings.keep
+    measured = [record for record in rounds if record["evaluation"] and record["candidate"]]
+    if start is None or not measured:
+        return {}
+    gains = [gains_of(lab, start["key"], str(record["evaluation"])) for record in measured]
+    p_values = p_values_of_several(gains, samples=settings.samples, seed=settings.seed)
+    choice: Changes = {"best": state["start"], "best_reward": start["reward"]}
+    for record, p_value in zip(measured, p_values, strict=True):
+        spared = record["numbers"].get("anchor_gain", 0.0) >= -settings.anchor_tolerance - TIE
+        reward = record["reward_after"]
+        if p_value <= settings.result_level and spared and reward is not None and reward > choice["best_reward"] + TIE:
+            choice = {"best": record["candidate"], "best_reward": reward}
+    return choice
+
+
+def gains_of(lab: Lab, start: str, key: str) -> list[float]:
+    """Reward less the start's on each validation row, in one order; remembered, since evaluations never change."""
+    if (start, key) not in lab.gains:
+        old, new = rows_of(lab, start, "validation"), rows_of(lab, key, "validation")
+        lab.gains[start, key] = [new[i].value - old[i].value for i in sorted(old)]
+    return lab.gains[start, key]
 
 
 def rows_of(lab: Lab, key: str, split: str) -> dict[str, Row]:

@@ -11,6 +11,7 @@ from nslora.tools.statistics import (
     KeepSettings,
     bootstrap_interval,
     keep_or_drop,
+    p_values_of_several,
     paired_gain_test,
     sign_flip_p_value,
     smallest_detectable_gain,
@@ -47,6 +48,34 @@ def test_under_no_change_the_test_is_wrong_no_more_often_than_its_level():
     draw = random.Random(5)
     tables = [[draw.choice([-1.0, 0.0, 1.0]) for _ in range(12)] for _ in range(400)]
     assert sum(sign_flip_p_value(table) <= 0.10 for table in tables) / 400 <= 0.13  # 0.10 and two standard errors
+
+
+@pytest.mark.parametrize("rows", [6, 40])
+def test_one_candidate_among_several_that_are_alike_has_its_own_p_value(rows: int) -> None:
+    gains = [1.0, 1.0, 1.0, 1.0, -1.0, 0.5] * (rows // 6)
+    own = sign_flip_p_value(gains)
+    assert p_values_of_several([gains]) == [pytest.approx(own, abs=0.01 if len(gains) > 16 else 1e-12)]
+    assert p_values_of_several([gains, gains]) == pytest.approx([own, own], abs=0.01 if len(gains) > 16 else 1e-12)
+    assert p_values_of_several([[0.0] * len(gains), gains])[0] == 1.0
+    assert p_values_of_several([[0.0] * len(gains)]) == [1.0]
+
+
+def test_each_look_at_another_candidate_makes_the_best_of_them_less_sure() -> None:
+    draw = random.Random(0)
+    winner = [1.0] * 5 + [0.0] * 25
+    others = [[draw.choice((-1.0, 0.0, 1.0)) for _ in winner] for _ in range(5)]
+    found = [p_values_of_several([winner, *others[:looks]])[0] for looks in range(6)]
+    assert found == sorted(found)
+    assert found[0] == pytest.approx(1 / 32)
+    assert found[-1] > 1.5 * found[0]
+
+
+def test_of_several_candidates_that_change_nothing_one_seems_better_no_more_often_than_the_level() -> None:
+    draw = random.Random(1)
+    runs = [[[draw.choice((-1.0, 0.0, 1.0)) for _ in range(30)] for _ in range(6)] for _ in range(200)]
+    corrected = sum(min(p_values_of_several(run, samples=500)) <= 0.05 for run in runs) / len(runs)
+    assert corrected <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / len(runs))
+    assert sum(min(sign_flip_p_value(gains, samples=500) for gains in run) <= 0.05 for run in runs) / len(runs) > 0.15
 
 
 def test_four_rows_won_is_the_least_that_the_default_level_can_see():

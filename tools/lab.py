@@ -95,6 +95,7 @@ class Lab:
         self.task_id = ""               # of the graph's task that works now; the same again after a kill
         self.clock = TaskClock(folder, "")
         self.told: dict[tuple[int, str, str, str], list[Verdict]] = {}     # by update: round, kind, evaluations
+        self.gains: dict[tuple[str, str], list[float]] = {}     # on validation, of the second evaluation over the first
         self.given_policy, self.editor_chat = policy, editor_chat     # None where the settings name them
 
     @cached_property
