@@ -63,6 +63,16 @@ def test_a_costly_reward_without_a_known_layout_is_asked_about_a_few_failures_on
     assert demand(found).both == 1.0
 
 
+def test_the_few_that_a_costly_reward_is_asked_about_come_from_all_of_a_sorted_file() -> None:
+    asked = reward(costly=True, noise=0.0)
+    rows = [Example(f"row-{i}", f"Question {i}?", f"in {1900 + i}", {}) for i in range(40)]
+    replies = [as_json("in 1066") if i < 8 else f"It was {row.reference}." for i, row in enumerate(rows)]
+    failures = [Graded(row, reply, asked(row, reply)) for row, reply in zip(rows, replies, strict=True)]
+    found = classify(failures, asked, train=rows)
+    assert [each.example_id for each in found] == [row.id for row in rows]
+    assert demand(found).p_content < 0.5
+
+
 def test_a_firm_reward_is_asked_twice_once_and_then_trusted() -> None:
     asked = reward()
     failures = graded(asked, "in 1066", "in 1066")

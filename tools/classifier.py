@@ -1,7 +1,7 @@
 """The classifier as the loop uses it: repairs where reward calls are cheap, reward heads where they cost money.
 
 Counterfactual repair (`tools/attribution.py`) asks the reward about six times a failure. A reward that is declared
-costly is asked about the first failures only, until a reply that earned full reward shows the layout; from then on two
+costly is asked about a few failures only, until a reply that earned full reward shows the layout; from then on two
 reward heads (`tools/reward_heads.py`) answer without a call. How firm the reward is is measured once, by asking twice.
 
 Where no single repair earned full reward, the heads' answer is averaged in as a second opinion; where one did, the
@@ -104,11 +104,16 @@ def sparing(
 ) -> list[Attribution]:
     """A few failures by repair, with few calls each; the others are given the mean of what those need."""
     few = settings.model_copy(update={"max_calls_per_failure": min(COSTLY_CALLS, settings.max_calls_per_failure)})
-    asked = attribute(failures[:COSTLY_FAILURES], reward, frame=frame, settings=few)
+    asked = attribute(spread(failures, COSTLY_FAILURES), reward, frame=frame, settings=few)
     content = sum(each.content_deficit for each in asked) / len(asked)
     form = sum(each.form_deficit for each in asked) / len(asked)
     common = max({each.verdict for each in asked}, key=[each.verdict for each in asked].count)
-    rest = [Attribution(each.example.id, content, form, content / (content + form) if content + form else 0.5,
-                        max(0.0, 1.0 - each.score.value), common, None, each.score.value, 0)
-            for each in failures[COSTLY_FAILURES:]]
-    return asked + rest
+    known = {each.example_id: each for each in asked}
+    return [known.get(each.example.id) or Attribution(
+        each.example.id, content, form, content / (content + form) if content + form else 0.5,
+        max(0.0, 1.0 - each.score.value), common, None, each.score.value, 0) for each in failures]
+
+
+def spread(graded: Sequence[Graded], count: int) -> list[Graded]:
+    """So many of them at equal distances, for all: the first of a file that is sorted would be of one kind."""
+    return [graded[i * len(graded) // count] for i in range(count)] if len(graded) > count else list(graded)
