@@ -156,7 +156,7 @@ def _stated(failure: Graded, repairs: Repairs, settings: AttributionSettings) ->
     """
     if repairs.answers_otherwise:
         return False
-    if states(failure.reply, repairs.core):
+    if repairs.rewritten or states(failure.reply, repairs.core):
         return True
     sentence = len(WORD.findall(repairs.core)) > settings.sentence_words
     return repairs.proof is None and sentence and shares_most(failure.reply, repairs.core, failure.example.question)

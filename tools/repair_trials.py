@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nslora.tools.cores import MARKERS, NUMBER, WORD, shared_runs
+from nslora.tools.cores import FUNCTION_WORDS, MARKERS, NUMBER, WORD, shared_runs
 from nslora.tools.lines import several, unmarked
 from nslora.tools.repairs import Layout, LayoutBook, Span, find_bounded, number_in, unescape, without_function_words
 from nslora.tools.reward_calls import Asker
 from nslora.tools.spans import replace, spans
+from nslora.tools.values import find_value, leaves_of, written_otherwise
 
 if TYPE_CHECKING:
     from nslora.tools.rewards import Graded
@@ -63,7 +64,7 @@ class Repairs:
     """The best reply and reward of each repair; None where it could not be tried. core: the reference's answer.
 
     answers_otherwise: the content repair earned what it did in a place that shows to be the answer's and holds another
-    one, wherever else the reply may mention the reference.
+    one, wherever else the reply may mention the reference. rewritten: the reply states the core in another writing.
     """
 
     core: str
@@ -71,6 +72,7 @@ class Repairs:
     form: tuple[float, str] | None
     proof: str | None  # both mended: earned full reward
     answers_otherwise: bool = False
+    rewritten: bool = False
 
 
 def repairs_of(
@@ -92,6 +94,10 @@ def repairs_of(
             break
     ask.held_back = 0
     places = spans(reply, core, question, proven, settings.max_spans)
+    value = find_value(reply, core)
+    if value is not None:       # to write it in another way mends the form, and no content
+        places = [place for place in places if place.end <= value.start or place.start >= value.end]
+    places = [place for place in places if not written_otherwise(reply[place.start : place.end], core)]
     case = proven[0].case if proven else "as is"
     replaced = [replace(reply, place, core, case) for place in places]
     content = _best(ask, replaced, full)
@@ -101,12 +107,13 @@ def repairs_of(
                  if text is not None and text == paid and _other_answer(reply, place, core)]
     at = find_bounded(reply, core)
     own = [Span(*run) for run in shared_runs(reply, reference, question)[:1] if at is None]
-    if at is not None and not (WORD.match(core[0]) and WORD.match(core[-1])):
-        # Windows of words leave out the brackets or the stop that the answer begins or ends with.
+    if at is not None and (not (WORD.match(core[0]) and WORD.match(core[-1])) or core.lower() in FUNCTION_WORDS):
+        # Windows of words leave out the brackets or the stop that the answer begins or ends with, and an answer "A".
         own = [Span(at, at + len(core))]
     # An answer that shows to be the reply's own goes into the layout, not a mention of the reference beside it.
-    form = _best(ask, _reframed(reply, core, otherwise or [*own, *places], proven, question), full) if proven else None
-    return Repairs(core, content, form, proof, bool(otherwise))
+    texts = [core] if value is not None else _own_texts(reply, core, otherwise or [*own, *places])
+    form = _best(ask, [layout.wrap(text, question) for layout in proven for text in texts], full) if proven else None
+    return Repairs(core, content, form, proof, bool(otherwise), value is not None)
 
 
 def _other_answer(reply: str, place: Span, core: str) -> bool:
@@ -134,7 +141,7 @@ def _core_in(
         value = ask(layout.wrap(core, question))
         return value is not None and value >= full
 
-    if len(WORD.findall(reference)) > settings.sentence_words:
+    if len(WORD.findall(reference)) > settings.sentence_words and not leaves_of(reference):
         likely = book.cores.likely(reference, question, failure.reply)[: settings.max_core_calls]
         # Lines are an answer as a whole, unless one of them says by a marker that the answer follows.
         whole_first = several(reference) and not any(marker in reference for marker in MARKERS)
@@ -152,15 +159,12 @@ def _core_in(
     return reference if earns(reference) else None
 
 
-def _reframed(
-    reply: str, core: str, places: Sequence[Span], proven: Sequence[Layout], question: str
-) -> list[str | None]:
-    """Form repairs: each of the reply's own spans in each proven layout. Case is form, so it is mended too."""
+def _own_texts(reply: str, core: str, places: Sequence[Span]) -> list[str]:
+    """What the reply's own answer may be, for the form repairs. Case is form, so it is mended too."""
     quoted = reply.lstrip().startswith(("{", "["))
     texts = [reply[place.start : place.end] for place in places]
     texts = [unmarked(unescape(text) if quoted else text) for text in texts]
-    texts = [core if text.lower() == core.lower() else text for text in texts]
-    return [layout.wrap(text, question) for layout in proven for text in texts]
+    return [core if text.lower() == core.lower() else text for text in texts]
 
 
 def _best(ask: Asker, replies: Sequence[str | None], full: float) -> tuple[float, str] | None:

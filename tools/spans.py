@@ -80,6 +80,8 @@ def _bare_slot(reply: str, core: str) -> Span | None:
         return None
     if text[:1] in "-*•{[#<\"'(" and core.strip()[:1] != text[:1]:
         return None
+    if core.strip()[:1] in "{[" and text[:1] != core.strip()[:1]:      # the core has a form of its own
+        return None
     start = len(reply) - len(reply.lstrip())
     return Span(start, start + len(text), framed=True)
 
