@@ -160,13 +160,15 @@ class LocalPolicy:
         return str(self.base.device.type)
 
     def describe(self) -> dict[str, Any]:
-        """Model, weights' hash, device, dtype, threads, parameters, where LoRA sits, FLOPs of a token: plain values."""
+        """Model, weights' hash, device, dtype, threads, parameters, LoRA's place and rate, FLOPs of a token."""
         import torch
 
         return {"model": self.name, "weights": self.fingerprint, "device": self.device,
                 "dtype": str(self.base.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
                 "parameters": self.base.num_parameters(), "context_tokens": self.context_tokens,
-                "lora_targets": self._targets, **rates_of(self.base, len(self._targets["layers_to_transform"]))}
+                "lora_targets": self._targets,
+                "learning_rate": self.lora.rate_for(self.base.config.get_text_config().hidden_size),
+                **rates_of(self.base, len(self._targets["layers_to_transform"]))}
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         return self.format.count(dialogue)

@@ -337,9 +337,9 @@ def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator
                 raise
             control.should_training_stop = control.should_training_stop or outcome.stopped_early
 
-    settings = plan.settings
+    settings, width = plan.settings, model.get_base_model().config.get_text_config().hidden_size
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.rate_for(width), weight_decay=settings.weight_decay)
     scheduler = get_scheduler(settings.schedule, optimizer, round(settings.warmup_share * plan.steps), plan.steps)
     progress.restore_optimizer(model, optimizer)
     with warnings.catch_warnings():

@@ -84,7 +84,8 @@ def hand_written(policy: LocalPolicy, burst: Burst) -> None:
     model, base, layout, size = policy._new_adapter(burst), policy.base, PaddedLayout(plan), plan.settings.batch_size
     cut = lowest_trained_block(base, [n for n, p in model.named_parameters() if p.requires_grad]) or 0
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=plan.settings.learning_rate, weight_decay=0.0)
+    rate = plan.settings.rate_for(base.config.get_text_config().hidden_size)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     scheduler = get_scheduler(plan.settings.schedule, optimizer, round(plan.settings.warmup_share * plan.steps),
                               plan.steps)
     states = cached_states(base, layout, cut) if cut else None
