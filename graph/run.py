@@ -40,6 +40,7 @@ from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted, read_jsonl, write_jsonl
 from nslora.tools.lab import (
     OLD_THREAD,
+    QUESTION_FILE,
     Lab,
     open_lab,
     read_run_file,
@@ -180,16 +181,30 @@ class Run:
         modes: "updates" gives {node: changes}, "values" whole states, "custom" progress inside a node. control: its
         `request_drain()` ends the run after the current step with GraphDrained. answer: to the question of an
         `approve` node, see `question`. A run that was begun before goes on from its last checkpoint, under the same
-        settings; a finished one yields nothing. Raises RunError where another process is at work on the run or the disk
-        is full, and DamagedError, with the command that goes on, where a file of the past is damaged.
+        settings; a finished one yields nothing. Raises RunError where another process is at work on the run, the disk
+        is full, nothing waits for the answer, or another checkpointer holds the run; and DamagedError, with the command
+        that goes on, where a file of the past is damaged.
         """
+        moved_away = self._saver is None and self._place is None and not (self.folder / CHECKPOINTS_FILE).exists()
         with named_disk_problems(self.folder), sole_writer(self.folder) as stream, self.checkpointer() as saver:
             graph = build_graph(saver)
+            self._refuse_where_unasked(graph, answer, begins_anew=moved_away)
             try:
                 yield from self._streamed(graph, replace(self.context, stream=stream), modes, control, answer)
             except DamagedError as error:
                 raise DamagedError(f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "
                                    f"fork {quoted(self.folder)} --at {last_whole_round(graph, self)}") from error
+
+    def _refuse_where_unasked(self, graph: Graph, answer: Answer | None, *, begins_anew: bool) -> None:
+        seen = graph.get_state(self.config)
+        traces = [name for name in (QUESTION_FILE, "decisions.jsonl") if (self.folder / name).exists()]
+        if traces and not seen.values and not begins_anew and not (self.origin and self.origin["round"] > 0):
+            where = "this checkpointer" if self._saver else described(read_run_file(self.folder).get("checkpoints"))
+            raise RunError(f"{self.folder} has begun under another checkpointer than {where} ({traces[0]} is there): "
+                           "go on with that one, as Run.open(folder, checkpoints=...) or with the graph itself; where "
+                           f"it is lost, move {' and '.join(traces)} away, and the run begins again from its records.")
+        if answer is not None and not seen.interrupts:
+            raise RunError(f"{self.folder} waits for no answer: leave out answer, or look at question() first.")
 
     def _streamed(self, graph: Graph, context: AdaptationContext, modes: Sequence[StreamMode],
                   control: RunControl | None, answer: Answer | None) -> Iterator[tuple[str, Any]]:
