@@ -1,8 +1,10 @@
 """A run: one folder, one thread of checkpoints, from first state to result."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from nslora.graph.run_folder import (
     could_begin,
     make_folder,
     read_settings,
+    refuse_no_policy,
+    refuse_no_task,
     refuse_unfit_model,
     refuse_unusable,
     write_record,
@@ -79,7 +83,7 @@ class Run:
         self.origin: dict[str, Any] | None = record.get("origin")
 
     @classmethod
-    def create(cls, folder: str | Path, *, task: Task, model: str | Policy = "SmolLM2-135M-Instruct",
+    def create(cls, folder: str | Path, *, task: Task, model: str | PathLike[str] | Policy = "SmolLM2-135M-Instruct",
                editor: str | Chat = "rules", note: Note = lambda _: None,
                checkpoints: str | Saver | None = None, overwrite: bool = False, **settings: Any) -> "Run":
         """Begin a run in a new folder.
@@ -94,6 +98,10 @@ class Run:
         path = Path(folder)
         place = checkpoints if isinstance(checkpoints, str) else None
         check_checkpoints(checkpoints)
+        refuse_no_task(task)
+        model = os.fspath(model) if isinstance(model, PathLike) else model
+        if not isinstance(model, str):
+            refuse_no_policy(model)
         values = read_settings(model=model if isinstance(model, str) else model.name,
                                editor=editor if isinstance(editor, str) else editor_name(editor), **settings)
 
@@ -131,6 +139,9 @@ class Run:
             return cls(path, open_lab(path, needs_editor=needs_editor), saver, place)
         if task is None:
             raise RunError("Give the task too: Run.open(folder, task=..., editor=...).")
+        refuse_no_task(task)
+        if model is not None:
+            refuse_no_policy(model)
         if task.hash != record["task"]["hash"]:
             raise RunError(f"Another task than the one that {folder} was begun with (hash {task.hash[:12]}, wanted "
                            f"{record['task']['hash'][:12]}).")

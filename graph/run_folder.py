@@ -1,5 +1,6 @@
 """What a run's folder begins with: its record, `run.json`, and the checks before anything is written."""
 
+import inspect
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
+POLICY = ("name", "fingerprint", "context_tokens", "generate", "reference_losses", "train", "count_tokens", "describe")
 FREE_SPACE_BYTES = 200e6        # adapters, checkpoints and replies of an ordinary run take less
 
 
@@ -59,6 +61,26 @@ def read_settings(**values: Any) -> RunSettings:
         known = f"; known: {', '.join(fields_at(first['loc'][:-1]))}" if unknown else ""
         came = "" if place == "editor_base_url" else f" (came: {first['input']!r})"     # there, a secret was in it
         raise SettingsError(f"Setting {place}: {first['msg']}{came}{known}.") from None
+
+
+def refuse_no_task(task: object) -> None:
+    """Raise SettingsError where a task is none."""
+    if not isinstance(task, Task):
+        came = repr(task) if isinstance(task, str | Path) else type(task).__name__
+        raise SettingsError(f"task={came} is no Task: give load_task(...) of an embedded task, a folder or a "
+                            "task.yaml, or task_from_rows(...).")
+
+
+def refuse_no_policy(model: object) -> None:
+    """Raise SettingsError where an object in the place of a model lacks what a Policy has."""
+    # A property is not asked: it may load weights.
+    lacking = [name for name in POLICY if inspect.getattr_static(model, name, None) is None
+               and not hasattr(model, name)]
+    if lacking or isinstance(model, type):
+        came = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        lacks = f" (it lacks {', '.join(lacking)})" if lacking else ""
+        raise SettingsError(f"model={came} is no Policy{lacks}: give an embedded name, a folder, a hub id, or an "
+                            "object with the methods of nslora.tools.policy.Policy.")
 
 
 def fields_at(place: Sequence[int | str]) -> list[str]:
