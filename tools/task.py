@@ -270,7 +270,7 @@ def _prompt(document: str | None, folder: Path, where: str) -> Prompt:
     if "\n" not in document.strip() and document.strip().endswith(".md"):
         path = folder / document.strip()
         try:
-            document, where = path.read_text(encoding="utf-8"), str(path)
+            document, where = path.read_text(encoding="utf-8-sig"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise TaskError(f"{where}: the prompt {path} cannot be read ({error}).") from error
     try:
