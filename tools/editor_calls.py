@@ -272,9 +272,11 @@ def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: boo
     price = prices.get(model) or prices.get(bare) or next(
         (value for name, value in prices.items() if bare and name.partition(":")[2] == bare), None)
     if price is None and needed:
+        setting = f"--set editing.prices.{bare or model}"
         raise SettingsError(
-            f"A cap on the editor's cost needs a price for {model!r}: add "
-            f"prices={{{model!r}: {{'input': ..., 'output': ...}}}}, per million tokens."
+            f"A cap on the editor's cost needs a price for {model!r}, per million tokens: add "
+            f"prices={{{model!r}: {{'input': ..., 'output': ...}}}} to editing, or in the shell {setting}.input=... "
+            f"{setting}.output=...."
         )
     if price is not None and not {"input", "output"} <= set(price):
         raise SettingsError(f"The price of {model!r} needs both 'input' and 'output', per million tokens.")
