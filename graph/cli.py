@@ -209,6 +209,10 @@ def main() -> None:
                                 f" {type(error).__name__.removesuffix('Error').lower()}: {error}"))
         raise SystemExit(1) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            err.print(Text.assemble(("error", "bold red"), f" name: {error.filename} is too long for a file or a "
+                                    "folder: give a shorter one."))
+            raise SystemExit(1) from None
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
             raise
         err.print(Text.assemble(("error", "bold red"), f" output: it cannot be written: {error.strerror}"))

@@ -97,6 +97,7 @@ def could_begin(lab: Lab, *, ask_reward: bool = True) -> None:
 
     ask_reward: about one row of each split.
     """
+    refuse_unnameable(lab.folder)
     strategy_named(lab.settings.strategy)
     device = lab.settings.device.device
     if device is not None and not DEVICE.fullmatch(device):
@@ -124,6 +125,7 @@ def probe(task: Task) -> None:
 
 def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
     """Raise RunError where a new run cannot live in `folder`; with `overwrite` an earlier run in it is deleted."""
+    refuse_unnameable(folder)
     if overwrite and folder.is_symlink():
         raise RunError(f"{folder} is a link: to overwrite a run, name its folder itself, {folder.resolve()}.")
     if overwrite and folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir())):
@@ -142,6 +144,15 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
     if free < FREE_SPACE_BYTES:
         raise RunError(f"Only {free / 1e6:.0f} MB are free in {parent}, a run needs {FREE_SPACE_BYTES / 1e6:.0f} MB: "
                        "make room, or name a folder elsewhere.")
+
+
+def refuse_unnameable(folder: Path) -> None:
+    """Raise RunError where the file system takes no such name, before anything looks for a file in the folder."""
+    try:
+        for each in (folder, *map(Path, folder.parts)):     # below a folder that is missing, a part alone tells
+            each.exists()
+    except OSError as error:
+        raise RunError(f"The folder {folder} cannot be made ({error.strerror}): name another one.") from error
 
 
 def begun(path: Path) -> bool:

@@ -71,6 +71,35 @@ def test_a_bad_argument_is_refused_with_what_is_known(tmp_path: Path, monkeypatc
     assert words in refused(tmp_path, monkeypatch, *arguments)
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--folder", LONG], "name another one"), (["--folder", f"new/{LONG}/sub"], "name another one"),
+    (["--folder", LONG, "--overwrite"], "name another one"), (["--model", LONG], "Unknown model 'xxx"),
+    (["--editor", f"recorded:{LONG}"], "There is no record xxx"),
+    (["--set", f"anchor={LONG}.jsonl"], "File name too long")])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_name_that_no_file_system_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     arguments: list[str], words: str, dry: list[str]) -> None:
+    # Without --model it would be the embedded one, which takes seconds to convert.
+    model = [] if "--model" in arguments else ["--model", "them/it"]
+    assert words in refused(tmp_path, monkeypatch, write_task(tmp_path / "task"), *arguments, *model, *dry)
+
+
+def test_a_name_that_no_file_system_takes_is_one_sentence_for_every_command(tmp_path: Path) -> None:
+    task = write_task(tmp_path / "task")
+    (tmp_path / "r.jsonl").write_text('{"question": "a?", "reply": "A"}\n')
+    for arguments in (["runs", LONG], ["classify", task, "--replies", f"{LONG}.jsonl"], ["run", LONG],
+                      ["classify", task, "--replies", "r.jsonl", "--json", LONG], ["diagnose", task, "--model", LONG]):
+        done = subprocess.run([str(Path(sys.executable).with_name("nslora")), *arguments], cwd=tmp_path,
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error ")
+        assert done.stderr.count("\n") == 1
+        assert "Traceback" not in done.stderr
+
+
 def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("four years")
