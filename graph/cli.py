@@ -21,6 +21,7 @@ from nslora.graph.plain_console import PlainConsole
 from nslora.tools.errors import NsloraError, SettingsError
 
 NAME_CHARACTERS = 80        # of a task, in the default folder of a run
+PRICES = "editing.prices."
 OPTIONS = {"model": "--model", "editor": "--editor", "strategy": "--strategy", "seed": "--seed",
            "max_rounds": "--max-rounds", "max_seconds": "--max-seconds", "max_train_tokens": "--max-train-tokens",
            "max_tflop": "--max-tflop", "approve": "--approve", "editor_base_url": "--base-url", "task": "TASK",
@@ -158,7 +159,7 @@ def parsed(assignments: list[str], elsewhere: Mapping[str, str] = MappingProxyTy
         name, found, value = assignment.partition("=")
         if not found or not name.strip():
             raise SettingsError(f"--set {assignment}: write it as name=value, such as lora.rank=16.")
-        *groups, last = name.strip().split(".")
+        *groups, last = steps(name.strip())
         if (first := [*groups, last][0]) in elsewhere:
             raise SettingsError(f"--set {assignment}: {first} is given otherwise: {elsewhere[first]}.")
         place = settings
@@ -170,6 +171,14 @@ def parsed(assignments: list[str], elsewhere: Mapping[str, str] = MappingProxyTy
             problem = getattr(error, "problem", None) or "no valid YAML"
             raise SettingsError(f"--set {assignment}: the value cannot be read ({problem}).") from error
     return settings
+
+
+def steps(name: str) -> list[str]:
+    """The groups that lead to a setting, and its own name; that of a priced model may hold dots, as in gpt-4.1."""
+    if not name.startswith(PRICES):
+        return name.split(".")
+    model, _, field = name.removeprefix(PRICES).rpartition(".")
+    return [*PRICES.split(".")[:-1], *([model, field] if field in ("input", "output") else [name.removeprefix(PRICES)])]
 
 
 def group(settings: dict[str, Any], name: str) -> dict[str, Any]:
@@ -200,6 +209,10 @@ def main() -> None:
                                 f" {type(error).__name__.removesuffix('Error').lower()}: {error}"))
         raise SystemExit(1) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            err.print(Text.assemble(("error", "bold red"), f" name: {error.filename} is too long for a file or a "
+                                    "folder: give a shorter one."))
+            raise SystemExit(1) from None
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
             raise
         err.print(Text.assemble(("error", "bold red"), f" output: it cannot be written: {error.strerror}"))

@@ -91,8 +91,12 @@ def refuse_unwritable(path: Path | None) -> None:
     """Raise SettingsError where nothing can be written there, before the work that is to be written is done."""
     if path is None:
         return
-    place = next(each for each in path.resolve().parents if each.exists())
-    if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
+    try:
+        place = next(each for each in path.resolve().parents if each.exists())
+        possible = not path.is_dir() and place.is_dir() and os.access(place, os.W_OK)
+    except OSError:     # a name that no file system takes
+        possible = False
+    if not possible:
         raise SettingsError(f"--json {path}: the file cannot be written there; name another.")
 
 

@@ -22,11 +22,13 @@ def resume(
     """Go on with a run from its last checkpoint; answer it where it waits for a person."""
     from nslora.graph.cli import follow
     from nslora.graph.run import Run
+    from nslora.tools.lab import QUESTION_FILE
     from nslora.tools.local_policy import prepare_environment
 
     prepare_environment()
     run, answer = Run.open(folder, checkpoints=checkpoints), answer_of(accept, reject, prompt)
-    if answer is not None and run.question() is None:
+    elsewhere = (folder / QUESTION_FILE).exists()       # asked under another checkpointer: then the stream says so
+    if answer is not None and run.question() is None and not elsewhere:
         raise RunError(f"{folder} waits for no answer: leave out --accept, --reject or --prompt.")
     follow(run, answer)
 

@@ -1,8 +1,10 @@
 """A run: one folder, one thread of checkpoints, from first state to result."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from nslora.graph.run_folder import (
     could_begin,
     make_folder,
     read_settings,
+    refuse_no_policy,
+    refuse_no_task,
     refuse_unfit_model,
     refuse_unusable,
     write_record,
@@ -40,6 +44,7 @@ from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted, read_jsonl, write_jsonl
 from nslora.tools.lab import (
     OLD_THREAD,
+    QUESTION_FILE,
     Lab,
     open_lab,
     read_run_file,
@@ -78,7 +83,7 @@ class Run:
         self.origin: dict[str, Any] | None = record.get("origin")
 
     @classmethod
-    def create(cls, folder: str | Path, *, task: Task, model: str | Policy = "SmolLM2-135M-Instruct",
+    def create(cls, folder: str | Path, *, task: Task, model: str | PathLike[str] | Policy = "SmolLM2-135M-Instruct",
                editor: str | Chat = "rules", note: Note = lambda _: None,
                checkpoints: str | Saver | None = None, overwrite: bool = False, **settings: Any) -> "Run":
         """Begin a run in a new folder.
@@ -93,6 +98,10 @@ class Run:
         path = Path(folder)
         place = checkpoints if isinstance(checkpoints, str) else None
         check_checkpoints(checkpoints)
+        refuse_no_task(task)
+        model = os.fspath(model) if isinstance(model, PathLike) else model
+        if not isinstance(model, str):
+            refuse_no_policy(model)
         values = read_settings(model=model if isinstance(model, str) else model.name,
                                editor=editor if isinstance(editor, str) else editor_name(editor), **settings)
 
@@ -130,6 +139,9 @@ class Run:
             return cls(path, open_lab(path, needs_editor=needs_editor), saver, place)
         if task is None:
             raise RunError("Give the task too: Run.open(folder, task=..., editor=...).")
+        refuse_no_task(task)
+        if model is not None:
+            refuse_no_policy(model)
         if task.hash != record["task"]["hash"]:
             raise RunError(f"Another task than the one that {folder} was begun with (hash {task.hash[:12]}, wanted "
                            f"{record['task']['hash'][:12]}).")
@@ -180,16 +192,30 @@ class Run:
         modes: "updates" gives {node: changes}, "values" whole states, "custom" progress inside a node. control: its
         `request_drain()` ends the run after the current step with GraphDrained. answer: to the question of an
         `approve` node, see `question`. A run that was begun before goes on from its last checkpoint, under the same
-        settings; a finished one yields nothing. Raises RunError where another process is at work on the run or the disk
-        is full, and DamagedError, with the command that goes on, where a file of the past is damaged.
+        settings; a finished one yields nothing. Raises RunError where another process is at work on the run, the disk
+        is full, nothing waits for the answer, or another checkpointer holds the run; and DamagedError, with the command
+        that goes on, where a file of the past is damaged.
         """
+        moved_away = self._saver is None and self._place is None and not (self.folder / CHECKPOINTS_FILE).exists()
         with named_disk_problems(self.folder), sole_writer(self.folder) as stream, self.checkpointer() as saver:
             graph = build_graph(saver)
+            self._refuse_where_unasked(graph, answer, begins_anew=moved_away)
             try:
                 yield from self._streamed(graph, replace(self.context, stream=stream), modes, control, answer)
             except DamagedError as error:
                 raise DamagedError(f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "
                                    f"fork {quoted(self.folder)} --at {last_whole_round(graph, self)}") from error
+
+    def _refuse_where_unasked(self, graph: Graph, answer: Answer | None, *, begins_anew: bool) -> None:
+        seen = graph.get_state(self.config)
+        traces = [name for name in (QUESTION_FILE, "decisions.jsonl") if (self.folder / name).exists()]
+        if traces and not seen.values and not begins_anew and not (self.origin and self.origin["round"] > 0):
+            where = "this checkpointer" if self._saver else described(read_run_file(self.folder).get("checkpoints"))
+            raise RunError(f"{self.folder} has begun under another checkpointer than {where} ({traces[0]} is there): "
+                           "go on with that one, as Run.open(folder, checkpoints=...) or with the graph itself; where "
+                           f"it is lost, move {' and '.join(traces)} away, and the run begins again from its records.")
+        if answer is not None and not seen.interrupts:
+            raise RunError(f"{self.folder} waits for no answer: leave out answer, or look at question() first.")
 
     def _streamed(self, graph: Graph, context: AdaptationContext, modes: Sequence[StreamMode],
                   control: RunControl | None, answer: Answer | None) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """What a run's folder begins with: its record, `run.json`, and the checks before anything is written."""
 
+import inspect
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
+POLICY = ("name", "fingerprint", "context_tokens", "generate", "reference_losses", "train", "count_tokens", "describe")
 FREE_SPACE_BYTES = 200e6        # adapters, checkpoints and replies of an ordinary run take less
 
 
@@ -61,6 +63,26 @@ def read_settings(**values: Any) -> RunSettings:
         raise SettingsError(f"Setting {place}: {first['msg']}{came}{known}.") from None
 
 
+def refuse_no_task(task: object) -> None:
+    """Raise SettingsError where a task is none."""
+    if not isinstance(task, Task):
+        came = repr(task) if isinstance(task, str | Path) else type(task).__name__
+        raise SettingsError(f"task={came} is no Task: give load_task(...) of an embedded task, a folder or a "
+                            "task.yaml, or task_from_rows(...).")
+
+
+def refuse_no_policy(model: object) -> None:
+    """Raise SettingsError where an object in the place of a model lacks what a Policy has."""
+    # A property is not asked: it may load weights.
+    lacking = [name for name in POLICY if inspect.getattr_static(model, name, None) is None
+               and not hasattr(model, name)]
+    if lacking or isinstance(model, type):
+        came = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        lacks = f" (it lacks {', '.join(lacking)})" if lacking else ""
+        raise SettingsError(f"model={came} is no Policy{lacks}: give an embedded name, a folder, a hub id, or an "
+                            "object with the methods of nslora.tools.policy.Policy.")
+
+
 def fields_at(place: Sequence[int | str]) -> list[str]:
     """The settings that are known in that group; all groups where the place is none."""
     fields = RunSettings.model_fields
@@ -75,6 +97,7 @@ def could_begin(lab: Lab, *, ask_reward: bool = True) -> None:
 
     ask_reward: about one row of each split.
     """
+    refuse_unnameable(lab.folder)
     strategy_named(lab.settings.strategy)
     device = lab.settings.device.device
     if device is not None and not DEVICE.fullmatch(device):
@@ -102,6 +125,7 @@ def probe(task: Task) -> None:
 
 def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
     """Raise RunError where a new run cannot live in `folder`; with `overwrite` an earlier run in it is deleted."""
+    refuse_unnameable(folder)
     if overwrite and folder.is_symlink():
         raise RunError(f"{folder} is a link: to overwrite a run, name its folder itself, {folder.resolve()}.")
     if overwrite and folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir())):
@@ -120,6 +144,15 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
     if free < FREE_SPACE_BYTES:
         raise RunError(f"Only {free / 1e6:.0f} MB are free in {parent}, a run needs {FREE_SPACE_BYTES / 1e6:.0f} MB: "
                        "make room, or name a folder elsewhere.")
+
+
+def refuse_unnameable(folder: Path) -> None:
+    """Raise RunError where the file system takes no such name, before anything looks for a file in the folder."""
+    try:
+        for each in (folder, *map(Path, folder.parts)):     # below a folder that is missing, a part alone tells
+            each.exists()
+    except OSError as error:
+        raise RunError(f"The folder {folder} cannot be made ({error.strerror}): name another one.") from error
 
 
 def begun(path: Path) -> bool:

@@ -30,7 +30,7 @@ def alone(node: Node) -> Node:
     @functools.wraps(node)
     def guarded(state: AdaptationState, **given: Any) -> Changes:
         context = getattr(given.get("runtime"), "context", None)
-        if context is None:         # the node itself says what is missing, if it needs it
+        if context is None or getattr(context, "folder", None) == "":       # the node itself says what is missing
             return node(state, **given)
         if not isinstance(context, AdaptationContext):      # a parent graph hands its own on to a subgraph
             raise RunError(f"The graph was invoked with the context of another one ({type(context).__name__}): call it "
@@ -64,7 +64,7 @@ def refuse_another_runs_thread(folder: Path, thread: str) -> None:
 
 def lab_for(runtime: Runtime[AdaptationContext]) -> Lab:
     """The lab of this run. Raises RunError where the graph was invoked without its context."""
-    if runtime.context is None:
+    if runtime.context is None or not runtime.context.folder:       # a server makes an empty one
         raise RunError("The graph was invoked without its context: pass context=run.context (also when resuming, since "
                        "a context is never persisted).")
     lab = open_lab(runtime.context.folder)

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
+from langgraph.types import Command
 from typer.testing import CliRunner
 
+from nslora.graph.adapt import build_graph
 from nslora.graph.cli import app
 from nslora.graph.routing import after_update
 from nslora.graph.run import Run
@@ -17,7 +20,7 @@ from nslora.graph.state import first_state
 from nslora.tools.compute import TERA
 from nslora.tools.errors import RunError
 from nslora.tools.files import write_json
-from nslora.tools.lab import Lab, register
+from nslora.tools.lab import QUESTION_FILE, Lab, register
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.policy import Generated
 from nslora.tools.prompt import Prompt
@@ -161,3 +164,52 @@ def test_rows_that_were_remade_under_a_replaced_prompt_are_set_aside(begin: Begi
 def test_an_answer_that_nothing_waits_for_is_refused(finished: Run) -> None:
     answered = CliRunner().invoke(app, ["resume", str(finished.folder), "--accept"])
     assert "waits for no answer" in str(answered.exception)
+
+
+@pytest.mark.parametrize("when", ["finished", "new", "on its way"])
+def test_no_answer_is_lost_without_a_word(begin: Begin, finished: Run, when: str) -> None:
+    run = finished if when == "finished" else begin(approve="edits", strategy="lora", max_rounds=1)
+    if when == "on its way":
+        stream = run.stream()
+        next(stream)
+        stream.close()
+    with pytest.raises(RunError, match="waits for no answer"):
+        run.resume({"answer": "reject"})
+    with pytest.raises(RunError, match="waits for no answer"):
+        list(run.stream(answer={"answer": "accept"}))
+
+
+def test_a_run_that_another_checkpointer_holds_is_not_begun_anew(begin: Begin) -> None:
+    run, saver = begin(approve="edits", strategy="textgrad", max_rounds=2), InMemorySaver()
+    graph = build_graph(saver)
+    graph.invoke(run.first_state(), run.config, context=run.context)
+    question = (run.folder / QUESTION_FILE).read_text()
+    for other in (run, Run.open(run.folder, checkpoints=InMemorySaver())):
+        for answer in (None, {"answer": "accept"}):
+            with pytest.raises(RunError, match=r"begun under another checkpointer .*question.json is there"):
+                other.resume(answer)
+    shown = CliRunner().invoke(app, ["resume", str(run.folder), "--accept"])
+    assert "begun under another checkpointer" in str(shown.exception)
+    assert (run.folder / QUESTION_FILE).read_text() == question
+    graph.invoke(Command(resume={"answer": "accept"}), run.config, context=run.context)
+    with pytest.raises(RunError, match=r"question.json is there.*question.json and decisions.jsonl away"):
+        run.adapt()     # the second round's question
+    assert Run.open(run.folder, checkpoints=saver).resume({"answer": "accept"})["rounds"][1]["action"] == "textgrad"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_run_whose_checkpoints_are_lost_begins_again_as_it_is_told(begin: Begin, given: bool) -> None:
+    saver = InMemorySaver() if given else None
+    run = begin(max_rounds=2, checkpoints=saver)
+    for _, update in run.stream(("updates",)):
+        if (update.get("monitor") or {}).get("round"):
+            break
+    if given:
+        run = Run.open(run.folder, checkpoints=InMemorySaver())
+        with pytest.raises(RunError, match=r"move decisions\.jsonl away"):
+            run.adapt()
+        (run.folder / "decisions.jsonl").unlink()
+    else:
+        for file in run.folder.glob("checkpoints.sqlite*"):
+            file.unlink()
+    assert len(run.adapt()["rounds"]) == 2

@@ -1,6 +1,7 @@
 """The command line: one clear sentence, a non-zero exit, and nothing written where the input is bad."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nslora.graph.cli import app, parsed, slug
+from nslora.graph.run_folder import read_settings
 from nslora.tools.errors import NsloraError, SettingsError
 from nslora.tools.task import load_task
 
@@ -69,6 +71,35 @@ def test_a_bad_argument_is_refused_with_what_is_known(tmp_path: Path, monkeypatc
     assert words in refused(tmp_path, monkeypatch, *arguments)
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--folder", LONG], "name another one"), (["--folder", f"new/{LONG}/sub"], "name another one"),
+    (["--folder", LONG, "--overwrite"], "name another one"), (["--model", LONG], "Unknown model 'xxx"),
+    (["--editor", f"recorded:{LONG}"], "There is no record xxx"),
+    (["--set", f"anchor={LONG}.jsonl"], "File name too long")])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_name_that_no_file_system_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     arguments: list[str], words: str, dry: list[str]) -> None:
+    # Without --model it would be the embedded one, which takes seconds to convert.
+    model = [] if "--model" in arguments else ["--model", "them/it"]
+    assert words in refused(tmp_path, monkeypatch, write_task(tmp_path / "task"), *arguments, *model, *dry)
+
+
+def test_a_name_that_no_file_system_takes_is_one_sentence_for_every_command(tmp_path: Path) -> None:
+    task = write_task(tmp_path / "task")
+    (tmp_path / "r.jsonl").write_text('{"question": "a?", "reply": "A"}\n')
+    for arguments in (["runs", LONG], ["classify", task, "--replies", f"{LONG}.jsonl"], ["run", LONG],
+                      ["classify", task, "--replies", "r.jsonl", "--json", LONG], ["diagnose", task, "--model", LONG]):
+        done = subprocess.run([str(Path(sys.executable).with_name("nslora")), *arguments], cwd=tmp_path,
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error ")
+        assert done.stderr.count("\n") == 1
+        assert "Traceback" not in done.stderr
+
+
 def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("four years")
@@ -105,8 +136,6 @@ def test_the_process_prints_one_sentence_and_exits_with_1(tmp_path: Path) -> Non
 
 
 def test_settings_errors_name_the_setting() -> None:
-    from nslora.graph.run import read_settings
-
     with pytest.raises(SettingsError, match="max_rounds"):
         read_settings(max_rounds=-1)
 
@@ -124,6 +153,26 @@ def test_a_setting_that_cannot_be_set_so_is_named(tmp_path: Path, monkeypatch: p
 def test_a_value_and_a_group_of_one_name_exclude_each_other() -> None:
     with pytest.raises(SettingsError, match="group of settings"):
         parsed(["lora=3", "lora.rank=16"])
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "gpt-4.1", "claude-3.5-haiku", "openai:gpt-4.1-mini", "a.b.c"])
+def test_a_price_may_be_set_of_a_model_with_dots_in_its_name(model: str) -> None:
+    prices = {model: {"input": 2, "output": 8.5}}
+    assignments = [f"editing.prices.{model}.input=2", f"editing.prices.{model}.output=8.5", "editing.max_cost=1"]
+    assert parsed(assignments) == {"editing": {"prices": prices, "max_cost": 1}}
+    assert parsed([f"editing.prices.{model}={{input: 2, output: 8.5}}"]) == {"editing": {"prices": prices}}
+    with pytest.raises(SettingsError, match=re.escape(f"editing.prices.{model}.price")):
+        read_settings(**parsed([f"editing.prices.{model}.price=2"]))
+
+
+def test_a_price_that_is_missing_is_told_as_the_shell_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
+    arguments = [write_task(tmp_path / "task"), "--dry-run", "--editor", "openai:gpt-4.1", "--max-cost", "1"]
+    told = refused(tmp_path, monkeypatch, *arguments)
+    setting = "--set editing.prices.gpt-4.1."
+    assert f"{setting}input=... {setting}output=..." in told
+    priced = [word for name in ("input", "output") for word in f"{setting}{name}=1".split()]
+    assert CliRunner().invoke(app, ["run", *arguments, *priced]).exit_code == 0
 
 
 @pytest.mark.parametrize(("option", "value"), [("--strategy", "bogus"), ("--model", "nosuchmodel"),

@@ -1,5 +1,7 @@
 """Calls of an editor: counted, priced, capped before they are made, and without a key in any error."""
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,11 @@ from langchain_core.messages import BaseMessage, UsageMetadata
 from pydantic import Field
 
 from nslora.tools.editor import Caps, EditFailedError, Editor
+from nslora.tools.editor_calls import tokens_of
+from nslora.tools.editor_log import EditorLog, RecordedChat
 from nslora.tools.errors import SettingsError
 from nslora.tools.prompt import Prompt
+from nslora.tools.rule_editor import RuleEditor
 from nslora.tools.scripted_chat import ScriptedChat, improved
 
 
@@ -138,3 +143,35 @@ def test_a_provider_that_counts_nothing_is_estimated() -> None:
     usage = Editor(KeyedChat([said, improved(NEW)])).edit(OLD, [failure()]).usage
     assert usage.estimated
     assert usage.tokens > 0
+
+
+@pytest.mark.parametrize(("went", "came"), [(0, 0), (0, 20), (-5, 20), (100, -1)])
+def test_a_count_that_no_call_can_have_is_none_and_lifts_no_cap(went: int, came: int) -> None:
+    said = [counted(text) for text in ("critique", improved(NEW)) * 20]
+    for message in said:
+        message.usage_metadata = UsageMetadata(input_tokens=went, output_tokens=came, total_tokens=0)
+    chat = KeyedChat(said)
+    prices = {"tiny-1": {"input": 10.0, "output": 100.0}}
+    usage = Editor(KeyedChat(said[:2]), prices=prices).edit(OLD, [failure()]).usage
+    assert usage.estimated
+    assert min(usage.input_tokens, usage.output_tokens) > 0 < usage.cost
+    editor = Editor(chat, caps=Caps(tokens=20_000, reply_tokens=100))
+    with suppress(EditFailedError):
+        while True:
+            editor.edit(OLD, [failure()])
+    assert len(chat.requests) < 40      # the cap ended it, not the script
+    assert editor.spent.tokens <= 20_000
+
+
+def test_the_rule_editor_spends_no_tokens_and_neither_does_its_record(tmp_path: Path) -> None:
+    log = EditorLog(tmp_path / "editor.jsonl")
+    for chat in (RuleEditor(), RecordedChat(log)):
+        usage = Editor(chat, log=log if isinstance(chat, RuleEditor) else None).edit(OLD, [failure()]).usage
+        assert usage.calls > 0
+        assert (usage.tokens, usage.estimated) == (0, False)
+
+
+def test_an_empty_reply_may_count_no_tokens() -> None:
+    message = counted("critique")
+    message.usage_metadata = UsageMetadata(input_tokens=100, output_tokens=0, total_tokens=100)
+    assert tokens_of(message) == (100, 0)

@@ -16,6 +16,7 @@ from langgraph_sdk.client import SyncLangGraphClient
 
 from nslora.graph.dev import make_graph
 from nslora.graph.run import Run
+from nslora.tools.errors import RunError
 
 ROOT = Path(__file__).parent.parent
 START_S = 180       # 3 s on a free machine; most of it is imports
@@ -55,7 +56,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def test_the_server_runs_two_rounds_shows_their_history_and_goes_on_from_a_changed_state(
-        server: SyncLangGraphClient, begin: Callable[..., Run]) -> None:
+        server: SyncLangGraphClient, begin: Callable[..., Run], tmp_path: Path) -> None:
     run = begin(max_rounds=2)
     thread = server.threads.create()["thread_id"]
     context = {"folder": str(run.folder.resolve())}
@@ -72,6 +73,17 @@ def test_the_server_runs_two_rounds_shows_their_history_and_goes_on_from_a_chang
     ended: Any = server.threads.get_state(thread)["values"]
     assert (ended["status"], ended["stop"]) == ("finished", "stopped by hand")
     assert run.report()["stop"] == "stopped by hand"
+    other = server.threads.create()["thread_id"]
+    fresh: Any = begin("other").first_state()
+    told: Any = server.runs.wait(other, "adapt", input=fresh, raise_error=False)
+    assert "__error__" in told      # clients are not told which, whoever runs the server is
+    assert "invoked without its context: pass context=run.context" in (tmp_path / "server.log").read_text()
+
+
+@pytest.mark.parametrize("context", [None, {}, {"folder": ""}, {"folder": "", "stream": "x"}])
+def test_a_graph_without_a_context_says_what_to_pass(begin: Callable[..., Run], context: Any) -> None:
+    with pytest.raises(RunError, match=r"invoked without its context: pass context=run\.context"):
+        make_graph().invoke(begin().first_state(), context=context)
 
 
 def test_the_exported_graph_has_no_checkpointer_and_loads_no_model() -> None:

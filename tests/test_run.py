@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -154,6 +155,23 @@ def test_a_second_writer_is_told_who_is_at_work(begin: Begin) -> None:
     assert run_lock.is_locked(run.folder)
     stream.close()
     assert not run_lock.is_locked(run.folder)
+
+
+def test_a_stream_or_a_thread_of_this_process_is_told_as_such_and_another_process_as_another(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    with run_lock.sole_writer(run.folder):
+        with pytest.raises(RunError, match="this very one: close the stream that is open, or wait for"):
+            run.adapt()
+        note = run.folder / run_lock.HOLDER_FILE
+        own = json.loads(note.read_text())
+        assert (own["pid"], own["host"]) == (os.getpid(), socket.gethostname())
+        for other in ({"pid": os.getpid() + 1}, {"host": "elsewhere"}):
+            write_json(note, {**own, **other})
+            with pytest.raises(RunError, match=r"since 20[^,]*: wait for it, or stop it\.$"):
+                run.adapt()
+        note.unlink()
+        with pytest.raises(RunError, match=r"in use by another process: wait for it, or stop it\.$"):
+            run.adapt()
 
 
 def test_a_graph_that_is_run_without_its_run_is_a_writer_too(begin: Begin) -> None:

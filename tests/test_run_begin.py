@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import FakePolicy
 from filelock import FileLock
 from huggingface_hub.errors import LocalEntryNotFoundError
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from typer.testing import CliRunner
 
 from nslora.graph.cli import app
 from nslora.graph.inspect import runs
 from nslora.graph.run import Run
 from nslora.graph.run_folder import write_record
-from nslora.tools.errors import ModelError, NsloraError, RewardError, RunError, TooLongError
+from nslora.tools.errors import ModelError, NsloraError, RewardError, RunError, SettingsError, TooLongError
 from nslora.tools.evaluation import read_evaluation, write_evaluation
 from nslora.tools.files import read_jsonl, write_text
 from nslora.tools.lab import _LABS, RUN_FILE
@@ -182,6 +185,51 @@ def test_what_could_never_run_is_refused_before_a_folder_is_made(
     with pytest.raises(NsloraError, match=words):
         Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), **settings)
     assert not (tmp_path / "run").exists()
+
+
+class Nameless:
+    name = "mine"
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"task": "handbook"}, r"task='handbook' is no Task: give load_task"), ({"task": Path("tasks/mine")}, "load_task"),
+    ({"task": None}, "load_task"), ({"model": object()}, "model=object is no Policy"),
+    ({"model": Nameless()}, "it lacks fingerprint, context_tokens, generate, reference_losses, train, count_tokens"),
+    ({"model": FakePolicy}, "model=the class FakePolicy is no Policy"),
+    ({"checkpoints": Path("x.sqlite")}, "Path is no checkpointer: wanted postgresql://"),
+    ({"checkpoints": True}, "checkpoints=bool is no checkpointer"),
+    ({"checkpoints": SqliteSaver.from_conn_string(":memory:")}, r"open it first, as in: with SqliteSaver"),
+    ({"checkpoints": AsyncSqliteSaver.from_conn_string(":memory:")}, "open it first")])
+def test_objects_that_are_none_of_what_is_wanted_are_refused_before_a_folder_is_made(
+        begin: Begin, keepers: Task, tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    policy = FakePolicy(tmp_path / "adapters")
+    with pytest.raises(SettingsError, match=words):
+        Run.create(tmp_path / "run", **{"task": keepers, "model": policy, **given})
+    assert not (tmp_path / "run").exists()
+    run = begin()
+    before = sorted(run.folder.iterdir())
+    with pytest.raises((SettingsError, RunError), match=f"{words}|Give the task too"):
+        Run.open(run.folder, **{"model": policy, **({} if given == {"task": None} else {"task": keepers}), **given})
+    assert sorted(run.folder.iterdir()) == before
+
+
+def test_a_models_folder_may_be_a_path(keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
+    run = Run.create(tmp_path / "run", task=keepers, model=tiny_folder(), max_rounds=0,
+                     device={"threads": 1, "device": "cpu"})
+    assert run.lab.settings.model == str(tiny_folder())
+    assert Run.open(run.folder).adapt()["rounds"] == []
+    with pytest.raises(ModelError, match="Unknown model 'nowhere'"):
+        Run.create(tmp_path / "other", task=keepers, model=Path("nowhere"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_policy_is_taken_without_asking_for_what_loads_it(keepers: Task, tmp_path: Path) -> None:
+    class Lazy(FakePolicy):
+        @property
+        def fingerprint(self) -> str:   # type: ignore[override]
+            raise AssertionError("loaded")
+
+    Run.create(tmp_path / "run", task=keepers, model=Lazy(tmp_path / "adapters"))
 
 
 def test_the_largest_seed_trains(keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nslora.tools.errors import NsloraError, RewardError, TaskError
-from nslora.tools.prompt import Demonstration, Prompt
+from nslora.tools.prompt import Demonstration, Prompt, parse
 from nslora.tools.rewards import Reward
 from nslora.tools.task import Task, embedded_tasks, load_task, same_question, task_from_rows
 from nslora.tools.task_files import Row, cut, read_rows
@@ -136,6 +136,15 @@ def test_a_prompt_may_stand_in_the_document_or_in_a_file_beside_it(folder, task_
     (folder / "prompt.md").write_text(prompt.render())
     assert load_task(task_yaml(prompt="prompt.md")).prompt == prompt
     assert load_task(task_yaml(prompt=prompt.render())).prompt == prompt
+
+
+def test_a_prompt_with_a_byte_order_mark_is_the_same_prompt(folder, task_yaml):
+    prompt = Prompt("Be brief.", "Q: {question}", ())
+    marked = "\ufeff" + prompt.render()
+    (folder / "prompt.md").write_text(marked, encoding="utf-8")
+    assert load_task(task_yaml(prompt="prompt.md")).prompt == prompt
+    assert rows_task(prompt=marked).prompt == prompt
+    assert parse(marked) == prompt
 
 
 def test_a_task_without_references_says_so(folder, task_yaml):

@@ -178,6 +178,46 @@ def test_a_profile_that_promises_what_the_model_lacks_is_asked_in_words() -> Non
     assert Editor(chat).edit(OLD, [failure()]).prompts == (NEW,)
 
 
+class OlderChat(StructuredChat):
+    """Its method is older than the argument `include_raw`."""
+
+    def with_structured_output(self, schema: Any) -> Any:   # type: ignore[override]
+        raise AssertionError(f"asked for {schema} without the raw message")
+
+
+class HandingOnChat(StructuredChat):
+    """Its method hands what it is given on to one that is older."""
+
+    def with_structured_output(self, schema: Any, **kwargs: Any) -> Any:    # type: ignore[override]
+        return OlderChat([]).with_structured_output(schema, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [OlderChat, HandingOnChat])
+def test_a_model_that_gives_no_raw_message_beside_a_form_is_asked_in_words(kind: type[StructuredChat]) -> None:
+    chat = kind(["critique", improved(NEW)])
+    edit = Editor(chat).edit(OLD, [failure()])
+    assert edit.prompts == (NEW,)
+    assert edit.usage.calls == len(chat.requests) == 2
+    with pytest.raises(SettingsError, match="'auto' or 'never'"):
+        Editor(chat, structured="always")
+
+
+def test_a_type_error_of_a_model_that_fills_in_a_form_is_told() -> None:
+    class Broken(StructuredChat):
+        def _generate(self, *_: Any, **__: Any) -> Any:
+            raise TypeError("include_raw: a mistake inside a call")
+
+    with pytest.raises(EditFailedError, match="TypeError: include_raw: a mistake inside a call"):
+        Editor(Broken([])).edit(OLD, [failure()])
+
+    class Wrong(StructuredChat):
+        def with_structured_output(self, schema: Any, **kwargs: Any) -> Any:    # type: ignore[override]
+            raise TypeError("no such schema")
+
+    with pytest.raises(TypeError, match="no such schema"):
+        Editor(Wrong([]), structured="always")
+
+
 def test_a_chain_is_no_editor() -> None:
     with pytest.raises(ModelError, match="no chat model"):
         editor_name(KeyedChat([]) | (lambda message: message))

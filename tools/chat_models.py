@@ -96,7 +96,7 @@ def _name_of(branch: Branch) -> str:
 def _recorded(path: Path) -> BaseChatModel:
     from nslora.tools.editor_log import RecordedChat
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"There is no record {path}: name the editor.jsonl of an earlier run.")
     return RecordedChat(path)
 

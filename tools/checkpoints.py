@@ -124,8 +124,9 @@ def refuse_newer(pool: Any, known: int, url: str) -> None:
                        f"{known - 1}): upgrade langgraph-checkpoint-postgres; nothing was changed.")
 
 
-def check_checkpoints(checkpoints: str | BaseCheckpointSaver[Any] | None) -> None:
-    """Raise SettingsError where a run cannot keep its checkpoints there: see `check_place`; and in no asynchronous one.
+def check_checkpoints(checkpoints: object) -> None:
+    """Raise SettingsError where a run cannot keep its checkpoints there: see `check_place`; in no asynchronous one; and
+    in nothing else than a checkpointer.
 
     A Run asks its checkpoints from outside an event loop, which those do not bear.
     """
@@ -135,6 +136,13 @@ def check_checkpoints(checkpoints: str | BaseCheckpointSaver[Any] | None) -> Non
         raise SettingsError(f"checkpoints={type(checkpoints).__name__}: a Run works without an event loop; give one "
                             "that is not asynchronous (and await asyncio.to_thread(run.adapt)), or compile "
                             "build_graph(saver) and await it by hand.")
+    elif not isinstance(checkpoints, BaseCheckpointSaver):
+        kind = type(checkpoints).__name__
+        what_to_do = "wanted postgresql://user@host/database, a LangGraph checkpointer, or nothing for a file in the " \
+                     "run's folder"
+        if kind.endswith("GeneratorContextManager"):
+            what_to_do = "open it first, as in: with SqliteSaver.from_conn_string(...) as saver"
+        raise SettingsError(f"checkpoints={kind} is no checkpointer: {what_to_do}.")
 
 
 def check_place(place: str | None) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from nslora.tools.chat_models import editor_name, names_of
 from nslora.tools.edit_forms import FORMS, Structured, reply_of, salvaged
-from nslora.tools.editor_log import EditorLog, RecordedCall, request_sha256
+from nslora.tools.editor_log import TOKENS_ARE_EXACT, EditorLog, RecordedCall, request_sha256
 from nslora.tools.errors import EditorError, SettingsError
 from nslora.tools.policy_chat import PolicyChat
 from nslora.tools.scrub import scrub, secrets_of, without
@@ -272,9 +272,11 @@ def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: boo
     price = prices.get(model) or prices.get(bare) or next(
         (value for name, value in prices.items() if bare and name.partition(":")[2] == bare), None)
     if price is None and needed:
+        setting = f"--set editing.prices.{bare or model}"
         raise SettingsError(
-            f"A cap on the editor's cost needs a price for {model!r}: add "
-            f"prices={{{model!r}: {{'input': ..., 'output': ...}}}}, per million tokens."
+            f"A cap on the editor's cost needs a price for {model!r}, per million tokens: add "
+            f"prices={{{model!r}: {{'input': ..., 'output': ...}}}} to editing, or in the shell {setting}.input=... "
+            f"{setting}.output=...."
         )
     if price is not None and not {"input", "output"} <= set(price):
         raise SettingsError(f"The price of {model!r} needs both 'input' and 'output', per million tokens.")
@@ -282,11 +284,16 @@ def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: boo
 
 
 def tokens_of(message: AIMessage) -> tuple[int, int] | None:
-    """Input and output tokens as the provider counted them; None where it gave no two numbers that may be counts."""
+    """Input and output tokens as the provider counted them; None where it gave no two numbers that may be counts.
+
+    No request is empty: a server that counts nothing may say 0, which would lift the caps on tokens and cost.
+    """
     usage: Mapping[str, Any] = message.usage_metadata or {}
-    counts = [usage.get(name) for name in ("input_tokens", "output_tokens")]
-    came, went = (max(0, count) if type(count) is int and count < MOST_TOKENS else None for count in counts)
-    return None if came is None or went is None else (came, went)
+    went, came = (usage.get(name) for name in ("input_tokens", "output_tokens"))
+    if type(went) is not int or type(came) is not int:
+        return None
+    fewest = 0 if message.response_metadata.get(TOKENS_ARE_EXACT) else 1
+    return (went, came) if fewest <= went < MOST_TOKENS and 0 <= came < MOST_TOKENS else None
 
 
 def _text(message: BaseMessage) -> str:

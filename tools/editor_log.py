@@ -26,6 +26,8 @@ from pydantic import ConfigDict, Field
 from nslora.tools.errors import EditorError
 
 SHOWN_CHARACTERS = 200
+# In the metadata of a reply whose counts are believed even where they are 0: of the rule editor, or of a record.
+TOKENS_ARE_EXACT = "tokens_are_exact"
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def call_message(call: RecordedCall) -> AIMessage:
         return AIMessage(call.reply, response_metadata=recorded)
     total = call.input_tokens + call.output_tokens
     usage = UsageMetadata(input_tokens=call.input_tokens, output_tokens=call.output_tokens, total_tokens=total)
-    return AIMessage(call.reply, usage_metadata=usage, response_metadata=recorded)
+    return AIMessage(call.reply, usage_metadata=usage, response_metadata={**recorded, TOKENS_ARE_EXACT: True})
 
 
 def _call(row: dict[str, Any]) -> RecordedCall:

@@ -64,7 +64,7 @@ def resolve_model(name: str, note: Note = lambda _: None) -> ModelSource:
             return ModelSource(EMBEDDED_HUB_ID, str(convert_embedded(note)))
         return ModelSource(EMBEDDED_HUB_ID, EMBEDDED_HUB_ID)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):       # which bears a name that no file system takes
         if not (folder / "config.json").is_file():
             raise ModelError(f"The folder {name} holds no model: config.json is missing. Name a folder that "
                              "`save_pretrained` wrote.")
@@ -77,7 +77,7 @@ def resolve_model(name: str, note: Note = lambda _: None) -> ModelSource:
 
 def refuse_unreachable(source: ModelSource) -> None:
     """Raise ModelError where a hub id leads to no model from here; where it does, its configuration is fetched."""
-    if Path(source.location).is_dir():
+    if os.path.isdir(source.location):
         return
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError

@@ -129,7 +129,7 @@ def parse(document: str, *, template: str | None = None) -> Prompt:
     """
     found: dict[str, list[str]] = {}
     body: list[str] | None = None
-    for line in _without_fence(document.split("\n")):
+    for line in _without_fence(document.removeprefix("\ufeff").split("\n")):     # Windows marks files so
         if _HEADING.match(line) and line.startswith("# "):
             name = _section(line)
             if name in found:

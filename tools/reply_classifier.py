@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +107,7 @@ def read_replies(
     task: Task, replies: str | Path | Sequence[Mapping[str, Any]], fields: LogFields
 ) -> list[tuple[Example, str]]:
     """Rows with their replies; each row has an id of its own. Raises TaskError with file and line."""
-    if isinstance(replies, str | Path) and not Path(replies).exists():
+    if isinstance(replies, str | Path) and not os.path.exists(replies):
         raise TaskError(f"{replies}: there is no such file: name the log of replies.")
     rows = read_rows(Path(replies)) if isinstance(replies, str | Path) else from_python(replies, "replies")
     if not rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import importlib.util
@@ -17,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from nslora.tools.checks import Check, Verdict
 from nslora.tools.errors import NsloraError, RewardError
-from nslora.tools.files import as_text
+from nslora.tools.function_text import text_of
 
 if TYPE_CHECKING:
     from nslora.tools.task import Example
@@ -38,9 +37,9 @@ class FunctionCheck(Check):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """With the function's code, so that scores of an older version are not taken for its own."""
+        """With the function's text, so that scores of an older version are not taken for its own."""
         plain = self.model_dump(exclude_defaults=True, exclude={"function"})
-        return {**plain, "code": hashlib.sha256(_code(self.function, whole=self.named).encode()).hexdigest()}
+        return {**plain, "code": hashlib.sha256(text_of(self.function, whole=self.named).encode()).hexdigest()}
 
     def grade(self, example: Example, reply: str) -> Verdict:
         where = f"The reward function {self.check!r}, on row {example.id!r} with the reply {reply[:80]!r},"
@@ -76,23 +75,6 @@ def callable_check(function: Callable[..., Any]) -> FunctionCheck:
     name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
     _refuse_signature(name, function, {})
     return FunctionCheck(check=name, name="reward", function=function)
-
-
-def _code(function: Callable[..., Any], *, whole: bool) -> str:
-    """The text of a function, or of its whole module; of an object or a partial, that of what it calls.
-
-    What a partial binds stands before it.
-    """
-    bound = ""
-    while isinstance(function, functools.partial):
-        bound += as_text([function.args, function.keywords])
-        function = function.func
-    known = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
-    try:
-        module = inspect.getmodule(known) if whole else None
-        return bound + inspect.getsource(module or known)
-    except (OSError, TypeError):
-        return bound
 
 
 def _find(kind: str, folder: Path | None) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from nslora.tools.editor import ALTERNATIVE_PREFIX, PAST_PREFIX
+from nslora.tools.editor_log import TOKENS_ARE_EXACT
 from nslora.tools.editor_view import CLIPPED
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import PLACEHOLDER, TEMPLATE, Demonstration, Prompt, normalise, parse
@@ -65,7 +66,7 @@ class RuleEditor(BaseChatModel):
     ) -> ChatResult:
         # No tokenizer is at work here, so there are no tokens to count.
         usage = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)
-        message = AIMessage(answer(messages), usage_metadata=usage)
+        message = AIMessage(answer(messages), usage_metadata=usage, response_metadata={TOKENS_ARE_EXACT: True})
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 

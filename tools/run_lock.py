@@ -58,7 +58,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(f"{folder} is in use by {holder(folder)}: wait for it, or stop it.") from None
+        raise RunError(f"{folder} is in use by {holder(folder)}.") from None
     except OSError as error:
         raise RunError(f"Nothing can be written to {folder} ({error.strerror}): mend that, then nslora resume "
                        f"{quoted(folder)}.") from error
@@ -87,9 +87,13 @@ def is_locked(folder: Path) -> bool:
 
 
 def holder(folder: Path) -> str:
-    """Who holds the lock, in words."""
+    """Who holds the lock, and what to do about it, in words."""
     try:
         record = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
-        return f"process {record['pid']} on {record['host']}, since {record['since']}"
+        who = f"process {record['pid']} on {record['host']}, since {record['since']}"
+        own = (record["pid"], record["host"]) == (os.getpid(), socket.gethostname())
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        who, own = "another process", False
+    if own:
+        return f"{who}, which is this very one: close the stream that is open, or wait for the thread at work on it"
+    return f"{who}: wait for it, or stop it"

@@ -1,5 +1,6 @@
 """Settings of a run: frozen, checked where the user can still mend them, the defaults stated once."""
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -146,7 +147,9 @@ class RunSettings(Settings):
         from nslora.tools.models import EMBEDDED_HUB_ID, EMBEDDED_NAME
 
         folder = Path(name).expanduser()
-        return str(folder.absolute()) if folder.is_dir() and name not in (EMBEDDED_HUB_ID, EMBEDDED_NAME) else name
+        # os.path bears a name that no file system takes, Path does not.
+        is_folder = os.path.isdir(folder) and name not in (EMBEDDED_HUB_ID, EMBEDDED_NAME)
+        return str(folder.absolute()) if is_folder else name
 
     @field_validator("anchor")
     @classmethod

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,8 @@ def _document(source: str | Path) -> Document:
     try:
         return _document_at(Path(source))
     except OSError as error:
-        raise TaskError(f"The task {source} cannot be read ({error.strerror or error}): see to its rights.") from error
+        raise TaskError(f"The task {source} cannot be read ({error.strerror or error}): see to its name and its "
+                        "rights.") from error
 
 
 def _document_at(path: Path) -> Document:
@@ -162,7 +164,7 @@ def _rows(spec: TaskSpec, document: Document) -> dict[str, list[Row]]:
             rows = read_rows(document.folder / source)
         else:
             local = document.folder / spec.dataset.path
-            path = str(local) if local.exists() else spec.dataset.path
+            path = str(local) if os.path.exists(local) else spec.dataset.path
             rows = read_dataset(path, spec.dataset.name, source, spec.dataset.revision)
         if not rows:
             raise TaskError(f"{document.folder / source if spec.data else source}: the split {split!r} has no rows.")
@@ -270,7 +272,7 @@ def _prompt(document: str | None, folder: Path, where: str) -> Prompt:
     if "\n" not in document.strip() and document.strip().endswith(".md"):
         path = folder / document.strip()
         try:
-            document, where = path.read_text(encoding="utf-8"), str(path)
+            document, where = path.read_text(encoding="utf-8-sig"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise TaskError(f"{where}: the prompt {path} cannot be read ({error}).") from error
     try:

@@ -32,9 +32,9 @@ def read_rows(path: Path) -> list[Row]:
     }  # fmt: skip
     if path.suffix.lower() not in readers:
         raise TaskError(f"{path}: {path.suffix!r} is no known format (known: {', '.join(readers)}); convert the file.")
-    if not path.is_file():
-        raise TaskError(f"{path}: there is no such file; name it under `data` relative to task.yaml.")
     try:
+        if not path.is_file():
+            raise TaskError(f"{path}: there is no such file; name it under `data` relative to task.yaml.")
         return list(readers[path.suffix.lower()](path))
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}: no UTF-8 text at byte {error.start}; save the file as UTF-8.") from error

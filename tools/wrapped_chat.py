@@ -118,6 +118,10 @@ def to_fill_in(chat: Any, form: type[BaseModel]) -> Any | None:
         return chat.with_structured_output(form, include_raw=True)
     except NotImplementedError:
         return None
+    except TypeError as error:      # an older method; without the raw message, nobody knows what a call cost
+        if "include_raw" not in str(error):
+            raise
+        return None
 
 
 def _settings(chat: Any) -> dict[str, Any]:
