@@ -95,6 +95,17 @@ def test_rows_of_a_dropped_edit_give_lora_one_try_and_a_kept_edit_all_its_patien
     assert not progress("lora", after_a_keep).saturated
 
 
+def test_rows_of_dropped_edits_open_lora_once_until_something_is_kept():
+    dropped = edit(kept=False, gain=0.0, new_rows=7)
+    in_vain = [USELESS["lora"], USELESS["lora"], dropped, USELESS["lora"], dropped]
+    assert progress("lora", in_vain).saturated
+    assert not progress("lora", [*in_vain, USEFUL["textgrad"]]).saturated
+    assert not progress("lora", [*in_vain, USEFUL["textgrad"], *[USELESS["lora"]] * 2, dropped]).saturated
+    helped = [USELESS["lora"], USELESS["lora"], dropped, USEFUL["lora"], *[USELESS["lora"]] * 2]
+    assert progress("lora", helped).saturated
+    assert not progress("lora", [*helped, dropped]).saturated
+
+
 def test_a_failed_edit_moves_no_ground():
     history = [USELESS["lora"], USELESS["lora"], edit(kept=True, new_rows=3, failed=True)]
     assert progress("lora", history).saturated

@@ -18,7 +18,8 @@ A kind's value is that of its last burst (lora) or the mean over its last `windo
 when each of its last `patience` updates stayed under its threshold, and stays so until the ground moves: the other
 kind had an update kept, or (for lora) an edit brought verified rows to train on. Then its value goes half-way back to
 the 1.0 of a kind never tried. It has all its patience again after a kept update, but one try after the rows of a
-dropped edit: in the benchmark's records of commit 73abcb6 all 22 bursts that such rows had opened were dropped too.
+dropped edit, and none where such a try was in vain since the last update that was kept: in the benchmark's records of
+commit 73abcb6 all 22 bursts that such rows had opened were dropped too, and each costs two of other bursts.
 """
 
 import math
@@ -130,16 +131,19 @@ def progress(kind: Kind, history: Sequence[Update], settings: SignalSettings = D
     threshold, patience = settings.threshold(kind), settings.patience(kind)
     values: list[float] = []
     low, saturated, moved, largest_norm = 0, False, False, 0.0
+    lent, in_vain = False, False    # a try on the rows of a dropped edit: open, and had without success
     last: dict[str, float] = {}
     for update in history:
         if update.kind != kind:
-            if _moves_ground(update, kind):
+            in_vain = in_vain and not update.kept
+            if _moves_ground(update, kind) and not in_vain:
                 low, saturated, moved = 0 if update.kept else min(low, patience - 1), False, True
+                lent = not update.kept
             continue
         largest_norm = max([largest_norm, *(norm for norm in update.grad_norms if math.isfinite(norm))])
         value, last = _value(update, largest_norm, settings)
         values.append(value)
-        moved = False
+        lent, in_vain, moved = False, (in_vain or lent) and not update.kept, False
         low = low + 1 if value < threshold else 0
         saturated = low >= patience or (saturated and value < settings.reopen_factor * threshold)
     evidence = {**last, "tries": float(len(values)), "low_in_a_row": float(low), "ground_moved": float(moved)}
