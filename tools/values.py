@@ -24,6 +24,7 @@ IN_WORDS = {word: number for number, word in enumerate(_SMALL)} | {
     f"{tens}{'-' * bool(ones)}{_SMALL[ones] if ones else ''}": 10 * ten + ones
     for ten, tens in enumerate(_TENS, 2) for ones in range(10)}
 NUMBER_WORD = re.compile(rf"(?i)(?<![\w-])(?:{'|'.join(_TENS)})[- ](?:{'|'.join(_SMALL[1:10])})(?![\w-])|[A-Za-z]+")
+LONGEST_DIGITS = 30         # Python reads no number of thousands of digits
 PRONOUN = "one"     # "one of them": a number where it is the whole reply
 
 
@@ -66,8 +67,10 @@ def _shape(text: str) -> str:
 
 
 def number_of(text: str) -> int | None:
-    """The number that a text is, in digits or in words."""
-    return int(text) if text.isdecimal() else IN_WORDS.get(text.lower().replace(" ", "-"))
+    """The number that a text is, in digits or in words; None for one of more digits than answers have."""
+    if text.isdecimal():
+        return int(text) if len(text) <= LONGEST_DIGITS else None
+    return IN_WORDS.get(text.lower().replace(" ", "-"))
 
 
 def dates_of(text: str) -> set[date]:
