@@ -116,6 +116,8 @@ def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance
                                  losses, lab.task.train)
         more_rows, more_failures = measure(graded[len(validation):], lab.task.reward, good, "train",
                                            train=lab.task.train)
+        cut = {graded[i].example.id for i in replies.cut if len(validation) <= i < len(graded)}
+        more_failures = [replace(each, cut=each.id in cut) for each in more_failures]
         more_rows += anchor_rows(every[len(graded):])
         cost = EvaluationCost(replies.tokens, replies.cached, replies.forward_tokens + scored_tokens)
         write_evaluation(path, rows + more_rows, failures + more_failures, payer=lab.task_id, cost=cost,

@@ -70,8 +70,8 @@ def known_to_the_kept(state: AdaptationState, lab: Lab) -> list[RemadeRow]:
         return []
     path = lab.evaluations / f"{measured['key']}.jsonl"
     _, failures = read_evaluation(path)
-    mended = {each.id: each.attribution.repaired for each in failures
-              if each.split == "train" and each.attribution.verdict == "content" and each.attribution.repaired}
+    mended = {each.id: each.attribution.repaired for each in failures if each.split == "train" and not each.cut
+              and each.attribution.verdict == "content" and each.attribution.repaired}
     return known_rows(lab.task.reward, lab.prompts.get(state["kept"]["prompt"]), lab.task.train,
                       own={each.id: each.reply for each in read_passing(path)}, mended=mended,
                       adapter=state["kept"]["adapter"])

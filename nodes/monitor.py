@@ -29,7 +29,7 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
         if measured is None:
             return {}
         changes: Changes = {"start_measured": measured, "kept_measured": measured, "best_reward": measured["reward"]}
-        return {**changes, "signal": signal_of([], lab), "stop": why_stop(lab, measured, 0)}
+        return {**changes, "signal": signal_of([], lab), "stop": why_stop(lab, measured, 0, changed=False)}
     verdict = judge(state, lab)
     record = round_record(state, proposal, measured, verdict, lab)
     rounds = [*state["rounds"], record]
@@ -44,7 +44,8 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
             changes |= {"kept": proposal["candidate"], "kept_measured": measured}
         changes |= final_choice(state, rounds, lab)
     if kept_measured is not None:
-        changes["stop"] = why_stop(lab, kept_measured, state["round"] + 1)
+        changes["stop"] = why_stop(lab, kept_measured, state["round"] + 1,
+                                   changed=any(each["kept"] for each in rounds))
     return changes
 
 
@@ -142,15 +143,16 @@ def signal_of(rounds: list[RoundRecord], lab: Lab) -> dict[str, dict[str, float]
             for kind, each in states.items()}
 
 
-def why_stop(lab: Lab, kept: Measured, rounds_done: int) -> str:
-    """A reason to end the run that needs no classifier, or ""."""
+def why_stop(lab: Lab, kept: Measured, rounds_done: int, *, changed: bool) -> str:
+    """A reason to end the run that needs no classifier, or "". changed: something was kept since the start."""
     if kept["reward"] >= lab.settings.target:
         return f"target reached: validation reward {kept['reward']:.3f}, wanted {lab.settings.target:.3f}"
     if kept["failures"] == 0:
         return "nothing left to mend on validation"
-    if kept["failures"] < (needed := fewest_wins(lab.settings.keep.level)):
+    level = lab.settings.keep.level if changed else lab.settings.keep.from_start
+    if kept["failures"] < (needed := fewest_wins(level)):
         return (f"what is left, {kept['failures']} of validation's rows, is less than it can tell from chance "
-                f"({needed} rows at level {lab.settings.keep.level:g})")
+                f"({needed} rows at level {level:g})")
     if rounds_done >= lab.settings.max_rounds:
         return f"round limit of {lab.settings.max_rounds} reached"
     return ""

@@ -97,7 +97,7 @@ def test_a_model_that_needs_nothing_is_left_alone() -> None:
 
 def test_a_gain_too_small_for_the_validation_rows_is_said_to_be_so() -> None:
     diagnosis = found(lambda question: "- 100" if "amber" in question else f"- {code_in(question)}")
-    assert diagnosis.smallest_detectable == smallest_detectable_gain(10, step=0.5)
+    assert diagnosis.smallest_detectable == smallest_detectable_gain(10, level=0.05, step=0.5)
     assert diagnosis.advice == "no change"
     assert "10 validation rows show no gain below" in diagnosis.reason
 
@@ -108,7 +108,7 @@ def test_without_references_a_row_may_gain_what_it_misses() -> None:
                           fields={"reference": None})
     diagnosis = diagnose(free, ScriptedPolicy(code_in))  # type: ignore[arg-type]
     assert diagnosis.reward == 0.5
-    assert diagnosis.smallest_detectable == smallest_detectable_gain(10, step=0.5)
+    assert diagnosis.smallest_detectable == smallest_detectable_gain(10, level=0.05, step=0.5)
 
 
 def test_a_question_beyond_the_context_is_named() -> None:

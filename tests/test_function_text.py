@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nslora.graph.run import Run
 from nslora.tools.errors import RunError
+from nslora.tools.function_text import told
 from nslora.tools.rewards import build_reward
 from nslora.tools.task import Task, task_from_rows
 
@@ -116,6 +118,7 @@ def test_a_function_that_holds_itself_or_a_name_without_a_value_is_told() -> Non
 
 REWARDS = '''
 import functools, threading
+from nslora.tools.function_text import told
 from nslora.tools.rewards import build_reward
 
 class Client:
@@ -161,3 +164,26 @@ def test_a_run_does_not_go_on_under_another_reward(keepers: Task, tmp_path: Path
     Run.create(tmp_path / "run", task=task, model=str(tiny_folder()))
     with pytest.raises(RunError, match="Another task"):
         Run.open(tmp_path / "run", task=other)
+
+
+def test_a_reward_that_counts_its_calls_stays_the_same_one_in_its_process() -> None:
+    class Judge:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def judge(self, reply: str) -> float:
+            self.calls += 1
+            return 1.0
+
+    owner = Judge()
+    before = code(owner.judge)
+    owner.judge("x")
+    assert code(owner.judge) == before
+    assert code(Judge().judge) == before        # made anew, as in another process
+
+
+def test_arrays_that_differ_in_their_middle_are_told_apart() -> None:
+    one, other = np.zeros(5000), np.zeros(5000)
+    other[2500] = 1.0
+    assert told(one) != told(other)
+    assert told(one) == told(np.zeros(5000))

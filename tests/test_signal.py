@@ -101,6 +101,9 @@ def test_rows_of_dropped_edits_open_lora_once_until_something_is_kept():
     assert progress("lora", in_vain).saturated
     assert not progress("lora", [*in_vain, USEFUL["textgrad"]]).saturated
     assert not progress("lora", [*in_vain, USEFUL["textgrad"], *[USELESS["lora"]] * 2, dropped]).saturated
+    unasked = [USEFUL["textgrad"], dropped, USELESS["lora"], USELESS["lora"]]      # it was open before those rows came
+    assert progress("lora", unasked).saturated
+    assert not progress("lora", [*unasked, dropped]).saturated
     helped = [USELESS["lora"], USELESS["lora"], dropped, USEFUL["lora"], *[USELESS["lora"]] * 2]
     assert progress("lora", helped).saturated
     assert not progress("lora", [*helped, dropped]).saturated

@@ -67,7 +67,11 @@ def test_another_writing_is_form_and_another_value_content(
     ("twenty-one mills", "21", "twenty-one"), ("21 mills", "twenty-one", "21"),
     ("three, and the answer is 8", "3", None), ("one of them", "1", None), ("One", "1", "One"), ("3.5", "three", None),
     ("9" * 5000, "3", None), ("It is 3.", "three", "3."), ("", "3", None), ("Ann, 5", '{"a": "Ann", "b": 5}', "Ann, 5"),
-    ("Ann", '{"a": "Ann", "b": null}', None), ("Ann", "{not json}", None)])
+    *[(reply, core, None) for reply, core in (
+        ("two hundred", "2"), ("one hundred and five", "5"), ("three million", "3"), ("the twenty-first century", "20"),
+        ("two thirds", "2"), ("minus five", "5"), ("3 million people", "three"), ("-3", "three"))],
+    ('{"b": 1, "a": 2}', '{"a": 1, "b": 2}', None), ('{"x": 1, "y": 2}', '{"a": 1, "b": 2}', '{"x": 1, "y": 2}'),
+    ("[2, 1]", "[1, 2]", None), ("Ann", '{"a": "Ann", "b": null}', None), ("Ann", "{not json}", None)])
 def test_a_value_is_found_where_it_is_stated_and_no_other_beside_it(reply: str, core: str, stated: str | None) -> None:
     found = find_value(reply, core)
     assert (None if found is None else reply[found.start:found.end]) == stated

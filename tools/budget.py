@@ -164,9 +164,9 @@ def row_tokens(task: Task) -> float:
 
 
 def detectable(task: Task, settings: RunSettings) -> float:
-    """Smallest mean gain that the test of keep or drop can see, where a row that is won gains a whole check."""
+    """Smallest mean gain over the start that can be a run's result, where a row that is won gains a whole check."""
     step = 1.0 if task.reward.combine == "all" or len(task.reward.checks) == 1 else 0.5
-    return smallest_detectable_gain(len(task.validation), level=settings.keep.level, step=step)
+    return smallest_detectable_gain(len(task.validation), level=settings.keep.from_start, step=step)
 
 
 def warnings_of(task: Task, settings: RunSettings, burst_tokens: int) -> list[str]:

@@ -97,7 +97,7 @@ def diagnose(
     train_rows, train_failures = measure(graded[len(task.validation):], task.reward, good, "train", train=task.train)
     answers = [each.attribution for each in failures]
     bounds = _bounds(task, rows, answers)
-    detectable = smallest_detectable_gain(len(rows), level=settings.keep.level, step=_step(rows, answers))
+    detectable = smallest_detectable_gain(len(rows), level=settings.keep.from_start, step=_step(rows, answers))
     advice, reason = _advice(task, settings, rows, demand(answers), bounds, detectable)
     known = [loss for loss in losses if loss is not None]
     return Diagnosis(
@@ -108,7 +108,7 @@ def diagnose(
         checks=check_means([row.checks for row in rows]),
         train_reward=mean([row.value for row in train_rows]), loss_nats=mean(known) if known else None,
         demand=demand(answers), train_demand=demand([each.attribution for each in train_failures]),
-        examples=_examples(failures), bounds=bounds, level=settings.keep.level, smallest_detectable=detectable,
+        examples=_examples(failures), bounds=bounds, level=settings.keep.from_start, smallest_detectable=detectable,
         costs=_costs(task, policy, settings, speed, reply_tokens), reward_calls=task.reward.calls - calls,
         advice=advice, reason=reason)
 

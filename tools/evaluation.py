@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failing reply in full, with the classifier's answer."""
+    """A failing reply in full, with the classifier's answer. cut: the length limit ended it."""
 
     id: str
     split: str
@@ -61,6 +61,7 @@ class Failure:
     reply: str
     feedback: str
     attribution: Attribution
+    cut: bool = False
 
 
 def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Sequence[str], *, adapter: str | None,

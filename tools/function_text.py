@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import datetime
 import functools
+import hashlib
 import inspect
 import numbers
 import textwrap
@@ -23,6 +24,21 @@ PLAIN = (str, bytes, numbers.Number, type(None), datetime.date, datetime.time, d
 BARE_REPR: Any = object.__repr__
 Seen = frozenset[int]       # ids of what is being told further out: a function may hold itself
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+
+_KNOWN: dict[tuple[int, str, bool], tuple[Any, str]] = {}
+
+
+def first_text_of(function: Callable[..., Any], *, whole: bool = False) -> str:
+    """What `text_of` said when this very function, or this object's method, was first asked about in this process.
+
+    A reward that counts its calls or remembers its answers would become another one by being used.
+    """
+    held = getattr(function, "__self__", function)      # a bound method is made anew each time it is named
+    key = (id(held), getattr(function, "__name__", ""), whole)
+    if key not in _KNOWN:
+        _KNOWN[key] = (held, text_of(function, whole=whole))        # which keeps it, and its id its own
+    return _KNOWN[key][1]
 
 
 def text_of(function: Callable[..., Any], *, whole: bool = False, seen: Seen = frozenset()) -> str:
@@ -66,6 +82,8 @@ def told(value: Any, seen: Seen = frozenset()) -> str:
     if dataclasses.is_dataclass(value):
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.repr}
         return f"{type(value).__qualname__}({', '.join(f'{k}={told(v, inner)}' for k, v in fields.items())})"
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):      # an array, whose repr leaves out its middle
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if type(value).__repr__ is not BARE_REPR:
         with suppress(Exception):       # that of a user's class may need what is not there yet
             return as_text(repr(value))
@@ -104,7 +122,7 @@ def _left_open(function: Any, source: str, seen: Seen) -> Iterator[str]:
         yield from _left_open_by_definition(function, source, seen)
     elif inspect.isroutine(function):
         yield as_text(repr(function))
-    elif held := object.__getstate__(function):
+    elif held := function.__getstate__():      # by which a class can leave out a clock or a client
         yield told(held, seen)
 
 

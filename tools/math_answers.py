@@ -35,8 +35,8 @@ def is_number(text: str) -> bool:
 def same_expression(expected: str, reply: str, tolerance: float) -> bool:
     """Whether two texts hold the same number (within the absolute tolerance) or the same expression.
 
-    Where a number is expected, one that is left to be worked out ("12 * 17" for 204) is not the same: it may be no more
-    than the question again. Fractions, percentages, powers of ten and roots that stay roots are results.
+    Where a number is expected, a sum, a product or a power that is left to be worked out ("12 * 17" for 204) is not the
+    same: it may be no more than the question again. Fractions, percentages and roots that stay roots are results.
 
     Raises RewardError where math-verify's process cannot be started.
     """
@@ -139,7 +139,7 @@ def _same(expected: str, reply: str, tolerance: float) -> bool:
 
 
 def _worked_out(expression: Any) -> bool:
-    """Whether a sympy expression is a result, and not a sum, product, quotient or power still to be worked out."""
+    """Whether a sympy expression is a result, and not a sum, a product or a power still to be worked out."""
     from sympy import Add, Mul, Pow
 
     if isinstance(expression, Add):
@@ -150,7 +150,7 @@ def _worked_out(expression: Any) -> bool:
         powers = [each for each in expression.args if isinstance(each, Pow)]
         quotients = [each for each in powers if each.exp == -1]
         factors = [each for each in expression.args if each.is_Number and abs(each) != 1]
-        if len(factors) > 1 or len(quotients) > 1 or (quotients and expression.doit().is_Integer):
+        if len(factors) > 1 or len(quotients) > 1:
             return False
         return all(_worked_out(each) for each in expression.args if each not in quotients)
     return True

@@ -24,9 +24,9 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d
 # "**18**" and "_18_" are 18 in bold and in italics; "9*2*3" and "a_b_c" are neither.
 _EMPHASIS = re.compile(r"(?<![\w*_\\])(\*{1,3}|_{1,3})(?=\S)(.{1,400}?)(?<=\S)\1(?![\w*])")
 _PARTED = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")       # thousands, by spaces that stay with them
-_ANSWER = re.compile(r"(?i)(?:####|\banswer(?:\s+is|\s*:|\s*=)+)\s*((?:[-+$€£\\]|\.?\d)[^\n(\[]*?)"
-                     r"(?=[.;]\s|[\n(\[]|\Z)")
+_ANSWER = re.compile(r"(?i)(?:####|\banswer(?:\s+is|\s*:|\s*=)+)\s*((?:[-+$€£\\]|\.?\d).*?)(?=[.;]\s|\s[(\[]|\n|\Z)")
 _ENOUGH = decimal.Context(prec=1000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])   # digits to subtract in
+ROUNDING = Decimal("1e-12")     # of a float that was printed, as a share of it
 _ARITHMETIC = re.compile(r"[\\/^*=%×÷]|\bsqrt\b|\bpi\b")
 # Powers of powers, large exponents and factorials of large numbers: `9^9^9^9` would keep sympy busy until it is killed.
 _TOWER = re.compile(r"(?:\^|\*\*)[\s{(]*[-\d.]+[\s})]*(?:\^|\*\*)|(?:\^|\*\*)[\s{(]*-?\d{4,}|\d{4,}\s*!|!\s*!")
@@ -50,8 +50,8 @@ class Numeric(FieldCheck):
         if missing:
             return missing
         for text in self.texts(example):
-            part = answer_part(text)
-            if plain_number(part) is None and (_TOWER.search(part) or not is_number(part)):
+            plain = plain_text(text)
+            if answer_of(plain) is None and (_TOWER.search(plain) or not is_number(plain)):
                 return f"the check {self.name!r} needs a number in the field {self.field!r}, but it holds {text[:80]!r}"
         return None
 
@@ -65,18 +65,25 @@ def plain_number(text: str) -> Decimal | None:
         return Decimal(found[0].replace(",", ""))
 
 
-def answer_part(text: str) -> str:
-    """The part of a text that its number is read from, as plain characters."""
-    text = _PARTED.sub("", _EMPHASIS.sub(r"\2", text.translate(MINUS)))
+def plain_text(text: str) -> str:
+    """The text without emphasis, and with numbers as a keyboard writes them."""
+    return _PARTED.sub("", _EMPHASIS.sub(r"\2", text.translate(MINUS)))
+
+
+def answer_of(text: str) -> Decimal | None:
+    """The plain number that a text marks as its answer, or that is its only one; None for any other text."""
     marked = _ANSWER.findall(text)
-    return str(marked[-1]) if marked else text
+    number = plain_number(marked[-1]) if marked else None
+    return plain_number(text) if number is None else number
 
 
 def same_number(expected: str, reply: str, tolerance: float) -> bool:
-    """Whether two texts give the same number within the absolute tolerance."""
-    expected, reply = answer_part(expected), answer_part(reply)
-    left, right = plain_number(expected), plain_number(reply)
+    """Whether two texts give the same number within the absolute tolerance; a float may differ in its last digits."""
+    expected, reply = plain_text(expected), plain_text(reply)
+    left, right = answer_of(expected), answer_of(reply)
     if left is not None and right is not None:
         with decimal.localcontext(_ENOUGH):
-            return bool(abs(left - right) <= Decimal(repr(tolerance)))
+            whole = left == left.to_integral_value() and right == right.to_integral_value()
+            rounding = 0 if whole else ROUNDING * max(abs(left), abs(right))
+            return bool(abs(left - right) <= Decimal(repr(tolerance)) + rounding)
     return not _TOWER.search(expected) and not _TOWER.search(reply) and same_expression(expected, reply, tolerance)

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from nslora.tools.checks import Check, Verdict
 from nslora.tools.errors import NsloraError, RewardError
-from nslora.tools.function_text import text_of
+from nslora.tools.function_text import first_text_of
 
 if TYPE_CHECKING:
     from nslora.tools.task import Example
@@ -39,7 +39,7 @@ class FunctionCheck(Check):
     def spec(self) -> dict[str, Any]:
         """With the function's text, so that scores of an older version are not taken for its own."""
         plain = self.model_dump(exclude_defaults=True, exclude={"function"})
-        return {**plain, "code": hashlib.sha256(text_of(self.function, whole=self.named).encode()).hexdigest()}
+        return {**plain, "code": hashlib.sha256(first_text_of(self.function, whole=self.named).encode()).hexdigest()}
 
     def grade(self, example: Example, reply: str) -> Verdict:
         where = f"The reward function {self.check!r}, on row {example.id!r} with the reply {reply[:80]!r},"

@@ -137,8 +137,8 @@ def progress(kind: Kind, history: Sequence[Update], settings: SignalSettings = D
         if update.kind != kind:
             in_vain = in_vain and not update.kept
             if _moves_ground(update, kind) and not in_vain:
+                lent = not update.kept and (lent or saturated)
                 low, saturated, moved = 0 if update.kept else min(low, patience - 1), False, True
-                lent = not update.kept
             continue
         largest_norm = max([largest_norm, *(norm for norm in update.grad_norms if math.isfinite(norm))])
         value, last = _value(update, largest_norm, settings)

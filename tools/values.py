@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from datetime import date, datetime
 from typing import Any
 
@@ -23,7 +24,11 @@ _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 IN_WORDS = {word: number for number, word in enumerate(_SMALL)} | {
     f"{tens}{'-' * bool(ones)}{_SMALL[ones] if ones else ''}": 10 * ten + ones
     for ten, tens in enumerate(_TENS, 2) for ones in range(10)}
-NUMBER_WORD = re.compile(rf"(?i)(?<![\w-])(?:{'|'.join(_TENS)})[- ](?:{'|'.join(_SMALL[1:10])})(?![\w-])|[A-Za-z]+")
+NUMBER_WORD = re.compile(rf"(?i)(?<![\w-])(?:(?:{'|'.join(_TENS)})[- ](?:{'|'.join(_SMALL[1:10])})|[A-Za-z]+)(?![\w-])")
+# Beside these a number is part of another one: "two hundred", "one hundred and five", "minus five", "two thirds".
+_SCALES = "hundreds?|thousands?|millions?|billions?|dozens?|scores?"
+BEFORE = re.compile(rf"(?i)(?:\b(?:minus|negative|point|{_SCALES})(?:[\s-]+and)?|[-\u2212])[\s-]*\Z")
+BEHIND = re.compile(rf"(?i)[\s-]*(?:{_SCALES}|point|hal(?:f|ves)|thirds?|quarters?|fifths?|sixths?|eighths?|tenths?)\b")
 LONGEST_DIGITS = 30         # Python reads no number of thousands of digits
 PRONOUN = "one"     # "one of them": a number where it is the whole reply
 
@@ -45,11 +50,27 @@ def find_value(reply: str, core: str) -> Span | None:
         numbers = _numbers(reply)
         return numbers[-1][1] if numbers and all(value == number for value, _ in numbers) else None
     leaves = leaves_of(core)
-    if leaves and all(states(reply, leaf) for leaf in leaves):
+    if leaves and all(states(reply, leaf) for leaf in leaves) and not _other_data(reply, core):
         text = reply.strip()
         start = reply.find(text)
         return Span(start, start + len(text))
     return None
+
+
+def _other_data(reply: str, core: str) -> bool:
+    """Whether the reply is JSON data itself, with these values in other places. Names may be written otherwise."""
+    if not leaves_of(reply.strip()):
+        return False
+    given, wanted = json.loads(reply), json.loads(core)
+    if isinstance(given, dict) and isinstance(wanted, dict):
+        given, wanted = ({str(name).casefold(): value for name, value in each.items()} for each in (given, wanted))
+        if given.keys() == wanted.keys():
+            return any(list(_texts(given[name])) != list(_texts(wanted[name])) for name in wanted)
+    return list(_texts(given)) != list(_texts(wanted))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    return map(str, _walked(value))
 
 
 def written_otherwise(text: str, core: str) -> bool:
@@ -93,7 +114,9 @@ def _numbers(reply: str) -> list[tuple[int | None, Span]]:
     alone = len(WORD.findall(reply)) == 1
     words = [each for each in NUMBER_WORD.finditer(reply) if number_of(each.group()) is not None
              and (alone or each.group().lower() != PRONOUN)]
-    return [(number_of(each.group().rstrip(".,")), Span(*each.span())) for each in [*words, *NUMBER.finditer(reply)]]
+    return [(None if BEFORE.search(reply[:each.start()]) or BEHIND.match(reply, each.end())
+             else number_of(each.group().rstrip(".,")), Span(*each.span()))
+            for each in [*words, *NUMBER.finditer(reply)]]
 
 
 def leaves_of(core: str) -> list[str]:
@@ -109,7 +132,7 @@ def leaves_of(core: str) -> list[str]:
         else []
 
 
-def _walked(value: Any) -> Any:
+def _walked(value: Any) -> Iterator[Any]:
     if isinstance(value, dict | list):
         for each in value.values() if isinstance(value, dict) else value:
             yield from _walked(each)
