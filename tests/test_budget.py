@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from nslora.graph.cli import app
 from nslora.graph.run import Run
 from nslora.nodes import evaluate as evaluate_node
+from nslora.nodes import spending
 from nslora.nodes import textgrad_edit as textgrad_node
 from nslora.nodes.spending import Steps, planned_tokens, screening_fits, within_budget
 from nslora.tools.adapters import AdapterStore
@@ -224,3 +225,19 @@ def test_candidates_are_screened_only_where_the_budget_holds_it(
     state: Any = {"rounds": [], "wall_s": 0.0, "start_measured": {"flop": 1e12}}
     rows = [Example("1", "Who?", "Ada", {})] * 2
     assert screening_fits([Prompt(), Prompt("Be brief.")], rows, state, lab, 10e12) is fits
+
+
+def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tuple(Example(f"{kind}-{i}", f"Question {i}?", kind, {}) for kind in ("one", "two") for i in range(20))
+    lab: Any = SimpleNamespace(
+        settings=SimpleNamespace(remade_per_row=1, max_tflop=20e-12, seed=0), flop_rates=SimpleNamespace(forward=1.0),
+        task=SimpleNamespace(train=rows, max_new_tokens=1), token_counts=lambda dialogues: [1] * len(dialogues))
+    monkeypatch.setattr(spending, "spent", lambda state: SimpleNamespace(tflop=0.0))
+    monkeypatch.setattr(spending, "evaluation_flop", lambda prompt, state, lab: 0.0)
+    monkeypatch.setattr(spending, "END_TOKENS", 0)
+    state: Any = {"round": 0, "kept": {"adapter": None}}
+    found = spending.affordable_remakes(Prompt(), state, lab, 0.0)
+    assert len(found) == 10
+    assert {row.reference for row in found} == {"one", "two"}
+    assert list(found) == [row for row in rows if row in found]      # in the file's order
+    assert found == spending.affordable_remakes(Prompt(), state, lab, 0.0)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def test_weights_keep_the_form_that_the_start_prompt_brings_where_references_lac
     assert report["rounds"][0]["kept"]
     assert report["test"]["result"]["all_checks"] == 1
     assert {row.origin for row in look(run.folder).round(1).training_rows} == {"remade"}
+
+
+def test_replies_that_the_length_limit_cut_are_not_taught(begin: Callable[..., Run], tmp_path: Path) -> None:
+    class Cut(FakePolicy):
+        def generate(self, dialogues: Sequence[Dialogue], **options: Any) -> Generated:
+            return replace(super().generate(dialogues, **options), cut=frozenset(range(len(dialogues))))
+
+    shown = Prompt(demonstrations=(Demonstration("Who keeps the gap", "<nobody>"),))
+    run = begin(task=make_task(prompt=shown), policy=Cut(tmp_path / "run" / "adapters"), strategy="lora", max_rounds=1)
+    run.adapt()
+    assert {row.origin for row in look(run.folder).round(1).training_rows} == {"reference"}
 
 
 def test_without_remade_data_plain_references_are_learnt(begin: Callable[..., Run]) -> None:

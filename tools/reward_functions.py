@@ -37,7 +37,10 @@ class FunctionCheck(Check):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """With the function's text, so that scores of an older version are not taken for its own."""
+        """With the function's text, so that scores of an older version are not taken for its own.
+
+        Of an object counts what it holds when it is first given; a clock or a client is left out by `__getstate__`.
+        """
         plain = self.model_dump(exclude_defaults=True, exclude={"function"})
         return {**plain, "code": hashlib.sha256(first_text_of(self.function, whole=self.named).encode()).hexdigest()}
 
