@@ -22,7 +22,7 @@ from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task, task_from_rows
 
 ROUNDS = 12
-PATIENT = {"lora_patience": 4, "textgrad_patience": 6}      # so that no saturation ends the run early
+PATIENT = {"lora_patience": 6, "textgrad_patience": 6}      # so that no saturation ends the run early
 WORDINGS = {"train": "code of {}?", "validation": "{} code?", "test": "give {}:"}
 TAUGHT = {"amber": "417", "birch": "582", "cedar": "239", "delta": "864", "ember": "795", "fjord": "341"}
 WANTED = {**TAUGHT, "cedar": "628", "delta": "153", "ember": "476", "fjord": "917"}
