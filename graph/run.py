@@ -199,8 +199,8 @@ class Run:
         moved_away = self._saver is None and self._place is None and not (self.folder / CHECKPOINTS_FILE).exists()
         with named_disk_problems(self.folder), sole_writer(self.folder) as stream, self.checkpointer() as saver:
             graph = build_graph(saver)
-            self._refuse_where_unasked(graph, answer, begins_anew=moved_away)
             try:
+                self._refuse_where_unasked(graph, answer, begins_anew=moved_away)
                 yield from self._streamed(graph, replace(self.context, stream=stream), modes, control, answer)
             except DamagedError as error:
                 raise DamagedError(f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "

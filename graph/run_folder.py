@@ -18,13 +18,14 @@ from nslora.tools.files import quoted, write_json
 from nslora.tools.lab import FORMAT, RUN_FILE, Lab, read_run_file
 from nslora.tools.local_policy import refuse_unknown_targets
 from nslora.tools.models import EMBEDDED_HUB_ID, EMBEDDED_NAME, Note, refuse_unreachable, resolve_model
+from nslora.tools.policy import Policy
 from nslora.tools.run_lock import HOLDER_FILE, LOCK_FILE, sole_writer
 from nslora.tools.settings import LoraSettings, RunSettings
 from nslora.tools.strategy import strategy_named
 from nslora.tools.task import Task
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
-POLICY = ("name", "fingerprint", "context_tokens", "generate", "reference_losses", "train", "count_tokens", "describe")
+POLICY = [name for name in (*Policy.__annotations__, *vars(Policy)) if not name.startswith("_")]
 FREE_SPACE_BYTES = 200e6        # adapters, checkpoints and replies of an ordinary run take less
 
 

@@ -16,6 +16,7 @@ from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.remake import RemadeRow, known_rows, read_rows, rows_by_source
 from nslora.tools.row_lengths import within_context
 from nslora.tools.settings import SEEDS
+from nslora.tools.task import Example
 
 
 def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -27,8 +28,9 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     prompt = lab.prompts.get(prompt_hash)
     tried = tries(state["rounds"], "lora")
     remade = rows_by_source(read_rows(lab.remade / f"{prompt_hash}.jsonl"))
-    if prompt_hash == state["kept"]["prompt"]:
-        remade = {**rows_by_source(known_to_the_kept(state, lab)), **remade}
+    without = [row for row in lab.task.train if row.id not in remade]
+    if without and prompt_hash == state["kept"]["prompt"]:
+        remade |= rows_by_source(known_to_the_kept(without, state, lab))
     material = material_of(state, lab)
     rows = training_rows(lab.task.train, material, prompt, remade, everything=waiting,
                          replay_share=lab.settings.lora.replay_share, seed=f"{lab.settings.seed}/{tried}")
@@ -62,9 +64,10 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     return changes
 
 
-def known_to_the_kept(state: AdaptationState, lab: Lab) -> list[RemadeRow]:
-    """Full-reward replies that the kept candidate's evaluation holds; none where remade data or reward calls are to be
-    spared."""
+def known_to_the_kept(examples: list[Example], state: AdaptationState, lab: Lab) -> list[RemadeRow]:
+    """Full-reward replies to these train rows that the kept candidate's evaluation holds; none where remade data or
+    reward calls are to be spared.
+    """
     measured = state["kept_measured"]
     if measured is None or not lab.settings.remade_per_row or lab.task.reward.costly:
         return []
@@ -72,7 +75,7 @@ def known_to_the_kept(state: AdaptationState, lab: Lab) -> list[RemadeRow]:
     _, failures = read_evaluation(path)
     mended = {each.id: each.attribution.repaired for each in failures if each.split == "train" and not each.cut
               and each.attribution.verdict == "content" and each.attribution.repaired}
-    return known_rows(lab.task.reward, lab.prompts.get(state["kept"]["prompt"]), lab.task.train,
+    return known_rows(lab.task.reward, lab.prompts.get(state["kept"]["prompt"]), examples,
                       own={each.id: each.reply for each in read_passing(path)}, mended=mended,
                       adapter=state["kept"]["adapter"])
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from nslora.tools.prompt import MINUS
 from nslora.tools.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _SPACELESS_RANGES = (r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u300
 _SPACELESS = re.compile(f"[{_SPACELESS_RANGES}]")
 _NUMERALS = "[〇零一二三四五六七八九十百千万萬亿億]"
 _IN_WORDS = rf"[^\W{_SPACELESS_RANGES}]"
-_TYPED = str.maketrans("‘’ʼ“”\u2010\u2011\u2212", "\'\'\'\"\"---")
+_TYPED = MINUS | str.maketrans("‘’ʼ“”", "\'\'\'\"\"")
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
 _SIGNED = re.compile(r"(?:^|[^\w)\]])-\Z")      # of a number; in "1910-1911", "B-25" and "(3)-4" it is none

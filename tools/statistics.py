@@ -50,7 +50,6 @@ class KeepSettings(BaseModel):
     )
     seed: int = 0
 
-
     @property
     def from_start(self) -> float:
         """Level that a gain over the start has to reach to be kept, and to be the result in the end."""
@@ -154,8 +153,7 @@ def p_values_of_several(gains: Sequence[Sequence[float]], *, samples: int = 10_0
     gains: (candidates, rows), new less start on the same rows. Of ten candidates that change nothing, one seems to by
     chance; so each is held against the best that flipped signs give any of them, the rows of all flipped together and
     the sums in units of their own spread (single-step max-T, Westfall and Young 1993). Candidates that are alike cost
-    little more than one. With one candidate this is `sign_flip_p_value`, beyond 16 rows but for
-    Monte Carlo noise.
+    little more than one. With one candidate this is `sign_flip_p_value`, beyond 16 rows but for Monte Carlo noise.
     """
     values = np.stack([_finite(row) for row in gains])
     values = np.where(np.abs(values) > TIE, values, 0.0)[:, np.any(np.abs(values) > TIE, axis=0)]
