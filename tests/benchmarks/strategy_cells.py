@@ -36,8 +36,8 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
 SINGLE_KINDS = ("lora", "textgrad")
 FIXED_ORDERS = (*SINGLE_KINDS, *(strategy for strategy in STRATEGIES if "->" in strategy))
 ROUTER = "neurosymbolic"
-# 'No change' is wanted in 19 of 20 runs of the router: ten seeds of each of the two tasks with nothing to gain.
-NOTHING = ("nothing-missing", "nothing-possible")
+# 'No change' is wanted in 19 of 20 runs of the router: it gets ten seeds of each task with nothing to gain.
+NOTHING = ("nothing-missing", "nothing-possible", "nothing-but-chance")
 ROUTER_SEEDS_OF_NOTHING = 10
 
 

@@ -5,6 +5,7 @@ it does is seen in the base's reward on the task `nothing-missing`.
 """
 
 import json
+import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ WORDINGS: Mapping[str, Sequence[str]] = {
     "test": ("Do you know what {} is?", "Please tell me what {} is."),
 }
 SPLITS = ("train", "validation", "test")
+CARDS = (60, 30, 60)        # in each split, as many as the handbook has questions
 STYLES = ("json", "label", "upper", "bullet")
 FACT = {"name": "fact", "check": "contains", "field": "key"}
 JSON_STYLE = {"name": "style", "check": "json_schema", "schema": {
@@ -72,6 +74,7 @@ def bench_tasks(data: Path | None) -> dict[str, BenchTask]:
                   written(styled_rows, [FACT, JSON_STYLE])),
         BenchTask("nothing-missing", "nothing: the base earns full reward", 60.0, 3, written(known_rows, [FACT])),
         BenchTask("nothing-possible", "nothing: no split teaches another", 60.0, 3, written(split_facts, [FACT])),
+        BenchTask("nothing-but-chance", "nothing: references are coin flips", 60.0, 3, written(coin_flips, [FACT])),
     ]
     if data is not None:
         tasks += public_tasks(data)
@@ -128,6 +131,23 @@ def split_facts() -> dict[str, list[dict[str, Any]]]:
     return {split: [{"id": row.id, "question": row.question, "reference": row.reference, "key": row.fields["key"]}
                     for row in everything if row.id.rpartition("-")[0] in subjects[i::len(SPLITS)]]
             for i, split in enumerate(SPLITS)}
+
+
+def coin_flips() -> dict[str, list[dict[str, Any]]]:
+    """Cards whose answers are drawn, half of them "yes" in every split, each card in one split.
+
+    The base says now one and now the other, and passes about half. Updates turn many rows over and help none: what
+    comes out ahead of the base in one split does so by luck.
+    """
+    draw = random.Random(0)
+    cards = draw.sample(range(100, 1000), sum(CARDS))
+    rows = {}
+    for split, size in zip(SPLITS, CARDS, strict=True):
+        answers = ["yes", "no"] * (size // 2)
+        draw.shuffle(answers)
+        rows[split] = [{"question": f"Is the answer to card {cards.pop()} yes or no? Answer yes or no.",
+                        "reference": answer, "key": answer} for answer in answers]
+    return rows
 
 
 def public_tasks(data: Path) -> list[BenchTask]:
