@@ -82,8 +82,9 @@ def situation_of(state: AdaptationState, lab: Lab, kept: Measured, need: Demand,
     updates = tuple(history(state["rounds"]))
     remade = state["remade"]
     return Situation(
-        round=state["round"], rounds_left=lab.settings.max_rounds - state["round"], failures=kept["failures"],
-        validation_reward=kept["reward"], target=lab.settings.target, demand=need if kept["failures"] else None,
+        task=lab.task.hash, round=state["round"], rounds_left=lab.settings.max_rounds - state["round"],
+        failures=kept["failures"], validation_reward=kept["reward"], target=lab.settings.target,
+        demand=need if kept["failures"] else None,
         progress=signals(state, lab, updates, material),
         cost_tokens=expected_cost(lab), remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
         seed=lab.settings.seed, history=updates)

@@ -128,8 +128,9 @@ def chosen_again(run: Run, number: int, decision: Decision) -> str:
         assert states[kind].value == evidence[f"{kind}_progress"]
         assert float(states[kind].saturated) == evidence[f"{kind}_saturated"]
     situation = Situation(
-        round=number, rounds_left=int(evidence["rounds_left"]), failures=int(evidence["failures"]),
-        validation_reward=float(evidence["validation_reward"]), target=settings.target, demand=need, progress=states,
+        task=run.lab.task.hash, round=number, rounds_left=int(evidence["rounds_left"]),
+        failures=int(evidence["failures"]), validation_reward=float(evidence["validation_reward"]),
+        target=settings.target, demand=need, progress=states,
         cost_tokens={kind: float(evidence[f"{kind}_cost_tokens"]) for kind in KINDS},
         remade_waiting=int(evidence["remade_waiting"]), seed=settings.seed, history=past)
     return strategy_named("neurosymbolic", settings=settings.routing).choose(situation).action

@@ -11,6 +11,7 @@ from strategy_cells import NOTHING, RECORDS, ROUTER, STRATEGIES, Cell, cells_of,
 from strategy_scores import (
     Scores,
     best_at,
+    could_fall,
     delivered,
     gain_over_budgets,
     left_alone,
@@ -26,6 +27,7 @@ from strategy_tables import (
     draw,
     figures,
     loss_table,
+    nothing_to_gain,
     readme_lines,
     summary_table,
     task_tables,
@@ -157,6 +159,15 @@ def test_reward_over_budgets_is_the_area_under_the_curve() -> None:
 def test_runs_with_nothing_to_gain_are_counted_by_whether_they_changed_anything() -> None:
     rows = [record(NOTHING[0], ROUTER, seed, "1111", changed=seed == 0) for seed in range(5)]
     assert left_alone([*rows, record("one", ROUTER, 0, "1111"), record(NOTHING[0], "lora", 0, "1111")]) == (4, 5)
+
+
+def test_luck_with_nothing_to_gain_is_told_and_only_changed_runs_could_fall() -> None:
+    lucky = record(NOTHING[0], ROUTER, 0, "1100", base="1010", curve=((1.0, 0.5), (3.0, 0.4), (9.0, 0.6)))
+    same = record(NOTHING[0], ROUTER, 1, "1010", base="1010", changed=False, curve=((1.0, 0.5),))
+    lines = nothing_to_gain([lucky, same, record("one", ROUTER, 0, "1111")])
+    assert f"| {NOTHING[0]} | 2 | 1.0 | +0.10 | 1 | 9 |" in lines
+    assert could_fall([lucky, same, record("one", ROUTER, 0, "1111")]) == 1
+    assert lines[-1].startswith("Of the router's 1 runs")
 
 
 def test_a_result_below_its_base_is_found_only_where_the_interval_says_so() -> None:

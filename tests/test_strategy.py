@@ -36,6 +36,7 @@ def wanting(p_content, failures=20):
 def situation(p_content=0.5, history=(), lora_tokens=100.0, textgrad_tokens=10.0, **changes):
     history = tuple(history)
     values = {
+        "task": "a task's hash",
         "round": len(history),
         "rounds_left": 8,
         "failures": 20,
@@ -154,10 +155,11 @@ def test_a_step_of_one_update_is_over_after_it_kept_or_dropped():
     assert ended.reason == "The order lora -> textgrad once is done: its last step was one update."
 
 
-def test_chance_repeats_itself_by_seed_and_round_and_never_picks_a_saturated_kind():
+def test_chance_repeats_itself_by_task_seed_and_round_and_never_picks_a_saturated_kind():
     picks = [choose("random", seed=seed).action for seed in range(40)]
     assert picks == [choose("random", seed=seed).action for seed in range(40)]
     assert set(picks) == set(KINDS)
+    assert {choose("random", task=f"task {number}").action for number in range(40)} == set(KINDS)
     assert all(choose("random", seed=s, history=[DROPPED["lora"]] * 2).action == "textgrad" for s in range(10))
 
 

@@ -211,8 +211,9 @@ def _advice(
                              f"{detectable:+.3f}: give more rows, or leave the model as it is.")
     tokens = update_tokens(len(task.train), settings.lora.epochs, task.max_new_tokens)
     situation = Situation(
-        round=0, rounds_left=max(1, settings.max_rounds), failures=need.failures, validation_reward=reward,
-        target=settings.target, demand=need, progress={kind: progress(kind, []) for kind in KINDS}, cost_tokens=tokens,
+        task=task.hash, round=0, rounds_left=max(1, settings.max_rounds), failures=need.failures,
+        validation_reward=reward, target=settings.target, demand=need,
+        progress={kind: progress(kind, []) for kind in KINDS}, cost_tokens=tokens,
         remade_waiting=0, seed=settings.seed, history=())
     choice = strategy_named("neurosymbolic", settings=settings.routing).choose(situation)
     return "weights" if choice.action == "lora" else "prompt", choice.reason

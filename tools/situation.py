@@ -15,10 +15,12 @@ WORDS: Mapping[str, str] = {"lora": "weights", "textgrad": "prompt"}
 class Situation:
     """All that a choice may depend on.
 
-    demand is None where nothing failed. cost_tokens: expected tokens through the model per update of a kind, by
-    formula and not by the clock, so that a busy machine decides alike.
+    task: its hash, which with the seed and the round says what chance draws. demand is None where nothing failed.
+    cost_tokens: expected tokens through the model per update of a kind, by formula and not by the clock, so that a
+    busy machine decides alike.
     """
 
+    task: str
     round: int
     rounds_left: int
     failures: int

@@ -88,7 +88,10 @@ class SingleKind:
 
 @dataclass(frozen=True)
 class RandomChoice:
-    """Any kind that is not saturated, by seed and round."""
+    """Any kind that is not saturated, drawn by task, seed and round.
+
+    By the seed alone it would draw the same kinds on every task, and a mean over tasks would be of one draw.
+    """
 
     name: str = "random"
 
@@ -98,7 +101,7 @@ class RandomChoice:
         kinds = open_kinds(situation)
         if not kinds:
             return finish(why_nothing_goes(situation), situation)
-        kind = random.Random(f"{situation.seed}-{situation.round}").choice(kinds)
+        kind = random.Random(f"{situation.task}-{situation.seed}-{situation.round}").choice(kinds)
         return go(kind, f"Drawn by chance (seed {situation.seed}, round {situation.round})", situation)
 
 

@@ -110,7 +110,7 @@ def run_cell(cell: Cell, task: BenchTask) -> None:
     settings = {"strategy": cell.strategy, **STRATEGIES[cell.strategy]}
     run = Run.create(cell.folder, task=task.load(FOLDER / "tasks"), seed=cell.seed, max_rounds=task.rounds,
                      max_tflop=task.tflop, device={"threads": 1, "device": "cpu"}, **settings)
-    pool = FOLDER / "pool" / task.name / str(cell.seed)
+    pool = FOLDER / "pool" / commit() / task.name / str(cell.seed)     # other code may count, or train, otherwise
     pool.mkdir(parents=True, exist_ok=True)
     copy_records(pool, cell.folder, editor=False, bursts=True)
     report = run.adapt()

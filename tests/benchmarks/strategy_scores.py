@@ -5,7 +5,7 @@ with replacement, within the tasks that were run: they say nothing of other task
 too narrow. Where tasks are drawn too, it is said; that they are few and partly alike no interval mends.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +140,8 @@ def delivered(record: Record) -> Record:
 
     The recorded curve is the best validation reward of any candidate. In the end a run delivers the best of all that
     beat its start by more than chance. Before anything was kept, what was dropped did not; and a run that ended with
-    its start had nothing that did.
+    its start had nothing that did. What was kept counts from its round on, though it may take later rounds to show
+    that it beats the start, so a curve can be early by a round, for every strategy alike.
     """
     curve, kept = [list(record["curve"][0])], False
     for (spent, _), each in zip(record["curve"][1:], record["rounds"], strict=True):
@@ -231,15 +232,15 @@ def best_at(scores: Scores, tasks: Sequence[str], budget: int) -> tuple[str, flo
     return best, reached(best)
 
 
-def left_alone(records: Iterable[Record]) -> tuple[int, int]:
+def left_alone(records: Iterable[Record], tasks: Collection[str] = NOTHING) -> tuple[int, int]:
     """(runs of the router with 'no change', runs) in the tasks with nothing to gain."""
-    runs = [each for each in records if each["strategy"] == ROUTER and each["task"] in NOTHING]
+    runs = [each for each in records if each["strategy"] == ROUTER and each["task"] in tasks]
     return sum(not each["changed"] for each in runs), len(runs)
 
 
 def could_fall(records: Iterable[Record]) -> int:
-    """Runs of the router whose base passes a test question, so that their result could be below it."""
-    return sum(each["strategy"] == ROUTER and "1" in each["base"]["passed"] for each in records)
+    """Runs of the router that ended with a change, from a base that passes a test question: no other can be below."""
+    return sum(each["strategy"] == ROUTER and each["changed"] and "1" in each["base"]["passed"] for each in records)
 
 
 def made_worse(records: Iterable[Record], strategy: str = ROUTER) -> list[str]:

@@ -55,17 +55,13 @@ def publish_all(records: Sequence[Record]) -> bool:
 def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
     """What the README shows: the summary, the router on each task, the picture, and where the rest stands."""
     tasks = scores.compared()
-    alone, runs = left_alone(records)
     dates = sorted({each["date"] for each in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     planned = len(list(cells_of(bench_tasks(Path()))))      # with the public sets, wherever their files may lie
     seeds = {task: len(scores.seeds(task)) for task in tasks}
     return [
         *summary_table(scores, tasks), "", *comparisons(scores, tasks), "",
-        f"Nothing to gain: {alone} of {runs} runs of the router ended with no change, on "
-        + " and ".join(f"{spent:.0f} TFLOP ({task})" for task, spent in spent_on_nothing(records))
-        + f"; {len(made_worse(records))} of the {could_fall(records)} runs whose base passes anything ended "
-        "significantly below it.", "",
+        *nothing_to_gain(records), "",
         "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(router_line(scores, task, seeds[task]) for task in tasks), "",
@@ -136,10 +132,23 @@ def against(scores: Scores, other: str) -> str:
     return f"`{other}`: {gain:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def spent_on_nothing(records: Sequence[Record]) -> list[tuple[str, float]]:
-    """Mean TFLOP of the router's runs on each task with nothing to gain."""
-    return [(task, float(np.mean(spent))) for task in NOTHING if (spent := [
-        each["cost"]["tflop"] for each in records if (each["task"], each["strategy"]) == (task, ROUTER)])]
+def nothing_to_gain(records: Sequence[Record]) -> list[str]:
+    """What the router's runs did on each task with nothing to gain, and how often a result fell below its base.
+
+    Luck is the best gain on validation of any candidate: where there is none, nothing could be taken for better.
+    """
+    lines = ["| nothing to gain | runs | updates a run | luck on validation, largest | ended with no change | TFLOP |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for task in NOTHING:
+        runs = [each for each in records if (each["task"], each["strategy"]) == (task, ROUTER)]
+        if runs:
+            luck = max(max([step["reward"] or 0.0 for step in each["rounds"]], default=0.0) - each["curve"][0][1]
+                       for each in runs)
+            lines.append(f"| {task} | {len(runs)} | {np.mean([len(each['rounds']) for each in runs]):.1f} | "
+                         f"{max(0.0, luck):+.2f} | {left_alone(records, [task])[0]} | "
+                         f"{np.mean([each['cost']['tflop'] for each in runs]):.0f} |")
+    return [*lines, "", f"Of the router's {could_fall(records)} runs over all tasks that changed a base which passes "
+            f"anything, {len(made_worse(records))} ended significantly below it."]
 
 
 def compute(scores: Scores, strategy: str, tasks: Sequence[str]) -> float:
