@@ -1,5 +1,6 @@
 """Metering, recipes and tables of bench_peers, on a policy without a model and records made up here."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 from bench_peers import RECORDS, our_record, records_of
 from form import README, in_readme
 from peers_meter import BatchedChat, Batcher, Meter
-from peers_recipes import Bench, trl_sft, trl_sft_to_the_cap
+from peers_recipes import Bench, trl_sft, trl_sft_best_rate, trl_sft_to_the_cap
 from peers_tables import figures, readme_lines, tables
 
 from nslora.tools.chat_server import serve_chat
@@ -164,6 +165,31 @@ def test_plain_sft_counts_the_trainers_own_tokens_and_fills_the_cap(
     bench.meter.cap_tflop, bench.meter.trained_tokens = 3.5 * one_epoch, 0
     assert trl_sft_to_the_cap(bench).settings["epochs"] == 3
     assert 2 * one_epoch < bench.meter.tflop <= bench.meter.cap_tflop
+
+
+def test_a_rate_is_chosen_on_validation_within_the_cap(
+        tiny_folder: Callable[..., Path], tiny_policy: Callable[..., LocalPolicy], tmp_path: Path) -> None:
+    bench = bench_of(policy := tiny_policy(), tmp_path)
+    bench.model = str(tiny_folder())
+    trl_sft(bench)
+    bench.meter.cap_tflop, bench.meter.trained_tokens = 9 * bench.meter.tflop, 0
+    asked: list[str | None] = []
+    generate = policy.generate
+
+    def noted(dialogues: Any, *, adapter: str | None, max_new_tokens: int) -> Any:
+        asked.append(adapter)
+        replies = generate(dialogues, adapter=adapter, max_new_tokens=max_new_tokens)
+        # Only what the second rate has trained answers validation rightly.
+        right = len(asked) == 2
+        return dataclasses.replace(replies, replies=("yes" if right else "no",) * len(dialogues))
+
+    policy.generate = noted  # type: ignore[method-assign]
+    found = trl_sft_best_rate(bench)
+    assert found.settings["validation_reward_by_rate"] == {"0.0002": 0.0, "0.001": 1.0, "0.004": 0.0}
+    assert found.settings["learning_rate"] == 0.001
+    assert asked[3] == asked[1] != asked[0]         # the test questions go to the best one alone
+    assert bench.meter.forward_tokens > 0
+    assert bench.meter.tflop <= bench.meter.cap_tflop
 
 
 def record(peer: str, passed: str, **more: Any) -> dict[str, Any]:

@@ -43,6 +43,7 @@ PEERS: Mapping[str, Callable[[Bench], Outcome]] = {
     "base": peers_recipes.base,
     "TRL LoRA SFT": peers_recipes.trl_sft,
     "TRL LoRA SFT, epochs to the cap": peers_recipes.trl_sft_to_the_cap,
+    "TRL LoRA SFT, rate by validation": peers_recipes.trl_sft_best_rate,
     "DSPy BootstrapFewShotWithRandomSearch": peers_dspy.random_search,
     "DSPy MIPROv2": peers_dspy.mipro,
     "TextGrad, rule editor": peers_recipes.textgrad_rules,

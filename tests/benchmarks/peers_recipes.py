@@ -3,6 +3,7 @@
 Each takes a Bench, spends at most its cap, and returns replies to the test questions with what it leaves to the user.
 """
 
+import dataclasses
 import random
 import re
 import shutil
@@ -18,7 +19,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 from peers_meter import BatchedChat, Batcher, Meter
 
-from nslora.tools.compute import FlopRates, rates_of
+from nslora.tools.compute import TERA, FlopRates, answered, rates_of, token_counts
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.models import resolve_model
 from nslora.tools.rule_editor import RuleEditor
@@ -81,17 +82,45 @@ def base(bench: Bench) -> Outcome:
     return Outcome(ask_test(bench, None), "the model as it was", {})
 
 
+RECIPE_RATE = 2e-4
+RATES = (RECIPE_RATE, 1e-3, 4e-3)
+
+
 def trl_sft(bench: Bench) -> Outcome:
     """LoRA as TRL's page on PEFT shows it: rank 32, alpha 16, learning rate 2e-4, 2 x 8 rows a step, one epoch."""
-    return sft(bench, 1)
+    return sft_outcome(bench, [sft(bench, 1, RECIPE_RATE)])
 
 
 def trl_sft_to_the_cap(bench: Bench) -> Outcome:
     """The same, with as many epochs as the compute allows."""
+    return sft_outcome(bench, [sft(bench, epochs_within(bench, bench.meter.cap_tflop), RECIPE_RATE)])
+
+
+def trl_sft_best_rate(bench: Bench) -> Outcome:
+    """The same at three learning rates, a third of the compute each; the best on validation, of equals the lowest."""
+    validation = bench.task.validation
+    longest = sum(bench.policy.count_tokens(bench.task.prompt.messages(row.question)) + bench.task.max_new_tokens
+                  for row in validation)
+    share = bench.meter.cap_tflop / len(RATES) - longest * bench.meter.rates.forward / TERA
+    epochs, trained = epochs_within(bench, share), []
+    for rate in RATES:
+        each = sft(bench, epochs, rate)
+        dialogues = [bench.task.prompt.messages(row.question) for row in validation]
+        replies = bench.policy.generate(dialogues, adapter=each.adapter,
+                                        max_new_tokens=bench.task.max_new_tokens).replies
+        for count in token_counts(bench.policy, None, list(map(answered, dialogues, replies))):
+            bench.meter.reply(count, edits=False)
+        rewards = [bench.task.reward(row, reply).value for row, reply in zip(validation, replies, strict=True)]
+        trained.append(dataclasses.replace(each, validation_reward=float(np.mean(rewards))))
+    return sft_outcome(bench, trained)
+
+
+def epochs_within(bench: Bench, tflop: float) -> int:
+    """Epochs that this much compute allows, one at least."""
     # As TRL counts them: with what the chat template writes behind the last turn.
     tokens = sum(len(bench.policy.tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False))
                  for row in sft_rows(bench))
-    return sft(bench, max(1, int(bench.meter.cap_tflop * 1e12 / (tokens * full_rates(bench).training))))
+    return max(1, int(tflop * TERA / (tokens * full_rates(bench).training)))
 
 
 def full_rates(bench: Bench) -> FlopRates:
@@ -105,8 +134,27 @@ def sft_rows(bench: Bench) -> list[dict[str, Any]]:
              "completion": [{"role": "assistant", "content": str(row.reference)}]} for row in bench.task.train]
 
 
-def sft(bench: Bench, epochs: int) -> Outcome:
-    """Train on the references of the train split with SFTTrainer, and answer with what was trained last."""
+@dataclass(frozen=True)
+class Trained:
+    """One training: its adapter in the policy's store, the adapter's bytes, and what a record keeps of it."""
+
+    adapter: str
+    size_bytes: int
+    settings: dict[str, Any]
+    validation_reward: float | None = None
+
+
+def sft_outcome(bench: Bench, trained: Sequence[Trained]) -> Outcome:
+    """Answer the test questions with the best on validation; with the only one there is, unseen."""
+    best = max(trained, key=lambda each: each.validation_reward or 0.0)
+    tried = {str(each.settings["learning_rate"]): round(each.validation_reward, 4) for each in trained
+             if each.validation_reward is not None}
+    return Outcome(ask_test(bench, None, best.adapter), f"a LoRA adapter ({best.size_bytes / 1e6:.1f} MB)",
+                   {**best.settings, **({"validation_reward_by_rate": tried} if tried else {})})
+
+
+def sft(bench: Bench, epochs: int, rate: float) -> Trained:
+    """Train on the references of the train split with SFTTrainer; what was trained last is what is left."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -114,10 +162,10 @@ def sft(bench: Bench, epochs: int) -> Outcome:
     from trl import SFTConfig, SFTTrainer
 
     folder = Path(tempfile.mkdtemp(prefix="peer-sft-"))
-    settings = {"rank": 32, "alpha": 16, "dropout": 0.05, "learning_rate": 2e-4, "epochs": epochs,
+    settings = {"rank": 32, "alpha": 16, "dropout": 0.05, "learning_rate": rate, "epochs": epochs,
                 "rows_a_step": 16, "rows": len(bench.task.train), "labels": "references"}
     config = SFTConfig(
-        output_dir=str(folder), learning_rate=settings["learning_rate"], num_train_epochs=epochs,
+        output_dir=str(folder), learning_rate=rate, num_train_epochs=epochs,
         per_device_train_batch_size=2, gradient_accumulation_steps=8, seed=bench.seed, report_to=[],
         save_strategy="no", logging_steps=1, disable_tqdm=True,
         # The defaults are for GPUs: on this CPU bf16 alone makes a step 19 times slower. Neither changes the recipe.
@@ -131,13 +179,13 @@ def sft(bench: Bench, epochs: int) -> Outcome:
     trainer.train()
     bench.meter.rates = full_rates(bench)
     log = [each for each in trainer.state.log_history if "loss" in each]
-    bench.meter.trained_tokens = int(log[-1]["num_tokens"])
+    bench.meter.trained_tokens += int(log[-1]["num_tokens"])
     trainer.save_model(str(folder / "adapter"))
     size = sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors"))
     adapter = bench.policy.adapters.add(folder / "adapter")
     shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(ask_test(bench, None, adapter), f"a LoRA adapter ({size / 1e6:.1f} MB)",
-                   {**settings, "steps": len(log), "first_loss": log[0]["loss"], "last_loss": log[-1]["loss"]})
+    return Trained(adapter, size, {**settings, "steps": len(log), "first_loss": log[0]["loss"],
+                                   "last_loss": log[-1]["loss"]})
 
 
 def textgrad_rules(bench: Bench) -> Outcome:
