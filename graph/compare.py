@@ -49,6 +49,8 @@ class Comparison:
 
 def compare(folders: Sequence[str | Path]) -> Comparison:
     """Compare finished runs. Raises RunError where one has no result, or they answered other test questions."""
+    if not folders:
+        raise RunError("There is nothing to compare: name at least one run.")
     views = [look(folder) for folder in folders]
     tests = [question_scores(view) for view in views]
     first = [asked(row) for row in tests[0]]

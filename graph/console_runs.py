@@ -12,6 +12,7 @@ from rich.text import Text
 
 from nslora.graph.compare import Comparison
 from nslora.graph.inspect import Round, RoundDetails, RunView
+from nslora.graph.plain_console import PICTURES
 from nslora.tools.budget import Plan
 from nslora.tools.files import quoted
 
@@ -166,5 +167,6 @@ def cost(each: Round) -> str:
 
 
 def short(text: str, characters: int = TEXT_CHARACTERS) -> str:
-    """Text of models and files, not endless."""
+    """Text of models and files, not endless, and without control sequences wherever it goes."""
+    text = text.translate(PICTURES)
     return text if len(text) <= characters else text[:characters] + "..."

@@ -46,8 +46,8 @@ def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "t
     """A new run in `folder` with the past of `source` before round `at`, which is decided again.
 
     at: from 1; 0 begins with the first evaluation. action: what round `at` does, whatever the strategy would choose.
-    editor: another one from there on. settings: other fields of RunSettings; {"lora": {"rank": 16}} changes that one
-    field of the group. The source is only read.
+    editor: another one from there on; an object is asked anew, a name only where it is another one. settings: other
+    fields of RunSettings; {"lora": {"rank": 16}} changes that one field of the group. The source is only read.
     Raises RunError where it never came to that round, SettingsError where there is no such action.
     """
     if action not in (None, *KINDS):
@@ -133,8 +133,10 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: Chat | None = 
         with whole_or_gone(folder):     # from here on it is this run's own
             lab.prompts.add(lab.task.prompt)
             copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
-            copy_records(source.folder, folder, editor=beginning.kind == "fork" and same_editor(old, settings),
-                         bursts=beginning.bursts)
+            # Two objects of one name may be asked at other servers, or at another temperature.
+            known = editor is None or editor is source.lab.editor_chat
+            copy_records(source.folder, folder, bursts=beginning.bursts,
+                         editor=beginning.kind == "fork" and known and same_editor(old, settings))
             new = Run(folder, register(lab))
             found = saver.get_tuple(at.config)
             if found is None:

@@ -1,7 +1,8 @@
 """A run: one folder, one thread of checkpoints, from first state to result."""
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from os import PathLike
@@ -55,13 +56,16 @@ from nslora.tools.lab import (
 )
 from nslora.tools.models import Note
 from nslora.tools.policy import Policy
+from nslora.tools.prompt import Prompt
 from nslora.tools.run_check import check_records
 from nslora.tools.run_lock import sole_writer
 from nslora.tools.task import Task
 from nslora.tools.wrapped_chat import Chat
 
 Saver = BaseCheckpointSaver[Any]
-Answer = dict[str, str]         # to a question of `approve`: {"answer": "accept"}, {"answer": "rewrite", "prompt": ...}
+# To a question of `approve`: {"answer": "accept"}, "reject", or {"answer": "rewrite", "prompt": the document, or a
+# Prompt}; to one that a chat model asks, what that expects.
+Answer = str | Mapping[str, Any]
 
 
 class Run:
@@ -240,7 +244,7 @@ class Run:
         if seen.interrupts:
             if answer is None:
                 return
-            start = Command(resume=answer)
+            start = Command(resume=plain(answer))
         for mode, part in graph.stream(start, config, context=context, stream_mode=list(modes),
                                        durability="sync", control=control):
             yield str(mode), part
@@ -256,17 +260,22 @@ class Run:
         """Go on from the last checkpoint to the end, and return the report. answer: as in `stream`."""
         for _ in self.stream(answer=answer):
             pass
-        if self.question() is not None:
-            raise RunError(f"The run {self.folder} waits for a person: look at question(), then "
-                           "resume({'answer': 'accept'}).")
+        if (asked := self.question()) is not None:
+            problem = asked.get("problem") if isinstance(asked, Mapping) else None
+            then = "resume({'answer': 'accept'})" if isinstance(asked, Mapping) and "answers" in asked else \
+                "resume(answer)"
+            raise RunError((f"{problem} " if problem else "") + f"The run {self.folder} waits for a person: look at "
+                           f"question(), then {then}.")
         return self.report()
 
-    def question(self) -> dict[str, Any] | None:
-        """What an `approve` node asks: {"kind", "round", "diff", "screening", ...}; None where nothing waits."""
+    def question(self) -> Any:
+        """What an `approve` node asks: {"kind", "round", "diff", "screening", ...}; None where nothing waits.
+
+        Of a chat model that asks a person, what it gave to `interrupt`.
+        """
         with self.checkpointer() as saver:
             interrupts = build_graph(saver).get_state(self.config).interrupts
-        value: dict[str, Any] | None = interrupts[0].value if interrupts else None
-        return value
+        return interrupts[0].value if interrupts else None
 
     def state(self) -> AdaptationState | None:
         """The newest state, None before the first checkpoint."""
@@ -281,3 +290,14 @@ class Run:
             raise RunError(f"The run {self.folder} has no result yet: let it finish (nslora resume "
                            f"{quoted(self.folder)}).")
         return report
+
+
+def plain(answer: Answer) -> Any:
+    """An answer as checkpoints keep it: a Prompt as its document. Raises RunError for what JSON cannot hold."""
+    if isinstance(answer, Mapping) and isinstance(prompt := answer.get("prompt"), Prompt):
+        answer = {**answer, "prompt": prompt.render()}
+    try:
+        json.dumps(answer, ensure_ascii=False).encode()     # half a surrogate pair would be kept as another character
+    except (TypeError, ValueError) as error:
+        raise RunError(f"The answer cannot be kept ({error}): give text, numbers, lists and dicts.") from error
+    return answer

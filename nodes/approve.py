@@ -88,7 +88,11 @@ def read_answer(answer: Any, lab: Lab) -> tuple[str, Prompt | None]:
                           "{'answer': 'rewrite', 'prompt': the whole document}.")
     if wanted != "rewrite":
         return wanted, None
-    prompt = parse(str(answer.get("prompt", "")))
+    document = answer.get("prompt", "")
+    if not isinstance(document, str):
+        raise PromptError(f"The prompt was a {type(document).__name__}: wanted the whole document as text "
+                          "(of a Prompt, its render()).")
+    prompt = parse(document)
     check(prompt, lab)
     return wanted, prompt
 

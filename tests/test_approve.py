@@ -213,3 +213,18 @@ def test_a_run_whose_checkpoints_are_lost_begins_again_as_it_is_told(begin: Begi
         for file in run.folder.glob("checkpoints.sqlite*"):
             file.unlink()
     assert len(run.adapt()["rounds"]) == 2
+
+
+def test_an_answer_that_cannot_be_used_is_told_and_a_prompt_may_be_given_as_one(begin: Begin) -> None:
+    run, _ = asked(begin)
+    with pytest.raises(RunError, match=r"The answer was {'answer': 'yes'}: wanted .* The run .* waits for a person"):
+        run.resume({"answer": "yes"})
+    with pytest.raises(RunError, match="The answer cannot be kept"):
+        run.resume({"answer": "rewrite", "prompt": lambda: "x"})
+    for prompt, problem in (("# System\n\nBe \ud83d\n\n# Question template\n\n{question}\n", "cannot be kept"),
+                            (7, "The prompt was a int"), (Prompt("Be \x1b[31mred."), "are no text")):
+        with pytest.raises(RunError, match=problem):
+            run.resume({"answer": "rewrite", "prompt": prompt})
+    mine = Prompt("Reply between < and >.")
+    (only,) = run.resume({"answer": "rewrite", "prompt": mine})["rounds"]
+    assert only["person"] == {"answer": "rewrite", "prompt": mine.hash}

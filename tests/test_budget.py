@@ -166,6 +166,15 @@ def test_with_a_single_check_a_row_is_won_whole(keepers: Task) -> None:
     assert plan.warnings[0].startswith("6 validation rows cannot tell a gain below 0.83 from noise")
 
 
+def test_rows_that_ask_the_same_are_told_before_they_count_as_several(keepers: Task) -> None:
+    rows = [{"question": row.question, "reference": row.reference} for row in keepers.train]
+    twice = {"validation": [{**rows[0], "question": "Who?"}, {**rows[0], "question": "who"}],
+             "test": [{**rows[0], "question": "Where?"}]}
+    warnings = plan_of(task_from_rows(train=rows, **twice, reward="exact_match"), settings()).warnings
+    assert any(each.startswith("The 2 rows of validation ask 1 different questions") for each in warnings)
+    assert not any("rows of test" in each for each in warnings)
+
+
 def test_what_a_budget_cannot_show_is_said_before_the_run(begin: Callable[..., Run]) -> None:
     said: list[str] = []
     begin(note=said.append)

@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from edits import NEW, OLD, StructuredChat, failure, texts
+from edits import NEW, OLD, StructuredChat, counted, failure, texts
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableLambda
 
-from nslora.tools.edit_forms import DocumentForm, SystemForm
+from nslora.tools.edit_forms import DocumentForm, SystemForm, reply_of
 from nslora.tools.editor import Caps, EditFailedError, Editor
 from nslora.tools.editor_calls import EditorCalls
 from nslora.tools.prompt import Prompt
@@ -58,3 +59,42 @@ def test_structured_output_can_be_turned_off() -> None:
     chat = StructuredChat(["critique", improved(NEW)])
     assert Editor(chat, structured="never").edit(OLD, [failure()]).prompts == (NEW,)
     assert chat.asked_for == []
+
+
+@pytest.mark.parametrize("filled", [
+    {"demonstrations": [{"q": "Who?"}]}, {"demonstrations": None}, {"system": 3}, ["Be brief."], None, "text"])
+def test_fields_that_are_not_the_forms_are_read_as_what_was_said(filled: Any) -> None:
+    assert reply_of(filled) is None
+
+    class Loose(StructuredChat):
+        """A method that checks nothing of what it parses."""
+
+        def with_structured_output(self, schema: Any, **_: Any) -> Any:
+            return RunnableLambda(lambda messages: {"raw": self.invoke(messages), "parsed": filled})
+
+    chat = Loose(["critique", "no document", counted(improved(NEW))])
+    edit = Editor(chat).edit(OLD, [failure()])
+    assert edit.prompts == (NEW,)
+    assert "no complete" in texts(chat.requests[-1])[3]     # told, and asked again
+    assert edit.usage.input_tokens > 100
+
+
+@pytest.mark.parametrize("error", [ValueError("tool choice is not supported"), ImportError("no such package"),
+                                   AttributeError("bind_tools"), KeyError("x")])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_model_that_cannot_fill_in_a_form_after_all_writes_tags(error: Exception, at_once: bool) -> None:
+    class Unable(StructuredChat):
+        def with_structured_output(self, schema: Any, **_: Any) -> Any:
+            def fail(messages: Any) -> Any:
+                raise error
+
+            if at_once:
+                raise error
+            return RunnableLambda(fail)
+
+    chat = Unable(["critique", improved(NEW)])
+    assert Editor(chat).edit(OLD, [failure()]).prompts == (NEW,)
+    assert len(chat.requests) == 2
+    if not at_once:
+        with pytest.raises(EditFailedError, match=type(error).__name__):
+            Editor(Unable(["critique", improved(NEW)]), structured="always").edit(OLD, [failure()])

@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 from fakes import ObedientPolicy
 from hostile_replies import UNUSABLE
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.types import interrupt
 
+from nslora.graph.replay import replay
 from nslora.graph.run import Run
 from nslora.tools.chat_server import serve_chat
+from nslora.tools.errors import RunError
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.scripted_chat import ScriptedChat, improved
 from nslora.tools.signal import KINDS
@@ -272,3 +277,36 @@ def test_no_key_is_written_anywhere_in_a_run(
     holding = [path for path in begun.folder.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
     assert holding == []
     assert canary not in "".join(capfd.readouterr())
+
+
+class AskingChat(BaseChatModel):
+    """A chat model that puts every request to a person."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "person"
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        said = interrupt({"asked": str(messages[-1].text)[-40:]})
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(said))])
+
+
+def test_each_answer_of_a_person_goes_to_the_question_that_it_was_given_for(tmp_path: Path, task: Task) -> None:
+    settings = {"strategy": "textgrad", "max_rounds": 1, "reuse_replies": False, "editing": {"failures": 2}}
+    begun = Run.create(tmp_path / "run", task=task, model=ObedientPolicy(), editor=AskingChat(), **settings)
+    answers = ["the first critique", "the second critique", "no document", improved(BULLETS)]
+    with pytest.raises(RunError, match=r"then resume\(answer\)"):
+        begun.adapt()
+    for answer in answers:
+        assert set(begun.question()) == {"asked"}
+        # Each answer comes in a process of its own.
+        begun = Run.open(begun.folder, task=task, model=ObedientPolicy(), editor=AskingChat())
+        if answer != answers[-1]:
+            with pytest.raises(RunError, match="waits for a person"):
+                begun.resume(answer)
+    (only,) = begun.resume(answers[-1])["rounds"]
+    assert only["candidate"]["prompt"] == BULLETS.hash
+    assert only["editor"]["calls"] == 4
+    recorded = [json.loads(line) for line in (begun.folder / "editor.jsonl").read_text().splitlines()]
+    assert [each["reply"] for each in recorded] == answers
+    assert replay(begun, tmp_path / "again").same

@@ -319,11 +319,30 @@ def test_a_fork_takes_replies_over_and_makes_failed_calls_again(begin: Callable[
     chat = ScriptedChat([TimeoutError("late"), "critique", answer], repeat=True)
     run = begin(editor=chat, strategy="textgrad", max_rounds=1)
     run.adapt()
-    other = fork(run, tmp_path / "fork", at=1, editor=ScriptedChat(["critique", answer], repeat=True))
+    other = fork(run, tmp_path / "fork", at=1, editor=chat)
     assert all(not json.loads(line)["error"] for line in (other.folder / "editor.jsonl").read_text().splitlines())
     other.adapt()
     found = replay(other, tmp_path / "again")
     assert found.same, found.differences
+
+
+def test_a_fork_asks_a_chat_model_that_it_is_given_whatever_its_name(begin: Callable[..., Run], tmp_path: Path) -> None:
+    chat = ScriptedChat(["critique", improved(Prompt(system="Be short."))], repeat=True)
+    run = begin(editor=chat, strategy="textgrad", max_rounds=1)
+    run.adapt()
+    asked = len(chat.requests)
+    fork(run, tmp_path / "same", at=1, editor=chat).adapt()
+    assert len(chat.requests) == asked          # the very one that said it
+    new = ScriptedChat(["critique", improved(Prompt(system="Be long."))], repeat=True)
+    other = fork(run, tmp_path / "other", at=1, editor=new)
+    (only,) = other.adapt()["rounds"]
+    assert new.requests
+    assert only["candidate"]["prompt"] == Prompt(system="Be long.").hash
+
+
+def test_nothing_is_no_comparison() -> None:
+    with pytest.raises(RunError, match="name at least one run"):
+        compare([])
 
 
 def test_runs_of_other_questions_are_not_compared(finished: Run, tmp_path: Path) -> None:

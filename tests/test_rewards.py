@@ -374,6 +374,18 @@ def test_a_function_that_gives_no_number_from_0_to_1_stops_the_run_with_the_row(
     assert "a number from 0 to 1" in str(caught.value)
 
 
+def test_what_a_function_gives_beside_its_number_is_text():
+    async def late(question, reference, reply):
+        return 1.0
+
+    for function, problem in ((lambda reply: (1.0, 0.0), "returned 0.0 as feedback"),
+                              (lambda reply: Score(0.5, {}, "", 5), "the suggestion 5"),
+                              (late, "an async function is not awaited")):
+        with pytest.raises(RewardError, match=problem):
+            build_reward(function)(row(), "x")
+    assert str(build_reward(lambda reply: -0.0)(row(), "x").value) == "0.0"
+
+
 def test_a_score_with_a_check_out_of_range_is_refused():
     with pytest.raises(RewardError, match="train-1"):
         build_reward(lambda question, reference, reply: Score(1.0, {"a": 2.0}, ""))(row(), "x")

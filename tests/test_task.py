@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -233,6 +234,13 @@ def test_rows_from_python_make_a_task_with_a_function_as_its_reward():
         ({"train": ["a"]}, "train row 1: a mapping of columns is wanted, not str"),
         ({"train": []}, "The split 'train' has no rows"),
         ({"max_new_tokens": 0}, "at least 1"),
+        ({"max_new_tokens": 8.5}, "max_new_tokens is 8.5, but a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens is True, but a whole number"),
+        ({"train": {"question": "q"}}, "train: rows are wanted, each a mapping of columns, not dict"),
+        ({"train": 5}, "train: rows are wanted, each a mapping of columns, not int"),
+        ({"name": " "}, "name is ' ', but a text is needed"),
+        ({"prompt": 5}, "prompt is a int: give a Prompt"),
+        ({"prompt": "You are terse."}, "A system turn alone, in Python: Prompt(system=...)"),
         ({"fields": {"answer": "a"}}, "unknown field 'answer' (known: id, question, reference)"),
         ({"prompt": "# Question template\n\nno place"}, "the start prompt is refused"),
         ({"train": [{"question": "q", "reference": "r", "id": True}]}, "the id in the field 'id' is True"),
@@ -242,6 +250,12 @@ def test_wrong_rows_from_python_are_refused(change, part):
     with pytest.raises(NsloraError) as caught:
         rows_task(**change)
     assert part in str(caught.value)
+
+
+def test_rows_may_come_from_a_generator_and_ids_from_an_array():
+    rows = [{**row, "id": np.int64(number)} for number, row in enumerate(ROWS["train"])]
+    task = rows_task(train=(row for row in rows))
+    assert [row.id for row in task.train] == [str(number) for number in range(len(rows))]
 
 
 # What is refused

@@ -13,7 +13,7 @@ from nslora.tools.compute import TERA
 from nslora.tools.settings import RunSettings
 from nslora.tools.signal import Kind
 from nslora.tools.statistics import smallest_detectable_gain
-from nslora.tools.task import Task
+from nslora.tools.task import Task, same_question
 
 SAFETY = 1.25                   # on measured seconds: the same step takes longer on a busy machine
 CHARACTERS_PER_TOKEN = 3.5      # of English and JSON under today's tokenizers, for estimates before a model is loaded
@@ -176,6 +176,11 @@ def warnings_of(task: Task, settings: RunSettings, burst_tokens: int) -> list[st
     if smallest > WANTED_GAIN:
         found.append(f"{len(task.validation)} validation rows cannot tell a gain below {smallest:.2f} from noise "
                      f"(wanted: {WANTED_GAIN:g}): add validation rows, or expect smaller gains to be dropped.")
+    for split in ("validation", "test"):
+        rows = getattr(task, split)
+        if (different := len({same_question(row.question) for row in rows})) < len(rows):
+            found.append(f"The {len(rows)} rows of {split} ask {different} different questions: intervals and tests "
+                         "take each row for one of its own, and come out too sure. Keep one row of each question.")
     lengths = [len(row.reference) / CHARACTERS_PER_TOKEN for row in (*task.train, *task.validation) if row.reference]
     if long := sum(length > task.max_new_tokens for length in lengths):
         found.append(f"{long} of {len(lengths)} references of train and validation are longer than a reply may be, up "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from langchain_core.messages import AIMessage, UsageMetadata
 from pydantic import BaseModel, Field, ValidationError
@@ -75,6 +75,14 @@ class DocumentForm(BaseModel):
     demonstrations: list[PairForm] = Field(description="Earlier turns of the chat, in their order.")
 
 
+class _Filled(BaseModel):
+    """What any of the forms may hold."""
+
+    system: str | None = None
+    question_template: str | None = None
+    demonstrations: list[PairForm] = []
+
+
 FORMS: Mapping[Part, type[BaseModel]] = {
     "document": DocumentForm,
     "system": SystemForm,
@@ -91,10 +99,15 @@ def format_rules(part: Part) -> list[str]:
     return [_LAYOUT, *([_DEMONSTRATIONS] if part == "demonstrations" else []), _ESCAPE, only]
 
 
-def reply_of(filled: Mapping[str, Any]) -> str:
-    """Filled-in fields as the reply that an editor without structured output would have written."""
-    pairs = [Demonstration(_bare(pair["question"]), _bare(pair["reply"])) for pair in filled.get("demonstrations", ())]
-    system, template = filled.get("system"), filled.get("question_template")
+def reply_of(filled: object) -> str | None:
+    """Filled-in fields as the reply that an editor without structured output would have written; None where they are
+    not the form's."""
+    try:
+        fields = _Filled.model_validate(filled)
+    except ValidationError:
+        return None
+    pairs = [Demonstration(_bare(pair.question), _bare(pair.reply)) for pair in fields.demonstrations]
+    system, template = fields.system, fields.question_template
     return as_answer(
         write_document(
             None if system is None else _bare(system), None if template is None else _bare(template), tuple(pairs)

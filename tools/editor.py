@@ -19,7 +19,7 @@ from nslora.tools.editor_calls import Caps, EditFailedError, EditorCalls, Usage
 from nslora.tools.editor_log import EditorLog
 from nslora.tools.editor_view import CRITIQUE_CHARACTERS, MAX_FAILURES, REPLY_CHARACTERS, choose_failures, clip, shown
 from nslora.tools.errors import EditorError, PromptError, SettingsError
-from nslora.tools.prompt import Prompt
+from nslora.tools.prompt import Prompt, refuse_no_text
 from nslora.tools.rewards import Graded
 from nslora.tools.scrub import SECRET_MARK
 from nslora.tools.textual_gradients import CLOSE, OPEN, PromptGraph, answers, neutralise, restore
@@ -229,9 +229,8 @@ class _Attempt:
         block = next((b for b in reversed(blocks) if "# " in b), blocks[-1])
         if len(block) > max(DOCUMENT_CHARACTERS, GROWTH * len(self._old.render())):
             raise PromptError(f"The document is far too long ({len(block)} characters): keep it about as it was.")
-        if any("\ud800" <= character <= "\udfff" or character in "\x00\ufffd" for character in block):
-            raise PromptError("The document holds bytes that are no text: send valid UTF-8 only.")
         new = read_document(restore(block).strip(), self._old, self._part)
+        refuse_no_text(new)
         bare = Prompt(template=new.template.strip())
         if new == self._old:
             raise PromptError("The document is the same as before: change it so that the feedback is met.")

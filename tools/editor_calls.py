@@ -35,6 +35,8 @@ MOST_TOKENS = 1 << 40       # a server that says more counts something else, and
 FREE = ("rules", "policy")
 # Answers of servers that know the protocol but not this request: asked again without structured output.
 REFUSED_STATUS = (400, 404, 415, 422, 501)
+# What chat models raise that have no structured output after all; a network's own errors are none of these.
+UNABLE = (ValueError, TypeError, AttributeError, LookupError, ImportError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,9 @@ class EditorCalls:
         self._secrets = secrets_of([chat, self._chat])      # one that was chosen may be made only then
         models = [branch.model for branch in branches(self._chat)]
         has_it = all((model.profile or {}).get("structured_output") for model in models)
-        self._structured = structured == "always" or (structured == "auto" and has_it)
-        if structured == "always" and to_fill_in(self._chat, next(iter(FORMS.values()))) is None:
+        self._insisted = structured == "always"
+        self._structured = self._insisted or (structured == "auto" and has_it)
+        if self._insisted and to_fill_in(self._chat, next(iter(FORMS.values()))) is None:
             raise SettingsError(f"The editor {self.model} cannot fill in a form, or not with the arguments that are "
                                 "bound to it: set editing.structured to 'auto' or 'never'.")
         costs_money = any(model._llm_type not in FREE for model in models)
@@ -143,7 +146,9 @@ class EditorCalls:
         """
         request = request_sha256(messages)
         call = self._log.find(request, self.model) if self._log is not None else None
-        if call is None:
+        # LangGraph gives answers to interrupts by their order in the node, which is run again for each: a chat model
+        # that asked a person must ask again, or the next one would get this one's answer.
+        if call is None or (self._log is not None and self._log.asked_a_person(request)):
             form = form if self._structured else None
             self._reserve(messages, form)
             call = self._call(messages, request, purpose, form, warmer)
@@ -161,6 +166,8 @@ class EditorCalls:
         try:
             message, reply = self._invoke(messages, form, warmer)
         except GraphBubbleUp:       # an interrupt of a chat model that asks a person
+            if self._log is not None:
+                self._log.note_person(request)
             raise
         except Exception as error:  # providers raise their own types; whatever it was, this edit has failed
             seconds = time.monotonic() - started
@@ -182,21 +189,25 @@ class EditorCalls:
     def _told_of(self, error: Exception) -> str:
         if isinstance(error, EditorError):
             return str(error)
-        said = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS]
-        return f"The editor {self.model} failed with {type(error).__name__}: {said}"
+        try:
+            said = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS].strip()
+        except Exception:   # an exception that cannot tell itself is one of the provider's, too
+            said = ""
+        return f"The editor {self.model} failed with {type(error).__name__}: {said or '(no message)'}"
 
     def _invoke(
         self, messages: Sequence[BaseMessage], form: type[BaseModel] | None, warmer: float
     ) -> tuple[AIMessage, str]:
         capped = self.caps.tokens is not None or self.caps.cost is not None
         chat = adjusted(self._chat, warmer=warmer, reply_tokens=self.caps.reply_tokens if capped else None)
-        filling_in = to_fill_in(chat, form) if form is not None else None
-        if filling_in is not None:
+        if form is not None:
             try:
-                return self._filled_in(filling_in, messages)
+                if (filling_in := to_fill_in(chat, form)) is not None:
+                    return self._filled_in(filling_in, messages)
             except Exception as error:
-                # A server that goes by the name of a model which could fill in a form, and cannot.
-                if getattr(error, "status_code", None) not in REFUSED_STATUS:
+                # A model, or a server by the name of one, that says it could fill in a form, and cannot.
+                unable = isinstance(error, UNABLE) and not self._insisted
+                if getattr(error, "status_code", None) not in REFUSED_STATUS and not unable:
                     raise
                 self._structured = False
         return self._told(chat.invoke(list(messages)))
@@ -205,20 +216,20 @@ class EditorCalls:
         try:
             result = chat.invoke(list(messages))
         except Exception as error:
-            if (said := salvaged(error)) is None:
+            if (saved := salvaged(error)) is None:
                 raise
-            return self._told(said)
-        if not isinstance(result, dict):
+            return self._told(saved)
+        if not isinstance(result, dict) or "raw" not in result:
             raise EditFailedError(f"The editor {self.model} gave no raw message beside its structured output.")
-        message, parsed = result["raw"], result.get("parsed")
-        if parsed is None:
-            return self._told(message)
-        return message, reply_of(parsed.model_dump() if isinstance(parsed, BaseModel) else parsed)
+        message, said = self._told(result["raw"])
+        parsed = result.get("parsed")
+        reply = reply_of(parsed.model_dump() if isinstance(parsed, BaseModel) else parsed)
+        return message, said if reply is None else reply
 
     def _told(self, message: BaseMessage) -> tuple[AIMessage, str]:
         if not isinstance(message, AIMessage):
             found = type(message).__name__
-            raise EditFailedError(f"The editor {self.model} gave a {found} where a message was wanted.")
+            raise EditFailedError(f"The editor {self.model} gave a {found} where an AIMessage was wanted.")
         return message, _text(message)
 
     @property

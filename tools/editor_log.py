@@ -26,6 +26,7 @@ from pydantic import ConfigDict, Field
 from nslora.tools.errors import EditorError
 
 SHOWN_CHARACTERS = 200
+PERSONS_FILE = "asked-of-persons.txt"       # hashes of requests, beside the record
 # In the metadata of a reply whose counts are believed even where they are 0: of the rule editor, or of a record.
 TOKENS_ARE_EXACT = "tokens_are_exact"
 
@@ -74,6 +75,8 @@ class EditorLog:
         self._cut_off = False
         self._calls: dict[str, list[RecordedCall]] = {}
         self._in_order: list[RecordedCall] = []
+        self._persons = self.path.with_name(PERSONS_FILE)
+        self._for_persons = set(self._persons.read_text("utf-8").split()) if self._persons.is_file() else set[str]()
         for call in self._read():
             self._remember(call)
 
@@ -93,6 +96,17 @@ class EditorLog:
         """The first so many calls."""
         return self._in_order[:count]
 
+    def asked_a_person(self, request: str) -> bool:
+        """Whether the chat model put this request to a person, by an interrupt."""
+        return request in self._for_persons
+
+    def note_person(self, request: str) -> None:
+        """Remember that this request is put to a person, also in the process that brings the answer."""
+        if request not in self._for_persons:
+            self._for_persons.add(request)
+            with self._lock, self._persons.open("a", encoding="utf-8") as file:
+                file.write(f"{request}\n")
+
     def _remember(self, call: RecordedCall) -> None:
         self._calls.setdefault(call.request_sha256, []).append(call)
         self._in_order.append(call)
@@ -100,8 +114,12 @@ class EditorLog:
     def append(self, call: RecordedCall) -> None:
         """Write the call to the disk before anything is made of its reply.
 
-        Raises OSError where the disk is full or the folder is gone.
+        A person's answer comes again whenever its node is run again: it is written once. Raises OSError where the disk
+        is full or the folder is gone.
         """
+        if self.asked_a_person(call.request_sha256) and any(
+                (known.model, known.reply) == (call.model, call.reply) for known in self.calls(call.request_sha256)):
+            return
         line = (json.dumps(asdict(call)) + "\n").encode()
         with self._lock, self.path.open("a+b") as file:
             if self._cut_off:  # or the new line would continue the one that a crash cut off

@@ -52,6 +52,7 @@ TELLING = frozenset("+*/\\^=<>#&@%()[]{}\ue000")        # besides all that Unico
 _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNORECASE)
 # What a text file does not carry from one machine to the next: control characters, other line ends, surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+_NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ud800-\udfff]")
 _NOTHING = "\\~"  # an empty text, where a section left empty would be a mistake
 
 
@@ -174,12 +175,11 @@ def check_prompt(
     test; allowed_questions, those of train, may stand in a demonstration even where one of them holds a forbidden one.
     protected are texts that the user wants to stay in the document.
     """
+    refuse_no_text(prompt)
     for number, demonstration in enumerate(prompt.demonstrations, 1):
         if not demonstration.question.strip() or not demonstration.reply.strip():
             raise PromptError(f"Demonstration {number} is empty on one side: give it a question and a reply.")
-    everything = "\n".join(
-        [prompt.system, prompt.template, *(f"{d.question}\n{d.reply}" for d in prompt.demonstrations)]
-    )
+    everything = _everything(prompt)
     for text in protected:
         if text not in everything:
             raise PromptError(f"A protected text has vanished: {text[:80]!r} must stay in the prompt, word for word.")
@@ -191,6 +191,18 @@ def check_prompt(
                 f"The prompt is too long: {tokens} tokens with the longest question and {max_new_tokens} for the reply "
                 f"exceed the model's context of {context_tokens}; shorten the prompt or drop demonstrations."
             )
+
+
+def refuse_no_text(prompt: Prompt) -> None:
+    """Raise PromptError for control characters, halves of characters and marks of bytes that were lost."""
+    if found := _NO_TEXT.search(_everything(prompt)):
+        raise PromptError(f"The document holds bytes that are no text ({found[0]!a}): send valid UTF-8 only, without "
+                          "control characters.")
+
+
+def _everything(prompt: Prompt) -> str:
+    """All that the policy may be sent."""
+    return "\n".join([prompt.system, prompt.template, *(f"{d.question}\n{d.reply}" for d in prompt.demonstrations)])
 
 
 class _AsRead(dict[int, str]):

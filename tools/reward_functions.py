@@ -165,6 +165,9 @@ def _verdict(result: Any, where: str) -> Verdict:
         if parts and (value == 1) != (min(parts.values()) == 1):
             raise RewardError(f"{where} returned a Score of {value:g} with the checks {parts}: it must be 1 where all "
                               "checks are, and only there; give whatever else it counts a check of its own.")
+        if not isinstance(result.suggestion, str | None):
+            raise RewardError(f"{where} returned a Score with the suggestion {result.suggestion!r}: it must be a "
+                              "reply, as text, or None.")
         return Verdict(value, str(result.feedback or ""), parts or None, result.suggestion)
     feedback: Any = ""
     if isinstance(result, Mapping):
@@ -174,6 +177,8 @@ def _verdict(result: Any, where: str) -> Verdict:
         result, feedback = result["score"], result.get("feedback", "")
     elif isinstance(result, tuple | list) and len(result) == 2:
         result, feedback = result
+    if not isinstance(feedback, str | None):
+        raise RewardError(f"{where} returned {feedback!r} as feedback: beside the number, a text is wanted.")
     return Verdict(_number(result, where), str(feedback or ""))
 
 
@@ -184,5 +189,7 @@ def _number(value: Any, where: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not -_ROUNDING <= number <= 1 + _ROUNDING:
-        raise RewardError(f"{where} returned {value!r}: it must return a number from 0 to 1.")
-    return 1.0 if number >= 1 - _ROUNDING else max(number, 0.0)     # 0.7 + 0.2 + 0.1 is 0.9999999999999999
+        hint = "; an async function is not awaited" if inspect.isawaitable(value) else ""
+        raise RewardError(f"{where} returned {value!r}: it must return a number from 0 to 1{hint}.")
+    # 0.7 + 0.2 + 0.1 is 0.9999999999999999; of 0.0 and -0.0, max gives the first.
+    return 1.0 if number >= 1 - _ROUNDING else max(0.0, number)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ def load_task(
 
 def task_from_rows(
     *,
-    train: Sequence[Mapping[str, Any]],
-    validation: Sequence[Mapping[str, Any]],
-    test: Sequence[Mapping[str, Any]],
+    train: Iterable[Mapping[str, Any]],
+    validation: Iterable[Mapping[str, Any]],
+    test: Iterable[Mapping[str, Any]],
     reward: Sequence[Any] | Callable[..., Any] = ("exact_match",),
     name: str = "rows",
     combine: str = "mean",
@@ -110,8 +111,13 @@ def task_from_rows(
         mapping = Fields.model_validate(dict(fields or {}))
     except ValidationError as error:
         raise TaskError(f"task_from_rows: fields: {first_problem(error, Fields)}.") from error
-    if max_new_tokens < 1:
-        raise TaskError(f"task_from_rows: max_new_tokens is {max_new_tokens}, but at least 1 is needed.")
+    if type(max_new_tokens) is not int or max_new_tokens < 1:
+        raise TaskError(f"task_from_rows: max_new_tokens is {max_new_tokens!r}, but a whole number of at least 1 is "
+                        "needed.")
+    if not isinstance(name, str) or not name.strip():
+        raise TaskError(f"task_from_rows: name is {name!r}, but a text is needed.")
+    if not isinstance(prompt, Prompt | str | None):
+        raise TaskError(f"task_from_rows: prompt is a {type(prompt).__name__}: give a Prompt, its document or a file.")
     given = {"train": train, "validation": validation, "test": test}
     rows = {split: from_python(values, split) for split, values in given.items()}
     start = prompt if isinstance(prompt, Prompt) else _prompt(prompt, Path(), "task_from_rows")
@@ -236,6 +242,8 @@ def _id(row: Row, fields: Fields, split: str) -> str:
     value = row.columns.get(column)
     if value is None and fields.id is None:
         return f"{split}-{row.number}"
+    if not isinstance(value, bool) and isinstance(value, Integral):     # one of NumPy's, too
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise TaskError(f"{row.place}: the id in the field {column!r} is {value!r}: give each row a text or a number.")
     return str(value)
@@ -278,4 +286,5 @@ def _prompt(document: str | None, folder: Path, where: str) -> Prompt:
     try:
         return parse(document)
     except PromptError as error:
-        raise TaskError(f"{where}: the start prompt is refused: {error}") from error
+        raise TaskError(f"{where}: the start prompt is refused: {error} (A system turn alone, in Python: "
+                        "Prompt(system=...).)") from error

@@ -6,7 +6,7 @@ import csv
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,11 @@ def read_dataset(path: str, name: str | None, split: str, revision: str | None) 
     return [Row(number, f"{label}, row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-def from_python(rows: Sequence[Any], split: str) -> list[Row]:
+def from_python(rows: Iterable[Any], split: str) -> list[Row]:
     """Rows that were handed over in Python: mappings of columns."""
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+        raise TaskError(f"{split}: rows are wanted, each a mapping of columns, not {type(rows).__name__}.")
+    rows = list(rows)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             raise TaskError(f"{split} row {number}: a mapping of columns is wanted, not {type(row).__name__}.")
