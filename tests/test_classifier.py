@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from nslora.tools.attribution import demand
 from nslora.tools.classifier import classify, tolerance_of
 from nslora.tools.errors import RewardError, TaskError
 from nslora.tools.reward_functions import callable_check
-from nslora.tools.rewards import Graded, Reward
+from nslora.tools.rewards import Graded, Reward, build_reward
 from nslora.tools.task import Example, load_task
 
 YEARS = ["1911", "1864", "1738", "1802", "1777", "1690"]
@@ -108,3 +109,13 @@ def test_a_task_says_that_its_reward_is_costly_or_wavers(tmp_path: Path) -> None
     (tmp_path / "task.yaml").write_text(document.format(reward="{checks: [contains], noise: 0.9}"))
     with pytest.raises(TaskError, match=r"task.yaml:2: reward.noise"):
         load_task(tmp_path)
+
+
+@pytest.mark.parametrize("reply", ["A", "(A)", "Answer: A", "The answer is A.", "I think it is A."])
+def test_option_letters_that_are_words_elsewhere_are_answers(reply: str) -> None:
+    rows = [Example(f"t{letter}", f"Which one is it, {letter.lower()}?", letter, {}) for letter in "BCDI"]
+    reward = build_reward(["contains"])
+    failing = [Graded(row, reply, reward(row, reply)) for row in rows if not reward(row, reply).passed]
+    for graded, found in zip(failing, classify(failing, reward, train=rows), strict=True):
+        assert (found.verdict, found.single, found.form_deficit) == ("content", 1.0, 0.0)
+        assert found.repaired == re.sub(r"\bA\b", str(graded.example.reference), reply)

@@ -97,13 +97,19 @@ def _by_likeness(reply: str, core: str, question: str) -> list[Span]:
         for first in range(len(words) - size + 1):
             start, end = words[first].start(), words[first + size - 1].end()
             inside = [word.group().lower() for word in words[first : first + size]]
-            if FUNCTION_WORDS.issuperset(inside) or (numeric and not NUMBER.search(reply[start:end])):
+            empty = FUNCTION_WORDS.issuperset(inside) and not _option_letters(reply[start:end], core)
+            if empty or (numeric and not NUMBER.search(reply[start:end])):
                 continue
             place = (first + size) / len(words)
             bonus = 0.05 * place + (0.05 if size == core_words else 0.0)
             scored.append((_likeness(reply[start:end], core, asked) + bonus, start, end))
     scored.sort(key=lambda item: (-item[0], item[1]))
     return [Span(start, end) for _, start, end in scored]
+
+
+def _option_letters(text: str, core: str) -> bool:
+    """Whether both are capital letters alone, as answers to multiple choice: "A" and "I" are words only elsewhere."""
+    return all(len(each) == 1 and each.isupper() for each in (text, core.strip(" ().")))
 
 
 def _likeness(text: str, core: str, asked: set[str]) -> float:
