@@ -125,7 +125,8 @@ def _likeness(text: str, core: str, asked: set[str]) -> float:
     same_type = 0.5 if bool(NUMBER.search(text)) == bool(NUMBER.search(core)) else 0.0
     same_case = 0.2 if text[:1].isupper() == core.strip()[:1].isupper() else 0.0
     words = [word.lower() for word in WORD.findall(text)]
-    new = sum(word not in asked and word not in FUNCTION_WORDS for word in words) / max(1, len(words))
+    new = 1.0 if _option_letters(text, core) else \
+        sum(word not in asked and word not in FUNCTION_WORDS for word in words) / max(1, len(words))
     return alike + same_type + same_case + 0.5 * new
 
 
