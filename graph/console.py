@@ -14,10 +14,12 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from nslora.graph.routing import NODE_OF
+
 WORKING = {"evaluate": "evaluate: replies on validation and a sample of train", "classify": "classify",
            "lora_update": "lora_update: training", "textgrad_edit": "textgrad_edit: asking the editor",
-           "finish": "finish: the test split", "monitor": "monitor"}
-NEXT = {"evaluate": "monitor", "lora_update": "evaluate", "textgrad_edit": "evaluate"}
+           "approve": "approve: what a person is to be shown", "finish": "finish: the test split", "monitor": "monitor"}
+NEXT = {"evaluate": "monitor", "lora_update": "evaluate", "textgrad_edit": "evaluate", "approve": "evaluate"}
 
 
 def show_run(console: Console, events: Iterator[tuple[str, Any]]) -> None:
@@ -47,7 +49,7 @@ def next_node(node: str, changes: Mapping[str, Any]) -> str:
         return "finish"
     decision = changes.get("decision")
     if node == "classify" and decision:
-        return {"lora": "lora_update", "textgrad": "textgrad_edit"}.get(decision["action"], "finish")
+        return NODE_OF.get(decision["action"], "finish")
     return "classify"
 
 

@@ -81,7 +81,8 @@ class RoundDetails:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as its folder tells it. status: finished, running (a process is at work), stopped, or unreadable.
+    """A run as its folder tells it. status: finished, running (a process is at work), waiting (for a person),
+    stopped, or unreadable.
 
     rewards are on validation; None before the first evaluation of a round ended. problem: what cannot be read.
     """

@@ -71,7 +71,7 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
         edit = lab.editor.edit(kept, failures, past=past_edits(state, lab), validate=lambda prompt: check(prompt, lab),
                                candidates=lab.settings.editing.candidates)
     except EditFailedError as error:
-        return failed(state, lab, error)
+        return failed(lab, error)
     flop = editing_flop(edit.usage, lab)
     try:
         screening = screen(edit.prompts, state, lab, flop, progress("textgrad_edit", "screening replies", until))
@@ -104,7 +104,7 @@ def proposed(screened: Screened, failures: list[Graded], state: AdaptationState,
     return {"proposal": proposal, "wall_s": proposal["wall_s"], "editor_failures": 0}
 
 
-def failed(state: AdaptationState, lab: Lab, error: EditFailedError) -> Changes:
+def failed(lab: Lab, error: EditFailedError) -> Changes:
     """An edit that came to nothing: recorded, and the loop goes on. An editor given up counts as `patience` of them."""
     wall_s = lab.clock.seconds
     proposal = {**blank(asdict(error.usage), wall_s), "flop": editing_flop(error.usage, lab)}

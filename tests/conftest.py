@@ -97,5 +97,5 @@ def begin_tiny_run(folder: Path, task: Task, model: Path, **settings: Any) -> Ru
     values: dict[str, Any] = {
         "strategy": "textgrad -> lora", "max_rounds": 3, "keep": {"level": 0.45},
         "lora": {"epochs": 2, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4},
-        "routing": {"drops_without_signal": 1}, "device": DEVICE.model_dump(exclude_defaults=True)}
+        "device": DEVICE.model_dump(exclude_defaults=True)}
     return Run.create(folder, task=task, model=str(model), **{**values, **settings})

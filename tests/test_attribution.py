@@ -97,7 +97,7 @@ REPLIES = {
 
 def failures_of(reward, replies, rows=ROWS):
     made = [(row, text.format("in " + YEARS[row.id], year=YEARS[row.id]) if "{" in text and not is_json(text) else text)
-            for row, text in zip(rows, itertools.cycle(replies), strict=False)]  # fmt: skip
+            for row, text in zip(rows, itertools.cycle(replies), strict=False)]
     return [Reply(row, text, reward(row, text)) for row, text in made]
 
 

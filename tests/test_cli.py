@@ -90,12 +90,14 @@ def test_a_name_that_no_file_system_takes_is_refused(tmp_path: Path, monkeypatch
 def test_a_name_that_no_file_system_takes_is_one_sentence_for_every_command(tmp_path: Path) -> None:
     task = write_task(tmp_path / "task")
     (tmp_path / "r.jsonl").write_text('{"question": "a?", "reply": "A"}\n')
-    for arguments in (["runs", LONG], ["classify", task, "--replies", f"{LONG}.jsonl"], ["run", LONG],
-                      ["classify", task, "--replies", "r.jsonl", "--json", LONG], ["diagnose", task, "--model", LONG]):
+    for begin, arguments in (
+            ("error", ["runs", LONG]), ("error", ["classify", task, "--replies", f"{LONG}.jsonl"]),
+            ("error task: ", ["run", LONG]), ("error", ["classify", task, "--replies", "r.jsonl", "--json", LONG]),
+            ("error", ["diagnose", task, "--model", LONG])):
         done = subprocess.run([str(Path(sys.executable).with_name("nslora")), *arguments], cwd=tmp_path,
                               capture_output=True, text=True, check=False)
         assert done.returncode == 1
-        assert done.stderr.startswith("error ")
+        assert done.stderr.startswith(begin)
         assert done.stderr.count("\n") == 1
         assert "Traceback" not in done.stderr
 
@@ -125,14 +127,6 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     usage = type("usage", (), {"free": 1e6, "total": 1e9, "used": 9e8})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert "make room" in refused(tmp_path, monkeypatch, "handbook", "--folder", "new")
-
-
-def test_the_process_prints_one_sentence_and_exits_with_1(tmp_path: Path) -> None:
-    done = subprocess.run([str(Path(sys.executable).with_name("nslora")), "run", "nowhere"], cwd=tmp_path,
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("error task: ")
 
 
 def test_settings_errors_name_the_setting() -> None:

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from nslora.graph import cli
-from nslora.graph.console import show_node, show_result
-from nslora.graph.console_runs import show_question, show_round
+from nslora.graph.console import next_node, show_node, show_result
+from nslora.graph.console_runs import short, show_question, show_round
 from nslora.graph.inspect import look
 from nslora.graph.plain_console import PlainConsole
 from nslora.graph.run import Run
@@ -24,7 +24,18 @@ def text_of(shown: Console) -> str:
     return shown.file.getvalue()    # type: ignore[attr-defined, no-any-return]
 
 
+@pytest.mark.parametrize(("node", "changes", "upcoming"), [
+    ("classify", {"decision": {"action": "lora"}}, "lora_update"),
+    ("classify", {"decision": {"action": "textgrad"}}, "textgrad_edit"),
+    ("classify", {"decision": {"action": "finish"}}, "finish"), ("textgrad_edit", {}, "evaluate"),
+    ("approve", {}, "evaluate"), ("evaluate", {}, "monitor"), ("monitor", {}, "classify"),
+    ("monitor", {"stop": "enough"}, "finish")])
+def test_the_progress_line_names_the_node_that_works_next(node: str, changes: dict[str, Any], upcoming: str) -> None:
+    assert next_node(node, changes) == upcoming
+
+
 def test_control_sequences_are_shown_and_not_obeyed() -> None:
+    assert "\x1b" not in short("a critique in \x1b[31mred")
     out = console()
     out.print("\x1b]0;renamed\x07 \x1b[31mred", highlight=False)
     assert text_of(out) == "␛]0;renamed␇ ␛[31mred\n"

@@ -113,7 +113,7 @@ def test_only_the_part_that_may_change_changes(part: Any, expected: Prompt) -> N
         ("demonstrations", "# Demonstration 1\n\n## Question\na\n\n## Reply\nb",
          Prompt(OLD.system, OLD.template, (Demonstration("a", "b"),))),
     ],
-)  # fmt: skip
+)
 def test_the_part_that_may_change_can_be_sent_alone_and_must_be_sent(part: Any, sent: str, expected: Prompt) -> None:
     other = "# System\n\nS" if part != "system" else "# Question template\n\nQ: {question}"
     replies = [f"<IMPROVED_VARIABLE>{text}</IMPROVED_VARIABLE>" for text in (other, sent)]

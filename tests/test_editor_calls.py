@@ -75,14 +75,14 @@ class CountingChat(KeyedChat):
         tokens_in = sum(len(str(message.text).encode()) for message in messages)
         said = result.generations[0].message
         said.usage_metadata = UsageMetadata(
-            input_tokens=tokens_in, output_tokens=self.max_tokens or 10**6, total_tokens=tokens_in)  # fmt: skip
+            input_tokens=tokens_in, output_tokens=self.max_tokens or 10**6, total_tokens=tokens_in)
         return result
 
 
 @given(
     cap=st.integers(0, 60_000), reply_tokens=st.integers(1, 3000), own=st.none() | st.integers(1, 3000),
     which=st.sampled_from(["tokens", "cost", "calls"]),
-)  # fmt: skip
+)
 @settings(max_examples=25, deadline=None)
 def test_no_cap_is_overshot_however_long_the_replies(cap: int, reply_tokens: int, own: int | None, which: str) -> None:
     """Edits until the editor says that it is at its cap; each reply is as long as the request allowed."""

@@ -37,7 +37,7 @@ def test_a_line_holds_what_a_replay_needs_and_no_key(tmp_path: Path) -> None:
     assert set(rows[0]) == {
         "request_sha256", "model", "purpose", "reply", "input_tokens", "output_tokens", "estimated", "seconds",
         "error", "reply_bound",
-    }  # fmt: skip
+    }
     assert [row["error"] for row in rows] == ["", ""]
     assert "a-plain-secret" not in text
 

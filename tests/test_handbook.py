@@ -10,7 +10,7 @@ from nslora.tools.task import Example, Task, load_task, same_question
 STYLES = ("json", "label", "upper", "bullet")
 RIGHT = {
     "json": '{{"answer": "{}"}}', "label": "ANSWER: {} [END]", "bullet": "- {}",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from nslora.tools.task import Example
 ANSWER_OBJECT = {
     "type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"],
     "additionalProperties": False,
-}  # fmt: skip
+}
 FACT = {"name": "fact", "check": "contains", "field": "key"}
 STYLE = {"name": "style", "check": "json_schema", "schema": ANSWER_OBJECT}
 TEXTS = st.text(min_size=1, max_size=30).filter(str.strip)

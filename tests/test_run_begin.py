@@ -201,12 +201,11 @@ class Nameless:
     ({"checkpoints": SqliteSaver.from_conn_string(":memory:")}, r"open it first, as in: with SqliteSaver"),
     ({"checkpoints": AsyncSqliteSaver.from_conn_string(":memory:")}, "open it first")])
 def test_objects_that_are_none_of_what_is_wanted_are_refused_before_a_folder_is_made(
-        begin: Begin, keepers: Task, tmp_path: Path, given: dict[str, Any], words: str) -> None:
-    policy = FakePolicy(tmp_path / "adapters")
+        finished: Run, keepers: Task, tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    policy, run = FakePolicy(tmp_path / "adapters"), finished
     with pytest.raises(SettingsError, match=words):
         Run.create(tmp_path / "run", **{"task": keepers, "model": policy, **given})
     assert not (tmp_path / "run").exists()
-    run = begin()
     before = sorted(run.folder.iterdir())
     with pytest.raises((SettingsError, RunError), match=f"{words}|Give the task too"):
         Run.open(run.folder, **{"model": policy, **({} if given == {"task": None} else {"task": keepers}), **given})

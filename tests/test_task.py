@@ -397,6 +397,12 @@ def test_overlapping_splits_are_refused_with_the_count_and_the_first_question(fo
     assert f"first {held_out}-2 {copies[0]['question']!r}" in message
 
 
+@pytest.mark.parametrize("twin", ["What: is a?", "**What** is a", "WHAT IS A!", "\uff37\uff48\uff41\uff54 is a?"])
+def test_a_question_that_a_prompt_would_be_refused_for_overlaps(twin):
+    with pytest.raises(TaskError, match="1 of the 1 validation rows stand in train"):
+        rows_task(validation=[{"question": twin, "reference": "A"}])
+
+
 def test_questions_that_differ_in_a_sign_are_different_ones():
     assert same_question("What is 2+3?") != same_question("What is 2*3?")
     assert same_question("What  is IT?") == same_question("what is it")

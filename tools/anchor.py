@@ -7,7 +7,7 @@ reward falls. They are never learnt from and never shown to an editor.
 from pathlib import Path
 
 from nslora.tools.errors import TaskError
-from nslora.tools.task import Example, Task, same_question
+from nslora.tools.task import Example, Task, any_keys, keys_of
 from nslora.tools.task_files import read_rows
 
 
@@ -22,16 +22,16 @@ def read_anchor(path: str | None, task: Task) -> tuple[Example, ...]:
     rows = read_rows(Path(path))
     if not rows:
         raise TaskError(f"{path}: the anchor set has no rows: write question and reference, one JSON object a line.")
-    tested, learnt = ({same_question(row.question) for row in split} for split in (task.test, task.train))
+    tested, learnt = any_keys(task.test), any_keys(task.train)
     examples = []
     for row in rows:
         question, reference = row.columns.get("question"), row.columns.get("reference")
         if not isinstance(question, str) or not question.strip():
             found = ", ".join(map(str, row.columns))
             raise TaskError(f"{row.place}: no question (found: {found}): an anchor row has question and reference.")
-        if same_question(question) in tested:
+        if keys_of(question) & tested:
             raise TaskError(f"{row.place}: {question[:80]!r} stands in the test split, which is looked at only once.")
-        if same_question(question) in learnt:
+        if keys_of(question) & learnt:
             raise TaskError(f"{row.place}: {question[:80]!r} stands in the train split, but an anchor is never learnt "
                             "from: take it out of one of the two.")
         text = reference if isinstance(reference, str) and reference.strip() else None

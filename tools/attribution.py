@@ -11,7 +11,7 @@ score is read, never the checks' names, kinds or suggestions.
 
 Form repair: the reply's own span in a layout of replies that earned full reward. Content repair: the reference in
 place of the reply's span. Where no layout is known, the content deficit comes from the content repair (did the reward
-rise?) and from whether the reply states the reference. About six reward calls a failure.
+rise?) and from whether the reply states the reference. About four reward calls a failure.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nslora.tools.compute import TERA
+from nslora.tools.models import EMBEDDED_HUB_ID, EMBEDDED_NAME
 from nslora.tools.settings import RunSettings
 from nslora.tools.signal import Kind
 from nslora.tools.statistics import smallest_detectable_gain
@@ -120,7 +121,7 @@ def affordable_epochs(settings: RunSettings, spent: Spent, tokens_per_epoch: int
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do, before anything is spent. Ranges are (least, most)."""
+    """What a run would do, before anything is spent: (what, how much) in words, and what should be said before it."""
 
     lines: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
@@ -203,7 +204,7 @@ def editor_caps(settings: RunSettings) -> str:
 def seconds_words(settings: RunSettings, generated: tuple[int, int], trained: tuple[int, int]) -> str:
     """Seconds, where a speed is known, with its uncertainty."""
     limit = f"; stops before {settings.max_seconds:.0f} s" if settings.max_seconds is not None else ""
-    if settings.model != "SmolLM2-135M-Instruct":
+    if settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
         return f"unknown before the first evaluation, for {settings.model}{limit}"
     least, most = (g / EMBEDDED_GENERATED_PER_S + t / EMBEDDED_TRAINED_PER_S
                    for g, t in zip(generated, trained, strict=True))

@@ -132,8 +132,7 @@ def snapshot(optimizer: Any) -> dict[str, Any]:
 def trainable(model: Any) -> list[tuple[str, Any]]:
     """(name, parameter) of everything that trains.
 
-    Names leave out the number of the block: inside `without_trunk` it is another one. The order is the same, so a
-    running number tells equal names apart.
+    Names are running numbers: inside `without_trunk` the blocks have others, and the order is the same.
     """
     found = [parameter for _, parameter in model.named_parameters() if parameter.requires_grad]
     return [(f"{i:05d}", parameter) for i, parameter in enumerate(found)]

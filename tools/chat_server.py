@@ -135,7 +135,7 @@ def completion(message: BaseMessage, model: str) -> dict[str, Any]:
     choice = {"index": 0, "message": said, "finish_reason": reason}
     answer: dict[str, Any] = {
         "id": "chatcmpl-local", "object": "chat.completion", "created": 0, "model": model, "choices": [choice],
-    }  # fmt: skip
+    }
     usage = getattr(message, "usage_metadata", None)
     if usage:
         counted = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"]}

@@ -1,6 +1,6 @@
 """The classifier as the loop uses it: repairs where reward calls are cheap, reward heads where they cost money.
 
-Counterfactual repair (`tools/attribution.py`) asks the reward about six times a failure. A reward that is declared
+Counterfactual repair (`tools/attribution.py`) asks the reward about four times a failure. A reward that is declared
 costly is asked about a few failures only, until a reply that earned full reward shows the layout; from then on two
 reward heads (`tools/reward_heads.py`) answer without a call. How firm the reward is is measured once, by asking twice.
 
@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nslora.tools.attribution import DEFAULTS, Attribution, AttributionSettings, attribute
-from nslora.tools.errors import SettingsError
+from nslora.tools.chances import p_content
 from nslora.tools.reference_frames import bare, frame_of, unframed
 from nslora.tools.repairs import Layout, align, learn_layouts
 from nslora.tools.reward_calls import LARGEST_NOISE, measure_tolerance
@@ -86,11 +86,8 @@ def heads_for(
     if not layouts or not train:
         return None
     failing = [align(each.reply, each.example.reference) for each in failures if each.example.reference]
-    try:
-        return fit_heads(train, layouts[0], failing=list(dict.fromkeys(each for each in failing if each is not None)),
-                         known_good=known_good)
-    except SettingsError:
-        return None     # all references alike: a wrong answer cannot be made from another row's
+    return fit_heads(train, layouts[0], failing=list(dict.fromkeys(each for each in failing if each is not None)),
+                     known_good=known_good)
 
 
 def without_calls(failures: Sequence[Graded], heads: RewardHeads) -> list[Attribution]:
@@ -107,10 +104,12 @@ def sparing(
     asked = attribute(spread(failures, COSTLY_FAILURES), reward, frame=frame, settings=few)
     content = sum(each.content_deficit for each in asked) / len(asked)
     form = sum(each.form_deficit for each in asked) / len(asked)
+    limit = max(settings.deficit_tolerance, settings.tolerance)
+    share = p_content(content, form, limit, limit) if content + form else 0.5
     common = max({each.verdict for each in asked}, key=[each.verdict for each in asked].count)
     known = {each.example_id: each for each in asked}
     return [known.get(each.example.id) or Attribution(
-        each.example.id, content, form, content / (content + form) if content + form else 0.5,
+        each.example.id, content, form, share,
         max(0.0, 1.0 - each.score.value), common, None, each.score.value, 0) for each in failures]
 
 

@@ -1,7 +1,8 @@
 """Errors, named for the boundary that was crossed.
 
 Each message is one sentence for the person at the keyboard: what came, what was wanted, what to do.
-An update that failed (`EditorError`, `DivergedError`) is recorded as data and the loop goes on; the others end a run.
+An update that failed (`EditorError`, `DivergedError`, `BudgetError`, `TooLongError`) is recorded as data and the loop
+goes on, and a `PromptError` goes back to the editor or the person; the others end a run.
 """
 
 

@@ -237,7 +237,7 @@ def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[st
     known = {normalise(question) for question in allowed}
     asked = [normalise(each.question) for each in prompt.demonstrations]
     told = [f" {words if words not in known else ''} / {normalise(each.reply)} "
-            for words, each in zip(asked, prompt.demonstrations, strict=True)]  # fmt: skip
+            for words, each in zip(asked, prompt.demonstrations, strict=True)]
     around = f" {normalise(prompt.system)} / {normalise(prompt.template)} "
     for question in forbidden:
         words = normalise(question)

@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from nslora.tools.attribution import Attribution, VerdictName
 from nslora.tools.cores import FUNCTION_WORDS, WORD, CoreBook
-from nslora.tools.errors import SettingsError
 from nslora.tools.repairs import Layout, core_of, states, unescape, without_function_words
 
 if TYPE_CHECKING:
@@ -117,22 +116,20 @@ def _verdict(content: float, form: float) -> VerdictName:
 def fit_heads(
     rows: Sequence[Example], layout: Layout, *, failing: Sequence[Layout] = (), known_good: Sequence[Graded] = (),
     seed: int = 0,
-) -> RewardHeads:
-    """Heads from train rows and one layout known to earn full reward.
+) -> RewardHeads | None:
+    """Heads from train rows and one layout known to earn full reward; None where all references are alike, since a
+    wrong answer is made from another row's.
 
     failing: layouts seen in failing replies, beside the common ones. known_good: replies that earned full reward; they
-    show which part of a sentence reference is its answer. Raises SettingsError where all references are
-    the same. Without a known good layout there is nothing to train a form head on (measured: AUROC 0.25).
+    show which part of a sentence reference is its answer. Without a known good layout there is nothing to train a form
+    head on (measured: AUROC 0.25).
     """
     draw = random.Random(seed)
     known = [row for row in rows if row.reference]
     known = draw.sample(known, min(FITTED_ROWS, len(known)))
     references = sorted({row.reference for row in known if row.reference})
     if len(references) < LEAST_REFERENCES:
-        raise SettingsError(
-            f"{len(references)} different references came, reward heads need at least {LEAST_REFERENCES}; "
-            "use counterfactual repair."
-        )
+        return None
     cores = CoreBook()
     for good in known_good:
         cores.note(good.example.reference or "", core_of(good) or "")

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from nslora.tools.errors import PromptError, TaskError
 from nslora.tools.files import as_text, sha256_of_json
-from nslora.tools.prompt import Prompt, parse
+from nslora.tools.prompt import Prompt, normalise, parse
 from nslora.tools.rewards import Reward, build_reward, first_problem
 from nslora.tools.task_files import Row, cut, from_python, read_dataset, read_rows
 from nslora.tools.task_spec import (
@@ -87,7 +87,7 @@ def load_task(
         spec.name, _rows(spec, document), spec.fields, reward, prompt, spec.max_new_tokens,
         source=str(source) if str(source) in embedded_tasks() else str(Path(source).absolute()),
         options={name: value for name, value in options.items() if value is not None},
-    )  # fmt: skip
+    )
 
 
 def task_from_rows(
@@ -133,6 +133,16 @@ def embedded_tasks() -> tuple[str, ...]:
 def same_question(question: str) -> str:
     """What two questions share if they are the same one: case, spacing and the marks at the end aside."""
     return " ".join(unicodedata.normalize("NFKC", question).casefold().split()).rstrip(" .?!")
+
+
+def keys_of(question: str) -> set[str]:
+    """What a question shares with one that is the same: as splits are cut, or as a prompt is searched for copies."""
+    return {same_question(question), normalise(question)}
+
+
+def any_keys(examples: Iterable[Example]) -> set[str]:
+    """The keys of all their questions."""
+    return set().union(*(keys_of(example.question) for example in examples))
 
 
 def _document(source: str | Path) -> Document:
@@ -186,7 +196,7 @@ def _rows(spec: TaskSpec, document: Document) -> dict[str, list[Row]]:
 def _task(
     name: str, rows: Mapping[str, Sequence[Row]], fields: Fields, reward: Reward, prompt: Prompt, max_new_tokens: int,
     *, source: str, options: Mapping[str, Any],
-) -> Task:  # fmt: skip
+) -> Task:
     splits = {split: _examples(split, rows[split], fields, reward) for split in SPLITS}
     _refuse_duplicate_ids(splits)
     _refuse_overlap(splits)
@@ -196,7 +206,7 @@ def _task(
     return Task(
         name=name, **splits, reward=reward, prompt=prompt, max_new_tokens=max_new_tokens,
         hash=sha256_of_json({**plain, "prompt": prompt.render()}), source=source, options=dict(options),
-    )  # fmt: skip
+    )
 
 
 def _examples(split: str, rows: Sequence[Row], fields: Fields, reward: Reward) -> tuple[Example, ...]:
@@ -264,8 +274,8 @@ def _refuse_duplicate_ids(splits: Mapping[str, Sequence[Example]]) -> None:
 def _refuse_overlap(splits: Mapping[str, Sequence[Example]]) -> None:
     """A row that is judged by must not be learnt from, whatever its reference says."""
     for held_out, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        known = {same_question(example.question) for example in splits[other]}
-        copies = [example for example in splits[held_out] if same_question(example.question) in known]
+        known = any_keys(splits[other])
+        copies = [example for example in splits[held_out] if keys_of(example.question) & known]
         if copies:
             raise TaskError(
                 f"The splits overlap: {len(copies)} of the {len(splits[held_out])} {held_out} rows stand in {other}, "

@@ -29,7 +29,7 @@ def read_rows(path: Path) -> list[Row]:
     """All rows of a .jsonl, .json, .csv or .parquet file. Raises TaskError with file and line."""
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {
         ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
-    }  # fmt: skip
+    }
     if path.suffix.lower() not in readers:
         raise TaskError(f"{path}: {path.suffix!r} is no known format (known: {', '.join(readers)}); convert the file.")
     try:

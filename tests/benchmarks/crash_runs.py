@@ -16,7 +16,7 @@ from crash_points import Places, install
 
 SETTINGS = {"strategy": "textgrad -> lora -> textgrad -> lora", "max_rounds": 3, "keep": {"level": 0.45},
             "lora": {"epochs": 3, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4},
-            "device": {"threads": 1, "device": "cpu"}, "routing": {"drops_without_signal": 1}, "approve": "edits"}
+            "device": {"threads": 1, "device": "cpu"}, "approve": "edits"}
 NOT_COMPARED = ("wall_s", "note")       # the clock, and the short cuts that a shorter rest of a burst could take
 
 
