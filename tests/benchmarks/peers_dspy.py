@@ -23,7 +23,8 @@ LM_NAME = "openai/policy"
 # DSPy's answer format around a reply: field markers, and room for the reply itself.
 FORMAT_TOKENS = 40
 PROPOSAL_TOKENS = 160
-# DSPy's documentation gives prompt optimisers a fifth of the rows to bootstrap from and the rest to validate on.
+# DSPy's documentation gives prompt optimisers a fifth of the rows to bootstrap from and the rest to validate on. Here
+# the splits are given: 24 of the 60 train rows bootstrap, and the 30 of validation validate.
 BOOTSTRAP_ROWS = 24
 DEMONSTRATIONS = 4          # of its examples: 4 bootstrapped, 4 labelled
 CANDIDATES = 10             # of its example of random search, beside three that are always tried
