@@ -244,7 +244,7 @@ class Run:
         if seen.interrupts:
             if answer is None:
                 return
-            start = Command(resume=plain(answer))
+            start = Command(resume=storable(answer))
         for mode, part in graph.stream(start, config, context=context, stream_mode=list(modes),
                                        durability="sync", control=control):
             yield str(mode), part
@@ -292,7 +292,7 @@ class Run:
         return report
 
 
-def plain(answer: Answer) -> Any:
+def storable(answer: Answer) -> Any:
     """An answer as checkpoints keep it: a Prompt as its document. Raises RunError for what JSON cannot hold."""
     if isinstance(answer, Mapping) and isinstance(prompt := answer.get("prompt"), Prompt):
         answer = {**answer, "prompt": prompt.render()}

@@ -137,7 +137,7 @@ def same_question(question: str) -> str:
 
 def keys_of(question: str) -> set[str]:
     """What a question shares with one that is the same: as splits are cut, or as a prompt is searched for copies."""
-    return {same_question(question), normalise(question)}
+    return {same_question(question), normalise(question)} - {""}      # of one that is all punctuation
 
 
 def any_keys(examples: Iterable[Example]) -> set[str]:
