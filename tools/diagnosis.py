@@ -202,7 +202,11 @@ def _step(rows: Sequence[Row], answers: Sequence[Attribution]) -> float:
 def _advice(
     task: Task, settings: RunSettings, rows: Sequence[Row], need: Demand, bounds: Sequence[Bound], detectable: float
 ) -> tuple[Advice, str]:
-    """What a run would do first; no change where nothing could be gained, or none of it could be seen."""
+    """What should come first; no change where nothing could be gained, or none of it could be seen.
+
+    Layouts that the reward suggests are known here, and not yet to a run's first evaluation: where no reply on train
+    earns full reward, a run may take the other kind first.
+    """
     reward, most = mean([row.value for row in rows]), max(bound.gain for bound in bounds)
     if reward >= settings.target or need.failures == 0:
         return "no change", f"Nothing to gain: reward {reward:.3f} on validation, {settings.target:.3f} wanted."
