@@ -51,7 +51,7 @@ class Bound:
 class Diagnosis:
     """What `diagnose` found. interval: of the reward, 95 %. smallest_detectable: in mean reward, see `statistics`.
 
-    advice is what a run would do first, and reason says why; train_rows: how many of train were looked at.
+    advice is what should come first, and reason says why; train_rows: how many of train were looked at.
     """
 
     task: str
