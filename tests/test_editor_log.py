@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from nslora.tools.editor import Caps, Edit, EditFailedError, Editor
 from nslora.tools.editor_log import EditorLog, RecordedChat, request_sha256
-from nslora.tools.errors import EditorError
+from nslora.tools.errors import DamagedError, EditorError
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards import Graded, Score
 from nslora.tools.scripted_chat import ScriptedChat, improved
@@ -96,25 +96,27 @@ def test_a_miss_shows_the_request_that_was_new_and_says_how_to_record_it(tmp_pat
         Editor(RecordedChat(tmp_path / "editor.jsonl")).edit(Prompt("Another."), [FAILURE])
 
 
-def test_a_line_that_a_crash_cut_off_is_named_and_written_anew(tmp_path: Path) -> None:
+def test_a_line_that_a_crash_cut_off_is_left_out_and_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "editor.jsonl"
     record(path)
     path.write_text(path.read_text()[:-20])
     log = EditorLog(path)
     assert len(log) == 1
-    assert log.problems == [f"{path}:2: this line was cut off (the process ended while writing) and was left out."]
     chat = KeyedChat([improved(NEW)])
     Editor(chat, log=log).edit(OLD, [FAILURE])
     assert len(chat.requests) == 1
-    again = EditorLog(path)
-    assert len(again) == 2
-    assert again.problems == []
+    assert len(EditorLog(path)) == 2
 
 
-def test_damaged_lines_are_named_wherever_they_stand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[]", b'{"request_sha256": "x"}'])
+def test_a_damaged_line_is_named_wherever_it_stands(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "editor.jsonl"
-    path.write_bytes(b'\xff\xfe\n[]\n{"request_sha256": "x"}\n')
-    assert [problem.partition(": ")[0] for problem in EditorLog(path).problems] == [f"{path}:{n}" for n in (1, 2, 3)]
+    record(path)
+    whole = path.read_bytes()
+    for number, content in ((1, line + b"\n" + whole), (whole.count(b"\n") + 1, whole + line + b"\n")):
+        path.write_bytes(content)
+        with pytest.raises(DamagedError, match=f"editor.jsonl:{number}: this line is no call"):
+            RecordedChat(path)
 
 
 def test_a_request_is_named_by_its_roles_and_texts() -> None:

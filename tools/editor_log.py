@@ -23,7 +23,7 @@ from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import ConfigDict, Field
 
-from nslora.tools.errors import EditorError
+from nslora.tools.errors import DamagedError, EditorError
 
 SHOWN_CHARACTERS = 200
 PERSONS_FILE = "asked-of-persons.txt"       # hashes of requests, beside the record
@@ -65,12 +65,11 @@ def lines_in(path: Path) -> int:
 class EditorLog:
     """`editor.jsonl`, read once when opened and appended to after each call.
 
-    problems: what could not be read. A last line that a crash cut off is left out; a damaged line elsewhere too.
+    A last line that a crash cut off is left out. Raises DamagedError for any other line that is no call.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.problems: list[str] = []
         self._lock = threading.Lock()
         self._cut_off = False
         self._calls: dict[str, list[RecordedCall]] = {}
@@ -143,9 +142,10 @@ class EditorLog:
                 continue
             try:
                 calls.append(_call(json.loads(line)))
-            except (ValueError, KeyError, TypeError):
-                where = "was cut off (the process ended while writing)" if number == len(lines) else "is damaged"
-                self.problems.append(f"{self.path}:{number}: this line {where} and was left out.")
+            except (ValueError, KeyError, TypeError) as error:
+                if number < len(lines):
+                    raise DamagedError(f"{self.path}:{number}: this line is no call of an editor ({error!r}): take it "
+                                       "out, and what it held is asked again.") from error
         return calls
 
 
