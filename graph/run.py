@@ -19,6 +19,7 @@ from nslora.graph.history import last_whole_round, line_of
 from nslora.graph.inspect import report_of
 from nslora.graph.run_folder import (
     could_begin,
+    delete_earlier,
     make_folder,
     read_settings,
     refuse_no_policy,
@@ -114,9 +115,12 @@ class Run:
                        editor_chat=None if isinstance(editor, str) else editor, note=note)
 
         could_begin(lab())
-        if isinstance(model, str):
-            refuse_unfit_model(model, values.lora, note)
         refuse_unusable(path, overwrite=overwrite)
+        if isinstance(model, str):      # may fetch or convert it
+            refuse_unfit_model(model, values.lora, note)
+        if overwrite:
+            delete_earlier(path)
+        refuse_unusable(path)
         for warning in plan_of(task, values).warnings:
             note(f"note     {warning}")
         make_folder(path)

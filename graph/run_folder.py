@@ -125,19 +125,18 @@ def probe(task: Task) -> None:
 
 
 def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
-    """Raise RunError where a new run cannot live in `folder`; with `overwrite` an earlier run in it is deleted."""
+    """Raise RunError where a new run cannot live in `folder`, of which `overwrite` lets an earlier run be deleted."""
     refuse_unnameable(folder)
+    occupied = taken(folder)
     if overwrite and folder.is_symlink():
         raise RunError(f"{folder} is a link: to overwrite a run, name its folder itself, {folder.resolve()}.")
-    if overwrite and folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir())):
+    if overwrite and occupied:
         try:
             read_run_file(folder)
         except RunError as error:
             raise RunError(f"{folder} exists and is not the folder of a run, so it is not overwritten: name another "
                            "folder.") from error
-        with sole_writer(folder):
-            shutil.rmtree(folder)
-    if folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir())):
+    elif occupied:
         raise RunError(f"{folder} exists already: name another folder, continue it with nslora resume "
                        f"{quoted(folder)}, or replace it (nslora run --overwrite).")
     parent = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
@@ -145,6 +144,18 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
     if free < FREE_SPACE_BYTES:
         raise RunError(f"Only {free / 1e6:.0f} MB are free in {parent}, a run needs {FREE_SPACE_BYTES / 1e6:.0f} MB: "
                        "make room, or name a folder elsewhere.")
+
+
+def taken(folder: Path) -> bool:
+    """Whether something stands there that a new run would have to make room for."""
+    return folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir()))
+
+
+def delete_earlier(folder: Path) -> None:
+    """Delete the run in `folder`, if there is one. Raises RunError while a process is at work on it."""
+    if taken(folder):
+        with sole_writer(folder):
+            shutil.rmtree(folder)
 
 
 def refuse_unnameable(folder: Path) -> None:

@@ -190,6 +190,8 @@ def _number(value: Any, where: str) -> float:
         number = math.nan
     if not -_ROUNDING <= number <= 1 + _ROUNDING:
         hint = "; an async function is not awaited" if inspect.isawaitable(value) else ""
+        if inspect.iscoroutine(value):
+            value.close()
         raise RewardError(f"{where} returned {value!r}: it must return a number from 0 to 1{hint}.")
     # 0.7 + 0.2 + 0.1 is 0.9999999999999999; of 0.0 and -0.0, max gives the first.
     return 1.0 if number >= 1 - _ROUNDING else max(0.0, number)
