@@ -120,7 +120,7 @@ class Run:
             refuse_unfit_model(model, values.lora, note)
         if overwrite:
             delete_earlier(path)
-        refuse_unusable(path)
+        refuse_unusable(path)           # fetching takes minutes, in which another run may have begun there
         for warning in plan_of(task, values).warnings:
             note(f"note     {warning}")
         make_folder(path)

@@ -165,7 +165,7 @@ def test_luck_with_nothing_to_gain_is_told_and_only_changed_runs_could_fall() ->
     lucky = record(NOTHING[0], ROUTER, 0, "1100", base="1010", curve=((1.0, 0.5), (3.0, 0.4), (9.0, 0.6)))
     same = record(NOTHING[0], ROUTER, 1, "1010", base="1010", changed=False, curve=((1.0, 0.5),))
     lines = nothing_to_gain([lucky, same, record("one", ROUTER, 0, "1111")])
-    assert f"| {NOTHING[0]} | 2 | 1.0 | +0.10 | 1 | 9 |" in lines
+    assert f"| {NOTHING[0]} | 2 | 0.50 | 1.0 | +0.10 | 1 | 9 |" in lines
     assert could_fall([lucky, same, record("one", ROUTER, 0, "1111")]) == 1
     assert lines[-1].startswith("Of the router's 1 runs")
 

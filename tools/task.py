@@ -273,8 +273,9 @@ def _refuse_duplicate_ids(splits: Mapping[str, Sequence[Example]]) -> None:
 
 def _refuse_overlap(splits: Mapping[str, Sequence[Example]]) -> None:
     """A row that is judged by must not be learnt from, whatever its reference says."""
+    keys = {split: any_keys(splits[split]) for split in ("train", "validation")}
     for held_out, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        known = any_keys(splits[other])
+        known = keys[other]
         copies = [example for example in splits[held_out] if keys_of(example.question) & known]
         if copies:
             raise TaskError(

@@ -19,7 +19,9 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 from peers_meter import BatchedChat, Batcher, Meter
 
+from nslora.tools.chat_format import Dialogue
 from nslora.tools.compute import TERA, FlopRates, answered, rates_of, token_counts
+from nslora.tools.evaluation import grade
 from nslora.tools.local_policy import LocalPolicy
 from nslora.tools.models import resolve_model
 from nslora.tools.rule_editor import RuleEditor
@@ -63,6 +65,10 @@ def ask_test(bench: Bench, system: str | None, adapter: str | None = None) -> Se
     """Replies to the test questions under the task's own prompt, or under this system prompt."""
     dialogues = [bench.task.prompt.messages(row.question) if system is None else chat(system, row.question)
                  for row in bench.task.test]
+    return replies_to(bench, dialogues, adapter)
+
+
+def replies_to(bench: Bench, dialogues: Sequence[Dialogue], adapter: str | None) -> Sequence[str]:
     return bench.policy.generate(dialogues, adapter=adapter, max_new_tokens=bench.task.max_new_tokens).replies
 
 
@@ -99,18 +105,16 @@ def trl_sft_to_the_cap(bench: Bench) -> Outcome:
 def trl_sft_best_rate(bench: Bench) -> Outcome:
     """The same at three learning rates, a third of the compute each; the best on validation, of equals the lowest."""
     validation = bench.task.validation
-    longest = sum(bench.policy.count_tokens(bench.task.prompt.messages(row.question)) + bench.task.max_new_tokens
-                  for row in validation)
+    dialogues = [bench.task.prompt.messages(row.question) for row in validation]
+    longest = sum(bench.policy.count_tokens(each) + bench.task.max_new_tokens for each in dialogues)
     share = bench.meter.cap_tflop / len(RATES) - longest * bench.meter.rates.forward / TERA
     epochs, trained = epochs_within(bench, share), []
     for rate in RATES:
         each = sft(bench, epochs, rate)
-        dialogues = [bench.task.prompt.messages(row.question) for row in validation]
-        replies = bench.policy.generate(dialogues, adapter=each.adapter,
-                                        max_new_tokens=bench.task.max_new_tokens).replies
+        replies = replies_to(bench, dialogues, each.adapter)
         for count in token_counts(bench.policy, None, list(map(answered, dialogues, replies))):
             bench.meter.reply(count, edits=False)
-        rewards = [bench.task.reward(row, reply).value for row, reply in zip(validation, replies, strict=True)]
+        rewards = [graded.score.value for graded in grade(bench.task.reward, validation, replies)]
         trained.append(dataclasses.replace(each, validation_reward=float(np.mean(rewards))))
     return sft_outcome(bench, trained)
 

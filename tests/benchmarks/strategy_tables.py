@@ -137,14 +137,16 @@ def nothing_to_gain(records: Sequence[Record]) -> list[str]:
 
     Luck is the best gain on validation of any candidate: where there is none, nothing could be taken for better.
     """
-    lines = ["| nothing to gain | runs | updates a run | luck on validation, largest | ended with no change | TFLOP |",
-             "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| nothing to gain | runs | base on validation | updates a run | luck on validation, largest | "
+             "ended with no change | TFLOP |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for task in NOTHING:
         runs = [each for each in records if (each["task"], each["strategy"]) == (task, ROUTER)]
         if runs:
-            luck = max(max([step["reward"] or 0.0 for step in each["rounds"]], default=0.0) - each["curve"][0][1]
-                       for each in runs)
-            lines.append(f"| {task} | {len(runs)} | {np.mean([len(each['rounds']) for each in runs]):.1f} | "
+            bases = [each["curve"][0][1] for each in runs]
+            luck = max([step["reward"] - base for each, base in zip(runs, bases, strict=True)
+                        for step in each["rounds"] if step["reward"] is not None], default=0.0)
+            lines.append(f"| {task} | {len(runs)} | {np.mean(bases):.2f} | "
+                         f"{np.mean([len(each['rounds']) for each in runs]):.1f} | "
                          f"{max(0.0, luck):+.2f} | {left_alone(records, [task])[0]} | "
                          f"{np.mean([each['cost']['tflop'] for each in runs]):.0f} |")
     return [*lines, "", f"Of the router's {could_fall(records)} runs over all tasks that changed a base which passes "
