@@ -35,7 +35,7 @@ class Measured(TypedDict):
     wall_s: float
     generated_tokens: int
     cached_replies: int
-    flop: float                     # model FLOPs by formula (tools/compute.py), cached or not
+    flop: float                     # model FLOPs by formula (tools/inference/flops.py), cached or not
 
 
 class Decision(TypedDict):

@@ -10,14 +10,14 @@ from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
-from nslora.nodes.spending import approval_rows, deadline
+from nslora.nodes.shared.budget import approval_rows, deadline
+from nslora.nodes.shared.runtime import lab_for, progress
 from nslora.nodes.textgrad_edit import check, remake_under
-from nslora.nodes.workplace import lab_for, progress
 from nslora.tools.errors import BudgetError, PromptError
-from nslora.tools.evaluation import ask, grade
+from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import write_json
-from nslora.tools.lab import QUESTION_FILE, Lab
 from nslora.tools.prompt import Prompt, difference, parse
+from nslora.tools.workspace.workspace import QUESTION_FILE, Lab
 
 ANSWERS = ("accept", "reject", "rewrite")
 

@@ -6,17 +6,17 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured, RoundRecord
 from nslora.nodes.monitor import history, tries
-from nslora.nodes.spending import within_budget
-from nslora.nodes.workplace import lab_for
-from nslora.tools.attribution import Demand, demand
-from nslora.tools.evaluation import read_evaluation
+from nslora.nodes.shared.budget import within_budget
+from nslora.nodes.shared.runtime import lab_for
+from nslora.tools.classifier.attribution import Demand, demand
+from nslora.tools.classifier.verdict_memory import Verdict, corrected, learn, verdicts_of
+from nslora.tools.dataset.selection import Material, choose_material
+from nslora.tools.evaluation.rollouts import read_evaluation
 from nslora.tools.files import read_whole
-from nslora.tools.lab import Lab
-from nslora.tools.material import Material, choose_material
-from nslora.tools.run_cost import update_tokens
-from nslora.tools.signal import KINDS, Progress, Update, given_up, progress, without_material
-from nslora.tools.strategy import Situation, strategy_named
-from nslora.tools.verdict_memory import Verdict, corrected, learn, verdicts_of
+from nslora.tools.router.monitoring_signal import KINDS, Progress, Update, given_up, progress, without_material
+from nslora.tools.router.strategies import Situation, strategy_named
+from nslora.tools.workspace.cost_estimate import update_tokens
+from nslora.tools.workspace.workspace import Lab
 
 
 def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:

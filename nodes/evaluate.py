@@ -6,12 +6,13 @@ from dataclasses import replace
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
-from nslora.nodes.spending import Steps, deadline, measuring_flop
-from nslora.nodes.workplace import lab_for, progress
-from nslora.tools.classifier import classify
-from nslora.tools.compute import answered
+from nslora.nodes.shared.budget import Steps, deadline, measuring_flop
+from nslora.nodes.shared.runtime import lab_for, progress
+from nslora.tools.classifier.classify import classify
+from nslora.tools.dataset.remade import read_rows
 from nslora.tools.errors import BudgetError, RunError, TooLongError
-from nslora.tools.evaluation import (
+from nslora.tools.evaluation.paired_tests import mean
+from nslora.tools.evaluation.rollouts import (
     EvaluationCost,
     Failure,
     Passing,
@@ -29,13 +30,12 @@ from nslora.tools.evaluation import (
     write_evaluation,
 )
 from nslora.tools.files import sha256_of_json
-from nslora.tools.lab import Lab
+from nslora.tools.inference.context_length import refuse_long_questions
+from nslora.tools.inference.flops import answered
 from nslora.tools.policy import Advance
 from nslora.tools.prompt import normalise
-from nslora.tools.remake import read_rows
-from nslora.tools.rewards import Graded, check_means
-from nslora.tools.row_lengths import refuse_long_questions
-from nslora.tools.statistics import mean
+from nslora.tools.rewards.reward import Graded, check_means
+from nslora.tools.workspace.workspace import Lab
 
 
 def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:

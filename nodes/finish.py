@@ -5,13 +5,13 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes
-from nslora.nodes.workplace import lab_for, progress
+from nslora.nodes.shared.runtime import lab_for, progress
 from nslora.tools.errors import RewardError, TooLongError
-from nslora.tools.evaluation import ask, grade
-from nslora.tools.lab import Lab
+from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.policy import Advance
-from nslora.tools.report import RunFacts, compare_on_test, question_scores, write_result
-from nslora.tools.rewards import Graded
+from nslora.tools.rewards.reward import Graded
+from nslora.tools.workspace.report import RunFacts, compare_on_test, question_scores, write_result
+from nslora.tools.workspace.workspace import Lab
 
 
 def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:

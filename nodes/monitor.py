@@ -12,13 +12,13 @@ from nslora.graph.state import (
     RemadePool,
     RoundRecord,
 )
-from nslora.nodes.workplace import lab_for
-from nslora.tools.editor_log import lines_in
-from nslora.tools.evaluation import Row, read_evaluation
+from nslora.nodes.shared.runtime import lab_for
+from nslora.tools.editor.call_log import lines_in
+from nslora.tools.evaluation.paired_tests import TIE, Verdict, fewest_wins, keep_or_drop, p_values_of_several
+from nslora.tools.evaluation.rollouts import Row, read_evaluation
 from nslora.tools.files import write_jsonl
-from nslora.tools.lab import Lab
-from nslora.tools.signal import KINDS, Update, progress
-from nslora.tools.statistics import TIE, Verdict, fewest_wins, keep_or_drop, p_values_of_several
+from nslora.tools.router.monitoring_signal import KINDS, Update, progress
+from nslora.tools.workspace.workspace import Lab
 
 
 def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:

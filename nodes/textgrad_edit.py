@@ -9,19 +9,19 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.classify import material_of
-from nslora.nodes.spending import affordable_remakes, deadline, editing_flop, editing_tokens, screening_fits
-from nslora.nodes.workplace import lab_for, progress
-from nslora.tools.editor import Edit, EditFailedError, PastEdit, Usage
-from nslora.tools.editor_view import describe_edit
+from nslora.nodes.shared.budget import affordable_remakes, deadline, editing_flop, editing_tokens, screening_fits
+from nslora.nodes.shared.runtime import lab_for, progress
+from nslora.tools.dataset.remade import LAYOUT, Remade, remake, write_rows
+from nslora.tools.editor.editor import Edit, EditFailedError, PastEdit, Usage
+from nslora.tools.editor.failures_view import describe_edit
 from nslora.tools.errors import BudgetError, TooLongError
-from nslora.tools.evaluation import ask, grade, read_evaluation
+from nslora.tools.evaluation.rollouts import ask, grade, read_evaluation
 from nslora.tools.files import write_json
-from nslora.tools.lab import Lab
 from nslora.tools.policy import Advance
 from nslora.tools.prompt import Prompt, check_prompt
-from nslora.tools.remake import LAYOUT, Remade, remake, write_rows
-from nslora.tools.rewards import Graded
-from nslora.tools.task import Example
+from nslora.tools.rewards.reward import Graded
+from nslora.tools.tasks.task import Example
+from nslora.tools.workspace.workspace import Lab
 
 FAILURES_OFFERED = 8    # to the editor, which picks a few varied ones
 LONGEST_COUNTED = 16    # questions whose tokens are counted to find the longest

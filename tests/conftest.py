@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from nslora.graph.run import Run
-from nslora.tools.local_policy import LocalPolicy, prepare_environment
-from nslora.tools.settings import DeviceSettings, LoraSettings
-from nslora.tools.task import Task, load_task
-from nslora.tools.tiny_model import Family, write_tiny_model
-from nslora.tools.tiny_task import write_tiny_task
+from nslora.graph.runs.run import Run
+from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.tasks.task import Task, load_task
+from nslora.tools.testing.tiny_model import Family, write_tiny_model
+from nslora.tools.testing.tiny_task import write_tiny_task
+from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
 
 prepare_environment()
 # A test asserts behaviour; how long an example takes depends on what else the machine does.

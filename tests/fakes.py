@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.adapters import CONFIG, WEIGHTS, AdapterStore
-from nslora.tools.chat_format import Dialogue
+from nslora.tools.inference.chat_template import Dialogue
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
-from nslora.tools.tiny_task import KEEPERS, PLACES
+from nslora.tools.testing.tiny_task import KEEPERS, PLACES
+from nslora.tools.training.adapters import CONFIG, WEIGHTS, AdapterStore
 
 HINT = re.compile(r"\n\(The answer is: (.*)\)$")
 UNKNOWN = "nobody knows"

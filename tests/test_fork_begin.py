@@ -10,17 +10,17 @@ from fakes import ObedientPolicy
 from langchain_core.messages import BaseMessage
 
 import nslora.graph.fork as forks
-from nslora.graph.adapt import build_graph
-from nslora.graph.compare import compare
-from nslora.graph.fork import fork
-from nslora.graph.inspect import look
-from nslora.graph.replay import replay
-from nslora.graph.run import Run
+from nslora.graph.build import build_graph
+from nslora.graph.runs.compare import compare
+from nslora.graph.runs.fork import fork
+from nslora.graph.runs.replay import replay
+from nslora.graph.runs.run import Run
+from nslora.graph.runs.view import look
 from nslora.tools.errors import RunError
 from nslora.tools.prompt import Prompt
-from nslora.tools.scripted_chat import ScriptedChat, improved
-from nslora.tools.task import Task, load_task, task_from_rows
-from nslora.tools.tiny_task import write_tiny_task
+from nslora.tools.tasks.task import Task, load_task, task_from_rows
+from nslora.tools.testing.scripted_chat import ScriptedChat, improved
+from nslora.tools.testing.tiny_task import write_tiny_task
 
 BULLETS = Prompt("Answer in one line that begins with a dash.")
 ONCE, TWICE, THRICE = (Prompt(f"Be worse, {often}.") for often in ("once", "twice", "three times"))

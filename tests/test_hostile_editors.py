@@ -7,11 +7,11 @@ import pytest
 from hostile_replies import CLOSE, DOCUMENT, NEW, OPEN, UNUSABLE
 from langchain_core.messages import AIMessage
 
-from nslora.tools.editor import EditFailedError, Editor
+from nslora.tools.editor.editor import EditFailedError, Editor
 from nslora.tools.prompt import Demonstration, Prompt, parse
-from nslora.tools.rewards import SUGGESTION_PREFIX, Graded, Score
-from nslora.tools.scripted_chat import ScriptedChat, improved
-from nslora.tools.task import Example
+from nslora.tools.rewards.reward import SUGGESTION_PREFIX, Graded, Score
+from nslora.tools.tasks.task import Example
+from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
 OLD = Prompt("Be brief.", demonstrations=(Demonstration("Who?", "Ada"),))
 

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nslora.graph.adapt import build_graph
-from nslora.graph.cli import app
-from nslora.graph.compare import compare
-from nslora.graph.fork import fork
-from nslora.graph.history import checkpoint_before
-from nslora.graph.inspect import look
-from nslora.graph.replay import replay
-from nslora.graph.run import Run
+from nslora.graph.build import build_graph
+from nslora.graph.cli.app import app
+from nslora.graph.runs.compare import compare
+from nslora.graph.runs.fork import fork
+from nslora.graph.runs.history import checkpoint_before
+from nslora.graph.runs.replay import replay
+from nslora.graph.runs.run import Run
+from nslora.graph.runs.view import look
+from nslora.tools.classifier.verdict_memory import Verdict
 from nslora.tools.errors import DamagedError, RunError, SettingsError
 from nslora.tools.files import read_json, write_json
-from nslora.tools.local_policy import LocalPolicy
-from nslora.tools.verdict_memory import Verdict
+from nslora.tools.policies.local import LocalPolicy
 
 Begin = Callable[..., Run]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nslora.graph.adapt import build_graph
+from nslora.graph.build import build_graph
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from nslora.tools.attribution import attribute
-from nslora.tools.rewards import Graded, Score
-from nslora.tools.task import Example
+from nslora.tools.classifier.attribution import attribute
+from nslora.tools.rewards.reward import Graded, Score
+from nslora.tools.tasks.task import Example
 
 
 def as_json(text):

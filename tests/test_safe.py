@@ -19,13 +19,13 @@ from langsmith import run_trees
 from langsmith.utils import get_env_var
 from pydantic import Field
 
-from nslora.graph.run import Run
-from nslora.tools.checkpoints import CHECKPOINTS_FILE
+from nslora.graph.runs.checkpoints import CHECKPOINTS_FILE
+from nslora.graph.runs.run import Run
+from nslora.tools.editor.redaction import SECRET_MARK, scrub, secrets_of
+from nslora.tools.editor.rule_editor import RuleEditor
 from nslora.tools.errors import SettingsError
-from nslora.tools.lab import Lab, register
-from nslora.tools.rule_editor import RuleEditor
-from nslora.tools.scrub import SECRET_MARK, scrub, secrets_of
-from nslora.tools.task import Task
+from nslora.tools.tasks.task import Task
+from nslora.tools.workspace.workspace import Lab, register
 
 CANARY = "sk-canary-4f1d0c9b7a6e5d4c3b2a"
 ADDRESS = f"postgresql://nslora:{CANARY}@127.0.0.1:1/none"
@@ -99,7 +99,7 @@ def test_no_file_of_a_run_and_no_word_on_the_screen_holds_a_key(
 
 
 def test_a_databases_password_is_written_nowhere(begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nslora.tools.checkpoints.CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("nslora.graph.runs.checkpoints.CONNECT_TIMEOUT_S", 1)
     run = begin(checkpoints=ADDRESS)
     with pytest.raises(Exception, match="does not answer") as caught:
         run.adapt()

@@ -1,6 +1,6 @@
 """The policy: the model that is adapted, behind one protocol.
 
-`tools/local_policy.py` holds one base in this process's memory. A policy that is served elsewhere (a vLLM server that
+`tools/policies/local.py` holds one base in this process's memory. A policy that is served elsewhere (a vLLM server that
 loads LoRA adapters, say) takes its place by offering the same methods; nothing outside knows torch.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from nslora.tools.chat_format import Dialogue
+from nslora.tools.inference.chat_template import Dialogue
 
 Origin = Literal["reference", "remade", "replay"]
 Advance = Callable[[int, int], None]    # (done, total), in the unit that the caller names
@@ -108,7 +108,7 @@ class Policy(Protocol):
     def describe(self) -> dict[str, Any]:
         """Plain facts for the report: model, device, dtype, threads, parameters.
 
-        With `forward_flop_per_token` and `training_flop_per_token` (tools/compute.py) the run's compute can be counted
+        With `forward_flop_per_token` and `training_flop_per_token` (tools/inference/flops.py) the run's compute can be counted
         and capped.
         """
         ...

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from attribution_styles import STYLES, TUNED_DOMAINS, Fact, Style, label, read_facts
 
-from nslora.tools.evaluation import ask
+from nslora.tools.evaluation.rollouts import ask
 from nslora.tools.files import write_json, write_jsonl
-from nslora.tools.local_policy import LocalPolicy, prepare_environment
+from nslora.tools.inference.reply_cache import ReplyCache
+from nslora.tools.policies.local import LocalPolicy, prepare_environment
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.reply_cache import ReplyCache
-from nslora.tools.settings import DeviceSettings, LoraSettings
+from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
 
 FOLDER = Path("build/bench/attribution")
 MODEL = "SmolLM2-135M-Instruct"

@@ -22,12 +22,12 @@ from attribution_states import DEMONSTRATED, Reply, replies
 from attribution_styles import ARTICLE, STYLES, TUNED_DOMAINS, Style, knows, read_facts
 from form import Figure, figure, publish
 
-from nslora.tools.attribution import Attribution
-from nslora.tools.classifier import classify
-from nslora.tools.reward_functions import callable_check
-from nslora.tools.rewards import Combine, Graded, Reward
-from nslora.tools.task import Example
-from nslora.tools.verdict_memory import HEADS, Verdict, corrected, learn
+from nslora.tools.classifier.attribution import Attribution
+from nslora.tools.classifier.classify import classify
+from nslora.tools.classifier.verdict_memory import HEADS, Verdict, corrected, learn
+from nslora.tools.rewards.functions import callable_check
+from nslora.tools.rewards.reward import Combine, Graded, Reward
+from nslora.tools.tasks.task import Example
 
 BY_HAND = Path(__file__).parent / "attribution_by_hand.jsonl"
 LABELS = ("content", "form", "both")

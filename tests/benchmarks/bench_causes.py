@@ -18,11 +18,11 @@ from typing import Any
 from causes_tasks import CAUSES, RIGHT, Cause, embedded_task, known_subjects, tiny_model, tiny_task
 from form import Figure, figure, publish
 
-from nslora.graph.run import Run
+from nslora.graph.runs.run import Run
 from nslora.tools.files import append_jsonl, read_jsonl
-from nslora.tools.local_policy import LocalPolicy, prepare_environment
-from nslora.tools.reply_cache import ReplyCache
-from nslora.tools.settings import DeviceSettings, LoraSettings
+from nslora.tools.inference.reply_cache import ReplyCache
+from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
 
 FOLDER = Path("build/bench/causes")
 RESULTS = FOLDER / "results.jsonl"

@@ -80,8 +80,8 @@ def by_place(crashes: list[dict[str, Any]]) -> Table:
 
 
 def write_setting(folder: Path) -> None:
-    from nslora.tools.tiny_model import write_tiny_model
-    from nslora.tools.tiny_task import write_tiny_task
+    from nslora.tools.testing.tiny_model import write_tiny_model
+    from nslora.tools.testing.tiny_task import write_tiny_task
 
     write_tiny_task(folder / "task", rows=6)
     write_tiny_model(folder / "model")

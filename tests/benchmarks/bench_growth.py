@@ -18,9 +18,9 @@ from typing import Any
 
 from form import figure, publish
 
-from nslora.graph import adapt
+from nslora.graph import build as adapt
+from nslora.graph.runs.checkpoints import CHECKPOINTS_FILE, sqlite_checkpoints
 from nslora.graph.state import Candidate, Changes, Decision, Measured, Proposal, RoundRecord, first_state
-from nslora.tools.checkpoints import CHECKPOINTS_FILE, sqlite_checkpoints
 
 ROUNDS = 500
 WINDOW = 100        # rounds at each end that are compared

@@ -29,11 +29,11 @@ from strategy_cells import RECORDS as STRATEGY_RECORDS
 from strategy_cells import ROUTER, Cell, import_all, record_of
 from strategy_tasks import BenchTask, bench_tasks
 
-from nslora.graph.run import Run
-from nslora.tools.compute import FlopRates
+from nslora.graph.runs.run import Run
 from nslora.tools.files import append_jsonl, read_jsonl
-from nslora.tools.local_policy import LocalPolicy, prepare_environment
-from nslora.tools.settings import DeviceSettings, RunSettings
+from nslora.tools.inference.flops import FlopRates
+from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.workspace.settings import DeviceSettings, RunSettings
 
 FOLDER = Path("build/bench/peers")
 RECORDS = Path("tests/benchmarks/records/peers.jsonl")

@@ -22,19 +22,19 @@ from typing import Any
 
 from form import Figure, figure, publish
 
-from nslora.tools.editor import Editor
-from nslora.tools.evaluation import ask, grade
+from nslora.tools.dataset.remade import LAYOUT, RemadeRow, remake
+from nslora.tools.editor.editor import Editor
+from nslora.tools.editor.rule_editor import RuleEditor
+from nslora.tools.evaluation.paired_tests import REWARDS, bootstrap_interval
+from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import sha256_of_json, write_json
-from nslora.tools.local_policy import LocalPolicy, prepare_environment
+from nslora.tools.inference.reply_cache import ReplyCache
+from nslora.tools.policies.local import LocalPolicy, prepare_environment
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.prompt import Prompt
-from nslora.tools.remake import LAYOUT, RemadeRow, remake
-from nslora.tools.reply_cache import ReplyCache
-from nslora.tools.rewards import Graded
-from nslora.tools.rule_editor import RuleEditor
-from nslora.tools.settings import DeviceSettings, LoraSettings
-from nslora.tools.statistics import REWARDS, bootstrap_interval
-from nslora.tools.task import Task, load_task
+from nslora.tools.rewards.reward import Graded
+from nslora.tools.tasks.task import Task, load_task
+from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
 
 FOLDER = Path("build/bench/remade")
 MODEL = "SmolLM2-135M-Instruct"

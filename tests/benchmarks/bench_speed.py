@@ -24,9 +24,9 @@ from speed_growth import adapter_figure, round_figures, row_figures
 from speed_sides import SHAPES, load
 from speed_training import training_figures
 
-from nslora.tools.local_policy import prepare_environment
-from nslora.tools.models import EMBEDDED_NAME, resolve_model
-from nslora.tools.task import load_task
+from nslora.tools.inference.weights import EMBEDDED_NAME, resolve_model
+from nslora.tools.policies.local import prepare_environment
+from nslora.tools.tasks.task import load_task
 
 PARTS = ("training", "evaluation", "rows", "adapters", "rounds", "demo")
 

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 from attribution_styles import read_facts
 
-from nslora.tools.evaluation import ask
-from nslora.tools.local_policy import LocalPolicy
+from nslora.tools.evaluation.rollouts import ask
+from nslora.tools.inference.reply_cache import ReplyCache
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.reply_cache import ReplyCache
-from nslora.tools.task import Task, task_from_rows
-from nslora.tools.tiny_model import write_tiny_model
+from nslora.tools.tasks.task import Task, task_from_rows
+from nslora.tools.testing.tiny_model import write_tiny_model
 
 Cause = Literal["content", "form", "both", "neither"]
 CAUSES: tuple[Cause, ...] = ("content", "form", "both", "neither")
@@ -141,7 +141,7 @@ def batch(tokenizer: Any, rows: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
     """(N, T) token ids and labels, -100 outside the replies; padded on the right."""
     import torch
 
-    from nslora.tools.chat_format import ChatFormat
+    from nslora.tools.inference.chat_template import ChatFormat
 
     chat = ChatFormat(tokenizer)
     pairs = [(chat.prompt_ids(Prompt().messages(question)), chat.completion_ids(reply)) for question, reply in rows]

@@ -57,7 +57,7 @@ def around(owner: Any, name: str, passed: Places, title: str | Callable[..., str
 
 def nodes(passed: Places) -> None:
     """Begin and end of each node: at the end its files are written, and its checkpoint is not."""
-    from nslora.graph import adapt
+    from nslora.graph import build as adapt
 
     for name in NODES:
         around(adapt, name, passed, f"node {name}")
@@ -107,7 +107,7 @@ def training(passed: Places) -> None:
     """After each optimizer step, before and after it is saved; and between the files of a snapshot or an adapter."""
     import safetensors.torch
 
-    from nslora.tools.burst_progress import BurstProgress
+    from nslora.tools.training.snapshots import BurstProgress
 
     save = BurstProgress.after_step
 
@@ -125,9 +125,9 @@ def records(passed: Places) -> None:
     """The editor's record, bursts, cached replies and checkpoints."""
     from langgraph.checkpoint.sqlite import SqliteSaver
 
-    from nslora.tools import burst_log
-    from nslora.tools.editor_log import EditorLog
-    from nslora.tools.reply_cache import ReplyCache
+    from nslora.tools.editor.call_log import EditorLog
+    from nslora.tools.inference.reply_cache import ReplyCache
+    from nslora.tools.training import training_cache as burst_log
 
     around(SqliteSaver, "put", passed, "checkpoint")
     around(SqliteSaver, "put_writes", passed, "checkpoint: writes")

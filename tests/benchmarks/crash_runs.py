@@ -39,7 +39,7 @@ def import_all() -> None:
     import datasets  # noqa: F401
     import peft  # noqa: F401
 
-    from nslora.tools.textual_gradients import load_textgrad
+    from nslora.tools.editor.textual_gradients import load_textgrad
 
     load_textgrad()      # imported bare, it writes a log folder
     from trl import SFTConfig, SFTTrainer  # noqa: F401
@@ -73,9 +73,9 @@ def in_child(work: Callable[[], None], log: Path) -> int:
 def work_on(folder: Path, setting: Path, kill_at: int | None, *, traced: bool = True) -> None:
     """In a child: begin the run in `folder`, or go on with it, and be killed where that was asked for."""
     os.environ["NSLORA_CACHE"] = str(folder / "cache")
-    from nslora.graph.run import Run
-    from nslora.tools.rule_editor import RuleEditor
-    from nslora.tools.task import load_task
+    from nslora.graph.runs.run import Run
+    from nslora.tools.editor.rule_editor import RuleEditor
+    from nslora.tools.tasks.task import load_task
 
     passed = Places(folder, kill_at)
     if traced:
@@ -85,7 +85,7 @@ def work_on(folder: Path, setting: Path, kill_at: int | None, *, traced: bool = 
         """The embedded editor, with a bill."""
 
         def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-            from nslora.tools.editor_log import request_sha256
+            from nslora.tools.editor.call_log import request_sha256
 
             passed.note("calls", request_sha256(messages))
             passed("editor: call under way")

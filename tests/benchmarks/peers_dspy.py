@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from chat_server import serve_chat
 from peers_meter import BatchedChat
 from peers_recipes import THREADS, Bench, Outcome, clipped
 
-from nslora.tools.chat_format import Dialogue
-from nslora.tools.chat_server import serve_chat
+from nslora.tools.inference.chat_template import Dialogue
 
 LM_NAME = "openai/policy"
 # DSPy's answer format around a reply: field markers, and room for the reply itself.

@@ -1,7 +1,7 @@
 """What a peer asks of the policy, counted in the currency of bench_strategies and answered in batches.
 
 Peers send single questions from many threads. One thread here owns the policy; what arrives together is generated
-together, and each prompt and reply is counted by the formula of tools/compute.py as if it had come alone.
+together, and each prompt and reply is counted by the formula of tools/inference/flops.py as if it had come alone.
 """
 
 import json
@@ -19,10 +19,10 @@ from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import ConfigDict
 
-from nslora.tools.chat_format import Dialogue
-from nslora.tools.compute import TERA, FlopRates, answered, token_counts
+from nslora.tools.editor.policy_editor import ROLES
+from nslora.tools.inference.chat_template import Dialogue
+from nslora.tools.inference.flops import TERA, FlopRates, answered, token_counts
 from nslora.tools.policy import Policy
-from nslora.tools.policy_chat import ROLES
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from form import README, Figure, figure, in_readme, publish
 
-from nslora.tools.statistics import REWARDS, bootstrap_interval
+from nslora.tools.evaluation.paired_tests import REWARDS, bootstrap_interval
 
 Record = Mapping[str, Any]
 OURS, UNTOUCHED = "nslora", "base"

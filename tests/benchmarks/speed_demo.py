@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 AT_WORK = ("training", "generating", "scoring")
-POLICY, SAVER = "nslora.tools.local_policy.LocalPolicy", "langgraph.checkpoint.sqlite.SqliteSaver"
+POLICY, SAVER = "nslora.tools.policies.local.LocalPolicy", "langgraph.checkpoint.sqlite.SqliteSaver"
 PARTS = {
-    "training": ("nslora.tools.training.train",), "generating": ("nslora.tools.generation.generate_ids",),
-    "scoring": ("nslora.tools.scoring.completion_losses",),
-    "making trainers": ("nslora.tools.training.burst_trainer",),
-    "snapshots": ("nslora.tools.burst_progress.BurstProgress.after_step",),
+    "training": ("nslora.tools.training.trainer.train",), "generating": ("nslora.tools.inference.generation.generate_ids",),
+    "scoring": ("nslora.tools.inference.likelihood.completion_losses",),
+    "making trainers": ("nslora.tools.training.trainer.burst_trainer",),
+    "snapshots": ("nslora.tools.training.snapshots.BurstProgress.after_step",),
     "loading the model": (f"{POLICY}.load",), "storing adapters": (f"{POLICY}._store",),
     "fetching adapters": (f"{POLICY}._load", f"{POLICY}._new_adapter"),
     "rewards and classifier": ("nslora.nodes.evaluate.measure", "nslora.nodes.evaluate.attributed_anew"),
@@ -104,7 +104,7 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = Parts()
     parts.watch_imports()
-    from nslora.graph import cli
+    from nslora.graph.cli import app as cli
 
     for part, names in PARTS.items():
         for name in names:

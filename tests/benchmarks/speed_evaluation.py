@@ -7,8 +7,8 @@ from typing import Any
 from form import Figure, figure
 from speed_sides import alternating, goals_apply, json_prompt, ratio
 
-from nslora.tools.local_policy import LocalPolicy
-from nslora.tools.task import Example
+from nslora.tools.policies.local import LocalPolicy
+from nslora.tools.tasks.task import Example
 
 QUESTIONS, REPLY_TOKENS, PLAIN_BATCH = 96, 24, 16
 ONE_BY_ONE = 3      # every third question: one by one, each takes its own time whatever the others are

@@ -14,13 +14,13 @@ from typing import Any
 from form import Figure, figure
 from speed_sides import json_prompt, memory_bytes, peak_memory, styled, timed
 
-from nslora.graph.run import Run
-from nslora.tools.adapters import CONFIG, WEIGHTS, AdapterStore
-from nslora.tools.chat_format import Dialogue
-from nslora.tools.local_policy import LocalPolicy
+from nslora.graph.runs.run import Run
+from nslora.tools.inference.chat_template import Dialogue
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
-from nslora.tools.situation import Situation
-from nslora.tools.task import Example, Task
+from nslora.tools.router.inputs import Situation
+from nslora.tools.tasks.task import Example, Task
+from nslora.tools.training.adapters import CONFIG, WEIGHTS, AdapterStore
 
 FIRST_ROWS, EPOCHS, REPLY_TOKENS = 8, 2, 4
 BATCH = 8               # of generation too: a larger one would not be full with few rows

@@ -11,11 +11,11 @@ from typing import Any
 
 from form import Figure, figure
 
-from nslora.tools.local_policy import LocalPolicy
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import TrainingRow
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.settings import DeviceSettings, LoraSettings
-from nslora.tools.task import Example
+from nslora.tools.tasks.task import Example
+from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
 
 # Random weights of these shapes; `tiny` is there to try the path without the hardware.
 SHAPES: dict[str, dict[str, int]] = {
@@ -38,10 +38,10 @@ def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
     from transformers import AutoModelForCausalLM, LlamaConfig
     from transformers.utils import logging
 
-    from nslora.tools.adapters import AdapterStore
-    from nslora.tools.local_policy import silence_known_warnings
-    from nslora.tools.models import ModelSource
-    from nslora.tools.tiny_model import byte_tokenizer
+    from nslora.tools.inference.weights import ModelSource
+    from nslora.tools.policies.local import silence_known_warnings
+    from nslora.tools.testing.tiny_model import byte_tokenizer
+    from nslora.tools.training.adapters import AdapterStore
 
     silence_known_warnings()
     logging.set_verbosity_error()

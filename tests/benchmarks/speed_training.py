@@ -8,12 +8,12 @@ from typing import Any
 from form import Figure, figure
 from speed_sides import alternating, goals_apply, json_prompt, ratio, styled, timed
 
-from nslora.tools.burst_plan import PaddedLayout, Plan, TokenRow
-from nslora.tools.frozen_trunk import compact_head, lowest_trained_block, without_trunk
-from nslora.tools.local_policy import LocalPolicy
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import Burst
-from nslora.tools.task import Example
-from nslora.tools.training import REPEATABLE
+from nslora.tools.tasks.task import Example
+from nslora.tools.training.batches import PaddedLayout, Plan, TokenRow
+from nslora.tools.training.frozen_trunk import compact_head, lowest_trained_block, without_trunk
+from nslora.tools.training.trainer import REPEATABLE
 
 ROWS, EPOCHS = 48, 8
 PREFIX_EPOCHS = 2       # enough for a ratio: the prefix is computed once a batch, not once a burst
@@ -78,7 +78,7 @@ def hand_written(policy: LocalPolicy, burst: Burst) -> None:
     import torch
     from transformers import get_scheduler
 
-    from nslora.tools.training import cached_states
+    from nslora.tools.training.trainer import cached_states
 
     plan = plan_of(policy, burst)
     model, base, layout, size = policy._new_adapter(burst), policy.base, PaddedLayout(plan), plan.settings.batch_size

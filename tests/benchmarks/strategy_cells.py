@@ -18,9 +18,9 @@ from typing import Any
 from form import commit, machine
 from strategy_tasks import BenchTask
 
-from nslora.graph.run import Run
+from nslora.graph.runs.copy_files import copy_records
+from nslora.graph.runs.run import Run
 from nslora.tools.files import append_jsonl, read_jsonl
-from nslora.tools.run_copy import copy_records
 
 FOLDER = Path("build/bench/strategies")
 RECORDS = Path(__file__).parent / "records" / "strategies.jsonl"
@@ -90,7 +90,7 @@ def import_all() -> None:
 
     import nslora.tools.local_policy
     import nslora.tools.training  # noqa: F401
-    from nslora.tools.textual_gradients import load_textgrad
+    from nslora.tools.editor.textual_gradients import load_textgrad
 
     load_textgrad()
 

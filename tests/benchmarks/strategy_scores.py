@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from strategy_cells import FIXED_ORDERS, NOTHING, ROUTER, SINGLE_KINDS
 
-from nslora.tools.statistics import REWARDS, bootstrap_interval, with_unseen
+from nslora.tools.evaluation.paired_tests import REWARDS, bootstrap_interval, with_unseen
 
 Estimate = tuple[float, tuple[float, float]]        # a mean and its 95 % interval
 Floats = npt.NDArray[np.float64]

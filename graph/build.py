@@ -1,0 +1,45 @@
+"""The wiring of the loop.
+
+START -> evaluate -> monitor -+-> finish -> END
+            ^                 +-> classify -+-> lora_update ----+
+            |                               +-> textgrad_edit --+
+            +---------------------------- (approve, if wanted) -+
+"""
+
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+
+from nslora.graph.routing import after_classify, after_monitor, after_update
+from nslora.graph.state import AdaptationContext, AdaptationState
+from nslora.nodes.approve import approve
+from nslora.nodes.classify import classify
+from nslora.nodes.evaluate import evaluate
+from nslora.nodes.finish import finish
+from nslora.nodes.lora_update import lora_update
+from nslora.nodes.monitor import monitor
+from nslora.nodes.shared.runtime import alone
+from nslora.nodes.textgrad_edit import textgrad_edit
+
+STEPS_PER_ROUND = 5             # evaluate, monitor, classify, update, approve
+
+Graph = CompiledStateGraph[AdaptationState, AdaptationContext, AdaptationState, AdaptationState]
+
+
+def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> Graph:
+    """The compiled graph; with a checkpointer its runs can be resumed, inspected, replayed and forked."""
+    graph = StateGraph(AdaptationState, context_schema=AdaptationContext)
+    for node in (evaluate, monitor, classify, lora_update, textgrad_edit, approve, finish):
+        graph.add_node(node.__name__, alone(node))
+    graph.add_edge(START, "evaluate")
+    graph.add_edge("evaluate", "monitor")
+    graph.add_conditional_edges("monitor", after_monitor, {name: name for name in ("finish", "classify")})
+    graph.add_conditional_edges(
+        "classify", after_classify, {name: name for name in ("lora_update", "textgrad_edit", "finish")})
+    for update in ("lora_update", "textgrad_edit"):
+        graph.add_conditional_edges(update, after_update, {name: name for name in ("evaluate", "approve")})
+    graph.add_edge("approve", "evaluate")
+    graph.add_edge("finish", END)
+    return graph.compile(checkpointer=checkpointer, name="nslora")

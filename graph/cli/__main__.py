@@ -1,0 +1,5 @@
+"""`python -m nslora.graph.cli`."""
+
+from nslora.graph.cli.app import main
+
+main()

@@ -1,0 +1,221 @@
+"""The command line: `nslora run handbook`."""
+
+import errno
+import io
+import json
+import re
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.text import Text
+
+from nslora.graph.cli import runs as cli_runs
+from nslora.graph.cli.classifier import classify, diagnosed
+from nslora.graph.cli.plain_console import PlainConsole
+from nslora.tools.errors import NsloraError, SettingsError
+
+NAME_CHARACTERS = 80        # of a task, in the default folder of a run
+PRICES = "editing.prices."
+OPTIONS = {"model": "--model", "editor": "--editor", "strategy": "--strategy", "seed": "--seed",
+           "max_rounds": "--max-rounds", "max_seconds": "--max-seconds", "max_train_tokens": "--max-train-tokens",
+           "max_tflop": "--max-tflop", "approve": "--approve", "editor_base_url": "--base-url", "task": "TASK",
+           "checkpoints": "--checkpoints", "overwrite": "--overwrite", "folder": "--folder", "note": "in Python only",
+           "cls": "in Python only"}
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Adapt a language model, deciding at every round whether to tune weights or rewrite the prompt.")
+out = PlainConsole(soft_wrap=False)
+err = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
+
+
+@app.callback()
+def root() -> None:
+    """Adapt a language model, deciding at every round whether to tune weights or rewrite the prompt."""
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Argument(help="An embedded task (handbook), a task.yaml, or a folder with one.")],
+    model: Annotated[str, typer.Option(help="Embedded name, folder, or hub id.")] = "SmolLM2-135M-Instruct",
+    editor: Annotated[str, typer.Option(help="rules, policy, or provider:model such as openai:gpt-4o.")] = "rules",
+    base_url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server for the editor.")] = None,
+    strategy: Annotated[str, typer.Option(help="neurosymbolic, lora, textgrad, random, or an order.")] =
+        "neurosymbolic",
+    style: Annotated[str | None, typer.Option(help="House style, for tasks that have several.")] = None,
+    combine: Annotated[str | None, typer.Option(help="mean or all: graded or all-or-nothing reward.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same decisions, same adapter hash.")] = 0,
+    max_rounds: Annotated[int, typer.Option(help="Most updates.")] = 6,
+    max_seconds: Annotated[float | None, typer.Option(help="Longest time at work, over all processes.")] = None,
+    max_train_tokens: Annotated[int | None, typer.Option(help="Most tokens through training steps.")] = None,
+    max_tflop: Annotated[float | None, typer.Option(help="Most model compute of all rounds, by formula.")] = None,
+    max_editor_calls: Annotated[int | None, typer.Option(help="Most requests to the editor.")] = None,
+    max_editor_tokens: Annotated[int | None, typer.Option(help="Most tokens of the editor, both ways.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Most that the editor may cost, at editing.prices.")] = None,
+    approve: Annotated[str, typer.Option(help="nothing, edits or updates: what waits for your yes.")] = "nothing",
+    checkpoints: Annotated[str | None, typer.Option(help="postgresql://... instead of a file in FOLDER.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate; spend nothing.")] = False,
+    folder: Annotated[Path | None, typer.Option(help="New folder of the run. Default: runs/TASK-TIME.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a run that is already in FOLDER.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as lora.rank=16.")] = None,
+) -> None:
+    """Adapt a model to a task: evaluate, decide, update, until nothing is left to gain."""
+    from nslora.graph.cli.tables import show_plan
+    from nslora.graph.runs.checkpoints import check_place
+    from nslora.graph.runs.folder import could_begin, read_settings, refuse_unfit_model, refuse_unusable
+    from nslora.tools.policies.local import prepare_environment
+    from nslora.tools.tasks.task import load_task
+    from nslora.tools.workspace.budget import plan_of
+    from nslora.tools.workspace.workspace import Lab
+
+    prepare_environment()
+    loaded = load_task(task, **{key: value for key, value in (("style", style), ("combine", combine)) if value})
+    path = folder or cli_runs.unused(Path("runs") / f"{slug(loaded.name)}-{datetime.now():%Y%m%d-%H%M%S}")
+    settings = parsed(set_ or [], elsewhere=OPTIONS)
+    caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
+    if any(value is not None for value in caps.values()):
+        settings["editing"] = {**group(settings, "editing"), **{k: v for k, v in caps.items() if v is not None}}
+    settings |= {"strategy": strategy, "seed": seed, "max_rounds": max_rounds, "max_seconds": max_seconds,
+                 "max_train_tokens": max_train_tokens, "max_tflop": max_tflop, "approve": approve,
+                 "editor_base_url": base_url}
+    if dry_run:
+        check_place(checkpoints)
+        values = read_settings(model=model, editor=editor, **settings)
+        if not overwrite:
+            refuse_unusable(path)
+        could_begin(Lab(path, values, loaded), ask_reward=not loaded.reward.costly)
+        if values.lora.targets or values.lora.top_blocks:       # else it fits every model, which need not be looked at
+            refuse_unfit_model(model, values.lora, out.print)
+        show_plan(out, plan_of(loaded, values))
+        return
+    from nslora.graph.runs.run import Run
+
+    follow(Run.create(path, task=loaded, model=model, editor=editor, note=out.print, checkpoints=checkpoints,
+                      overwrite=overwrite, **settings))
+
+
+@app.command()
+def graph(mermaid: Annotated[bool, typer.Option(help="As a Mermaid diagram.")] = True) -> None:
+    """Print the graph, drawn from the code."""
+    from nslora.graph.build import build_graph
+
+    drawing = build_graph().get_graph()
+    # Plain print: Rich would wrap the lines of the diagram.
+    print(drawing.draw_mermaid() if mermaid else json.dumps(drawing.to_json(), indent=2))
+
+
+def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
+    """Show a run until it ends, is stopped or asks a person; then say how to go on with it."""
+    from langgraph.errors import GraphDrained
+    from langgraph.runtime import RunControl
+
+    from nslora.graph.cli.progress import show_result, show_run
+    from nslora.graph.cli.stop_signals import stopping
+    from nslora.graph.cli.tables import show_question
+    from nslora.tools.files import from_here, quoted
+
+    lab = begun.lab
+    rows = lab.task
+    out.print(f"task     {rows.name}: {len(rows.train)} train, {len(rows.validation)} validation, {len(rows.test)} "
+              f"test rows; model {lab.settings.model}; editor {lab.settings.editor}; strategy {lab.settings.strategy}; "
+              f"seed {lab.settings.seed}")
+    control = RunControl()
+    go_on = f"Go on with: nslora resume {quoted(begun.folder)}"
+
+    def at_once() -> None:
+        out.show_cursor(True)       # the progress bar hides it, and gets no chance to bring it back
+        err.print(f"Stopped at once; the step that was under way will be done again. {go_on}")
+
+    with stopping(control, err.print, at_once) as stopper:
+        try:
+            show_run(out, begun.stream(control=control, answer=answer))
+        except GraphDrained:
+            err.print(f"Stopped; every finished step is kept. {go_on}")
+            raise typer.Exit(stopper.exit_status) from None
+    waiting = begun.question()
+    if waiting is not None:
+        show_question(out, from_here(begun.folder), waiting)
+        return
+    show_result(out, from_here(begun.folder), begun.report())
+
+
+def slug(name: str) -> str:
+    """A task's name as part of a folder's."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:NAME_CHARACTERS] or "run"
+
+
+def parsed(assignments: list[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """`lora.rank=16` to {"lora": {"rank": 16}}; values are read as YAML.
+
+    elsewhere: names that have an option of their own, and its name. Raises SettingsError.
+    """
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        name, found, value = assignment.partition("=")
+        if not found or not name.strip():
+            raise SettingsError(f"--set {assignment}: write it as name=value, such as lora.rank=16.")
+        *groups, last = steps(name.strip())
+        if (first := [*groups, last][0]) in elsewhere:
+            raise SettingsError(f"--set {assignment}: {first} is given otherwise: {elsewhere[first]}.")
+        place = settings
+        for each in groups:
+            place = group(place, each)
+        try:
+            place[last] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:      # a date such as 2024-13-45 is YAML, and none
+            problem = getattr(error, "problem", None) or "no valid YAML"
+            raise SettingsError(f"--set {assignment}: the value cannot be read ({problem}).") from error
+    return settings
+
+
+def steps(name: str) -> list[str]:
+    """The groups that lead to a setting, and its own name; that of a priced model may hold dots, as in gpt-4.1."""
+    if not name.startswith(PRICES):
+        return name.split(".")
+    model, _, field = name.removeprefix(PRICES).rpartition(".")
+    return [*PRICES.split(".")[:-1], *([model, field] if field in ("input", "output") else [name.removeprefix(PRICES)])]
+
+
+def group(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """A group of settings, made where it is missing. Raises SettingsError where a plain value stands in its place."""
+    found = settings.setdefault(name, {})
+    if not isinstance(found, dict):
+        raise SettingsError(f"--set {name}={found}: {name} is a group of settings: set its fields, as in "
+                            f"{name}.FIELD=VALUE.")
+    return found
+
+
+app.command()(classify)
+app.command("diagnose")(diagnosed)
+
+
+cli_runs.register(app)
+
+
+def main() -> None:
+    """Entry point: one clear sentence and exit status 1 where the package refuses, 2 for wrong arguments."""
+    for stream in (sys.stdout, sys.stderr):     # a text of a user's may hold what no terminal can show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except NsloraError as error:
+        err.print(Text.assemble(("error", "bold red"),
+                                f" {type(error).__name__.removesuffix('Error').lower()}: {error}"))
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            err.print(Text.assemble(("error", "bold red"), f" name: {error.filename} is too long for a file or a "
+                                    "folder: give a shorter one."))
+            raise SystemExit(1) from None
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        err.print(Text.assemble(("error", "bold red"), f" output: it cannot be written: {error.strerror}"))
+        raise SystemExit(1) from None
+
+

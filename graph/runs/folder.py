@@ -1,0 +1,183 @@
+"""What a run's folder begins with: its record, `run.json`, and the checks before anything is written."""
+
+import inspect
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nslora.graph.runs.checkpoints import without_password
+from nslora.tools.errors import RunError, SettingsError
+from nslora.tools.files import quoted, write_json
+from nslora.tools.workspace.workspace import FORMAT, Lab, RUN_FILE, read_run_file
+from nslora.tools.policies.local import refuse_unknown_targets
+from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME, Note, refuse_unreachable, resolve_model
+from nslora.tools.policy import Policy
+from nslora.graph.lock import HOLDER_FILE, LOCK_FILE, sole_writer
+from nslora.tools.workspace.settings import LoraSettings, RunSettings
+from nslora.tools.router.strategies import strategy_named
+from nslora.tools.tasks.task import Task
+
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
+POLICY = [name for name in (*Policy.__annotations__, *vars(Policy)) if not name.startswith("_")]
+FREE_SPACE_BYTES = 200e6        # adapters, checkpoints and replies of an ordinary run take less
+
+
+def write_record(lab: Lab, *, editor_is_object: bool, checkpoints: str | None = None,
+                 origin: dict[str, Any] | None = None) -> None:
+    """Write `run.json`, the last thing before a run exists. Raises RunError where another process was faster.
+
+    checkpoints: URL of a database (its password is left out), `OBJECT`, None for a file in the folder. origin: of a
+    fork or a replay, {"run", "kind", "round", ...}.
+    """
+    task = lab.task
+    with sole_writer(lab.folder):
+        if (lab.folder / RUN_FILE).exists():
+            raise RunError(f"{lab.folder} was begun by another process just now: name another folder.")
+        write_json(lab.folder / RUN_FILE, {
+            "format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            # Of its own in any database: two runs must never share a thread.
+            "thread": f"nslora-{task.name}-{uuid.uuid4().hex[:12]}",
+            "settings": lab.settings.model_dump(mode="json"), "editor_is_object": editor_is_object,
+            "task": {"name": task.name, "source": task.source, "options": dict(task.options), "hash": task.hash,
+                     "prompt": task.prompt.hash},
+            "anchor": lab.anchor_hash,
+            "checkpoints": without_password(checkpoints) if checkpoints else None, "origin": origin})
+
+
+def read_settings(**values: Any) -> RunSettings:
+    """RunSettings, with a readable SettingsError where a value is unknown or out of range."""
+    try:
+        return RunSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        unknown = first["type"] == "extra_forbidden"
+        known = f"; known: {', '.join(fields_at(first['loc'][:-1]))}" if unknown else ""
+        came = "" if place == "editor_base_url" else f" (came: {first['input']!r})"     # there, a secret was in it
+        raise SettingsError(f"Setting {place}: {first['msg']}{came}{known}.") from None
+
+
+def refuse_no_task(task: object) -> None:
+    """Raise SettingsError where a task is none."""
+    if not isinstance(task, Task):
+        came = repr(task) if isinstance(task, str | Path) else type(task).__name__
+        raise SettingsError(f"task={came} is no Task: give load_task(...) of an embedded task, a folder or a "
+                            "task.yaml, or task_from_rows(...).")
+
+
+def refuse_no_policy(model: object) -> None:
+    """Raise SettingsError where an object in the place of a model lacks what a Policy has."""
+    # A property is not asked: it may load weights.
+    lacking = [name for name in POLICY if inspect.getattr_static(model, name, None) is None
+               and not hasattr(model, name)]
+    if lacking or isinstance(model, type):
+        came = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        lacks = f" (it lacks {', '.join(lacking)})" if lacking else ""
+        raise SettingsError(f"model={came} is no Policy{lacks}: give an embedded name, a folder, a hub id, or an "
+                            "object with the methods of nslora.tools.policy.Policy.")
+
+
+def fields_at(place: Sequence[int | str]) -> list[str]:
+    """The settings that are known in that group; all groups where the place is none."""
+    fields = RunSettings.model_fields
+    for part in place:
+        group = fields[str(part)].annotation if str(part) in fields else None
+        fields = getattr(group, "model_fields", fields)
+    return list(fields)
+
+
+def could_begin(lab: Lab, *, ask_reward: bool = True) -> None:
+    """Raise what Run.create would raise of strategy, reward, editor and model; writes nothing.
+
+    ask_reward: about one row of each split.
+    """
+    refuse_unnameable(lab.folder)
+    strategy_named(lab.settings.strategy)
+    device = lab.settings.device.device
+    if device is not None and not DEVICE.fullmatch(device):
+        raise SettingsError(f"device.device is {device!r}: wanted cpu, cuda, mps or another kind that torch knows, or "
+                            "nothing for what this machine has.")
+    if ask_reward:
+        probe(lab.task)
+    _ = lab.editor      # connects, and checks prices where there is a cap on cost
+    if lab.given_policy is None and lab.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
+        resolve_model(lab.settings.model)
+
+
+def refuse_unfit_model(name: str, lora: LoraSettings, note: Note = lambda _: None) -> None:
+    """Raise ModelError where a model cannot be had from here, or lacks what LoRA is to go on. No weights are read."""
+    source = resolve_model(name, note)
+    refuse_unreachable(source)
+    refuse_unknown_targets(source, lora)
+
+
+def probe(task: Task) -> None:
+    """Ask the reward about one row of each split, before anything is written. Raises RewardError."""
+    for split in (task.train, task.validation, task.test):
+        task.reward(split[0], split[0].reference or "")
+
+
+def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
+    """Raise RunError where a new run cannot live in `folder`, of which `overwrite` lets an earlier run be deleted."""
+    refuse_unnameable(folder)
+    occupied = taken(folder)
+    if overwrite and folder.is_symlink():
+        raise RunError(f"{folder} is a link: to overwrite a run, name its folder itself, {folder.resolve()}.")
+    if overwrite and occupied:
+        try:
+            read_run_file(folder)
+        except RunError as error:
+            raise RunError(f"{folder} exists and is not the folder of a run, so it is not overwritten: name another "
+                           "folder.") from error
+    elif occupied:
+        raise RunError(f"{folder} exists already: name another folder, continue it with nslora resume "
+                       f"{quoted(folder)}, or replace it (nslora run --overwrite).")
+    parent = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(parent).free
+    if free < FREE_SPACE_BYTES:
+        raise RunError(f"Only {free / 1e6:.0f} MB are free in {parent}, a run needs {FREE_SPACE_BYTES / 1e6:.0f} MB: "
+                       "make room, or name a folder elsewhere.")
+
+
+def taken(folder: Path) -> bool:
+    """Whether something stands there that a new run would have to make room for."""
+    return folder.exists() and (not folder.is_dir() or any(not begun(path) for path in folder.iterdir()))
+
+
+def delete_earlier(folder: Path) -> None:
+    """Delete the run in `folder`, if there is one. Raises RunError while a process is at work on it."""
+    if taken(folder):
+        with sole_writer(folder):
+            shutil.rmtree(folder)
+
+
+def refuse_unnameable(folder: Path) -> None:
+    """Raise RunError where the file system takes no such name, before anything looks for a file in the folder."""
+    try:
+        for each in (folder, *map(Path, folder.parts)):     # below a folder that is missing, a part alone tells
+            each.exists()
+    except OSError as error:
+        raise RunError(f"The folder {folder} cannot be made ({error.strerror}): name another one.") from error
+
+
+def begun(path: Path) -> bool:
+    """Whether a file was left by a run that was killed before it began."""
+    half_written = path.name.startswith((f".{RUN_FILE}.", f".{HOLDER_FILE}.")) and path.suffix == ".partial"
+    return half_written or path.name in (LOCK_FILE, HOLDER_FILE)
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder of a new run. Raises RunError where that is not allowed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The folder {folder} cannot be made ({error.strerror}): name another one.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(f"Nothing can be written to {folder}: name another one, or change its rights.")

@@ -1,0 +1,195 @@
+"""Forks: a new run that shares another one's past up to a round, and decides otherwise from there."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from langgraph.graph import START
+
+from nslora.graph.build import Graph, build_graph
+from nslora.graph.runs.history import checkpoint_before, line_of
+from nslora.graph.runs.run import Run
+from nslora.graph.runs.folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
+from nslora.graph.state import Changes
+from nslora.tools.editor.chat_models import editor_name
+from nslora.graph.runs.checkpoints import copy_past
+from nslora.tools.errors import RunError, SettingsError
+from nslora.tools.files import write_json, write_jsonl
+from nslora.tools.workspace.workspace import Lab, RUN_FILE, read_run_file, register
+from nslora.tools.policy import Policy
+from nslora.graph.runs.copy_files import copy_past as copy_files
+from nslora.graph.runs.copy_files import copy_records
+from nslora.tools.workspace.settings import LoraSettings, RunSettings
+from nslora.tools.router.monitoring_signal import KINDS
+from nslora.tools.editor.wrapped_chat import Chat
+
+# Of an adapter; those of one that is trained further are its own.
+SHAPE = ("rank", "alpha", "dropout", "targets", "top_blocks", "use_rslora", "use_dora")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a new run takes over from another: which of its rounds is done anew, and what is handed over in memory."""
+
+    source: Run
+    folder: Path
+    round: int
+    kind: Literal["fork", "replay"]
+    bursts: bool = True     # whether what the source trained is taken over where the same is to be trained again
+
+
+def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "textgrad"] | None = None,
+         editor: str | Chat | None = None, settings: Mapping[str, Any] | None = None) -> Run:
+    """A new run in `folder` with the past of `source` before round `at`, which is decided again.
+
+    at: from 1; 0 begins with the first evaluation. action: what round `at` does, whatever the strategy would choose.
+    editor: another one from there on; an object is asked anew, a name only where it is another one. settings: other
+    fields of RunSettings; {"lora": {"rank": 16}} changes that one field of the group. The source is only read.
+    Raises RunError where it never came to that round, SettingsError where there is no such action.
+    """
+    if action not in (None, *KINDS):
+        raise SettingsError(f"action={action!r}: wanted {' or '.join(KINDS)}.")
+    values = merged(read_run_file(source.folder)["settings"], settings or {})
+    if editor is not None:
+        values["editor"] = editor if isinstance(editor, str) else editor_name(editor)
+    new = begin(Beginning(source, Path(folder), at, "fork"), read_settings(**values),
+                editor=None if isinstance(editor, str) else editor, keeps_editor=editor is None,
+                origin={"action": action, "settings": dict(settings or {})})
+    complete(new, action)
+    return new
+
+
+@contextmanager
+def whole_or_gone(folder: Path) -> Iterator[None]:
+    """Delete the folder where the block fails: half a past would be taken for a run that has yet to begin."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def complete(new: Run, action: Literal["lora", "textgrad"] | None) -> None:
+    """Force the action, if there is one, and put on record that the run has all that it begins with.
+
+    One that was killed before is not gone on with.
+    """
+    with whole_or_gone(new.folder):
+        if action is not None:
+            force(new, action)
+        record = read_run_file(new.folder)
+        record["origin"] = new.origin = {**record["origin"], "whole": True}
+        write_json(new.folder / RUN_FILE, record)
+
+
+def same_editor(old: RunSettings, new: RunSettings) -> bool:
+    """Whether what the editor said under the old settings is what it would say under the new ones.
+
+    The records go by the editor's name and the request; this is what else a reply depends on.
+    """
+    def asked(settings: RunSettings) -> tuple[object, ...]:
+        editing, device = settings.editing, settings.device
+        own = (settings.model, device.device, device.dtype, editing.policy_reply_tokens)
+        return (settings.editor_base_url, editing.structured, editing.reply_tokens,
+                own if settings.editor == "policy" else None)
+
+    return asked(old) == asked(new)
+
+
+def begin(beginning: Beginning, settings: RunSettings, *, editor: Chat | None = None,
+          keeps_editor: bool = True, policy: Policy | None = None, origin: Mapping[str, Any] | None = None) -> Run:
+    """Make the new run: its record, the files of its past, and its checkpoints up to the decision of the round."""
+    source, folder = beginning.source, beginning.folder
+    record = read_run_file(source.folder)
+    old = source.lab.settings
+    if beginning.round > 0 and (settings.model, settings.device.device, settings.device.dtype) != (
+            old.model, old.device.device, old.device.dtype):
+        raise RunError(f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
+                       "another model, device or dtype begins at 0, with the first evaluation.")
+    with source.checkpointer() as saver:
+        graph = build_graph(saver)
+        at = checkpoint_before(graph, source, beginning.round)
+        past = line_of(graph, at.config)
+        if beginning.round > 0 and at.values["kept"]["adapter"] is not None:
+            refuse_other_shape(old.lora, settings.lora, beginning.round)
+        chat = editor or (source.lab.editor_chat if keeps_editor else None)
+        lab = Lab(folder.resolve(), settings, source.lab.task, policy=policy or source.lab.given_policy,
+                  editor_chat=chat, note=source.lab.note)
+        if chat is not None or not record["editor_is_object"] or not keeps_editor:
+            could_begin(lab)
+            del lab.editor      # its record is copied later
+        if beginning.round > 0 and lab.anchor_hash != source.lab.anchor_hash:
+            raise RunError(f"What {source.folder} kept has not answered these anchor questions: a fork with another "
+                           "anchor set begins at 0, with the first evaluation.")
+        refuse_unusable(folder)
+        make_folder(folder)
+        is_object = editor is not None or (keeps_editor and bool(record["editor_is_object"]))
+        write_record(lab, editor_is_object=is_object, origin={
+            "run": source.folder.name, "thread": source.thread, "kind": beginning.kind, "round": beginning.round,
+            **(origin or {}), "whole": False})
+        with whole_or_gone(folder):     # from here on it is this run's own
+            lab.prompts.add(lab.task.prompt)
+            copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
+            # Two objects of one name may be asked at other servers, or at another temperature.
+            known = editor is None or editor is source.lab.editor_chat
+            copy_records(source.folder, folder, bursts=beginning.bursts,
+                         editor=beginning.kind == "fork" and known and same_editor(old, settings))
+            new = Run(folder, register(lab))
+            found = saver.get_tuple(at.config)
+            if found is None:
+                raise RunError(f"The checkpoint before round {beginning.round} of {source.folder} is gone.")
+            if rounds := at.values.get("rounds"):
+                write_jsonl(folder / "decisions.jsonl", rounds)
+            with new.checkpointer() as target:
+                copy_past(saver, target, found, new.thread)
+                if beginning.kind == "fork":
+                    reopen(build_graph(target), new, anew=editor is not None or not keeps_editor
+                           or settings.editing != old.editing)
+    return new
+
+
+def refuse_other_shape(old: LoraSettings, new: LoraSettings, number: int) -> None:
+    """Raise RunError where round `number`, which goes on with a kept adapter, is to give it another shape."""
+    for name in SHAPE:
+        was, wanted = getattr(old, name), getattr(new, name)
+        if was != wanted:
+            raise RunError(f"lora.{name} cannot become {wanted} in round {number}, which goes on with an adapter of "
+                           f"{was}: fork at a round before the first burst that was kept.")
+
+
+def reopen(graph: Graph, run: Run, *, anew: bool) -> None:
+    """Take back an end that was given, since the settings may have changed: `classify` asks again whether to stop.
+
+    anew: whether the editor, or how it is asked, is another one; then the old one's failures are not its own.
+    """
+    state = graph.get_state(run.config)
+    changes: Changes = {"approve": run.lab.settings.approve, **({"editor_failures": 0} if anew else {})}
+    if "finish" in state.next:
+        graph.update_state(run.config, {**changes, "stop": "", "decision": None}, as_node="monitor")
+    elif any(state.values.get(name) != value for name, value in changes.items()):
+        graph.update_state(run.config, changes, as_node=START if "evaluate" in state.next else "monitor")
+
+
+def force(run: Run, action: Literal["lora", "textgrad"]) -> None:
+    """Let `classify` choose its rows, then overrule its decision."""
+    with run.checkpointer() as saver:
+        graph = build_graph(saver)
+        graph.invoke(None, run.config, context=run.context, interrupt_after=["classify"], durability="sync")
+        decision = graph.get_state(run.config).values["decision"]
+        if decision is None:
+            raise RunError(f"{run.folder}: there was nothing to decide, so no action can be forced.")
+        reason = f"Chosen by hand, in a fork; the strategy said: {decision['action']} ({decision['reason']})"
+        graph.update_state(run.config, {"decision": {**decision, "action": action, "reason": reason}, "stop": ""},
+                           as_node="classify")
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with the fields of `new`, group by group."""
+    result = dict(old)
+    for key, value in new.items():
+        result[key] = merged(result[key], value) if isinstance(value, Mapping) and isinstance(result.get(key), dict) \
+            else value
+    return result

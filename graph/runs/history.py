@@ -1,0 +1,53 @@
+"""The past of a run in its checkpoints: where a round was decided, what it grew from, and how far it is whole."""
+
+from typing import TYPE_CHECKING
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.types import StateSnapshot
+
+from nslora.tools.errors import NsloraError, RunError
+from nslora.tools.files import quoted
+from nslora.graph.runs.integrity import check_past
+
+if TYPE_CHECKING:
+    from nslora.graph.build import Graph
+    from nslora.graph.runs.run import Run
+
+
+def checkpoint_before(graph: "Graph", run: "Run", number: int) -> StateSnapshot:
+    """The checkpoint from which round `number` was decided; for the round after the last, that of the end.
+
+    Round 0 is the first evaluation. Raises RunError where the run never came so far.
+    """
+    if number < 0:
+        raise RunError(f"Round {number}: wanted a round from 1, or 0 for the first evaluation.")
+    # A proposal waits only where the first round's is to be measured, not the start.
+    line = [each for each in line_of(graph, run.config)
+            if each.values.get("round") == max(0, number - 1) and not each.values.get("proposal")]
+    for wanted in ("classify", "finish") if number > 0 else ("evaluate",):
+        # Newest first: what a fork changed before it decided is part of what it decided from.
+        if found := next((each for each in line if wanted in each.next), None):
+            return found
+    raise RunError(f"{run.folder} never came to round {number}: name an earlier one (nslora show "
+                   f"{quoted(run.folder)}).")
+
+
+def line_of(graph: "Graph", config: RunnableConfig) -> list[StateSnapshot]:
+    """A checkpoint and all that it grew from, newest first, without what other branches left."""
+    line = [graph.get_state(config)]
+    while line[-1].parent_config is not None:
+        line.append(graph.get_state(line[-1].parent_config))
+    return line
+
+
+def last_whole_round(graph: "Graph", run: "Run") -> int:
+    """The highest round that can be decided again, since every file that its past names is whole; 0 for none."""
+    rounds = graph.get_state(run.config).values.get("round", 0)
+    for number in range(rounds + 1, 0, -1):
+        try:
+            at = checkpoint_before(graph, run, number)
+            check_past(run.lab, [each.values for each in line_of(graph, at.config)], number - 1)
+        except NsloraError:     # never came so far, or something of it is damaged: what, was said already
+            continue
+        return number
+    return 0

@@ -1,0 +1,34 @@
+"""Are the files of a run whole? Those that its past names, and the records that it appends to."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from nslora.tools.evaluation.rollouts import read_evaluation
+from nslora.tools.files import read_json, read_jsonl, read_whole
+from nslora.tools.workspace.workspace import Lab
+from nslora.tools.dataset.remade import read_rows
+from nslora.graph.runs.copy_files import State, candidates_of, evaluations_of, material_of_rounds
+
+
+def check_past(lab: Lab, states: Iterable[State], rounds_done: int) -> None:
+    """Raise DamagedError where a file that the `states` of the past name is missing or damaged."""
+    candidates = {(each["adapter"], each["prompt"]) for state in states for each in candidates_of(state)}
+    for adapter, prompt in sorted(candidates, key=str):
+        lab.prompts.get(prompt)
+        read_rows(lab.remade / f"{prompt}.jsonl")
+        if adapter:
+            lab.adapters.path(adapter)
+    for key in sorted({key for state in states for key in evaluations_of(state)}):
+        read_evaluation(lab.evaluations / f"{key}.jsonl")
+    for path in material_of_rounds(lab.folder, rounds_done):
+        read_json(path) if path.suffix == ".json" else read_whole(path)
+
+
+def check_records(folder: Path) -> None:
+    """Raise DamagedError where a record is damaged that a run goes on writing.
+
+    The last line of one that is appended to may be cut off, since that is what a kill leaves behind.
+    """
+    read_jsonl(folder / "decisions.jsonl", written_whole=True)
+    for name in ("bursts.jsonl", "editor.jsonl"):
+        read_jsonl(folder / name)

@@ -1,0 +1,236 @@
+"""Looking at runs, from their folders alone: no model is loaded and nothing is written.
+
+    for run in runs("runs"): print(run.folder, run.status, run.best_reward)
+    look("runs/demo").round(3).failures
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.errors import DamagedError, RunError
+from nslora.tools.evaluation.rollouts import Failure, read_evaluation
+from nslora.tools.files import read_json, read_jsonl
+from nslora.tools.workspace.workspace import PromptStore, QUESTION_FILE, RUN_FILE, read_run_file
+from nslora.tools.dataset.selection import Material
+from nslora.tools.prompt import Prompt, difference
+from nslora.graph.lock import is_locked
+from nslora.tools.classifier.verdict_memory import corrected
+
+CANDIDATE_FIELDS: Mapping[str, Any] = {"checks": {}, "all_checks": {}, "interval": {}, "reward": {}}
+# What is read of a report, as nested names.
+REPORT_FIELDS: Mapping[str, Any] = {
+    "stop": {}, "wall_s": {}, "prompt_diff": {}, "peak_rss_mb": {},
+    "validation": {"base": {"reward": {}}, "result": {"reward": {}}},
+    "test": {"questions": {}, "base": CANDIDATE_FIELDS, "result": CANDIDATE_FIELDS,
+             "gain": {"all_checks": {}, "interval": {}}},
+    "cost": {"trained_tokens": {}, "generated_tokens": {}, "tflop": {}, "editor_calls": {}}}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One finished round. reward_after is None where the update failed before it could be measured."""
+
+    number: int
+    action: str
+    reason: str
+    kept: bool
+    verdict: str
+    error: str | None
+    adapter: str | None
+    prompt: str | None
+    reward_before: float
+    reward_after: float | None
+    demand: Mapping[str, float]
+    signal: Mapping[str, Mapping[str, float]]
+    numbers: Mapping[str, float]
+    wall_s: float
+    trained_tokens: int
+    generated_tokens: int
+    flop: float                 # of update and evaluation, by formula
+    editor: Mapping[str, float]
+    note: str
+    person: Mapping[str, str] | None = None     # what a person who was asked said, and the hash of their own prompt
+    editor_lines: int = 0                       # of the editor's record by the end of the round
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """A row that a burst was trained on. origin: "reference", "remade" or "replay"."""
+
+    source: str
+    origin: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class RoundDetails:
+    """What a round looked at and did. failures: of the kept candidate, with the verdict on each that the round went by:
+    the classifier's, corrected by what earlier updates had mended.
+
+    critiques: the editor's textual gradients. diff: of the prompt in force before and the proposed one.
+    """
+
+    round: Round
+    failures: tuple[Failure, ...]
+    training_rows: tuple[TrainingExample, ...]
+    critiques: tuple[str, ...]
+    diff: str
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as its folder tells it. status: finished, running (a process is at work), waiting (for a person),
+    stopped, or unreadable.
+
+    rewards are on validation; None before the first evaluation of a round ended. problem: what cannot be read.
+    """
+
+    folder: Path
+    status: str
+    created: str
+    task: str
+    settings: Mapping[str, Any]
+    origin: Mapping[str, Any] | None
+    start_reward: float | None
+    best_reward: float | None
+    stop: str
+    wall_s: float
+    rounds: tuple[Round, ...]
+    problem: str = ""
+
+    def round(self, number: int) -> RoundDetails:
+        """Everything about round `number`, from 1. Raises RunError where there is no such round, or a damaged file."""
+        if not 1 <= number <= len(self.rounds):
+            raise RunError(f"{self.folder} has no round {number}: it has {len(self.rounds)} finished rounds.")
+        found = self.rounds[number - 1]
+        prompts = PromptStore(self.folder / "prompts")
+        before, proposed = self._prompt_before(number), found.prompt
+        diff = difference(prompts.get(before), prompts.get(proposed)) if before and proposed else ""
+        return RoundDetails(found, self._failures(number), self._training_rows(number), self._critiques(number), diff)
+
+    def prompt(self, name: str) -> Prompt:
+        """The prompt document of this hash."""
+        return PromptStore(self.folder / "prompts").get(name)
+
+    def _prompt_before(self, number: int) -> str | None:
+        kept = [each.prompt for each in self.rounds[:number - 1] if each.kept and each.prompt]
+        if kept:
+            return kept[-1]
+        prompt: str | None = read_run_file(self.folder)["task"].get("prompt")
+        return prompt
+
+    def _failures(self, number: int) -> tuple[Failure, ...]:
+        for path in sorted((self.folder / "material").glob(f"{number}-*.json")):
+            key = path.stem.partition("-")[2]
+            failures = read_evaluation(self.folder / "evaluations" / f"{key}.jsonl")[1]
+            # What later outcomes taught was not known to this round; what earlier ones had taught is in its material.
+            judged = corrected([each.attribution for each in failures], Material.load(path).corrections)
+            return tuple(replace(each, attribution=anew) for each, anew in zip(failures, judged, strict=True))
+        return ()
+
+    def _training_rows(self, number: int) -> tuple[TrainingExample, ...]:
+        rows = read_jsonl(self.folder / "material" / f"{number}-rows.jsonl")
+        return tuple(TrainingExample(row["source"], row["origin"], row["completion"]) for row in rows)
+
+    def _critiques(self, number: int) -> tuple[str, ...]:
+        return tuple(critique for path in sorted((self.folder / "edits").glob(f"{number}-*.json"))
+                     for critique in read_json(path)["critiques"])
+
+
+def runs(folder: str | Path = "runs") -> list[RunView]:
+    """All runs directly under `folder`, the newest first; one that cannot be read is listed with its problem."""
+    found = []
+    for path in sorted(Path(folder).glob(f"*/{RUN_FILE}")):
+        try:
+            found.append(look(path.parent))
+        except RunError as error:
+            found.append(RunView(path.parent, "unreadable", "", "", {}, None, None, None, "", 0.0, (), str(error)))
+    return sorted(found, key=lambda each: each.created, reverse=True)
+
+
+def look(folder: str | Path) -> RunView:
+    """One run. Raises RunError, naming the file, where the folder is no run or a record in it is damaged."""
+    path = Path(folder)
+    record = read_run_file(path)
+    try:
+        records = read_jsonl(path / "decisions.jsonl")
+        rounds = tuple(round_of(each) for each in records)
+    except KeyError as error:
+        raise DamagedError(f"{path}/decisions.jsonl is damaged: a round without {error}.") from error
+    except (AttributeError, TypeError) as error:
+        raise DamagedError(f"{path}/decisions.jsonl is damaged: a line of it is no round.") from error
+    report = report_of(path, records)
+    asked = read_json(path / QUESTION_FILE) if (path / QUESTION_FILE).is_file() else None
+    waits = isinstance(asked, dict) and asked.get("round") == len(rounds) + 1
+    status = "finished" if report else "running" if is_locked(path) else "waiting" if waits else "stopped"
+    return RunView(
+        folder=path, status=status, created=record["created"], task=record["task"]["name"],
+        settings=record["settings"], origin=record.get("origin"), start_reward=start_reward(report, rounds),
+        best_reward=best_reward(report, rounds), stop=report["stop"] if report else "",
+        wall_s=report["wall_s"] if report else sum(each.wall_s for each in rounds), rounds=rounds)
+
+
+def report_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The report of a finished run; None where there is none, or where the run was taken back to an earlier round
+    since (LangGraph's time travel), so that it tells of other rounds. Raises DamagedError.
+    """
+    path = folder / "result" / "report.json"
+    if not path.is_file():
+        return None
+    report = read_json(path)
+    check_report(report, path)
+    try:
+        told, there = ([(each["round"], each["action"], each.get("evaluation")) for each in rounds]
+                       for rounds in (report.get("rounds", records), records))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} or {folder}/decisions.jsonl is damaged: one of its rounds is none.") from error
+    return report if told == there else None
+
+
+def check_report(report: Any, path: Path) -> None:
+    """Raise DamagedError where a report is not one."""
+    missing = lacks(report, REPORT_FIELDS)
+    if missing:
+        raise DamagedError(f"{path} is damaged: it lacks {', '.join(missing)}.")
+
+
+def lacks(value: Any, wanted: Mapping[str, Any]) -> list[str]:
+    """Names of wanted fields that are not there, as "test.base.reward"."""
+    if not isinstance(value, dict):
+        return sorted(wanted)
+    missing = sorted(wanted.keys() - value.keys())
+    inner = [f"{name}.{each}" for name, fields in wanted.items() if name in value and fields
+             for each in lacks(value[name], fields)]
+    return missing + inner
+
+
+def round_of(record: Mapping[str, Any]) -> Round:
+    """A line of decisions.jsonl as an object."""
+    candidate = record["candidate"] or {}
+    return Round(
+        number=record["round"], action=record["action"], reason=record["reason"], kept=record["kept"],
+        verdict=record["verdict"], error=record["error"], adapter=candidate.get("adapter"),
+        prompt=candidate.get("prompt"), reward_before=record["reward_before"], reward_after=record["reward_after"],
+        demand=record["demand"], signal=record["signal"], numbers=record["numbers"], wall_s=record["wall_s"],
+        trained_tokens=record["trained_tokens"], generated_tokens=record["generated_tokens"],
+        flop=record["flop"], editor=record["editor"],
+        note=record["note"], person=record.get("person"), editor_lines=record.get("editor_lines", 0))
+
+
+def start_reward(report: Mapping[str, Any] | None, rounds: Sequence[Round]) -> float | None:
+    if rounds:
+        return rounds[0].reward_before
+    reward: float | None = report["validation"]["base"]["reward"] if report else None
+    return reward
+
+
+def best_reward(report: Mapping[str, Any] | None, rounds: Sequence[Round]) -> float | None:
+    """Validation reward of the result; of the best that was kept so far, while there is none."""
+    if report:
+        reward: float | None = report["validation"]["result"]["reward"]
+        return reward
+    rewards = [rounds[0].reward_before] if rounds else []
+    kept = (each.reward_after for each in rounds if each.kept and each.reward_after is not None)
+    return max([*rewards, *kept], default=None)

@@ -1,0 +1,186 @@
+"""Where checkpoints are kept: a file, a database, a saver of the user's own."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+
+from nslora.graph.runs.fork import fork
+from nslora.graph.runs.replay import replay
+from nslora.graph.runs.run import Run
+from nslora.graph.runs.checkpoints import (
+    check_place,
+    place_of,
+    postgres_checkpoints,
+    sqlite_checkpoints,
+    without_password,
+)
+from nslora.tools.errors import RunError, SettingsError
+from nslora.tools.workspace.workspace import RUN_FILE
+
+Begin = Callable[..., Run]
+
+
+def programs() -> Path | None:
+    """Where PostgreSQL's programs are; Debian keeps them off the PATH."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).parent
+    return next((path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The URL of a PostgreSQL server that lives as long as these tests."""
+    found = programs()
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="nslora-postgres-"))
+    # PostgreSQL refuses to run as root.
+    other: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        user = pwd.getpwnam("nobody")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        other = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def call(program: str, *words: str) -> None:
+        # To a file: a pipe would stay open as long as the server that inherits it.
+        with (folder / "said").open("w+") as said:
+            done = subprocess.run([found / program, "-D", folder / "data", *words], cwd=folder, stdout=said,
+                                  stderr=said, env={"PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C"},
+                                  check=False, **other)
+            said.seek(0)
+            assert done.returncode == 0, said.read()
+
+    call("initdb", "-U", "nslora", "--auth=trust", "--no-sync")
+    call("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o",
+         f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off")
+    try:
+        yield f"postgresql://nslora:a-password@127.0.0.1:{port}/postgres"
+    finally:
+        call("pg_ctl", "stop", "-m", "immediate")
+        shutil.rmtree(folder)
+
+
+def test_a_run_with_its_checkpoints_in_postgresql_stops_goes_on_and_forks(database: str, begin: Begin) -> None:
+    run = begin(checkpoints=database, max_rounds=1)
+    assert "a-password" not in (run.folder / RUN_FILE).read_text()
+    stream = run.stream(("updates",))
+    assert [next(iter(part)) for _, part in (next(stream), next(stream))] == ["evaluate", "monitor"]
+    stream.close()
+    again = Run.open(run.folder, checkpoints=database)
+    nodes = [next(iter(part)) for _, part in again.stream(("updates",))]
+    assert (nodes[0], nodes[-1]) == ("classify", "finish")
+    state = again.state()
+    assert state is not None
+    assert state["status"] == "finished"
+    other = fork(again, run.folder.with_name("fork"), at=1, action="lora")
+    assert [each["action"] for each in other.adapt()["rounds"]] == ["lora"]
+    assert (other.folder / "checkpoints.sqlite").is_file()
+    assert not (run.folder / "checkpoints.sqlite").exists()
+
+
+def test_two_runs_in_one_database_do_not_share_a_thread(database: str, begin: Begin) -> None:
+    one, two = begin("one", checkpoints=database, max_rounds=0), begin("two", checkpoints=database, max_rounds=0)
+    one.adapt()
+    assert two.state() is None
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nslora.graph.runs.checkpoints.CONNECT_TIMEOUT_S", 1.5)
+    url = "postgresql://me:canary-1234@127.0.0.1:1/none"
+    with pytest.raises(RunError, match=r"me@127\.0\.0\.1:1/none does not answer"), postgres_checkpoints(url):
+        pass
+
+
+def test_a_password_is_found_again_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql://me:secret@db/runs?password=x"
+    assert without_password(url) == "postgresql://me@db/runs?password="
+    assert place_of(without_password(url)) == without_password(url)
+    monkeypatch.setenv("NSLORA_CHECKPOINTS", url)
+    assert place_of(without_password(url)) == url
+    assert place_of(None) is None
+
+
+def test_a_run_does_not_begin_again_in_another_database(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    with pytest.raises(RunError, match="in its file checkpoints"):
+        Run.open(run.folder, checkpoints="postgresql://me:secret@db/runs")
+
+
+def test_a_saver_of_ones_own_is_used_as_it_is(begin: Begin) -> None:
+    saver = InMemorySaver()
+    run = begin(checkpoints=saver, max_rounds=0)
+    run.adapt()
+    assert sum(1 for _ in saver.list(run.config)) > 3
+    with pytest.raises(RunError, match="are in a checkpointer object"):
+        Run.open(run.folder)
+    assert Run.open(run.folder, checkpoints=saver).state() is not None
+    assert not (run.folder / "checkpoints.sqlite").exists()
+
+
+def test_a_database_of_a_newer_version_or_one_that_goes_away_is_named(database: str, begin: Begin) -> None:
+    import psycopg
+
+    run = begin(checkpoints=database, max_rounds=0)
+    stream = run.stream(("updates",))
+    next(stream)
+    with psycopg.connect(database, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        with pytest.raises(RunError, match="broke off"):
+            list(stream)
+        assert run.adapt()["rounds"] == []
+        other.execute("INSERT INTO checkpoint_migrations (v) VALUES (999)")
+        rows = other.execute("SELECT count(*) FROM checkpoints").fetchone()
+        with pytest.raises(RunError, match="of a newer langgraph"):
+            run.state()
+        assert other.execute("SELECT count(*) FROM checkpoints").fetchone() == rows
+        other.execute("DELETE FROM checkpoint_migrations WHERE v = 999")
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:p@ss/s3cretpw@h/db", "postgresql://u:s3@cretpw@127.0.0.1:1/db", "postgresql://u:s3/cretpw@h/db",
+                                 "postgresql://u:s3cretpw@h/db?x=a@b", "postgres://h/db?password=s3cretpw&user=u"])
+def test_no_part_of_a_password_is_written_down(url: str) -> None:
+    assert "cretpw" not in without_password(url)
+    for plain in ("postgresql://u@h/db", "postgresql://h:5432/db?user=me@corp", "postgresql://u@h:5432/db"):
+        assert without_password(plain) == plain
+
+
+def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SettingsError, match="cannot be read as a URL") as refused:
+        check_place("postgresql://u:s3cretpw@[bad/db")
+    assert "s3cretpw" not in str(refused.value) + "".join(capfd.readouterr())
+
+
+def test_a_database_that_does_not_answer_logs_no_password(caplog: pytest.LogCaptureFixture,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nslora.graph.runs.checkpoints.CONNECT_TIMEOUT_S", 1)
+    with pytest.raises(RunError), postgres_checkpoints("postgresql://u:s3cretpw@127.0.0.1:1/db"):
+        pass
+    assert "s3cretpw" not in caplog.text
+
+
+def test_a_run_where_nothing_can_be_written_is_forked_and_replayed_elsewhere(
+        finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in finished.folder.glob("checkpoints.sqlite*")}
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != finished.folder)
+    assert fork(finished, tmp_path / "fork", at=3, action="textgrad").state() is not None
+    assert replay(finished, tmp_path / "replay").same
+    assert {path.name: path.read_bytes() for path in finished.folder.glob("checkpoints.sqlite*")} == before
+
+
+def test_a_place_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "folder.sqlite").mkdir()
+    with pytest.raises(RunError, match="see to the rights"), sqlite_checkpoints(tmp_path / "folder.sqlite"):
+        pass

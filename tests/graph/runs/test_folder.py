@@ -1,0 +1,292 @@
+"""What a run begins with, and that nothing of it changes behind its back."""
+
+import gc
+import json
+import os
+import re
+import shutil
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakePolicy
+from filelock import FileLock
+from huggingface_hub.errors import LocalEntryNotFoundError
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from typer.testing import CliRunner
+
+from nslora.graph.cli.app import app
+from nslora.graph.runs.view import runs
+from nslora.graph.runs.run import Run
+from nslora.graph.runs.folder import write_record
+from nslora.tools.errors import ModelError, NsloraError, RewardError, RunError, SettingsError, TooLongError
+from nslora.tools.evaluation.rollouts import read_evaluation, write_evaluation
+from nslora.tools.files import read_jsonl, write_text
+from nslora.tools.workspace.workspace import RUN_FILE, _LABS
+from nslora.graph.lock import LOCK_FILE, sole_writer
+from nslora.tools.tasks.task import Task, load_task, task_from_rows
+from nslora.tools.testing.tiny_model import write_tiny_model
+
+Begin = Callable[..., Run]
+
+
+def rows(task: Task, split: str) -> list[dict[str, str]]:
+    """A split as rows for a task of one's own."""
+    return [{"question": row.question, "reference": str(row.reference)} for row in getattr(task, split)]
+
+
+def test_a_line_separator_in_a_reply_does_no_harm(finished: Run, tmp_path: Path) -> None:
+    said = "one\u2028two\u2029three\x85four"
+    state = finished.state()
+    assert state is not None
+    assert state["start_measured"]
+    rows, failures = read_evaluation(finished.lab.evaluations / f"{state['start_measured']['key']}.jsonl")
+    told = [replace(each, reply=said, question=said) for each in failures]
+    write_evaluation(tmp_path / "e.jsonl", rows, told)
+    assert read_evaluation(tmp_path / "e.jsonl") == (rows, told)
+
+
+def test_a_run_that_is_overwritten_leaves_nothing_of_its_editors_record(begin: Begin) -> None:
+    first = begin("again", strategy="textgrad", max_rounds=1)
+    first.adapt()
+    calls = (first.folder / "editor.jsonl").read_text()
+    second = begin("again", strategy="textgrad", max_rounds=1, overwrite=True)
+    assert not (second.folder / "editor.jsonl").exists()
+    second.adapt()
+    assert (second.folder / "editor.jsonl").read_text().count("\n") == calls.count("\n")
+
+
+def test_a_run_does_not_go_on_with_other_weights_or_anchors(
+        begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
+    model = shutil.copytree(tiny_folder(), tmp_path / "model")
+    anchor = tmp_path / "anchor.jsonl"
+    anchor.write_text('{"question": "Who rows?", "reference": "zz"}\n')
+    run = Run.create(tmp_path / "run", task=begin("other").lab.task, model=str(model), strategy="textgrad",
+                     approve="edits", anchor=str(anchor), max_rounds=1, device={"threads": 1, "device": "cpu"})
+    with pytest.raises(RunError, match="waits"):
+        run.adapt()
+    write_tiny_model(model, seed=1)
+    _LABS.clear()
+    with pytest.raises(RunError, match="is not the one that"):
+        Run.open(run.folder).resume({"answer": "accept"})
+    anchor.write_text('{"question": "Who sails?", "reference": "zz"}\n')
+    _LABS.clear()
+    with pytest.raises(RunError, match=r"anchor set .* has changed"):
+        Run.open(run.folder)
+
+
+def test_another_reply_length_is_another_task(keepers: Task) -> None:
+    longer = load_task(keepers.source, max_new_tokens=keepers.max_new_tokens + 1)
+    assert longer.hash != keepers.hash == load_task(keepers.source).hash
+
+
+def test_of_two_processes_that_begin_one_folder_the_second_is_told(begin: Begin) -> None:
+    run = begin()
+    with pytest.raises(RunError, match="by another process just now"):
+        write_record(run.lab, editor_is_object=False)
+
+
+def test_a_record_that_is_none_is_named(begin: Begin, tmp_path: Path) -> None:
+    for text in ("{}", "[]", '"s"', '{"format": "x"}', '{"format": 1}'):
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / RUN_FILE).write_text(text)
+        with pytest.raises(RunError, match="is not the folder of a run"):
+            Run.open(tmp_path / "broken")
+        assert [each.status for each in runs(tmp_path)] == ["unreadable"]
+
+
+def test_looking_at_a_run_does_not_stop_it_from_being_resumed(begin: Begin) -> None:
+    run = begin()
+    (run.folder / LOCK_FILE).touch()
+    looking = FileLock(run.folder / LOCK_FILE, thread_local=False)     # released by another thread
+    looking.acquire()
+    threading.Timer(0.1, looking.release).start()
+    with sole_writer(run.folder):
+        pass
+
+
+def test_files_of_a_run_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        write_text(tmp_path / "a.txt", "a")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_train_rows_beyond_the_context_are_left_out_of_a_burst_and_named(
+        tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task, everywhere: bool) -> None:
+    train = rows(keepers, "train")
+    for row in train if everywhere else train[:1]:
+        row["reference"] = "x" * 5000
+    task = task_from_rows(train=train, validation=rows(keepers, "validation"), test=rows(keepers, "test"),
+                          max_new_tokens=8)
+    notes: list[str] = []
+    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
+                     device={"threads": 1, "device": "cpu"}, note=notes.append)
+    (only,) = run.adapt()["rounds"]
+    told = only["error"] if everywhere else only["note"]
+    assert "more than the 2048 tokens of the model's context" in told
+    assert told.endswith("shorten or remove them")
+    assert f"and {len(train) - 5} more" in told if everywhere else "train-1;" in told
+    trained = read_jsonl(run.folder / "material" / "1-rows.jsonl")
+    assert len(trained) == (0 if everywhere else len(train) - 1)
+    assert any("references of train and validation are longer than a reply may be" in note for note in notes)
+
+
+def test_a_question_beyond_the_context_is_named_before_anything_is_spent(
+        begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task) -> None:
+    test = [*rows(keepers, "test"), {"question": "x" * 5000, "reference": "ok"}]
+    task = task_from_rows(train=rows(keepers, "train"), validation=rows(keepers, "validation"), test=test,
+                          max_new_tokens=8)
+    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
+                     device={"threads": 1, "device": "cpu"})
+    with pytest.raises(TooLongError, match=f"test test-{len(test)}"):
+        run.adapt()
+    assert not list(run.lab.evaluations.glob("*"))
+
+
+def test_a_test_that_cannot_be_scored_says_where_the_choice_lies(begin: Begin, keepers: Task, tmp_path: Path,
+                                                                  tiny_folder: Callable[..., Path]) -> None:
+    asked = {row.question for row in keepers.test[1:]}
+
+    def reward(question: str, reference: str, reply: str) -> float:
+        if question in asked:
+            raise ValueError("no such row")
+        return 0.5
+
+    task = task_from_rows(train=rows(keepers, "train"), validation=rows(keepers, "validation"),
+                          test=rows(keepers, "test"), reward=reward, max_new_tokens=8)
+    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=0,
+                     device={"threads": 1, "device": "cpu"})
+    with pytest.raises(RewardError, match=r"no such row.*begin a new run.*Untested, but kept: no adapter, the prompt"):
+        run.adapt()
+
+
+def test_a_run_that_has_begun_is_not_begun_again_on_top(finished: Run) -> None:
+    with pytest.raises(RunError, match="give the graph None"):
+        Run.open(finished.folder).first_state()
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"seed": 2**32}, "less than 4294967296"), ({"lora": {"nope": 1}}, "known: rank, alpha"),
+    ({"device": {"threads": 10**5}}, "1024"), ({"device": {"device": "banana"}}, "device.device"),
+    ({"lora": {"learning_rate": float("inf")}}, "learning_rate"), ({"lora": {"learning_rate": 1e300}}, "learning_rate"),
+    ({"editor_base_url": "http://127.0.0.1:9/v1"}, "name the model"), ({"editor": lambda: None}, "no chat model"),
+])
+def test_what_could_never_run_is_refused_before_a_folder_is_made(
+        keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path], settings: Any, words: str) -> None:
+    with pytest.raises(NsloraError, match=words):
+        Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), **settings)
+    assert not (tmp_path / "run").exists()
+
+
+class Nameless:
+    name = "mine"
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"task": "handbook"}, r"task='handbook' is no Task: give load_task"), ({"task": Path("tasks/mine")}, "load_task"),
+    ({"task": None}, "load_task"), ({"model": object()}, "model=object is no Policy"),
+    ({"model": Nameless()}, "it lacks fingerprint, context_tokens, generate, reference_losses, train, count_tokens"),
+    ({"model": FakePolicy}, "model=the class FakePolicy is no Policy"),
+    ({"checkpoints": Path("x.sqlite")}, "Path is no checkpointer: wanted postgresql://"),
+    ({"checkpoints": True}, "checkpoints=bool is no checkpointer"),
+    ({"checkpoints": SqliteSaver.from_conn_string(":memory:")}, r"open it first, as in: with SqliteSaver"),
+    ({"checkpoints": AsyncSqliteSaver.from_conn_string(":memory:")}, "open it first")])
+def test_objects_that_are_none_of_what_is_wanted_are_refused_before_a_folder_is_made(
+        finished: Run, keepers: Task, tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    policy, run = FakePolicy(tmp_path / "adapters"), finished
+    with pytest.raises(SettingsError, match=words):
+        Run.create(tmp_path / "run", **{"task": keepers, "model": policy, **given})
+    assert not (tmp_path / "run").exists()
+    before = sorted(run.folder.iterdir())
+    with pytest.raises((SettingsError, RunError), match=f"{words}|Give the task too"):
+        Run.open(run.folder, **{"model": policy, **({} if given == {"task": None} else {"task": keepers}), **given})
+    assert sorted(run.folder.iterdir()) == before
+
+
+def test_a_models_folder_may_be_a_path(keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
+    run = Run.create(tmp_path / "run", task=keepers, model=tiny_folder(), max_rounds=0,
+                     device={"threads": 1, "device": "cpu"})
+    assert run.lab.settings.model == str(tiny_folder())
+    assert Run.open(run.folder).adapt()["rounds"] == []
+    with pytest.raises(ModelError, match="Unknown model 'nowhere'"):
+        Run.create(tmp_path / "other", task=keepers, model=Path("nowhere"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_policy_is_taken_without_asking_for_what_loads_it(keepers: Task, tmp_path: Path) -> None:
+    class Lazy(FakePolicy):
+        @property
+        def fingerprint(self) -> str:   # type: ignore[override]
+            raise AssertionError("loaded")
+
+    Run.create(tmp_path / "run", task=keepers, model=Lazy(tmp_path / "adapters"))
+
+
+def test_the_largest_seed_trains(keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
+    run = Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), strategy="lora", max_rounds=1,
+                     seed=2**32 - 1, lora={"epochs": 1}, device={"threads": 1, "device": "cpu"})
+    assert [each["error"] for each in run.adapt()["rounds"]] == [None]
+
+
+def test_a_run_that_nobody_holds_any_more_frees_its_model(keepers: Task, tmp_path: Path,
+                                                          tiny_folder: Callable[..., Path]) -> None:
+    policies = []
+    for i in range(4):
+        run = Run.create(tmp_path / str(i), task=keepers, model=str(tiny_folder()),
+                         device={"threads": 1, "device": "cpu"})
+        policies.append(weakref.ref(run.lab.policy))
+    del run
+    gc.collect()
+    assert [policy() is None for policy in policies] == [True, True, False, False]
+
+
+def test_a_models_folder_is_recorded_as_an_absolute_path(keepers: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         tiny_folder: Callable[..., Path]) -> None:
+    folder = tiny_folder()
+    monkeypatch.chdir(folder.parent)
+    assert Run.create(tmp_path / "run", task=keepers, model=folder.name).lab.settings.model == str(folder)
+
+
+def test_a_model_that_the_hub_does_not_give_is_named_before_a_folder_is_made(
+        begin: Begin, tmp_path: Path, keepers: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: str) -> None:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", nowhere)
+    with pytest.raises(ModelError, match="nobody/nothing' cannot be fetched"):
+        Run.create(tmp_path / "run", task=keepers, model="nobody/nothing")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("lora", "said"), [({"targets": ["query"]}, r"lora.targets names query, .* q_proj"),
+                                            ({"top_blocks": 99}, "lora.top_blocks is 99, the model has")])
+def test_targets_that_the_model_lacks_are_told_before_a_folder_is_made(
+        tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task, lora: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), lora=lora)
+    assert not (tmp_path / "run").exists()
+    shell = CliRunner(env={"COLUMNS": "160"})
+    settings = [f"lora.{name}={json.dumps(value)}" for name, value in lora.items()]
+    told = shell.invoke(app, ["run", keepers.source, "--folder", str(tmp_path / "run"), "--model", str(tiny_folder()),
+                              "--dry-run", "--set", *settings])
+    assert told.exit_code == 1
+    assert re.search(said, str(told.exception))
+
+
+def test_a_hub_id_that_leads_nowhere_is_told_as_such_whatever_lora_is_to_go_on(
+        tmp_path: Path, keepers: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: Any, **__: Any) -> Any:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", nowhere)
+    with pytest.raises(ModelError, match="cannot be fetched from the Hugging Face Hub"):
+        Run.create(tmp_path / "run", task=keepers, model="nobody/nothing", lora={"targets": ["q_proj"]})

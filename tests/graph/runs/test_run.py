@@ -1,0 +1,307 @@
+"""One writer, stopping and going on, and what is said where a run cannot be worked on."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.errors import GraphDrained
+from langgraph.graph import START, StateGraph
+from langgraph.runtime import RunControl
+
+from nslora.graph.build import build_graph
+from nslora.graph.runs.fork import fork
+from nslora.graph.runs.run import Run
+from nslora.graph.cli.stop_signals import stopping
+from nslora.graph.state import AdaptationState
+from nslora.graph import lock as run_lock
+from nslora.tools.training.adapters import OPTIMIZER, WEIGHTS
+from nslora.tools.training.snapshots import BurstProgress
+from nslora.tools.errors import DamagedError, RunError, SettingsError
+from nslora.tools.files import read_jsonl, write_json
+from nslora.tools.workspace.workspace import Lab, RUN_FILE, register
+from nslora.tools.policy import Burst, TrainingRow
+from nslora.tools.tasks.task import Task
+from nslora.tools.workspace.task_clock import CLOCK_FILE
+
+Begin = Callable[..., Run]
+
+
+def results(run: Run) -> dict[str, Any]:
+    """What two runs of the same settings have in common: all but the clock, and replies that the other had made."""
+    report = run.report()
+    rounds = [{key: value for key, value in each.items() if key not in ("wall_s", "note", "editor", "generated_tokens")}
+              for each in report["rounds"]]
+    return {"result": report["result"], "sha256": report["adapter_sha256"], "rounds": rounds, "test": report["test"]}
+
+
+def stop_after(run: Run, node: str) -> None:
+    """Ask the run to stop when this node has ended."""
+    control = RunControl()
+
+    def follow() -> None:
+        for _, part in run.stream(("updates",), control=control):
+            if node in part:
+                control.request_drain("test")
+
+    with pytest.raises(GraphDrained):
+        follow()
+
+
+def test_a_run_that_was_stopped_between_nodes_goes_on_and_ends_the_same(begin: Begin, finished: Run) -> None:
+    run = begin()
+    stop_after(run, "textgrad_edit")
+    state = run.state()
+    assert state is not None
+    assert state["status"] == "running"
+    assert results_of(run) == results(finished)
+
+
+def results_of(run: Run) -> dict[str, Any]:
+    Run.open(run.folder).resume()
+    return results(run)
+
+
+def test_a_burst_that_was_stopped_loses_no_step(begin: Begin, finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, control = begin(), RunControl()
+    save, done = BurstProgress.after_step, []
+
+    def stop_after_two(self: BurstProgress, optimizer: Any, log: list[dict[str, float]]) -> None:
+        save(self, optimizer, log)
+        done.append(len(log))
+        if done == [1, 2]:
+            control.request_drain("test")
+
+    monkeypatch.setattr(BurstProgress, "after_step", stop_after_two)
+    with pytest.raises(GraphDrained):
+        list(run.stream(control=control))
+    assert done == [1, 2]
+    clock = json.loads((run.folder / CLOCK_FILE).read_text())
+    write_json(run.folder / CLOCK_FILE, {**clock, "seconds": clock["seconds"] + 1000})
+    list(run.stream())
+    assert done == [1, 2, 3]
+    assert run.report()["rounds"][2]["wall_s"] > 1000
+    assert results(run) == results(finished)
+    assert not any((run.folder / "progress").iterdir())
+
+
+def test_a_snapshot_of_another_burst_is_no_beginning_of_this_one(begin: Begin) -> None:
+    lab = begin().lab
+    rows = tuple(TrainingRow(({"role": "user", "content": text},), "b", text, "reference") for text in "abcd")
+    one, other = (Burst(rows, 3, seed=seed, progress=lab.folder / "progress" / "task") for seed in (1, 2))
+
+    def stop(done: int, _: int) -> None:
+        raise GraphDrained("test")
+
+    with pytest.raises(GraphDrained):
+        lab.train(one, stop)
+    begun_anew, gone_on = lab.train(other), lab.train(one)
+    assert begun_anew.steps_done == begun_anew.steps > 1
+    assert gone_on.steps_done == gone_on.steps - 1
+
+
+def test_a_finished_run_has_nothing_more_to_do(finished: Run) -> None:
+    assert list(finished.stream()) == []
+
+
+def test_the_stream_gives_updates_values_and_progress(begin: Begin) -> None:
+    seen: dict[str, list[Any]] = {"updates": [], "values": [], "custom": []}
+    for mode, part in begin(max_rounds=1, strategy="lora").stream(("updates", "values", "custom")):
+        seen[mode].append(part)
+    assert [next(iter(part)) for part in seen["updates"]] == [
+        "evaluate", "monitor", "classify", "lora_update", "evaluate", "monitor", "finish"]
+    assert seen["values"][-1]["status"] == "finished"
+    assert [part["done"] for part in seen["custom"] if part["node"] == "lora_update"] == [1, 2, 3]
+
+
+def test_runs_in_threads_of_one_process_end_as_they_do_one_by_one(begin: Begin) -> None:
+    def settings(seed: int) -> dict[str, Any]:
+        return {"seed": seed, "strategy": "lora", "max_rounds": 2, "reuse_replies": False,
+                "lora": {"rank": 2, "epochs": 6, "dropout": 0.1, "early_stop_patience": None}}
+
+    def adapters(name: str, seed: int) -> list[str]:
+        return [each["candidate"]["adapter"] for each in begin(f"{name}-{seed}", **settings(seed)).adapt()["rounds"]]
+
+    alone = [adapters("alone", seed) for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda seed: adapters("beside", seed), (0, 1))) == alone
+
+
+def test_a_run_stays_in_its_folder_when_the_working_directory_changes(
+    tmp_path: Path, keepers: Task, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = Run.create("here", task=keepers, model=str(tiny_folder("llama")), strategy="lora", max_rounds=1)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run.adapt()
+    assert (tmp_path / "here" / "result" / "report.json").is_file()
+    assert list(Path().iterdir()) == []
+
+
+def test_a_second_writer_is_told_who_is_at_work(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    stream = run.stream()
+    next(stream)
+    with pytest.raises(RunError, match=rf"in use by process {os.getpid()} on .*, since 20"):
+        next(Run(run.folder, run.lab).stream())
+    assert run_lock.is_locked(run.folder)
+    stream.close()
+    assert not run_lock.is_locked(run.folder)
+
+
+def test_a_stream_or_a_thread_of_this_process_is_told_as_such_and_another_process_as_another(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    with run_lock.sole_writer(run.folder):
+        with pytest.raises(RunError, match="this very one: close the stream that is open, or wait for"):
+            run.adapt()
+        note = run.folder / run_lock.HOLDER_FILE
+        own = json.loads(note.read_text())
+        assert (own["pid"], own["host"]) == (os.getpid(), socket.gethostname())
+        for other in ({"pid": os.getpid() + 1}, {"host": "elsewhere"}):
+            write_json(note, {**own, **other})
+            with pytest.raises(RunError, match=r"since 20[^,]*: wait for it, or stop it\.$"):
+                run.adapt()
+        note.unlink()
+        with pytest.raises(RunError, match=r"in use by another process: wait for it, or stop it\.$"):
+            run.adapt()
+
+
+def test_a_graph_that_is_run_without_its_run_is_a_writer_too(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    with run_lock.sole_writer(run.folder), pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+        build_graph().invoke(run.first_state(), run.config, context=run.context)
+    assert build_graph().invoke(run.first_state(), run.config, context=run.context)["status"] == "finished"
+
+
+def test_a_graph_by_hand_beside_a_run_that_streams_in_this_process_is_refused(begin: Begin) -> None:
+    run = begin(max_rounds=0)
+    first = run.first_state()
+    stream = run.stream()
+    next(stream)
+    with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+        build_graph().invoke(first, run.config, context=run.context)
+    stream.close()
+
+
+def test_a_parent_graph_with_a_context_of_its_own_is_told_how_to_call_this_one(begin: Begin) -> None:
+    @dataclass
+    class Own:
+        user: str
+
+    run = begin(max_rounds=0)
+    parent = StateGraph(AdaptationState, context_schema=Own).add_node("adapt", build_graph()).add_edge(START, "adapt")
+    with pytest.raises(RunError, match=r"context of another one \(Own\): .* context=run.context"):
+        parent.compile().invoke(run.first_state(), run.config, context=Own("me"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin()
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(run_lock.FileLock, "acquire", refuse)
+    with pytest.raises(RunError, match=r"Nothing can be written to .*Permission denied"):
+        next(run.stream())
+
+
+def test_a_full_disk_leaves_a_run_that_goes_on(begin: Begin, finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin()
+    with monkeypatch.context() as patch:
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("nslora.tools.files.os.fsync", full)
+        with pytest.raises((OSError, RunError), match="No space left"):
+            run.adapt()
+    assert results_of(run) == results(finished)
+
+
+def test_the_first_signal_asks_and_is_named_in_the_exit_status() -> None:
+    control, said = RunControl(), []
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping(control, said.append) as stopper:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert control.drain_requested
+    assert stopper.exit_status == 143
+    assert "after the current step" in said[0]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_folder_of_a_newer_version_is_left_alone(begin: Begin, tmp_path: Path) -> None:
+    run = begin()
+    record = json.loads((run.folder / RUN_FILE).read_text())
+    write_json(run.folder / RUN_FILE, {**record, "format": 99})
+    with pytest.raises(RunError, match=r"newer nslora .*upgrade"):
+        Run.open(run.folder)
+    record["settings"]["of_tomorrow"] = 1
+    write_json(tmp_path / "copy" / RUN_FILE, record)
+    with pytest.raises(RunError, match="does not take \\(of_tomorrow\\)"):
+        Run.open(tmp_path / "copy")
+
+
+def test_a_database_of_a_newer_version_is_left_alone(begin: Begin) -> None:
+    run = begin()
+    path = run.folder / "checkpoints.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    before = path.read_bytes()
+    with pytest.raises(RunError, match="of a newer nslora"):
+        run.adapt()
+    assert path.read_bytes() == before
+
+
+def test_a_database_that_is_none_is_named(begin: Begin) -> None:
+    run = begin()
+    (run.folder / "checkpoints.sqlite").write_bytes(b"not a database, but long enough to be looked at" * 40)
+    with pytest.raises(RunError, match=r"checkpoints\.sqlite cannot be opened"):
+        run.adapt()
+
+
+@pytest.mark.parametrize(("what", "at"), [
+    (f"adapters/*/{WEIGHTS}", 1), (f"adapters/*/{OPTIMIZER}", 1), ("evaluations/*.jsonl", 0), ("prompts/*.md", 0),
+    ("decisions.jsonl", 2), ("material/1-rows.jsonl", 1)])
+def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_round_that_is_told(
+        begin: Begin, what: str, at: int) -> None:
+    run = begin(strategy="lora", max_rounds=2, reuse_replies=False)
+    with run.checkpointer() as saver:
+        graph, follow = build_graph(saver), {"context": run.context, "durability": "sync"}
+        graph.invoke(run.first_state(), run.config, interrupt_after=["monitor"], **follow)
+        if what.startswith("adapters"):
+            graph.invoke(None, run.config, interrupt_after=["lora_update"], **follow)
+        elif what.startswith(("decisions", "material")):
+            graph.invoke(None, run.config, interrupt_after=["monitor"], **follow)
+    for damaged in run.folder.glob(what):
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+    before = damaged.read_bytes()
+    again = Run(run.folder, register(Lab(run.folder.resolve(), run.lab.settings, run.lab.task)))
+    with pytest.raises(DamagedError, match=rf"{damaged.parent.name}.*nslora fork {run.folder} --at {at}"):
+        again.adapt()
+    assert damaged.read_bytes() == before
+    assert len(fork(again, run.folder.with_name("fork"), at=at).adapt()["rounds"]) == 2
+
+
+def test_a_run_needs_a_new_folder_and_a_database_an_address(begin: Begin, finished: Run) -> None:
+    with pytest.raises(RunError, match="exists already"):
+        Run.create(finished.folder, task=finished.lab.task, model=finished.lab.settings.model)
+    with pytest.raises(SettingsError, match="wanted postgresql://"):
+        begin(checkpoints="mysql://somewhere")
+
+
+def test_a_damaged_line_is_named_and_one_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "bursts.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    assert read_jsonl(path) == [{"a": 1}]
+    with pytest.raises(RunError, match=r"bursts\.jsonl:2: this line is damaged"):
+        read_jsonl(path, written_whole=True)
+    path.write_text('{"a": \n{"a": 2}\n')
+    with pytest.raises(RunError, match=r"bursts\.jsonl:1: this line is damaged"):
+        read_jsonl(path)

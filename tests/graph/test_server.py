@@ -1,0 +1,93 @@
+"""LangGraph's own server serves the graph, offline and without a key."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph_sdk import get_sync_client
+from langgraph_sdk.client import SyncLangGraphClient
+
+from nslora.graph.runs.run import Run
+from nslora.graph.server import make_graph
+from nslora.tools.errors import RunError
+
+ROOT = Path(__file__).parents[2]
+START_S = 180       # 3 s on a free machine; most of it is imports
+
+
+@pytest.fixture
+def server(own_cache: Path, tmp_path: Path) -> Iterator[SyncLangGraphClient]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LANGSMITH", "LANGCHAIN"))}
+    command = [str(Path(sys.executable).with_name("langgraph")), "dev", "--no-browser", "--no-reload", "--host",
+               "127.0.0.1", "--port", str(port), "--config", "langgraph.json"]
+    # The server's own store goes where it is started.
+    for name in ("langgraph.json", "graph"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    log = (tmp_path / "server.log").open("w")
+    with subprocess.Popen(command, cwd=tmp_path, env={**environment, "LANGGRAPH_CLI_NO_ANALYTICS": "1"}, stdout=log,
+                          stderr=subprocess.STDOUT) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_for(f"{url}/ok", process, tmp_path / "server.log")
+            yield get_sync_client(url=url, timeout=300)
+        finally:
+            process.terminate()
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"langgraph dev did not start: {log.read_text()[-2000:]}")
+
+
+def test_the_server_runs_two_rounds_shows_their_history_and_goes_on_from_a_changed_state(
+        server: SyncLangGraphClient, begin: Callable[..., Run], tmp_path: Path) -> None:
+    run = begin(max_rounds=2)
+    thread = server.threads.create()["thread_id"]
+    context = {"folder": str(run.folder.resolve())}
+    first: Any = run.first_state()
+    server.runs.wait(thread, "adapt", input=first, context=context, interrupt_before=["finish"])
+    state: Any = server.threads.get_state(thread)
+    assert state["next"] == ["finish"]
+    assert [each["action"] for each in state["values"]["rounds"]] == ["textgrad", "textgrad"]
+    history = server.threads.get_history(thread, limit=50)
+    assert [each["next"] for each in history][-2] == ["evaluate"]
+    assert sum(each["next"] == ["classify"] for each in history) == 2
+    server.threads.update_state(thread, {"stop": "stopped by hand"}, as_node="monitor")
+    server.runs.wait(thread, "adapt", input=None, context=context)
+    ended: Any = server.threads.get_state(thread)["values"]
+    assert (ended["status"], ended["stop"]) == ("finished", "stopped by hand")
+    assert run.report()["stop"] == "stopped by hand"
+    other = server.threads.create()["thread_id"]
+    fresh: Any = begin("other").first_state()
+    told: Any = server.runs.wait(other, "adapt", input=fresh, raise_error=False)
+    assert "__error__" in told      # clients are not told which, whoever runs the server is
+    assert "invoked without its context: pass context=run.context" in (tmp_path / "server.log").read_text()
+
+
+@pytest.mark.parametrize("context", [None, {}, {"folder": ""}, {"folder": "", "stream": "x"}])
+def test_a_graph_without_a_context_says_what_to_pass(begin: Callable[..., Run], context: Any) -> None:
+    with pytest.raises(RunError, match=r"invoked without its context: pass context=run\.context"):
+        make_graph().invoke(begin().first_state(), context=context)
+
+
+def test_the_exported_graph_has_no_checkpointer_and_loads_no_model() -> None:
+    assert make_graph().checkpointer is None
+    code = ("import sys; from nslora.graph.server import make_graph; make_graph(); "
+            "sys.exit(sum(name in sys.modules for name in ('torch', 'trl', 'textgrad')))")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,102 @@
+"""The anchor set: what no update may make worse."""
+
+import datetime
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from nslora.graph.runs.run import Run
+from nslora.nodes.monitor import judge
+from nslora.tools.errors import TaskError
+from nslora.tools.evaluation.paired_tests import keep_or_drop
+from nslora.tools.evaluation.rollouts import Row, read_evaluation, write_evaluation
+from nslora.tools.tasks.regression_set import read_anchor
+from nslora.tools.tasks.task import Task
+
+
+def written(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "anchor.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_every_candidate_answers_the_anchor_set_and_the_record_says_how(
+    begin: Callable[..., Run], tmp_path: Path
+) -> None:
+    anchor = written(tmp_path, [{"question": "Who rows the boat?", "reference": "zz"}] * 2)
+    run = begin(anchor=anchor, max_rounds=1)
+    (record,) = run.adapt()["rounds"]
+    assert record["numbers"]["anchor_gain"] == 0.0
+    rows, failures = read_evaluation(run.lab.evaluations / f"{record['evaluation']}.jsonl")
+    assert sum(row.split == "anchor" for row in rows) == 2
+    assert not any(each.id.startswith("anchor") for each in failures)
+    texts = "".join(path.read_text() for path in (run.folder / "material").glob("*"))
+    assert "anchor" not in texts
+
+
+def test_a_candidate_under_which_the_anchor_falls_is_dropped_whatever_it_gains() -> None:
+    verdict = keep_or_drop([0.0] * 10, [1.0] * 10, anchor_old=[1.0, 1.0], anchor_new=[1.0, 0.5])
+    assert not verdict.kept
+    assert "anchor" in verdict.reason
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ([], "no rows"),
+    ([{"reference": "a"}], r"anchor.jsonl:1: no question \(found: reference\)"),
+    ([{"question": "Who?", "reference": None}], "needs the field 'reference'"),
+])
+def test_an_anchor_that_cannot_be_judged_is_refused(
+    keepers: Task, tmp_path: Path, rows: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(TaskError, match=message):
+        read_anchor(written(tmp_path, rows), keepers)
+
+
+def test_an_anchor_row_of_the_train_split_is_refused(keepers: Task, tmp_path: Path) -> None:
+    row = {"question": keepers.train[0].question.upper(), "reference": "ok"}
+    with pytest.raises(TaskError, match="stands in the train split"):
+        read_anchor(written(tmp_path, [row]), keepers)
+
+
+def test_an_anchor_row_of_the_test_split_is_refused_before_anything_is_written(
+    begin: Callable[..., Run], keepers: Task, tmp_path: Path
+) -> None:
+    anchor = written(tmp_path, [{"question": keepers.test[0].question, "reference": "ok"}])
+    with pytest.raises(TaskError, match="looked at only once"):
+        begin(anchor=anchor)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_report_shows_the_gap_between_validation_and_test(finished: Run) -> None:
+    report = finished.report()
+    gap = report["overfit_gap"]["result"]
+    assert gap == report["validation"]["result"]["reward"] - report["test"]["result"]["reward"]
+    assert "sign-flip" in report["keep_test"]
+    assert {"level", "smallest_detectable", "p_value"} <= report["rounds"][0]["numbers"].keys()
+
+
+def test_small_falls_of_the_anchor_do_not_add_up(begin: Callable[..., Run], tmp_path: Path) -> None:
+    """Each of three candidates is a little worse than the one before: by the third, it is too much."""
+    run = begin(max_rounds=1, keep={"level": 0.45, "anchor_tolerance": 0.1})
+    run.lab.evaluations.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    for name, value in (("start", 1.0), ("kept", 0.92), ("new", 0.84)):
+        rows[name] = [Row("a", "validation", float(name == "new"), {}, float(name == "new"), None),
+                      Row("anchor-1", "anchor", value, {}, value, None)]
+        write_evaluation(run.lab.evaluations / f"{name}.jsonl", rows[name], [])
+    state: Any = {"start_measured": {"key": "start"}, "kept_measured": {"key": "kept"}, "measured": {"key": "new"},
+                  "proposal": None}
+    assert judge(state, run.lab).numbers["anchor_gain"] == pytest.approx(-0.16)
+    assert not judge(state, run.lab).kept
+
+
+def test_an_anchor_may_hold_columns_that_json_has_not(begin: Callable[..., Run], tmp_path: Path) -> None:
+    path = tmp_path / "anchor.parquet"
+    rows = {"question": ["Who rows the boat?"], "reference": ["zz"], "day": [datetime.date(2024, 1, 1)]}
+    parquet.write_table(pyarrow.table(rows), path)
+    assert begin(anchor=str(path)).lab.anchor_hash

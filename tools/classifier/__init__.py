@@ -1,0 +1,1 @@
+"""The reward-based classifier: does a failing reply need other content, another form, or both?"""

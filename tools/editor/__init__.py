@@ -1,0 +1,1 @@
+"""The symbolic editor: TextGrad through any LangChain chat model, recorded and capped."""

@@ -1,0 +1,1 @@
+"""Evaluation of a candidate: rollouts, their records, paired tests, and keep-or-drop."""

@@ -1,0 +1,1 @@
+"""Rewards: checks, scores, and the functions that users bring."""

@@ -1,0 +1,197 @@
+"""A user's own reward functions: found by name, called with what they ask for, held to a number in [0, 1]."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from nslora.tools.errors import NsloraError, RewardError
+from nslora.tools.rewards.checks import Check, Verdict
+from nslora.tools.rewards.function_hash import first_text_of
+
+if TYPE_CHECKING:
+    from nslora.tools.tasks.task import Example
+
+OFFERED = ("question", "reference", "reply", "example")
+_ROUNDING = 1e-9
+
+
+class FunctionCheck(Check):
+    """A check that asks a function: keywords among question, reference, reply, example, plus the spec's options.
+
+    It returns a number in [0, 1] or a bool, (number, feedback), {"score", "feedback"} or a Score.
+    """
+
+    function: Callable[..., Any]
+    options: dict[str, Any] = Field(default_factory=dict)
+    named: bool = Field(False, exclude=True)     # as module:function; then what it calls in its module counts as well
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """With the function's text, so that scores of an older version are not taken for its own.
+
+        Of an object counts what it holds when it is first given; a clock or a client is left out by `__getstate__`.
+        """
+        plain = self.model_dump(exclude_defaults=True, exclude={"function"})
+        return {**plain, "code": hashlib.sha256(first_text_of(self.function, whole=self.named).encode()).hexdigest()}
+
+    def grade(self, example: Example, reply: str) -> Verdict:
+        where = f"The reward function {self.check!r}, on row {example.id!r} with the reply {reply[:80]!r},"
+        offered = {"question": example.question, "reference": example.reference, "reply": reply, "example": example}
+        arguments, keywords = _arguments(self.function, offered)
+        try:
+            result = self.function(*arguments, **keywords, **self.options)
+        except NsloraError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise RewardError(f"{where} raised {type(error).__name__}: {error}; mend the function and begin a new run "
+                              "(scores of two versions do not mix; known replies are not generated again).") from error
+        return _verdict(result, where)
+
+
+def function_check(spec: Mapping[str, Any], folder: Path | None = None) -> FunctionCheck:
+    """The check of a spec `{"check": "package.module:function", ...options}`. Raises RewardError."""
+    kind = spec["check"]
+    function = _find(kind, folder)
+    options = {key: value for key, value in spec.items() if key not in ("check", "name", "weight", "wanted")}
+    own = {key: spec[key] for key in ("name", "weight", "wanted") if key in spec}
+    _refuse_signature(kind, function, options)
+    try:
+        return FunctionCheck(**{"name": kind.partition(":")[2], **own}, check=kind, function=function, options=options,
+                             named=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RewardError(f"The check {kind!r} refuses {first['loc'][0]}: {first['msg']}.") from error
+
+
+def callable_check(function: Callable[..., Any]) -> FunctionCheck:
+    """The check named "reward" of a function that was handed over in Python."""
+    name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+    _refuse_signature(name, function, {})
+    return FunctionCheck(check=name, name="reward", function=function)
+
+
+def _find(kind: str, folder: Path | None) -> Callable[..., Any]:
+    module_name, _, name = kind.partition(":")
+    try:
+        module = _module(module_name, folder)
+    except (Exception, SystemExit) as error:
+        missing = str(getattr(error, "name", None) or "").partition(".")[0]
+        what_to_do = "put it beside task.yaml or install it"
+        if folder is not None and missing not in ("", module_name) and (folder / f"{missing}.py").is_file():
+            what_to_do = (f"a module beside task.yaml cannot import its neighbour {missing!r}, since each task may "
+                          "have one of that name: put both into one file, or install them")
+        raise RewardError(
+            f"The module of the check {kind!r} cannot be imported ({type(error).__name__}: {error}): {what_to_do}."
+        ) from error
+    function: Any = module
+    for part in name.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        raise RewardError(f"The check {kind!r} names no function: {module_name!r} has no callable {name!r}.")
+    return function  # type: ignore[no-any-return]
+
+
+def _module(name: str, folder: Path | None) -> Any:
+    """A module from beside the task, else an installed one.
+
+    One from beside the task gets a name of its own, since every task may have its `reward.py`.
+    """
+    path = None if folder is None else folder / Path(*name.split(".")).with_suffix(".py")
+    if path is None or not path.is_file():
+        return importlib.import_module(name)
+    source = path.read_bytes()
+    own_name = f"nslora_task_{hashlib.sha256(str(path).encode() + source).hexdigest()[:16]}"
+    if own_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(own_name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is no Python module")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[own_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[own_name]
+            raise
+    return sys.modules[own_name]
+
+
+def _refuse_signature(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise RewardError where the function could not be called with what is offered."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # a built-in without a signature: called with (question, reference, reply)
+    arguments, keywords = _arguments(function, dict.fromkeys(OFFERED))
+    try:
+        signature.bind(*arguments, **keywords, **options)
+    except TypeError as error:
+        raise RewardError(
+            f"The reward function {name!r} cannot be called ({error}): it is offered {', '.join(OFFERED)}"
+            + (f" and the options {', '.join(options)}." if options else ".")
+        ) from error
+
+
+def _arguments(function: Callable[..., Any], offered: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """What to call the function with: by name where it uses our names, else (question, reference, reply)."""
+    positional = [offered[name] for name in OFFERED[:3]]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return positional, {}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return [], dict(offered)
+    by_name = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name in offered]
+    return ([], {name: offered[name] for name in by_name}) if by_name else (positional, {})
+
+
+def _verdict(result: Any, where: str) -> Verdict:
+    from nslora.tools.rewards.reward import Score
+
+    if isinstance(result, Score):
+        # A checkpoint takes no half of a surrogate pair in a name.
+        parts = {str(name).encode("utf-8", "replace").decode(): _number(value, where)
+                 for name, value in (result.checks or {}).items()}
+        value = _number(result.value, where)
+        if parts and (value == 1) != (min(parts.values()) == 1):
+            raise RewardError(f"{where} returned a Score of {value:g} with the checks {parts}: it must be 1 where all "
+                              "checks are, and only there; give whatever else it counts a check of its own.")
+        if not isinstance(result.suggestion, str | None):
+            raise RewardError(f"{where} returned a Score with the suggestion {result.suggestion!r}: it must be a "
+                              "reply, as text, or None.")
+        return Verdict(value, str(result.feedback or ""), parts or None, result.suggestion)
+    feedback: Any = ""
+    if isinstance(result, Mapping):
+        if "score" not in result:
+            found = ", ".join(map(str, result))
+            raise RewardError(f"{where} returned a mapping without the key 'score' (found: {found}).")
+        result, feedback = result["score"], result.get("feedback", "")
+    elif isinstance(result, tuple | list) and len(result) == 2:
+        result, feedback = result
+    if not isinstance(feedback, str | None):
+        raise RewardError(f"{where} returned {feedback!r} as feedback: beside the number, a text is wanted.")
+    return Verdict(_number(result, where), str(feedback or ""))
+
+
+def _number(value: Any, where: str) -> float:
+    """A finite number in [0, 1], rounding errors taken off."""
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not -_ROUNDING <= number <= 1 + _ROUNDING:
+        hint = "; an async function is not awaited" if inspect.isawaitable(value) else ""
+        if inspect.iscoroutine(value):
+            value.close()
+        raise RewardError(f"{where} returned {value!r}: it must return a number from 0 to 1{hint}.")
+    # 0.7 + 0.2 + 0.1 is 0.9999999999999999; of 0.0 and -0.0, max gives the first.
+    return 1.0 if number >= 1 - _ROUNDING else max(0.0, number)

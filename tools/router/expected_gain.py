@@ -1,0 +1,97 @@
+"""What the next update of each kind is expected to bring.
+
+Expected gain of a kind = demand x headroom x affordability (this project's own formula):
+
+    demand         lora: share of the missing reward that needs content; textgrad: the rest, that needs form.
+                   With verified remade rows waiting, weights learn form from them too: lora's demand is 1.
+    headroom       the signal's value of that kind, at least `open_headroom` while it is not saturated
+    affordability  max(cost_floor, (cheapest / cost) ** cost_exponent), in tokens through the model
+
+The larger one goes next; within 5 % the cheaper. A saturated kind never goes.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nslora.tools.router.inputs import Situation
+from nslora.tools.router.monitoring_signal import KINDS, Kind
+
+
+class StrategySettings(BaseModel):
+    """How demand, headroom and cost are weighed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tie_share: float = Field(
+        default=0.05, ge=0, lt=1, description="Expected gains this close are a tie; demand is no more exact than that."
+    )
+    cost_exponent: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Ten times the cost halves the expected gain: a round saved is worth something, the right repair "
+        "is worth more.",
+    )
+    cost_floor: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="However expensive, a kind that is needed by 0.9 against 0.1 still goes first (0.9 * 0.3 > 0.1).",
+    )
+    edit_demand: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Least demand for edits: a prompt can also bring out content (a way to reason), and is cheap.",
+    )
+    weights_demand: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Content share below which weights have nothing to learn: plain references carry no form. The "
+        "classifier errs on about one failure in twenty.",
+    )
+    open_headroom: float = Field(
+        default=0.10,
+        ge=0,
+        le=1,
+        description="Least headroom of a kind that is not saturated: one dropped update may have been bad luck, and "
+        "must not hand the round to a kind that nothing asks for.",
+    )
+    drops_without_signal: int = Field(default=2, ge=1, description="As the signal's patience, for its ablation.")
+
+
+DEFAULTS = StrategySettings()
+
+
+def expected_gains(situation: Situation, settings: StrategySettings = DEFAULTS) -> dict[Kind, float]:
+    """Expected gain per kind, in [0, 1], whether saturated or not."""
+    demands, costs = demands_of(situation, settings), affordability(situation, settings)
+    headroom = {kind: max(situation.progress[kind].value, settings.open_headroom) for kind in KINDS}
+    return {kind: demands[kind] * headroom[kind] * costs[kind] for kind in KINDS}
+
+
+def demands_of(situation: Situation, settings: StrategySettings = DEFAULTS) -> dict[Kind, float]:
+    """Share of the missing reward that each kind could bring, in [0, 1]; both 0 where nothing failed."""
+    if situation.demand is None:
+        return {"lora": 0.0, "textgrad": 0.0}
+    content = situation.demand.p_content
+    lora = 1.0 if situation.remade_waiting > 0 else content
+    if lora < settings.weights_demand:
+        lora = 0.0
+    return {"lora": lora, "textgrad": max(settings.edit_demand, 1.0 - content)}
+
+
+def affordability(situation: Situation, settings: StrategySettings = DEFAULTS) -> dict[Kind, float]:
+    """max(cost_floor, (cheapest / cost) ** cost_exponent); 1 for the cheapest."""
+    costs = {kind: max(situation.cost_tokens.get(kind, 0.0), 1e-6) for kind in KINDS}
+    cheapest = min(costs.values())
+    return {kind: max(settings.cost_floor, (cheapest / costs[kind]) ** settings.cost_exponent) for kind in KINDS}
+
+
+def best_of(kinds: Sequence[Kind], gains: Mapping[Kind, float], situation: Situation, tie_share: float) -> Kind:
+    """The kind of largest expected gain; the cheaper of those within `tie_share` of it."""
+    top = max(gains[kind] for kind in kinds)
+    tied = [kind for kind in kinds if gains[kind] >= top * (1 - tie_share)]
+    return min(tied, key=lambda kind: situation.cost_tokens.get(kind, 0.0))

@@ -1,0 +1,279 @@
+"""The choice of the next update: tune weights, rewrite the prompt, or finish. Pure functions of the situation.
+
+The default weighs what the failures need (classifier) against what still moves (signal): see `tools/router/expected_gain.py`.
+The others are for comparison, for ablation, and for people who want them. All share the same ends: target reached,
+nothing left to mend, no round left; and none runs a kind that is saturated, but for a fixed order and a user's own.
+"""
+
+import importlib
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nslora.tools.errors import NsloraError, SettingsError
+from nslora.tools.router.expected_gain import (
+    DEFAULTS,
+    StrategySettings,
+    affordability,
+    best_of,
+    demands_of,
+    expected_gains,
+)
+from nslora.tools.router.inputs import (
+    Action,
+    Decision,
+    Situation,
+    Strategy,
+    closed_words,
+    demand_words,
+    finish,
+    go,
+    must_finish,
+    open_kinds,
+    signal_words,
+    why_nothing_goes,
+)
+from nslora.tools.router.monitoring_signal import DEFAULTS as SIGNAL_DEFAULTS
+from nslora.tools.router.monitoring_signal import KINDS, Kind, SignalSettings, Update, progress
+
+__all__ = [
+    "Action",
+    "Decision",
+    "Situation",
+    "Strategy",
+    "StrategySettings",
+    "demands_of",
+    "expected_gains",
+    "must_finish",
+    "strategy_named",
+]
+
+ONCE = "once"       # behind a step of an order: one update instead of as many as go
+
+@dataclass(frozen=True)
+class Neurosymbolic:
+    """Classifier and signal together: the default."""
+
+    settings: StrategySettings = DEFAULTS
+    name: str = "neurosymbolic"
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        demands = demands_of(situation, self.settings)
+        wanted = [kind for kind in open_kinds(situation) if demands[kind] > 0]
+        if not wanted:
+            return finish(why_nothing_goes(situation), situation)
+        gains = expected_gains(situation, self.settings)
+        kind = best_of(wanted, gains, situation, self.settings.tie_share)
+        return go(kind, _explain(kind, wanted, gains, situation, self.settings), situation, gains)
+
+
+@dataclass(frozen=True)
+class SingleKind:
+    """One kind of update until it is saturated."""
+
+    kind: Kind
+    name: str
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        if situation.progress[self.kind].saturated:
+            return finish(f"{signal_words(situation, self.kind)}; strategy {self.name} has no other kind.", situation)
+        return go(self.kind, f"Strategy {self.name}: {signal_words(situation, self.kind)}", situation)
+
+
+@dataclass(frozen=True)
+class RandomChoice:
+    """Any kind that is not saturated, drawn by task, seed and round.
+
+    By the seed alone it would draw the same kinds on every task, and a mean over tasks would be of one draw.
+    """
+
+    name: str = "random"
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        kinds = open_kinds(situation)
+        if not kinds:
+            return finish(why_nothing_goes(situation), situation)
+        kind = random.Random(f"{situation.task}-{situation.seed}-{situation.round}").choice(kinds)
+        return go(kind, f"Drawn by chance (seed {situation.seed}, round {situation.round})", situation)
+
+
+@dataclass(frozen=True)
+class FixedOrder:
+    """Steps in a fixed order. Each step repeats its kind until that is saturated, counted from the step's start.
+
+    once: whether each step ends after a single update instead, kept or dropped.
+    """
+
+    steps: tuple[Kind, ...]
+    once: tuple[bool, ...]
+    signal: SignalSettings = SIGNAL_DEFAULTS
+
+    @property
+    def name(self) -> str:
+        return " -> ".join(f"{kind} {ONCE}" if once else kind for kind, once in zip(self.steps, self.once, strict=True))
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        position = self.position(situation.history)
+        if position >= len(self.steps):
+            return finish(f"The order {self.name} is done: {self._last_words()}.", situation)
+        kind = self.steps[position]
+        words = f"Step {position + 1} of {len(self.steps)} of the order {self.name}"
+        return go(kind, words, situation)
+
+    def position(self, history: Sequence[Update]) -> int:
+        """Index of the step in force, from the updates so far; len(steps) once the order is done."""
+        position, start = 0, 0
+        for end in range(1, len(history) + 1):
+            if position < len(self.steps) and self._is_over(position, history[start:end]):
+                position, start = position + 1, end
+        return position
+
+    def _is_over(self, step: int, since: Sequence[Update]) -> bool:
+        """Whether the step is over, from the updates since its start (at least one)."""
+        return self.once[step] or progress(self.steps[step], since, self.signal).saturated
+
+    def _last_words(self) -> str:
+        return "its last step was one update" if self.once[-1] else "its last step is saturated"
+
+
+@dataclass(frozen=True)
+class WithoutClassifier:
+    """Ablation: the signal alone. Stays with a kind until it is saturated, then the other; starts with the cheaper."""
+
+    name: str = "neurosymbolic-without-classifier"
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        kinds = open_kinds(situation)
+        if not kinds:
+            return finish(why_nothing_goes(situation), situation)
+        last = situation.history[-1].kind if situation.history else None
+        kind = last if last in kinds else min(kinds, key=lambda kind: situation.cost_tokens.get(kind, 0.0))
+        return go(kind, f"By the signal alone: {signal_words(situation, kind)}", situation)
+
+
+@dataclass(frozen=True)
+class WithoutSignal:
+    """Ablation: the classifier alone. A kind whose last updates were all dropped is done for good."""
+
+    settings: StrategySettings = DEFAULTS
+    name: str = "neurosymbolic-without-signal"
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        demands, costs = demands_of(situation, self.settings), affordability(situation, self.settings)
+        wanted = [kind for kind in KINDS if demands[kind] > 0 and not self.done(kind, situation.history)]
+        if not wanted:
+            drops = self.settings.drops_without_signal
+            return finish(f"Every kind wanted was dropped {drops} times in a row.", situation)
+        gains: dict[Kind, float] = {kind: demands[kind] * costs[kind] for kind in KINDS}
+        kind = best_of(wanted, gains, situation, self.settings.tie_share)
+        return go(kind, f"By the classifier alone: {demand_words(kind, situation)}", situation, gains)
+
+    def done(self, kind: Kind, history: Sequence[Update]) -> bool:
+        """Whether the last few updates of this kind were all dropped."""
+        last = [update.kept for update in history if update.kind == kind][-self.settings.drops_without_signal :]
+        return len(last) == self.settings.drops_without_signal and not any(last)
+
+
+@dataclass(frozen=True)
+class UserChoice:
+    """A user's own function of the situation; it returns a Decision or the name of an action."""
+
+    name: str
+    function: Callable[[Situation], object]
+
+    def choose(self, situation: Situation) -> Decision:
+        if end := must_finish(situation):
+            return end
+        try:
+            answer = self.function(situation)
+        except NsloraError:
+            raise
+        except Exception as error:
+            message = f"Strategy {self.name} raised {type(error).__name__} in round {situation.round}: {error}."
+            raise SettingsError(message) from error
+        if isinstance(answer, Decision) and answer.action in (*KINDS, "finish"):
+            strange = [value for value in answer.evidence.values() if not isinstance(value, str | int | float)]
+            if strange:
+                raise SettingsError(f"Strategy {self.name} returned evidence that is no number or text "
+                                    f"({type(strange[0]).__name__}), which no checkpoint takes: leave it out.")
+            return answer
+        if answer == "finish":
+            return finish(f"Strategy {self.name} ended the run.", situation)
+        for kind in KINDS:
+            if answer == kind:
+                return go(kind, f"Chosen by {self.name}", situation)
+        raise SettingsError(
+            f"Strategy {self.name} returned {answer!r}; return 'lora', 'textgrad', 'finish' or a Decision with one."
+        )
+
+
+def strategy_named(
+    name: str, *, settings: StrategySettings = DEFAULTS, signal: SignalSettings | None = None
+) -> Strategy:
+    """The strategy of that name. Raises SettingsError that lists what is known."""
+    wanted = name.strip()
+    known: dict[str, Strategy] = {
+        "neurosymbolic": Neurosymbolic(settings),
+        "lora": SingleKind("lora", "lora"),
+        "textgrad": SingleKind("textgrad", "textgrad"),
+        "random": RandomChoice(),
+        "neurosymbolic-without-classifier": WithoutClassifier(),
+        "neurosymbolic-without-signal": WithoutSignal(settings),
+    }
+    if wanted in known:
+        return known[wanted]
+    if "->" in wanted:
+        parts = [part.split() for part in wanted.split("->")]
+        steps = tuple(kind for part in parts for kind in KINDS if part in ([kind], [kind, ONCE]))
+        if len(steps) == len(parts):
+            return FixedOrder(steps, tuple(len(part) > 1 for part in parts), signal or SIGNAL_DEFAULTS)
+    elif ":" in wanted:
+        return UserChoice(wanted, _user_function(wanted))
+    raise SettingsError(
+        f"No strategy {name!r}; known are {', '.join(known)}, an order such as 'textgrad -> lora' or "
+        "'textgrad once -> lora', or your own function as 'package.module:function'."
+    )
+
+
+def _user_function(spec: str) -> Callable[[Situation], object]:
+    module, _, attribute = spec.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)       # behind all that is installed, which it therefore cannot hide
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise SettingsError(
+            f"Strategy {spec!r} cannot be loaded ({type(error).__name__}: {error}); write package.module:function, of "
+            f"a module that is installed or lies in {here}."
+        ) from error
+    if not callable(function):
+        raise SettingsError(f"Strategy {spec!r} is a {type(function).__name__}; name a function of the situation.")
+    chosen: Callable[[Situation], object] = function
+    return chosen
+
+
+def _explain(
+    kind: Kind, wanted: Sequence[Kind], gains: Mapping[Kind, float], situation: Situation, settings: StrategySettings
+) -> str:
+    parts = [demand_words(kind, situation), signal_words(situation, kind)]
+    other: Kind = "textgrad" if kind == "lora" else "lora"
+    if other not in wanted and situation.progress[other].saturated:
+        parts.append(closed_words(situation, other))
+    elif other in wanted and gains[other] >= gains[kind] * (1 - settings.tie_share):
+        parts.append("a tie, so the cheaper one")
+    return "; ".join(parts)

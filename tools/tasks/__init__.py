@@ -1,0 +1,1 @@
+"""Tasks: rows in three splits, their reward and their prompt, read from files or Python."""

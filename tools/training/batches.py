@@ -1,0 +1,184 @@
+"""What a burst of training will do, fixed before its first step: rows, order, and how a batch is laid out."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from nslora.tools.inference.generation import shared_prefix_length
+from nslora.tools.workspace.settings import LoraSettings
+
+SHORTEST_SHARED_PREFIX_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A training row as tokens: what is given, and what is learnt."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a burst that is known before its first step."""
+
+    rows: tuple[TokenRow, ...]
+    epochs: int
+    seed: int
+    pad_id: int
+    settings: LoraSettings
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """Row numbers in the order of training, all epochs one after the other; each epoch is a permutation.
+
+        `settings.max_steps` cuts it off.
+        """
+        order: list[int] = []
+        for epoch in range(self.epochs):
+            numbers = list(range(len(self.rows)))
+            random.Random(f"{self.seed}/{epoch}").shuffle(numbers)
+            order += numbers
+        most = self.settings.max_steps
+        return tuple(order if most is None else order[:most * self.settings.batch_size])
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(len(self.order) / self.settings.batch_size)
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that step `step` (from 0) begins in."""
+        return min(step * self.settings.batch_size // len(self.rows), self.epochs - 1)
+
+    def rest(self, steps_done: int) -> tuple[int, ...]:
+        """What remains of `order` after so many steps."""
+        return self.order[steps_done * self.settings.batch_size:]
+
+
+@dataclass(frozen=True)
+class PaddedLayout:
+    """One row of the batch per training row, padded on the right.
+
+    Every batch has the same width: equal padding is what makes cached states exact to the bit.
+    """
+
+    plan: Plan
+
+    @cached_property
+    def width(self) -> int:
+        return max(len(row) for row in self.plan.rows)
+
+    def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """input_ids, attention_mask and labels of these rows, (B, width) int64.
+
+        Labels are masked by length and never by the pad token, which may be the end token that is to be learnt.
+        """
+        import torch
+
+        shape = (len(numbers), self.width)
+        ids, mask = torch.full(shape, self.plan.pad_id), torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, -100)
+        for i, number in enumerate(numbers):
+            row = self.plan.rows[number]
+            ids[i, :len(row)] = torch.tensor(row.prompt_ids + row.completion_ids)
+            labels[i, len(row.prompt_ids):len(row)] = torch.tensor(row.completion_ids)
+            mask[i, :len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def kinds(self) -> dict[tuple[int, ...], int]:
+        """A batch with padding and one without, as far as the plan has such whole batches, and how often each comes."""
+        return kinds_of(self.plan, lambda numbers: all(len(self.plan.rows[number]) == self.width for number in numbers))
+
+    def split(self, states: Any) -> list[Any]:
+        """(B, width, H) states of a batch to one (width, H) tensor per row."""
+        return list(states.unbind(0))
+
+    def join(self, states: Sequence[Any]) -> Any:
+        """The inverse of `split`."""
+        import torch
+
+        return torch.stack(list(states))
+
+
+@dataclass(frozen=True)
+class SharedPrefixLayout:
+    """All rows of a batch in one sequence: the prefix that they share once, then each row's own tail.
+
+    A tail sees the prefix and itself, at the positions it would have behind the prefix, so the numbers are those of
+    `PaddedLayout` up to rounding. With a system turn and two demonstrations before a short question this is less than
+    half the tokens. Dropout would draw the prefix once for all rows, so it is used only without.
+    """
+
+    plan: Plan
+    shared: int
+
+    @cached_property
+    def width(self) -> int:
+        """Tokens of the longest tail."""
+        return max(len(row) for row in self.plan.rows) - self.shared
+
+    def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """input_ids, position_ids, labels (1, L) int64 and attention_mask (1, 1, L, L) bool; L = shared + B * width."""
+        import torch
+
+        length = self.shared + len(numbers) * self.width
+        ids, labels = torch.full((1, length), self.plan.pad_id), torch.full((1, length), -100)
+        positions, mask = torch.arange(length)[None], torch.zeros(length, length, dtype=torch.bool)
+        ids[0, :self.shared] = torch.tensor(self.plan.rows[0].prompt_ids[:self.shared])
+        mask[:, :self.shared] = True
+        mask[:self.shared, :self.shared] = torch.ones(self.shared, self.shared, dtype=torch.bool).tril()
+        causal = torch.ones(self.width, self.width, dtype=torch.bool).tril()
+        for i, number in enumerate(numbers):
+            row, start = self.plan.rows[number], self.shared + i * self.width
+            end = start + len(row) - self.shared
+            ids[0, start:end] = torch.tensor((row.prompt_ids + row.completion_ids)[self.shared:])
+            labels[0, start + len(row.prompt_ids) - self.shared:end] = torch.tensor(row.completion_ids)
+            positions[0, start:start + self.width] = torch.arange(self.shared, self.shared + self.width)
+            mask[start:start + self.width, start:start + self.width] = causal
+        return {"input_ids": ids, "attention_mask": mask[None, None], "position_ids": positions, "labels": labels}
+
+    def kinds(self) -> dict[tuple[int, ...], int]:
+        """A whole batch of the plan, and how often such a one comes."""
+        return kinds_of(self.plan, lambda _: True)
+
+    def split(self, states: Any) -> list[Any]:
+        """(1, L, H) states of a batch to one (shared + width, H) tensor per row; the prefix's states are repeated."""
+        import torch
+
+        prefix, tails = states[0, :self.shared], states[0, self.shared:].split(self.width)
+        return [torch.cat([prefix, tail]) for tail in tails]
+
+    def join(self, states: Sequence[Any]) -> Any:
+        """The inverse of `split`."""
+        import torch
+
+        return torch.cat([states[0][:self.shared], *(each[self.shared:] for each in states)])[None]
+
+
+Layout = PaddedLayout | SharedPrefixLayout
+
+
+def kinds_of(plan: Plan, kind: Callable[[Sequence[int]], bool]) -> dict[tuple[int, ...], int]:
+    """The first whole batch of each kind in the plan's order, and how many there are of it."""
+    size = plan.settings.batch_size
+    first: dict[bool, tuple[int, ...]] = {}
+    steps: Counter[tuple[int, ...]] = Counter()
+    for start in range(0, len(plan.order) - size + 1, size):
+        numbers = plan.order[start:start + size]
+        steps[first.setdefault(kind(numbers), numbers)] += 1
+    return dict(steps)
+
+
+def shared_layout(plan: Plan) -> SharedPrefixLayout | None:
+    """The layout that computes the shared prefix once, or None where there is no prefix worth it."""
+    if plan.settings.dropout or len(plan.rows) < 2 or plan.settings.batch_size < 2:
+        return None
+    shared = shared_prefix_length([row.prompt_ids for row in plan.rows])
+    return SharedPrefixLayout(plan, shared) if shared >= SHORTEST_SHARED_PREFIX_TOKENS else None

@@ -1,0 +1,1 @@
+"""What one run works with: settings, stores, budget, report."""

@@ -1,0 +1,271 @@
+"""What the nodes of one run work with: task, policy, editor, stores. Plain objects; no graph, no state.
+
+A lab is opened from the run's folder, so that another process (a resume, `langgraph dev`) finds the same one. What
+cannot be written down there, such as a chat model object, is handed over in this process by `register`.
+"""
+
+import json
+import random
+import re
+import shutil
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from pydantic import ValidationError
+
+from nslora.tools.classifier.verdict_memory import Verdict
+from nslora.tools.editor.call_log import EditorLog
+from nslora.tools.editor.editor import Editor
+from nslora.tools.errors import BudgetError, DamagedError, DivergedError, PromptError, RunError
+from nslora.tools.files import as_text, read_json, sha256_of_json, unless_changed, write_json, write_text
+from nslora.tools.inference.chat_template import Dialogue
+from nslora.tools.inference.flops import FlopRates, token_counts
+from nslora.tools.inference.reply_cache import ReplyCache
+from nslora.tools.inference.weights import Note, cache_folder, refuse_other_weights
+from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
+from nslora.tools.prompt import Prompt, parse
+from nslora.tools.tasks.regression_set import read_anchor
+from nslora.tools.tasks.task import Example, Task, load_task
+from nslora.tools.training.adapters import AdapterStore
+from nslora.tools.training.training_cache import BurstLog, burst_sha256
+from nslora.tools.workspace.settings import RunSettings
+from nslora.tools.workspace.task_clock import TaskClock
+
+RUN_FILE = "run.json"
+OWN_THREAD = re.compile(r"nslora-.+-[0-9a-f]{12}")      # as a run names its thread; no user's or server's looks so
+OLD_THREAD = "adaptation"       # of runs from before threads had names of their own
+QUESTION_FILE = "question.json"        # there while a person is asked
+POLICY_FILE = "policy.json"     # what a replay must know of the policy without loading it
+FORMAT = 1      # of a run's folder; a folder of a higher one is left alone
+
+
+@dataclass(frozen=True)
+class PromptStore:
+    """Prompts on disk, named by the hash of their document, written once."""
+
+    folder: Path
+
+    def add(self, prompt: Prompt) -> str:
+        path = self.folder / f"{prompt.hash}.md"
+        if not path.exists():
+            write_text(path, prompt.render())
+        return prompt.hash
+
+    def get(self, name: str) -> Prompt:
+        """Raises DamagedError where the document is missing or no longer has the hash in its name."""
+        path = self.folder / f"{name}.md"
+        try:
+            prompt = read_prompt(path)
+        except OSError as error:
+            raise DamagedError(f"No prompt {name} in {self.folder}: it was deleted, or the run's folder was moved in "
+                               "part.") from error
+        except PromptError as error:
+            raise DamagedError(f"The prompt {path} is damaged ({error}).") from error
+        if prompt.hash != name:
+            raise DamagedError(f"The prompt {path} was changed: its content no longer has the hash in its name.")
+        return prompt
+
+    def all(self) -> list[Prompt]:
+        """Every prompt of the run, by name."""
+        return [self.get(path.stem) for path in sorted(self.folder.glob("*.md"))]
+
+
+@unless_changed
+def read_prompt(path: Path) -> Prompt:
+    return parse(path.read_bytes().decode("utf-8", "surrogatepass"))
+
+
+class Lab:
+    """The objects behind one run; the heavy ones are made when they are first used."""
+
+    def __init__(self, folder: Path, settings: RunSettings, task: Task, *, policy: Policy | None = None,
+                 editor_chat: Any = None, note: Note = lambda _: None) -> None:
+        self.folder, self.settings, self.task, self.note = folder, settings, task, note
+        self.adapters = AdapterStore(folder / "adapters")
+        self.prompts = PromptStore(folder / "prompts")
+        self.anchor = read_anchor(settings.anchor, task)
+        self.evaluations = folder / "evaluations"
+        self.remade = folder / "remade"
+        self.bursts = BurstLog(folder / "bursts.jsonl", self.adapters)
+        self.task_id = ""               # of the graph's task that works now; the same again after a kill
+        self.clock = TaskClock(folder, "")
+        self.told: dict[tuple[int, str, str, str], list[Verdict]] = {}     # by update: round, kind, evaluations
+        self.gains: dict[tuple[str, str], list[float]] = {}     # on validation, of the second evaluation over the first
+        self.given_policy, self.editor_chat = policy, editor_chat     # None where the settings name them
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The model that is adapted; loading takes seconds. Raises RunError where it is another than at the start."""
+        policy = self.given_policy or self.load_policy()
+        facts = self.folder / POLICY_FILE
+        if facts.exists():
+            known = read_json(facts)
+            if not isinstance(known, dict) or "fingerprint" not in known:
+                raise DamagedError(f"{facts} is damaged: it names no fingerprint.")
+            refuse_other_weights(policy.name, policy.fingerprint, known["fingerprint"])
+        elif self.folder.is_dir():
+            write_json(facts, {**policy.describe(), "name": policy.name, "fingerprint": policy.fingerprint,
+                               "context_tokens": policy.context_tokens})
+        return policy
+
+    def load_policy(self) -> Policy:
+        """The model that the settings name, from its weights."""
+        from nslora.tools.policies.local import LocalPolicy
+
+        return LocalPolicy.load(self.settings.model, adapters=self.adapters.folder, lora=self.settings.lora,
+                                device=self.settings.device, note=self.note)
+
+    @cached_property
+    def editor(self) -> Editor:
+        """The symbolic editor, each call recorded in `editor.jsonl` and never paid twice."""
+        from nslora.tools.workspace.editor_factory import editor_of
+
+        return editor_of(self.settings, chat=self.editor_chat, log=EditorLog(self.folder / "editor.jsonl"),
+                         policy=lambda: self.policy)
+
+    @cached_property
+    def replies(self) -> ReplyCache:
+        """Known replies: shared with other runs, or this run's own where `reuse_replies` is off."""
+        shared = self.settings.reuse_replies
+        return ReplyCache((cache_folder() if shared else self.folder) / "replies.sqlite")
+
+    def count_tokens(self, dialogue: Dialogue) -> int:
+        """Tokens of a dialogue, remembered beside the replies."""
+        return self.token_counts([dialogue])[0]
+
+    def token_counts(self, dialogues: Sequence[Dialogue]) -> list[int]:
+        """The same of several dialogues."""
+        return token_counts(self.policy, self.replies, dialogues)
+
+    @cached_property
+    def flop_rates(self) -> FlopRates:
+        """Model FLOPs of a token."""
+        return FlopRates.of(self.policy.describe())
+
+    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
+        """Train, or find what this very burst gave before; then its snapshots are cleared. Raises DivergedError."""
+        request = burst_sha256(burst, self.settings.lora,
+                               {**self.policy.describe(), "fingerprint": self.policy.fingerprint})
+        if burst.progress is not None:      # by the burst's name too: of another one, no snapshot is a beginning
+            burst = replace(burst, progress=burst.progress.with_name(f"{burst.progress.name}-{request[:16]}"))
+        try:
+            result = self.bursts.train_once(self.policy.train, burst, request, advance)
+        except (BudgetError, DivergedError):        # a failed update, not to be gone on with
+            self._clear(burst)
+            raise
+        self._clear(burst)
+        return result
+
+    def _clear(self, burst: Burst) -> None:
+        """Delete a burst's snapshots."""
+        if burst.progress is not None:
+            shutil.rmtree(burst.progress, ignore_errors=True)
+
+    @property
+    def anchor_hash(self) -> str | None:
+        """Content hash of the anchor set, None without one."""
+        # As text: a column of a Parquet file may hold what JSON has not, such as a date.
+        rows = [[row.question, row.reference, {name: as_text(value) for name, value in row.fields.items()}]
+                for row in self.anchor]
+        return sha256_of_json(rows) if rows else None
+
+    @cached_property
+    def examples(self) -> dict[str, Example]:
+        """Train and validation rows by id."""
+        return {row.id: row for row in (*self.task.train, *self.task.validation)}
+
+    def train_sample(self, round_number: int) -> tuple[Example, ...]:
+        """The train rows that the evaluation after `round_number` updates looks at, another sample each round."""
+        rows = list(self.task.train)
+        random.Random(f"{self.settings.seed}/{round_number}/sample").shuffle(rows)
+        chosen = {row.id for row in rows[:self.settings.train_sample]}
+        return tuple(row for row in self.task.train if row.id in chosen)
+
+    def measured_rows(self, round_number: int) -> tuple[Example, ...]:
+        """The rows that this evaluation asks about: validation, the sample of train, the anchor set."""
+        return (*self.task.validation, *self.train_sample(round_number), *self.anchor)
+
+
+# A lab holds a model: it lives as long as its Run object does; the newest ones longer, since a graph that was invoked
+# without one (by `langgraph dev`) finds them by their folders.
+_LABS: WeakValueDictionary[Path, Lab] = WeakValueDictionary()
+_NEWEST: deque[Lab] = deque(maxlen=2)
+
+
+def register(lab: Lab) -> Lab:
+    """Make `lab` the one that this process uses for its folder."""
+    _LABS[lab.folder.resolve()] = lab
+    _NEWEST.append(lab)
+    return lab
+
+
+def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
+    """The lab of a run's folder: the registered one, else opened from what the folder says.
+
+    needs_editor: False where the run is only read, to be replayed or forked with another editor.
+    Raises RunError where the folder is no run, or its task or editor existed only in the process that made it.
+    """
+    path = Path(folder).resolve()
+    if (known := _LABS.get(path)) is not None:
+        return known
+    record = read_run_file(path)
+    refuse_half_begun(folder, record)
+    if not record["task"]["source"]:
+        raise RunError(f"The task of {folder} was made of Python objects: open the run with Run.open(folder, "
+                       "task=...).")
+    if record["editor_is_object"] and needs_editor:
+        raise RunError(f"The editor of {folder} was a chat model object ({record['settings']['editor']}): open the "
+                       "run with Run.open(folder, task=..., editor=...).")
+    task = load_task(record["task"]["source"], **record["task"]["options"])
+    if task.hash != record["task"]["hash"]:
+        raise RunError(f"The task {record['task']['source']} has changed since {folder} was begun (or an earlier "
+                       "nslora began it): restore it, or begin a new run.")
+    lab = Lab(path, recorded_settings(folder, record), task)
+    refuse_other_anchor(lab, record)
+    return register(lab)
+
+
+def refuse_half_begun(folder: str | Path, record: Mapping[str, Any]) -> None:
+    """Raise RunError where a fork or a replay was killed before it had all that it begins with."""
+    origin = record.get("origin") or {}
+    if not origin.get("whole", True):
+        raise RunError(f"{folder} is a {origin['kind']} that was interrupted before it was whole: delete the folder, "
+                       f"and make it again from {origin['run']}.")
+
+
+def refuse_other_anchor(lab: Lab, record: Mapping[str, Any]) -> None:
+    """Raise RunError where the anchor set is not the one that the run was begun with."""
+    if record.get("anchor", lab.anchor_hash) != lab.anchor_hash:
+        raise RunError(f"The anchor set {lab.settings.anchor} has changed since {lab.folder} was begun: restore it, or "
+                       "begin a new run.")
+
+
+def recorded_settings(folder: str | Path, record: Mapping[str, Any]) -> RunSettings:
+    """The settings that a run was begun with. Raises RunError where this version does not know one of them."""
+    try:
+        return RunSettings(**record["settings"])
+    except ValidationError as error:
+        names = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        raise RunError(f"{folder} has settings that this version of nslora does not take ({names}): use the version "
+                       "that began it; nothing was changed.") from None
+
+
+def read_run_file(folder: Path) -> dict[str, Any]:
+    """The record that a run's folder begins with. Raises RunError where there is none."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is missing or damaged).") from error
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged).")
+    if record["format"] > FORMAT:
+        raise RunError(f"{folder} was written by a newer nslora (format {record['format']}, this one knows {FORMAT}): "
+                       "upgrade nslora; nothing was changed.")
+    if missing := {"created", "settings", "editor_is_object", "task"} - record.keys():
+        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged: no {', '.join(sorted(missing))}).")
+    return record
