@@ -9,7 +9,7 @@ import pytest
 from fakes import ObedientPolicy
 from langchain_core.messages import BaseMessage
 
-import nslora.graph.fork as forks
+import nslora.graph.runs.fork as forks
 from nslora.graph.build import build_graph
 from nslora.graph.runs.compare import compare
 from nslora.graph.runs.fork import fork

@@ -44,10 +44,10 @@ def import_all() -> None:
     load_textgrad()      # imported bare, it writes a log folder
     from trl import SFTConfig, SFTTrainer  # noqa: F401
 
-    import nslora.graph.run
-    import nslora.tools.local_policy
-    import nslora.tools.rule_editor
-    import nslora.tools.training  # noqa: F401
+    import nslora.graph.runs.run
+    import nslora.tools.policies.local
+    import nslora.tools.editor.rule_editor
+    import nslora.tools.training.trainer  # noqa: F401
 
     gc.freeze()
 

@@ -88,8 +88,8 @@ def import_all() -> None:
     import peft  # noqa: F401
     from trl import SFTConfig, SFTTrainer  # noqa: F401
 
-    import nslora.tools.local_policy
-    import nslora.tools.training  # noqa: F401
+    import nslora.tools.policies.local
+    import nslora.tools.training.trainer  # noqa: F401
     from nslora.tools.editor.textual_gradients import load_textgrad
 
     load_textgrad()
