@@ -12,6 +12,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
+from nslora.graph.guard import alone
 from nslora.graph.routing import after_classify, after_monitor, after_update
 from nslora.graph.state import AdaptationContext, AdaptationState
 from nslora.nodes.approve import approve
@@ -20,7 +21,6 @@ from nslora.nodes.evaluate import evaluate
 from nslora.nodes.finish import finish
 from nslora.nodes.lora_update import lora_update
 from nslora.nodes.monitor import monitor
-from nslora.nodes.shared.runtime import alone
 from nslora.nodes.textgrad_edit import textgrad_edit
 
 STEPS_PER_ROUND = 5             # evaluate, monitor, classify, update, approve

@@ -11,13 +11,14 @@ from langgraph.types import interrupt
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.shared.budget import approval_rows, deadline
+from nslora.nodes.shared.prompt_candidates import check, remake_under
 from nslora.nodes.shared.runtime import lab_for, progress
-from nslora.nodes.textgrad_edit import check, remake_under
 from nslora.tools.errors import BudgetError, PromptError
 from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import write_json
 from nslora.tools.prompt import Prompt, difference, parse
-from nslora.tools.workspace.workspace import QUESTION_FILE, Lab
+from nslora.tools.workspace.record import QUESTION_FILE
+from nslora.tools.workspace.workspace import Lab
 
 ANSWERS = ("accept", "reject", "rewrite")
 

@@ -5,16 +5,17 @@ from dataclasses import asdict, replace
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured, RoundRecord
-from nslora.nodes.monitor import history, tries
 from nslora.nodes.shared.budget import within_budget
+from nslora.nodes.shared.rounds import history, tries
 from nslora.nodes.shared.runtime import lab_for
 from nslora.tools.classifier.attribution import Demand, demand
 from nslora.tools.classifier.verdict_memory import Verdict, corrected, learn, verdicts_of
 from nslora.tools.dataset.selection import Material, choose_material
-from nslora.tools.evaluation.rollouts import read_evaluation
+from nslora.tools.evaluation.records import read_evaluation
 from nslora.tools.files import read_whole
-from nslora.tools.router.monitoring_signal import KINDS, Progress, Update, given_up, progress, without_material
+from nslora.tools.router.monitoring_signal import Progress, Update, given_up, progress, without_material
 from nslora.tools.router.strategies import Situation, strategy_named
+from nslora.tools.schema import KINDS
 from nslora.tools.workspace.cost_estimate import update_tokens
 from nslora.tools.workspace.workspace import Lab
 
@@ -107,10 +108,3 @@ def expected_cost(lab: Lab) -> dict[Kind, float]:
     """Tokens through the model that one update of each kind takes."""
     return update_tokens(len(lab.task.train), lab.settings.lora.epochs, lab.task.max_new_tokens)
 
-
-def material_of(state: AdaptationState, lab: Lab) -> Material:
-    """The train rows that this round's decision chose."""
-    decision = state["decision"]
-    if decision is None:
-        return Material((), (), ())
-    return Material.load(lab.folder / decision["material"])

@@ -11,30 +11,27 @@ from nslora.nodes.shared.runtime import lab_for, progress
 from nslora.tools.classifier.classify import classify
 from nslora.tools.dataset.remade import read_rows
 from nslora.tools.errors import BudgetError, RunError, TooLongError
+from nslora.tools.evaluation.measure import anchor_rows, measure
 from nslora.tools.evaluation.paired_tests import mean
-from nslora.tools.evaluation.rollouts import (
+from nslora.tools.evaluation.records import (
     EvaluationCost,
     Failure,
     Passing,
     Row,
-    anchor_rows,
-    ask,
     evaluation_cost,
-    grade,
-    known_losses,
     layouts_hash,
     layouts_of,
-    measure,
     read_evaluation,
     read_passing,
     write_evaluation,
 )
+from nslora.tools.evaluation.rollouts import ask, grade, known_losses
 from nslora.tools.files import sha256_of_json
 from nslora.tools.inference.context_length import refuse_long_questions
 from nslora.tools.inference.flops import answered
 from nslora.tools.policy import Advance
 from nslora.tools.prompt import normalise
-from nslora.tools.rewards.reward import Graded, check_means
+from nslora.tools.rewards.score import Graded, check_means
 from nslora.tools.workspace.workspace import Lab
 
 

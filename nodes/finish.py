@@ -9,7 +9,7 @@ from nslora.nodes.shared.runtime import lab_for, progress
 from nslora.tools.errors import RewardError, TooLongError
 from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.policy import Advance
-from nslora.tools.rewards.reward import Graded
+from nslora.tools.rewards.score import Graded
 from nslora.tools.workspace.report import RunFacts, compare_on_test, question_scores, write_result
 from nslora.tools.workspace.workspace import Lab
 

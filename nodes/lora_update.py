@@ -3,18 +3,17 @@
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
-from nslora.nodes.classify import material_of
-from nslora.nodes.monitor import tries
 from nslora.nodes.shared.budget import Steps, deadline, fitted, planned_tokens
+from nslora.nodes.shared.rounds import material_of, tries
 from nslora.nodes.shared.runtime import lab_for, progress
 from nslora.tools.dataset.remade import RemadeRow, known_rows, read_rows, rows_by_source
 from nslora.tools.dataset.selection import training_rows
 from nslora.tools.errors import BudgetError, DivergedError, TooLongError
-from nslora.tools.evaluation.rollouts import read_evaluation, read_passing
+from nslora.tools.evaluation.records import read_evaluation, read_passing
 from nslora.tools.files import write_jsonl
 from nslora.tools.inference.context_length import within_context
 from nslora.tools.policy import Burst, TrainingRow
-from nslora.tools.tasks.task import Example
+from nslora.tools.schema import Example
 from nslora.tools.workspace.settings import SEEDS
 from nslora.tools.workspace.workspace import Lab
 

@@ -6,18 +6,20 @@ from nslora.graph.state import (
     AdaptationContext,
     AdaptationState,
     Changes,
-    Kind,
     Measured,
     Proposal,
     RemadePool,
     RoundRecord,
 )
+from nslora.nodes.shared.rounds import history
 from nslora.nodes.shared.runtime import lab_for
 from nslora.tools.editor.call_log import lines_in
-from nslora.tools.evaluation.paired_tests import TIE, Verdict, fewest_wins, keep_or_drop, p_values_of_several
-from nslora.tools.evaluation.rollouts import Row, read_evaluation
+from nslora.tools.evaluation.acceptance import Verdict, fewest_wins, keep_or_drop
+from nslora.tools.evaluation.paired_tests import TIE, p_values_of_several
+from nslora.tools.evaluation.records import Row, read_evaluation
 from nslora.tools.files import write_jsonl
-from nslora.tools.router.monitoring_signal import KINDS, Update, progress
+from nslora.tools.router.monitoring_signal import progress
+from nslora.tools.schema import KINDS
 from nslora.tools.workspace.workspace import Lab
 
 
@@ -118,22 +120,6 @@ def gains_of(lab: Lab, start: str, key: str) -> list[float]:
 def rows_of(lab: Lab, key: str, split: str) -> dict[str, Row]:
     rows, _ = read_evaluation(lab.evaluations / f"{key}.jsonl")
     return {row.id: row for row in rows if row.split == split}
-
-
-def history(rounds: list[RoundRecord]) -> list[Update]:
-    """The rounds as the signal wants them."""
-    return [Update(
-        kind=record["action"], kept=record["kept"], gain=record["numbers"].get("gain", 0.0),
-        potential_gain=record["numbers"].get("potential_gain", 0.0),
-        epoch_losses_nats=tuple(record["epoch_losses_nats"]), grad_norms=tuple(record["grad_norms"]),
-        new_rows=record["new_rows"], failed=record["error"] is not None) for record in rounds]
-
-
-def tries(rounds: list[RoundRecord], kind: Kind) -> int:
-    """The updates of a kind so far, kept or not. What an update draws at random goes by this and not by the round:
-    strategies and forks that come to the same update by other ways make the same one, and comparisons are paired.
-    """
-    return sum(record["action"] == kind for record in rounds)
 
 
 def signal_of(rounds: list[RoundRecord], lab: Lab) -> dict[str, dict[str, float]]:

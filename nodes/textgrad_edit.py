@@ -1,30 +1,30 @@
 """textgrad_edit: propose a new prompt from the failures that a change of form could mend, and make its remade data."""
 
-import heapq
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
-from nslora.nodes.classify import material_of
-from nslora.nodes.shared.budget import affordable_remakes, deadline, editing_flop, editing_tokens, screening_fits
+from nslora.nodes.shared.budget import deadline, editing_flop, editing_tokens, screening_fits
+from nslora.nodes.shared.prompt_candidates import check, remake_under
+from nslora.nodes.shared.rounds import material_of
 from nslora.nodes.shared.runtime import lab_for, progress
-from nslora.tools.dataset.remade import LAYOUT, Remade, remake, write_rows
+from nslora.tools.dataset.remade import LAYOUT
 from nslora.tools.editor.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor.failures_view import describe_edit
 from nslora.tools.errors import BudgetError, TooLongError
-from nslora.tools.evaluation.rollouts import ask, grade, read_evaluation
+from nslora.tools.evaluation.records import read_evaluation
+from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import write_json
 from nslora.tools.policy import Advance
-from nslora.tools.prompt import Prompt, check_prompt
-from nslora.tools.rewards.reward import Graded
-from nslora.tools.tasks.task import Example
+from nslora.tools.prompt import Prompt
+from nslora.tools.rewards.score import Graded
+from nslora.tools.schema import Example
 from nslora.tools.workspace.workspace import Lab
 
 FAILURES_OFFERED = 8    # to the editor, which picks a few varied ones
-LONGEST_COUNTED = 16    # questions whose tokens are counted to find the longest
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
     failures = failures_to_show(state, lab)
     until = deadline(state, lab)
     lab.editor.continue_from(state["editor_failures"], spent_so_far(state), adapter=state["kept"]["adapter"],
-                             until=until, tokens_left=editing_tokens(state, lab))
+                             until=until, tokens_left=editing_tokens(state, lab), never_swallow=(GraphBubbleUp,))
     try:
         edit = lab.editor.edit(kept, failures, past=past_edits(state, lab), validate=lambda prompt: check(prompt, lab),
                                candidates=lab.settings.editing.candidates)
@@ -153,22 +153,6 @@ def past_edits(state: AdaptationState, lab: Lab) -> list[PastEdit]:
     return edits
 
 
-def check(prompt: Prompt, lab: Lab) -> None:
-    """Raise PromptError for a prompt that must not be proposed."""
-    train, held_out = lab.task.train, (*lab.task.validation, *lab.task.test)
-    longest = longest_question([row.question for row in (*train, *held_out, *lab.anchor)], lab)
-    check_prompt(prompt, count_tokens=lab.count_tokens, context_tokens=lab.policy.context_tokens,
-                 longest_question=longest, max_new_tokens=lab.task.max_new_tokens,
-                 forbidden_questions=[row.question for row in held_out],
-                 allowed_questions=[row.question for row in train], protected=lab.settings.editing.protected)
-
-
-def longest_question(questions: Sequence[str], lab: Lab) -> str:
-    """The question of most tokens among those of most bytes: counting them all takes long on a large task."""
-    few = heapq.nlargest(LONGEST_COUNTED, dict.fromkeys(questions), key=lambda question: len(question.encode()))
-    return max(few, key=lambda question: lab.count_tokens([{"role": "user", "content": question}]))
-
-
 def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab, spent_flop: float,
            advance: Advance) -> Screening:
     """Ask the policy a few train questions under each prompt, half of them failing so far and half passing.
@@ -211,19 +195,3 @@ def keep_record(state: AdaptationState, lab: Lab, failures: list[Graded], edit: 
         "proposed": edit.prompts[screening.best].hash, "screening": asdict(screening), "usage": asdict(edit.usage)})
     return name
 
-
-def remake_under(prompt: Prompt, state: AdaptationState, lab: Lab, edit: str, advance: Advance,
-                 spent_flop: float = 0.0) -> Remade:
-    """Make and store the remade data of a proposed prompt: answers to as many train rows as the budget holds, and the
-    references of the others in their layouts.
-
-    spent_flop: by this update so far. Raises BudgetError where not even the prompt's evaluation fits.
-    """
-    examples = affordable_remakes(prompt, state, lab, spent_flop)
-    asked = {example.id for example in examples}
-    unasked = [row for row in lab.task.train if row.id not in asked] if lab.settings.remade_per_row else []
-    remade = remake(lab.policy, lab.replies, lab.task.reward, prompt, examples,
-                    adapter=state["kept"]["adapter"], max_new_tokens=lab.task.max_new_tokens,
-                    per_row=lab.settings.remade_per_row, edit=edit, unasked=unasked, advance=advance)
-    write_rows(lab.remade / f"{prompt.hash}.jsonl", remade.rows)
-    return remade

@@ -11,10 +11,11 @@ from hypothesis import settings as hypothesis_settings
 
 from nslora.graph.runs.run import Run
 from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.tasks.task import Task, load_task
 from nslora.tools.testing.tiny_model import Family, write_tiny_model
 from nslora.tools.testing.tiny_task import write_tiny_task
-from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
+from nslora.tools.training.settings import LoraSettings
 
 prepare_environment()
 # A test asserts behaviour; how long an example takes depends on what else the machine does.

@@ -9,8 +9,9 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field, SecretStr
 
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.rewards.reward import SUGGESTION_PREFIX, Graded, Score
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.reward import SUGGESTION_PREFIX
+from nslora.tools.rewards.score import Graded, Score
+from nslora.tools.schema import Example
 from nslora.tools.testing.scripted_chat import ScriptedChat
 
 OLD = Prompt("Be brief.", demonstrations=(Demonstration("Who?", "Ada"),))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.inference.chat_template import Dialogue
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
+from nslora.tools.schema import Dialogue
 from nslora.tools.testing.tiny_task import KEEPERS, PLACES
 from nslora.tools.training.adapters import CONFIG, WEIGHTS, AdapterStore
 

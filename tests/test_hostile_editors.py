@@ -9,8 +9,9 @@ from langchain_core.messages import AIMessage
 
 from nslora.tools.editor.editor import EditFailedError, Editor
 from nslora.tools.prompt import Demonstration, Prompt, parse
-from nslora.tools.rewards.reward import SUGGESTION_PREFIX, Graded, Score
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.reward import SUGGESTION_PREFIX
+from nslora.tools.rewards.score import Graded, Score
+from nslora.tools.schema import Example
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
 OLD = Prompt("Be brief.", demonstrations=(Demonstration("Who?", "Ada"),))

@@ -53,7 +53,7 @@ def test_a_run_that_was_taken_back_is_not_finished_until_it_ends_again(begin: Be
     first = run.adapt()
     with run.checkpointer() as saver:
         graph = build_graph(saver)
-        earlier = checkpoint_before(graph, run, 1).config
+        earlier = checkpoint_before(graph, run.config, run.folder, 1).config
         graph.invoke(None, {**run.config, **earlier}, context=run.context, interrupt_after=["monitor"])
     view = look(run.folder)
     assert (view.status, view.stop, len(view.rounds)) == ("stopped", "", 1)
@@ -100,7 +100,7 @@ def test_a_run_that_was_taken_back_from_a_question_waits_no_more(begin: Begin) -
         run.adapt()
     with run.checkpointer() as saver:
         graph = build_graph(saver)
-        earlier = checkpoint_before(graph, run, 1).config
+        earlier = checkpoint_before(graph, run.config, run.folder, 1).config
         graph.invoke(None, {**run.config, **earlier}, context=run.context, interrupt_after=["classify"])
     assert look(run.folder).status == "stopped"
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from nslora.tools.classifier.attribution import attribute
-from nslora.tools.rewards.reward import Graded, Score
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.score import Graded, Score
+from nslora.tools.schema import Example
 
 
 def as_json(text):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from nslora.tools.inference.chat_template import Dialogue
+from nslora.tools.schema import Dialogue
 
 Origin = Literal["reference", "remade", "replay"]
 Advance = Callable[[int, int], None]    # (done, total), in the unit that the caller names

@@ -5,23 +5,19 @@ import io
 import json
 import re
 import sys
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 from rich.text import Text
 
 from nslora.graph.cli import runs as cli_runs
 from nslora.graph.cli.classifier import classify, diagnosed
-from nslora.graph.cli.plain_console import PlainConsole
-from nslora.tools.errors import NsloraError, SettingsError
+from nslora.graph.cli.common import err, follow, group, out, parsed, unused
+from nslora.tools.errors import NsloraError
 
 NAME_CHARACTERS = 80        # of a task, in the default folder of a run
-PRICES = "editing.prices."
 OPTIONS = {"model": "--model", "editor": "--editor", "strategy": "--strategy", "seed": "--seed",
            "max_rounds": "--max-rounds", "max_seconds": "--max-seconds", "max_train_tokens": "--max-train-tokens",
            "max_tflop": "--max-tflop", "approve": "--approve", "editor_base_url": "--base-url", "task": "TASK",
@@ -30,8 +26,6 @@ OPTIONS = {"model": "--model", "editor": "--editor", "strategy": "--strategy", "
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Adapt a language model, deciding at every round whether to tune weights or rewrite the prompt.")
-out = PlainConsole(soft_wrap=False)
-err = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 
 
 @app.callback()
@@ -75,7 +69,7 @@ def run(
 
     prepare_environment()
     loaded = load_task(task, **{key: value for key, value in (("style", style), ("combine", combine)) if value})
-    path = folder or cli_runs.unused(Path("runs") / f"{slug(loaded.name)}-{datetime.now():%Y%m%d-%H%M%S}")
+    path = folder or unused(Path("runs") / f"{slug(loaded.name)}-{datetime.now():%Y%m%d-%H%M%S}")
     settings = parsed(set_ or [], elsewhere=OPTIONS)
     caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
     if any(value is not None for value in caps.values()):
@@ -109,85 +103,9 @@ def graph(mermaid: Annotated[bool, typer.Option(help="As a Mermaid diagram.")] =
     print(drawing.draw_mermaid() if mermaid else json.dumps(drawing.to_json(), indent=2))
 
 
-def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
-    """Show a run until it ends, is stopped or asks a person; then say how to go on with it."""
-    from langgraph.errors import GraphDrained
-    from langgraph.runtime import RunControl
-
-    from nslora.graph.cli.progress import show_result, show_run
-    from nslora.graph.cli.stop_signals import stopping
-    from nslora.graph.cli.tables import show_question
-    from nslora.tools.files import from_here, quoted
-
-    lab = begun.lab
-    rows = lab.task
-    out.print(f"task     {rows.name}: {len(rows.train)} train, {len(rows.validation)} validation, {len(rows.test)} "
-              f"test rows; model {lab.settings.model}; editor {lab.settings.editor}; strategy {lab.settings.strategy}; "
-              f"seed {lab.settings.seed}")
-    control = RunControl()
-    go_on = f"Go on with: nslora resume {quoted(begun.folder)}"
-
-    def at_once() -> None:
-        out.show_cursor(True)       # the progress bar hides it, and gets no chance to bring it back
-        err.print(f"Stopped at once; the step that was under way will be done again. {go_on}")
-
-    with stopping(control, err.print, at_once) as stopper:
-        try:
-            show_run(out, begun.stream(control=control, answer=answer))
-        except GraphDrained:
-            err.print(f"Stopped; every finished step is kept. {go_on}")
-            raise typer.Exit(stopper.exit_status) from None
-    waiting = begun.question()
-    if waiting is not None:
-        show_question(out, from_here(begun.folder), waiting)
-        return
-    show_result(out, from_here(begun.folder), begun.report())
-
-
 def slug(name: str) -> str:
     """A task's name as part of a folder's."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:NAME_CHARACTERS] or "run"
-
-
-def parsed(assignments: list[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """`lora.rank=16` to {"lora": {"rank": 16}}; values are read as YAML.
-
-    elsewhere: names that have an option of their own, and its name. Raises SettingsError.
-    """
-    settings: dict[str, Any] = {}
-    for assignment in assignments:
-        name, found, value = assignment.partition("=")
-        if not found or not name.strip():
-            raise SettingsError(f"--set {assignment}: write it as name=value, such as lora.rank=16.")
-        *groups, last = steps(name.strip())
-        if (first := [*groups, last][0]) in elsewhere:
-            raise SettingsError(f"--set {assignment}: {first} is given otherwise: {elsewhere[first]}.")
-        place = settings
-        for each in groups:
-            place = group(place, each)
-        try:
-            place[last] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:      # a date such as 2024-13-45 is YAML, and none
-            problem = getattr(error, "problem", None) or "no valid YAML"
-            raise SettingsError(f"--set {assignment}: the value cannot be read ({problem}).") from error
-    return settings
-
-
-def steps(name: str) -> list[str]:
-    """The groups that lead to a setting, and its own name; that of a priced model may hold dots, as in gpt-4.1."""
-    if not name.startswith(PRICES):
-        return name.split(".")
-    model, _, field = name.removeprefix(PRICES).rpartition(".")
-    return [*PRICES.split(".")[:-1], *([model, field] if field in ("input", "output") else [name.removeprefix(PRICES)])]
-
-
-def group(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """A group of settings, made where it is missing. Raises SettingsError where a plain value stands in its place."""
-    found = settings.setdefault(name, {})
-    if not isinstance(found, dict):
-        raise SettingsError(f"--set {name}={found}: {name} is a group of settings: set its fields, as in "
-                            f"{name}.FIELD=VALUE.")
-    return found
 
 
 app.command()(classify)

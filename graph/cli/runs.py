@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nslora.graph.cli.common import beside
 from nslora.tools.errors import RunError, SettingsError
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
@@ -20,10 +21,10 @@ def resume(
     checkpoints: Database = None,
 ) -> None:
     """Go on with a run from its last checkpoint; answer it where it waits for a person."""
-    from nslora.graph.cli.app import follow
+    from nslora.graph.cli.common import follow
     from nslora.graph.runs.run import Run
     from nslora.tools.policies.local import prepare_environment
-    from nslora.tools.workspace.workspace import QUESTION_FILE
+    from nslora.tools.workspace.record import QUESTION_FILE
 
     prepare_environment()
     run, answer = Run.open(folder, checkpoints=checkpoints), answer_of(accept, reject, prompt)
@@ -47,7 +48,7 @@ def answer_of(accept: bool, reject: bool, prompt: Path | None) -> dict[str, str]
 
 def runs(folder: Annotated[Path, typer.Argument(help="Where the runs lie.")] = Path("runs")) -> None:
     """List the runs in a folder."""
-    from nslora.graph.cli.app import out
+    from nslora.graph.cli.common import out
     from nslora.graph.cli.tables import show_runs
     from nslora.graph.runs.view import runs as find
 
@@ -61,7 +62,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="Where the runs lie.")] = P
 def show(folder: Folder, number: Annotated[int | None, typer.Option("--round", help="One round in full.")] = None,
          ) -> None:
     """Show a run's rounds, or one round with its failures, training rows, critiques and diff."""
-    from nslora.graph.cli.app import out
+    from nslora.graph.cli.common import out
     from nslora.graph.cli.tables import show_round, show_view
     from nslora.graph.runs.view import look
 
@@ -82,7 +83,7 @@ def fork(
     checkpoints: Database = None,
 ) -> None:
     """Go another way from a round of a run, in a new run; the original stays as it is."""
-    from nslora.graph.cli.app import follow, parsed
+    from nslora.graph.cli.common import follow, parsed
     from nslora.graph.runs.fork import fork as make
     from nslora.graph.runs.run import Run
     from nslora.tools.policies.local import prepare_environment
@@ -101,7 +102,7 @@ def replay(
     checkpoints: Database = None,
 ) -> None:
     """Run again from the records, offline, and say whether everything came out the same."""
-    from nslora.graph.cli.app import out
+    from nslora.graph.cli.common import out
     from nslora.graph.cli.stop_signals import told_when_stopped
     from nslora.graph.runs.replay import replay as run_again
     from nslora.graph.runs.run import Run
@@ -127,25 +128,11 @@ def replay(
 
 def compare(folders: Annotated[list[Path], typer.Argument(help="Finished runs of one task.")]) -> None:
     """Put finished runs side by side, with intervals paired by test question."""
-    from nslora.graph.cli.app import out
+    from nslora.graph.cli.common import out
     from nslora.graph.cli.tables import show_comparison
     from nslora.graph.runs.compare import compare as put_together
 
     show_comparison(out, put_together(folders))
-
-
-def beside(folder: Path, name: str) -> Path:
-    """The first free name beside the original."""
-    return unused(folder.resolve().parent / f"{folder.resolve().name}-{name}")
-
-
-def unused(path: Path) -> Path:
-    """The path, with a number where it exists already."""
-    found, number = path, 1
-    while found.exists():
-        number += 1
-        found = path.with_name(f"{path.name}-{number}")
-    return found
 
 
 def register(app: typer.Typer) -> None:

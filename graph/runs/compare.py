@@ -8,7 +8,7 @@ from typing import Any
 from nslora.graph.runs.view import RunView, look
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted, read_jsonl
-from nslora.tools.workspace.workspace import read_run_file
+from nslora.tools.workspace.record import read_run_file
 from nslora.tools.evaluation.paired_tests import bootstrap_interval
 
 Estimate = tuple[float, float, float]       # mean, and the ends of its 95 % interval

@@ -15,12 +15,14 @@ from pydantic import ValidationError
 from nslora.graph.runs.checkpoints import without_password
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import quoted, write_json
-from nslora.tools.workspace.workspace import FORMAT, Lab, RUN_FILE, read_run_file
+from nslora.tools.workspace.record import FORMAT, RUN_FILE, read_run_file
+from nslora.tools.workspace.workspace import Lab
 from nslora.tools.policies.local import refuse_unknown_targets
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME, Note, refuse_unreachable, resolve_model
 from nslora.tools.policy import Policy
 from nslora.graph.lock import HOLDER_FILE, LOCK_FILE, sole_writer
-from nslora.tools.workspace.settings import LoraSettings, RunSettings
+from nslora.tools.training.settings import LoraSettings
+from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.router.strategies import strategy_named
 from nslora.tools.tasks.task import Task
 

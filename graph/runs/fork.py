@@ -18,12 +18,14 @@ from nslora.tools.editor.chat_models import editor_name
 from nslora.graph.runs.checkpoints import copy_past
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import write_json, write_jsonl
-from nslora.tools.workspace.workspace import Lab, RUN_FILE, read_run_file, register
+from nslora.tools.workspace.workspace import Lab, register
+from nslora.tools.workspace.record import RUN_FILE, read_run_file
 from nslora.tools.policy import Policy
 from nslora.graph.runs.copy_files import copy_past as copy_files
 from nslora.graph.runs.copy_files import copy_records
-from nslora.tools.workspace.settings import LoraSettings, RunSettings
-from nslora.tools.router.monitoring_signal import KINDS
+from nslora.tools.training.settings import LoraSettings
+from nslora.tools.workspace.settings import RunSettings
+from nslora.tools.schema import KINDS
 from nslora.tools.editor.wrapped_chat import Chat
 
 # Of an adapter; those of one that is trained further are its own.
@@ -111,7 +113,7 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: Chat | None = 
                        "another model, device or dtype begins at 0, with the first evaluation.")
     with source.checkpointer() as saver:
         graph = build_graph(saver)
-        at = checkpoint_before(graph, source, beginning.round)
+        at = checkpoint_before(graph, source.config, source.folder, beginning.round)
         past = line_of(graph, at.config)
         if beginning.round > 0 and at.values["kept"]["adapter"] is not None:
             refuse_other_shape(old.lora, settings.lora, beginning.round)

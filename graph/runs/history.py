@@ -1,20 +1,18 @@
 """The past of a run in its checkpoints: where a round was decided, what it grew from, and how far it is whole."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import StateSnapshot
 
+from nslora.graph.build import Graph
 from nslora.tools.errors import NsloraError, RunError
 from nslora.tools.files import quoted
 from nslora.graph.runs.integrity import check_past
-
-if TYPE_CHECKING:
-    from nslora.graph.build import Graph
-    from nslora.graph.runs.run import Run
+from nslora.tools.workspace.workspace import Lab
 
 
-def checkpoint_before(graph: "Graph", run: "Run", number: int) -> StateSnapshot:
+def checkpoint_before(graph: Graph, config: RunnableConfig, folder: Path, number: int) -> StateSnapshot:
     """The checkpoint from which round `number` was decided; for the round after the last, that of the end.
 
     Round 0 is the first evaluation. Raises RunError where the run never came so far.
@@ -22,17 +20,17 @@ def checkpoint_before(graph: "Graph", run: "Run", number: int) -> StateSnapshot:
     if number < 0:
         raise RunError(f"Round {number}: wanted a round from 1, or 0 for the first evaluation.")
     # A proposal waits only where the first round's is to be measured, not the start.
-    line = [each for each in line_of(graph, run.config)
+    line = [each for each in line_of(graph, config)
             if each.values.get("round") == max(0, number - 1) and not each.values.get("proposal")]
     for wanted in ("classify", "finish") if number > 0 else ("evaluate",):
         # Newest first: what a fork changed before it decided is part of what it decided from.
         if found := next((each for each in line if wanted in each.next), None):
             return found
-    raise RunError(f"{run.folder} never came to round {number}: name an earlier one (nslora show "
-                   f"{quoted(run.folder)}).")
+    raise RunError(f"{folder} never came to round {number}: name an earlier one (nslora show "
+                   f"{quoted(folder)}).")
 
 
-def line_of(graph: "Graph", config: RunnableConfig) -> list[StateSnapshot]:
+def line_of(graph: Graph, config: RunnableConfig) -> list[StateSnapshot]:
     """A checkpoint and all that it grew from, newest first, without what other branches left."""
     line = [graph.get_state(config)]
     while line[-1].parent_config is not None:
@@ -40,13 +38,13 @@ def line_of(graph: "Graph", config: RunnableConfig) -> list[StateSnapshot]:
     return line
 
 
-def last_whole_round(graph: "Graph", run: "Run") -> int:
+def last_whole_round(graph: Graph, config: RunnableConfig, lab: Lab) -> int:
     """The highest round that can be decided again, since every file that its past names is whole; 0 for none."""
-    rounds = graph.get_state(run.config).values.get("round", 0)
+    rounds = graph.get_state(config).values.get("round", 0)
     for number in range(rounds + 1, 0, -1):
         try:
-            at = checkpoint_before(graph, run, number)
-            check_past(run.lab, [each.values for each in line_of(graph, at.config)], number - 1)
+            at = checkpoint_before(graph, config, lab.folder, number)
+            check_past(lab, [each.values for each in line_of(graph, at.config)], number - 1)
         except NsloraError:     # never came so far, or something of it is damaged: what, was said already
             continue
         return number

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from nslora.tools.evaluation.rollouts import read_evaluation
+from nslora.tools.evaluation.records import read_evaluation
 from nslora.tools.files import read_json, read_jsonl, read_whole
 from nslora.tools.workspace.workspace import Lab
 from nslora.tools.dataset.remade import read_rows

@@ -16,7 +16,8 @@ from nslora.tools.editor.calls import FREE
 from nslora.tools.editor.call_log import EditorLog, RecordedChat
 from nslora.tools.errors import RunError
 from nslora.tools.files import read_json
-from nslora.tools.workspace.workspace import POLICY_FILE, PromptStore, read_run_file, recorded_settings
+from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings
+from nslora.tools.workspace.prompt_store import PromptStore
 from nslora.tools.policy import Policy
 from nslora.tools.policies.recorded import RecordedPolicy
 
@@ -112,7 +113,7 @@ def changed_by_hand(source: Run, begin_at: int) -> bool:
     with source.checkpointer() as saver:
         graph = build_graph(saver)
         past = {each.config["configurable"]["checkpoint_id"]
-                for each in line_of(graph, checkpoint_before(graph, source, begin_at).config)}
+                for each in line_of(graph, checkpoint_before(graph, source.config, source.folder, begin_at).config)}
         return any((each.metadata or {}).get("source") == "update" for each in line_of(graph, source.config)
                    if each.config["configurable"]["checkpoint_id"] not in past)
 

@@ -44,16 +44,13 @@ from nslora.graph.runs.checkpoints import (
 from nslora.graph.runs.disk_errors import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted, read_jsonl, write_jsonl
-from nslora.tools.workspace.workspace import (
-    Lab,
+from nslora.tools.workspace.workspace import Lab, open_lab, refuse_other_anchor, register
+from nslora.tools.workspace.record import (
     OLD_THREAD,
     QUESTION_FILE,
-    open_lab,
     read_run_file,
     recorded_settings,
     refuse_half_begun,
-    refuse_other_anchor,
-    register,
 )
 from nslora.tools.inference.weights import Note
 from nslora.tools.policy import Policy
@@ -212,7 +209,7 @@ class Run:
                 yield from self._streamed(graph, replace(self.context, stream=stream), modes, control, answer)
             except DamagedError as error:
                 raise DamagedError(f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "
-                                   f"fork {quoted(self.folder)} --at {last_whole_round(graph, self)}") from error
+                                   f"fork {quoted(self.folder)} --at {last_whole_round(graph, self.config, self.lab)}") from error
 
     def _refuse_where_unasked(self, graph: Graph, answer: Answer | None, *, begins_anew: bool) -> None:
         seen = graph.get_state(self.config)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nslora.tools.errors import DamagedError, RunError
-from nslora.tools.evaluation.rollouts import Failure, read_evaluation
+from nslora.tools.evaluation.records import Failure, read_evaluation
 from nslora.tools.files import read_json, read_jsonl
-from nslora.tools.workspace.workspace import PromptStore, QUESTION_FILE, RUN_FILE, read_run_file
+from nslora.tools.workspace.prompt_store import PromptStore
+from nslora.tools.workspace.record import QUESTION_FILE, RUN_FILE, read_run_file
 from nslora.tools.dataset.selection import Material
 from nslora.tools.prompt import Prompt, difference
 from nslora.graph.lock import is_locked

@@ -11,13 +11,11 @@ from nslora.graph.state import AdaptationState
 from nslora.tools.dataset.remade import hinted, with_hint
 from nslora.tools.editor.calls import Usage
 from nslora.tools.errors import BudgetError, SettingsError
-from nslora.tools.inference.chat_template import Dialogue
 from nslora.tools.inference.flops import TERA, FlopRates, answered
 from nslora.tools.policy import Advance, Burst
 from nslora.tools.prompt import Prompt, normalise
 from nslora.tools.router.inputs import Decision, Situation
-from nslora.tools.router.monitoring_signal import KINDS, Kind
-from nslora.tools.tasks.task import Example
+from nslora.tools.schema import KINDS, Dialogue, Example, Kind
 from nslora.tools.workspace.budget import Expected, Spent, affordable_epochs, blocked, expected_seconds, spent_of
 from nslora.tools.workspace.workspace import Lab
 

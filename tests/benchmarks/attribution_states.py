@@ -14,9 +14,10 @@ from nslora.tools.evaluation.rollouts import ask
 from nslora.tools.files import write_json, write_jsonl
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
+from nslora.tools.training.settings import LoraSettings
 
 FOLDER = Path("build/bench/attribution")
 MODEL = "SmolLM2-135M-Instruct"

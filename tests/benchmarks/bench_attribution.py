@@ -26,8 +26,9 @@ from nslora.tools.classifier.attribution import Attribution
 from nslora.tools.classifier.classify import classify
 from nslora.tools.classifier.verdict_memory import HEADS, Verdict, corrected, learn
 from nslora.tools.rewards.functions import callable_check
-from nslora.tools.rewards.reward import Combine, Graded, Reward
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.reward import Combine, Reward
+from nslora.tools.rewards.score import Graded
+from nslora.tools.schema import Example
 
 BY_HAND = Path(__file__).parent / "attribution_by_hand.jsonl"
 LABELS = ("content", "form", "both")

@@ -22,7 +22,8 @@ from nslora.graph.runs.run import Run
 from nslora.tools.files import append_jsonl, read_jsonl
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policies.local import LocalPolicy, prepare_environment
-from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
+from nslora.tools.policies.settings import DeviceSettings
+from nslora.tools.training.settings import LoraSettings
 
 FOLDER = Path("build/bench/causes")
 RESULTS = FOLDER / "results.jsonl"

@@ -24,7 +24,8 @@ from functools import cache
 import numpy as np
 from form import Figure, figure, publish
 
-from nslora.tools.evaluation.paired_tests import KeepSettings, p_values_of_several, sign_flip_p_value
+from nslora.tools.evaluation.acceptance import KeepSettings
+from nslora.tools.evaluation.paired_tests import p_values_of_several, sign_flip_p_value
 
 LEVELS = (0.02, 0.05, 0.10, 0.20, 0.30, 0.45)
 ROWS = (10, 30, 100)

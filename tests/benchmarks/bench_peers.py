@@ -33,7 +33,8 @@ from nslora.graph.runs.run import Run
 from nslora.tools.files import append_jsonl, read_jsonl
 from nslora.tools.inference.flops import FlopRates
 from nslora.tools.policies.local import LocalPolicy, prepare_environment
-from nslora.tools.workspace.settings import DeviceSettings, RunSettings
+from nslora.tools.policies.settings import DeviceSettings
+from nslora.tools.workspace.settings import RunSettings
 
 FOLDER = Path("build/bench/peers")
 RECORDS = Path("tests/benchmarks/records/peers.jsonl")

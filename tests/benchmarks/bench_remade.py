@@ -30,11 +30,12 @@ from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import sha256_of_json, write_json
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.prompt import Prompt
-from nslora.tools.rewards.reward import Graded
+from nslora.tools.rewards.score import Graded
 from nslora.tools.tasks.task import Task, load_task
-from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
+from nslora.tools.training.settings import LoraSettings
 
 FOLDER = Path("build/bench/remade")
 MODEL = "SmolLM2-135M-Instruct"

@@ -45,8 +45,8 @@ def import_all() -> None:
     from trl import SFTConfig, SFTTrainer  # noqa: F401
 
     import nslora.graph.runs.run
-    import nslora.tools.policies.local
     import nslora.tools.editor.rule_editor
+    import nslora.tools.policies.local
     import nslora.tools.training.trainer  # noqa: F401
 
     gc.freeze()

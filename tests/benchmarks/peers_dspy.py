@@ -17,7 +17,7 @@ from chat_server import serve_chat
 from peers_meter import BatchedChat
 from peers_recipes import THREADS, Bench, Outcome, clipped
 
-from nslora.tools.inference.chat_template import Dialogue
+from nslora.tools.schema import Dialogue
 
 LM_NAME = "openai/policy"
 # DSPy's answer format around a reply: field markers, and room for the reply itself.

@@ -22,11 +22,11 @@ from peers_meter import BatchedChat, Batcher, Meter
 from nslora.tools.editor.rule_editor import RuleEditor
 from nslora.tools.editor.textual_gradients import load_textgrad
 from nslora.tools.evaluation.rollouts import grade
-from nslora.tools.inference.chat_template import Dialogue
 from nslora.tools.inference.flops import TERA, FlopRates, answered, rates_of, token_counts
 from nslora.tools.inference.weights import resolve_model
 from nslora.tools.policies.local import LocalPolicy
-from nslora.tools.tasks.task import Example, Task
+from nslora.tools.schema import Dialogue, Example
+from nslora.tools.tasks.task import Task
 
 THREADS = 32                # of a peer that asks in parallel, as TextGrad's and DSPy's recipes do
 MESSAGE_CHARACTERS = 400

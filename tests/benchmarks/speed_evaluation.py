@@ -8,7 +8,7 @@ from form import Figure, figure
 from speed_sides import alternating, goals_apply, json_prompt, ratio
 
 from nslora.tools.policies.local import LocalPolicy
-from nslora.tools.tasks.task import Example
+from nslora.tools.schema import Example
 
 QUESTIONS, REPLY_TOKENS, PLAIN_BATCH = 96, 24, 16
 ONE_BY_ONE = 3      # every third question: one by one, each takes its own time whatever the others are

@@ -15,11 +15,11 @@ from form import Figure, figure
 from speed_sides import json_prompt, memory_bytes, peak_memory, styled, timed
 
 from nslora.graph.runs.run import Run
-from nslora.tools.inference.chat_template import Dialogue
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
 from nslora.tools.router.inputs import Situation
-from nslora.tools.tasks.task import Example, Task
+from nslora.tools.schema import Dialogue, Example
+from nslora.tools.tasks.task import Task
 from nslora.tools.training.adapters import CONFIG, WEIGHTS, AdapterStore
 
 FIRST_ROWS, EPOCHS, REPLY_TOKENS = 8, 2, 4

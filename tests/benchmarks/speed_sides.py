@@ -12,10 +12,11 @@ from typing import Any
 from form import Figure, figure
 
 from nslora.tools.policies.local import LocalPolicy
+from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import TrainingRow
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.tasks.task import Example
-from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
+from nslora.tools.schema import Example
+from nslora.tools.training.settings import LoraSettings
 
 # Random weights of these shapes; `tiny` is there to try the path without the hardware.
 SHAPES: dict[str, dict[str, int]] = {

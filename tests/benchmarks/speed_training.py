@@ -8,11 +8,12 @@ from typing import Any
 from form import Figure, figure
 from speed_sides import alternating, goals_apply, json_prompt, ratio, styled, timed
 
+from nslora.tools.inference.decoder import compact_head
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import Burst
-from nslora.tools.tasks.task import Example
+from nslora.tools.schema import Example
 from nslora.tools.training.batches import PaddedLayout, Plan, TokenRow
-from nslora.tools.training.frozen_trunk import compact_head, lowest_trained_block, without_trunk
+from nslora.tools.training.frozen_trunk import lowest_trained_block, without_trunk
 from nslora.tools.training.trainer import REPEATABLE
 
 ROWS, EPOCHS = 48, 8

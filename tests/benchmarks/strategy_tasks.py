@@ -16,7 +16,8 @@ import ifeval_check
 import yaml
 
 from nslora.tools.files import read_jsonl, write_jsonl, write_text
-from nslora.tools.tasks.task import Example, Task, load_task
+from nslora.tools.schema import Example
+from nslora.tools.tasks.task import Task, load_task
 
 KNOWN = {
     "the capital of France": "Paris", "the capital of Germany": "Berlin", "the capital of England": "London",

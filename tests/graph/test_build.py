@@ -18,10 +18,10 @@ from nslora.graph.lock import is_locked
 from nslora.graph.runs.run import Run
 from nslora.graph.runs.view import look
 from nslora.tools.errors import TooLongError
-from nslora.tools.inference.chat_template import Dialogue
 from nslora.tools.policy import Generated
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.rewards.reward import Score
+from nslora.tools.rewards.score import Score
+from nslora.tools.schema import Dialogue
 from nslora.tools.tasks.task import Task, task_from_rows
 from nslora.tools.testing.scripted_chat import ScriptedChat
 

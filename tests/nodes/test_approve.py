@@ -23,8 +23,9 @@ from nslora.tools.inference.flops import TERA
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import Generated
 from nslora.tools.prompt import Prompt
+from nslora.tools.workspace.record import QUESTION_FILE
 from nslora.tools.workspace.task_clock import CLOCK_FILE
-from nslora.tools.workspace.workspace import QUESTION_FILE, Lab, register
+from nslora.tools.workspace.workspace import Lab, register
 
 Begin = Callable[..., Run]
 

@@ -21,7 +21,8 @@ from nslora.tools.policy import Advance, Burst, BurstResult, TrainingRow
 from nslora.tools.prompt import Prompt
 from nslora.tools.router.inputs import Decision
 from nslora.tools.router.monitoring_signal import Progress
-from nslora.tools.tasks.task import Example, Task, task_from_rows
+from nslora.tools.schema import Example
+from nslora.tools.tasks.task import Task, task_from_rows
 from nslora.tools.training.adapters import AdapterStore
 from nslora.tools.training.training_cache import BurstLog
 from nslora.tools.workspace.budget import (

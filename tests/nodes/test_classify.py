@@ -11,14 +11,16 @@ import pytest
 
 from nslora.graph.runs.run import Run
 from nslora.graph.state import Decision
-from nslora.nodes.monitor import final_choice, history
+from nslora.nodes.monitor import final_choice
+from nslora.nodes.shared.rounds import history
 from nslora.tools.classifier.attribution import Demand
-from nslora.tools.evaluation.paired_tests import KeepSettings, keep_or_drop
+from nslora.tools.evaluation.acceptance import KeepSettings, keep_or_drop
 from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.prompt import Prompt
 from nslora.tools.router.inputs import Situation
-from nslora.tools.router.monitoring_signal import KINDS, progress
+from nslora.tools.router.monitoring_signal import progress
 from nslora.tools.router.strategies import strategy_named
+from nslora.tools.schema import KINDS
 from nslora.tools.tasks.task import Task, task_from_rows
 
 ROUNDS = 12

@@ -13,12 +13,12 @@ from nslora.graph.runs.run import Run
 from nslora.nodes import evaluate as evaluate_node
 from nslora.nodes.shared.runtime import SAVES_EACH
 from nslora.tools.evaluation import rollouts as evaluation
-from nslora.tools.inference.chat_template import Dialogue
 from nslora.tools.inference.flops import TERA
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import Generated
 from nslora.tools.prompt import Prompt
+from nslora.tools.schema import Dialogue
 
 Begin = Callable[..., Run]
 LOT = 4

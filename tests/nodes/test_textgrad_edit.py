@@ -22,7 +22,7 @@ from nslora.graph.runs.run import Run
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN
 from nslora.tools.errors import RunError
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.router.monitoring_signal import KINDS
+from nslora.tools.schema import KINDS
 from nslora.tools.tasks.task import Task, load_task
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 from nslora.tools.testing.tiny_task import PLACES, write_tiny_task

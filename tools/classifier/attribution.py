@@ -28,8 +28,8 @@ from nslora.tools.classifier.reference_style import unframed
 from nslora.tools.classifier.reward_probe import Asker, measure_tolerance
 
 if TYPE_CHECKING:
-    from nslora.tools.rewards.reward import Graded, Score
-    from nslora.tools.tasks.task import Example
+    from nslora.tools.rewards.score import Graded, Score
+    from nslora.tools.schema import Example
 
 __all__ = [
     "Attribution",

@@ -21,8 +21,8 @@ from nslora.tools.classifier.attribution import Attribution, VerdictName
 from nslora.tools.classifier.layouts import Layout, core_of, states, unescape, without_function_words
 
 if TYPE_CHECKING:
-    from nslora.tools.rewards.reward import Graded
-    from nslora.tools.tasks.task import Example
+    from nslora.tools.rewards.score import Graded
+    from nslora.tools.schema import Example
 
 Floats = npt.NDArray[np.float64]
 

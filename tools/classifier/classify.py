@@ -22,8 +22,9 @@ from nslora.tools.classifier.reference_style import bare, frame_of, unframed
 from nslora.tools.classifier.reward_probe import LARGEST_NOISE, measure_tolerance
 
 if TYPE_CHECKING:
-    from nslora.tools.rewards.reward import Graded, Reward
-    from nslora.tools.tasks.task import Example
+    from nslora.tools.rewards.reward import Reward
+    from nslora.tools.rewards.score import Graded
+    from nslora.tools.schema import Example
 
 ASKED_TWICE = 5         # replies that are judged twice, to learn how firm a reward is
 FIRM = 1e-9

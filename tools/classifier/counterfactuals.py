@@ -29,7 +29,7 @@ from nslora.tools.classifier.layouts import (
 from nslora.tools.classifier.reward_probe import Asker
 
 if TYPE_CHECKING:
-    from nslora.tools.rewards.reward import Graded
+    from nslora.tools.rewards.score import Graded
 
 
 HELD_BACK = 4       # calls kept for the repairs while a proof is searched for

@@ -19,7 +19,7 @@ from nslora.tools.classifier.answer_core import FUNCTION_WORDS, NUMBER, WORD, Co
 from nslora.tools.classifier.answer_lines import find_lines, lines_of, mark_of, marked, several, unmarked
 
 if TYPE_CHECKING:
-    from nslora.tools.rewards.reward import Graded
+    from nslora.tools.rewards.score import Graded
 
 Case = Literal["as is", "upper", "lower"]
 CASES: tuple[Case, ...] = ("as is", "upper", "lower")

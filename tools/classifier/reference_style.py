@@ -15,8 +15,8 @@ from nslora.tools.classifier.answer_lines import several
 from nslora.tools.classifier.layouts import FRAMED_REPLIES, QUESTION, Case, Layout, shared_frames, unescape
 
 if TYPE_CHECKING:
-    from nslora.tools.rewards.reward import Graded
-    from nslora.tools.tasks.task import Example
+    from nslora.tools.rewards.score import Graded
+    from nslora.tools.schema import Example
 
 LEAST_REFERENCES = 5        # different ones; fewer may share a beginning by chance
 FRAMED_SHARE = 0.9          # of the references; a few that were not written in the style do not hide it

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from nslora.tools.errors import NsloraError, RewardError
 
 if TYPE_CHECKING:
-    from nslora.tools.rewards.reward import Graded, Score
-    from nslora.tools.tasks.task import Example
+    from nslora.tools.rewards.score import Graded, Score
+    from nslora.tools.schema import Example
 
 
 LARGEST_NOISE = 0.3  # a larger change of mind about one reply cannot be told from a repair

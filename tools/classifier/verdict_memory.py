@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nslora.tools.classifier.attribution import Attribution, VerdictName
 from nslora.tools.classifier.probability import logit, p_content, sigmoid
-from nslora.tools.router.monitoring_signal import Kind
+from nslora.tools.schema import Kind
 
 Head = Literal["content", "form"]
 HEADS: tuple[Head, ...] = ("content", "form")

@@ -27,8 +27,9 @@ from nslora.tools.inference.flops import token_counts
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policy import Advance, Policy, silent
 from nslora.tools.prompt import Demonstration, Prompt, normalise
-from nslora.tools.rewards.reward import Graded, Reward
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.reward import Reward
+from nslora.tools.rewards.score import Graded
+from nslora.tools.schema import Example
 
 LAYOUT = "layout"
 HINT = "{question}\n(The answer is: {reference})"

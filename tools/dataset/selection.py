@@ -8,11 +8,11 @@ from pathlib import Path
 from nslora.tools.classifier.verdict_memory import HEADS, Correction, Head
 from nslora.tools.dataset.remade import RemadeRow
 from nslora.tools.errors import DamagedError
-from nslora.tools.evaluation.rollouts import Failure, Row
+from nslora.tools.evaluation.records import Failure, Row
 from nslora.tools.files import read_json, write_json
 from nslora.tools.policy import Origin, TrainingRow
 from nslora.tools.prompt import Prompt
-from nslora.tools.tasks.task import Example
+from nslora.tools.schema import Example
 
 
 @dataclass(frozen=True)

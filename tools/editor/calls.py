@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
-from langgraph.errors import GraphBubbleUp
 from pydantic import BaseModel
 
 from nslora.tools.editor.answer_format import FORMS, Structured, reply_of, salvaged
@@ -89,6 +88,7 @@ class EditorCalls:
     """Calls of one chat model in one run. spent: their sum, recorded ones included, so that a replay counts the same;
     it can be set, by a run that continues in another process. until: time.monotonic() by which a call must have ended;
     one that may take as long as the slowest so far is not begun where that does not fit. tokens_left: of one edit.
+    never_swallow: exceptions of whoever calls, which pass through the chat model (LangGraph's interrupts).
 
     prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
     Raises SettingsError for a cap on cost without a price for the model, and for structured output that cannot be had.
@@ -107,6 +107,7 @@ class EditorCalls:
         self.spent = self.since_begin = Usage()
         self.until: float | None = None
         self.tokens_left: float | None = None
+        self.never_swallow: tuple[type[BaseException], ...] = ()
         self._slowest_s = 0.0
         names = names_of(chat)
         self._chat = settled(chat)
@@ -165,7 +166,7 @@ class EditorCalls:
         started = time.monotonic()
         try:
             message, reply = self._invoke(messages, form, warmer)
-        except GraphBubbleUp:       # an interrupt of a chat model that asks a person
+        except self.never_swallow:  # an interrupt of a chat model that asks a person
             if self._log is not None:
                 self._log.note_person(request)
             raise

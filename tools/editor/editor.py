@@ -18,8 +18,10 @@ from nslora.tools.editor.answer_format import FORMS, Part, Structured, format_ru
 from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.calls import Caps, EditFailedError, EditorCalls, Usage
 from nslora.tools.editor.failures_view import (
+    ALTERNATIVE_PREFIX,
     CRITIQUE_CHARACTERS,
     MAX_FAILURES,
+    PAST_PREFIX,
     REPLY_CHARACTERS,
     choose_failures,
     clip,
@@ -30,7 +32,7 @@ from nslora.tools.editor.textual_gradients import CLOSE, OPEN, PromptGraph, answ
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.errors import EditorError, PromptError, SettingsError
 from nslora.tools.prompt import Prompt, refuse_no_text
-from nslora.tools.rewards.reward import Graded
+from nslora.tools.rewards.score import Graded
 
 __all__ = ["Caps", "Edit", "EditFailedError", "Editor", "Part", "PastEdit", "Usage", "choose_failures"]
 
@@ -39,8 +41,6 @@ PAST_EDITS = 5
 DOCUMENT_CHARACTERS, GROWTH = 20_000, 4
 WARMER_PER_CANDIDATE = 0.3
 
-PAST_PREFIX = "Earlier edit:"
-ALTERNATIVE_PREFIX = "This is alternative"
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,18 @@ class Editor:
         return self._calls.spent
 
     def continue_from(self, failures: int, spent: Usage, *, adapter: str | None = None,
-                      until: float | None = None, tokens_left: float | None = None) -> None:
+                      until: float | None = None, tokens_left: float | None = None,
+                      never_swallow: tuple[type[BaseException], ...] = ()) -> None:
         """Take over where a run stands: failed edits in a row, what its edits cost so far, and the adapter in force.
 
         With that, caps hold over a run that goes on in another process; the adapter matters where the policy edits.
         until: time.monotonic() after which no call is begun. tokens_left: for the calls of the next edit together,
-        where the policy edits and its compute is capped.
+        where the policy edits and its compute is capped. never_swallow: exceptions of whoever calls that are no failed
+        edit, since they pass through the chat model (LangGraph's interrupts).
         """
         self.consecutive_failures = failures
         self._calls.spent, self._calls.until, self._calls.tokens_left = spent, until, tokens_left
+        self._calls.never_swallow = never_swallow
         self._calls.use_adapter(adapter)
 
     def edit(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from nslora.tools.editor.textual_gradients import neutralise
 from nslora.tools.prompt import Prompt
-from nslora.tools.rewards.reward import SUGGESTION_PREFIX, Graded
+from nslora.tools.rewards.reward import SUGGESTION_PREFIX
+from nslora.tools.rewards.score import Graded
 
 MAX_FAILURES = 4  # every one repeats its conversation in the optimizer's prompt: about 2k tokens each
 QUESTION_CHARACTERS, REPLY_CHARACTERS, FEEDBACK_CHARACTERS, SUGGESTION_CHARACTERS = 2000, 800, 1200, 2000
@@ -77,3 +78,9 @@ def clip(text: str, characters: int) -> str:
 
 def valid(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+PAST_PREFIX = "Earlier edit:"
+
+
+ALTERNATIVE_PREFIX = "This is alternative"

@@ -22,8 +22,7 @@ from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from nslora.tools.editor.call_log import TOKENS_ARE_EXACT
-from nslora.tools.editor.editor import ALTERNATIVE_PREFIX, PAST_PREFIX
-from nslora.tools.editor.failures_view import CLIPPED
+from nslora.tools.editor.failures_view import ALTERNATIVE_PREFIX, CLIPPED, PAST_PREFIX
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN, neutralise, restore
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import PLACEHOLDER, TEMPLATE, Demonstration, Prompt, normalise, parse

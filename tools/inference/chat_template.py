@@ -7,9 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from nslora.tools.errors import ModelError, first_line
-
-Message = dict[str, str]
-Dialogue = Sequence[Message]
+from nslora.tools.schema import Dialogue, Message
 
 ASKED, MARK = [{"role": "user", "content": "a"}], "Zq7MARK7qZ"      # what a template is looked at with
 # A model without a chat template gets this plain rendering; its turn ends where the next question would begin.

@@ -6,11 +6,10 @@ A token takes a byte at least, so few dialogues are counted; half of the room is
 from collections.abc import Callable, Mapping, Sequence
 
 from nslora.tools.errors import TooLongError
-from nslora.tools.inference.chat_template import Dialogue
 from nslora.tools.inference.flops import answered
 from nslora.tools.policy import TrainingRow
 from nslora.tools.prompt import Prompt
-from nslora.tools.tasks.task import Example
+from nslora.tools.schema import Dialogue, Example
 
 ROWS_NAMED = 5      # in a message
 Count = Callable[[Sequence[Dialogue]], list[int]]       # tokens of each dialogue

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nslora.tools.inference.chat_template import Dialogue
 from nslora.tools.inference.reply_cache import ReplyCache, reply_key
+from nslora.tools.schema import Dialogue
 
 if TYPE_CHECKING:
     from nslora.tools.policy import Policy
@@ -40,7 +40,7 @@ class FlopRates:
 
 def rates_of(model: Any, trained_blocks: int) -> dict[str, float]:
     """The two rates of a causal model of transformers with LoRA on its top `trained_blocks` blocks."""
-    from nslora.tools.training.frozen_trunk import blocks_of
+    from nslora.tools.inference.decoder import blocks_of
 
     decoder, name = blocks_of(model)
     blocks = getattr(decoder, name)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from nslora.tools.inference.decoder import compact_head
 from nslora.tools.inference.generation import copied, prefix_cache
-from nslora.tools.training.frozen_trunk import compact_head
 
 Pair = tuple[Sequence[int], Sequence[int]]      # (prompt ids, completion ids)
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from nslora.tools.errors import ModelError, TooLongError, first_line
-from nslora.tools.inference.chat_template import ChatFormat, Dialogue
+from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.inference.flops import rates_of
 from nslora.tools.inference.weights import ModelSource, Note, fingerprint, resolve_model
+from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
+from nslora.tools.schema import Dialogue
 from nslora.tools.training.adapters import OPTIMIZER, AdapterStore
 from nslora.tools.training.lora_targets import lora_targets, placed
+from nslora.tools.training.settings import LoraSettings
 from nslora.tools.training.snapshots import BurstProgress
-from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
 
 GENERATION_BATCH = {"cpu": 32, "cuda": 128, "mps": 64}
 ADAPTERS_IN_MEMORY = 6
@@ -237,8 +239,9 @@ class LocalPolicy:
 
         Raises DivergedError, TooLongError, ModelError.
         """
-        from nslora.tools.inference.memory import LOWER, ran_out
+        from nslora.tools.inference.memory import ran_out
         from nslora.tools.training.batches import Plan, TokenRow
+        from nslora.tools.training.memory import LOWER
         from nslora.tools.training.trainer import REPEATABLE, Outcome, lacks_fixed_order, train
 
         with libraries_imported():

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from nslora.tools.files import read_json
-from nslora.tools.inference.chat_template import ChatFormat, Dialogue
+from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.inference.weights import refuse_other_weights, resolve_model
 from nslora.tools.policy import Advance, Burst, BurstResult, Generated, Policy, silent
+from nslora.tools.schema import Dialogue
 
 
 class RecordedPolicy:

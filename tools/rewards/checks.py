@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from nslora.tools.prompt import MINUS
-from nslora.tools.workspace.settings import Settings
+from nslora.tools.schema import Settings
 
 if TYPE_CHECKING:
-    from nslora.tools.tasks.task import Example
+    from nslora.tools.schema import Example
 
 REFERENCE = "reference"
 # Scripts without spaces between words, or (Hangul) whose words take endings: from Thai to Khmer, kana, Han, Hangul.

@@ -19,7 +19,7 @@ from nslora.tools.rewards.checks import Check, Verdict
 from nslora.tools.rewards.function_hash import first_text_of
 
 if TYPE_CHECKING:
-    from nslora.tools.tasks.task import Example
+    from nslora.tools.schema import Example
 
 OFFERED = ("question", "reference", "reply", "example")
 _ROUNDING = 1e-9
@@ -155,7 +155,7 @@ def _arguments(function: Callable[..., Any], offered: Mapping[str, Any]) -> tupl
 
 
 def _verdict(result: Any, where: str) -> Verdict:
-    from nslora.tools.rewards.reward import Score
+    from nslora.tools.rewards.score import Score
 
     if isinstance(result, Score):
         # A checkpoint takes no half of a surrogate pair in a name.

@@ -17,7 +17,7 @@ from nslora.tools.rewards.checks import RIGHT, FieldCheck, Verdict
 from nslora.tools.rewards.math_worker import is_number, same_expression
 
 if TYPE_CHECKING:
-    from nslora.tools.tasks.task import Example
+    from nslora.tools.schema import Example
 
 # Thousands may be parted by commas; a number does not begin inside a word or another number.
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")

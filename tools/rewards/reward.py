@@ -6,7 +6,6 @@ Every reply is judged once: the score is cached by row and reply, and `calls` co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -15,9 +14,10 @@ from pydantic import ValidationError
 from nslora.tools.errors import RewardError
 from nslora.tools.rewards.checks import Check, Contains, ExactMatch, JsonSchema, Length, Regex, UpperCase, Verdict
 from nslora.tools.rewards.numeric import Numeric
+from nslora.tools.rewards.score import Score
 
 if TYPE_CHECKING:
-    from nslora.tools.tasks.task import Example
+    from nslora.tools.schema import Example
 
 Combine = Literal["mean", "all"]
 
@@ -33,33 +33,6 @@ BUILT_IN: Mapping[str, type[Check]] = {
     "length": Length,
     "upper_case": UpperCase,
 }
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a reply earned: value in [0, 1] from the checks (name -> [0, 1]); feedback is "" at full reward.
-
-    suggestion is a reply that earns full reward on this row (verified), None where none is known.
-    """
-
-    value: float
-    checks: Mapping[str, float]
-    feedback: str
-    suggestion: str | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Every check is at 1; this is what `all_checks` counts."""
-        return all(value >= 1.0 for value in self.checks.values())
-
-
-@dataclass(frozen=True)
-class Graded:
-    """One reply with its score."""
-
-    example: Example
-    reply: str
-    score: Score
 
 
 class Reward:
@@ -152,13 +125,6 @@ class Reward:
         words = [_words(check, verdict) for check, verdict in verdicts]
         offered = next((verdict.suggestion for _, verdict in verdicts if verdict.suggestion is not None), None)
         return Score(value, values, " ".join(word for word in words if word)), offered
-
-
-def check_means(scored: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each check over the rows that have it: a user's function may name other parts for each row."""
-    names = dict.fromkeys(name for checks in scored for name in checks)
-    values = {name: [checks[name] for checks in scored if name in checks] for name in names}
-    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def _words(check: Check, verdict: Verdict) -> str:

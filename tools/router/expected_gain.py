@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from nslora.tools.router.inputs import Situation
-from nslora.tools.router.monitoring_signal import KINDS, Kind
+from nslora.tools.schema import KINDS, Kind
 
 
 class StrategySettings(BaseModel):

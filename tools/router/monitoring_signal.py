@@ -25,12 +25,11 @@ commit 73abcb6 all 22 bursts that such rows had opened were dropped too, and eac
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Kind = Literal["lora", "textgrad"]
-KINDS: tuple[Kind, ...] = ("lora", "textgrad")
+from nslora.tools.schema import Kind
 
 
 class SignalSettings(BaseModel):

@@ -21,22 +21,11 @@ from nslora.tools.router.expected_gain import (
     demands_of,
     expected_gains,
 )
-from nslora.tools.router.inputs import (
-    Action,
-    Decision,
-    Situation,
-    Strategy,
-    closed_words,
-    demand_words,
-    finish,
-    go,
-    must_finish,
-    open_kinds,
-    signal_words,
-    why_nothing_goes,
-)
+from nslora.tools.router.inputs import Action, Decision, Situation, Strategy, evidence, open_kinds
 from nslora.tools.router.monitoring_signal import DEFAULTS as SIGNAL_DEFAULTS
-from nslora.tools.router.monitoring_signal import KINDS, Kind, SignalSettings, Update, progress
+from nslora.tools.router.monitoring_signal import SignalSettings, Update, progress
+from nslora.tools.router.reasons import WORDS, _explain, demand_words, signal_words, why_nothing_goes
+from nslora.tools.schema import KINDS, Kind
 
 __all__ = [
     "Action",
@@ -267,13 +256,22 @@ def _user_function(spec: str) -> Callable[[Situation], object]:
     return chosen
 
 
-def _explain(
-    kind: Kind, wanted: Sequence[Kind], gains: Mapping[Kind, float], situation: Situation, settings: StrategySettings
-) -> str:
-    parts = [demand_words(kind, situation), signal_words(situation, kind)]
-    other: Kind = "textgrad" if kind == "lora" else "lora"
-    if other not in wanted and situation.progress[other].saturated:
-        parts.append(closed_words(situation, other))
-    elif other in wanted and gains[other] >= gains[kind] * (1 - settings.tie_share):
-        parts.append("a tie, so the cheaper one")
-    return "; ".join(parts)
+def must_finish(situation: Situation) -> Decision | None:
+    """The ends that hold under every strategy: target reached, nothing left to mend, no round left."""
+    reward, target = situation.validation_reward, situation.target
+    if reward >= target:
+        return finish(f"Target reached: validation reward {reward:.3f}, wanted {target:.3f}.", situation)
+    if situation.failures == 0 or situation.demand is None:
+        return finish(f"Nothing left to mend: no failure on validation (reward {reward:.3f}).", situation)
+    if situation.rounds_left <= 0:
+        return finish(f"No round left in the budget after {situation.round}.", situation)
+    return None
+
+
+def go(kind: Kind, reason: str, situation: Situation, gains: Mapping[Kind, float] | None = None) -> Decision:
+    expected = {f"{each}_expected": value for each, value in (gains or {}).items()}
+    return Decision(kind, f"{reason}; {WORDS[kind]}.", {**evidence(situation), **expected})
+
+
+def finish(reason: str, situation: Situation) -> Decision:
+    return Decision("finish", reason, evidence(situation))

@@ -7,8 +7,9 @@ reward falls. They are never learnt from and never shown to an editor.
 from pathlib import Path
 
 from nslora.tools.errors import TaskError
+from nslora.tools.schema import Example
 from nslora.tools.tasks.readers import read_rows
-from nslora.tools.tasks.task import Example, Task, any_keys, keys_of
+from nslora.tools.tasks.task import Task, any_keys, keys_of
 
 
 def read_anchor(path: str | None, task: Task) -> tuple[Example, ...]:

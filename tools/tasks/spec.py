@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from nslora.tools.errors import RewardError, TaskError
 from nslora.tools.rewards.reward import Combine, Reward, build_check, first_problem
-from nslora.tools.workspace.settings import Settings
+from nslora.tools.schema import Settings
 
 SPLITS = ("train", "validation", "test")
 MAX_NEW_TOKENS = 48

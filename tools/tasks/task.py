@@ -20,6 +20,7 @@ from nslora.tools.errors import PromptError, TaskError
 from nslora.tools.files import as_text, sha256_of_json
 from nslora.tools.prompt import Prompt, normalise, parse
 from nslora.tools.rewards.reward import Reward, build_reward, first_problem
+from nslora.tools.schema import Example
 from nslora.tools.tasks.readers import Row, cut, from_python, read_dataset, read_rows
 from nslora.tools.tasks.spec import (
     MAX_NEW_TOKENS,
@@ -33,19 +34,6 @@ from nslora.tools.tasks.spec import (
 )
 
 _FORMATS = (".jsonl", ".json", ".csv", ".parquet")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row. id is unique in its task: the row's own, or "<split>-<number of the row in its source, from 1>".
-
-    reference is None where the task has none; fields holds every column, for checks that name one.
-    """
-
-    id: str
-    question: str
-    reference: str | None
-    fields: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from nslora.tools.inference.generation import shared_prefix_length
-from nslora.tools.workspace.settings import LoraSettings
+from nslora.tools.training.settings import LoraSettings
 
 SHORTEST_SHARED_PREFIX_TOKENS = 8
 

@@ -6,32 +6,17 @@ blocks 20-29, fp32, one thread: 0.28-0.30 of plain SFTTrainer's time a step, wit
 padding.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from nslora.tools.inference.decoder import blocks_of, inputs_of
 
 LARGEST_TRUNK_DIFFERENCE = 1e-4     # of the probe, relative; embeddings that are treated specially are far above
 
 
 class _Reached(Exception):  # noqa: N818 - control flow, not an error
     """The trunk's last block has answered; the rest of the forward pass is not needed."""
-
-
-def blocks_of(model: Any) -> tuple[Any, str]:
-    """The module that holds a causal model's decoder blocks and the attribute's name ('layers', 'h', ...).
-
-    A model that sees has blocks of another kind too: those that write are looked for first.
-    Raises ValueError where no module list has as many entries as the config has layers.
-    """
-    from torch.nn import ModuleList
-
-    count = model.config.get_text_config().num_hidden_layers
-    for parent in itertools.chain(model.get_decoder().modules(), model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, ModuleList) and len(child) == count:
-                return parent, name
-    raise ValueError(f"no list of {count} decoder blocks in {type(model).__name__}")
 
 
 def trunk_states(model: Any, batch: dict[str, Any], cut: int) -> Any:
@@ -71,11 +56,6 @@ def without_trunk(model: Any, cut: int) -> Iterator[None]:
         yield
     finally:
         setattr(decoder, name, blocks)
-
-
-def inputs_of(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """What a decoder takes of a batch, on its device."""
-    return {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
 
 
 def trunk_is_exact(model: Any, batch: dict[str, Any], cut: int) -> bool:
@@ -125,36 +105,6 @@ def drops_out(model: Any, cut: int | None = None) -> bool:
                for key, value in vars(module).items()):
             return True
     return False
-
-
-@contextmanager
-def compact_head(model: Any) -> Iterator["SupervisedPositions"]:
-    """While inside, the decoder hands on only the positions that the current batch supervises."""
-    positions = SupervisedPositions()
-    decoder, _ = blocks_of(model)
-
-    def keep(_: Any, __: Any, output: Any) -> Any:
-        if positions.mask is not None:
-            output.last_hidden_state = output.last_hidden_state[:, :-1][positions.mask][None]
-        return output
-
-    handle = decoder.register_forward_hook(keep)
-    try:
-        yield positions
-    finally:
-        handle.remove()
-
-
-class SupervisedPositions:
-    """Which positions of the current batch predict a scored token."""
-
-    def __init__(self) -> None:
-        self.mask: Any = None       # (B, T-1) bool, None: all positions
-
-    def set(self, labels: Any) -> Any:
-        """Note the positions of `labels` (B, T) and return their targets, (1, N), as `shift_labels`."""
-        self.mask = labels[:, 1:] != -100
-        return labels[:, 1:][self.mask][None]
 
 
 def lowest_trained_block(model: Any, trainable: Sequence[str]) -> int | None:

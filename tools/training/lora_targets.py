@@ -3,8 +3,8 @@
 from typing import Any
 
 from nslora.tools.errors import ModelError
-from nslora.tools.training.frozen_trunk import blocks_of
-from nslora.tools.workspace.settings import LoraSettings
+from nslora.tools.inference.decoder import blocks_of
+from nslora.tools.training.settings import LoraSettings
 
 TOP_SHARE = 1 / 3       # of the blocks, on a CPU: learns as well as all of them at half the cost (SmolLM2-135M)
 # PEFT 0.21 refuses these, since kernels of such models read the weights past the module.

@@ -15,21 +15,19 @@ from itertools import pairwise
 from typing import Any
 
 from nslora.tools.errors import DivergedError
+from nslora.tools.inference.decoder import blocks_of, compact_head, inputs_of
 from nslora.tools.inference.generation import beyond_window, rounding
-from nslora.tools.inference.memory import refuse_what_does_not_fit
 from nslora.tools.policy import Advance
 from nslora.tools.training.batches import Layout, PaddedLayout, Plan, SharedPrefixLayout, shared_layout
 from nslora.tools.training.cuda_graphs import LEAST_STEPS, captured_decoder
 from nslora.tools.training.frozen_trunk import (
-    blocks_of,
-    compact_head,
     drops_out,
-    inputs_of,
     lowest_trained_block,
     trunk_is_exact,
     trunk_states,
     without_trunk,
 )
+from nslora.tools.training.memory import refuse_what_does_not_fit
 from nslora.tools.training.snapshots import BurstProgress, moments
 
 REPEATABLE = "repeatable"           # among what a base was found to bear: kernels that add in a fixed order

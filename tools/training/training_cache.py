@@ -14,7 +14,7 @@ from nslora.tools.files import append_jsonl, read_jsonl, sha256_of_json
 from nslora.tools.inference.reply_cache import RENDERING
 from nslora.tools.policy import Advance, Burst, BurstResult, silent
 from nslora.tools.training.adapters import AdapterStore
-from nslora.tools.workspace.settings import LoraSettings
+from nslora.tools.training.settings import LoraSettings
 
 Train = Callable[[Burst, Advance], BurstResult]
 

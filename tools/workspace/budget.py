@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nslora.tools.evaluation.paired_tests import smallest_detectable_gain
+from nslora.tools.evaluation.acceptance import smallest_detectable_gain
 from nslora.tools.inference.flops import TERA
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME
-from nslora.tools.router.monitoring_signal import Kind
+from nslora.tools.schema import Kind
 from nslora.tools.tasks.task import Task, same_question
 from nslora.tools.workspace.settings import RunSettings
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nslora.tools.router.monitoring_signal import Kind
+from nslora.tools.schema import Kind
 
 # Cost of a kind before it ran, in tokens that go forward through the whole model: a step of training counts three
 # times its tokens (forward and backward), and with LoRA on the top third and a frozen trunk a third of that remains.

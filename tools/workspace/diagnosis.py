@@ -15,17 +15,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nslora.tools.classifier.attribution import Attribution, Demand, demand
-from nslora.tools.evaluation.paired_tests import REWARDS, TIE, bootstrap_interval, mean, smallest_detectable_gain
-from nslora.tools.evaluation.rollouts import Failure, Row, ask, grade, measure
+from nslora.tools.evaluation.acceptance import smallest_detectable_gain
+from nslora.tools.evaluation.measure import measure
+from nslora.tools.evaluation.paired_tests import REWARDS, TIE, bootstrap_interval, mean
+from nslora.tools.evaluation.records import Failure, Row
+from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.inference.context_length import refuse_long_questions
 from nslora.tools.inference.flops import token_counts
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policy import Advance, Policy, silent
-from nslora.tools.rewards.reward import Graded, check_means
+from nslora.tools.rewards.score import Graded, check_means
 from nslora.tools.router.inputs import Situation
-from nslora.tools.router.monitoring_signal import KINDS, progress
+from nslora.tools.router.monitoring_signal import progress
 from nslora.tools.router.strategies import strategy_named
-from nslora.tools.tasks.task import Example, Task
+from nslora.tools.schema import KINDS, Example
+from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.cost_estimate import Cost, Speed, generated, trained, update_tokens, whole_run
 from nslora.tools.workspace.reply_log import suggestions
 from nslora.tools.workspace.settings import RunSettings

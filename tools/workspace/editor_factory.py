@@ -8,9 +8,10 @@ from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.chat_models import connect_editor
 from nslora.tools.editor.editor import Caps, Editor
 from nslora.tools.editor.policy_editor import PolicyChat
+from nslora.tools.editor.settings import EditorSettings
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.policy import Policy
-from nslora.tools.workspace.settings import EditorSettings, RunSettings
+from nslora.tools.workspace.settings import RunSettings
 
 
 def editor_of(

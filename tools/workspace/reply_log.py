@@ -12,9 +12,11 @@ from nslora.tools.classifier.attribution import DEFAULTS as CLASSIFIER_DEFAULTS
 from nslora.tools.classifier.attribution import Attribution, AttributionSettings, Demand, VerdictName, demand
 from nslora.tools.classifier.classify import classify, tolerance_of
 from nslora.tools.errors import TaskError
-from nslora.tools.rewards.reward import Graded, Reward
+from nslora.tools.rewards.reward import Reward
+from nslora.tools.rewards.score import Graded
+from nslora.tools.schema import Example
 from nslora.tools.tasks.readers import Row, from_python, read_rows
-from nslora.tools.tasks.task import Example, Task, load_task, same_question
+from nslora.tools.tasks.task import Task, load_task, same_question
 
 SUGGESTED_ROWS = 20     # train rows whose suggested reply is looked at for layouts, where no reply earned full reward
 FULL = 1.0 - 1e-9

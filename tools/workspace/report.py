@@ -15,7 +15,7 @@ from nslora.tools.evaluation.paired_tests import KEEP_TEST, REWARDS, bootstrap_i
 from nslora.tools.files import sha256_of_file, sha256_of_json, write_json, write_jsonl, write_text
 from nslora.tools.inference.flops import TERA
 from nslora.tools.prompt import difference
-from nslora.tools.rewards.reward import Graded, check_means
+from nslora.tools.rewards.score import Graded, check_means
 from nslora.tools.training.adapters import WEIGHTS
 from nslora.tools.workspace.workspace import Lab
 

@@ -4,80 +4,34 @@ A lab is opened from the run's folder, so that another process (a resume, `langg
 cannot be written down there, such as a chat model object, is handed over in this process by `register`.
 """
 
-import json
 import random
-import re
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from pydantic import ValidationError
-
 from nslora.tools.classifier.verdict_memory import Verdict
 from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.editor import Editor
-from nslora.tools.errors import BudgetError, DamagedError, DivergedError, PromptError, RunError
-from nslora.tools.files import as_text, read_json, sha256_of_json, unless_changed, write_json, write_text
-from nslora.tools.inference.chat_template import Dialogue
+from nslora.tools.errors import BudgetError, DamagedError, DivergedError, RunError
+from nslora.tools.files import as_text, read_json, sha256_of_json, write_json
 from nslora.tools.inference.flops import FlopRates, token_counts
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.inference.weights import Note, cache_folder, refuse_other_weights
 from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
-from nslora.tools.prompt import Prompt, parse
+from nslora.tools.schema import Dialogue, Example
 from nslora.tools.tasks.regression_set import read_anchor
-from nslora.tools.tasks.task import Example, Task, load_task
+from nslora.tools.tasks.task import Task, load_task
 from nslora.tools.training.adapters import AdapterStore
 from nslora.tools.training.training_cache import BurstLog, burst_sha256
+from nslora.tools.workspace.prompt_store import PromptStore
+from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings, refuse_half_begun
 from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.task_clock import TaskClock
-
-RUN_FILE = "run.json"
-OWN_THREAD = re.compile(r"nslora-.+-[0-9a-f]{12}")      # as a run names its thread; no user's or server's looks so
-OLD_THREAD = "adaptation"       # of runs from before threads had names of their own
-QUESTION_FILE = "question.json"        # there while a person is asked
-POLICY_FILE = "policy.json"     # what a replay must know of the policy without loading it
-FORMAT = 1      # of a run's folder; a folder of a higher one is left alone
-
-
-@dataclass(frozen=True)
-class PromptStore:
-    """Prompts on disk, named by the hash of their document, written once."""
-
-    folder: Path
-
-    def add(self, prompt: Prompt) -> str:
-        path = self.folder / f"{prompt.hash}.md"
-        if not path.exists():
-            write_text(path, prompt.render())
-        return prompt.hash
-
-    def get(self, name: str) -> Prompt:
-        """Raises DamagedError where the document is missing or no longer has the hash in its name."""
-        path = self.folder / f"{name}.md"
-        try:
-            prompt = read_prompt(path)
-        except OSError as error:
-            raise DamagedError(f"No prompt {name} in {self.folder}: it was deleted, or the run's folder was moved in "
-                               "part.") from error
-        except PromptError as error:
-            raise DamagedError(f"The prompt {path} is damaged ({error}).") from error
-        if prompt.hash != name:
-            raise DamagedError(f"The prompt {path} was changed: its content no longer has the hash in its name.")
-        return prompt
-
-    def all(self) -> list[Prompt]:
-        """Every prompt of the run, by name."""
-        return [self.get(path.stem) for path in sorted(self.folder.glob("*.md"))]
-
-
-@unless_changed
-def read_prompt(path: Path) -> Prompt:
-    return parse(path.read_bytes().decode("utf-8", "surrogatepass"))
 
 
 class Lab:
@@ -230,42 +184,9 @@ def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
     return register(lab)
 
 
-def refuse_half_begun(folder: str | Path, record: Mapping[str, Any]) -> None:
-    """Raise RunError where a fork or a replay was killed before it had all that it begins with."""
-    origin = record.get("origin") or {}
-    if not origin.get("whole", True):
-        raise RunError(f"{folder} is a {origin['kind']} that was interrupted before it was whole: delete the folder, "
-                       f"and make it again from {origin['run']}.")
-
-
 def refuse_other_anchor(lab: Lab, record: Mapping[str, Any]) -> None:
     """Raise RunError where the anchor set is not the one that the run was begun with."""
     if record.get("anchor", lab.anchor_hash) != lab.anchor_hash:
         raise RunError(f"The anchor set {lab.settings.anchor} has changed since {lab.folder} was begun: restore it, or "
                        "begin a new run.")
 
-
-def recorded_settings(folder: str | Path, record: Mapping[str, Any]) -> RunSettings:
-    """The settings that a run was begun with. Raises RunError where this version does not know one of them."""
-    try:
-        return RunSettings(**record["settings"])
-    except ValidationError as error:
-        names = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
-        raise RunError(f"{folder} has settings that this version of nslora does not take ({names}): use the version "
-                       "that began it; nothing was changed.") from None
-
-
-def read_run_file(folder: Path) -> dict[str, Any]:
-    """The record that a run's folder begins with. Raises RunError where there is none."""
-    try:
-        record: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is missing or damaged).") from error
-    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
-        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged).")
-    if record["format"] > FORMAT:
-        raise RunError(f"{folder} was written by a newer nslora (format {record['format']}, this one knows {FORMAT}): "
-                       "upgrade nslora; nothing was changed.")
-    if missing := {"created", "settings", "editor_is_object", "task"} - record.keys():
-        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged: no {', '.join(sorted(missing))}).")
-    return record

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nslora.graph.cli.app import app, parsed, slug
+from nslora.graph.cli.app import app, slug
+from nslora.graph.cli.common import parsed
 from nslora.graph.runs.folder import read_settings
 from nslora.tools.errors import NsloraError, SettingsError
 from nslora.tools.tasks.task import load_task

@@ -24,7 +24,7 @@ from nslora.graph.runs.checkpoints import (
     without_password,
 )
 from nslora.tools.errors import RunError, SettingsError
-from nslora.tools.workspace.workspace import RUN_FILE
+from nslora.tools.workspace.record import RUN_FILE
 
 Begin = Callable[..., Run]
 

@@ -25,9 +25,10 @@ from nslora.graph.runs.view import runs
 from nslora.graph.runs.run import Run
 from nslora.graph.runs.folder import write_record
 from nslora.tools.errors import ModelError, NsloraError, RewardError, RunError, SettingsError, TooLongError
-from nslora.tools.evaluation.rollouts import read_evaluation, write_evaluation
+from nslora.tools.evaluation.records import read_evaluation, write_evaluation
 from nslora.tools.files import read_jsonl, write_text
-from nslora.tools.workspace.workspace import RUN_FILE, _LABS
+from nslora.tools.workspace.record import RUN_FILE
+from nslora.tools.workspace.workspace import _LABS
 from nslora.graph.lock import LOCK_FILE, sole_writer
 from nslora.tools.tasks.task import Task, load_task, task_from_rows
 from nslora.tools.testing.tiny_model import write_tiny_model

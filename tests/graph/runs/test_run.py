@@ -26,7 +26,8 @@ from nslora.tools.training.adapters import OPTIMIZER, WEIGHTS
 from nslora.tools.training.snapshots import BurstProgress
 from nslora.tools.errors import DamagedError, RunError, SettingsError
 from nslora.tools.files import read_jsonl, write_json
-from nslora.tools.workspace.workspace import Lab, RUN_FILE, register
+from nslora.tools.workspace.workspace import Lab, register
+from nslora.tools.workspace.record import RUN_FILE
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.task_clock import CLOCK_FILE

@@ -8,8 +8,9 @@ import pytest
 from nslora.tools.classifier.answer_values import find_value
 from nslora.tools.classifier.classify import classify
 from nslora.tools.rewards.functions import callable_check
-from nslora.tools.rewards.reward import Graded, Reward
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.reward import Reward
+from nslora.tools.rewards.score import Graded
+from nslora.tools.schema import Example
 
 DATES = ("2010-07-04", "2024-05-01", "1999-12-31", "2001-02-13", "1987-06-15")
 PEOPLE = tuple(json.dumps({"name": name, "age": age, "city": city}) for name, age, city in (

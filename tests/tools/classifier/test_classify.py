@@ -12,8 +12,10 @@ from nslora.tools.classifier.attribution import demand
 from nslora.tools.classifier.classify import classify, tolerance_of
 from nslora.tools.errors import RewardError, TaskError
 from nslora.tools.rewards.functions import callable_check
-from nslora.tools.rewards.reward import Graded, Reward, build_reward
-from nslora.tools.tasks.task import Example, load_task
+from nslora.tools.rewards.reward import Reward, build_reward
+from nslora.tools.rewards.score import Graded
+from nslora.tools.schema import Example
+from nslora.tools.tasks.task import load_task
 
 YEARS = ["1911", "1864", "1738", "1802", "1777", "1690"]
 ROWS = [Example(f"train-{i}", f"In which year was number {i} built?", f"in {year}", {}) for i, year in enumerate(YEARS)]

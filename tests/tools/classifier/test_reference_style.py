@@ -9,8 +9,10 @@ from nslora.tools.classifier.classify import classify
 from nslora.tools.classifier.layouts import QUESTION, Layout
 from nslora.tools.classifier.reference_style import bare, frame_of
 from nslora.tools.rewards.functions import callable_check
-from nslora.tools.rewards.reward import Graded, Reward
-from nslora.tools.tasks.task import Example, load_task
+from nslora.tools.rewards.reward import Reward
+from nslora.tools.rewards.score import Graded
+from nslora.tools.schema import Example
+from nslora.tools.tasks.task import load_task
 
 ANSWERS = ["the grey heron", "Lena Torsby", "in 1864", "96 kg", "white pine", "two eggs", "Saturday", "brass bells"]
 STYLES = {

@@ -22,7 +22,7 @@ from nslora.tools.dataset.remade import (
     write_rows,
 )
 from nslora.tools.dataset.selection import Material, training_rows
-from nslora.tools.evaluation.paired_tests import Verdict
+from nslora.tools.evaluation.acceptance import Verdict
 from nslora.tools.files import write_jsonl
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policy import Advance, Generated, silent

@@ -5,9 +5,9 @@ from pathlib import Path
 from nslora.tools.classifier.attribution import Attribution, VerdictName
 from nslora.tools.dataset.remade import RemadeRow
 from nslora.tools.dataset.selection import Material, choose_material, training_rows
-from nslora.tools.evaluation.rollouts import Failure, Row
+from nslora.tools.evaluation.records import Failure, Row
 from nslora.tools.prompt import Prompt
-from nslora.tools.tasks.task import Example
+from nslora.tools.schema import Example
 
 TRAIN = [Example(f"t{i}", f"Question {i}?", f"answer {i}", {}) for i in range(6)]
 PROMPT = Prompt("Be brief.")

@@ -11,8 +11,8 @@ from nslora.tools.editor.call_log import EditorLog, RecordedChat, request_sha256
 from nslora.tools.editor.editor import Caps, Edit, EditFailedError, Editor
 from nslora.tools.errors import DamagedError, EditorError
 from nslora.tools.prompt import Prompt
-from nslora.tools.rewards.reward import Graded, Score
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.score import Graded, Score
+from nslora.tools.schema import Example
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
 OLD, NEW = Prompt("Be brief."), Prompt("Reply in capitals.")

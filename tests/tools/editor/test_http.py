@@ -12,8 +12,8 @@ from nslora.tools.editor.chat_models import connect_editor
 from nslora.tools.editor.editor import EditFailedError, Editor
 from nslora.tools.editor.rule_editor import RuleEditor
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.rewards.reward import Graded, Score
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.score import Graded, Score
+from nslora.tools.schema import Example
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
 OLD = Prompt("Be brief.")

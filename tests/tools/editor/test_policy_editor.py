@@ -12,8 +12,8 @@ from nslora.tools.editor.policy_editor import PolicyChat
 from nslora.tools.errors import EditorError
 from nslora.tools.policy import Generated
 from nslora.tools.prompt import Prompt
-from nslora.tools.rewards.reward import Graded, Score
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.score import Graded, Score
+from nslora.tools.schema import Example
 
 FAILURE = Graded(Example("train-1", "Who?", "Ada", {}), "ada", Score(0.0, {"style": 0.0}, "Use capitals.", None))
 TURNS = [SystemMessage("Be brief."), HumanMessage("Who?"), AIMessage("Ada"), HumanMessage("Where?")]

@@ -7,8 +7,9 @@ from nslora.tools.editor.editor import Edit, EditFailedError, Editor, PastEdit
 from nslora.tools.editor.rule_editor import NO_LANGUAGE_MODEL, RuleEditor, critique
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.rewards.reward import SUGGESTION_PREFIX, Graded, Score
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.reward import SUGGESTION_PREFIX
+from nslora.tools.rewards.score import Graded, Score
+from nslora.tools.schema import Example
 
 FACTS = ["1911", "Ada Brandt", "oak", "seven", "Tuesday", "the ferry"]
 WANTED = "The reply should be a JSON object with the key answer, with no text before or after it."

@@ -23,8 +23,9 @@ from nslora.tools.editor.chat_models import connect_editor
 from nslora.tools.editor.editor import EditFailedError, Editor
 from nslora.tools.inference.weights import convert_embedded, embedded_gguf
 from nslora.tools.prompt import Demonstration, Prompt, difference
-from nslora.tools.rewards.reward import Graded, Score
-from nslora.tools.tasks.task import Example, load_task
+from nslora.tools.rewards.score import Graded, Score
+from nslora.tools.schema import Example
+from nslora.tools.tasks.task import load_task
 from nslora.tools.testing.tiny_task import write_tiny_task
 
 OLD = Prompt("Be brief.", demonstrations=(Demonstration("Who built the bridge?", "BO"),))

@@ -6,16 +6,8 @@ import random
 import pytest
 from pydantic import ValidationError
 
-from nslora.tools.evaluation.paired_tests import (
-    REWARDS,
-    KeepSettings,
-    bootstrap_interval,
-    keep_or_drop,
-    p_values_of_several,
-    paired_gain_test,
-    sign_flip_p_value,
-    smallest_detectable_gain,
-)
+from nslora.tools.evaluation.acceptance import KeepSettings, keep_or_drop, paired_gain_test, smallest_detectable_gain
+from nslora.tools.evaluation.paired_tests import REWARDS, bootstrap_interval, p_values_of_several, sign_flip_p_value
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from nslora.tools.inference.generation import changes_positions, replies_alike
 from nslora.tools.inference.memory import generation_batch, scoring_batch
 from nslora.tools.inference.weights import ModelSource
 from nslora.tools.policies.local import LocalPolicy
+from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.testing.tiny_model import byte_tokenizer
 from nslora.tools.training.adapters import AdapterStore
-from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
+from nslora.tools.training.settings import LoraSettings
 
 BASIC = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 2048}

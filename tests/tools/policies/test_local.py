@@ -13,16 +13,18 @@ from safetensors.torch import load_file
 
 from nslora.tools.errors import DamagedError, DivergedError, ModelError, TooLongError
 from nslora.tools.inference.chat_template import PLAIN_STOP, ChatFormat
-from nslora.tools.inference.memory import burst_bytes, scoring_batch
+from nslora.tools.inference.memory import scoring_batch
 from nslora.tools.inference.weights import ModelSource
 from nslora.tools.policies.local import LocalPolicy
+from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.testing.tiny_model import byte_tokenizer
 from nslora.tools.training.adapters import OPTIMIZER, WEIGHTS, AdapterStore
+from nslora.tools.training.memory import burst_bytes
+from nslora.tools.training.settings import LoraSettings
 from nslora.tools.training.snapshots import SNAPSHOT, BurstProgress
 from nslora.tools.training.trainer import NOT_REPEATABLE, check_loss
 from nslora.tools.training.training_cache import burst_sha256
-from nslora.tools.workspace.settings import DeviceSettings, LoraSettings
 
 Make = Callable[..., LocalPolicy]
 QUESTIONS = ["Who keeps the mill?", "When was the bridge opened?", "What hangs in the old hall of the town?", "Where?"]

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from nslora.tools.errors import RewardError
 from nslora.tools.rewards import math_worker as math_answers
 from nslora.tools.rewards.numeric import plain_number, same_number
-from nslora.tools.rewards.reward import BUILT_IN, SUGGESTION_PREFIX, Score, build_check, build_reward, check_means
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.reward import BUILT_IN, SUGGESTION_PREFIX, build_check, build_reward
+from nslora.tools.rewards.score import Score, check_means
+from nslora.tools.schema import Example
 
 ANSWER_OBJECT = {
     "type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"],

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nslora.tools.router.monitoring_signal import KINDS, SignalSettings, Update, progress, relative_loss_drop
+from nslora.tools.router.monitoring_signal import SignalSettings, Update, progress, relative_loss_drop
+from nslora.tools.schema import KINDS
 
 
 def lora(kept=True, gain=0.2, losses=(2.0, 1.0), norms=(1.0, 1.0), **more):

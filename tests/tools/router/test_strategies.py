@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from nslora.tools.classifier.attribution import Demand
 from nslora.tools.errors import SettingsError
-from nslora.tools.router.monitoring_signal import KINDS, Update, progress
+from nslora.tools.router.monitoring_signal import Update, progress
 from nslora.tools.router.strategies import Decision, Situation, StrategySettings, expected_gains, strategy_named
+from nslora.tools.schema import KINDS
 
 BUILT_IN = [
     "neurosymbolic",

@@ -5,7 +5,8 @@ from collections import defaultdict
 
 import pytest
 
-from nslora.tools.tasks.task import Example, Task, load_task, same_question
+from nslora.tools.schema import Example
+from nslora.tools.tasks.task import Task, load_task, same_question
 
 STYLES = ("json", "label", "upper", "bullet")
 RIGHT = {

@@ -13,8 +13,8 @@ from pyarrow import parquet
 from nslora.graph.runs.run import Run
 from nslora.nodes.monitor import judge
 from nslora.tools.errors import TaskError
-from nslora.tools.evaluation.paired_tests import keep_or_drop
-from nslora.tools.evaluation.rollouts import Row, read_evaluation, write_evaluation
+from nslora.tools.evaluation.acceptance import keep_or_drop
+from nslora.tools.evaluation.records import Row, read_evaluation, write_evaluation
 from nslora.tools.tasks.regression_set import read_anchor
 from nslora.tools.tasks.task import Task
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import DEVICE
 
+from nslora.tools.inference.decoder import blocks_of
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.training.batches import PaddedLayout, Plan, TokenRow
 from nslora.tools.training.cuda_graphs import CapturedDecoder, captured_decoder
-from nslora.tools.training.frozen_trunk import blocks_of
+from nslora.tools.training.settings import LoraSettings
 from nslora.tools.training.trainer import kept_in_training
-from nslora.tools.workspace.settings import LoraSettings
 
 Make = Callable[..., LocalPolicy]
 ON_CPU = DEVICE.device == "cpu"

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from nslora.graph.cli.app import app
 from nslora.tools.errors import SettingsError, TooLongError
-from nslora.tools.evaluation.paired_tests import smallest_detectable_gain
+from nslora.tools.evaluation.acceptance import smallest_detectable_gain
 from nslora.tools.policy import Generated
 from nslora.tools.tasks.task import Task, task_from_rows
 from nslora.tools.workspace.diagnosis import Diagnosis, diagnose

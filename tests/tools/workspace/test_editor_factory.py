@@ -13,8 +13,8 @@ from nslora.tools.editor.failures_view import describe_edit
 from nslora.tools.editor.rule_editor import RuleEditor
 from nslora.tools.errors import ModelError, SettingsError
 from nslora.tools.prompt import Demonstration, Prompt
-from nslora.tools.rewards.reward import Graded, Score
-from nslora.tools.tasks.task import Example
+from nslora.tools.rewards.score import Graded, Score
+from nslora.tools.schema import Example
 from nslora.tools.testing.scripted_chat import ScriptedChat
 from nslora.tools.workspace.editor_factory import editor_of
 from nslora.tools.workspace.settings import RunSettings
