@@ -84,6 +84,12 @@ def keepers(tmp_path_factory: pytest.TempPathFactory) -> Task:
 
 
 @pytest.fixture
+def task(tmp_path: Path) -> Task:
+    """The tiny task, in the test's own folder."""
+    return load_task(write_tiny_task(tmp_path / "task"))
+
+
+@pytest.fixture
 def begin(own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Run]:
     """Begins runs of the tiny model on the tiny task: an edit, a burst, an edit, a burst, ..."""
     return lambda name="run", **settings: begin_tiny_run(tmp_path / name, keepers, tiny_folder(), **settings)

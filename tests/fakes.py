@@ -125,3 +125,6 @@ class ObedientPolicy:
 
     def describe(self) -> dict[str, Any]:
         return {"model": self.name}
+
+
+CANARY = "sk-canary-4f1d0c9b7a6e5d4c3b2a"

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes import ObedientPolicy
+from scripted_runs import ONCE, begun
 from typer.testing import CliRunner
 
 from nslora.graph.cli.app import app
@@ -23,6 +25,7 @@ from nslora.tools.router.inputs import Decision
 from nslora.tools.router.monitoring_signal import Progress
 from nslora.tools.schema import Example
 from nslora.tools.tasks.task import Task, task_from_rows
+from nslora.tools.testing.scripted_chat import improved
 from nslora.tools.training.adapters import AdapterStore
 from nslora.tools.training.training_cache import BurstLog
 from nslora.tools.workspace.budget import (
@@ -251,3 +254,19 @@ def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monk
     assert {row.reference for row in found} == {"one", "two"}
     assert list(found) == [row for row in rows if row in found]      # in the file's order
     assert found == spending.affordable_remakes(Prompt(), state, lab, 0.0)
+
+
+class Counting(ObedientPolicy):
+    """A policy that says what a token costs."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": self.name, "forward_flop_per_token": 1e9, "training_flop_per_token": 3e9}
+
+
+@pytest.mark.parametrize("cap_tflop", [2.6, 3.0, 4.0, 6.0, 20.0, 40.0])
+def test_compute_is_not_overspent_where_the_policy_edits_its_own_prompt(
+        tmp_path: Path, task: Task, cap_tflop: float) -> None:
+    run = begun(tmp_path, task, "policy", model=Counting(edit=improved(ONCE)), max_rounds=2, max_tflop=cap_tflop)
+    report = run.adapt()
+    assert any(each["candidate"] for each in report["rounds"]) == (cap_tflop >= 20)      # some are within it
+    assert report["cost"]["tflop"] <= cap_tflop

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
-from test_run import results
+from scripted_runs import results
 
 from nslora.graph.runs.run import Run
 from nslora.nodes import evaluate as evaluate_node
@@ -144,3 +144,19 @@ def test_a_question_that_comes_twice_is_asked_and_paid_once(
     replies = ask("whole")
     assert ask("broken") == replies
     assert replies.cached == 0
+
+
+def test_a_run_charges_each_reply_once(begin: Begin) -> None:
+    """The first evaluation by hand: every reply of two splits, and every reference of validation, with its prompt."""
+    run = begin("one", max_rounds=0)
+    report = run.adapt()
+    policy, task, prompt = run.lab.policy, run.lab.task, run.lab.task.prompt
+    tokens = 0
+    for row in (*task.train, *task.validation):
+        dialogue = prompt.messages(row.question)
+        (reply,) = policy.generate([dialogue], adapter=None, max_new_tokens=task.max_new_tokens).replies
+        tokens += len(policy.format.prompt_ids(dialogue)) + len(reply.encode()) + 1
+        if row in task.validation:
+            tokens += len(policy.format.prompt_ids(dialogue)) + len((row.reference or "").encode()) + 1
+    assert report["cost"]["start_tflop"] * 1e12 == pytest.approx(
+        tokens * policy.describe()["forward_flop_per_token"])

@@ -25,6 +25,14 @@ from nslora.graph.runs.checkpoints import (
 )
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.workspace.record import RUN_FILE
+import pickle
+import sqlite3
+from contextlib import suppress
+import ormsgpack
+from fakes import CANARY
+from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_POS_ARGS
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from nslora.graph.runs.checkpoints import CHECKPOINTS_FILE
 
 Begin = Callable[..., Run]
 
@@ -184,3 +192,52 @@ def test_a_place_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> 
     (tmp_path / "folder.sqlite").mkdir()
     with pytest.raises(RunError, match="see to the rights"), sqlite_checkpoints(tmp_path / "folder.sqlite"):
         pass
+
+
+ADDRESS = f"postgresql://nslora:{CANARY}@127.0.0.1:1/none"
+
+
+def crafted(proof: Path) -> list[tuple[str, bytes]]:
+    """Rows that would run `touch` if they were read as the default serialiser reads them."""
+    call = ormsgpack.packb(("os", "system", (f"touch {proof}",)))
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {proof}",)
+
+    constructor = ormsgpack.packb({"status": ormsgpack.Ext(EXT_CONSTRUCTOR_POS_ARGS, call)})
+    as_json = (b'{"lc": 2, "type": "constructor", "id": ["os", "system"], "args": ["touch ' + str(proof).encode()
+               + b'"]}')
+    return [("msgpack", constructor), ("pickle", pickle.dumps(Bomb())), ("json", as_json)]
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_a_crafted_checkpoint_runs_no_code(finished: Run, tmp_path: Path, kind: int) -> None:
+    proof = tmp_path / "proof"
+    name, blob = crafted(proof)[kind]
+    path = tmp_path / CHECKPOINTS_FILE
+    with sqlite3.connect(finished.folder / CHECKPOINTS_FILE) as source, sqlite3.connect(path) as target:
+        source.backup(target)
+        target.execute("UPDATE checkpoints SET type = ?, checkpoint = ?", (name, blob))
+        target.execute("UPDATE writes SET type = ?, value = ?", (name, blob))
+    run = Run(finished.folder, finished.lab)
+    run.folder = tmp_path
+    for read in (run.state, run.question):
+        with suppress(Exception):       # whether it is refused or read as plain data is not the point
+            read()
+    assert not proof.exists()
+
+
+def test_the_crafted_row_would_run_code_under_langgraphs_own_default(tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    JsonPlusSerializer().loads_typed(crafted(proof)[0])
+    assert proof.exists()
+
+
+def test_a_databases_password_is_written_nowhere(begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nslora.graph.runs.checkpoints.CONNECT_TIMEOUT_S", 1)
+    run = begin(checkpoints=ADDRESS)
+    with pytest.raises(Exception, match="does not answer") as caught:
+        run.adapt()
+    assert CANARY not in str(caught.value)
+    assert all(CANARY.encode() not in path.read_bytes() for path in run.folder.rglob("*") if path.is_file())

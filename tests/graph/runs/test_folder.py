@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_runs import rows
 from fakes import FakePolicy
 from filelock import FileLock
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -36,22 +37,6 @@ from nslora.tools.testing.tiny_model import write_tiny_model
 Begin = Callable[..., Run]
 
 
-def rows(task: Task, split: str) -> list[dict[str, str]]:
-    """A split as rows for a task of one's own."""
-    return [{"question": row.question, "reference": str(row.reference)} for row in getattr(task, split)]
-
-
-def test_a_line_separator_in_a_reply_does_no_harm(finished: Run, tmp_path: Path) -> None:
-    said = "one\u2028two\u2029three\x85four"
-    state = finished.state()
-    assert state is not None
-    assert state["start_measured"]
-    rows, failures = read_evaluation(finished.lab.evaluations / f"{state['start_measured']['key']}.jsonl")
-    told = [replace(each, reply=said, question=said) for each in failures]
-    write_evaluation(tmp_path / "e.jsonl", rows, told)
-    assert read_evaluation(tmp_path / "e.jsonl") == (rows, told)
-
-
 def test_a_run_that_is_overwritten_leaves_nothing_of_its_editors_record(begin: Begin) -> None:
     first = begin("again", strategy="textgrad", max_rounds=1)
     first.adapt()
@@ -62,112 +47,10 @@ def test_a_run_that_is_overwritten_leaves_nothing_of_its_editors_record(begin: B
     assert (second.folder / "editor.jsonl").read_text().count("\n") == calls.count("\n")
 
 
-def test_a_run_does_not_go_on_with_other_weights_or_anchors(
-        begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
-    model = shutil.copytree(tiny_folder(), tmp_path / "model")
-    anchor = tmp_path / "anchor.jsonl"
-    anchor.write_text('{"question": "Who rows?", "reference": "zz"}\n')
-    run = Run.create(tmp_path / "run", task=begin("other").lab.task, model=str(model), strategy="textgrad",
-                     approve="edits", anchor=str(anchor), max_rounds=1, device={"threads": 1, "device": "cpu"})
-    with pytest.raises(RunError, match="waits"):
-        run.adapt()
-    write_tiny_model(model, seed=1)
-    _LABS.clear()
-    with pytest.raises(RunError, match="is not the one that"):
-        Run.open(run.folder).resume({"answer": "accept"})
-    anchor.write_text('{"question": "Who sails?", "reference": "zz"}\n')
-    _LABS.clear()
-    with pytest.raises(RunError, match=r"anchor set .* has changed"):
-        Run.open(run.folder)
-
-
-def test_another_reply_length_is_another_task(keepers: Task) -> None:
-    longer = load_task(keepers.source, max_new_tokens=keepers.max_new_tokens + 1)
-    assert longer.hash != keepers.hash == load_task(keepers.source).hash
-
-
 def test_of_two_processes_that_begin_one_folder_the_second_is_told(begin: Begin) -> None:
     run = begin()
     with pytest.raises(RunError, match="by another process just now"):
         write_record(run.lab, editor_is_object=False)
-
-
-def test_a_record_that_is_none_is_named(begin: Begin, tmp_path: Path) -> None:
-    for text in ("{}", "[]", '"s"', '{"format": "x"}', '{"format": 1}'):
-        (tmp_path / "broken").mkdir(exist_ok=True)
-        (tmp_path / "broken" / RUN_FILE).write_text(text)
-        with pytest.raises(RunError, match="is not the folder of a run"):
-            Run.open(tmp_path / "broken")
-        assert [each.status for each in runs(tmp_path)] == ["unreadable"]
-
-
-def test_looking_at_a_run_does_not_stop_it_from_being_resumed(begin: Begin) -> None:
-    run = begin()
-    (run.folder / LOCK_FILE).touch()
-    looking = FileLock(run.folder / LOCK_FILE, thread_local=False)     # released by another thread
-    looking.acquire()
-    threading.Timer(0.1, looking.release).start()
-    with sole_writer(run.folder):
-        pass
-
-
-def test_files_of_a_run_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
-    old = os.umask(0o022)
-    try:
-        write_text(tmp_path / "a.txt", "a")
-    finally:
-        os.umask(old)
-    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
-
-
-@pytest.mark.parametrize("everywhere", [False, True])
-def test_train_rows_beyond_the_context_are_left_out_of_a_burst_and_named(
-        tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task, everywhere: bool) -> None:
-    train = rows(keepers, "train")
-    for row in train if everywhere else train[:1]:
-        row["reference"] = "x" * 5000
-    task = task_from_rows(train=train, validation=rows(keepers, "validation"), test=rows(keepers, "test"),
-                          max_new_tokens=8)
-    notes: list[str] = []
-    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
-                     device={"threads": 1, "device": "cpu"}, note=notes.append)
-    (only,) = run.adapt()["rounds"]
-    told = only["error"] if everywhere else only["note"]
-    assert "more than the 2048 tokens of the model's context" in told
-    assert told.endswith("shorten or remove them")
-    assert f"and {len(train) - 5} more" in told if everywhere else "train-1;" in told
-    trained = read_jsonl(run.folder / "material" / "1-rows.jsonl")
-    assert len(trained) == (0 if everywhere else len(train) - 1)
-    assert any("references of train and validation are longer than a reply may be" in note for note in notes)
-
-
-def test_a_question_beyond_the_context_is_named_before_anything_is_spent(
-        begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task) -> None:
-    test = [*rows(keepers, "test"), {"question": "x" * 5000, "reference": "ok"}]
-    task = task_from_rows(train=rows(keepers, "train"), validation=rows(keepers, "validation"), test=test,
-                          max_new_tokens=8)
-    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
-                     device={"threads": 1, "device": "cpu"})
-    with pytest.raises(TooLongError, match=f"test test-{len(test)}"):
-        run.adapt()
-    assert not list(run.lab.evaluations.glob("*"))
-
-
-def test_a_test_that_cannot_be_scored_says_where_the_choice_lies(begin: Begin, keepers: Task, tmp_path: Path,
-                                                                  tiny_folder: Callable[..., Path]) -> None:
-    asked = {row.question for row in keepers.test[1:]}
-
-    def reward(question: str, reference: str, reply: str) -> float:
-        if question in asked:
-            raise ValueError("no such row")
-        return 0.5
-
-    task = task_from_rows(train=rows(keepers, "train"), validation=rows(keepers, "validation"),
-                          test=rows(keepers, "test"), reward=reward, max_new_tokens=8)
-    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=0,
-                     device={"threads": 1, "device": "cpu"})
-    with pytest.raises(RewardError, match=r"no such row.*begin a new run.*Untested, but kept: no adapter, the prompt"):
-        run.adapt()
 
 
 def test_a_run_that_has_begun_is_not_begun_again_on_top(finished: Run) -> None:
@@ -230,24 +113,6 @@ def test_a_policy_is_taken_without_asking_for_what_loads_it(keepers: Task, tmp_p
             raise AssertionError("loaded")
 
     Run.create(tmp_path / "run", task=keepers, model=Lazy(tmp_path / "adapters"))
-
-
-def test_the_largest_seed_trains(keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
-    run = Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), strategy="lora", max_rounds=1,
-                     seed=2**32 - 1, lora={"epochs": 1}, device={"threads": 1, "device": "cpu"})
-    assert [each["error"] for each in run.adapt()["rounds"]] == [None]
-
-
-def test_a_run_that_nobody_holds_any_more_frees_its_model(keepers: Task, tmp_path: Path,
-                                                          tiny_folder: Callable[..., Path]) -> None:
-    policies = []
-    for i in range(4):
-        run = Run.create(tmp_path / str(i), task=keepers, model=str(tiny_folder()),
-                         device={"threads": 1, "device": "cpu"})
-        policies.append(weakref.ref(run.lab.policy))
-    del run
-    gc.collect()
-    assert [policy() is None for policy in policies] == [True, True, False, False]
 
 
 def test_a_models_folder_is_recorded_as_an_absolute_path(keepers: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

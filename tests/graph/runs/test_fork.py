@@ -31,6 +31,12 @@ from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 from nslora.tools.tasks.task import Task, load_task, task_from_rows
 from nslora.tools.testing.tiny_model import write_tiny_model
 from nslora.tools.testing.tiny_task import PLACES
+from scripted_runs import BULLETS
+from scripted_runs import ONCE
+from scripted_runs import begun
+from scripted_runs import edits
+from fakes import ObedientPolicy
+import nslora.graph.runs.fork as forks
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -66,58 +72,6 @@ def test_a_round_that_never_was_cannot_be_forked(finished: Run, tmp_path: Path) 
     assert not (tmp_path / "none").exists()
 
 
-def test_a_replay_calls_nobody_trains_nothing_and_comes_out_the_same(
-        finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(*_: object, **__: object) -> None:
-        pytest.fail("a replay generated or trained")
-
-    policy: Policy = finished.lab.policy
-    monkeypatch.setattr(type(policy), "generate", nobody)
-    monkeypatch.setattr(type(policy), "train", nobody)
-    found = replay(finished, tmp_path / "replay")
-    assert found.same, found.differences
-    assert found.rounds == 3
-    assert replay(finished, tmp_path / "from-3", begin_at=3).rounds == 1
-
-
-def test_a_replay_that_trains_again_gets_the_same_hash(finished: Run, tmp_path: Path) -> None:
-    found = replay(finished, tmp_path / "again", retrain=True, begin_at=3)
-    assert found.same, found.differences
-
-
-def test_what_came_out_otherwise_is_told(finished: Run, begin: Callable[..., Run]) -> None:
-    other = begin(max_rounds=1, strategy="textgrad", seed=3)
-    other.adapt()
-    told = differences(look(finished.folder), look(other.folder))
-    assert told[0] == "1 rounds, not 3"
-    assert any(each.startswith("stop was 'round limit of 3 reached'") for each in told)
-
-
-def test_runs_are_compared_question_by_question(finished: Run, begin: Callable[..., Run]) -> None:
-    other = begin("other", max_rounds=0)
-    other.adapt()
-    comparison = compare([finished.folder, other.folder])
-    assert comparison.questions == 6
-    mean, low, high = comparison.gains[0].reward
-    assert low <= mean <= high
-    assert mean == pytest.approx(comparison.runs[1].reward - comparison.runs[0].reward)
-    shown = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["compare", str(finished.folder), str(other.folder)])
-    assert "gain in all checks over the first" in shown.output
-    assert comparison.one_task
-    assert "another yardstick" not in shown.output
-
-
-def test_runs_under_another_reward_are_compared_with_a_note(finished: Run, begin: Callable[..., Run], tmp_path: Path,
-                                                            tiny_folder: Callable[..., Path]) -> None:
-    task = load_task(finished.lab.task.source, combine="all")
-    other = Run.create(tmp_path / "all", task=task, model=str(tiny_folder()), max_rounds=0,
-                       device={"threads": 1, "device": "cpu"})
-    other.adapt()
-    assert not compare([finished.folder, other.folder]).one_task
-    shown = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["compare", str(finished.folder), str(other.folder)])
-    assert "another yardstick" in shown.output
-
-
 def test_a_fork_asks_another_server_anew(finished: Run, tmp_path: Path) -> None:
     elsewhere = {"editing": {"structured": "never"}}
     assert (fork(finished, tmp_path / "same", at=1).folder / "editor.jsonl").exists()
@@ -132,11 +86,6 @@ def test_a_record_that_names_a_folder_elsewhere_links_nothing(tmp_path: Path) ->
     (source / "bursts.jsonl").write_text('{"adapter": "../../secret"}\n')
     copy_records(source, target, editor=False, bursts=True)
     assert not (tmp_path / "there" / "secret").exists()
-
-
-def test_an_unfinished_run_has_nothing_to_compare(finished: Run, begin: Callable[..., Run]) -> None:
-    with pytest.raises(RunError, match="no test scores: let it finish"):
-        compare([finished.folder, begin().folder])
 
 
 def test_settings_are_merged_group_by_group() -> None:
@@ -175,78 +124,6 @@ def test_a_fork_from_the_first_evaluation_may_have_another_model(
     other.adapt()
     facts = read_json(other.folder / "policy.json")
     assert facts["fingerprint"] == other.lab.policy.fingerprint != finished.lab.policy.fingerprint
-
-
-def test_a_forced_action_is_replayed(finished: Run, tmp_path: Path) -> None:
-    forced = fork(finished, tmp_path / "forced", at=2, action="textgrad", settings={"max_rounds": 2})
-    forced.adapt()
-    found = replay(forced, tmp_path / "again")
-    assert found.same, found.differences
-    assert found.rounds == 1        # of the two, the first is the original's
-    assert replay(found.run, tmp_path / "once more").same
-    later = fork(forced, tmp_path / "later", at=3, settings={"max_rounds": 3})
-    later.adapt()
-    assert replay(later, tmp_path / "later again").same
-
-
-def test_a_replay_refuses_other_weights(finished: Run, tmp_path: Path, tiny_folder: Callable[..., Path],
-                                        begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = shutil.copytree(tiny_folder(), tmp_path / "model")
-    task = finished.lab.task
-    run = Run.create(tmp_path / "run", task=task, model=str(model), strategy="textgrad", max_rounds=1,
-                     device={"threads": 1, "device": "cpu"})
-    run.adapt()
-    write_tiny_model(model, seed=1)
-    monkeypatch.setenv("NSLORA_CACHE", str(tmp_path / "empty"))
-    with pytest.raises(RunError, match="is not the one"):
-        replay(run, tmp_path / "again", begin_at=0)
-
-
-@pytest.mark.parametrize("answer", [{"answer": "reject"}, {"answer": "accept"},
-                                    {"answer": "rewrite", "prompt": Prompt(system="Be short.").render()}])
-def test_what_a_person_said_is_replayed(begin: Callable[..., Run], tmp_path: Path, answer: dict[str, str]) -> None:
-    run = begin(approve="edits", strategy="textgrad", max_rounds=1)
-    with pytest.raises(RunError, match="waits"):
-        run.adapt()
-    run.resume(answer)
-    found = replay(run, tmp_path / "again")
-    assert found.same, found.differences
-
-
-def test_caps_on_cost_and_time_are_no_hindrance_to_a_replay(begin: Callable[..., Run], tmp_path: Path) -> None:
-    run = begin(max_rounds=2, max_seconds=600, editing={"max_cost": 1.0})
-    run.adapt()
-    found = replay(run, tmp_path / "again")
-    assert found.same, found.differences
-
-
-def test_a_state_that_was_changed_by_hand_is_named_where_a_replay_differs(begin: Callable[..., Run],
-                                                                           tmp_path: Path) -> None:
-    run = begin(max_rounds=1, strategy="lora")
-    control = RunControl()
-
-    def until_classified() -> None:
-        for _, part in run.stream(control=control):
-            if "classify" in part:
-                control.request_drain("test")
-
-    with pytest.raises(GraphDrained):
-        until_classified()
-    with run.checkpointer() as saver:
-        graph = build_graph(saver)
-        decision = graph.get_state(run.config).values["decision"]
-        graph.update_state(run.config, {"decision": {**decision, "action": "textgrad"}}, as_node="classify")
-    assert run.adapt()["rounds"][0]["action"] == "textgrad"
-    found = replay(run, tmp_path / "again")
-    assert "changed by hand (update_state)" in found.differences[0]
-    assert any("action was 'textgrad', is 'lora'" in each for each in found.differences)
-
-
-def test_an_unfinished_run_is_not_replayed(begin: Callable[..., Run], tmp_path: Path) -> None:
-    run = begin()
-    with pytest.raises(RunError, match="no result yet"):
-        replay(run, tmp_path / "again")
-    assert not (tmp_path / "again").exists()
 
 
 def test_a_fork_goes_on_with_what_was_kept_as_it_is(own_cache: Path, tmp_path: Path) -> None:
@@ -288,32 +165,6 @@ def test_half_a_fork_is_no_run(finished: Run, tmp_path: Path, monkeypatch: pytes
         other.adapt()
 
 
-@pytest.mark.parametrize(("reward", "settings"), [(1.0, {}), (0.0, {"max_rounds": 0})])
-def test_a_run_that_ended_before_its_first_round_is_replayed(
-        keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path], reward: float, settings: Any) -> None:
-    rows = {split: [{"question": row.question, "reference": str(row.reference)} for row in getattr(keepers, split)]
-            for split in ("train", "validation", "test")}
-    run = Run.create(tmp_path / "run", task=task_from_rows(**rows, reward=lambda reply: reward, max_new_tokens=8),
-                     model=str(tiny_folder()), device={"threads": 1, "device": "cpu"}, **settings)
-    assert run.adapt()["rounds"] == []
-    found = replay(run, tmp_path / "again")
-    assert found.same, found.differences
-
-
-@pytest.mark.parametrize(("reply", "error"), [
-    (json.dumps({"system": "Be short.", "question_template": "{question}", "demonstrations": []}), ""),
-    (TimeoutError("late"), "The editor scripted failed 1 times in a row")])
-def test_edits_that_came_as_forms_and_failures_by_name_are_replayed(
-        begin: Callable[..., Run], tmp_path: Path, reply: str | Exception, error: str) -> None:
-    run = begin(editor=StructuredChat([reply], repeat=True), strategy="textgrad", max_rounds=1,
-                editing={"structured": "always", "patience": 1})
-    (only,) = run.adapt()["rounds"]
-    assert error in (only["error"] or "")
-    assert bool(only["candidate"]) is not bool(error)
-    found = replay(run, tmp_path / "again")
-    assert found.same, found.differences
-
-
 def test_a_fork_takes_replies_over_and_makes_failed_calls_again(begin: Callable[..., Run], tmp_path: Path) -> None:
     answer = improved(Prompt(system="Be short."))
     chat = ScriptedChat([TimeoutError("late"), "critique", answer], repeat=True)
@@ -340,15 +191,97 @@ def test_a_fork_asks_a_chat_model_that_it_is_given_whatever_its_name(begin: Call
     assert only["candidate"]["prompt"] == Prompt(system="Be long.").hash
 
 
-def test_nothing_is_no_comparison() -> None:
-    with pytest.raises(RunError, match="name at least one run"):
-        compare([])
+def test_a_fork_that_ends_without_a_round_of_its_own_shows_its_past(tmp_path: Path, task: Task) -> None:
+    first = begun(tmp_path, task, edits(BULLETS), max_rounds=1)
+    first.adapt()
+    other = fork(first, tmp_path / "fork", at=2, settings={"max_rounds": 4, "target": 0.5})
+    assert len(look(other.folder).rounds) == 1
+    assert len(other.adapt()["rounds"]) == 1
+    sides = compare([first.folder, other.folder]).runs
+    assert sides[0].actions == sides[1].actions
+    found = replay(first, tmp_path / "replay", begin_at=2)
+    assert (found.same, found.rounds) == (True, 0)
 
 
-def test_runs_of_other_questions_are_not_compared(finished: Run, tmp_path: Path) -> None:
-    other = shutil.copytree(finished.folder, tmp_path / "other")
-    path = other / "result" / "test.jsonl"
-    rows = [{**json.loads(line), "question_sha256": "0"} for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(RunError, match="tested on other questions"):
-        compare([finished.folder, other])
+def test_a_fork_is_not_begun_again_on_top_of_its_past(tmp_path: Path, task: Task) -> None:
+    first = begun(tmp_path, task, edits(BULLETS), max_rounds=1)
+    state = first.first_state()
+    first.adapt()
+    for at in (1, 2):
+        with pytest.raises(RunError, match="give the graph None"):
+            fork(first, tmp_path / f"fork{at}", at=at).first_state()
+    with first.checkpointer() as saver, pytest.raises(RunError, match="a run with 1 rounds behind it"):
+        build_graph(saver).invoke(state, first.config, context=first.context)
+    assert fork(first, tmp_path / "back", at=1).adapt()["rounds"]
+    with pytest.raises(RunError, match="no state of a run"):
+        build_graph().invoke({}, first.config, context=first.context)       # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("killed_in", "at", "action"), [
+    ("force", 1, "lora"), ("reopen", 2, None), ("copy_past", 0, None)])
+def test_a_fork_that_was_killed_half_way_is_not_gone_on_with(
+        tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, killed_in: str, at: int, action: Any) -> None:
+    first = begun(tmp_path, task, edits(BULLETS), max_rounds=1)
+    first.adapt()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forks, killed_in, killed)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)      # a kill cleans nothing up
+        with pytest.raises(Killed):
+            fork(first, tmp_path / "fork", at=at, action=action, settings={"max_rounds": 3})
+    with pytest.raises(RunError, match=r"interrupted before it was whole.*make it again from run"):
+        Run.open(tmp_path / "fork", task=task, model=ObedientPolicy(), editor=edits(BULLETS))
+
+
+def test_an_action_that_cannot_be_forced_leaves_no_folder(
+        tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begun(tmp_path, task, edits(BULLETS), max_rounds=1)
+    first.adapt()
+
+    def refused(*_: object) -> None:
+        raise RunError("there was nothing to decide")
+
+    monkeypatch.setattr(forks, "force", refused)
+    with pytest.raises(RunError):
+        fork(first, tmp_path / "fork", at=1, action="lora")
+    assert not (tmp_path / "fork").exists()
+
+
+def test_another_editor_does_not_inherit_the_failures_of_the_old_one(tmp_path: Path, task: Task) -> None:
+    first = begun(tmp_path, task, edits(TimeoutError("late")), editing={"patience": 2}, max_rounds=6,
+                  signal={"textgrad_patience": 9})
+    assert "given up" in first.adapt()["stop"]
+    given_up = len(first.report()["rounds"]) + 1
+    for number, options in enumerate(({}, {"action": "textgrad"})):
+        other = fork(first, tmp_path / f"fork{number}", at=given_up, editor=edits(BULLETS), **options)  # type: ignore[arg-type]
+        rounds = other.adapt()["rounds"]
+        assert rounds[given_up - 1]["error"] is None
+        assert replay(other, tmp_path / f"replay{number}").same
+    same = fork(first, tmp_path / "same", at=given_up)
+    assert "given up" in same.adapt()["stop"]
+
+
+def test_a_raised_cap_opens_editing_again(tmp_path: Path, task: Task) -> None:
+    few: dict[str, Any] = {"max_tokens": 4000, "failures": 1, "retries": 0, "reply_tokens": 100}
+    first = begun(tmp_path, task, edits(ONCE, BULLETS), editing=few, signal={"textgrad_patience": 9}, max_rounds=6)
+    rounds = first.adapt()["rounds"]
+    assert "cap on tokens" in rounds[-1]["error"]
+    other = fork(first, tmp_path / "fork", at=len(rounds) + 1, settings={"editing": {"max_tokens": 10**7}})
+    assert other.adapt()["rounds"][len(rounds)]["error"] is None
+
+
+def test_a_fork_from_the_first_evaluation_pays_for_its_own_replies_alone(begin: Callable[..., Run],
+                                                                         tmp_path: Path) -> None:
+    run = begin(max_rounds=0, reuse_replies=False)
+    run.adapt()
+    other = fork(run, tmp_path / "fork", at=0)
+    other.adapt()
+    (mine, its) = ((run.state() or {})["start_measured"], (other.state() or {})["start_measured"])
+    assert mine["generated_tokens"] > 0 == mine["cached_replies"]
+    assert its["generated_tokens"] == 0 < its["cached_replies"]

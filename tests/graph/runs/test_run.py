@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_runs import results
 from langgraph.errors import GraphDrained
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import RunControl
@@ -31,16 +32,11 @@ from nslora.tools.workspace.record import RUN_FILE
 from nslora.tools.policy import Burst, TrainingRow
 from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.task_clock import CLOCK_FILE
+import shutil
+from nslora.graph.runs.history import checkpoint_before
+from nslora.graph.runs.view import look
 
 Begin = Callable[..., Run]
-
-
-def results(run: Run) -> dict[str, Any]:
-    """What two runs of the same settings have in common: all but the clock, and replies that the other had made."""
-    report = run.report()
-    rounds = [{key: value for key, value in each.items() if key not in ("wall_s", "note", "editor", "generated_tokens")}
-              for each in report["rounds"]]
-    return {"result": report["result"], "sha256": report["adapter_sha256"], "rounds": rounds, "test": report["test"]}
 
 
 def stop_after(run: Run, node: str) -> None:
@@ -306,3 +302,51 @@ def test_a_damaged_line_is_named_and_one_that_a_kill_cut_off_is_left_out(tmp_pat
     path.write_text('{"a": \n{"a": 2}\n')
     with pytest.raises(RunError, match=r"bursts\.jsonl:1: this line is damaged"):
         read_jsonl(path)
+
+
+def test_a_run_that_was_taken_back_is_not_finished_until_it_ends_again(begin: Begin) -> None:
+    run = begin("one", strategy="textgrad", max_rounds=2)
+    first = run.adapt()
+    with run.checkpointer() as saver:
+        graph = build_graph(saver)
+        earlier = checkpoint_before(graph, run.config, run.folder, 1).config
+        graph.invoke(None, {**run.config, **earlier}, context=run.context, interrupt_after=["monitor"])
+    view = look(run.folder)
+    assert (view.status, view.stop, len(view.rounds)) == ("stopped", "", 1)
+    with pytest.raises(RunError, match="has no result yet"):
+        run.report()
+    again = run.adapt()
+    assert look(run.folder).status == "finished"
+    assert [each["evaluation"] for each in again["rounds"]] == [each["evaluation"] for each in first["rounds"]]
+
+
+@pytest.mark.parametrize("gone", ["result", "result/report.json", "result/test.jsonl", "decisions.jsonl"])
+def test_a_result_that_was_removed_is_made_again(begin: Begin, gone: str) -> None:
+    run = begin("one", max_rounds=1)
+    first = run.adapt()
+    path = run.folder / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = Run.open(run.folder).adapt()
+    assert path.exists()
+    assert {key: again[key] for key in ("test", "result", "stop")} == {key: first[key] for key in (
+        "test", "result", "stop")}
+
+
+def test_a_result_that_cannot_be_made_again_is_told(begin: Begin) -> None:
+    run = begin("one", max_rounds=0)
+    with run.checkpointer() as saver:
+        build_graph(saver).invoke(run.first_state(), run.config, context=run.context, durability="exit")
+    shutil.rmtree(run.folder / "result")
+    with pytest.raises(RunError, match="has lost its result, and the checkpoint"):
+        run.adapt()
+
+
+def test_a_run_that_was_taken_back_from_a_question_waits_no_more(begin: Begin) -> None:
+    run = begin("waits", approve="edits", strategy="textgrad", max_rounds=1)
+    with pytest.raises(RunError, match="waits for a person"):
+        run.adapt()
+    with run.checkpointer() as saver:
+        graph = build_graph(saver)
+        earlier = checkpoint_before(graph, run.config, run.folder, 1).config
+        graph.invoke(None, {**run.config, **earlier}, context=run.context, interrupt_after=["classify"])
+    assert look(run.folder).status == "stopped"

@@ -9,6 +9,17 @@ from nslora.graph.cli.app import app
 from nslora.graph.runs.view import look, runs
 from nslora.graph.runs.run import Run
 from nslora.tools.errors import RunError
+import shutil
+from collections.abc import Callable
+from nslora.graph.runs.compare import compare
+from nslora.tools.classifier.verdict_memory import Verdict
+from nslora.tools.errors import DamagedError
+from nslora.tools.files import read_json
+from nslora.tools.files import write_json
+import threading
+from filelock import FileLock
+from nslora.graph.lock import LOCK_FILE
+from nslora.graph.lock import sole_writer
 
 
 def test_a_run_is_an_object_with_its_rounds(finished: Run) -> None:
@@ -55,3 +66,70 @@ def test_the_shell_shows_what_python_shows(finished: Run) -> None:
     assert "mermaid" in shell.invoke(app, ["graph", "--help"]).output
     drawn = shell.invoke(app, ["graph", "--mermaid"]).output
     assert all(node in drawn for node in ("evaluate", "approve", "finish"))
+
+
+Begin = Callable[..., Run]
+
+
+@pytest.mark.parametrize("field", [("test", "base"), ("validation", "result"), ("cost", "tflop")])
+def test_a_report_that_lacks_a_part_is_damaged(finished: Run, tmp_path: Path, field: tuple[str, str]) -> None:
+    copy = shutil.copytree(finished.folder, tmp_path / "copy")
+    report = read_json(copy / "result" / "report.json")
+    report[field[0]][field[1]] = {}
+    if field[1] == "tflop":
+        del report["cost"]["tflop"]
+    write_json(copy / "result" / "report.json", report)
+    with pytest.raises(DamagedError, match=rf"report.json is damaged: it lacks .*{field[0]}\.{field[1]}"):
+        look(copy)
+
+
+@pytest.mark.parametrize("rounds", [[{}], [1], 3, None])
+def test_a_report_whose_rounds_are_none_is_damaged(finished: Run, tmp_path: Path, rounds: object) -> None:
+    copy = shutil.copytree(finished.folder, tmp_path / "copy")
+    write_json(copy / "result" / "report.json", {**read_json(copy / "result" / "report.json"), "rounds": rounds})
+    with pytest.raises(DamagedError, match=r"report\.json or"):
+        look(copy)
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"candidate": "result"}', "3"])
+def test_scores_and_rounds_that_are_none_are_damaged(finished: Run, tmp_path: Path, line: str) -> None:
+    copy = shutil.copytree(finished.folder, tmp_path / "copy")
+    (copy / "result" / "test.jsonl").write_text(f"{line}\n")
+    with pytest.raises(DamagedError, match=r"test.jsonl is damaged"):
+        compare([finished.folder, copy])
+    (copy / "decisions.jsonl").write_text(f"{line}\n")
+    with pytest.raises(DamagedError, match=r"decisions.jsonl is damaged"):
+        look(copy)
+
+
+def test_verdicts_of_a_round_are_those_that_it_went_by(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if 30 edits had mended nothing of what the classifier had called form.
+    monkeypatch.setattr("nslora.nodes.classify.remembered", lambda *_: [Verdict("form", 1.0, 0.08, False)] * 30)
+    run = begin(max_rounds=1, strategy="lora")
+    run.adapt()
+    view = look(run.folder)
+    verdicts = [each.attribution.verdict for each in view.round(1).failures if each.split == "validation"]
+    assert set(verdicts) == {"content"}
+    assert view.rounds[0].demand["content"] == 1.0
+
+
+@pytest.mark.parametrize("broken", [
+    {"content": None}, {"corrections": ["content"]}, {"corrections": {"content": {"scale": 1.0}}},
+    {"corrections": {"content": {"scale": "a", "shift": 0.0, "verdicts": 3}}}, {"deficits": [1]},
+    {"deficits": {"train-1": [0.5]}}])
+def test_material_that_is_none_is_damaged(finished: Run, tmp_path: Path, broken: dict[str, object]) -> None:
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    file, = (folder / "material").glob("1-*.json")
+    write_json(file, {**read_json(file), **broken})
+    with pytest.raises(DamagedError, match=rf"{file.name} is damaged"):
+        look(folder).round(1)
+
+
+def test_looking_at_a_run_does_not_stop_it_from_being_resumed(begin: Begin) -> None:
+    run = begin()
+    (run.folder / LOCK_FILE).touch()
+    looking = FileLock(run.folder / LOCK_FILE, thread_local=False)     # released by another thread
+    looking.acquire()
+    threading.Timer(0.1, looking.release).start()
+    with sole_writer(run.folder):
+        pass

@@ -84,7 +84,7 @@ def test_wide_models_take_smaller_steps_unless_told_otherwise(
     assert told.rate_for(4096) == 1e-4
     policy = tiny_policy()
     assert policy.describe()["learning_rate"] == 4e-3
-    monkeypatch.setattr("nslora.tools.workspace.settings.MEASURED_WIDTH", 8)       # the tiny model is wide beside that
+    monkeypatch.setattr("nslora.tools.training.settings.MEASURED_WIDTH", 8)       # the tiny model is wide beside that
     rate = policy.describe()["learning_rate"]
     assert rate < 4e-3
     by_width = policy.train(Burst(rows(), 1, seed=1)).adapter
@@ -574,3 +574,13 @@ def test_a_burst_that_finds_no_memory_says_what_to_lower(
     monkeypatch.setattr("nslora.tools.training.trainer.short_cuts", full)
     with pytest.raises(ModelError, match=r"lower lora\.batch_size"):
         tiny_policy().train(Burst(rows(), 1, seed=1))
+
+
+def test_a_transcript_is_counted_as_it_goes_through_the_model(tiny_policy: Callable[..., LocalPolicy]) -> None:
+    """By hand, in bytes: of the tiny tokenizer each byte and each mark of a turn is a token."""
+    policy = tiny_policy()
+    question = [{"role": "user", "content": "Who?"}]
+    turn = 1 + len("user\nWho?") + 1 + len("\n")
+    opening = 1 + len("assistant\n")
+    assert policy.count_tokens(question) == turn + opening
+    assert policy.count_tokens([*question, {"role": "assistant", "content": "Ada"}]) == turn + opening + 3 + 1

@@ -436,3 +436,8 @@ def test_a_task_that_may_not_be_read_is_named(folder, monkeypatch):
 
     monkeypatch.setattr(Path, "is_file", forbidden)
     assert "cannot be read (Permission denied)" in refused(folder)
+
+
+def test_another_reply_length_is_another_task(keepers: Task) -> None:
+    longer = load_task(keepers.source, max_new_tokens=keepers.max_new_tokens + 1)
+    assert longer.hash != keepers.hash == load_task(keepers.source).hash
