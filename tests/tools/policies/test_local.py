@@ -297,7 +297,7 @@ def test_a_burst_over_rows_known_by_heart_ends_after_an_epoch(tiny_policy: Make)
 
 
 def test_a_burst_that_does_not_fit_says_what_to_lower(tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nslora.tools.inference.memory.free_bytes", lambda model: 1000)
+    monkeypatch.setattr("nslora.tools.training.memory.free_bytes", lambda model: 1000)
     policy = tiny_policy()
     with pytest.raises(ModelError, match=r"needs about .* GiB .* lower lora.batch_size or lora.top_blocks"):
         policy.train(Burst(rows(), 1, seed=1))
