@@ -41,13 +41,19 @@ test: setup ## the whole test suite
 test-fast: setup ## without the tests that run the embedded model
 	@$(PYTEST) -m "not slow"
 
-lint: setup ## ruff
+lint: setup build/typing ## ruff, and the order of imports
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@PYTHONPATH=build/typing $(BIN)/lint-imports --no-cache --verbose > build/imports.log || { cat build/imports.log; exit 1; }
 
-# Type checkers cannot follow an editable install whose folders are mapped to other names: they get a tree of links.
-types: setup ## mypy, strict
-	@mkdir -p build/typing/nslora && for folder in graph nodes tools; do ln -sfn ../../../$$folder build/typing/nslora/$$folder; done
+types: setup build/typing ## mypy, strict
 	@$(BIN)/mypy -p nslora
+
+# Neither type checkers nor import-linter can follow an editable install whose folders are mapped to other names: they
+# get a tree of links.
+.PHONY: build/typing
+build/typing:
+	@mkdir -p build/typing/nslora && for folder in graph nodes tools; do ln -sfn ../../../$$folder build/typing/nslora/$$folder; done
 
 lock: ## write constraints.txt anew: resolve freely into a fresh environment, and freeze it
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock

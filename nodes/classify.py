@@ -7,48 +7,48 @@ from langgraph.runtime import Runtime
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured, RoundRecord
 from nslora.nodes.shared.budget import within_budget
 from nslora.nodes.shared.rounds import history, tries
-from nslora.nodes.shared.runtime import lab_for
-from nslora.tools.classifier.attribution import Demand, demand
+from nslora.nodes.shared.runtime import workspace_for
+from nslora.tools.classifier.attribution import Need, need_of
 from nslora.tools.classifier.verdict_memory import Verdict, corrected, learn, verdicts_of
 from nslora.tools.dataset.selection import Material, choose_material
 from nslora.tools.evaluation.records import read_evaluation
 from nslora.tools.files import read_whole
-from nslora.tools.router.monitoring_signal import Progress, Update, given_up, progress, without_material
-from nslora.tools.router.strategies import Situation, strategy_named
-from nslora.tools.schema import KINDS
+from nslora.tools.router.monitoring_signal import Progress, Update, given_up, progress_of, without_material
+from nslora.tools.router.strategies import RouterInput, strategy_named
+from nslora.tools.schema import KINDS, as_record
 from nslora.tools.workspace.cost_estimate import update_tokens
-from nslora.tools.workspace.workspace import Lab
+from nslora.tools.workspace.workspace import Workspace
 
 
 def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
     """Write the decision, with its reasons, for the conditional edge to read."""
-    lab = lab_for(runtime)
+    workspace = workspace_for(runtime)
     kept = state["kept_measured"]
     if kept is None:
         return {"stop": "nothing was measured"}
-    rows, failures = read_evaluation(lab.evaluations / f"{kept['key']}.jsonl")
-    memory = learn(remembered(state, lab))
+    rows, failures = read_evaluation(workspace.evaluations / f"{kept['key']}.jsonl")
+    memory = learn(remembered(state, workspace))
     judged = corrected([each.attribution for each in failures], memory)
     failures = [replace(each, attribution=anew) for each, anew in zip(failures, judged, strict=True)]
-    need = demand([each.attribution for each in failures if each.split == "validation"])
-    seed = f"{lab.settings.seed}/{tries(state['rounds'], 'textgrad')}"
+    need = need_of([each.attribution for each in failures if each.split == "validation"])
+    seed = f"{workspace.settings.seed}/{tries(state['rounds'], 'textgrad')}"
     material_file = f"material/{state['round'] + 1}-{kept['key']}.json"
-    material = replace(choose_material(lab.task.train, rows, failures, seed=seed), corrections=memory)
-    material.save(lab.folder / material_file)
-    strategy = strategy_named(lab.settings.strategy, settings=lab.settings.routing, signal=lab.settings.signal)
-    situation = situation_of(state, lab, kept, need, material)
-    choice = within_budget(strategy.choose(situation), situation, state, lab)
+    material = replace(choose_material(workspace.task.train, rows, failures, seed=seed), corrections=memory)
+    material.save(workspace.folder / material_file)
+    strategy = strategy_named(workspace.settings.strategy, settings=workspace.settings.routing, signal=workspace.settings.signal)
+    router_input = router_input_of(state, workspace, kept, need, material)
+    choice = within_budget(strategy.choose(router_input), router_input, state, workspace)
     learnt = {f"{head}_{name}": value for head, each in memory.items() if each.verdicts
               for name, value in asdict(each).items()}
     decision = Decision(action=choice.action, reason=choice.reason, evidence={**choice.evidence, **learnt},
-                        demand={key: float(value) for key, value in asdict(need).items()}, material=material_file)
+                        demand={key: float(value) for key, value in as_record(need).items()}, material=material_file)
     changes: Changes = {"decision": decision}
     if choice.action == "finish":
         changes["stop"] = choice.reason
     return changes
 
 
-def remembered(state: AdaptationState, lab: Lab) -> list[Verdict]:
+def remembered(state: AdaptationState, workspace: Workspace) -> list[Verdict]:
     """What the updates so far say about the classifier's answers, from the evaluations before and after each."""
     found: list[Verdict] = []
     before = state["start_measured"]["key"] if state["start_measured"] else None
@@ -58,53 +58,53 @@ def remembered(state: AdaptationState, lab: Lab) -> list[Verdict]:
             # Evaluations never change, so what an update told is read once a process: a round costs no more than the
             # one before.
             key = (record["round"], record["action"], before, after)
-            if key not in lab.told:
-                lab.told[key] = told(record, before, after, lab)
-            found += lab.told[key]
+            if key not in workspace.told:
+                workspace.told[key] = told(record, before, after, workspace)
+            found += workspace.told[key]
         before = after if record["kept"] else before
     return found
 
 
-def told(record: RoundRecord, before: str, after: str, lab: Lab) -> list[Verdict]:
+def told(record: RoundRecord, before: str, after: str, workspace: Workspace) -> list[Verdict]:
     """What one update says; nothing where it taught content and form at once."""
     if record["action"] == "lora" and any(
-            row["origin"] == "remade" for row in read_whole(lab.folder / "material" / f"{record['round']}-rows.jsonl")):
+            row["origin"] == "remade" for row in read_whole(workspace.folder / "material" / f"{record['round']}-rows.jsonl")):
         return []
-    rows, failures = read_evaluation(lab.evaluations / f"{before}.jsonl")
-    new_rows, _ = read_evaluation(lab.evaluations / f"{after}.jsonl")
+    rows, failures = read_evaluation(workspace.evaluations / f"{before}.jsonl")
+    new_rows, _ = read_evaluation(workspace.evaluations / f"{after}.jsonl")
     # Anchor rows are named by the package, perhaps like a row of the user's.
     return verdicts_of(record["action"], {row.id: row.value for row in rows if row.split != "anchor"},
                        {row.id: row.value for row in new_rows if row.split != "anchor"},
                        [each.attribution for each in failures])
 
 
-def situation_of(state: AdaptationState, lab: Lab, kept: Measured, need: Demand, material: Material) -> Situation:
+def router_input_of(state: AdaptationState, workspace: Workspace, kept: Measured, need: Need, material: Material) -> RouterInput:
     """What the strategies decide from."""
     updates = tuple(history(state["rounds"]))
     remade = state["remade"]
-    return Situation(
-        task=lab.task.hash, round=state["round"], rounds_left=lab.settings.max_rounds - state["round"],
-        failures=kept["failures"], validation_reward=kept["reward"], target=lab.settings.target,
-        demand=need if kept["failures"] else None,
-        progress=signals(state, lab, updates, material),
-        cost_tokens=expected_cost(lab), remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
-        seed=lab.settings.seed, history=updates)
+    return RouterInput(
+        task=workspace.task.hash, round=state["round"], rounds_left=workspace.settings.max_rounds - state["round"],
+        failures=kept["failures"], validation_reward=kept["reward"], target=workspace.settings.target,
+        need=need if kept["failures"] else None,
+        progress=signals(state, workspace, updates, material),
+        cost_tokens=expected_cost(workspace), remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
+        seed=workspace.settings.seed, history=updates)
 
 
-def signals(state: AdaptationState, lab: Lab, updates: tuple[Update, ...], material: Material) -> dict[Kind, Progress]:
+def signals(state: AdaptationState, workspace: Workspace, updates: tuple[Update, ...], material: Material) -> dict[Kind, Progress]:
     """The signal of each kind; edits are closed where no failure on train is there to show to an editor.
 
     They are closed for good once the editor has failed too often in a row, or reached a cap.
     """
-    found: dict[Kind, Progress] = {kind: progress(kind, updates, lab.settings.signal) for kind in KINDS}
+    found: dict[Kind, Progress] = {kind: progress_of(kind, updates, workspace.settings.signal) for kind in KINDS}
     if not material.form:
         found["textgrad"] = without_material(found["textgrad"])
-    if state["editor_failures"] >= lab.settings.editing.patience:
+    if state["editor_failures"] >= workspace.settings.editing.patience:
         found["textgrad"] = given_up(found["textgrad"])
     return found
 
 
-def expected_cost(lab: Lab) -> dict[Kind, float]:
+def expected_cost(workspace: Workspace) -> dict[Kind, float]:
     """Tokens through the model that one update of each kind takes."""
-    return update_tokens(len(lab.task.train), lab.settings.lora.epochs, lab.task.max_new_tokens)
+    return update_tokens(len(workspace.task.train), workspace.settings.lora.epochs, workspace.task.max_new_tokens)
 

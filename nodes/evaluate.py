@@ -7,11 +7,11 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
 from nslora.nodes.shared.budget import Steps, deadline, measuring_flop
-from nslora.nodes.shared.runtime import lab_for, progress
-from nslora.tools.classifier.classify import classify
+from nslora.nodes.shared.runtime import stream_progress, workspace_for
+from nslora.tools.classifier.classify import classify_failures
 from nslora.tools.dataset.remade import read_rows
 from nslora.tools.errors import BudgetError, RunError, TooLongError
-from nslora.tools.evaluation.measure import anchor_rows, measure
+from nslora.tools.evaluation.measure import measure, regression_rows
 from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.evaluation.records import (
     EvaluationCost,
@@ -29,10 +29,10 @@ from nslora.tools.evaluation.rollouts import ask, grade, known_losses
 from nslora.tools.files import sha256_of_json
 from nslora.tools.inference.context_length import refuse_long_questions
 from nslora.tools.inference.flops import answered
-from nslora.tools.policy import Advance
+from nslora.tools.policy import OnProgress
 from nslora.tools.prompt import normalise
 from nslora.tools.rewards.score import Graded, check_means
-from nslora.tools.workspace.workspace import Lab
+from nslora.tools.workspace.workspace import Workspace
 
 
 def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -41,39 +41,39 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     Raises RunError where what the graph was begun with is no first state, or is one on top of rounds.
     """
     refuse_other_beginning(state)
-    lab = lab_for(runtime)
+    workspace = workspace_for(runtime)
     proposal = state["proposal"]
     candidate = proposal["candidate"] if proposal else state["start"]
     if candidate is None:
         return {"measured": None}
     # The start is measured without a limit: a run that knows nothing of its model has nothing to end with.
-    until = deadline(state, lab, to_be_evaluated=False) if proposal else None
+    until = deadline(state, workspace, to_be_evaluated=False) if proposal else None
     kept = state["kept_measured"]
-    steps = Steps(progress("evaluate", "replies", until))
+    steps = Steps(stream_progress("evaluate", "replies", until))
     try:
-        measured = measure_candidate(lab, candidate, state["round"], steps, kept=kept)
+        measured = measure_candidate(workspace, candidate, state["round"], steps, kept=kept)
     except (BudgetError, TooLongError) as error:
         if proposal is None:
             raise
-        done_flop = broken_off_flop(steps, candidate, state, lab)
-        return {"measured": None, "wall_s": lab.clock.seconds,
+        done_flop = broken_off_flop(steps, candidate, state, workspace)
+        return {"measured": None, "wall_s": workspace.clock.seconds,
                 "proposal": {**proposal, "candidate": None, "error": str(error), "flop": proposal["flop"] + done_flop}}
     # Both sides under the same layouts, or one would gain potential by what the other was measured without.
-    good = known_good(lab, [*passing_of(lab, kept), *passing_of(lab, measured)])
+    good = known_good(workspace, [*passing_of(workspace, kept), *passing_of(workspace, measured)])
     changes: Changes = {}
     if kept is not None:
-        changes["kept_measured"] = attributed_anew(lab, kept, good)
-    measured = attributed_anew(lab, measured, good)
-    wall_s = lab.clock.seconds
+        changes["kept_measured"] = attributed_anew(workspace, kept, good)
+    measured = attributed_anew(workspace, measured, good)
+    wall_s = workspace.clock.seconds
     return {**changes, "measured": {**measured, "wall_s": wall_s}, "wall_s": wall_s}
 
 
-def broken_off_flop(steps: Steps, candidate: Candidate, state: AdaptationState, lab: Lab) -> float:
+def broken_off_flop(steps: Steps, candidate: Candidate, state: AdaptationState, workspace: Workspace) -> float:
     """Most model FLOPs of an evaluation that ended before its end; replies that were known count as in a whole one."""
     if not steps.total:
         return 0.0
-    share = 1.0 - (steps.total - steps.done) / len(lab.measured_rows(state["round"]))
-    return share * measuring_flop(lab.prompts.get(candidate["prompt"]), state, lab)
+    share = 1.0 - (steps.total - steps.done) / len(workspace.measured_rows(state["round"]))
+    return share * measuring_flop(workspace.prompts.get(candidate["prompt"]), state, workspace)
 
 
 def refuse_other_beginning(state: AdaptationState) -> None:
@@ -85,63 +85,63 @@ def refuse_other_beginning(state: AdaptationState) -> None:
                        f"round {done} to have them back, or begin another run.")
 
 
-def measure_candidate(lab: Lab, candidate: Candidate, round_number: int, advance: Advance, *,
+def measure_candidate(workspace: Workspace, candidate: Candidate, round_number: int, on_progress: OnProgress, *,
                       kept: Measured | None) -> Measured:
     """Evaluate one candidate; what is already measured is read back. kept: what it will be compared with."""
-    sample = lab.train_sample(round_number)
-    anchor = lab.anchor
-    key = sha256_of_json([candidate, lab.task.hash, lab.policy.fingerprint, [row.id for row in sample],
-                          lab.task.max_new_tokens, *([row.question, row.reference] for row in anchor)])[:16]
-    path = lab.evaluations / f"{key}.jsonl"
+    sample = workspace.train_sample(round_number)
+    regression_set = workspace.regression_set
+    key = sha256_of_json([candidate, workspace.task.hash, workspace.policy.fingerprint, [row.id for row in sample],
+                          workspace.task.max_new_tokens, *([row.question, row.reference] for row in regression_set)])[:16]
+    path = workspace.evaluations / f"{key}.jsonl"
     if not path.exists():
         if kept is None:
-            task = lab.task
+            task = workspace.task
             refuse_long_questions({"train": task.train, "validation": task.validation, "test": task.test,
-                                   "anchor": anchor}, lab.prompts.get(candidate["prompt"]), count=lab.token_counts,
-                                  context_tokens=lab.policy.context_tokens, max_new_tokens=task.max_new_tokens)
-        validation, asked = lab.task.validation, lab.measured_rows(round_number)
-        prompt = lab.prompts.get(candidate["prompt"])
-        replies = ask(lab.policy, lab.replies, prompt, [row.question for row in asked], adapter=candidate["adapter"],
-                      max_new_tokens=lab.task.max_new_tokens, advance=advance)
-        losses, scored_tokens = reference_losses(lab, candidate)
-        every = grade(lab.task.reward, asked, replies.texts)
+                                   "anchor": regression_set}, workspace.prompts.get(candidate["prompt"]), count=workspace.token_counts,
+                                  context_tokens=workspace.policy.context_tokens, max_new_tokens=task.max_new_tokens)
+        validation, asked = workspace.task.validation, workspace.measured_rows(round_number)
+        prompt = workspace.prompts.get(candidate["prompt"])
+        replies = ask(workspace.policy, workspace.replies, prompt, [row.question for row in asked], adapter=candidate["adapter"],
+                      max_new_tokens=workspace.task.max_new_tokens, on_progress=on_progress)
+        losses, scored_tokens = reference_losses(workspace, candidate)
+        every = grade(workspace.task.reward, asked, replies.texts)
         graded = every[:len(validation) + len(sample)]
         passing = [Passing(each.example.id, each.reply) for i, each in enumerate(graded)
-                   if i >= len(validation) and each.score.passed and i not in replies.cut]
-        good = known_good(lab, [*passing_of(lab, kept), *passing])
-        rows, failures = measure(graded[:len(validation)], lab.task.reward, good, "validation",
-                                 losses, lab.task.train)
-        more_rows, more_failures = measure(graded[len(validation):], lab.task.reward, good, "train",
-                                           train=lab.task.train)
-        cut = {graded[i].example.id for i in replies.cut if len(validation) <= i < len(graded)}
-        more_failures = [replace(each, cut=each.id in cut) for each in more_failures]
-        more_rows += anchor_rows(every[len(graded):])
+                   if i >= len(validation) and each.score.passed and i not in replies.truncated]
+        good = known_good(workspace, [*passing_of(workspace, kept), *passing])
+        rows, failures = measure(graded[:len(validation)], workspace.task.reward, good, "validation",
+                                 losses, workspace.task.train)
+        more_rows, more_failures = measure(graded[len(validation):], workspace.task.reward, good, "train",
+                                           train=workspace.task.train)
+        truncated = {graded[i].example.id for i in replies.truncated if len(validation) <= i < len(graded)}
+        more_failures = [replace(each, truncated=each.id in truncated) for each in more_failures]
+        more_rows += regression_rows(every[len(graded):])
         cost = EvaluationCost(replies.tokens, replies.cached, replies.forward_tokens + scored_tokens)
-        write_evaluation(path, rows + more_rows, failures + more_failures, payer=lab.task_id, cost=cost,
+        write_evaluation(path, rows + more_rows, failures + more_failures, payer=workspace.task_id, cost=cost,
                          passing=passing, layouts=layouts_hash(good))
     else:
-        cost = evaluation_cost(path, lab.task_id)
-    return summary(key, read_evaluation(path)[0], cost, lab.flop_rates.forward * cost.forward_tokens)
+        cost = evaluation_cost(path, workspace.task_id)
+    return summary(key, read_evaluation(path)[0], cost, workspace.flop_rates.forward * cost.forward_tokens)
 
 
-def reference_losses(lab: Lab, candidate: Candidate) -> tuple[list[float | None], int]:
+def reference_losses(workspace: Workspace, candidate: Candidate) -> tuple[list[float | None], int]:
     """Loss of each validation reference under the candidate, and the tokens that went through the model for it.
 
     In nats per token; None where a row has no reference.
     """
-    prompt = lab.prompts.get(candidate["prompt"])
+    prompt = workspace.prompts.get(candidate["prompt"])
     rows = [(i, row.reference or "", prompt.messages(row.question))
-            for i, row in enumerate(lab.task.validation) if row.reference]
+            for i, row in enumerate(workspace.task.validation) if row.reference]
     references, dialogues = [reference for _, reference, _ in rows], [dialogue for _, _, dialogue in rows]
-    losses = known_losses(lab.policy, lab.replies, dialogues, references, adapter=candidate["adapter"])
-    tokens = lab.token_counts([answered(*each) for each in zip(dialogues, references, strict=True)])
+    losses = known_losses(workspace.policy, workspace.replies, dialogues, references, adapter=candidate["adapter"])
+    tokens = workspace.token_counts([answered(*each) for each in zip(dialogues, references, strict=True)])
     by_row = dict(zip((i for i, _, _ in rows), losses, strict=True))
-    return [by_row.get(i) for i in range(len(lab.task.validation))], sum(tokens)
+    return [by_row.get(i) for i in range(len(workspace.task.validation))], sum(tokens)
 
 
-def attributed_anew(lab: Lab, measured: Measured, good: list[Graded]) -> Measured:
+def attributed_anew(workspace: Workspace, measured: Measured, good: list[Graded]) -> Measured:
     """An evaluation with its failures attributed under the layouts of `good`; its rewards stay."""
-    path = lab.evaluations / f"{measured['key']}.jsonl"
+    path = workspace.evaluations / f"{measured['key']}.jsonl"
     layouts = layouts_hash(good)
     if layouts_of(path) == layouts:
         return measured
@@ -149,42 +149,42 @@ def attributed_anew(lab: Lab, measured: Measured, good: list[Graded]) -> Measure
     anew: dict[str, Failure] = {}
     for split in ("validation", "train"):       # apart, as `measure` attributes them
         these = [each for each in failures if each.split == split]
-        answers = classify([regraded(lab, each) for each in these], lab.task.reward, known_good=good,
-                           train=lab.task.train)
+        answers = classify_failures([regraded(workspace, each) for each in these], workspace.task.reward, known_good=good,
+                           train=workspace.task.train)
         anew |= {each.id: replace(each, attribution=answer) for each, answer in zip(these, answers, strict=True)}
-    rows = [replace(row, single=max(row.value, anew[row.id].attribution.single))
+    rows = [replace(row, repaired_reward=max(row.value, anew[row.id].attribution.repaired_reward))
             if row.split != "anchor" and row.id in anew else row for row in rows]
     key = f"{measured['key'].split('-')[0]}-{layouts}"
-    write_evaluation(lab.evaluations / f"{key}.jsonl", rows, [anew[each.id] for each in failures],
+    write_evaluation(workspace.evaluations / f"{key}.jsonl", rows, [anew[each.id] for each in failures],
                      passing=read_passing(path), layouts=layouts)
-    return {**measured, "key": key, "potential": mean([row.single for row in rows if row.split == "validation"])}
+    return {**measured, "key": key, "potential": mean([row.repaired_reward for row in rows if row.split == "validation"])}
 
 
-def regraded(lab: Lab, failure: Failure) -> Graded:
+def regraded(workspace: Workspace, failure: Failure) -> Graded:
     """A stored failure as the classifier takes it."""
-    example = lab.examples[failure.id]
-    return Graded(example, failure.reply, lab.task.reward(example, failure.reply))
+    example = workspace.examples[failure.id]
+    return Graded(example, failure.reply, workspace.task.reward(example, failure.reply))
 
 
-def passing_of(lab: Lab, measured: Measured | None) -> list[Passing]:
+def passing_of(workspace: Workspace, measured: Measured | None) -> list[Passing]:
     """The whole train replies of an evaluation that earned full reward."""
-    return read_passing(lab.evaluations / f"{measured['key']}.jsonl") if measured else []
+    return read_passing(workspace.evaluations / f"{measured['key']}.jsonl") if measured else []
 
 
-def known_good(lab: Lab, passing: Sequence[Passing]) -> list[Graded]:
+def known_good(workspace: Workspace, passing: Sequence[Passing]) -> list[Graded]:
     """Replies to train questions that earn full reward, from which the classifier learns layouts.
 
     They come from the demonstrations of this run's prompts, from its remade data, and from evaluations (passing). A
     reply that stands in several of these tells its layout once.
     """
-    by_question = {normalise(row.question): row for row in lab.task.train}
+    by_question = {normalise(row.question): row for row in workspace.task.train}
     pairs = [(by_question.get(normalise(each.question)), each.reply)
-             for prompt in lab.prompts.all() for each in prompt.demonstrations]
-    pairs += [(lab.examples.get(row.source), row.reply)
-              for path in sorted(lab.remade.glob("*.jsonl")) for row in read_rows(path)]
-    pairs += [(lab.examples.get(each.id), each.reply) for each in passing]
+             for prompt in workspace.prompts.all() for each in prompt.demonstrations]
+    pairs += [(workspace.examples.get(row.source), row.reply)
+              for path in sorted(workspace.remade.glob("*.jsonl")) for row in read_rows(path)]
+    pairs += [(workspace.examples.get(each.id), each.reply) for each in passing]
     unlike = {(row.id, reply): row for row, reply in pairs if row is not None}
-    graded = [Graded(row, reply, lab.task.reward(row, reply)) for (_, reply), row in unlike.items()]
+    graded = [Graded(row, reply, workspace.task.reward(row, reply)) for (_, reply), row in unlike.items()]
     return [each for each in graded if each.score.passed]
 
 
@@ -194,7 +194,7 @@ def summary(key: str, rows: list[Row], cost: EvaluationCost, flop: float) -> Mea
     train = [row for row in rows if row.split == "train"]
     losses = [row.loss_nats for row in judged if row.loss_nats is not None]
     return Measured(
-        key=key, reward=mean([row.value for row in judged]), potential=mean([row.single for row in judged]),
+        key=key, reward=mean([row.value for row in judged]), potential=mean([row.repaired_reward for row in judged]),
         all_checks=mean([float(row.passed) for row in judged]),
         checks=check_means([row.checks for row in judged]),
         loss_nats=mean(losses) if losses else None, failures=sum(not row.passed for row in judged),

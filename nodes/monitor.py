@@ -12,31 +12,31 @@ from nslora.graph.state import (
     RoundRecord,
 )
 from nslora.nodes.shared.rounds import history
-from nslora.nodes.shared.runtime import lab_for
+from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.editor.call_log import lines_in
-from nslora.tools.evaluation.acceptance import Verdict, fewest_wins, keep_or_drop
+from nslora.tools.evaluation.acceptance import KeepDecision, fewest_wins, keep_or_drop
 from nslora.tools.evaluation.paired_tests import TIE, p_values_of_several
 from nslora.tools.evaluation.records import Row, read_evaluation
 from nslora.tools.files import write_jsonl
-from nslora.tools.router.monitoring_signal import progress
+from nslora.tools.router.monitoring_signal import progress_of
 from nslora.tools.schema import KINDS
-from nslora.tools.workspace.workspace import Lab
+from nslora.tools.workspace.workspace import Workspace
 
 
 def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
     """Judge by validation alone. In round 0 there is nothing to judge: the start is what is kept."""
-    lab = lab_for(runtime)
+    workspace = workspace_for(runtime)
     measured, proposal = state["measured"], state["proposal"]
     if proposal is None:
         if measured is None:
             return {}
         changes: Changes = {"start_measured": measured, "kept_measured": measured, "best_reward": measured["reward"]}
-        return {**changes, "signal": signal_of([], lab), "stop": why_stop(lab, measured, 0, changed=False)}
-    verdict = judge(state, lab)
-    record = round_record(state, proposal, measured, verdict, lab)
+        return {**changes, "signal": signal_of([], workspace), "stop": why_stop(workspace, measured, 0, changed=False)}
+    verdict = judge(state, workspace)
+    record = round_record(state, proposal, measured, verdict, workspace)
     rounds = [*state["rounds"], record]
-    record["signal"] = signal_of(rounds, lab)
-    write_jsonl(lab.folder / "decisions.jsonl", rounds)
+    record["signal"] = signal_of(rounds, workspace)
+    write_jsonl(workspace.folder / "decisions.jsonl", rounds)
     changes = {"round": state["round"] + 1, "proposal": None, "measured": None, "decision": None, "rounds": [record],
                "signal": record["signal"], "remade": remade_after(state, proposal, verdict)}
     kept_measured = state["kept_measured"]
@@ -44,15 +44,15 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
         if verdict.kept:
             kept_measured = measured
             changes |= {"kept": proposal["candidate"], "kept_measured": measured}
-        changes |= final_choice(state, rounds, lab)
+        changes |= final_choice(state, rounds, workspace)
     if kept_measured is not None:
-        changes["stop"] = why_stop(lab, kept_measured, state["round"] + 1,
+        changes["stop"] = why_stop(workspace, kept_measured, state["round"] + 1,
                                    changed=any(each["kept"] for each in rounds))
     return changes
 
 
-def remade_after(state: AdaptationState, proposal: Proposal, verdict: Verdict) -> RemadePool | None:
-    """The remade data that the next burst learns from: that of a new edit, dropped or not.
+def remade_after(state: AdaptationState, proposal: Proposal, verdict: KeepDecision) -> RemadePool | None:
+    """The remade data that the next training job learns from: that of a new edit, dropped or not.
 
     A dropped edit does not take the place of the kept one, whose data still waits.
     """
@@ -64,41 +64,41 @@ def remade_after(state: AdaptationState, proposal: Proposal, verdict: Verdict) -
     return RemadePool(prompt=candidate["prompt"], rows=proposal["new_rows"], waiting=True)
 
 
-def judge(state: AdaptationState, lab: Lab) -> Verdict:
+def judge(state: AdaptationState, workspace: Workspace) -> KeepDecision:
     """The paired test of the proposal against what is kept, row by row on validation."""
     kept, measured, proposal = state["kept_measured"], state["measured"], state["proposal"]
     if proposal is not None and proposal["error"]:
-        return Verdict(False, f"failed: {proposal['error']}", {})
+        return KeepDecision(False, f"failed: {proposal['error']}", {})
     if kept is None or measured is None:
-        return Verdict(False, "dropped: nothing was measured", {})
-    old, new = rows_of(lab, kept["key"], "validation"), rows_of(lab, measured["key"], "validation")
+        return KeepDecision(False, "dropped: nothing was measured", {})
+    old, new = rows_of(workspace, kept["key"], "validation"), rows_of(workspace, measured["key"], "validation")
     ids = sorted(old)
-    anchor_old, anchor_new = best_anchor(state, kept, lab), rows_of(lab, measured["key"], "anchor")
-    anchors = sorted(anchor_old.keys() & anchor_new.keys())
-    return keep_or_drop([old[i].value for i in ids], [new[i].value for i in ids], [old[i].single for i in ids],
-                        [new[i].single for i in ids], settings=lab.settings.keep,
-                        anchor_old=[anchor_old[i].value for i in anchors] or None,
-                        anchor_new=[anchor_new[i].value for i in anchors] or None)
+    regression_old, regression_new = best_regression_rows(state, kept, workspace), rows_of(workspace, measured["key"], "anchor")
+    regression_ids = sorted(regression_old.keys() & regression_new.keys())
+    return keep_or_drop([old[i].value for i in ids], [new[i].value for i in ids], [old[i].repaired_reward for i in ids],
+                        [new[i].repaired_reward for i in ids], settings=workspace.settings.keep,
+                        regression_old=[regression_old[i].value for i in regression_ids] or None,
+                        regression_new=[regression_new[i].value for i in regression_ids] or None)
 
 
-def best_anchor(state: AdaptationState, kept: Measured, lab: Lab) -> dict[str, Row]:
-    """The anchor rows of what is kept or of the start, whichever did better: small falls must not add up."""
+def best_regression_rows(state: AdaptationState, kept: Measured, workspace: Workspace) -> dict[str, Row]:
+    """The regression rows of what is kept or of the start, whichever did better: small falls must not add up."""
     measured = [each for each in (kept, state["start_measured"]) if each is not None]
-    return max((rows_of(lab, each["key"], "anchor") for each in measured),
+    return max((rows_of(workspace, each["key"], "anchor") for each in measured),
                key=lambda rows: sum(row.value for row in rows.values()))
 
 
-def final_choice(state: AdaptationState, rounds: list[RoundRecord], lab: Lab) -> Changes:
+def final_choice(state: AdaptationState, rounds: list[RoundRecord], workspace: Workspace) -> Changes:
     """The candidate that the run would end with, of all that were measured; the start where none is better by the test.
 
-    A keep is not for ever: the choice goes by reward, among those that spared the anchor set, and is made anew after
+    A keep is not for ever: the choice goes by reward, among those that spared the regression set, and is made anew after
     each round, since every look at another candidate is one more chance to seem better.
     """
-    start, settings = state["start_measured"], lab.settings.keep
+    start, settings = state["start_measured"], workspace.settings.keep
     measured = [record for record in rounds if record["evaluation"] and record["candidate"]]
     if start is None or not measured:
         return {}
-    gains = [gains_of(lab, start["key"], str(record["evaluation"])) for record in measured]
+    gains = [gains_of(workspace, start["key"], str(record["evaluation"])) for record in measured]
     p_values = p_values_of_several(gains, samples=settings.samples, seed=settings.seed)
     choice: Changes = {"best": state["start"], "best_reward": start["reward"]}
     for record, p_value in zip(measured, p_values, strict=True):
@@ -109,43 +109,43 @@ def final_choice(state: AdaptationState, rounds: list[RoundRecord], lab: Lab) ->
     return choice
 
 
-def gains_of(lab: Lab, start: str, key: str) -> list[float]:
+def gains_of(workspace: Workspace, start: str, key: str) -> list[float]:
     """Reward less the start's on each validation row, in one order; remembered, since evaluations never change."""
-    if (start, key) not in lab.gains:
-        old, new = rows_of(lab, start, "validation"), rows_of(lab, key, "validation")
-        lab.gains[start, key] = [new[i].value - old[i].value for i in sorted(old)]
-    return lab.gains[start, key]
+    if (start, key) not in workspace.gains:
+        old, new = rows_of(workspace, start, "validation"), rows_of(workspace, key, "validation")
+        workspace.gains[start, key] = [new[i].value - old[i].value for i in sorted(old)]
+    return workspace.gains[start, key]
 
 
-def rows_of(lab: Lab, key: str, split: str) -> dict[str, Row]:
-    rows, _ = read_evaluation(lab.evaluations / f"{key}.jsonl")
+def rows_of(workspace: Workspace, key: str, split: str) -> dict[str, Row]:
+    rows, _ = read_evaluation(workspace.evaluations / f"{key}.jsonl")
     return {row.id: row for row in rows if row.split == split}
 
 
-def signal_of(rounds: list[RoundRecord], lab: Lab) -> dict[str, dict[str, float]]:
+def signal_of(rounds: list[RoundRecord], workspace: Workspace) -> dict[str, dict[str, float]]:
     """The unified monitoring signal of each kind, as plain numbers."""
-    states = {kind: progress(kind, history(rounds), lab.settings.signal) for kind in KINDS}
+    states = {kind: progress_of(kind, history(rounds), workspace.settings.signal) for kind in KINDS}
     return {kind: {"value": each.value, "saturated": float(each.saturated), **each.evidence}
             for kind, each in states.items()}
 
 
-def why_stop(lab: Lab, kept: Measured, rounds_done: int, *, changed: bool) -> str:
+def why_stop(workspace: Workspace, kept: Measured, rounds_done: int, *, changed: bool) -> str:
     """A reason to end the run that needs no classifier, or "". changed: something was kept since the start."""
-    if kept["reward"] >= lab.settings.target:
-        return f"target reached: validation reward {kept['reward']:.3f}, wanted {lab.settings.target:.3f}"
+    if kept["reward"] >= workspace.settings.target:
+        return f"target reached: validation reward {kept['reward']:.3f}, wanted {workspace.settings.target:.3f}"
     if kept["failures"] == 0:
         return "nothing left to mend on validation"
-    level = lab.settings.keep.level if changed else lab.settings.keep.from_start
+    level = workspace.settings.keep.level if changed else workspace.settings.keep.from_start
     if kept["failures"] < (needed := fewest_wins(level)):
         return (f"what is left, {kept['failures']} of validation's rows, is less than it can tell from chance "
                 f"({needed} rows at level {level:g})")
-    if rounds_done >= lab.settings.max_rounds:
-        return f"round limit of {lab.settings.max_rounds} reached"
+    if rounds_done >= workspace.settings.max_rounds:
+        return f"round limit of {workspace.settings.max_rounds} reached"
     return ""
 
 
-def round_record(state: AdaptationState, proposal: Proposal, measured: Measured | None, verdict: Verdict,
-                 lab: Lab) -> RoundRecord:
+def round_record(state: AdaptationState, proposal: Proposal, measured: Measured | None, verdict: KeepDecision,
+                 workspace: Workspace) -> RoundRecord:
     """The summary of the round that ends here."""
     kept, decision = state["kept_measured"], state["decision"]
     spent_s = proposal["wall_s"] + (measured["wall_s"] if measured else 0.0)
@@ -162,7 +162,7 @@ def round_record(state: AdaptationState, proposal: Proposal, measured: Measured 
         flop=proposal["flop"] + (measured["flop"] if measured else 0.0),
         editor=proposal["editor"], epoch_losses_nats=proposal["epoch_losses_nats"],
         grad_norms=proposal["grad_norms"], new_rows=proposal["new_rows"], note=proposal["note"],
-        editor_lines=lines_in(lab.folder / "editor.jsonl"))
+        editor_lines=lines_in(workspace.folder / "editor.jsonl"))
     if "person" in proposal:
         record["person"] = proposal["person"]
     return record

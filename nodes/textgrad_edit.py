@@ -10,7 +10,7 @@ from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Ch
 from nslora.nodes.shared.budget import deadline, editing_flop, editing_tokens, screening_fits
 from nslora.nodes.shared.prompt_candidates import check, remake_under
 from nslora.nodes.shared.rounds import material_of
-from nslora.nodes.shared.runtime import lab_for, progress
+from nslora.nodes.shared.runtime import stream_progress, workspace_for
 from nslora.tools.dataset.remade import LAYOUT
 from nslora.tools.editor.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor.failures_view import describe_edit
@@ -18,11 +18,11 @@ from nslora.tools.errors import BudgetError, TooLongError
 from nslora.tools.evaluation.records import read_evaluation
 from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import write_json
-from nslora.tools.policy import Advance
+from nslora.tools.policy import OnProgress
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example
-from nslora.tools.workspace.workspace import Lab
+from nslora.tools.workspace.workspace import Workspace
 
 FAILURES_OFFERED = 8    # to the editor, which picks a few varied ones
 
@@ -61,56 +61,56 @@ class Screened:
 
 def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
     """Propose (kept adapter, new prompt); an editor that fails is recorded, and the prompt stays."""
-    lab = lab_for(runtime)
-    kept = lab.prompts.get(state["kept"]["prompt"])
-    failures = failures_to_show(state, lab)
-    until = deadline(state, lab)
-    lab.editor.continue_from(state["editor_failures"], spent_so_far(state), adapter=state["kept"]["adapter"],
-                             until=until, tokens_left=editing_tokens(state, lab), never_swallow=(GraphBubbleUp,))
+    workspace = workspace_for(runtime)
+    kept = workspace.prompts.get(state["kept"]["prompt"])
+    failures = failures_to_show(state, workspace)
+    until = deadline(state, workspace)
+    workspace.editor.continue_from(state["editor_failures"], spent_so_far(state), adapter=state["kept"]["adapter"],
+                             until=until, tokens_left=editing_tokens(state, workspace), never_swallow=(GraphBubbleUp,))
     try:
-        edit = lab.editor.edit(kept, failures, past=past_edits(state, lab), validate=lambda prompt: check(prompt, lab),
-                               candidates=lab.settings.editing.candidates)
+        edit = workspace.editor.edit(kept, failures, past=past_edits(state, workspace), validate=lambda prompt: check(prompt, workspace),
+                               candidates=workspace.settings.editing.candidates)
     except EditFailedError as error:
-        return failed(lab, error)
-    flop = editing_flop(edit.usage, lab)
+        return failed(workspace, error)
+    flop = editing_flop(edit.usage, workspace)
     try:
-        screening = screen(edit.prompts, state, lab, flop, progress("textgrad_edit", "screening replies", until))
-        flop += lab.flop_rates.forward * screening.forward_tokens
-        return proposed(Screened(edit, screening, flop), failures, state, lab, until)
+        screening = screen(edit.prompts, state, workspace, flop, stream_progress("textgrad_edit", "screening replies", until))
+        flop += workspace.flop_rates.forward * screening.forward_tokens
+        return proposed(Screened(edit, screening, flop), failures, state, workspace, until)
     except (BudgetError, TooLongError) as error:
-        wall_s = lab.clock.seconds
+        wall_s = workspace.clock.seconds
         return {"proposal": {**blank(asdict(edit.usage), wall_s), "error": str(error), "flop": flop},
                 "wall_s": wall_s, "editor_failures": 0}
 
 
-def proposed(screened: Screened, failures: list[Graded], state: AdaptationState, lab: Lab,
+def proposed(screened: Screened, failures: list[Graded], state: AdaptationState, workspace: Workspace,
              until: float | None) -> Changes:
     """The best of an edit's prompts with its remade data. Raises BudgetError where that is more than is left."""
     edit, screening = screened.edit, screened.screening
     prompt = edit.prompts[screening.best]
-    prompt_hash = lab.prompts.add(prompt)
-    name = keep_record(state, lab, failures, edit, screening)
-    remade = remake_under(prompt, state, lab, name, progress("textgrad_edit", "remade replies", until), screened.flop)
-    proposal = blank(asdict(edit.usage), lab.clock.seconds)
+    prompt_hash = workspace.prompts.add(prompt)
+    name = keep_record(state, workspace, failures, edit, screening)
+    remade = remake_under(prompt, state, workspace, name, stream_progress("textgrad_edit", "remade replies", until), screened.flop)
+    proposal = blank(asdict(edit.usage), workspace.clock.seconds)
     sources = {row.source for row in remade.rows}
     by_model = {row.source for row in remade.rows if row.adapter != LAYOUT}
     proposal |= {
         "candidate": Candidate(adapter=state["kept"]["adapter"], prompt=prompt_hash),
         "generated_tokens": screening.generated_tokens + remade.generated_tokens, "new_rows": len(remade.rows),
-        "flop": screened.flop + lab.flop_rates.forward * remade.forward_tokens,
-        "note": f"{len(prompt.demonstrations)} demonstrations, {len(sources)} of {len(lab.task.train)} rows remade "
+        "flop": screened.flop + workspace.flop_rates.forward * remade.forward_tokens,
+        "note": f"{len(prompt.demonstrations)} demonstrations, {len(sources)} of {len(workspace.task.train)} rows remade "
                 f"({len(by_model)} answered by the model, {len(sources - by_model)} put into a layout)"
                 f"{screening.describe()}"}
     return {"proposal": proposal, "wall_s": proposal["wall_s"], "editor_failures": 0}
 
 
-def failed(lab: Lab, error: EditFailedError) -> Changes:
+def failed(workspace: Workspace, error: EditFailedError) -> Changes:
     """An edit that came to nothing: recorded, and the loop goes on. An editor given up counts as `patience` of them."""
-    wall_s = lab.clock.seconds
-    proposal = {**blank(asdict(error.usage), wall_s), "flop": editing_flop(error.usage, lab)}
-    count = lab.editor.consecutive_failures
+    wall_s = workspace.clock.seconds
+    proposal = {**blank(asdict(error.usage), wall_s), "flop": editing_flop(error.usage, workspace)}
+    count = workspace.editor.consecutive_failures
     return {"proposal": {**proposal, "error": str(error)}, "wall_s": wall_s,
-            "editor_failures": max(count, lab.settings.editing.patience) if error.disabled else count}
+            "editor_failures": max(count, workspace.settings.editing.patience) if error.disabled else count}
 
 
 def blank(usage: dict[str, float | bool], wall_s: float) -> Proposal:
@@ -119,16 +119,16 @@ def blank(usage: dict[str, float | bool], wall_s: float) -> Proposal:
                     flop=0.0, editor=usage, epoch_losses_nats=[], grad_norms=[], new_rows=0, note="")
 
 
-def failures_to_show(state: AdaptationState, lab: Lab) -> list[Graded]:
+def failures_to_show(state: AdaptationState, workspace: Workspace) -> list[Graded]:
     """Train failures, the largest form deficit first; never a row of validation or test."""
     kept = state["kept_measured"]
     if kept is None:
         return []
-    _, failures = read_evaluation(lab.evaluations / f"{kept['key']}.jsonl")
+    _, failures = read_evaluation(workspace.evaluations / f"{kept['key']}.jsonl")
     replies = {each.id: each.reply for each in failures if each.split == "train"}
-    by_id = {row.id: row for row in lab.task.train}
-    shown = [i for i in material_of(state, lab).form if i in replies][:FAILURES_OFFERED]
-    return [Graded(by_id[i], replies[i], lab.task.reward(by_id[i], replies[i])) for i in shown]
+    by_id = {row.id: row for row in workspace.task.train}
+    shown = [i for i in material_of(state, workspace).form if i in replies][:FAILURES_OFFERED]
+    return [Graded(by_id[i], replies[i], workspace.task.reward(by_id[i], replies[i])) for i in shown]
 
 
 def spent_so_far(state: AdaptationState) -> Usage:
@@ -137,7 +137,7 @@ def spent_so_far(state: AdaptationState) -> Usage:
     return sum((Usage(**usage) for usage in usages), Usage())
 
 
-def past_edits(state: AdaptationState, lab: Lab) -> list[PastEdit]:
+def past_edits(state: AdaptationState, workspace: Workspace) -> list[PastEdit]:
     """Earlier edits with what they brought: the momentum that the editor is shown."""
     edits = []
     prompt = state["start"]["prompt"]       # the one that was in force before each round
@@ -146,52 +146,52 @@ def past_edits(state: AdaptationState, lab: Lab) -> list[PastEdit]:
         if candidate is None:
             continue
         if record["action"] == "textgrad":
-            summary = describe_edit(lab.prompts.get(prompt), lab.prompts.get(candidate["prompt"]))
+            summary = describe_edit(workspace.prompts.get(prompt), workspace.prompts.get(candidate["prompt"]))
             edits.append(PastEdit(summary, record["numbers"].get("gain", 0.0), record["kept"]))
         if record["kept"]:
             prompt = candidate["prompt"]
     return edits
 
 
-def screen(prompts: tuple[Prompt, ...], state: AdaptationState, lab: Lab, spent_flop: float,
-           advance: Advance) -> Screening:
+def screen(prompts: tuple[Prompt, ...], state: AdaptationState, workspace: Workspace, spent_flop: float,
+           on_progress: OnProgress) -> Screening:
     """Ask the policy a few train questions under each prompt, half of them failing so far and half passing.
 
     Where the budget does not hold that, the editor's first prompt stands. spent_flop: by this update so far.
     """
     if len(prompts) == 1:
         return Screening()
-    failing, passing = screening_rows(state, lab)
+    failing, passing = screening_rows(state, workspace)
     rows = [*failing, *passing]
-    if not screening_fits(prompts, rows, state, lab, spent_flop):
+    if not screening_fits(prompts, rows, state, workspace, spent_flop):
         return Screening()
-    asked = [ask(lab.policy, lab.replies, prompt, [row.question for row in rows], adapter=state["kept"]["adapter"],
-                 max_new_tokens=lab.task.max_new_tokens, advance=advance) for prompt in prompts]
-    rewards = tuple(float(sum(each.score.value for each in grade(lab.task.reward, rows, replies.texts)) / len(rows))
+    asked = [ask(workspace.policy, workspace.replies, prompt, [row.question for row in rows], adapter=state["kept"]["adapter"],
+                 max_new_tokens=workspace.task.max_new_tokens, on_progress=on_progress) for prompt in prompts]
+    rewards = tuple(float(sum(each.score.value for each in grade(workspace.task.reward, rows, replies.texts)) / len(rows))
                     for replies in asked)
     return Screening(rewards, len(failing), len(passing), sum(each.tokens for each in asked),
                      sum(each.forward_tokens for each in asked))
 
 
-def screening_rows(state: AdaptationState, lab: Lab) -> tuple[list[Example], list[Example]]:
+def screening_rows(state: AdaptationState, workspace: Workspace) -> tuple[list[Example], list[Example]]:
     """Train rows that fail and that pass under what is kept; where one side is short, the other fills up."""
-    kept, most = state["kept_measured"], lab.settings.editing.screening_rows
-    rows = read_evaluation(lab.evaluations / f"{kept['key']}.jsonl")[0] if kept else []
-    by_id = {row.id: row for row in lab.task.train}
-    failing = [by_id[i] for i in material_of(state, lab).form if i in by_id]
+    kept, most = state["kept_measured"], workspace.settings.editing.screening_rows
+    rows = read_evaluation(workspace.evaluations / f"{kept['key']}.jsonl")[0] if kept else []
+    by_id = {row.id: row for row in workspace.task.train}
+    failing = [by_id[i] for i in material_of(state, workspace).form if i in by_id]
     passing = [by_id[row.id] for row in rows if row.split == "train" and row.passed]
     few = min(len(passing), max(most // 2, most - len(failing)))
     return failing[:most - few], passing[:few]
 
 
-def keep_record(state: AdaptationState, lab: Lab, failures: list[Graded], edit: Edit, screening: Screening) -> str:
+def keep_record(state: AdaptationState, workspace: Workspace, failures: list[Graded], edit: Edit, screening: Screening) -> str:
     """Write what the editor saw and said to `edits/<name>.json`, and return the name."""
     measured = state["kept_measured"]
     name = f"{state['round'] + 1}-{measured['key'] if measured else state['kept']['prompt']}"
-    write_json(lab.folder / "edits" / f"{name}.json", {
-        "round": state["round"] + 1, "editor": lab.editor.name, "kept": state["kept"],
+    write_json(workspace.folder / "edits" / f"{name}.json", {
+        "round": state["round"] + 1, "editor": workspace.editor.name, "kept": state["kept"],
         "failures": [each.example.id for each in failures], "critiques": edit.critiques, "problems": edit.problems,
-        "candidates": [lab.prompts.add(prompt) for prompt in edit.prompts],
+        "candidates": [workspace.prompts.add(prompt) for prompt in edit.prompts],
         "proposed": edit.prompts[screening.best].hash, "screening": asdict(screening), "usage": asdict(edit.usage)})
     return name
 

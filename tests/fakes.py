@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
+from nslora.tools.policy import Generated, OnProgress, TrainingJob, TrainingResult, no_progress
 from nslora.tools.schema import Dialogue
 from nslora.tools.testing.tiny_task import KEEPERS, PLACES
 from nslora.tools.training.adapters import CONFIG, WEIGHTS, AdapterStore
@@ -32,7 +32,7 @@ class FakePolicy:
         self.adapters = AdapterStore(folder)
         self.learns, self.forgets = learns, forgets
         self.asked: list[tuple[str, str | None]] = []
-        self.bursts: list[Burst] = []
+        self.jobs: list[TrainingJob] = []
 
     def describe(self) -> dict[str, Any]:
         return {"model": self.name}
@@ -41,7 +41,7 @@ class FakePolicy:
         return sum(len(turn["content"].split()) for turn in dialogue)
 
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 advance: Advance = silent) -> Generated:
+                 on_progress: OnProgress = no_progress) -> Generated:
         replies = tuple(self._reply(dialogue, adapter) for dialogue in dialogues)
         return Generated(replies, sum(len(reply.split()) for reply in replies))
 
@@ -49,17 +49,17 @@ class FakePolicy:
                          adapter: str | None) -> list[float]:
         return [1.0 for _ in references]
 
-    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
-        self.bursts.append(burst)
-        memory = {} if burst.start is None or self.forgets else self._memory(burst.start)
+    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+        self.jobs.append(job)
+        memory = {} if job.start is None or self.forgets else self._memory(job.start)
         if self.learns:
-            memory |= {last_word(row.dialogue[-1]["content"]): row.completion for row in burst.rows}
+            memory |= {last_word(row.dialogue[-1]["content"]): row.completion for row in job.rows}
         scratch = self.adapters.folder / ".scratch"
         scratch.mkdir(parents=True)
         (scratch / WEIGHTS).write_text(json.dumps(memory, sort_keys=True))      # what it knows stands for its weights
         (scratch / CONFIG).write_text(json.dumps({"r": 1, "lora_alpha": 1, "target_modules": ["memory"]}))
         name = self.adapters.add(scratch)
-        return BurstResult(name, 1, 1, len(burst.rows), (2.0, 1.0), (1.0, 1.0), 0.0, "fake")
+        return TrainingResult(name, 1, 1, len(job.rows), (2.0, 1.0), (1.0, 1.0), 0.0, "fake")
 
     def _memory(self, adapter: str) -> dict[str, str]:
         memory: dict[str, str] = json.loads((self.adapters.path(adapter) / WEIGHTS).read_text())
@@ -97,7 +97,7 @@ class ObedientPolicy:
     context_tokens: int = 8192
 
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 advance: Advance = silent) -> Generated:
+                 on_progress: OnProgress = no_progress) -> Generated:
         self.sent += dialogues
         replies = tuple(self.reply(dialogue, adapter) for dialogue in dialogues)
         return Generated(replies, sum(map(len, replies)))
@@ -117,7 +117,7 @@ class ObedientPolicy:
                          adapter: str | None) -> list[float]:
         return [1.0] * len(references)
 
-    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
+    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
         raise NotImplementedError("these runs choose edits only")
 
     def count_tokens(self, dialogue: Dialogue) -> int:

@@ -44,7 +44,7 @@ class EditorError(NsloraError):
 
 
 class DivergedError(NsloraError):
-    """A burst of training left the finite numbers or rose above its bound; its adapter is not kept."""
+    """A training job left the finite numbers or rose above its bound; its adapter is not kept."""
 
 
 class BudgetError(NsloraError):

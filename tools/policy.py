@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol
 from nslora.tools.schema import Dialogue
 
 Origin = Literal["reference", "remade", "replay"]
-Advance = Callable[[int, int], None]    # (done, total), in the unit that the caller names
+OnProgress = Callable[[int, int], None]    # (done, total), in the unit that the caller names
 
 
-def silent(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
@@ -23,7 +23,7 @@ def silent(done: int, total: int) -> None:
 class TrainingRow:
     """One dialogue and the reply that training should make likely.
 
-    source: id of the train example behind it. origin: why it is in the burst ("reference", "remade", "replay").
+    source: id of the train example behind it. origin: why it is in the training job ("reference", "remade", "replay").
     """
 
     dialogue: tuple[dict[str, str], ...]
@@ -33,11 +33,11 @@ class TrainingRow:
 
 
 @dataclass(frozen=True)
-class Burst:
+class TrainingJob:
     """One LoRA update: these rows, this often, from this adapter on.
 
     start: hash of the adapter to continue (with its optimizer state), None for a new one.
-    progress: folder where a killed burst finds its own steps again, None to keep none.
+    progress: folder where a killed training job finds its own steps again, None to keep none.
     """
 
     rows: tuple[TrainingRow, ...]
@@ -48,11 +48,11 @@ class Burst:
 
 
 @dataclass(frozen=True)
-class BurstResult:
-    """What a burst left: the new adapter's hash and the trainer's log.
+class TrainingResult:
+    """What a training job left: the new adapter's hash and the trainer's log.
 
     epoch_losses: nats per scored token, mean of each epoch. grad_norms: mean of each epoch, before clipping.
-    steps_done: optimizer steps of this process; less than `steps` where a killed burst was continued.
+    steps_done: optimizer steps of this process; less than `steps` where a killed training job was continued.
     """
 
     adapter: str
@@ -75,7 +75,7 @@ class Generated:
 
     replies: tuple[str, ...]
     tokens: int
-    cut: frozenset[int] = frozenset()
+    truncated: frozenset[int] = frozenset()
 
 
 class Policy(Protocol):
@@ -86,7 +86,7 @@ class Policy(Protocol):
     context_tokens: int
 
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 advance: Advance = silent) -> Generated:
+                 on_progress: OnProgress = no_progress) -> Generated:
         """Greedy replies. Raises ModelError where a dialogue does not fit the context."""
         ...
 
@@ -95,7 +95,7 @@ class Policy(Protocol):
         """Mean negative log-likelihood of each reference under its dialogue, nats per token."""
         ...
 
-    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
+    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
         """Train and store a new adapter. Raises DivergedError, ModelError."""
         ...
 

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from nslora.graph.cli import runs as cli_runs
-from nslora.graph.cli.classifier import classify, diagnosed
+from nslora.graph.cli.classifier import classify_log, diagnosed
 from nslora.graph.cli.common import err, follow, group, out, parsed, unused
 from nslora.tools.errors import NsloraError
 
@@ -21,7 +21,7 @@ NAME_CHARACTERS = 80        # of a task, in the default folder of a run
 OPTIONS = {"model": "--model", "editor": "--editor", "strategy": "--strategy", "seed": "--seed",
            "max_rounds": "--max-rounds", "max_seconds": "--max-seconds", "max_train_tokens": "--max-train-tokens",
            "max_tflop": "--max-tflop", "approve": "--approve", "editor_base_url": "--base-url", "task": "TASK",
-           "checkpoints": "--checkpoints", "overwrite": "--overwrite", "folder": "--folder", "note": "in Python only",
+           "checkpoints": "--checkpoints", "overwrite": "--overwrite", "folder": "--folder", "notify": "in Python only",
            "cls": "in Python only"}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -65,7 +65,7 @@ def run(
     from nslora.tools.policies.local import prepare_environment
     from nslora.tools.tasks.task import load_task
     from nslora.tools.workspace.budget import plan_of
-    from nslora.tools.workspace.workspace import Lab
+    from nslora.tools.workspace.workspace import Workspace
 
     prepare_environment()
     loaded = load_task(task, **{key: value for key, value in (("style", style), ("combine", combine)) if value})
@@ -82,14 +82,14 @@ def run(
         values = read_settings(model=model, editor=editor, **settings)
         if not overwrite:
             refuse_unusable(path)
-        could_begin(Lab(path, values, loaded), ask_reward=not loaded.reward.costly)
+        could_begin(Workspace(path, values, loaded), ask_reward=not loaded.reward.costly)
         if values.lora.targets or values.lora.top_blocks:       # else it fits every model, which need not be looked at
             refuse_unfit_model(model, values.lora, out.print)
         show_plan(out, plan_of(loaded, values))
         return
     from nslora.graph.runs.run import Run
 
-    follow(Run.create(path, task=loaded, model=model, editor=editor, note=out.print, checkpoints=checkpoints,
+    follow(Run.create(path, task=loaded, model=model, editor=editor, notify=out.print, checkpoints=checkpoints,
                       overwrite=overwrite, **settings))
 
 
@@ -108,7 +108,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:NAME_CHARACTERS] or "run"
 
 
-app.command()(classify)
+app.command("classify")(classify_log)
 app.command("diagnose")(diagnosed)
 
 

@@ -1,6 +1,5 @@
 """`nslora classify` and `nslora diagnose`: what failing replies need, without and with a model. No graph runs."""
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from rich.text import Text
 from nslora.graph.cli.plain_console import PlainConsole
 from nslora.tools.errors import SettingsError
 from nslora.tools.files import write_json
+from nslora.tools.schema import as_record
 
 if TYPE_CHECKING:
     from nslora.tools.workspace.diagnosis import Diagnosis
@@ -28,7 +28,7 @@ CombineOption = Annotated[str | None, typer.Option(help="mean or all: graded or 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write everything that was found to this file.")]
 
 
-def classify(
+def classify_log(
     task: TaskArgument,
     replies: Annotated[Path, typer.Option(help="JSONL, JSON, CSV or Parquet: question, reference, reply.")],
     reply_field: Annotated[str, typer.Option(help="Field that holds the reply.")] = "reply",
@@ -62,7 +62,7 @@ def diagnosed(
     """Say what stands between a model and a task, before anything is trained and any editor is called."""
     import tempfile
 
-    from nslora.graph.cli.stop_signals import told_when_stopped
+    from nslora.graph.cli.stop_signals import report_when_stopped
     from nslora.tools.inference.reply_cache import ReplyCache
     from nslora.tools.inference.weights import cache_folder
     from nslora.tools.policies.local import LocalPolicy, prepare_environment
@@ -73,14 +73,14 @@ def diagnosed(
     out = PlainConsole(soft_wrap=False)
     loaded = load_task(task, style=style, combine=combine)
     refuse_unwritable(json_)
-    stopped = told_when_stopped(out.print, "Stopped: nothing was written, and the same command begins again.")
+    stopped = report_when_stopped(out.print, "Stopped: nothing was written, and the same command begins again.")
     with stopped, tempfile.TemporaryDirectory() as scratch, out.status("asking the model") as status:
-        policy = LocalPolicy.load(model, adapters=Path(scratch), note=out.print)
+        policy = LocalPolicy.load(model, adapters=Path(scratch), notify=out.print)
 
-        def advance(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             status.update(f"asking the model: {done} of {total} replies")
 
-        found = diagnose(loaded, policy, cache=ReplyCache(cache_folder() / "replies.sqlite"), advance=advance)
+        found = diagnose(loaded, policy, cache=ReplyCache(cache_folder() / "replies.sqlite"), on_progress=on_progress)
     show_diagnosis(out, found)
     if json_:
         save(json_, found)
@@ -103,7 +103,7 @@ def refuse_unwritable(path: Path | None) -> None:
 def save(path: Path, found: "ReplyReport | Diagnosis") -> None:
     """Write all that was found. Raises SettingsError where the file cannot be written."""
     try:
-        write_json(path, dataclasses.asdict(found))
+        write_json(path, as_record(found))
     except OSError as error:
         raise SettingsError(f"--json {path}: the file cannot be written ({error.strerror}).") from error
 
@@ -136,10 +136,10 @@ def shares(need: Any) -> Table:
 
 
 def show_reply(out: Console, each: "ReplyVerdict") -> None:
-    mended = "no single repair was paid for" if each.repaired is None else shown(each.repaired)
+    mended = "no single repair was paid for" if each.repaired is None else one_line(each.repaired)
     earned = "" if each.repaired_reward is None else f"  (reward {each.repaired_reward:.2f})"
-    out.print(Text.assemble("\n", (each.verdict, "bold"), f"  {each.id}: {shown(each.question)}"))
-    out.print(f"  reply     {shown(each.reply)}  (reward {each.reward:.2f})", highlight=False)
+    out.print(Text.assemble("\n", (each.verdict, "bold"), f"  {each.id}: {one_line(each.question)}"))
+    out.print(f"  reply     {one_line(each.reply)}  (reward {each.reward:.2f})", highlight=False)
     out.print(f"  repaired  {mended}{earned}", highlight=False)
 
 
@@ -153,10 +153,10 @@ def show_diagnosis(out: Console, found: "Diagnosis") -> None:
     if found.demand.failures:
         out.print(shares(found.demand))
         for each in found.examples:
-            out.print(f"  {each.attribution.verdict:<8}{shown(each.question)}\n          reply     "
-                      f"{shown(each.reply)}", highlight=False)
+            out.print(f"  {each.attribution.verdict:<8}{one_line(each.question)}\n          reply     "
+                      f"{one_line(each.reply)}", highlight=False)
             if each.attribution.repaired is not None:
-                out.print(f"          repaired  {shown(each.attribution.repaired)}", highlight=False)
+                out.print(f"          repaired  {one_line(each.attribution.repaired)}", highlight=False)
         out.print(bounds_table(found))
         out.print(f"too small to see on {found.validation_rows} validation rows: gains in mean reward below "
                   f"{found.smallest_detectable:.3f} (one-sided paired test, level {found.level:g})", highlight=False)
@@ -184,7 +184,7 @@ def cost_table(found: "Diagnosis") -> Table:
     return table
 
 
-def shown(text: str) -> str:
+def one_line(text: str) -> str:
     """One line of a text, cut where it is long."""
     line = text.replace("\n", "\\n")
     return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"

@@ -29,11 +29,11 @@ def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
     from nslora.graph.cli.tables import show_question
     from nslora.tools.files import from_here, quoted
 
-    lab = begun.lab
-    rows = lab.task
+    workspace = begun.workspace
+    rows = workspace.task
     out.print(f"task     {rows.name}: {len(rows.train)} train, {len(rows.validation)} validation, {len(rows.test)} "
-              f"test rows; model {lab.settings.model}; editor {lab.settings.editor}; strategy {lab.settings.strategy}; "
-              f"seed {lab.settings.seed}")
+              f"test rows; model {workspace.settings.model}; editor {workspace.settings.editor}; strategy {workspace.settings.strategy}; "
+              f"seed {workspace.settings.seed}")
     control = RunControl()
     go_on = f"Go on with: nslora resume {quoted(begun.folder)}"
 

@@ -103,7 +103,7 @@ def replay(
 ) -> None:
     """Run again from the records, offline, and say whether everything came out the same."""
     from nslora.graph.cli.common import out
-    from nslora.graph.cli.stop_signals import told_when_stopped
+    from nslora.graph.cli.stop_signals import report_when_stopped
     from nslora.graph.runs.replay import replay as run_again
     from nslora.graph.runs.run import Run
     from nslora.tools.files import from_here
@@ -112,7 +112,7 @@ def replay(
     prepare_environment()
     source = Run.open(folder, checkpoints=checkpoints, needs_editor=False)
     copy = into or beside(folder, "replay")
-    with told_when_stopped(out.print, f"Stopped: what is in {copy} is half a replay, so delete it. The run that was to "
+    with report_when_stopped(out.print, f"Stopped: what is in {copy} is half a replay, so delete it. The run that was to "
                                       "be replayed is as it was."):
         found = run_again(source, copy, begin_at=from_, retrain=retrain)
     rounds = f"{found.rounds} round{'' if found.rounds == 1 else 's'}" if found.rounds else "The end"

@@ -57,7 +57,7 @@ def stopping(control: RunControl, say: Callable[[str], None],
 
 
 @contextmanager
-def told_when_stopped(say: Callable[[str], None], words: str) -> Iterator[None]:
+def report_when_stopped(say: Callable[[str], None], words: str) -> Iterator[None]:
     """Of a command that keeps nothing: on Ctrl-C say so, and end as shells expect it."""
     try:
         yield

@@ -14,7 +14,7 @@ from nslora.graph.cli.plain_console import PICTURES
 from nslora.graph.runs.compare import Comparison
 from nslora.graph.runs.view import Round, RoundDetails, RunView
 from nslora.tools.files import quoted
-from nslora.tools.workspace.budget import Plan
+from nslora.tools.workspace.budget import RunPlan
 
 FAILURES_SHOWN = 12
 TEXT_CHARACTERS = 160
@@ -97,7 +97,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
                       "be one of another yardstick.", highlight=False)
 
 
-def show_plan(console: Console, plan: Plan) -> None:
+def show_plan(console: Console, plan: RunPlan) -> None:
     """What a run would do and cost."""
     for name, text in plan.lines:
         console.print(f"{name:<11}{text}", highlight=False)

@@ -53,9 +53,9 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         raise RunError("There is nothing to compare: name at least one run.")
     views = [look(folder) for folder in folders]
     tests = [question_scores(view) for view in views]
-    first = [asked(row) for row in tests[0]]
+    first = [question_key(row) for row in tests[0]]
     for view, rows in zip(views, tests, strict=True):
-        if [asked(row) for row in rows] != first:
+        if [question_key(row) for row in rows] != first:
             raise RunError(f"{view.folder} and {views[0].folder} were tested on other questions: compare runs of one "
                            "task.")
     gains = tuple(Gain(paired(tests[0], rows, "passed"), paired(tests[0], rows, "reward")) for rows in tests[1:])
@@ -80,7 +80,7 @@ def question_scores(view: RunView) -> list[dict[str, Any]]:
     return rows
 
 
-def asked(row: dict[str, Any]) -> tuple[str, str]:
+def question_key(row: dict[str, Any]) -> tuple[str, str]:
     """Which question a score belongs to: ids alone are given by number where the task has none of its own."""
     return str(row["id"]), str(row.get("question_sha256", ""))
 

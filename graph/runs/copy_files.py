@@ -87,8 +87,8 @@ def candidates_in(edit: Path) -> list[str]:
     return names
 
 
-def copy_records(source: Path, target: Path, *, editor: bool, bursts: bool) -> None:
-    """Copy what the editor said, what bursts gave and replies of the run's own, so that none is paid for again.
+def copy_records(source: Path, target: Path, *, editor: bool, trained: bool) -> None:
+    """Copy what the editor said, what training jobs gave and replies of the run's own, so that none is paid for again.
 
     Calls that failed are left out: a fork makes them again, and its own replay must not meet them first.
     """
@@ -99,7 +99,7 @@ def copy_records(source: Path, target: Path, *, editor: bool, bursts: bool) -> N
     if editor and (source / "editor.jsonl").is_file():
         write_jsonl(target / "editor.jsonl", [each for each in whole_lines(source / "editor.jsonl")
                                               if isinstance(each, dict) and not each.get("error")])
-    if bursts and (source / "bursts.jsonl").is_file():
+    if trained and (source / "bursts.jsonl").is_file():
         records = whole_lines(source / "bursts.jsonl")
         write_jsonl(target / "bursts.jsonl", records)
         for record in records:

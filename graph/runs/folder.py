@@ -16,9 +16,9 @@ from nslora.graph.runs.checkpoints import without_password
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import quoted, write_json
 from nslora.tools.workspace.record import FORMAT, RUN_FILE, read_run_file
-from nslora.tools.workspace.workspace import Lab
+from nslora.tools.workspace.workspace import Workspace
 from nslora.tools.policies.local import refuse_unknown_targets
-from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME, Note, refuse_unreachable, resolve_model
+from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME, Notify, refuse_unreachable, resolve_model
 from nslora.tools.policy import Policy
 from nslora.graph.lock import HOLDER_FILE, LOCK_FILE, sole_writer
 from nslora.tools.training.settings import LoraSettings
@@ -31,25 +31,25 @@ POLICY = [name for name in (*Policy.__annotations__, *vars(Policy)) if not name.
 FREE_SPACE_BYTES = 200e6        # adapters, checkpoints and replies of an ordinary run take less
 
 
-def write_record(lab: Lab, *, editor_is_object: bool, checkpoints: str | None = None,
+def write_record(workspace: Workspace, *, editor_is_object: bool, checkpoints: str | None = None,
                  origin: dict[str, Any] | None = None) -> None:
     """Write `run.json`, the last thing before a run exists. Raises RunError where another process was faster.
 
     checkpoints: URL of a database (its password is left out), `OBJECT`, None for a file in the folder. origin: of a
     fork or a replay, {"run", "kind", "round", ...}.
     """
-    task = lab.task
-    with sole_writer(lab.folder):
-        if (lab.folder / RUN_FILE).exists():
-            raise RunError(f"{lab.folder} was begun by another process just now: name another folder.")
-        write_json(lab.folder / RUN_FILE, {
+    task = workspace.task
+    with sole_writer(workspace.folder):
+        if (workspace.folder / RUN_FILE).exists():
+            raise RunError(f"{workspace.folder} was begun by another process just now: name another folder.")
+        write_json(workspace.folder / RUN_FILE, {
             "format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds"),
             # Of its own in any database: two runs must never share a thread.
             "thread": f"nslora-{task.name}-{uuid.uuid4().hex[:12]}",
-            "settings": lab.settings.model_dump(mode="json"), "editor_is_object": editor_is_object,
+            "settings": workspace.settings.model_dump(mode="json"), "editor_is_object": editor_is_object,
             "task": {"name": task.name, "source": task.source, "options": dict(task.options), "hash": task.hash,
                      "prompt": task.prompt.hash},
-            "anchor": lab.anchor_hash,
+            "anchor": workspace.regression_hash,
             "checkpoints": without_password(checkpoints) if checkpoints else None, "origin": origin})
 
 
@@ -95,27 +95,27 @@ def fields_at(place: Sequence[int | str]) -> list[str]:
     return list(fields)
 
 
-def could_begin(lab: Lab, *, ask_reward: bool = True) -> None:
+def could_begin(workspace: Workspace, *, ask_reward: bool = True) -> None:
     """Raise what Run.create would raise of strategy, reward, editor and model; writes nothing.
 
     ask_reward: about one row of each split.
     """
-    refuse_unnameable(lab.folder)
-    strategy_named(lab.settings.strategy)
-    device = lab.settings.device.device
+    refuse_unnameable(workspace.folder)
+    strategy_named(workspace.settings.strategy)
+    device = workspace.settings.device.device
     if device is not None and not DEVICE.fullmatch(device):
         raise SettingsError(f"device.device is {device!r}: wanted cpu, cuda, mps or another kind that torch knows, or "
                             "nothing for what this machine has.")
     if ask_reward:
-        probe(lab.task)
-    _ = lab.editor      # connects, and checks prices where there is a cap on cost
-    if lab.given_policy is None and lab.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
-        resolve_model(lab.settings.model)
+        probe(workspace.task)
+    _ = workspace.editor      # connects, and checks prices where there is a cap on cost
+    if workspace.given_policy is None and workspace.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
+        resolve_model(workspace.settings.model)
 
 
-def refuse_unfit_model(name: str, lora: LoraSettings, note: Note = lambda _: None) -> None:
+def refuse_unfit_model(name: str, lora: LoraSettings, notify: Notify = lambda _: None) -> None:
     """Raise ModelError where a model cannot be had from here, or lacks what LoRA is to go on. No weights are read."""
-    source = resolve_model(name, note)
+    source = resolve_model(name, notify)
     refuse_unreachable(source)
     refuse_unknown_targets(source, lora)
 

@@ -18,7 +18,7 @@ from nslora.tools.editor.chat_models import editor_name
 from nslora.graph.runs.checkpoints import copy_past
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import write_json, write_jsonl
-from nslora.tools.workspace.workspace import Lab, register
+from nslora.tools.workspace.workspace import Workspace, register
 from nslora.tools.workspace.record import RUN_FILE, read_run_file
 from nslora.tools.policy import Policy
 from nslora.graph.runs.copy_files import copy_past as copy_files
@@ -40,7 +40,7 @@ class Beginning:
     folder: Path
     round: int
     kind: Literal["fork", "replay"]
-    bursts: bool = True     # whether what the source trained is taken over where the same is to be trained again
+    reuse_training: bool = True     # whether what the source trained is taken over where the same is to be trained again
 
 
 def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "textgrad"] | None = None,
@@ -106,7 +106,7 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: Chat | None = 
     """Make the new run: its record, the files of its past, and its checkpoints up to the decision of the round."""
     source, folder = beginning.source, beginning.folder
     record = read_run_file(source.folder)
-    old = source.lab.settings
+    old = source.workspace.settings
     if beginning.round > 0 and (settings.model, settings.device.device, settings.device.dtype) != (
             old.model, old.device.device, old.device.dtype):
         raise RunError(f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
@@ -117,29 +117,29 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: Chat | None = 
         past = line_of(graph, at.config)
         if beginning.round > 0 and at.values["kept"]["adapter"] is not None:
             refuse_other_shape(old.lora, settings.lora, beginning.round)
-        chat = editor or (source.lab.editor_chat if keeps_editor else None)
-        lab = Lab(folder.resolve(), settings, source.lab.task, policy=policy or source.lab.given_policy,
-                  editor_chat=chat, note=source.lab.note)
+        chat = editor or (source.workspace.editor_chat if keeps_editor else None)
+        workspace = Workspace(folder.resolve(), settings, source.workspace.task, policy=policy or source.workspace.given_policy,
+                  editor_chat=chat, notify=source.workspace.notify)
         if chat is not None or not record["editor_is_object"] or not keeps_editor:
-            could_begin(lab)
-            del lab.editor      # its record is copied later
-        if beginning.round > 0 and lab.anchor_hash != source.lab.anchor_hash:
+            could_begin(workspace)
+            del workspace.editor      # its record is copied later
+        if beginning.round > 0 and workspace.regression_hash != source.workspace.regression_hash:
             raise RunError(f"What {source.folder} kept has not answered these anchor questions: a fork with another "
                            "anchor set begins at 0, with the first evaluation.")
         refuse_unusable(folder)
         make_folder(folder)
         is_object = editor is not None or (keeps_editor and bool(record["editor_is_object"]))
-        write_record(lab, editor_is_object=is_object, origin={
+        write_record(workspace, editor_is_object=is_object, origin={
             "run": source.folder.name, "thread": source.thread, "kind": beginning.kind, "round": beginning.round,
             **(origin or {}), "whole": False})
         with whole_or_gone(folder):     # from here on it is this run's own
-            lab.prompts.add(lab.task.prompt)
+            workspace.prompts.add(workspace.task.prompt)
             copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
             # Two objects of one name may be asked at other servers, or at another temperature.
-            known = editor is None or editor is source.lab.editor_chat
-            copy_records(source.folder, folder, bursts=beginning.bursts,
+            known = editor is None or editor is source.workspace.editor_chat
+            copy_records(source.folder, folder, trained=beginning.reuse_training,
                          editor=beginning.kind == "fork" and known and same_editor(old, settings))
-            new = Run(folder, register(lab))
+            new = Run(folder, register(workspace))
             found = saver.get_tuple(at.config)
             if found is None:
                 raise RunError(f"The checkpoint before round {beginning.round} of {source.folder} is gone.")
@@ -168,7 +168,7 @@ def reopen(graph: Graph, run: Run, *, anew: bool) -> None:
     anew: whether the editor, or how it is asked, is another one; then the old one's failures are not its own.
     """
     state = graph.get_state(run.config)
-    changes: Changes = {"approve": run.lab.settings.approve, **({"editor_failures": 0} if anew else {})}
+    changes: Changes = {"approve": run.workspace.settings.approve, **({"editor_failures": 0} if anew else {})}
     if "finish" in state.next:
         graph.update_state(run.config, {**changes, "stop": "", "decision": None}, as_node="monitor")
     elif any(state.values.get(name) != value for name, value in changes.items()):

@@ -9,7 +9,7 @@ from nslora.graph.build import Graph
 from nslora.tools.errors import NsloraError, RunError
 from nslora.tools.files import quoted
 from nslora.graph.runs.integrity import check_past
-from nslora.tools.workspace.workspace import Lab
+from nslora.tools.workspace.workspace import Workspace
 
 
 def checkpoint_before(graph: Graph, config: RunnableConfig, folder: Path, number: int) -> StateSnapshot:
@@ -38,13 +38,13 @@ def line_of(graph: Graph, config: RunnableConfig) -> list[StateSnapshot]:
     return line
 
 
-def last_whole_round(graph: Graph, config: RunnableConfig, lab: Lab) -> int:
+def last_whole_round(graph: Graph, config: RunnableConfig, workspace: Workspace) -> int:
     """The highest round that can be decided again, since every file that its past names is whole; 0 for none."""
     rounds = graph.get_state(config).values.get("round", 0)
     for number in range(rounds + 1, 0, -1):
         try:
-            at = checkpoint_before(graph, config, lab.folder, number)
-            check_past(lab, [each.values for each in line_of(graph, at.config)], number - 1)
+            at = checkpoint_before(graph, config, workspace.folder, number)
+            check_past(workspace, [each.values for each in line_of(graph, at.config)], number - 1)
         except NsloraError:     # never came so far, or something of it is damaged: what, was said already
             continue
         return number

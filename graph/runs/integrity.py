@@ -5,22 +5,22 @@ from pathlib import Path
 
 from nslora.tools.evaluation.records import read_evaluation
 from nslora.tools.files import read_json, read_jsonl, read_whole
-from nslora.tools.workspace.workspace import Lab
+from nslora.tools.workspace.workspace import Workspace
 from nslora.tools.dataset.remade import read_rows
 from nslora.graph.runs.copy_files import State, candidates_of, evaluations_of, material_of_rounds
 
 
-def check_past(lab: Lab, states: Iterable[State], rounds_done: int) -> None:
+def check_past(workspace: Workspace, states: Iterable[State], rounds_done: int) -> None:
     """Raise DamagedError where a file that the `states` of the past name is missing or damaged."""
     candidates = {(each["adapter"], each["prompt"]) for state in states for each in candidates_of(state)}
     for adapter, prompt in sorted(candidates, key=str):
-        lab.prompts.get(prompt)
-        read_rows(lab.remade / f"{prompt}.jsonl")
+        workspace.prompts.get(prompt)
+        read_rows(workspace.remade / f"{prompt}.jsonl")
         if adapter:
-            lab.adapters.path(adapter)
+            workspace.adapters.path(adapter)
     for key in sorted({key for state in states for key in evaluations_of(state)}):
-        read_evaluation(lab.evaluations / f"{key}.jsonl")
-    for path in material_of_rounds(lab.folder, rounds_done):
+        read_evaluation(workspace.evaluations / f"{key}.jsonl")
+    for path in material_of_rounds(workspace.folder, rounds_done):
         read_json(path) if path.suffix == ".json" else read_whole(path)
 
 

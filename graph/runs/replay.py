@@ -61,7 +61,7 @@ class Replay:
 def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool = False) -> Replay:
     """Run `source` again from the decision of round `begin_at` into a new run in `folder`; 0 is the first evaluation.
 
-    The editor's replies come from its record and the policy's from the reply cache; bursts give the recorded adapters,
+    The editor's replies come from its record and the policy's from the reply cache; training jobs give the recorded adapters,
     or are trained again with retrain=True, to compare the hashes. A person's answers are given again, and so is an
     action that a fork forced, with which the replay then begins. Nothing is called over the network.
     A fork is replayed from its own first round on. A run with max_seconds ends after as many rounds as then, since the
@@ -93,10 +93,10 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
                         recorded_name=first_call.model if first_call else name,
                         kind=name if name in FREE else "recorded",
                         max_tokens=first_call.reply_bound or None if first_call else None)
-    new = begin(Beginning(source, Path(folder), begin_at, "replay", bursts=not retrain), settings, editor=chat,
+    new = begin(Beginning(source, Path(folder), begin_at, "replay", reuse_training=not retrain), settings, editor=chat,
                 policy=policy, origin={"action": forced})
     if isinstance(policy, RecordedPolicy):
-        policy.load = new.lab.load_policy       # with the adapters of the new run's folder
+        policy.load = new.workspace.load_policy       # with the adapters of the new run's folder
     complete(new, forced)
     answer_again(new, old)
     again = look(new.folder)
@@ -143,9 +143,9 @@ def answer_of(person: Mapping[str, str], prompts: PromptStore) -> Answer:
 def recorded_policy(source: Run) -> Policy:
     """The policy of the original: a stand-in where it is on record, else (a Python object) itself."""
     facts = source.folder / POLICY_FILE
-    if source.lab.given_policy is not None or not facts.is_file():
-        return source.lab.policy
-    return RecordedPolicy(facts, source.lab.settings.model, source.lab.load_policy)
+    if source.workspace.given_policy is not None or not facts.is_file():
+        return source.workspace.policy
+    return RecordedPolicy(facts, source.workspace.settings.model, source.workspace.load_policy)
 
 
 def differences(old: RunView, new: RunView, *, timed: bool = False) -> list[str]:

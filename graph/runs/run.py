@@ -44,7 +44,7 @@ from nslora.graph.runs.checkpoints import (
 from nslora.graph.runs.disk_errors import named_disk_problems
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import quoted, read_jsonl, write_jsonl
-from nslora.tools.workspace.workspace import Lab, open_lab, refuse_other_anchor, register
+from nslora.tools.workspace.workspace import Workspace, open_workspace, refuse_other_regression_set, register
 from nslora.tools.workspace.record import (
     OLD_THREAD,
     QUESTION_FILE,
@@ -52,7 +52,7 @@ from nslora.tools.workspace.record import (
     recorded_settings,
     refuse_half_begun,
 )
-from nslora.tools.inference.weights import Note
+from nslora.tools.inference.weights import Notify
 from nslora.tools.policy import Policy
 from nslora.tools.prompt import Prompt
 from nslora.graph.runs.integrity import check_records
@@ -67,13 +67,13 @@ Answer = str | Mapping[str, Any]
 
 
 class Run:
-    """One adaptation: its folder, its lab, and its checkpoints.
+    """One adaptation: its folder, its workspace, and its checkpoints.
 
     saver: a checkpointer of the user's own; without one the place in the folder's record is used.
     """
 
-    def __init__(self, folder: Path, lab: Lab, saver: Saver | None = None, place: str | None = None) -> None:
-        self.folder, self.lab = folder.absolute(), lab      # whoever changes the working directory stays with this run
+    def __init__(self, folder: Path, workspace: Workspace, saver: Saver | None = None, place: str | None = None) -> None:
+        self.folder, self.workspace = folder.absolute(), workspace      # whoever changes the working directory stays with this run
         self._saver = saver
         record = read_run_file(folder)
         recorded = record.get("checkpoints")
@@ -86,7 +86,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, *, task: Task, model: str | PathLike[str] | Policy = "SmolLM2-135M-Instruct",
-               editor: str | Chat = "rules", note: Note = lambda _: None,
+               editor: str | Chat = "rules", notify: Notify = lambda _: None,
                checkpoints: str | Saver | None = None, overwrite: bool = False, **settings: Any) -> "Run":
         """Begin a run in a new folder.
 
@@ -107,28 +107,28 @@ class Run:
         values = read_settings(model=model if isinstance(model, str) else model.name,
                                editor=editor if isinstance(editor, str) else editor_name(editor), **settings)
 
-        def lab() -> Lab:
-            return Lab(path.resolve(), values, task, policy=None if isinstance(model, str) else model,
-                       editor_chat=None if isinstance(editor, str) else editor, note=note)
+        def workspace() -> Workspace:
+            return Workspace(path.resolve(), values, task, policy=None if isinstance(model, str) else model,
+                       editor_chat=None if isinstance(editor, str) else editor, notify=notify)
 
-        could_begin(lab())
+        could_begin(workspace())
         refuse_unusable(path, overwrite=overwrite)
         if isinstance(model, str):      # may fetch or convert it
-            refuse_unfit_model(model, values.lora, note)
+            refuse_unfit_model(model, values.lora, notify)
         if overwrite:
             delete_earlier(path)
         refuse_unusable(path)           # fetching takes minutes, in which another run may have begun there
         for warning in plan_of(task, values).warnings:
-            note(f"note     {warning}")
+            notify(f"note     {warning}")
         make_folder(path)
-        begun = register(lab())     # another one: that above read the record of a run which is overwritten now
+        begun = register(workspace())     # another one: that above read the record of a run which is overwritten now
         write_record(begun, editor_is_object=not isinstance(editor, str),
                      checkpoints=place if checkpoints is None or place else OBJECT)
         return cls(path, begun, None if isinstance(checkpoints, str) else checkpoints, place)
 
     @classmethod
     def open(cls, folder: str | Path, *, task: Task | None = None, editor: Chat | None = None,
-             model: Policy | None = None, note: Note = lambda _: None,
+             model: Policy | None = None, notify: Notify = lambda _: None,
              checkpoints: str | Saver | None = None, needs_editor: bool = True) -> "Run":
         """A run that exists. task, editor, model, checkpoints: only where it was created with Python objects, or where
         the database's URL has a password (which is not written down). needs_editor: False where it is only to be
@@ -141,7 +141,7 @@ class Run:
         check_checkpoints(checkpoints)
         saver = None if isinstance(checkpoints, str) else checkpoints
         if task is None and editor is None and model is None:
-            return cls(path, open_lab(path, needs_editor=needs_editor), saver, place)
+            return cls(path, open_workspace(path, needs_editor=needs_editor), saver, place)
         if task is None:
             raise RunError("Give the task too: Run.open(folder, task=..., editor=...).")
         refuse_no_task(task)
@@ -150,17 +150,17 @@ class Run:
         if task.hash != record["task"]["hash"]:
             raise RunError(f"Another task than the one that {folder} was begun with (hash {task.hash[:12]}, wanted "
                            f"{record['task']['hash'][:12]}).")
-        lab = Lab(path.resolve(), recorded_settings(path, record), task, policy=model, editor_chat=editor, note=note)
-        refuse_other_anchor(lab, record)
-        if editor is not None and (name := editor_name(editor)) != lab.settings.editor:
-            note(f"note     {folder} was begun with the editor {lab.settings.editor} and goes on with {name}, and the "
+        workspace = Workspace(path.resolve(), recorded_settings(path, record), task, policy=model, editor_chat=editor, notify=notify)
+        refuse_other_regression_set(workspace, record)
+        if editor is not None and (name := editor_name(editor)) != workspace.settings.editor:
+            notify(f"note     {folder} was begun with the editor {workspace.settings.editor} and goes on with {name}, and the "
                  "report names the first: fork(run, folder, at=..., editor=...) keeps the two apart")
-        return cls(path, register(lab), saver, place)
+        return cls(path, register(workspace), saver, place)
 
     @property
     def config(self) -> RunnableConfig:
         """LangGraph's config of this run."""
-        limit = STEPS_PER_ROUND * (self.lab.settings.max_rounds + 2)
+        limit = STEPS_PER_ROUND * (self.workspace.settings.max_rounds + 2)
         return {"configurable": {"thread_id": self.thread}, "recursion_limit": limit}
 
     @property
@@ -180,7 +180,7 @@ class Run:
         return self._first_state()
 
     def _first_state(self) -> AdaptationState:
-        return first_state(self.lab.prompts.add(self.lab.task.prompt), approve=self.lab.settings.approve)
+        return first_state(self.workspace.prompts.add(self.workspace.task.prompt), approve=self.workspace.settings.approve)
 
     def checkpointer(self) -> AbstractContextManager[Saver]:
         """The run's checkpoints, open as long as the block lasts."""
@@ -209,7 +209,7 @@ class Run:
                 yield from self._streamed(graph, replace(self.context, stream=stream), modes, control, answer)
             except DamagedError as error:
                 raise DamagedError(f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "
-                                   f"fork {quoted(self.folder)} --at {last_whole_round(graph, self.config, self.lab)}") from error
+                                   f"fork {quoted(self.folder)} --at {last_whole_round(graph, self.config, self.workspace)}") from error
 
     def _refuse_where_unasked(self, graph: Graph, answer: Answer | None, *, begins_anew: bool) -> None:
         seen = graph.get_state(self.config)

@@ -58,7 +58,7 @@ class Round:
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """A row that a burst was trained on. origin: "reference", "remade" or "replay"."""
+    """A row that a training job was trained on. origin: "reference", "remade" or "replay"."""
 
     source: str
     origin: str

@@ -2,14 +2,14 @@
 from nslora.graph.state import AdaptationState, Kind, RoundRecord
 from nslora.tools.dataset.selection import Material
 from nslora.tools.router.monitoring_signal import Update
-from nslora.tools.workspace.workspace import Lab
+from nslora.tools.workspace.workspace import Workspace
 
 
 def history(rounds: list[RoundRecord]) -> list[Update]:
     """The rounds as the signal wants them."""
     return [Update(
         kind=record["action"], kept=record["kept"], gain=record["numbers"].get("gain", 0.0),
-        potential_gain=record["numbers"].get("potential_gain", 0.0),
+        repairable_gain=record["numbers"].get("potential_gain", 0.0),
         epoch_losses_nats=tuple(record["epoch_losses_nats"]), grad_norms=tuple(record["grad_norms"]),
         new_rows=record["new_rows"], failed=record["error"] is not None) for record in rounds]
 
@@ -21,9 +21,9 @@ def tries(rounds: list[RoundRecord], kind: Kind) -> int:
     return sum(record["action"] == kind for record in rounds)
 
 
-def material_of(state: AdaptationState, lab: Lab) -> Material:
+def material_of(state: AdaptationState, workspace: Workspace) -> Material:
     """The train rows that this round's decision chose."""
     decision = state["decision"]
     if decision is None:
         return Material((), (), ())
-    return Material.load(lab.folder / decision["material"])
+    return Material.load(workspace.folder / decision["material"])

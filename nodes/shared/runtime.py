@@ -1,4 +1,4 @@
-"""What every node needs: its lab, and a way to show how far it is."""
+"""What every node needs: its workspace, and a way to show how far it is."""
 
 import time
 from typing import Any
@@ -10,9 +10,9 @@ from langgraph.runtime import Runtime, get_runtime
 from nslora.graph.state import AdaptationContext
 from nslora.tools.errors import BudgetError, RunError
 from nslora.tools.evaluation.rollouts import STORED_REPLIES
-from nslora.tools.policy import Advance
+from nslora.tools.policy import OnProgress
 from nslora.tools.workspace.task_clock import TaskClock
-from nslora.tools.workspace.workspace import Lab, open_lab
+from nslora.tools.workspace.workspace import Workspace, open_workspace
 
 # How often a node saves what it has, in the unit of its progress: there a run can stop. `approve` goes on to its end,
 # since a person's answer is used up with the first stop.
@@ -24,31 +24,31 @@ def thread_of(runtime: Runtime[AdaptationContext]) -> str:
     return getattr(runtime.execution_info, "thread_id", None) or ""
 
 
-def lab_for(runtime: Runtime[AdaptationContext]) -> Lab:
-    """The lab of this run. Raises RunError where the graph was invoked without its context."""
+def workspace_for(runtime: Runtime[AdaptationContext]) -> Workspace:
+    """The workspace of this run. Raises RunError where the graph was invoked without its context."""
     if runtime.context is None or not runtime.context.folder:       # a server makes an empty one
         raise RunError("The graph was invoked without its context: pass context=run.context (also when resuming, since "
                        "a context is never persisted).")
-    lab = open_lab(runtime.context.folder)
+    workspace = open_workspace(runtime.context.folder)
     # The same task id again after a kill: what it generated before stays on its account. A fork that begins with the
     # first evaluation has its source's task id, but a thread of its own.
-    lab.task_id = getattr(runtime.execution_info, "task_id", None) or ""
+    workspace.task_id = getattr(runtime.execution_info, "task_id", None) or ""
     thread = thread_of(runtime)
-    lab.replies.payer = f"{thread}/{lab.task_id}" if lab.task_id else ""
-    lab.clock = TaskClock(lab.folder, lab.task_id)
-    return lab
+    workspace.replies.payer = f"{thread}/{workspace.task_id}" if workspace.task_id else ""
+    workspace.clock = TaskClock(workspace.folder, workspace.task_id)
+    return workspace
 
 
-def progress(node: str, what: str, deadline: float | None = None) -> Advance:
+def stream_progress(node: str, what: str, deadline: float | None = None) -> OnProgress:
     """A progress callback that streams `custom` events: {"node", "what", "done", "total"}.
 
     It raises BudgetError where `deadline` (of time.monotonic) has passed.
     """
     write = get_stream_writer()
     runtime = get_runtime(AdaptationContext)
-    clock = open_lab(runtime.context.folder).clock
+    clock = open_workspace(runtime.context.folder).clock
 
-    def advance(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         event: dict[str, Any] = {"node": node, "what": what, "done": done, "total": total}
         write(event)
         clock.tick()
@@ -58,4 +58,4 @@ def progress(node: str, what: str, deadline: float | None = None) -> Advance:
         if deadline is not None and time.monotonic() > deadline and done < total:
             raise BudgetError(f"stopped at {done} of {total} {what}: the run's max_seconds leave no more time.")
 
-    return advance
+    return on_progress

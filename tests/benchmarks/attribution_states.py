@@ -15,7 +15,7 @@ from nslora.tools.files import write_json, write_jsonl
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policies.local import LocalPolicy, prepare_environment
 from nslora.tools.policies.settings import DeviceSettings
-from nslora.tools.policy import Burst, TrainingRow
+from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.training.settings import LoraSettings
 
@@ -87,7 +87,7 @@ def stages(policy: LocalPolicy) -> list[str]:
     rows = tuple(TrainingRow(tuple(Prompt().messages(fact.taught)), fact.reference, fact.id, "reference")
                  for fact in read_facts())
     while len(names) < STAGES:
-        result = policy.train(Burst(rows, EPOCHS_PER_STAGE, seed=len(names), start=names[-1] if names else None))
+        result = policy.train(TrainingJob(rows, EPOCHS_PER_STAGE, seed=len(names), start=names[-1] if names else None))
         names.append(result.adapter)
         write_json(record, names)
         print(f"stage {len(names)}: {result.steps} steps, loss {result.epoch_losses[-1]:.2f}", flush=True)

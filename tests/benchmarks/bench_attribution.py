@@ -23,7 +23,7 @@ from attribution_styles import ARTICLE, STYLES, TUNED_DOMAINS, Style, knows, rea
 from form import Figure, figure, publish
 
 from nslora.tools.classifier.attribution import Attribution
-from nslora.tools.classifier.classify import classify
+from nslora.tools.classifier.classify import classify_failures
 from nslora.tools.classifier.verdict_memory import HEADS, Verdict, corrected, learn
 from nslora.tools.rewards.functions import callable_check
 from nslora.tools.rewards.reward import Combine, Reward
@@ -108,7 +108,7 @@ def attributions(failures: Sequence[Reply], kind: str, *, known: bool = True, co
             train = [in_style(row, style) for row in train]
         graded = [Graded(row, failures[i].reply, reward(row, failures[i].reply)) for i, row in rows.items()]
         started = time.perf_counter()
-        answers = classify(graded, reward, known_good=shown(style, reward) if known else (), train=train)
+        answers = classify_failures(graded, reward, known_good=shown(style, reward) if known else (), train=train)
         spent_s += time.perf_counter() - started
         found.update(zip(places, answers, strict=True))
     return [found[i] for i in range(len(failures))], spent_s

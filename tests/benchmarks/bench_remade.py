@@ -31,7 +31,7 @@ from nslora.tools.files import sha256_of_json, write_json
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policies.local import LocalPolicy, prepare_environment
 from nslora.tools.policies.settings import DeviceSettings
-from nslora.tools.policy import Burst, TrainingRow
+from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.score import Graded
 from nslora.tools.tasks.task import Task, load_task
@@ -127,7 +127,7 @@ def trained(bench: Bench, arm: str, size: int, seed: int) -> Trained:
     found = FOLDER / f"{arm}-{size}-{seed}-{key}.json"
     if not found.exists():
         epochs = math.ceil(STEPS * bench.policy.lora.batch_size / len(rows))
-        result = bench.policy.train(Burst(rows, epochs, seed, progress=FOLDER / "progress" / key))
+        result = bench.policy.train(TrainingJob(rows, epochs, seed, progress=FOLDER / "progress" / key))
         write_json(found, {"adapter": result.adapter, "steps": result.steps, "wall_s": round(result.wall_s, 1)})
         print(f"seed {seed}, {arm}, {len(rows)} rows: {result.steps} steps in {result.wall_s:.0f} s", flush=True)
     adapter = json.loads(found.read_text())["adapter"]

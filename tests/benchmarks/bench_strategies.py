@@ -71,7 +71,7 @@ def run_all(cells: Sequence[Cell], tasks: dict[str, BenchTask], workers: int, mi
                     child.join()
                     if child.exitcode:
                         failed.append(f"{cell}: exit status {child.exitcode}")
-                    shown.advance(bar)
+                    shown.on_progress(bar)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
         for thread in threads:

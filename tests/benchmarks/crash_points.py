@@ -107,9 +107,9 @@ def training(passed: Places) -> None:
     """After each optimizer step, before and after it is saved; and between the files of a snapshot or an adapter."""
     import safetensors.torch
 
-    from nslora.tools.training.snapshots import BurstProgress
+    from nslora.tools.training.snapshots import Snapshots
 
-    save = BurstProgress.after_step
+    save = Snapshots.after_step
 
     def after_step(self: Any, optimizer: Any, log: list[dict[str, float]]) -> None:
         passed.note("steps", f"{self.folder.name} {len(log)}")
@@ -117,7 +117,7 @@ def training(passed: Places) -> None:
         save(self, optimizer, log)
         passed("training: step saved")
 
-    BurstProgress.after_step = after_step  # type: ignore[method-assign]
+    Snapshots.after_step = after_step  # type: ignore[method-assign]
     around(safetensors.torch, "save_file", passed, "training: tensors")
 
 

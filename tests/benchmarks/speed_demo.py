@@ -24,8 +24,8 @@ POLICY, SAVER = "nslora.tools.policies.local.LocalPolicy", "langgraph.checkpoint
 PARTS = {
     "training": ("nslora.tools.training.trainer.train",), "generating": ("nslora.tools.inference.generation.generate_ids",),
     "scoring": ("nslora.tools.inference.likelihood.completion_losses",),
-    "making trainers": ("nslora.tools.training.trainer.burst_trainer",),
-    "snapshots": ("nslora.tools.training.snapshots.BurstProgress.after_step",),
+    "making trainers": ("nslora.tools.training.trainer.job_trainer",),
+    "snapshots": ("nslora.tools.training.snapshots.Snapshots.after_step",),
     "loading the model": (f"{POLICY}.load",), "storing adapters": (f"{POLICY}._store",),
     "fetching adapters": (f"{POLICY}._load", f"{POLICY}._new_adapter"),
     "rewards and classifier": ("nslora.nodes.evaluate.measure", "nslora.nodes.evaluate.attributed_anew"),

@@ -29,11 +29,11 @@ def evaluation_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows:
     policy.generate(dialogues[:2], adapter=None, max_new_tokens=2)
     seconds = alternating({"prefix cache": ours, f"plain, batch {PLAIN_BATCH}": lambda: plain(PLAIN_BATCH),
                            "a third one by one": lambda: plain(1, ONE_BY_ONE)}, arguments.repeats)
-    single = [each * len(dialogues) / len(dialogues[::ONE_BY_ONE]) for each in seconds["a third one by one"]]
+    repaired_reward = [each * len(dialogues) / len(dialogues[::ONE_BY_ONE]) for each in seconds["a third one by one"]]
     exact = on_cpu and str(policy.base.dtype) == "torch.float32"
     return [ratio(f"evaluation: plain generate at batch {PLAIN_BATCH} / ours", seconds[f"plain, batch {PLAIN_BATCH}"],
                   seconds["prefix cache"], at_least=1.5 if on_cpu else None),
-            ratio("evaluation: plain generate one by one / ours", single, seconds["prefix cache"],
+            ratio("evaluation: plain generate one by one / ours", repaired_reward, seconds["prefix cache"],
                   at_least=2.5 if on_cpu else None),
             # In bfloat16 rounding depends on the shape of a batch, in plain generate too.
             *(figure(f"evaluation: replies as from plain generate, batch {batch}",

@@ -16,8 +16,8 @@ from speed_sides import json_prompt, memory_bytes, peak_memory, styled, timed
 
 from nslora.graph.runs.run import Run
 from nslora.tools.policies.local import LocalPolicy
-from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
-from nslora.tools.router.inputs import Situation
+from nslora.tools.policy import Generated, OnProgress, TrainingJob, TrainingResult, no_progress
+from nslora.tools.router.inputs import RouterInput
 from nslora.tools.schema import Dialogue, Example
 from nslora.tools.tasks.task import Task
 from nslora.tools.training.adapters import CONFIG, WEIGHTS, AdapterStore
@@ -35,7 +35,7 @@ def adapter_figure(arguments: argparse.Namespace, policy: LocalPolicy, rows: Seq
     """Memory with five adapters loaded, over the base's weights, beside that with none."""
     prompt = json_prompt()
     dialogues = [prompt.messages(row.question) for row in rows[:8]]
-    names = [policy.train(Burst(styled(rows[:8], prompt), 1, seed=seed)).adapter for seed in range(5)]
+    names = [policy.train(TrainingJob(styled(rows[:8], prompt), 1, seed=seed)).adapter for seed in range(5)]
     policy.generate(dialogues, adapter=None, max_new_tokens=2)
     before = memory_bytes(arguments.device)
     for name in names:
@@ -54,15 +54,15 @@ def row_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequen
     def note(what: str, times: int, value: float) -> None:
         found.setdefault(what, {}).setdefault(times, []).append(value)
 
-    policy.train(Burst(styled(few, prompt), EPOCHS, seed=1))
+    policy.train(TrainingJob(styled(few, prompt), EPOCHS, seed=1))
     largest, policy.batch_size = policy.batch_size, BATCH
     for _ in range(repeats):
         for times in TIMES:
             many = [replace(row, id=f"{row.id}-{i}", question=f"{row.question} ({i})")
                     for i in range(times) for row in few]
-            burst = Burst(styled(many, prompt), EPOCHS, seed=1)
+            job = TrainingJob(styled(many, prompt), EPOCHS, seed=1)
             with peak_memory(arguments.device) as peak:
-                note("burst, seconds", times, timed(lambda burst=burst: policy.train(burst)))  # type: ignore[misc]
+                note("burst, seconds", times, timed(lambda job=job: policy.train(job)))  # type: ignore[misc]
             note("burst, MiB", times, peak[0] / MIB)
             dialogues = [prompt.messages(row.question) for row in many]
             with peak_memory(arguments.device) as peak:
@@ -118,9 +118,9 @@ def stub_run(task: Task, rounds: int) -> None:
             raise RuntimeError(f"The stub's run ended after {done} of {rounds} rounds.")
 
 
-def alternate(situation: Situation) -> str:
+def alternate(router_input: RouterInput) -> str:
     """Weights and prompt in turns."""
-    return "lora" if situation.round % 2 else "textgrad"
+    return "lora" if router_input.round % 2 else "textgrad"
 
 
 class StubPolicy:
@@ -138,7 +138,7 @@ class StubPolicy:
         return sum(len(turn["content"].split()) for turn in dialogue)
 
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 advance: Advance = silent) -> Generated:
+                 on_progress: OnProgress = no_progress) -> Generated:
         replies = tuple(hashlib.sha256(json.dumps([list(dialogue), adapter]).encode()).hexdigest()[:12]
                         for dialogue in dialogues)
         return Generated(replies, len(replies))
@@ -147,10 +147,10 @@ class StubPolicy:
                          adapter: str | None) -> list[float]:
         return [1.0 for _ in references]
 
-    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
+    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
         scratch = self.adapters.folder / ".scratch"
         scratch.mkdir(parents=True)
-        (scratch / WEIGHTS).write_text(json.dumps([burst.seed, burst.start]))
+        (scratch / WEIGHTS).write_text(json.dumps([job.seed, job.start]))
         (scratch / CONFIG).write_text(json.dumps({"r": 1, "lora_alpha": 1, "target_modules": ["stub"]}))
         name = self.adapters.add(scratch)
-        return BurstResult(name, 1, 1, len(burst.rows), (2.0, 1.0), (1.0, 1.0), 0.0, "stub")
+        return TrainingResult(name, 1, 1, len(job.rows), (2.0, 1.0), (1.0, 1.0), 0.0, "stub")

@@ -10,9 +10,9 @@ from speed_sides import alternating, goals_apply, json_prompt, ratio, styled, ti
 
 from nslora.tools.inference.decoder import compact_head
 from nslora.tools.policies.local import LocalPolicy
-from nslora.tools.policy import Burst
+from nslora.tools.policy import TrainingJob
 from nslora.tools.schema import Example
-from nslora.tools.training.batches import PaddedLayout, Plan, TokenRow
+from nslora.tools.training.batches import BatchPlan, PaddedLayout, TokenRow
 from nslora.tools.training.frozen_trunk import lowest_trained_block, without_trunk
 from nslora.tools.training.trainer import REPEATABLE
 
@@ -23,13 +23,13 @@ PREFIX_EPOCHS = 2       # enough for a ratio: the prefix is computed once a batc
 def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> list[Figure]:
     """Whole bursts, each side with everything that it needs from the rows to the stored adapter."""
     settings, on_cpu = policy.lora, goals_apply(arguments)
-    burst = Burst(styled(rows[:ROWS], json_prompt()), EPOCHS, seed=1)
+    job = TrainingJob(styled(rows[:ROWS], json_prompt()), EPOCHS, seed=1)
     found: dict[str, set[str]] = {"fast": set(), "plain": set()}
 
-    def run(burst: Burst, name: str = "", **lora: Any) -> Callable[[], None]:
+    def run(job: TrainingJob, name: str = "", **lora: Any) -> Callable[[], None]:
         def work() -> None:
             policy.lora = settings.model_copy(update=lora)
-            adapter = policy.train(burst).adapter
+            adapter = policy.train(job).adapter
             if name:
                 found[name].add(adapter)
         return work
@@ -37,16 +37,16 @@ def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: S
     def usual_kernels() -> None:
         """As without `fixed_order_of_sums`: kernels that promise no repeatable sums."""
         policy._found_exact[REPEATABLE] = False
-        run(burst, share_prefix=False)()
+        run(job, share_prefix=False)()
         policy._found_exact[REPEATABLE] = True
 
     # Imports and first-use costs belong to no side.
-    run(Burst(burst.rows[:8], 1, seed=1), share_prefix=False)()
+    run(TrainingJob(job.rows[:8], 1, seed=1), share_prefix=False)()
     seconds = alternating({
-        "short cuts": run(burst, "fast", share_prefix=False), "plain SFTTrainer": run(burst, "plain", fast=False),
-        "by hand": lambda: hand_written(policy, burst),
+        "short cuts": run(job, "fast", share_prefix=False), "plain SFTTrainer": run(job, "plain", fast=False),
+        "by hand": lambda: hand_written(policy, job),
         **({"usual kernels": usual_kernels} if arguments.device == "cuda" else {})}, arguments.repeats)
-    behind = Burst(styled(rows[:ROWS], json_prompt(rows[-2:])), PREFIX_EPOCHS, seed=1)
+    behind = TrainingJob(styled(rows[:ROWS], json_prompt(rows[-2:])), PREFIX_EPOCHS, seed=1)
     prefix = alternating({"shared prefix": run(behind), "without": run(behind, share_prefix=False)}, arguments.repeats)
     policy.lora = settings
     ours = seconds["short cuts"]
@@ -62,27 +62,27 @@ def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: S
             ratio("burst: short cuts / by hand with the same two", ours, seconds["by hand"],
                   at_most=1.15 if on_cpu else None),
             figure("burst: short cuts / its matrix products alone",
-                   statistics.median(ours) / matrix_products_s(policy, burst), "x"),
+                   statistics.median(ours) / matrix_products_s(policy, job), "x"),
             ratio("burst with 2 demonstrations: short cuts / shared prefix too", prefix["without"],
                   prefix["shared prefix"])]
 
 
-def plan_of(policy: LocalPolicy, burst: Burst) -> Plan:
+def plan_of(policy: LocalPolicy, job: TrainingJob) -> BatchPlan:
     """The burst as tokens, in the policy's own order."""
     rows = tuple(TokenRow(tuple(policy.format.prompt_ids(row.dialogue)),
-                          tuple(policy.format.completion_ids(row.completion))) for row in burst.rows)
-    return Plan(rows, burst.epochs, burst.seed, policy.format.pad_id, policy.lora)
+                          tuple(policy.format.completion_ids(row.completion))) for row in job.rows)
+    return BatchPlan(rows, job.epochs, job.seed, policy.format.pad_id, policy.lora)
 
 
-def hand_written(policy: LocalPolicy, burst: Burst) -> None:
+def hand_written(policy: LocalPolicy, job: TrainingJob) -> None:
     """The loop that one would write by hand with the same two ideas: cached trunk, logits at supervised positions."""
     import torch
     from transformers import get_scheduler
 
     from nslora.tools.training.trainer import cached_states
 
-    plan = plan_of(policy, burst)
-    model, base, layout, size = policy._new_adapter(burst), policy.base, PaddedLayout(plan), plan.settings.batch_size
+    plan = plan_of(policy, job)
+    model, base, layout, size = policy._new_adapter(job), policy.base, PaddedLayout(plan), plan.settings.batch_size
     cut = lowest_trained_block(base, [n for n, p in model.named_parameters() if p.requires_grad]) or 0
     parameters = [p for p in model.parameters() if p.requires_grad]
     rate = plan.settings.rate_for(base.config.get_text_config().hidden_size)
@@ -111,7 +111,7 @@ def hand_written(policy: LocalPolicy, burst: Burst) -> None:
     policy._forget("burst")
 
 
-def matrix_products_s(policy: LocalPolicy, burst: Burst) -> float:
+def matrix_products_s(policy: LocalPolicy, job: TrainingJob) -> float:
     """Seconds that a burst's matrix products take with nothing between them, measured here and now.
 
     A step: the trained blocks' linear layers and the head's supervised rows, forward and for the gradient of the input;
@@ -119,7 +119,7 @@ def matrix_products_s(policy: LocalPolicy, burst: Burst) -> float:
     """
     import torch
 
-    plan, config = plan_of(policy, burst), policy.base.config
+    plan, config = plan_of(policy, job), policy.base.config
     tokens = plan.settings.batch_size * PaddedLayout(plan).width
     supervised = sum(len(plan.rows[n].completion_ids) for n in plan.order) // plan.steps
     trained = len(policy._targets["layers_to_transform"])

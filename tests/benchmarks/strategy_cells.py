@@ -112,9 +112,9 @@ def run_cell(cell: Cell, task: BenchTask) -> None:
                      max_tflop=task.tflop, device={"threads": 1, "device": "cpu"}, **settings)
     pool = FOLDER / "pool" / commit() / task.name / str(cell.seed)     # other code may count, or train, otherwise
     pool.mkdir(parents=True, exist_ok=True)
-    copy_records(pool, cell.folder, editor=False, bursts=True)
+    copy_records(pool, cell.folder, editor=False, trained=True)
     report = run.adapt()
-    copy_records(cell.folder, pool, editor=False, bursts=True)
+    copy_records(cell.folder, pool, editor=False, trained=True)
     append_jsonl(RECORDS, record_of(cell, task, report, read_jsonl(cell.folder / "result" / "test.jsonl"),
                                     time.monotonic() - started))
 

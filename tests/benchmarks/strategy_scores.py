@@ -289,5 +289,5 @@ def reason(ours: Record, theirs: Record) -> str:
     return "another path: " + ("worse first update" if kept(ours)[:1] != kept(theirs)[:1] else "worse later update")
 
 
-def singles(scores: Scores) -> list[str]:
+def repaired_rewards(scores: Scores) -> list[str]:
     return [each for each in SINGLE_KINDS if each in scores.strategies]

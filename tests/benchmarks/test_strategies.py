@@ -232,7 +232,7 @@ def test_a_record_says_what_a_run_did_and_cost(finished: Run, tmp_path: Path) ->
     task = bench_tasks(None)["form-only"]
     scores = read_jsonl(finished.folder / "result" / "test.jsonl")
     found = record_of(Cell("form-only", ROUTER, 0), task, finished.report(), scores, 1.0)
-    assert len(found["result"]["passed"]) == len(finished.lab.task.test)
+    assert len(found["result"]["passed"]) == len(finished.workspace.task.test)
     assert len(found["curve"]) == len(finished.report()["rounds"]) + 1
     assert found["curve"][-1][0] == pytest.approx(finished.report()["cost"]["tflop"], abs=1e-3)
 

@@ -74,12 +74,12 @@ def test_weights_keep_the_form_that_the_start_prompt_brings_where_references_lac
 
 
 def test_replies_that_the_length_limit_cut_are_not_taught(begin: Callable[..., Run], tmp_path: Path) -> None:
-    class Cut(FakePolicy):
+    class SplitShares(FakePolicy):
         def generate(self, dialogues: Sequence[Dialogue], **options: Any) -> Generated:
-            return replace(super().generate(dialogues, **options), cut=frozenset(range(len(dialogues))))
+            return replace(super().generate(dialogues, **options), truncated=frozenset(range(len(dialogues))))
 
     shown = Prompt(demonstrations=(Demonstration("Who keeps the gap", "<nobody>"),))
-    run = begin(task=make_task(prompt=shown), policy=Cut(tmp_path / "run" / "adapters"), strategy="lora", max_rounds=1)
+    run = begin(task=make_task(prompt=shown), policy=SplitShares(tmp_path / "run" / "adapters"), strategy="lora", max_rounds=1)
     run.adapt()
     assert {row.origin for row in look(run.folder).round(1).training_rows} == {"reference"}
 
@@ -130,11 +130,11 @@ def test_the_test_split_is_looked_at_once_and_never_learnt_from(begin: Callable[
     policy = FakePolicy(tmp_path / "run" / "adapters")
     run = begin(policy=policy)
     run.adapt()
-    task = run.lab.task
+    task = run.workspace.task
     for row in task.test:
         assert len([1 for question, _ in policy.asked if question == row.question]) == 2     # base and result
     held_out = {row.question for row in (*task.validation, *task.test)}
-    taught = {row.dialogue[-1]["content"] for burst in policy.bursts for row in burst.rows}
+    taught = {row.dialogue[-1]["content"] for job in policy.jobs for row in job.rows}
     assert not taught & held_out
     edits = (run.folder / "editor.jsonl").read_text()
     prompts = "".join(path.read_text() for path in (run.folder / "prompts").iterdir())

@@ -25,7 +25,7 @@ from nslora.tools.policy import Generated
 from nslora.tools.prompt import Prompt
 from nslora.tools.workspace.record import QUESTION_FILE
 from nslora.tools.workspace.task_clock import CLOCK_FILE
-from nslora.tools.workspace.workspace import Lab, register
+from nslora.tools.workspace.workspace import Workspace, register
 
 Begin = Callable[..., Run]
 
@@ -41,7 +41,7 @@ def asked(begin: Begin, **settings: Any) -> tuple[Run, dict[str, Any]]:
 
 def in_another_process(run: Run) -> Run:
     """The run as a process that knows only its folder finds it."""
-    register(Lab(run.folder.resolve(), run.lab.settings, run.lab.task))
+    register(Workspace(run.folder.resolve(), run.workspace.settings, run.workspace.task))
     return Run.open(run.folder)
 
 
@@ -130,7 +130,7 @@ def test_the_shell_asks_and_takes_the_answer(begin: Begin, tmp_path: Path) -> No
 
 def test_a_run_that_is_begun_in_the_shell_ends_with_its_question(begin: Begin, tiny_folder: Callable[..., Path],
                                                                 tmp_path: Path) -> None:
-    task = begin("settled", max_rounds=0).lab.task
+    task = begin("settled", max_rounds=0).workspace.task
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [
         "run", task.source, "--model", str(tiny_folder()), "--folder", str(tmp_path / "my run"), "--strategy",
         "textgrad", "--max-rounds", "1", "--approve", "edits", "--set", "device.device=cpu"])

@@ -19,15 +19,15 @@ from nslora.nodes.shared.budget import Steps, planned_tokens, screening_fits, wi
 from nslora.tools.errors import DivergedError
 from nslora.tools.files import read_jsonl
 from nslora.tools.inference.flops import TERA, FlopRates
-from nslora.tools.policy import Advance, Burst, BurstResult, TrainingRow
+from nslora.tools.policy import OnProgress, TrainingJob, TrainingResult, TrainingRow
 from nslora.tools.prompt import Prompt
-from nslora.tools.router.inputs import Decision
+from nslora.tools.router.inputs import RouterDecision
 from nslora.tools.router.monitoring_signal import Progress
 from nslora.tools.schema import Example
 from nslora.tools.tasks.task import Task, task_from_rows
 from nslora.tools.testing.scripted_chat import improved
 from nslora.tools.training.adapters import AdapterStore
-from nslora.tools.training.training_cache import BurstLog
+from nslora.tools.training.training_cache import TrainingCache
 from nslora.tools.workspace.budget import (
     Expected,
     Spent,
@@ -107,10 +107,10 @@ def test_the_other_kind_takes_over_where_the_strategy_is_free_and_that_kind_open
         strategy: str, saturated: bool, action: str) -> None:
     limited = settings(strategy=strategy, editing={"max_calls": 4})
     task = SimpleNamespace(train=[1], validation=[1], test=[1])
-    lab: Any = SimpleNamespace(settings=limited, task=task)
+    workspace: Any = SimpleNamespace(settings=limited, task=task)
     state: Any = {"rounds": [], "wall_s": 1.0, "start_measured": None, "kept_measured": None, "measured": None}
-    situation: Any = SimpleNamespace(progress={"lora": Progress("lora", 1.0, saturated, {})})
-    choice = within_budget(Decision("textgrad", "Form is missing.", {}), situation, state, lab)
+    router_input: Any = SimpleNamespace(progress={"lora": Progress("lora", 1.0, saturated, {})})
+    choice = within_budget(RouterDecision("textgrad", "Form is missing.", {}), router_input, state, workspace)
     assert choice.action == action
     assert choice.reason.startswith("Budget: 0 of 4 editor calls are spent, and an edit takes 5")
 
@@ -131,7 +131,7 @@ def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
     else:
         made = textgrad_node.progress
         monkeypatch.setattr(textgrad_node, "deadline", lambda *_: next(limits))
-        monkeypatch.setattr(textgrad_node, "progress", lambda node, what, until=None: made(node, what, next(limits)))
+        monkeypatch.setattr(textgrad_node, "stream_progress", lambda node, what, until=None: made(node, what, next(limits)))
     run = begin(strategy="textgrad", max_rounds=1, seed=5, reuse_replies=False, max_seconds=1e6,
                 device={"threads": 1, "device": "cpu", "batch_size": 1})
     record, = run.adapt()["rounds"]
@@ -181,7 +181,7 @@ def test_rows_that_ask_the_same_are_told_before_they_count_as_several(keepers: T
 
 def test_what_a_budget_cannot_show_is_said_before_the_run(begin: Callable[..., Run]) -> None:
     said: list[str] = []
-    begin(note=said.append)
+    begin(notify=said.append)
     assert any("6 validation rows cannot tell a gain below" in each for each in said)
 
 
@@ -203,18 +203,18 @@ def test_a_plan_counts_every_call_that_an_edit_may_take(keepers: Task) -> None:
 
 
 def test_a_burst_that_diverged_is_charged_alike_when_its_record_is_met_again(tmp_path: Path) -> None:
-    log = BurstLog(tmp_path / "bursts.jsonl", AdapterStore(tmp_path / "adapters"))
-    burst = Burst((TrainingRow([{"role": "user", "content": "a"}], "b", "1", "reference"),), 2, seed=0)
+    log = TrainingCache(tmp_path / "bursts.jsonl", AdapterStore(tmp_path / "adapters"))
+    job = TrainingJob((TrainingRow([{"role": "user", "content": "a"}], "b", "1", "reference"),), 2, seed=0)
     charged = []
 
-    def diverges(_: Burst, advance: Advance) -> BurstResult:
-        advance(3, 10)
+    def diverges(_: TrainingJob, on_progress: OnProgress) -> TrainingResult:
+        on_progress(3, 10)
         raise DivergedError("The loss was nan.")
 
     for _ in range(2):
         steps = Steps(lambda done, total: None)
         with pytest.raises(DivergedError):
-            log.train_once(diverges, burst, "request", steps)
+            log.train_once(diverges, job, "request", steps)
         charged.append(steps.share)
     assert charged == [0.3, 0.3]
     assert len(read_jsonl(log.path)) == 1
@@ -222,38 +222,38 @@ def test_a_burst_that_diverged_is_charged_alike_when_its_record_is_met_again(tmp
 
 @pytest.mark.parametrize(("max_steps", "tokens"), [(None, 400), (1, 40), (100, 400)])
 def test_steps_that_end_a_burst_early_end_its_charge_too(max_steps: int | None, tokens: int) -> None:
-    lab: Any = SimpleNamespace(settings=settings(lora={"batch_size": 4, "max_steps": max_steps}),
+    workspace: Any = SimpleNamespace(settings=settings(lora={"batch_size": 4, "max_steps": max_steps}),
                                token_counts=lambda dialogues: [10] * len(dialogues))
     row = TrainingRow([{"role": "user", "content": "a"}], "b", "1", "reference")
-    assert planned_tokens(Burst((row,) * 20, 2, seed=0), lab) == tokens
+    assert planned_tokens(TrainingJob((row,) * 20, 2, seed=0), workspace) == tokens
 
 
 @pytest.mark.parametrize(("max_tflop", "fits"), [(None, True), (200.0, True), (100.0, False)])
 def test_candidates_are_screened_only_where_the_budget_holds_it(
         monkeypatch: pytest.MonkeyPatch, max_tflop: float | None, fits: bool) -> None:
     monkeypatch.setattr("nslora.nodes.shared.budget.evaluation_flop", lambda *_: 50e12)
-    lab: Any = SimpleNamespace(settings=settings(max_tflop=max_tflop), flop_rates=FlopRates(1e12, 3e12),
+    workspace: Any = SimpleNamespace(settings=settings(max_tflop=max_tflop), flop_rates=FlopRates(1e12, 3e12),
                                token_counts=lambda dialogues: [2] * len(dialogues), task=SimpleNamespace(
                                    max_new_tokens=10))
     state: Any = {"rounds": [], "wall_s": 0.0, "start_measured": {"flop": 1e12}}
     rows = [Example("1", "Who?", "Ada", {})] * 2
-    assert screening_fits([Prompt(), Prompt("Be brief.")], rows, state, lab, 10e12) is fits
+    assert screening_fits([Prompt(), Prompt("Be brief.")], rows, state, workspace, 10e12) is fits
 
 
 def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tuple(Example(f"{kind}-{i}", f"Question {i}?", kind, {}) for kind in ("one", "two") for i in range(20))
-    lab: Any = SimpleNamespace(
+    workspace: Any = SimpleNamespace(
         settings=SimpleNamespace(remade_per_row=1, max_tflop=20e-12, seed=0), flop_rates=SimpleNamespace(forward=1.0),
         task=SimpleNamespace(train=rows, max_new_tokens=1), token_counts=lambda dialogues: [1] * len(dialogues))
     monkeypatch.setattr(spending, "spent", lambda state: SimpleNamespace(tflop=0.0))
-    monkeypatch.setattr(spending, "evaluation_flop", lambda prompt, state, lab: 0.0)
+    monkeypatch.setattr(spending, "evaluation_flop", lambda prompt, state, workspace: 0.0)
     monkeypatch.setattr(spending, "END_TOKENS", 0)
     state: Any = {"round": 0, "kept": {"adapter": None}}
-    found = spending.affordable_remakes(Prompt(), state, lab, 0.0)
+    found = spending.affordable_remakes(Prompt(), state, workspace, 0.0)
     assert len(found) == 10
     assert {row.reference for row in found} == {"one", "two"}
     assert list(found) == [row for row in rows if row in found]      # in the file's order
-    assert found == spending.affordable_remakes(Prompt(), state, lab, 0.0)
+    assert found == spending.affordable_remakes(Prompt(), state, workspace, 0.0)
 
 
 class Counting(ObedientPolicy):

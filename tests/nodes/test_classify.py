@@ -10,13 +10,13 @@ import pytest
 from nslora.graph.runs.run import Run
 from nslora.graph.state import Decision
 from nslora.nodes.shared.rounds import history
-from nslora.tools.classifier.attribution import Demand
+from nslora.tools.classifier.attribution import Need
 from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.prompt import Prompt
-from nslora.tools.router.inputs import Situation
-from nslora.tools.router.monitoring_signal import progress
+from nslora.tools.router.inputs import RouterInput
+from nslora.tools.router.monitoring_signal import progress_of
 from nslora.tools.router.strategies import strategy_named
-from nslora.tools.schema import KINDS
+from nslora.tools.schema import KINDS, from_record
 from nslora.tools.tasks.task import Task, task_from_rows
 
 ROUNDS = 12
@@ -118,20 +118,20 @@ def test_each_decision_follows_from_its_recorded_evidence(run: Run, decisions: l
 
 def chosen_again(run: Run, number: int, decision: Decision) -> str:
     """What the strategy chooses from the evidence in the record and the rounds before it, and from nothing else."""
-    evidence, settings = decision["evidence"], run.lab.settings
+    evidence, settings = decision["evidence"], run.workspace.settings
     past = tuple(history(run.report()["rounds"][:number]))
-    need = Demand(**{**decision["demand"], "failures": int(decision["demand"]["failures"])})
-    states = {kind: progress(kind, past, settings.signal) for kind in KINDS}
+    need = from_record(Need, {**decision["demand"], "failures": int(decision["demand"]["failures"])})
+    states = {kind: progress_of(kind, past, settings.signal) for kind in KINDS}
     for kind in KINDS:
         assert states[kind].value == evidence[f"{kind}_progress"]
         assert float(states[kind].saturated) == evidence[f"{kind}_saturated"]
-    situation = Situation(
-        task=run.lab.task.hash, round=number, rounds_left=int(evidence["rounds_left"]),
+    router_input = RouterInput(
+        task=run.workspace.task.hash, round=number, rounds_left=int(evidence["rounds_left"]),
         failures=int(evidence["failures"]), validation_reward=float(evidence["validation_reward"]),
-        target=settings.target, demand=need, progress=states,
+        target=settings.target, need=need, progress=states,
         cost_tokens={kind: float(evidence[f"{kind}_cost_tokens"]) for kind in KINDS},
         remade_waiting=int(evidence["remade_waiting"]), seed=settings.seed, history=past)
-    return strategy_named("neurosymbolic", settings=settings.routing).choose(situation).action
+    return strategy_named("neurosymbolic", settings=settings.routing).choose(router_input).action
 
 
 def test_each_round_is_kept_or_dropped_as_its_numbers_say(run: Run) -> None:

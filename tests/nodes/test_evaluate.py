@@ -130,14 +130,14 @@ def test_a_question_that_comes_twice_is_asked_and_paid_once(
     monkeypatch.setattr(evaluation, "STORED_REPLIES", LOT)
 
     def ask(name: str, stop_at: int | None = None) -> evaluation.Replies:
-        def advance(done: int, _: int) -> None:
+        def on_progress(done: int, _: int) -> None:
             if done == stop_at:
                 raise Killed
 
         cache = ReplyCache(tmp_path / name)
         cache.payer = "run/task"
         return evaluation.ask(tiny_policy(), cache, Prompt(), list(questions), adapter=None, max_new_tokens=3,
-                              advance=advance)
+                              on_progress=on_progress)
 
     with pytest.raises(Killed):
         ask("broken", LOT)
@@ -150,7 +150,7 @@ def test_a_run_charges_each_reply_once(begin: Begin) -> None:
     """The first evaluation by hand: every reply of two splits, and every reference of validation, with its prompt."""
     run = begin("one", max_rounds=0)
     report = run.adapt()
-    policy, task, prompt = run.lab.policy, run.lab.task, run.lab.task.prompt
+    policy, task, prompt = run.workspace.policy, run.workspace.task, run.workspace.task.prompt
     tokens = 0
     for row in (*task.train, *task.validation):
         dialogue = prompt.messages(row.question)

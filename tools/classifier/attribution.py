@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nslora.tools.classifier.answer_core import WORD, shares_most
 from nslora.tools.classifier.counterfactuals import AttributionSettings, Repairs, repairs_of
 from nslora.tools.classifier.layouts import Layout, LayoutBook, core_of, states
 from nslora.tools.classifier.probability import p_content
-from nslora.tools.classifier.reference_style import unframed
+from nslora.tools.classifier.reference_style import without_reference_style
 from nslora.tools.classifier.reward_probe import Asker, measure_tolerance
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Attribution",
     "AttributionSettings",
-    "Demand",
+    "Need",
     "attribute",
-    "demand",
+    "need_of",
     "measure_tolerance",
-    "potentials",
+    "repairable_rewards",
 ]
 
 VerdictName = Literal["content", "form", "both"]
@@ -55,14 +55,16 @@ class Attribution:
     (of 0.5 where both are missing).
     """
 
+    RECORD_NAMES: ClassVar[Mapping[str, str]] = {"missing_reward": "stake", "repaired_reward": "single"}
+
     example_id: str
     content_deficit: float
     form_deficit: float
     p_content: float
-    stake: float
+    missing_reward: float
     verdict: VerdictName
     repaired: str | None
-    single: float
+    repaired_reward: float
     calls: int
     content_limit: float = DEFAULTS.deficit_tolerance
     form_limit: float = DEFAULTS.deficit_tolerance
@@ -75,15 +77,17 @@ class Attribution:
 
 
 @dataclass(frozen=True)
-class Demand:
+class Need:
     """Shares of the three verdicts among the failures; p_content is the content share of all the missing reward."""
+
+    RECORD_NAMES: ClassVar[Mapping[str, str]] = {"missing_reward": "stake"}
 
     failures: int
     content: float
     form: float
     both: float
     p_content: float
-    stake: float
+    missing_reward: float
 
 
 def attribute(
@@ -91,7 +95,7 @@ def attribute(
     reward: Callable[[Example, str], Score],
     *,
     known_good: Sequence[Graded] = (),
-    frame: Layout | None = None,
+    style: Layout | None = None,
     settings: AttributionSettings = DEFAULTS,
 ) -> list[Attribution]:
     """One attribution per failure, in their order.
@@ -100,41 +104,41 @@ def attribute(
     frame: what the references themselves have around their answers (`frame_of`); it counts as form. Raises
     RewardError, with the row, where the reward raises or returns no number in [0, 1].
     """
-    shown = [unframed(good, frame) for good in known_good]
-    layouts = LayoutBook(shown, settings.max_layouts, [each.reply for each in failures], frame)
+    shown = [without_reference_style(good, style) for good in known_good]
+    layouts = LayoutBook(shown, settings.max_layouts, [each.reply for each in failures], style)
     for good in shown:
         layouts.cores.note(good.example.reference or "", core_of(good) or "")
     cap = settings.max_calls_per_failure
-    return [_attribute_one(unframed(each, frame), Asker(each, reward, cap), layouts, settings) for each in failures]
+    return [_attribute_one(without_reference_style(each, style), Asker(each, reward, cap), layouts, settings) for each in failures]
 
 
-def demand(attributions: Sequence[Attribution]) -> Demand:
+def need_of(attributions: Sequence[Attribution]) -> Need:
     """What the failures need, taken together."""
     count = len(attributions)
-    stake = sum(each.stake for each in attributions)
+    missing_reward = sum(each.missing_reward for each in attributions)
     shares = {
         verdict: sum(each.verdict == verdict for each in attributions) / max(1, count)
         for verdict in ("content", "form", "both")
     }
-    weighted = sum(each.content_share * each.stake for each in attributions)
-    share = weighted / stake if stake > 0 else 0.5
-    return Demand(count, shares["content"], shares["form"], shares["both"], share, stake)
+    weighted = sum(each.content_share * each.missing_reward for each in attributions)
+    share = weighted / missing_reward if missing_reward > 0 else 0.5
+    return Need(count, shares["content"], shares["form"], shares["both"], share, missing_reward)
 
 
-def potentials(graded: Sequence[Graded], attributions: Sequence[Attribution]) -> list[float]:
+def repairable_rewards(graded: Sequence[Graded], attributions: Sequence[Attribution]) -> list[float]:
     """Reward of each row after its best single repair, in the order of `graded`; its own value where none is known."""
-    single: Mapping[str, float] = {each.example_id: each.single for each in attributions}
-    return [max(row.score.value, single.get(row.example.id, 0.0)) for row in graded]
+    repaired_reward: Mapping[str, float] = {each.example_id: each.repaired_reward for each in attributions}
+    return [max(row.score.value, repaired_reward.get(row.example.id, 0.0)) for row in graded]
 
 
 def _attribute_one(failure: Graded, ask: Asker, book: LayoutBook, settings: AttributionSettings) -> Attribution:
     own, row = failure.score.value, failure.example.id
-    stake = max(0.0, 1.0 - own)
+    missing_reward = max(0.0, 1.0 - own)
     if failure.example.reference is None or not failure.example.reference.strip():
         # Without a reference, what would be right is not known: only the form can be asked for.
-        return Attribution(row, 0.0, 1.0, 0.0, stake, "form", None, own, 0)
+        return Attribution(row, 0.0, 1.0, 0.0, missing_reward, "form", None, own, 0)
     repairs = repairs_of(failure, failure.example.reference.strip(), ask, book, settings)
-    noise = settings.tolerance / stake if stake > 0 else 0.0
+    noise = settings.tolerance / missing_reward if missing_reward > 0 else 0.0
     limit, stated = max(settings.deficit_tolerance, noise), _stated(failure, repairs, settings)
     content, form = _deficits(failure, repairs, limit, stated)
     # What lies within the reward's noise speaks for neither side, unless there is nothing else.
@@ -143,9 +147,9 @@ def _attribute_one(failure: Graded, ask: Asker, book: LayoutBook, settings: Attr
     limits = (limit if stated else max(settings.unstated_tolerance, noise), limit)
     verdict = _judge(content, form, *limits, stated)
     share = p_content(content, form, *limits) if content + form > 0 else float(verdict == "content")
-    single = max([own, *(found[0] for found in (repairs.content, repairs.form) if found)])
+    repaired_reward = max([own, *(found[0] for found in (repairs.content, repairs.form) if found)])
     return Attribution(
-        row, content, form, share, stake, verdict, _proof(verdict, repairs, own), single, ask.calls, *limits
+        row, content, form, share, missing_reward, verdict, _proof(verdict, repairs, own), repaired_reward, ask.calls, *limits
     )
 
 

@@ -93,9 +93,9 @@ class RewardHeads:
 
     def _one(self, failure: Graded) -> Attribution:
         example, own = failure.example, failure.score.value
-        stake = max(0.0, 1.0 - own)
+        missing_reward = max(0.0, 1.0 - own)
         if not example.reference:
-            return Attribution(example.id, 0.0, 1.0, 0.0, stake, "form", None, own, 0)
+            return Attribution(example.id, 0.0, 1.0, 0.0, missing_reward, "form", None, own, 0)
         best = self.layout.wrap(self.core(example), example.question)
         lacks = [
             head.score(features(example, best, self)) - head.score(features(example, failure.reply, self))
@@ -104,7 +104,7 @@ class RewardHeads:
         content, form = self.content.deficit(lacks[0]), self.form.deficit(lacks[1])
         p_content = content / (content + form) if content + form > 0 else 0.5
         verdict = _verdict(content, form)
-        return Attribution(example.id, content, form, p_content, stake, verdict, best, own, 0, DEFICIT, DEFICIT)
+        return Attribution(example.id, content, form, p_content, missing_reward, verdict, best, own, 0, DEFICIT, DEFICIT)
 
 
 def _verdict(content: float, form: float) -> VerdictName:

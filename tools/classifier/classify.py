@@ -18,7 +18,7 @@ from nslora.tools.classifier.attribution import DEFAULTS, Attribution, Attributi
 from nslora.tools.classifier.bradley_terry import RewardHeads, blend, fit_heads
 from nslora.tools.classifier.layouts import Layout, align, learn_layouts
 from nslora.tools.classifier.probability import p_content
-from nslora.tools.classifier.reference_style import bare, frame_of, unframed
+from nslora.tools.classifier.reference_style import bare, reference_style_of, without_reference_style
 from nslora.tools.classifier.reward_probe import LARGEST_NOISE, measure_tolerance
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ COSTLY_CALLS = 3        # a failure, of a costly reward, while no layout is know
 COSTLY_FAILURES = 8     # failures that are repaired then; the others are given their mean
 
 
-def classify(
+def classify_failures(
     failures: Sequence[Graded], reward: Reward, *, known_good: Sequence[Graded] = (), train: Sequence[Example] = (),
     settings: AttributionSettings = DEFAULTS,
 ) -> list[Attribution]:
@@ -44,15 +44,15 @@ def classify(
     if not failures:
         return []
     settings = settings.model_copy(update={"tolerance": max(settings.tolerance, tolerance_of(reward, failures))})
-    frame = frame_of(train or [each.example for each in failures])
-    plain = [unframed(each, frame) for each in failures]
+    style = reference_style_of(train or [each.example for each in failures])
+    plain = [without_reference_style(each, style) for each in failures]
     if reward.costly:
-        heads = heads_for(plain, known_good, train, frame)
-        return without_calls(plain, heads) if heads else sparing(failures, reward, settings, frame)
-    repairs = attribute(failures, reward, known_good=known_good, frame=frame, settings=settings)
+        heads = heads_for(plain, known_good, train, style)
+        return without_calls(plain, heads) if heads else sparing(failures, reward, settings, style)
+    repairs = attribute(failures, reward, known_good=known_good, style=style, settings=settings)
     full = 1.0 - settings.tolerance - FIRM
-    open_ = [i for i, each in enumerate(repairs) if each.single < full or each.single <= 1.0 - each.stake]
-    heads = heads_for(plain, known_good, train, frame) if open_ and settings.heads_weight > 0 else None
+    open_ = [i for i, each in enumerate(repairs) if each.repaired_reward < full or each.repaired_reward <= 1.0 - each.missing_reward]
+    heads = heads_for(plain, known_good, train, style) if open_ and settings.heads_weight > 0 else None
     if heads is None:
         return repairs
     second = heads.attribute([plain[i] for i in open_])
@@ -76,13 +76,13 @@ def tolerance_of(reward: Reward, graded: Sequence[Graded]) -> float:
 
 
 def heads_for(
-    failures: Sequence[Graded], known_good: Sequence[Graded], train: Sequence[Example], frame: Layout | None = None
+    failures: Sequence[Graded], known_good: Sequence[Graded], train: Sequence[Example], style: Layout | None = None
 ) -> RewardHeads | None:
     """Heads fitted on the train rows; None where no layout is known or the references do not differ.
 
     frame: of the references; those of the failures come without it.
     """
-    known_good, train = [unframed(each, frame) for each in known_good], [bare(row, frame) for row in train]
+    known_good, train = [without_reference_style(each, style) for each in known_good], [bare(row, style) for row in train]
     layouts = learn_layouts(known_good, limit=1)
     if not layouts or not train:
         return None
@@ -93,16 +93,16 @@ def heads_for(
 
 def without_calls(failures: Sequence[Graded], heads: RewardHeads) -> list[Attribution]:
     """The heads' answers; the reward after one repair is what their deficits leave, since nobody asked the reward."""
-    return [replace(each, single=1.0 - each.stake * min(each.content_deficit, each.form_deficit))
+    return [replace(each, repaired_reward=1.0 - each.missing_reward * min(each.content_deficit, each.form_deficit))
             for each in heads.attribute(failures)]
 
 
 def sparing(
-    failures: Sequence[Graded], reward: Reward, settings: AttributionSettings, frame: Layout | None = None
+    failures: Sequence[Graded], reward: Reward, settings: AttributionSettings, style: Layout | None = None
 ) -> list[Attribution]:
     """A few failures by repair, with few calls each; the others are given the mean of what those need."""
     few = settings.model_copy(update={"max_calls_per_failure": min(COSTLY_CALLS, settings.max_calls_per_failure)})
-    asked = attribute(spread(failures, COSTLY_FAILURES), reward, frame=frame, settings=few)
+    asked = attribute(spread(failures, COSTLY_FAILURES), reward, style=style, settings=few)
     content = sum(each.content_deficit for each in asked) / len(asked)
     form = sum(each.form_deficit for each in asked) / len(asked)
     limit = max(settings.deficit_tolerance, settings.tolerance)

@@ -131,8 +131,8 @@ class LayoutBook:
     PATIENCE = 3
 
     def __init__(self, known_good: Sequence[Graded], limit: int, failing: Sequence[str] = (),
-                 frame: Layout | None = None) -> None:
-        learnt = list(dict.fromkeys([*([frame] if frame else []), *learn_layouts(known_good, limit)]))
+                 style: Layout | None = None) -> None:
+        learnt = list(dict.fromkeys([*([style] if style else []), *learn_layouts(known_good, limit)]))
         bare = [Layout(case=case) for case in (CASES if not learnt else CASES[:1])]
         guesses = [*(shared_frames(failing) if not learnt else []), *bare]
         self.layouts = [*learnt, *(layout for layout in guesses if layout not in learnt)]

@@ -27,7 +27,7 @@ MARK = re.compile(r"(?<!\w)[^\w\s.!?,]|[^\w\s.!?,](?!\w)")
 OPENS, CLOSES = re.compile(r"(?:^|[\s*\"'`(\[{<>|~“«„=])\Z"), re.compile(r"\Z|[\s*\"`)\]}<>|~”»“=]|[.,;:!?'](?!\w)")
 
 
-def frame_of(rows: Sequence[Example]) -> Layout | None:
+def reference_style_of(rows: Sequence[Example]) -> Layout | None:
     """What nearly all references have around their answers; None where they have nothing in common that is form.
 
     A reference may restate its question. Fields of a JSON object that are the same in all rows count as form too.
@@ -57,16 +57,16 @@ def restated(text: str, question: str) -> str:
     return re.sub(rf"(?<!\w){re.escape(question)}(?!\w)", QUESTION, text) if question.strip() else text
 
 
-def unframed(graded: Graded, frame: Layout | None) -> Graded:
+def without_reference_style(graded: Graded, style: Layout | None) -> Graded:
     """The same with the bare answer as its reference. For reading alone: a reward takes the row as it came."""
-    return graded if frame is None else replace(graded, example=bare(graded.example, frame))
+    return graded if style is None else replace(graded, example=bare(graded.example, style))
 
 
-def bare(example: Example, frame: Layout | None) -> Example:
+def bare(example: Example, style: Layout | None) -> Example:
     """The row with the answer inside its reference's frame as its reference; as it is where it stands in none."""
-    if frame is None or example.reference is None:
+    if style is None or example.reference is None:
         return example
-    answer = inner(example.reference.strip(), example.question, frame)
+    answer = inner(example.reference.strip(), example.question, style)
     return example if answer is None else replace(example, reference=answer)
 
 
@@ -76,10 +76,10 @@ def case_of(texts: Sequence[str]) -> Case:
     return "upper" if len(cased) >= LEAST_REFERENCES and all(text == text.upper() for text in cased) else "as is"
 
 
-def inner(reference: str, question: str, frame: Layout) -> str | None:
+def inner(reference: str, question: str, style: Layout) -> str | None:
     """The answer inside a framed reference; None where it stands in no such frame."""
-    slot = frame.slot(reference, question)
+    slot = style.slot(reference, question)
     if slot is None:
         return None
     text = reference[slot.start : slot.end]
-    return unescape(text) if frame.escaped else text
+    return unescape(text) if style.escaped else text

@@ -25,7 +25,7 @@ from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import read_jsonl, unless_changed, write_jsonl
 from nslora.tools.inference.flops import token_counts
 from nslora.tools.inference.reply_cache import ReplyCache
-from nslora.tools.policy import Advance, Policy, silent
+from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.prompt import Demonstration, Prompt, normalise
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
@@ -87,7 +87,7 @@ def with_hint(question: str, reference: str) -> str:
 
 def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Prompt, examples: Sequence[Example], *,
            adapter: str | None, max_new_tokens: int, per_row: int = 1, edit: str = "",
-           unasked: Sequence[Example] = (), advance: Advance = silent) -> Remade:
+           unasked: Sequence[Example] = (), on_progress: OnProgress = no_progress) -> Remade:
     """Verified replies to the train `examples` under `prompt`, at most `per_row` different ones per example.
 
     The base is asked first, then the adapter in force, for those examples that still have room. Examples without a
@@ -112,11 +112,11 @@ def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Pro
         wanted = [example for example in fitting if made[example.id] < per_row]
         replies = ask(policy, cache, hinted_prompt, [with_hint(example.question, example.reference or "")
                                                      for example in wanted],
-                      adapter=who, max_new_tokens=max_new_tokens, advance=advance)
+                      adapter=who, max_new_tokens=max_new_tokens, on_progress=on_progress)
         tokens, asked, forward = tokens + replies.tokens, asked + len(wanted), forward + replies.forward_tokens
         for place, each in enumerate(grade(reward, wanted, replies.texts)):
             pair = (each.example.question, each.reply)
-            if each.score.passed and place not in replies.cut and pair not in known:
+            if each.score.passed and place not in replies.truncated and pair not in known:
                 known.add(pair)
                 rows.append(RemadeRow(each.example.id, each.example.question, each.reply, prompt.hash, who,
                                       each.score.value, edit))

@@ -49,7 +49,7 @@ class Material:
             raise DamagedError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
     def why(self, row: TrainingRow, *, everything: bool) -> str:
-        """The reason for which a row is in a burst, in words. everything: as in `training_rows`."""
+        """The reason for which a row is in a training job, in words. everything: as in `training_rows`."""
         told = ""
         if row.source in self.deficits:
             told = "content missing {:.2f}, form missing {:.2f}".format(*self.deficits[row.source])
@@ -82,7 +82,7 @@ def choose_material(train: Sequence[Example], rows: Sequence[Row], failures: Seq
 def training_rows(train: Sequence[Example], material: Material, prompt: Prompt,
                   remade: Mapping[str, Sequence[RemadeRow]], *, everything: bool, replay_share: float,
                   seed: str) -> list[TrainingRow]:
-    """The rows of a burst under `prompt`: verified remade replies where there are some, plain references elsewhere.
+    """The rows of a training job under `prompt`: verified remade replies where there are some, plain references elsewhere.
 
     everything: all train rows (new remade data teaches each row its form); else those that want content, and a replay
     of mastered ones, `replay_share` of their number, so that nothing is forgotten.

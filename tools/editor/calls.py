@@ -21,7 +21,7 @@ from nslora.tools.editor.call_log import TOKENS_ARE_EXACT, EditorLog, RecordedCa
 from nslora.tools.editor.chat_models import editor_name, names_of
 from nslora.tools.editor.policy_editor import PolicyChat
 from nslora.tools.editor.redaction import scrub, secrets_of, without
-from nslora.tools.editor.wrapped_chat import Chat, adjusted, branches, reply_tokens_of, settled, to_fill_in
+from nslora.tools.editor.wrapped_chat import Chat, adjusted, branches, configured, reply_tokens_of, to_fill_in
 from nslora.tools.errors import EditorError, SettingsError
 
 # Rule of thumb for English under today's tokenizers; used only where the provider reports no usage, and marked.
@@ -110,7 +110,7 @@ class EditorCalls:
         self.never_swallow: tuple[type[BaseException], ...] = ()
         self._slowest_s = 0.0
         names = names_of(chat)
-        self._chat = settled(chat)
+        self._chat = configured(chat)
         self._log = log
         self._secrets = secrets_of([chat, self._chat])      # one that was chosen may be made only then
         models = [branch.model for branch in branches(self._chat)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
-from nslora.tools.editor.wrapped_chat import Branch, Chat, branches, settled
+from nslora.tools.editor.wrapped_chat import Branch, Chat, branches, configured
 from nslora.tools.errors import ModelError, first_line
 
 KNOWN = (
@@ -78,7 +78,7 @@ def editor_name(chat: Chat) -> str:
 
 def names_of(chat: Chat) -> list[str]:
     """The names of all models that may answer. Raises ModelError where one of them is no chat model."""
-    return [_name_of(branch) for branch in branches(settled(chat))]
+    return [_name_of(branch) for branch in branches(configured(chat))]
 
 
 def _name_of(branch: Branch) -> str:

@@ -25,7 +25,7 @@ from nslora.tools.editor.failures_view import (
     REPLY_CHARACTERS,
     choose_failures,
     clip,
-    shown,
+    failure_texts,
 )
 from nslora.tools.editor.redaction import SECRET_MARK
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN, PromptGraph, answers, neutralise, restore
@@ -167,7 +167,7 @@ class _Attempt:
 
     def run(self, failures: Sequence[Graded], rules: Sequence[str], candidates: int) -> Edit:
         graph = PromptGraph(neutralise(self._old.render()), self._critique)
-        critiques = tuple(graph.backward(*shown(failure)) for failure in failures)
+        critiques = tuple(graph.backward(*failure_texts(failure)) for failure in failures)
         prompts: list[Prompt] = []
         for number in range(1, candidates + 1):
             try:

@@ -29,7 +29,7 @@ def choose_failures(failures: Sequence[Graded], most: int = MAX_FAILURES) -> lis
     return chosen
 
 
-def shown(failure: Graded) -> tuple[str, str, str]:
+def failure_texts(failure: Graded) -> tuple[str, str, str]:
     """Question, reply and feedback as the editor sees them: clipped, valid UTF-8, without a live tag.
 
     A suggestion is shown whole or not at all: half a right reply is a wrong one.

@@ -51,15 +51,15 @@ def branches(chat: Any) -> Iterator[Branch]:
         yield Branch(chat, {})
 
 
-def settled(chat: Any, config: RunnableConfig | None = None) -> Any:
+def configured(chat: Any, config: RunnableConfig | None = None) -> Any:
     """The chat model with what is configurable about it as it was configured, for good."""
     if isinstance(chat, DynamicRunnable):
         inner, rest = chat.prepare(config)
-        return settled(inner, rest)
+        return configured(inner, rest)
     if isinstance(chat, RunnableBindingBase):
-        return chat.model_copy(update={"bound": settled(chat.bound, merge_configs(chat.config, config))})
+        return chat.model_copy(update={"bound": configured(chat.bound, merge_configs(chat.config, config))})
     if isinstance(chat, RunnableWithFallbacks):
-        first, *others = (settled(each, config) for each in chat.runnables)
+        first, *others = (configured(each, config) for each in chat.runnables)
         return chat.model_copy(update={"runnable": first, "fallbacks": others})
     return chat
 

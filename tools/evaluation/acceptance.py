@@ -57,7 +57,7 @@ class PairedGain:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class KeepDecision:
     """Whether a candidate is kept, one sentence for people, and the numbers behind it."""
 
     kept: bool
@@ -104,39 +104,39 @@ def paired_gain_test(
 def keep_or_drop(
     old: Sequence[float],
     new: Sequence[float],
-    old_potential: Sequence[float] | None = None,
-    new_potential: Sequence[float] | None = None,
+    old_repairable: Sequence[float] | None = None,
+    new_repairable: Sequence[float] | None = None,
     *,
-    anchor_old: Sequence[float] | None = None,
-    anchor_new: Sequence[float] | None = None,
+    regression_old: Sequence[float] | None = None,
+    regression_new: Sequence[float] | None = None,
     settings: KeepSettings = DEFAULTS,
-) -> Verdict:
+) -> KeepDecision:
     """Keep a proposed candidate, or drop it; ties are no gain.
 
     All are rewards (or rewards after the best single repair) by row, in the same order. Kept when the reward's paired
     gain is above zero by the test; else when the mean reward is not lower and the potential's paired gain is. Never
-    where the mean reward on an anchor set falls by more than its tolerance.
+    where the mean reward on an regression set falls by more than its tolerance.
     """
     reward = paired_gain_test(old, new, settings=settings)
     numbers = {**_numbers("", reward), "level": settings.level, "rows": float(len(old))}
-    if anchor_old is not None and anchor_new is not None:
-        fall = -float(paired_differences(anchor_old, anchor_new).mean())
+    if regression_old is not None and regression_new is not None:
+        fall = -float(paired_differences(regression_old, regression_new).mean())
         numbers["anchor_gain"] = -fall
         if fall > settings.anchor_tolerance + TIE:
-            return Verdict(False, f"Dropped: the anchor set's reward fell by {fall:.3f}.", numbers)
+            return KeepDecision(False, f"Dropped: the anchor set's reward fell by {fall:.3f}.", numbers)
     if reward.gain > TIE and reward.p_value <= settings.level:
-        return Verdict(True, f"Kept: reward {_words(reward)}.", numbers)
-    if old_potential is None or new_potential is None:
-        return Verdict(False, f"Dropped: reward {_words(reward)}, at level {settings.level:g} no gain.", numbers)
-    possible = paired_gain_test(old_potential, new_potential, settings=settings)
+        return KeepDecision(True, f"Kept: reward {_words(reward)}.", numbers)
+    if old_repairable is None or new_repairable is None:
+        return KeepDecision(False, f"Dropped: reward {_words(reward)}, at level {settings.level:g} no gain.", numbers)
+    possible = paired_gain_test(old_repairable, new_repairable, settings=settings)
     numbers.update(_numbers("potential_", possible))
     if reward.gain < -TIE:
-        return Verdict(False, f"Dropped: reward {_words(reward)}.", numbers)
+        return KeepDecision(False, f"Dropped: reward {_words(reward)}.", numbers)
     if possible.gain > TIE and possible.p_value <= settings.level:
         reason = f"Kept for its potential: reward {_words(reward)}; after one more repair {_words(possible)}."
-        return Verdict(True, reason, numbers)
+        return KeepDecision(True, reason, numbers)
     reason = f"Dropped: reward {_words(reward)}, potential {_words(possible)}, at level {settings.level:g} no gain."
-    return Verdict(False, reason, numbers)
+    return KeepDecision(False, reason, numbers)
 
 
 def _numbers(prefix: str, gain: PairedGain) -> dict[str, float]:

@@ -1,25 +1,28 @@
 """Evaluations on disk: a header, one line per row, then the failures and the passing train replies with their texts."""
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nslora.tools.classifier.attribution import Attribution
 from nslora.tools.errors import DamagedError
 from nslora.tools.files import read_whole, sha256_of_json, write_jsonl
 from nslora.tools.rewards.score import Graded
+from nslora.tools.schema import as_record, from_record
 
 
 @dataclass(frozen=True)
 class Row:
     """One validation or train question under one candidate. single: reward after the best single repair."""
 
+    RECORD_NAMES: ClassVar[Mapping[str, str]] = {"repaired_reward": "single"}
+
     id: str
     split: str
     value: float
     checks: dict[str, float]
-    single: float
+    repaired_reward: float
     loss_nats: float | None
 
     @property
@@ -31,13 +34,15 @@ class Row:
 class Failure:
     """A failing reply in full, with the classifier's answer. cut: the length limit ended it."""
 
+    RECORD_NAMES: ClassVar[Mapping[str, str]] = {"truncated": "cut"}
+
     id: str
     split: str
     question: str
     reply: str
     feedback: str
     attribution: Attribution
-    cut: bool = False
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ def write_evaluation(path: Path, rows: Sequence[Row], failures: Sequence[Failure
     """
     header = {"rows": len(rows), "failures": len(failures), "layouts": layouts, "payer": payer,
               **asdict(cost or EvaluationCost())}
-    write_jsonl(path, [{"header": header}] + [{"row": asdict(row)} for row in rows]
-                + [{"failure": asdict(each)} for each in failures] + [{"passing": asdict(each)} for each in passing])
+    write_jsonl(path, [{"header": header}] + [{"row": as_record(row)} for row in rows]
+                + [{"failure": as_record(each)} for each in failures] + [{"passing": asdict(each)} for each in passing])
 
 
 def layouts_hash(known_good: Sequence[Graded]) -> str:
@@ -116,8 +121,8 @@ def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
     """What `write_evaluation` wrote. Raises DamagedError where the file is missing or damaged."""
     try:
         lines: list[dict[str, Any]] = read_whole(path)
-        rows = [Row(**line["row"]) for line in lines if "row" in line]
-        failures = [Failure(**{**line["failure"], "attribution": Attribution(**line["failure"]["attribution"])})
+        rows = [from_record(Row, line["row"]) for line in lines if "row" in line]
+        failures = [from_record(Failure, {**line["failure"], "attribution": from_record(Attribution, line["failure"]["attribution"])})
                     for line in lines if "failure" in line]
         for header in (line["header"] for line in lines if "header" in line):
             if (header["rows"], header["failures"]) != (len(rows), len(failures)):

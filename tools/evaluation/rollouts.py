@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nslora.tools.files import sha256_of_json
 from nslora.tools.inference.flops import answered, token_counts
 from nslora.tools.inference.reply_cache import ReplyCache, reply_key
-from nslora.tools.policy import Advance, Policy, silent
+from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
@@ -27,11 +27,11 @@ class Replies:
     tokens: int
     cached: int
     forward_tokens: int = 0
-    cut: frozenset[int] = frozenset()
+    truncated: frozenset[int] = frozenset()
 
 
 def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Sequence[str], *, adapter: str | None,
-        max_new_tokens: int, advance: Advance = silent) -> Replies:
+        max_new_tokens: int, on_progress: OnProgress = no_progress) -> Replies:
     """The policy's greedy replies to `questions` under `prompt`, from the cache where they are known."""
     dialogues = [prompt.messages(question) for question in questions]
     keys = [reply_key(policy.fingerprint, adapter, json.dumps(dialogue), max_new_tokens) for dialogue in dialogues]
@@ -46,17 +46,17 @@ def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Seq
     for start in range(0, len(missing), STORED_REPLIES):
         lot = missing[start:start + STORED_REPLIES]
         generated = policy.generate([by_key[key] for key in lot], adapter=adapter, max_new_tokens=max_new_tokens,
-                                    advance=_within(advance, start, len(lot), len(missing)))
+                                    on_progress=_within(on_progress, start, len(lot), len(missing)))
         new = dict(zip(lot, generated.replies, strict=True))
         tokens += generated.tokens
-        cut = {marks[lot[i]]: "" for i in sorted(generated.cut)}
-        marked |= cut.keys()
+        truncated = {marks[lot[i]]: "" for i in sorted(generated.truncated)}
+        marked |= truncated.keys()
         if cache:
-            cache.add(cut)      # before the replies, or a kill between the two would lose the marks
+            cache.add(truncated)      # before the replies, or a kill between the two would lose the marks
             cache.add(new, request, generated.tokens)
             new |= cache.find(lot)      # where another process was faster, its replies are the ones on record
         replies |= new
-        advance(start + len(lot), len(missing))
+        on_progress(start + len(lot), len(missing))
     texts = tuple(replies[key] for key in keys)
     counts = token_counts(policy, cache, [answered(dialogue, text)
                                           for dialogue, text in zip(dialogues, texts, strict=True)])
@@ -64,11 +64,11 @@ def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Seq
                    frozenset(i for i, key in enumerate(keys) if marks[key] in marked))
 
 
-def _within(advance: Advance, start: int, lot: int, total: int) -> Advance:
+def _within(on_progress: OnProgress, start: int, lot: int, total: int) -> OnProgress:
     """Progress inside a lot of replies. Its end is left to whoever stores them, since a run may stop there."""
     def inside(done: int, _: int) -> None:
         if done < lot:
-            advance(start + done, total)
+            on_progress(start + done, total)
 
     return inside
 

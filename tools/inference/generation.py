@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nslora.tools.policy import Advance
+from nslora.tools.policy import OnProgress
 
 # Below this, copying the cache costs more than the prefix; measured with SmolLM2-135M on two cores.
 SHORTEST_SHARED_PREFIX_TOKENS = 8
@@ -103,7 +103,7 @@ def first_logits(model: Any, rows: Sequence[Sequence[int]], shared: int, prefix:
 
 
 def generate_ids(model: Any, rows: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int],
-                 pad_id: int, batch_size: int, advance: Advance, shared: int, pads: bool = True) -> list[list[int]]:
+                 pad_id: int, batch_size: int, on_progress: OnProgress, shared: int, pads: bool = True) -> list[list[int]]:
     """Greedy continuations of `rows` (token ids), in their order, each cut after its first stop token.
 
     model: a causal language model in eval mode, on one device. Rows are batched by length, so that little is padded.
@@ -121,7 +121,7 @@ def generate_ids(model: Any, rows: Sequence[Sequence[int]], *, max_new_tokens: i
             for i, ids in zip(batch, new, strict=True):
                 replies[i] = ids
             done += len(batch)
-            advance(done, len(rows))
+            on_progress(done, len(rows))
     return replies
 
 

@@ -1,4 +1,4 @@
-"""What a burst or a batch needs of memory, and what is there."""
+"""What a training job or a batch needs of memory, and what is there."""
 
 from typing import Any
 

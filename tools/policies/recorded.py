@@ -8,7 +8,7 @@ from typing import Any
 from nslora.tools.files import read_json
 from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.inference.weights import refuse_other_weights, resolve_model
-from nslora.tools.policy import Advance, Burst, BurstResult, Generated, Policy, silent
+from nslora.tools.policy import Generated, OnProgress, Policy, TrainingJob, TrainingResult, no_progress
 from nslora.tools.schema import Dialogue
 
 
@@ -17,7 +17,7 @@ class RecordedPolicy:
 
     model: as the settings name it, for the tokenizer.
 
-    Replies come from the reply cache and bursts from the record before a policy is ever asked, so in a replay of what
+    Replies come from the reply cache and training jobs from the record before a policy is ever asked, so in a replay of what
     is all known `load` is never called.
     """
 
@@ -45,10 +45,10 @@ class RecordedPolicy:
         return ChatFormat(AutoTokenizer.from_pretrained(resolve_model(self._model).location), ())
 
     def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 advance: Advance = silent) -> Generated:
+                 on_progress: OnProgress = no_progress) -> Generated:
         if not dialogues:
             return Generated((), 0)
-        return self.policy.generate(dialogues, adapter=adapter, max_new_tokens=max_new_tokens, advance=advance)
+        return self.policy.generate(dialogues, adapter=adapter, max_new_tokens=max_new_tokens, on_progress=on_progress)
 
     def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
                          adapter: str | None) -> list[float]:
@@ -56,8 +56,8 @@ class RecordedPolicy:
             return []
         return self.policy.reference_losses(dialogues, references, adapter=adapter)
 
-    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
-        return self.policy.train(burst, advance)
+    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+        return self.policy.train(job, on_progress)
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         return self._format.count(dialogue)

@@ -75,7 +75,7 @@ def cuts_a_number(text: str, start: int, end: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """What one check says about one reply: a value in [0, 1] and words about what is wrong ("" at 1).
 
     parts and suggestion are set by a user's function that returns a whole Score.
@@ -87,7 +87,7 @@ class Verdict:
     suggestion: str | None = None
 
 
-RIGHT = Verdict(1.0)
+RIGHT = CheckResult(1.0)
 
 
 class Check(Settings):
@@ -99,7 +99,7 @@ class Check(Settings):
     wanted: str | None = None
 
     @abstractmethod
-    def grade(self, example: Example, reply: str) -> Verdict:
+    def grade(self, example: Example, reply: str) -> CheckResult:
         """Judge the reply to this row."""
 
     def mend(self, example: Example, reply: str) -> str:
@@ -158,10 +158,10 @@ class ExactMatch(FieldCheck):
     ignore_whitespace: bool = True
     ignore_punctuation: bool = True
 
-    def grade(self, example: Example, reply: str) -> Verdict:
+    def grade(self, example: Example, reply: str) -> CheckResult:
         if self.normal(reply) in map(self.normal, self.texts(example)):
             return RIGHT
-        return Verdict(0.0, self.words("should be exactly", example))
+        return CheckResult(0.0, self.words("should be exactly", example))
 
     def mend(self, example: Example, reply: str) -> str:
         return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]
@@ -182,10 +182,10 @@ class Contains(FieldCheck):
     ignore_case: bool = True
     whole_words: bool = True
 
-    def grade(self, example: Example, reply: str) -> Verdict:
+    def grade(self, example: Example, reply: str) -> CheckResult:
         if any(self.finds(text, reply) for text in self.texts(example)):
             return RIGHT
-        return Verdict(0.0, self.words("does not contain", example))
+        return CheckResult(0.0, self.words("does not contain", example))
 
     def mend(self, example: Example, reply: str) -> str:
         return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]
@@ -230,12 +230,12 @@ class Regex(Check):
             raise ValueError("must hold {reply} exactly once")
         return form
 
-    def grade(self, example: Example, reply: str) -> Verdict:
+    def grade(self, example: Example, reply: str) -> CheckResult:
         flags = re.IGNORECASE if self.ignore_case else 0
         found = re.fullmatch(self.pattern, reply.strip(), flags) if self.full else re.search(self.pattern, reply, flags)
         if found:
             return RIGHT
-        return Verdict(0.0, f"The reply should be {self.wanted or f'text that fits the pattern {self.pattern}'}.")
+        return CheckResult(0.0, f"The reply should be {self.wanted or f'text that fits the pattern {self.pattern}'}.")
 
     def mend(self, example: Example, reply: str) -> str:
         if self.form is None or self.grade(example, reply).value == 1:
@@ -246,10 +246,10 @@ class Regex(Check):
 class UpperCase(Check):
     """The whole reply stands in capital letters, with at least one letter."""
 
-    def grade(self, example: Example, reply: str) -> Verdict:
+    def grade(self, example: Example, reply: str) -> CheckResult:
         if reply == reply.upper() and reply != reply.lower():
             return RIGHT
-        return Verdict(0.0, f"The reply should be {self.wanted or 'written in capital letters throughout'}.")
+        return CheckResult(0.0, f"The reply should be {self.wanted or 'written in capital letters throughout'}.")
 
     def mend(self, example: Example, reply: str) -> str:
         return reply.upper()
@@ -278,7 +278,7 @@ class JsonSchema(Check):
         refuse_open_references(shape)
         return shape
 
-    def grade(self, example: Example, reply: str) -> Verdict:
+    def grade(self, example: Example, reply: str) -> CheckResult:
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import best_match
         from jsonschema_specifications import REGISTRY
@@ -286,10 +286,10 @@ class JsonSchema(Check):
         try:
             error = best_match(Draft202012Validator(self.shape, registry=REGISTRY).iter_errors(json.loads(reply)))
         except (ValueError, RecursionError):    # a model that repeats itself nests brackets deeper than Python's stack
-            return Verdict(0.0, f"The reply should be {self.description()}, with no text before or after it.")
+            return CheckResult(0.0, f"The reply should be {self.description()}, with no text before or after it.")
         if error is None:
             return RIGHT
-        return Verdict(0.0, f"The reply should be {self.description()}, but {error.message}.")
+        return CheckResult(0.0, f"The reply should be {self.description()}, but {error.message}.")
 
     def mend(self, example: Example, reply: str) -> str:
         required = self.shape.get("required", [])
@@ -322,7 +322,7 @@ class Length(Check):
             raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
         return self
 
-    def grade(self, example: Example, reply: str) -> Verdict:
+    def grade(self, example: Example, reply: str) -> CheckResult:
         words, chars = len(reply.split()), len(reply)
         wrong = []
         if self.min_words is not None and words < self.min_words:
@@ -333,7 +333,7 @@ class Length(Check):
             wrong.append(f"The reply should have at most {self.max_chars} characters, not {chars}.")
         if not wrong:
             return RIGHT
-        return Verdict(0.0, " ".join(wrong) if self.wanted is None else f"The reply should be {self.wanted}.")
+        return CheckResult(0.0, " ".join(wrong) if self.wanted is None else f"The reply should be {self.wanted}.")
 
     def mend(self, example: Example, reply: str) -> str:
         if self.max_words is not None and len(reply.split()) > self.max_words:

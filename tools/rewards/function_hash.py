@@ -50,7 +50,7 @@ def text_of(function: Callable[..., Any], *, whole: bool = False, seen: Seen = f
     seen |= {id(function)}
     bound = ""
     while isinstance(function, functools.partial):
-        bound += told([function.args, function.keywords], seen)
+        bound += described([function.args, function.keywords], seen)
         function = function.func
     known = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
     source = _source(known)
@@ -58,7 +58,7 @@ def text_of(function: Callable[..., Any], *, whole: bool = False, seen: Seen = f
     return bound + "".join((text, *(f"\n{each}" for each in _left_open(function, source, seen))))
 
 
-def told(value: Any, seen: Seen = frozenset()) -> str:
+def described(value: Any, seen: Seen = frozenset()) -> str:
     """A value as text, like its repr but without addresses, sets in order and functions by what they are."""
     if id(value) in seen:
         return "..."
@@ -66,22 +66,22 @@ def told(value: Any, seen: Seen = frozenset()) -> str:
         return repr(value)
     inner = seen | {id(value)}
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{told(key, inner)}: {told(each, inner)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{described(key, inner)}: {described(each, inner)}" for key, each in value.items()) + "}"
     if isinstance(value, set | frozenset):
-        return "{" + ", ".join(sorted(told(each, inner) for each in value)) + "}"
+        return "{" + ", ".join(sorted(described(each, inner) for each in value)) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(told(each, inner) for each in value) + "]"
+        return "[" + ", ".join(described(each, inner) for each in value) + "]"
     if isinstance(value, tuple):
-        return "(" + ", ".join(told(each, inner) for each in value) + (",)" if len(value) == 1 else ")")
+        return "(" + ", ".join(described(each, inner) for each in value) + (",)" if len(value) == 1 else ")")
     if isinstance(value, functools.partial) or inspect.isroutine(value) or inspect.isclass(value):
         return f"{getattr(value, '__qualname__', '')}: {text_of(value, seen=seen)}"
     if isinstance(value, ModuleType):
         return value.__name__
     if isinstance(value, BaseModel):
-        return f"{type(value).__qualname__}({', '.join(f'{k}={told(v, inner)}' for k, v in value.__repr_args__())})"
+        return f"{type(value).__qualname__}({', '.join(f'{k}={described(v, inner)}' for k, v in value.__repr_args__())})"
     if dataclasses.is_dataclass(value):
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.repr}
-        return f"{type(value).__qualname__}({', '.join(f'{k}={told(v, inner)}' for k, v in fields.items())})"
+        return f"{type(value).__qualname__}({', '.join(f'{k}={described(v, inner)}' for k, v in fields.items())})"
     if hasattr(value, "tobytes") and hasattr(value, "dtype"):      # an array, whose repr leaves out its middle
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if type(value).__repr__ is not BARE_REPR:
@@ -90,7 +90,7 @@ def told(value: Any, seen: Seen = frozenset()) -> str:
     # One that holds plain values alone is known by them; a client or a lock is not, and differs in each process.
     held = object.__getstate__(value)
     return f"<{type(value).__module__}.{type(value).__qualname__} object>" + (
-        told(held, inner) if held and _is_plain(held) else "")
+        described(held, inner) if held and _is_plain(held) else "")
 
 
 def _is_plain(value: Any) -> bool:
@@ -123,7 +123,7 @@ def _left_open(function: Any, source: str, seen: Seen) -> Iterator[str]:
     elif inspect.isroutine(function):
         yield as_text(repr(function))
     elif held := function.__getstate__():      # by which a class can leave out a clock or a client
-        yield told(held, seen)
+        yield described(held, seen)
 
 
 def _left_open_by_definition(function: FunctionType, source: str, seen: Seen) -> Iterator[str]:
@@ -131,13 +131,13 @@ def _left_open_by_definition(function: FunctionType, source: str, seen: Seen) ->
     if definition is None:
         yield _compiled(function.__code__)
     if (function.__defaults__ or function.__kwdefaults__) and not (definition and _literal_defaults(definition)):
-        yield told([function.__defaults__, function.__kwdefaults__], seen)
+        yield described([function.__defaults__, function.__kwdefaults__], seen)
     closed_over = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):      # nothing was assigned to it yet
             closed_over[name] = cell.cell_contents
     if closed_over:
-        yield told(closed_over, seen)
+        yield described(closed_over, seen)
 
 
 def _definition(function: FunctionType, source: str) -> Definition | None:
@@ -163,5 +163,5 @@ def _literal_defaults(definition: Definition) -> bool:
 
 
 def _compiled(code: CodeType) -> str:
-    consts = [_compiled(each) if isinstance(each, CodeType) else told(each) for each in code.co_consts]
+    consts = [_compiled(each) if isinstance(each, CodeType) else described(each) for each in code.co_consts]
     return repr((code.co_code, code.co_names, code.co_varnames, consts))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from nslora.tools.errors import NsloraError, RewardError
-from nslora.tools.rewards.checks import Check, Verdict
+from nslora.tools.rewards.checks import Check, CheckResult
 from nslora.tools.rewards.function_hash import first_text_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class FunctionCheck(Check):
         plain = self.model_dump(exclude_defaults=True, exclude={"function"})
         return {**plain, "code": hashlib.sha256(first_text_of(self.function, whole=self.named).encode()).hexdigest()}
 
-    def grade(self, example: Example, reply: str) -> Verdict:
+    def grade(self, example: Example, reply: str) -> CheckResult:
         where = f"The reward function {self.check!r}, on row {example.id!r} with the reply {reply[:80]!r},"
         offered = {"question": example.question, "reference": example.reference, "reply": reply, "example": example}
         arguments, keywords = _arguments(self.function, offered)
@@ -154,7 +154,7 @@ def _arguments(function: Callable[..., Any], offered: Mapping[str, Any]) -> tupl
     return ([], {name: offered[name] for name in by_name}) if by_name else (positional, {})
 
 
-def _verdict(result: Any, where: str) -> Verdict:
+def _verdict(result: Any, where: str) -> CheckResult:
     from nslora.tools.rewards.score import Score
 
     if isinstance(result, Score):
@@ -168,7 +168,7 @@ def _verdict(result: Any, where: str) -> Verdict:
         if not isinstance(result.suggestion, str | None):
             raise RewardError(f"{where} returned a Score with the suggestion {result.suggestion!r}: it must be a "
                               "reply, as text, or None.")
-        return Verdict(value, str(result.feedback or ""), parts or None, result.suggestion)
+        return CheckResult(value, str(result.feedback or ""), parts or None, result.suggestion)
     feedback: Any = ""
     if isinstance(result, Mapping):
         if "score" not in result:
@@ -179,7 +179,7 @@ def _verdict(result: Any, where: str) -> Verdict:
         result, feedback = result
     if not isinstance(feedback, str | None):
         raise RewardError(f"{where} returned {feedback!r} as feedback: beside the number, a text is wanted.")
-    return Verdict(_number(result, where), str(feedback or ""))
+    return CheckResult(_number(result, where), str(feedback or ""))
 
 
 def _number(value: Any, where: str) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from nslora.tools.prompt import MINUS
-from nslora.tools.rewards.checks import RIGHT, FieldCheck, Verdict
+from nslora.tools.rewards.checks import RIGHT, CheckResult, FieldCheck
 from nslora.tools.rewards.math_worker import is_number, same_expression
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class Numeric(FieldCheck):
 
     tolerance: float = Field(1e-6, ge=0, allow_inf_nan=False)
 
-    def grade(self, example: Example, reply: str) -> Verdict:
+    def grade(self, example: Example, reply: str) -> CheckResult:
         if any(same_number(text, reply, self.tolerance) for text in self.texts(example)):
             return RIGHT
-        return Verdict(0.0, self.words("should give the number", example))
+        return CheckResult(0.0, self.words("should give the number", example))
 
     def mend(self, example: Example, reply: str) -> str:
         return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from pydantic import ValidationError
 
 from nslora.tools.errors import RewardError
-from nslora.tools.rewards.checks import Check, Contains, ExactMatch, JsonSchema, Length, Regex, UpperCase, Verdict
+from nslora.tools.rewards.checks import Check, CheckResult, Contains, ExactMatch, JsonSchema, Length, Regex, UpperCase
 from nslora.tools.rewards.numeric import Numeric
 from nslora.tools.rewards.score import Score
 
@@ -127,7 +127,7 @@ class Reward:
         return Score(value, values, " ".join(word for word in words if word)), offered
 
 
-def _words(check: Check, verdict: Verdict) -> str:
+def _words(check: Check, verdict: CheckResult) -> str:
     parts = verdict.parts.values() if verdict.parts is not None else [verdict.value]
     if all(part >= 1.0 for part in parts):
         return ""

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nslora.tools.router.inputs import Situation
+from nslora.tools.router.inputs import RouterInput
 from nslora.tools.schema import KINDS, Kind
 
 
@@ -65,33 +65,33 @@ class StrategySettings(BaseModel):
 DEFAULTS = StrategySettings()
 
 
-def expected_gains(situation: Situation, settings: StrategySettings = DEFAULTS) -> dict[Kind, float]:
+def expected_gains(router_input: RouterInput, settings: StrategySettings = DEFAULTS) -> dict[Kind, float]:
     """Expected gain per kind, in [0, 1], whether saturated or not."""
-    demands, costs = demands_of(situation, settings), affordability(situation, settings)
-    headroom = {kind: max(situation.progress[kind].value, settings.open_headroom) for kind in KINDS}
-    return {kind: demands[kind] * headroom[kind] * costs[kind] for kind in KINDS}
+    needs, costs = needs_of(router_input, settings), affordability(router_input, settings)
+    headroom = {kind: max(router_input.progress[kind].value, settings.open_headroom) for kind in KINDS}
+    return {kind: needs[kind] * headroom[kind] * costs[kind] for kind in KINDS}
 
 
-def demands_of(situation: Situation, settings: StrategySettings = DEFAULTS) -> dict[Kind, float]:
+def needs_of(router_input: RouterInput, settings: StrategySettings = DEFAULTS) -> dict[Kind, float]:
     """Share of the missing reward that each kind could bring, in [0, 1]; both 0 where nothing failed."""
-    if situation.demand is None:
+    if router_input.need is None:
         return {"lora": 0.0, "textgrad": 0.0}
-    content = situation.demand.p_content
-    lora = 1.0 if situation.remade_waiting > 0 else content
+    content = router_input.need.p_content
+    lora = 1.0 if router_input.remade_waiting > 0 else content
     if lora < settings.weights_demand:
         lora = 0.0
     return {"lora": lora, "textgrad": max(settings.edit_demand, 1.0 - content)}
 
 
-def affordability(situation: Situation, settings: StrategySettings = DEFAULTS) -> dict[Kind, float]:
+def affordability(router_input: RouterInput, settings: StrategySettings = DEFAULTS) -> dict[Kind, float]:
     """max(cost_floor, (cheapest / cost) ** cost_exponent); 1 for the cheapest."""
-    costs = {kind: max(situation.cost_tokens.get(kind, 0.0), 1e-6) for kind in KINDS}
+    costs = {kind: max(router_input.cost_tokens.get(kind, 0.0), 1e-6) for kind in KINDS}
     cheapest = min(costs.values())
     return {kind: max(settings.cost_floor, (cheapest / costs[kind]) ** settings.cost_exponent) for kind in KINDS}
 
 
-def best_of(kinds: Sequence[Kind], gains: Mapping[Kind, float], situation: Situation, tie_share: float) -> Kind:
+def best_of(kinds: Sequence[Kind], gains: Mapping[Kind, float], router_input: RouterInput, tie_share: float) -> Kind:
     """The kind of largest expected gain; the cheaper of those within `tie_share` of it."""
     top = max(gains[kind] for kind in kinds)
     tied = [kind for kind in kinds if gains[kind] >= top * (1 - tie_share)]
-    return min(tied, key=lambda kind: situation.cost_tokens.get(kind, 0.0))
+    return min(tied, key=lambda kind: router_input.cost_tokens.get(kind, 0.0))

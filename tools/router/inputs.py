@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from nslora.tools.classifier.attribution import Demand
+from nslora.tools.classifier.attribution import Need
 from nslora.tools.router.monitoring_signal import Progress, Update
 from nslora.tools.schema import KINDS, Kind
 
@@ -12,10 +12,10 @@ Action = Literal["lora", "textgrad", "finish"]
 
 
 @dataclass(frozen=True)
-class Situation:
+class RouterInput:
     """All that a choice may depend on.
 
-    task: its hash, which with the seed and the round says what chance draws. demand is None where nothing failed.
+    task: its hash, which with the seed and the round says what chance draws. need is None where nothing failed.
     cost_tokens: expected tokens through the model per update of a kind, by formula and not by the clock, so that a
     busy machine decides alike.
     """
@@ -26,7 +26,7 @@ class Situation:
     failures: int
     validation_reward: float
     target: float
-    demand: Demand | None
+    need: Need | None
     progress: Mapping[Kind, Progress]
     cost_tokens: Mapping[Kind, float]
     remade_waiting: int
@@ -35,7 +35,7 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class Decision:
+class RouterDecision:
     """What to do next, one sentence for people, and the numbers behind it."""
 
     action: Action
@@ -49,26 +49,26 @@ class Strategy(Protocol):
     @property
     def name(self) -> str: ...
 
-    def choose(self, situation: Situation) -> Decision: ...
+    def choose(self, router_input: RouterInput) -> RouterDecision: ...
 
 
-def open_kinds(situation: Situation) -> list[Kind]:
+def open_kinds(router_input: RouterInput) -> list[Kind]:
     """The kinds that are not saturated."""
-    return [kind for kind in KINDS if not situation.progress[kind].saturated]
+    return [kind for kind in KINDS if not router_input.progress[kind].saturated]
 
 
-def evidence(situation: Situation) -> dict[str, float | str]:
+def evidence(router_input: RouterInput) -> dict[str, float | str]:
     evidence: dict[str, float | str] = {
-        "validation_reward": situation.validation_reward,
-        "failures": float(situation.failures),
-        "rounds_left": float(situation.rounds_left),
-        "remade_waiting": float(situation.remade_waiting),
+        "validation_reward": router_input.validation_reward,
+        "failures": float(router_input.failures),
+        "rounds_left": float(router_input.rounds_left),
+        "remade_waiting": float(router_input.remade_waiting),
     }
-    if situation.demand is not None:
-        evidence["p_content"] = situation.demand.p_content
+    if router_input.need is not None:
+        evidence["p_content"] = router_input.need.p_content
     for kind in KINDS:
-        evidence[f"{kind}_progress"] = situation.progress[kind].value
-        evidence[f"{kind}_saturated"] = float(situation.progress[kind].saturated)
-        evidence[f"{kind}_cost_tokens"] = situation.cost_tokens.get(kind, 0.0)
+        evidence[f"{kind}_progress"] = router_input.progress[kind].value
+        evidence[f"{kind}_saturated"] = float(router_input.progress[kind].saturated)
+        evidence[f"{kind}_cost_tokens"] = router_input.cost_tokens.get(kind, 0.0)
     return evidence
 

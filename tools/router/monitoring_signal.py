@@ -7,19 +7,19 @@ Progress of one update:
 
     reward term    R = clip(max(gain, potential_gain) / full_gain, 0, 1)
     loss term      L = clip(((l[-2] - l[-1]) / l[-2]) / full_loss_drop, 0, 1)      l: mean loss of each epoch
-    gradient term  G = last epoch's gradient norm / largest so far of any burst
+    gradient term  G = last epoch's gradient norm / largest so far of any training job
     lora, kept         max(R, sqrt(L * G))
     lora, dropped      dropped_weight * sqrt(L * G)
     textgrad, kept     R
     textgrad, dropped  0
     failed             0
 
-A kind's value is that of its last burst (lora) or the mean over its last `window` edits (textgrad). A kind saturates
+A kind's value is that of its last training job (lora) or the mean over its last `window` edits (textgrad). A kind saturates
 when each of its last `patience` updates stayed under its threshold, and stays so until the ground moves: the other
 kind had an update kept, or (for lora) an edit brought verified rows to train on. Then its value goes half-way back to
 the 1.0 of a kind never tried. It has all its patience again after a kept update, but one try after the rows of a
 dropped edit, and none where such a try was in vain since the last update that was kept: in the benchmark's records of
-commit 73abcb6 all 22 bursts that such rows had opened were dropped too, and each costs two of other bursts.
+commit 73abcb6 all 22 training jobs that such rows had opened were dropped too, and each costs two of other training jobs.
 """
 
 import math
@@ -105,7 +105,7 @@ class Update:
     kind: Kind
     kept: bool
     gain: float
-    potential_gain: float
+    repairable_gain: float
     epoch_losses_nats: tuple[float, ...] = ()
     grad_norms: tuple[float, ...] = ()
     new_rows: int = 0
@@ -122,7 +122,7 @@ class Progress:
     evidence: Mapping[str, float] = field(default_factory=dict)
 
 
-def progress(kind: Kind, history: Sequence[Update], settings: SignalSettings = DEFAULTS) -> Progress:
+def progress_of(kind: Kind, history: Sequence[Update], settings: SignalSettings = DEFAULTS) -> Progress:
     """Progress that updates of this kind still make, from the whole history of updates, oldest first.
 
     A kind never tried has value 1.0 and is open: nothing is known against it.
@@ -173,10 +173,10 @@ def _moves_ground(other: Update, kind: Kind) -> bool:
 
 def _value(update: Update, largest_norm: float, settings: SignalSettings) -> tuple[float, dict[str, float]]:
     """Progress of one update and the terms that made it."""
-    evidence = {"gain": update.gain, "potential_gain": update.potential_gain, "kept": float(update.kept)}
+    evidence = {"gain": update.gain, "potential_gain": update.repairable_gain, "kept": float(update.kept)}
     if update.failed:
         return 0.0, {**evidence, "failed": 1.0}
-    reward_term = _unit(max(update.gain, update.potential_gain) / settings.full_gain) if update.kept else 0.0
+    reward_term = _unit(max(update.gain, update.repairable_gain) / settings.full_gain) if update.kept else 0.0
     if update.kind == "textgrad":
         return reward_term, evidence
     drop = relative_loss_drop(update.epoch_losses_nats)

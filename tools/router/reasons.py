@@ -2,27 +2,27 @@
 from collections.abc import Mapping, Sequence
 
 from nslora.tools.router.expected_gain import StrategySettings
-from nslora.tools.router.inputs import Situation
+from nslora.tools.router.inputs import RouterInput
 from nslora.tools.schema import KINDS, Kind
 
 WORDS: Mapping[str, str] = {"lora": "weights", "textgrad": "prompt"}
 
 
-def demand_words(kind: Kind, situation: Situation) -> str:
-    demand = situation.demand
-    if demand is None:
+def need_words(kind: Kind, router_input: RouterInput) -> str:
+    need = router_input.need
+    if need is None:
         return "No failure"
-    if kind == "lora" and situation.remade_waiting > 0:
-        return f"{situation.remade_waiting} verified remade rows wait, from which weights learn content and form alike"
-    share = demand.content + demand.both if kind == "lora" else demand.form + demand.both
-    need = "content" if kind == "lora" else "form"
-    return f"{round(share * demand.failures)} of {demand.failures} failures need {need}"
+    if kind == "lora" and router_input.remade_waiting > 0:
+        return f"{router_input.remade_waiting} verified remade rows wait, from which weights learn content and form alike"
+    share = need.content + need.both if kind == "lora" else need.form + need.both
+    lacking = "content" if kind == "lora" else "form"
+    return f"{round(share * need.failures)} of {need.failures} failures need {lacking}"
 
 
-def signal_words(situation: Situation, kind: Kind) -> str:
-    state = situation.progress[kind]
+def signal_words(router_input: RouterInput, kind: Kind) -> str:
+    state = router_input.progress[kind]
     if state.evidence.get("given_up"):
-        return closed_words(situation, kind)
+        return closed_words(router_input, kind)
     if state.saturated:
         return f"{title(kind)} is saturated (progress {state.value:.2f})"
     if not state.evidence.get("tries", 0.0):
@@ -38,22 +38,22 @@ def signal_words(situation: Situation, kind: Kind) -> str:
     return f"{title(kind)} still progresses (last gain {state.evidence.get('gain', 0.0):+.3f})"
 
 
-def closed_words(situation: Situation, kind: Kind) -> str:
+def closed_words(router_input: RouterInput, kind: Kind) -> str:
     """Why a saturated kind does not go."""
-    if situation.progress[kind].evidence.get("given_up"):
+    if router_input.progress[kind].evidence.get("given_up"):
         return f"{title(kind)} is given up for this run, since the editor failed too often or reached its cap"
-    if situation.progress[kind].evidence.get("no_material"):
+    if router_input.progress[kind].evidence.get("no_material"):
         return f"{title(kind)} has no failure on train to learn from"
     return f"{title(kind)} is saturated"
 
 
-def why_nothing_goes(situation: Situation) -> str:
-    saturated = [kind for kind in KINDS if situation.progress[kind].saturated]
+def why_nothing_goes(router_input: RouterInput) -> str:
+    saturated = [kind for kind in KINDS if router_input.progress[kind].saturated]
     for kind in saturated:
-        if situation.progress[kind].evidence.get("given_up"):
-            return f"{closed_words(situation, kind)}, and the other kind has nothing more to bring."
-    if len(saturated) == len(KINDS) and any(situation.progress[kind].evidence.get("no_material") for kind in KINDS):
-        return "; ".join(closed_words(situation, kind) for kind in KINDS) + "."
+        if router_input.progress[kind].evidence.get("given_up"):
+            return f"{closed_words(router_input, kind)}, and the other kind has nothing more to bring."
+    if len(saturated) == len(KINDS) and any(router_input.progress[kind].evidence.get("no_material") for kind in KINDS):
+        return "; ".join(closed_words(router_input, kind) for kind in KINDS) + "."
     if len(saturated) == len(KINDS):
         return "Both kinds are saturated: neither weights nor edits of the prompt still bring reward."
     names = " and ".join(title(kind) for kind in saturated) or "no kind"
@@ -65,12 +65,12 @@ def title(kind: Kind) -> str:
 
 
 def _explain(
-    kind: Kind, wanted: Sequence[Kind], gains: Mapping[Kind, float], situation: Situation, settings: StrategySettings
+    kind: Kind, wanted: Sequence[Kind], gains: Mapping[Kind, float], router_input: RouterInput, settings: StrategySettings
 ) -> str:
-    parts = [demand_words(kind, situation), signal_words(situation, kind)]
+    parts = [need_words(kind, router_input), signal_words(router_input, kind)]
     other: Kind = "textgrad" if kind == "lora" else "lora"
-    if other not in wanted and situation.progress[other].saturated:
-        parts.append(closed_words(situation, other))
+    if other not in wanted and router_input.progress[other].saturated:
+        parts.append(closed_words(router_input, other))
     elif other in wanted and gains[other] >= gains[kind] * (1 - settings.tie_share):
         parts.append("a tie, so the cheaper one")
     return "; ".join(parts)

@@ -18,22 +18,22 @@ from nslora.tools.router.expected_gain import (
     StrategySettings,
     affordability,
     best_of,
-    demands_of,
     expected_gains,
+    needs_of,
 )
-from nslora.tools.router.inputs import Action, Decision, Situation, Strategy, evidence, open_kinds
+from nslora.tools.router.inputs import Action, RouterDecision, RouterInput, Strategy, evidence, open_kinds
 from nslora.tools.router.monitoring_signal import DEFAULTS as SIGNAL_DEFAULTS
-from nslora.tools.router.monitoring_signal import SignalSettings, Update, progress
-from nslora.tools.router.reasons import WORDS, _explain, demand_words, signal_words, why_nothing_goes
+from nslora.tools.router.monitoring_signal import SignalSettings, Update, progress_of
+from nslora.tools.router.reasons import WORDS, _explain, need_words, signal_words, why_nothing_goes
 from nslora.tools.schema import KINDS, Kind
 
 __all__ = [
     "Action",
-    "Decision",
-    "Situation",
+    "RouterDecision",
+    "RouterInput",
     "Strategy",
     "StrategySettings",
-    "demands_of",
+    "needs_of",
     "expected_gains",
     "must_finish",
     "strategy_named",
@@ -48,16 +48,16 @@ class Neurosymbolic:
     settings: StrategySettings = DEFAULTS
     name: str = "neurosymbolic"
 
-    def choose(self, situation: Situation) -> Decision:
-        if end := must_finish(situation):
+    def choose(self, router_input: RouterInput) -> RouterDecision:
+        if end := must_finish(router_input):
             return end
-        demands = demands_of(situation, self.settings)
-        wanted = [kind for kind in open_kinds(situation) if demands[kind] > 0]
+        needs = needs_of(router_input, self.settings)
+        wanted = [kind for kind in open_kinds(router_input) if needs[kind] > 0]
         if not wanted:
-            return finish(why_nothing_goes(situation), situation)
-        gains = expected_gains(situation, self.settings)
-        kind = best_of(wanted, gains, situation, self.settings.tie_share)
-        return go(kind, _explain(kind, wanted, gains, situation, self.settings), situation, gains)
+            return finish(why_nothing_goes(router_input), router_input)
+        gains = expected_gains(router_input, self.settings)
+        kind = best_of(wanted, gains, router_input, self.settings.tie_share)
+        return go(kind, _explain(kind, wanted, gains, router_input, self.settings), router_input, gains)
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class SingleKind:
     kind: Kind
     name: str
 
-    def choose(self, situation: Situation) -> Decision:
-        if end := must_finish(situation):
+    def choose(self, router_input: RouterInput) -> RouterDecision:
+        if end := must_finish(router_input):
             return end
-        if situation.progress[self.kind].saturated:
-            return finish(f"{signal_words(situation, self.kind)}; strategy {self.name} has no other kind.", situation)
-        return go(self.kind, f"Strategy {self.name}: {signal_words(situation, self.kind)}", situation)
+        if router_input.progress[self.kind].saturated:
+            return finish(f"{signal_words(router_input, self.kind)}; strategy {self.name} has no other kind.", router_input)
+        return go(self.kind, f"Strategy {self.name}: {signal_words(router_input, self.kind)}", router_input)
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ class RandomChoice:
 
     name: str = "random"
 
-    def choose(self, situation: Situation) -> Decision:
-        if end := must_finish(situation):
+    def choose(self, router_input: RouterInput) -> RouterDecision:
+        if end := must_finish(router_input):
             return end
-        kinds = open_kinds(situation)
+        kinds = open_kinds(router_input)
         if not kinds:
-            return finish(why_nothing_goes(situation), situation)
-        kind = random.Random(f"{situation.task}-{situation.seed}-{situation.round}").choice(kinds)
-        return go(kind, f"Drawn by chance (seed {situation.seed}, round {situation.round})", situation)
+            return finish(why_nothing_goes(router_input), router_input)
+        kind = random.Random(f"{router_input.task}-{router_input.seed}-{router_input.round}").choice(kinds)
+        return go(kind, f"Drawn by chance (seed {router_input.seed}, round {router_input.round})", router_input)
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,15 @@ class FixedOrder:
     def name(self) -> str:
         return " -> ".join(f"{kind} {ONCE}" if once else kind for kind, once in zip(self.steps, self.once, strict=True))
 
-    def choose(self, situation: Situation) -> Decision:
-        if end := must_finish(situation):
+    def choose(self, router_input: RouterInput) -> RouterDecision:
+        if end := must_finish(router_input):
             return end
-        position = self.position(situation.history)
+        position = self.position(router_input.history)
         if position >= len(self.steps):
-            return finish(f"The order {self.name} is done: {self._last_words()}.", situation)
+            return finish(f"The order {self.name} is done: {self._last_words()}.", router_input)
         kind = self.steps[position]
         words = f"Step {position + 1} of {len(self.steps)} of the order {self.name}"
-        return go(kind, words, situation)
+        return go(kind, words, router_input)
 
     def position(self, history: Sequence[Update]) -> int:
         """Index of the step in force, from the updates so far; len(steps) once the order is done."""
@@ -129,7 +129,7 @@ class FixedOrder:
 
     def _is_over(self, step: int, since: Sequence[Update]) -> bool:
         """Whether the step is over, from the updates since its start (at least one)."""
-        return self.once[step] or progress(self.steps[step], since, self.signal).saturated
+        return self.once[step] or progress_of(self.steps[step], since, self.signal).saturated
 
     def _last_words(self) -> str:
         return "its last step was one update" if self.once[-1] else "its last step is saturated"
@@ -141,15 +141,15 @@ class WithoutClassifier:
 
     name: str = "neurosymbolic-without-classifier"
 
-    def choose(self, situation: Situation) -> Decision:
-        if end := must_finish(situation):
+    def choose(self, router_input: RouterInput) -> RouterDecision:
+        if end := must_finish(router_input):
             return end
-        kinds = open_kinds(situation)
+        kinds = open_kinds(router_input)
         if not kinds:
-            return finish(why_nothing_goes(situation), situation)
-        last = situation.history[-1].kind if situation.history else None
-        kind = last if last in kinds else min(kinds, key=lambda kind: situation.cost_tokens.get(kind, 0.0))
-        return go(kind, f"By the signal alone: {signal_words(situation, kind)}", situation)
+            return finish(why_nothing_goes(router_input), router_input)
+        last = router_input.history[-1].kind if router_input.history else None
+        kind = last if last in kinds else min(kinds, key=lambda kind: router_input.cost_tokens.get(kind, 0.0))
+        return go(kind, f"By the signal alone: {signal_words(router_input, kind)}", router_input)
 
 
 @dataclass(frozen=True)
@@ -159,17 +159,17 @@ class WithoutSignal:
     settings: StrategySettings = DEFAULTS
     name: str = "neurosymbolic-without-signal"
 
-    def choose(self, situation: Situation) -> Decision:
-        if end := must_finish(situation):
+    def choose(self, router_input: RouterInput) -> RouterDecision:
+        if end := must_finish(router_input):
             return end
-        demands, costs = demands_of(situation, self.settings), affordability(situation, self.settings)
-        wanted = [kind for kind in KINDS if demands[kind] > 0 and not self.done(kind, situation.history)]
+        needs, costs = needs_of(router_input, self.settings), affordability(router_input, self.settings)
+        wanted = [kind for kind in KINDS if needs[kind] > 0 and not self.done(kind, router_input.history)]
         if not wanted:
             drops = self.settings.drops_without_signal
-            return finish(f"Every kind wanted was dropped {drops} times in a row.", situation)
-        gains: dict[Kind, float] = {kind: demands[kind] * costs[kind] for kind in KINDS}
-        kind = best_of(wanted, gains, situation, self.settings.tie_share)
-        return go(kind, f"By the classifier alone: {demand_words(kind, situation)}", situation, gains)
+            return finish(f"Every kind wanted was dropped {drops} times in a row.", router_input)
+        gains: dict[Kind, float] = {kind: needs[kind] * costs[kind] for kind in KINDS}
+        kind = best_of(wanted, gains, router_input, self.settings.tie_share)
+        return go(kind, f"By the classifier alone: {need_words(kind, router_input)}", router_input, gains)
 
     def done(self, kind: Kind, history: Sequence[Update]) -> bool:
         """Whether the last few updates of this kind were all dropped."""
@@ -182,29 +182,29 @@ class UserChoice:
     """A user's own function of the situation; it returns a Decision or the name of an action."""
 
     name: str
-    function: Callable[[Situation], object]
+    function: Callable[[RouterInput], object]
 
-    def choose(self, situation: Situation) -> Decision:
-        if end := must_finish(situation):
+    def choose(self, router_input: RouterInput) -> RouterDecision:
+        if end := must_finish(router_input):
             return end
         try:
-            answer = self.function(situation)
+            answer = self.function(router_input)
         except NsloraError:
             raise
         except Exception as error:
-            message = f"Strategy {self.name} raised {type(error).__name__} in round {situation.round}: {error}."
+            message = f"Strategy {self.name} raised {type(error).__name__} in round {router_input.round}: {error}."
             raise SettingsError(message) from error
-        if isinstance(answer, Decision) and answer.action in (*KINDS, "finish"):
+        if isinstance(answer, RouterDecision) and answer.action in (*KINDS, "finish"):
             strange = [value for value in answer.evidence.values() if not isinstance(value, str | int | float)]
             if strange:
                 raise SettingsError(f"Strategy {self.name} returned evidence that is no number or text "
                                     f"({type(strange[0]).__name__}), which no checkpoint takes: leave it out.")
             return answer
         if answer == "finish":
-            return finish(f"Strategy {self.name} ended the run.", situation)
+            return finish(f"Strategy {self.name} ended the run.", router_input)
         for kind in KINDS:
             if answer == kind:
-                return go(kind, f"Chosen by {self.name}", situation)
+                return go(kind, f"Chosen by {self.name}", router_input)
         raise SettingsError(
             f"Strategy {self.name} returned {answer!r}; return 'lora', 'textgrad', 'finish' or a Decision with one."
         )
@@ -238,7 +238,7 @@ def strategy_named(
     )
 
 
-def _user_function(spec: str) -> Callable[[Situation], object]:
+def _user_function(spec: str) -> Callable[[RouterInput], object]:
     module, _, attribute = spec.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -252,26 +252,26 @@ def _user_function(spec: str) -> Callable[[Situation], object]:
         ) from error
     if not callable(function):
         raise SettingsError(f"Strategy {spec!r} is a {type(function).__name__}; name a function of the situation.")
-    chosen: Callable[[Situation], object] = function
+    chosen: Callable[[RouterInput], object] = function
     return chosen
 
 
-def must_finish(situation: Situation) -> Decision | None:
+def must_finish(router_input: RouterInput) -> RouterDecision | None:
     """The ends that hold under every strategy: target reached, nothing left to mend, no round left."""
-    reward, target = situation.validation_reward, situation.target
+    reward, target = router_input.validation_reward, router_input.target
     if reward >= target:
-        return finish(f"Target reached: validation reward {reward:.3f}, wanted {target:.3f}.", situation)
-    if situation.failures == 0 or situation.demand is None:
-        return finish(f"Nothing left to mend: no failure on validation (reward {reward:.3f}).", situation)
-    if situation.rounds_left <= 0:
-        return finish(f"No round left in the budget after {situation.round}.", situation)
+        return finish(f"Target reached: validation reward {reward:.3f}, wanted {target:.3f}.", router_input)
+    if router_input.failures == 0 or router_input.need is None:
+        return finish(f"Nothing left to mend: no failure on validation (reward {reward:.3f}).", router_input)
+    if router_input.rounds_left <= 0:
+        return finish(f"No round left in the budget after {router_input.round}.", router_input)
     return None
 
 
-def go(kind: Kind, reason: str, situation: Situation, gains: Mapping[Kind, float] | None = None) -> Decision:
+def go(kind: Kind, reason: str, router_input: RouterInput, gains: Mapping[Kind, float] | None = None) -> RouterDecision:
     expected = {f"{each}_expected": value for each, value in (gains or {}).items()}
-    return Decision(kind, f"{reason}; {WORDS[kind]}.", {**evidence(situation), **expected})
+    return RouterDecision(kind, f"{reason}; {WORDS[kind]}.", {**evidence(router_input), **expected})
 
 
-def finish(reason: str, situation: Situation) -> Decision:
-    return Decision("finish", reason, evidence(situation))
+def finish(reason: str, router_input: RouterInput) -> RouterDecision:
+    return RouterDecision("finish", reason, evidence(router_input))

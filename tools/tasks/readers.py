@@ -17,7 +17,7 @@ LONGEST_FIELD = 2**31 - 1       # of a CSV file, in characters
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One row as it came: its number from 1 in its source, its place for messages (`train.jsonl:3`), its columns."""
 
     number: int
@@ -25,9 +25,9 @@ class Row:
     columns: Mapping[str, Any]
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[SourceRow]:
     """All rows of a .jsonl, .json, .csv or .parquet file. Raises TaskError with file and line."""
-    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
+    readers: dict[str, Callable[[Path], Iterator[SourceRow]]] = {
         ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
     }
     if path.suffix.lower() not in readers:
@@ -42,7 +42,7 @@ def read_rows(path: Path) -> list[Row]:
         raise TaskError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
-def read_dataset(path: str, name: str | None, split: str, revision: str | None) -> list[Row]:
+def read_dataset(path: str, name: str | None, split: str, revision: str | None) -> list[SourceRow]:
     """One split of a Hugging Face dataset, by `datasets.load_dataset`. Raises TaskError with what it answered."""
     from datasets import load_dataset
 
@@ -55,10 +55,10 @@ def read_dataset(path: str, name: str | None, split: str, revision: str | None) 
             f"{label}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
             "check dataset.path, dataset.name and dataset.splits."
         ) from error
-    return [Row(number, f"{label}, row {number}", row) for number, row in enumerate(rows, 1)]
+    return [SourceRow(number, f"{label}, row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-def from_python(rows: Iterable[Any], split: str) -> list[Row]:
+def from_python(rows: Iterable[Any], split: str) -> list[SourceRow]:
     """Rows that were handed over in Python: mappings of columns."""
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise TaskError(f"{split}: rows are wanted, each a mapping of columns, not {type(rows).__name__}.")
@@ -66,12 +66,12 @@ def from_python(rows: Iterable[Any], split: str) -> list[Row]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             raise TaskError(f"{split} row {number}: a mapping of columns is wanted, not {type(row).__name__}.")
-    return [Row(number, f"{split} row {number}", dict(row)) for number, row in enumerate(rows, 1)]
+    return [SourceRow(number, f"{split} row {number}", dict(row)) for number, row in enumerate(rows, 1)]
 
 
-def cut(
-    rows: Sequence[Row], shares: Mapping[str, float], seed: int, question_of: Callable[[Row], str]
-) -> dict[str, list[Row]]:
+def split_off(
+    rows: Sequence[SourceRow], shares: Mapping[str, float], seed: int, question_of: Callable[[SourceRow], str]
+) -> dict[str, list[SourceRow]]:
     """Cut shares of the questions off for other splits; rows of one question stay together, in file order.
 
     shares: split name -> share in (0, 1) of the distinct questions; "train" in the result holds the rest.
@@ -87,10 +87,10 @@ def cut(
     return {split: [row for row in rows if owner[question_of(row)] == split] for split in ("train", *shares)}
 
 
-def _row(path: Path, line: int, number: int, value: Any) -> Row:
+def _row(path: Path, line: int, number: int, value: Any) -> SourceRow:
     if not isinstance(value, dict):
         raise TaskError(f"{path}:{line}: a JSON object is wanted, not {type(value).__name__}; write one object a row.")
-    return Row(number, f"{path}:{line}", value)
+    return SourceRow(number, f"{path}:{line}", value)
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _jsonl(path: Path) -> Iterator[SourceRow]:
     number = 0
     # Split at "\n" alone: JSON strings may hold U+2028, at which splitlines() would cut.
     for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
@@ -115,7 +115,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
             yield _row(path, line, number, value)
 
 
-def _json(path: Path) -> Iterator[Row]:
+def _json(path: Path) -> Iterator[SourceRow]:
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
@@ -129,10 +129,10 @@ def _json(path: Path) -> Iterator[Row]:
     for number, value in enumerate(values, 1):
         if not isinstance(value, dict):
             raise TaskError(f"{path}: row {number} is {type(value).__name__}, but a JSON object is wanted.")
-        yield Row(number, f"{path}, row {number}", value)
+        yield SourceRow(number, f"{path}, row {number}", value)
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path) -> Iterator[SourceRow]:
     csv.field_size_limit(LONGEST_FIELD)      # of the module, not of a reader; 128 KiB by itself
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
@@ -147,12 +147,12 @@ def _csv(path: Path) -> Iterator[Row]:
                     raise TaskError(
                         f"{path}:{reader.line_num}: {came} values came for {columns} columns; quote values with commas."
                     )
-                yield Row(number, f"{path}:{reader.line_num}", row)
+                yield SourceRow(number, f"{path}:{reader.line_num}", row)
         except csv.Error as error:
             raise TaskError(f"{path}:{reader.line_num}: no valid CSV ({error}).") from error
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[SourceRow]:
     from pyarrow import ArrowException
     from pyarrow.parquet import read_table
 
@@ -161,4 +161,4 @@ def _parquet(path: Path) -> Iterator[Row]:
     except (ArrowException, OverflowError, ValueError) as error:
         raise TaskError(f"{path}: no valid Parquet ({' '.join(str(error).split())[:200]}).") from error
     for number, value in enumerate(values, 1):
-        yield Row(number, f"{path}, row {number}", value)
+        yield SourceRow(number, f"{path}, row {number}", value)

@@ -1,4 +1,4 @@
-"""The anchor set: questions of the user's own on which no update may make the model worse.
+"""The regression set: questions of the user's own on which no update may make the model worse.
 
 Each candidate answers them, the task's reward judges the replies, and no candidate is kept under which their mean
 reward falls. They are never learnt from and never shown to an editor.
@@ -12,8 +12,8 @@ from nslora.tools.tasks.readers import read_rows
 from nslora.tools.tasks.task import Task, any_keys, keys_of
 
 
-def read_anchor(path: str | None, task: Task) -> tuple[Example, ...]:
-    """The rows of an anchor file: question and reference, and whatever columns the task's checks ask for.
+def read_regression_set(path: str | None, task: Task) -> tuple[Example, ...]:
+    """The rows of an regression file: question and reference, and whatever columns the task's checks ask for.
 
     None gives no rows. Raises TaskError, with file and line, where a row cannot be judged or stands in the test or the
     train split.

@@ -26,7 +26,7 @@ class SplitSources(Settings):
     test: str | None = None
 
 
-class Cut(Settings):
+class SplitShares(Settings):
     """Shares of the train questions that become the splits without a source of their own."""
 
     validation: float = Field(0.2, gt=0, lt=1)
@@ -70,7 +70,7 @@ class TaskSpec(Settings):
     name: str = Field(min_length=1)
     data: SplitSources | None = None
     dataset: Dataset | None = None
-    split: Cut | None = None
+    split: SplitShares | None = None
     fields: Fields = Fields()
     prompt: str | None = None
     max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1)

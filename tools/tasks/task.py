@@ -21,7 +21,7 @@ from nslora.tools.files import as_text, sha256_of_json
 from nslora.tools.prompt import Prompt, normalise, parse
 from nslora.tools.rewards.reward import Reward, build_reward, first_problem
 from nslora.tools.schema import Example
-from nslora.tools.tasks.readers import Row, cut, from_python, read_dataset, read_rows
+from nslora.tools.tasks.readers import SourceRow, from_python, read_dataset, read_rows, split_off
 from nslora.tools.tasks.spec import (
     MAX_NEW_TOKENS,
     SPLITS,
@@ -162,8 +162,8 @@ def _first_file(folder: Path, split: str) -> str:
     raise TaskError(f"{folder}: neither task.yaml nor {split}.jsonl (or .json, .csv, .parquet) is in this folder.")
 
 
-def _rows(spec: TaskSpec, document: Document) -> dict[str, list[Row]]:
-    def of(split: str, source: str) -> list[Row]:
+def _rows(spec: TaskSpec, document: Document) -> dict[str, list[SourceRow]]:
+    def of(split: str, source: str) -> list[SourceRow]:
         if spec.dataset is None:
             rows = read_rows(document.folder / source)
         else:
@@ -177,12 +177,12 @@ def _rows(spec: TaskSpec, document: Document) -> dict[str, list[Row]]:
     rows = {split: of(split, name) for split in SPLITS if (name := getattr(spec.sources, split)) is not None}
     shares = {split: getattr(spec.split, split) for split in SPLITS if split not in rows}
     if spec.split is not None:
-        rows.update(cut(rows["train"], shares, spec.split.seed, lambda row: same_question(_question(row, spec.fields))))
+        rows.update(split_off(rows["train"], shares, spec.split.seed, lambda row: same_question(_question(row, spec.fields))))
     return rows
 
 
 def _task(
-    name: str, rows: Mapping[str, Sequence[Row]], fields: Fields, reward: Reward, prompt: Prompt, max_new_tokens: int,
+    name: str, rows: Mapping[str, Sequence[SourceRow]], fields: Fields, reward: Reward, prompt: Prompt, max_new_tokens: int,
     *, source: str, options: Mapping[str, Any],
 ) -> Task:
     splits = {split: _examples(split, rows[split], fields, reward) for split in SPLITS}
@@ -197,7 +197,7 @@ def _task(
     )
 
 
-def _examples(split: str, rows: Sequence[Row], fields: Fields, reward: Reward) -> tuple[Example, ...]:
+def _examples(split: str, rows: Sequence[SourceRow], fields: Fields, reward: Reward) -> tuple[Example, ...]:
     if not rows:
         raise TaskError(f"The split {split!r} has no rows: give it some, or a larger share under `split`.")
     examples = []
@@ -211,11 +211,11 @@ def _examples(split: str, rows: Sequence[Row], fields: Fields, reward: Reward) -
     return tuple(examples)
 
 
-def _question(row: Row, fields: Fields) -> str:
+def _question(row: SourceRow, fields: Fields) -> str:
     return _text(row, "question", fields.question)
 
 
-def _text(row: Row, role: str, column: str) -> str:
+def _text(row: SourceRow, role: str, column: str) -> str:
     if column not in row.columns:
         none = ", or write `reference: null` there if the task has none" if role == "reference" else ""
         raise TaskError(
@@ -235,7 +235,7 @@ def _text(row: Row, role: str, column: str) -> str:
     return value
 
 
-def _id(row: Row, fields: Fields, split: str) -> str:
+def _id(row: SourceRow, fields: Fields, split: str) -> str:
     column = fields.id or "id"
     value = row.columns.get(column)
     if value is None and fields.id is None:

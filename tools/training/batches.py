@@ -1,4 +1,4 @@
-"""What a burst of training will do, fixed before its first step: rows, order, and how a batch is laid out."""
+"""What a training job will do, fixed before its first step: rows, order, and how a batch is laid out."""
 
 import math
 import random
@@ -26,8 +26,8 @@ class TokenRow:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything about a burst that is known before its first step."""
+class BatchPlan:
+    """Everything about a training job that is known before its first step."""
 
     rows: tuple[TokenRow, ...]
     epochs: int
@@ -69,7 +69,7 @@ class PaddedLayout:
     Every batch has the same width: equal padding is what makes cached states exact to the bit.
     """
 
-    plan: Plan
+    plan: BatchPlan
 
     @cached_property
     def width(self) -> int:
@@ -116,7 +116,7 @@ class SharedPrefixLayout:
     half the tokens. Dropout would draw the prefix once for all rows, so it is used only without.
     """
 
-    plan: Plan
+    plan: BatchPlan
     shared: int
 
     @cached_property
@@ -165,7 +165,7 @@ class SharedPrefixLayout:
 Layout = PaddedLayout | SharedPrefixLayout
 
 
-def kinds_of(plan: Plan, kind: Callable[[Sequence[int]], bool]) -> dict[tuple[int, ...], int]:
+def kinds_of(plan: BatchPlan, kind: Callable[[Sequence[int]], bool]) -> dict[tuple[int, ...], int]:
     """The first whole batch of each kind in the plan's order, and how many there are of it."""
     size = plan.settings.batch_size
     first: dict[bool, tuple[int, ...]] = {}
@@ -176,7 +176,7 @@ def kinds_of(plan: Plan, kind: Callable[[Sequence[int]], bool]) -> dict[tuple[in
     return dict(steps)
 
 
-def shared_layout(plan: Plan) -> SharedPrefixLayout | None:
+def shared_layout(plan: BatchPlan) -> SharedPrefixLayout | None:
     """The layout that computes the shared prefix once, or None where there is no prefix worth it."""
     if plan.settings.dropout or len(plan.rows) < 2 or plan.settings.batch_size < 2:
         return None

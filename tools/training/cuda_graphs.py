@@ -1,6 +1,6 @@
 """A decoder's forward and backward pass as CUDA graphs: thousands of small kernels by one launch each.
 
-With a few short rows a step, a GPU waits for Python to launch the next kernel. Batches of a burst have one shape, so
+With a few short rows a step, a GPU waits for Python to launch the next kernel. Batches of a training job have one shape, so
 the launches are recorded once (torch.cuda.make_graphed_callables) and replayed at every step: the same kernels on the
 same numbers, hence the same adapter to the bit. That is checked on a batch before a graph is used at all.
 """
@@ -14,7 +14,7 @@ LONGEST_REASON = 80     # characters
 LEAST_STEPS = 16        # recording takes as long as about ten steps
 TENSORS = ("input_ids", "inputs_embeds", "position_ids", "attention_mask")
 OF_THE_LOSS = ("labels", "shift_labels", "num_items_in_batch")     # handed down to a decoder, which has no use for them
-Kind = tuple[tuple[str, tuple[int, ...]], ...]      # of a batch: what it holds, and the shapes
+BatchShape = tuple[tuple[str, tuple[int, ...]], ...]      # of a batch: what it holds, and the shapes
 
 
 @contextmanager
@@ -37,7 +37,7 @@ class CapturedDecoder:
 
     def __init__(self, plain: Callable[..., Any], decoder: Any) -> None:
         self.plain, self.decoder = plain, decoder
-        self.graphs: dict[Kind, Any] = {}       # modules whose forward replays
+        self.graphs: dict[BatchShape, Any] = {}       # modules whose forward replays
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         import torch
@@ -107,7 +107,7 @@ def tensors_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def kind_of(inputs: Mapping[str, Any]) -> Kind:
+def kind_of(inputs: Mapping[str, Any]) -> BatchShape:
     return tuple((name, tuple(tensor.shape)) for name, tensor in inputs.items())
 
 

@@ -55,7 +55,7 @@ def refused(model: Any, blocks: Any) -> set[str]:
     return names | (EXPERTS if as_one else set())
 
 
-def placed(model: Any, targets: dict[str, Any]) -> dict[str, Any]:
+def peft_placement(model: Any, targets: dict[str, Any]) -> dict[str, Any]:
     """`lora_targets` as PEFT has to be told: by whole paths where blocks of another kind, those of a model that sees,
     have modules of the same names.
     """

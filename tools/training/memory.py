@@ -1,4 +1,4 @@
-"""What a burst needs of memory, and what is there."""
+"""What a training job needs of memory, and what is there."""
 from typing import Any
 
 from nslora.tools.errors import ModelError
@@ -16,8 +16,8 @@ KEPT_HIDDEN, KEPT_INTERMEDIATE = 16, 5
 KEPT_LOGITS = 4                 # logits, their softmax, entropy and gradient, per token that goes through the head
 
 
-def burst_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, compact: bool) -> int:
-    """An upper estimate of what a burst takes on the model's device beside the base: activations of one batch, logits,
+def job_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, compact: bool) -> int:
+    """An upper estimate of what a training job takes on the model's device beside the base: activations of one batch, logits,
     and on a CPU the cached states, which are kept in its memory wherever the model is.
 
     cached: the trunk's states are kept. compact: only supervised positions go through the vocabulary.
@@ -40,8 +40,8 @@ def burst_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool
 
 def refuse_what_does_not_fit(model: Any, layout: Layout, trained_blocks: int, *, cached: bool,
                              compact: bool) -> None:
-    """Raise ModelError, with the need, what is there and what to lower, where a burst would run out of memory."""
-    need, free = burst_bytes(model, layout, trained_blocks, cached=cached, compact=compact), free_bytes(model)
+    """Raise ModelError, with the need, what is there and what to lower, where a training job would run out of memory."""
+    need, free = job_bytes(model, layout, trained_blocks, cached=cached, compact=compact), free_bytes(model)
     if need > free:
         raise ModelError(
             f"A burst of training needs about {need / 2**30:.1f} GiB beside the model, {free / 2**30:.1f} GiB are "

@@ -9,7 +9,7 @@ MEASURED_RATE, MEASURED_WIDTH, WIDTH_EXPONENT = 4e-3, 576, 0.78
 
 
 class LoraSettings(Settings):
-    """What a burst of LoRA training does.
+    """What a LoRA training job does.
 
     Defaults are the same on a CPU and on a GPU, but for `top_blocks`. They were measured on 24-30 invented facts with
     SmolLM2-135M-Instruct on a CPU, where the top third of the blocks learns as well as all of them at half the cost.
@@ -26,15 +26,15 @@ class LoraSettings(Settings):
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_share: float = Field(0.05, ge=0, le=1)
     epochs: int = Field(8, ge=1)
-    max_steps: int | None = Field(None, ge=1)       # ends a burst, whatever its epochs; None: no such end
+    max_steps: int | None = Field(None, ge=1)       # ends a training job, whatever its epochs; None: no such end
     batch_size: int = Field(8, ge=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     max_loss_nats: float = Field(20.0, gt=0)        # above ln(vocabulary) for any vocabulary: worse than guessing
-    early_stop_patience: int | None = Field(2, ge=1)    # epochs without a drop that end a burst; None: never
+    early_stop_patience: int | None = Field(2, ge=1)    # epochs without a drop that end a training job; None: never
     early_stop_drop: float = Field(0.02, ge=0, lt=1)    # relative fall of an epoch's loss that counts as a drop
-    # Rows known by heart: on `handbook` a first burst ends at 0.007; a second one over the same rows began at 0.004,
-    # fell by nine tenths and won no row. One such epoch ends a burst; with patience None it does not.
+    # Rows known by heart: on `handbook` a first training job ends at 0.007; a second one over the same rows began at 0.004,
+    # fell by nine tenths and won no row. One such epoch ends a training job; with patience None it does not.
     early_stop_loss_nats: float = Field(0.01, ge=0)
     replay_share: float = Field(0.25, ge=0, le=1)   # of the content rows: rows already right, so that they stay so
     fast: bool = True                               # frozen trunk and compact head, where a probe finds them exact

@@ -1,4 +1,4 @@
-"""Progress of a burst on disk, so that a kill inside training costs the step that was under way.
+"""Progress of a training job on disk, so that a kill inside training costs the step that was under way.
 
 A snapshot is one safetensors file: the adapter and AdamW's moments, each as one vector (hundreds of small tensors take
 longer to write than their bytes), and the state of the random number generator, with the trainer's log in its header.
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 SNAPSHOT = "newest.safetensors"
-LARGEST_SHARE = 0.05    # of a burst's time that snapshots may take
+LARGEST_SHARE = 0.05    # of a training job's time that snapshots may take
 FREE_S = 3.0            # below this nobody minds
 MATRICES = ("exp_avg", "exp_avg_sq")     # of AdamW's state, in the shape of the parameter
 MOMENTS = (*MATRICES, "step")
 
 
-class BurstProgress:
-    """Snapshots of one burst in `folder`; without a folder nothing is written.
+class Snapshots:
+    """Snapshots of one training job in `folder`; without a folder nothing is written.
 
-    start_optimizer: moments to begin with (those of the adapter that the burst continues), None for none.
+    start_optimizer: moments to begin with (those of the adapter that the training job continues), None for none.
     A snapshot is taken at every step, so that no step is done twice, unless snapshots come to cost more than
-    `LARGEST_SHARE` of the burst.
+    `LARGEST_SHARE` of the training job.
     """
 
     def __init__(self, folder: Path | None, start_optimizer: Path | None = None) -> None:
@@ -50,7 +50,7 @@ class BurstProgress:
                 saved = {name: file.get_tensor(name) for name in {*file.keys(), "adapter", *MOMENTS}}
                 log: list[dict[str, float]] = json.loads(file.metadata()["log"])
         except SafetensorError:
-            # Not flushed to disk at every step, so a machine that lost power may leave it cut off: the burst begins
+            # Not flushed to disk at every step, so a machine that lost power may leave it cut off: the training job begins
             # again, and ends with the same adapter.
             (self.folder / SNAPSHOT).unlink()
             return 0

@@ -1,6 +1,6 @@
-"""One burst of LoRA training through TRL's SFTTrainer.
+"""One LoRA training job through TRL's SFTTrainer.
 
-Rows, order and number of steps are fixed before the first step, so that a burst that was killed goes on where it was
+Rows, order and number of steps are fixed before the first step, so that a training job that was killed goes on where it was
 and ends with the same adapter.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 from nslora.tools.errors import DivergedError
 from nslora.tools.inference.decoder import blocks_of, compact_head, inputs_of
 from nslora.tools.inference.generation import beyond_window, rounding
-from nslora.tools.policy import Advance
-from nslora.tools.training.batches import Layout, PaddedLayout, Plan, SharedPrefixLayout, shared_layout
+from nslora.tools.policy import OnProgress
+from nslora.tools.training.batches import BatchPlan, Layout, PaddedLayout, SharedPrefixLayout, shared_layout
 from nslora.tools.training.cuda_graphs import LEAST_STEPS, captured_decoder
 from nslora.tools.training.frozen_trunk import (
     drops_out,
@@ -28,7 +28,7 @@ from nslora.tools.training.frozen_trunk import (
     without_trunk,
 )
 from nslora.tools.training.memory import refuse_what_does_not_fit
-from nslora.tools.training.snapshots import BurstProgress, moments
+from nslora.tools.training.snapshots import Snapshots, moments
 
 REPEATABLE = "repeatable"           # among what a base was found to bear: kernels that add in a fixed order
 NOT_REPEATABLE = "not the same to the bit if repeated: an operation of this model has no such kernel on this GPU"
@@ -53,14 +53,14 @@ class Collator:
 
 @dataclass
 class Outcome:
-    """What a finished burst tells: one entry of the trainer's log a step (loss in nats per token, grad_norm, ...)."""
+    """What a finished training job tells: one entry of the trainer's log a step (loss in nats per token, grad_norm, ...)."""
 
-    plan: Plan
+    plan: BatchPlan
     log: list[dict[str, float]] = field(default_factory=list)
     steps_done: int = 0
     wall_s: float = 0.0
     fast_path: str = ""
-    moments: dict[str, Any] = field(default_factory=dict)     # of the optimizer, for the burst that continues this one
+    moments: dict[str, Any] = field(default_factory=dict)     # of the optimizer, for the training job that continues this one
 
     def per_epoch(self, key: str) -> tuple[float, ...]:
         """Mean of a logged quantity in each epoch."""
@@ -77,11 +77,11 @@ class Outcome:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether the signal says that this burst has nothing more to learn from its rows.
+        """Whether the signal says that this training job has nothing more to learn from its rows.
 
         That is: an epoch has just ended, and its mean loss is below `early_stop_loss_nats`, or in the last
         `early_stop_patience` ones the loss fell by less than `early_stop_drop` each. A pure function of the log, so
-        that a resumed burst stops where the whole one does.
+        that a resumed training job stops where the whole one does.
         """
         settings, steps = self.plan.settings, len(self.log)
         if not steps or self.plan.epoch_of(steps - 1) == self.plan.epoch_of(steps) or steps >= self.plan.steps:
@@ -98,8 +98,8 @@ class Outcome:
                    for before, after in pairwise(last))
 
 
-def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found_exact: dict[str, bool],
-          advance: Advance) -> Outcome:
+def train(model: Any, tokenizer: Any, plan: BatchPlan, progress: Snapshots, found_exact: dict[str, bool],
+          on_progress: OnProgress) -> Outcome:
     """Train the active adapter of a PeftModel in place.
 
     found_exact: which short cuts this base was found to bear; the caller keeps it, so that each is probed once.
@@ -124,8 +124,8 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found
             collator = Collator(cuts.layout, cached_states(base, cuts.layout, cuts.trunk) if cuts.trunk else None)
             if cuts.trunk:
                 stack.enter_context(without_trunk(base, cuts.trunk))
-            trainer = burst_trainer(model, tokenizer, plan, Dataset.from_dict({"row": list(rest)}), collator,
-                                    cuts.positions, progress, outcome, advance)
+            trainer = job_trainer(model, tokenizer, plan, Dataset.from_dict({"row": list(rest)}), collator,
+                                    cuts.positions, progress, outcome, on_progress)
             if graphs := enter_graphs(stack, model, plan, collator, autocast=trainer.args.bf16):
                 outcome.fast_path += f", {graphs}"
             stack.enter_context(kept_in_training(model, trainer.optimizer))
@@ -142,7 +142,7 @@ def train(model: Any, tokenizer: Any, plan: Plan, progress: BurstProgress, found
     return outcome
 
 
-def enter_graphs(stack: ExitStack, model: Any, plan: Plan, collator: Collator, *, autocast: bool) -> str:
+def enter_graphs(stack: ExitStack, model: Any, plan: BatchPlan, collator: Collator, *, autocast: bool) -> str:
     """Enter CUDA graphs for the batches of this plan on the stack, where they are exact and pay; what to say of them.
 
     Like the other short cuts they depend on the whole plan, never on what is left of it.
@@ -218,11 +218,11 @@ class ShortCuts:
     trunk: int = 0
 
 
-def short_cuts(stack: ExitStack, model: Any, plan: Plan, found_exact: dict[str, bool]) -> ShortCuts:
+def short_cuts(stack: ExitStack, model: Any, plan: BatchPlan, found_exact: dict[str, bool]) -> ShortCuts:
     """The short cuts that are exact here; the compact head is entered on the stack.
 
     They depend on the whole plan, never on what is left of it: the numbers of a shared prefix are those of the padded
-    layout up to rounding only, so a burst that was killed must go on with the very cuts that it began with.
+    layout up to rounding only, so a training job that was killed must go on with the very cuts that it began with.
     """
     if not plan.settings.fast:
         return ShortCuts(PaddedLayout(plan), "plain (switched off)")
@@ -267,13 +267,13 @@ def probed(found: dict[str, bool], name: str, probe: Callable[[], bool]) -> bool
     return found[name]
 
 
-def fits_memory(base: Any, plan: Plan) -> bool:
+def fits_memory(base: Any, plan: BatchPlan) -> bool:
     """Whether the trunk's states of all rows may be kept."""
     longest, hidden = max(len(row) for row in plan.rows), base.config.get_text_config().hidden_size
     return bool(len(plan.rows) * longest * hidden * next(base.parameters()).element_size() <= LARGEST_TRUNK_BYTES)
 
 
-def layouts_agree(base: Any, plan: Plan, packed: SharedPrefixLayout) -> bool:
+def layouts_agree(base: Any, plan: BatchPlan, packed: SharedPrefixLayout) -> bool:
     """Whether this architecture gives the supervised positions of two rows alike in both layouts, up to rounding."""
     import torch
 
@@ -301,14 +301,14 @@ def cached_states(base: Any, layout: Layout, cut: int) -> list[Any]:
     return states
 
 
-def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator: Collator, positions: Any,
-                  progress: BurstProgress, outcome: Outcome, advance: Advance) -> Any:
+def job_trainer(model: Any, tokenizer: Any, plan: BatchPlan, dataset: Any, collator: Collator, positions: Any,
+                  progress: Snapshots, outcome: Outcome, on_progress: OnProgress) -> Any:
     """An SFTTrainer that runs the rest of the plan, in its order."""
     import torch
     from transformers import TrainerCallback, get_scheduler
     from trl import SFTTrainer
 
-    class BurstTrainer(SFTTrainer):  # type: ignore[misc]
+    class JobTrainer(SFTTrainer):  # type: ignore[misc]
         def floating_point_ops(self, inputs: dict[str, Any]) -> int:
             return 0        # nobody reads them here, and counting parameters walks through all modules at each step
 
@@ -329,7 +329,7 @@ def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator
             check_loss(float(logs["loss"]), plan.settings.max_loss_nats, len(outcome.log))
             progress.after_step(optimizer, outcome.log)
             try:
-                advance(len(outcome.log), plan.steps)
+                on_progress(len(outcome.log), plan.steps)
             except BaseException:       # Ctrl-C: what was done is not done again
                 progress.save(optimizer, outcome.log)
                 raise
@@ -345,7 +345,7 @@ def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for _ in range(plan.steps - math.ceil(len(dataset) / settings.batch_size)):
             scheduler.step()
-    trainer = BurstTrainer(
+    trainer = JobTrainer(
         model=model, args=trainer_arguments(plan, model), train_dataset=dataset, data_collator=collator,
         processing_class=tokenizer, optimizers=(optimizer, scheduler), callbacks=[Watch()])
     # The default callbacks print each log line as a dict and draw a second progress bar.
@@ -356,8 +356,8 @@ def burst_trainer(model: Any, tokenizer: Any, plan: Plan, dataset: Any, collator
     return trainer
 
 
-def trainer_arguments(plan: Plan, model: Any) -> Any:
-    """SFTConfig for one burst; every choice that is not the library's default has its reason here."""
+def trainer_arguments(plan: BatchPlan, model: Any) -> Any:
+    """SFTConfig for one training job; every choice that is not the library's default has its reason here."""
     from trl import SFTConfig
 
     dtype = str(next(model.parameters()).dtype)

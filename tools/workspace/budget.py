@@ -42,7 +42,7 @@ class Spent:
 class Expected:
     """What steps are expected to take: seconds from what was measured in this run, compute by formula.
 
-    update_tflop: most model compute of an update with its evaluation; of a burst, that of a single epoch.
+    update_tflop: most model compute of an update with its evaluation; of a training job, that of a single epoch.
     """
 
     evaluate_s: float
@@ -81,7 +81,7 @@ def expected_seconds(rounds: Sequence[Mapping[str, Any]], evaluation_s: float, e
 def blocked(settings: RunSettings, spent: Spent, expected: Expected, tokens_per_epoch: int) -> dict[Kind, str]:
     """The kinds of update that the budget no longer allows, with the reason in words.
 
-    tokens_per_epoch: of one epoch over all train rows, the least that a burst may need.
+    tokens_per_epoch: of one epoch over all train rows, the least that a training job may need.
     """
     reasons: dict[Kind, str] = {}
     if settings.max_train_tokens is not None and spent.train_tokens + tokens_per_epoch > settings.max_train_tokens:
@@ -109,7 +109,7 @@ def blocked(settings: RunSettings, spent: Spent, expected: Expected, tokens_per_
 
 def affordable_epochs(settings: RunSettings, spent: Spent, tokens_per_epoch: int, tflop_per_epoch: float = 0.0,
                       evaluation_tflop: float = 0.0) -> int:
-    """How many epochs of a burst fit into what is left, its evaluation reserved; at most those of the settings."""
+    """How many epochs of a training job fit into what is left, its evaluation reserved; at most those of the settings."""
     epochs = settings.lora.epochs
     if settings.max_train_tokens is not None:
         epochs = min(epochs, (settings.max_train_tokens - spent.train_tokens) // max(1, tokens_per_epoch))
@@ -120,36 +120,36 @@ def affordable_epochs(settings: RunSettings, spent: Spent, tokens_per_epoch: int
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run would do, before anything is spent: (what, how much) in words, and what should be said before it."""
 
     lines: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
 
-def plan_of(task: Task, settings: RunSettings) -> Plan:
+def plan_of(task: Task, settings: RunSettings) -> RunPlan:
     """The plan of a run, and what should be said before it."""
     rows, rounds = len(task.train), settings.max_rounds
     looked_at = len(task.validation) + min(settings.train_sample, rows)
     bare = row_tokens(task)
-    burst = round(rows * settings.lora.epochs * bare), round(rows * settings.lora.epochs * bare * (1 + DEMONSTRATIONS))
+    job = round(rows * settings.lora.epochs * bare), round(rows * settings.lora.epochs * bare * (1 + DEMONSTRATIONS))
     replies = looked_at + len(task.test), (rounds + 1) * looked_at + rounds * 2 * rows + 2 * len(task.test)
     generated = replies[0] * task.max_new_tokens // 4, replies[1] * task.max_new_tokens
-    trained, calls = rounds * burst[1], rounds * most_calls(settings)
+    trained, calls = rounds * job[1], rounds * most_calls(settings)
     if settings.max_train_tokens is not None:
         trained = min(trained, settings.max_train_tokens)
     if settings.editing.max_calls is not None:
         calls = min(calls, settings.editing.max_calls)
-    return Plan(lines=(
+    return RunPlan(lines=(
         ("task", f"{task.name}: {rows} train, {len(task.validation)} validation, {len(task.test)} test rows"),
         ("rounds", f"at most {rounds}, chosen by {settings.strategy}; target reward {settings.target:g}"),
         ("generation", f"{replies[0]} to {replies[1]} replies, about {generated[0]} to {generated[1]} tokens"),
-        ("training", f"0 to {trained} tokens; a full burst takes about {burst[0]} to {burst[1]}"),
+        ("training", f"0 to {trained} tokens; a full burst takes about {job[0]} to {job[1]}"),
         ("compute", "no cap" if settings.max_tflop is None else f"at most {settings.max_tflop:g} TFLOP"),
         ("editor", f"{settings.editor}: 0 to {calls} calls" + editor_caps(settings)),
         ("time", seconds_words(settings, generated, (0, trained))),
         ("gain", f"smallest that validation can tell from noise: {detectable(task, settings):.3f} in reward"),
-    ), warnings=tuple(warnings_of(task, settings, burst[0])))
+    ), warnings=tuple(warnings_of(task, settings, job[0])))
 
 
 def most_calls(settings: RunSettings) -> int:
@@ -170,7 +170,7 @@ def detectable(task: Task, settings: RunSettings) -> float:
     return smallest_detectable_gain(len(task.validation), level=settings.keep.from_start, step=step)
 
 
-def warnings_of(task: Task, settings: RunSettings, burst_tokens: int) -> list[str]:
+def warnings_of(task: Task, settings: RunSettings, job_tokens: int) -> list[str]:
     """What a person should hear before the run."""
     found = []
     smallest = detectable(task, settings)
@@ -187,9 +187,9 @@ def warnings_of(task: Task, settings: RunSettings, burst_tokens: int) -> list[st
         found.append(f"{long} of {len(lengths)} references of train and validation are longer than a reply may be, up "
                      f"to about {max(lengths):.0f} tokens (max_new_tokens: {task.max_new_tokens}): raise "
                      "max_new_tokens in task.yaml if right replies are as long.")
-    if settings.max_train_tokens is not None and settings.max_train_tokens < burst_tokens:
+    if settings.max_train_tokens is not None and settings.max_train_tokens < job_tokens:
         found.append(f"max_train_tokens {settings.max_train_tokens} is less than one full burst (about "
-                     f"{burst_tokens}): bursts will be shorter, or left out.")
+                     f"{job_tokens}): bursts will be shorter, or left out.")
     if settings.editing.max_calls is not None and settings.editing.max_calls <= settings.editing.failures:
         found.append(f"{settings.editing.max_calls} editor calls are too few for one edit, which takes "
                      f"{settings.editing.failures + 1}.")

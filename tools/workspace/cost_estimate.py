@@ -49,7 +49,7 @@ def update_tokens(train_rows: int, epochs: int, reply_tokens: int) -> dict[Kind,
 
 
 def trained(what: str, rows_tokens: Sequence[int], epochs: int, speed: Speed) -> Cost:
-    """A burst of training. rows_tokens: prompt and completion of each row."""
+    """A training job. rows_tokens: prompt and completion of each row."""
     tokens = sum(rows_tokens) * epochs
     low, high = (factor * tokens / speed.forward_tokens_s for factor in TRAINED_AGAINST_FORWARD)
     return Cost(what, tokens, (low, high))
@@ -61,10 +61,10 @@ def generated(what: str, replies: int, reply_tokens: float, speed: Speed) -> Cos
     return Cost(what, round(replies * reply_tokens), (replies * low, replies * high))
 
 
-def whole_run(burst: Cost, edit: Cost, evaluation: Cost, test: Cost, max_rounds: int) -> Cost:
+def whole_run(job: Cost, edit: Cost, evaluation: Cost, test: Cost, max_rounds: int) -> Cost:
     """From two cheap updates to as many dear ones as there are rounds, each evaluated; then the test split, twice."""
     few = min(max_rounds, LEAST_UPDATES)
-    low = few * min(burst.seconds[0], edit.seconds[0]) + (few + 1) * evaluation.seconds[0] + test.seconds[0]
-    high = max_rounds * max(burst.seconds[1], edit.seconds[1]) + (max_rounds + 1) * evaluation.seconds[1]
-    tokens = few * max(burst.tokens, edit.tokens) + (few + 1) * evaluation.tokens + test.tokens
+    low = few * min(job.seconds[0], edit.seconds[0]) + (few + 1) * evaluation.seconds[0] + test.seconds[0]
+    high = max_rounds * max(job.seconds[1], edit.seconds[1]) + (max_rounds + 1) * evaluation.seconds[1]
+    tokens = few * max(job.tokens, edit.tokens) + (few + 1) * evaluation.tokens + test.tokens
     return Cost(f"a run of up to {max_rounds} rounds", tokens, (low, high + test.seconds[1]))

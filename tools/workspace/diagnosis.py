@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nslora.tools.classifier.attribution import Attribution, Demand, demand
+from nslora.tools.classifier.attribution import Attribution, Need, need_of
 from nslora.tools.evaluation.acceptance import smallest_detectable_gain
 from nslora.tools.evaluation.measure import measure
 from nslora.tools.evaluation.paired_tests import REWARDS, TIE, bootstrap_interval, mean
@@ -23,10 +23,10 @@ from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.inference.context_length import refuse_long_questions
 from nslora.tools.inference.flops import token_counts
 from nslora.tools.inference.reply_cache import ReplyCache
-from nslora.tools.policy import Advance, Policy, silent
+from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.rewards.score import Graded, check_means
-from nslora.tools.router.inputs import Situation
-from nslora.tools.router.monitoring_signal import progress
+from nslora.tools.router.inputs import RouterInput
+from nslora.tools.router.monitoring_signal import progress_of
 from nslora.tools.router.strategies import strategy_named
 from nslora.tools.schema import KINDS, Example
 from nslora.tools.tasks.task import Task
@@ -68,8 +68,8 @@ class Diagnosis:
     checks: dict[str, float]
     train_reward: float
     loss_nats: float | None
-    demand: Demand
-    train_demand: Demand
+    demand: Need
+    train_demand: Need
     examples: tuple[Failure, ...]
     bounds: tuple[Bound, ...]
     level: float
@@ -82,7 +82,7 @@ class Diagnosis:
 
 def diagnose(
     task: Task, policy: Policy, *, settings: RunSettings | None = None, cache: ReplyCache | None = None,
-    advance: Advance = silent,
+    on_progress: OnProgress = no_progress,
 ) -> Diagnosis:
     """Measure the untouched model on train and validation. Trains nothing and calls no editor; test is not looked at.
 
@@ -94,7 +94,7 @@ def diagnose(
     refuse_long_questions({"train": train, "validation": task.validation}, task.prompt,
                           context_tokens=policy.context_tokens, max_new_tokens=task.max_new_tokens,
                           count=lambda dialogues: token_counts(policy, cache, dialogues))
-    graded, speed, reply_tokens = _measured(task, policy, train, cache, advance)
+    graded, speed, reply_tokens = _measured(task, policy, train, cache, on_progress)
     losses, speed = _losses(task, policy, speed)
     good = [each for each in graded[len(task.validation):] if each.score.passed] or suggestions(task)
     rows, failures = measure(graded[: len(task.validation)], task.reward, good, "validation", losses, task.train)
@@ -102,7 +102,7 @@ def diagnose(
     answers = [each.attribution for each in failures]
     bounds = _bounds(task, rows, answers)
     detectable = smallest_detectable_gain(len(rows), level=settings.keep.from_start, step=_step(rows, answers))
-    advice, reason = _advice(task, settings, rows, demand(answers), bounds, detectable)
+    advice, reason = _advice(task, settings, rows, need_of(answers), bounds, detectable)
     known = [loss for loss in losses if loss is not None]
     return Diagnosis(
         task=task.name, model=policy.name, train_rows=len(train), validation_rows=len(rows),
@@ -111,7 +111,7 @@ def diagnose(
         all_checks=mean([float(row.passed) for row in rows]),
         checks=check_means([row.checks for row in rows]),
         train_reward=mean([row.value for row in train_rows]), loss_nats=mean(known) if known else None,
-        demand=demand(answers), train_demand=demand([each.attribution for each in train_failures]),
+        demand=need_of(answers), train_demand=need_of([each.attribution for each in train_failures]),
         examples=_examples(failures), bounds=bounds, level=settings.keep.from_start, smallest_detectable=detectable,
         costs=_costs(task, policy, settings, speed, reply_tokens), reward_calls=task.reward.calls - calls,
         advice=advice, reason=reason)
@@ -123,7 +123,7 @@ def _sample(train: Sequence[Example], seed: int) -> list[Example]:
 
 
 def _measured(
-    task: Task, policy: Policy, train: Sequence[Example], cache: ReplyCache | None, advance: Advance
+    task: Task, policy: Policy, train: Sequence[Example], cache: ReplyCache | None, on_progress: OnProgress
 ) -> tuple[list[Graded], Speed, float]:
     """Validation and train replies with their scores, the speed of this very evaluation, and tokens a reply."""
     examples = [*task.validation, *train]
@@ -131,10 +131,10 @@ def _measured(
 
     def watched(done: int, total: int) -> None:
         moments.append((done, time.perf_counter()))
-        advance(done, total)
+        on_progress(done, total)
 
     replies = ask(policy, cache, task.prompt, [row.question for row in examples], adapter=None,
-                  max_new_tokens=task.max_new_tokens, advance=watched)
+                  max_new_tokens=task.max_new_tokens, on_progress=watched)
     tokens, count = replies.tokens, len(examples) - replies.cached
     if not count or len(moments) == 1:
         moments = [(0, time.perf_counter())]
@@ -177,7 +177,7 @@ def _bounds(task: Task, rows: Sequence[Row], answers: Sequence[Attribution]) -> 
         found = by_id.get(row.id)
         if found is None:
             return row.value
-        content, form = (1 - found.stake * deficit for deficit in (found.form_deficit, found.content_deficit))
+        content, form = (1 - found.missing_reward * deficit for deficit in (found.form_deficit, found.content_deficit))
         if repair != "both":
             return max(row.value, content if repair == "content" else form)
         proof = 0.0
@@ -197,14 +197,14 @@ def _bounds(task: Task, rows: Sequence[Row], answers: Sequence[Attribution]) -> 
 def _step(rows: Sequence[Row], answers: Sequence[Attribution]) -> float:
     """By how much a row typically moves when it is mended: what one repair brings, or else what it misses; a median."""
     values = {row.id: row.value for row in rows}
-    moves = sorted(each.single - values[each.example_id] for each in answers
-                   if each.single > values[each.example_id] + TIE)
-    moves = moves or sorted(each.stake for each in answers)
+    moves = sorted(each.repaired_reward - values[each.example_id] for each in answers
+                   if each.repaired_reward > values[each.example_id] + TIE)
+    moves = moves or sorted(each.missing_reward for each in answers)
     return moves[len(moves) // 2] if moves else 1.0
 
 
 def _advice(
-    task: Task, settings: RunSettings, rows: Sequence[Row], need: Demand, bounds: Sequence[Bound], detectable: float
+    task: Task, settings: RunSettings, rows: Sequence[Row], need: Need, bounds: Sequence[Bound], detectable: float
 ) -> tuple[Advice, str]:
     """What should come first; no change where nothing could be gained, or none of it could be seen.
 
@@ -218,28 +218,28 @@ def _advice(
         return "no change", (f"At most {most:+.3f} could be gained, and {len(rows)} validation rows show no gain below "
                              f"{detectable:+.3f}: give more rows, or leave the model as it is.")
     tokens = update_tokens(len(task.train), settings.lora.epochs, task.max_new_tokens)
-    situation = Situation(
+    router_input = RouterInput(
         task=task.hash, round=0, rounds_left=max(1, settings.max_rounds), failures=need.failures,
-        validation_reward=reward, target=settings.target, demand=need,
-        progress={kind: progress(kind, []) for kind in KINDS}, cost_tokens=tokens,
+        validation_reward=reward, target=settings.target, need=need,
+        progress={kind: progress_of(kind, []) for kind in KINDS}, cost_tokens=tokens,
         remade_waiting=0, seed=settings.seed, history=())
-    choice = strategy_named("neurosymbolic", settings=settings.routing).choose(situation)
+    choice = strategy_named("neurosymbolic", settings=settings.routing).choose(router_input)
     return "weights" if choice.action == "lora" else "prompt", choice.reason
 
 
 def _costs(task: Task, policy: Policy, settings: RunSettings, speed: Speed, reply_tokens: float) -> tuple[Cost, ...]:
     rows = [_row_tokens(task, policy, row) for row in task.train if row.reference]
     evaluated = len(task.validation) + min(settings.train_sample, len(task.train))
-    burst = trained("one LoRA update", rows, settings.lora.epochs, speed)
+    job = trained("one LoRA update", rows, settings.lora.epochs, speed)
     edit = generated("one edit of the prompt, with its remade data (the editor's own cost aside)", len(task.train),
                      reply_tokens, speed)
     evaluation = generated("one evaluation", evaluated, reply_tokens, speed)
     test = generated("the test split, base and result", 2 * len(task.test), reply_tokens, speed)
-    return burst, edit, evaluation, test, whole_run(burst, edit, evaluation, test, settings.max_rounds)
+    return job, edit, evaluation, test, whole_run(job, edit, evaluation, test, settings.max_rounds)
 
 
 def _examples(failures: Sequence[Failure]) -> tuple[Failure, ...]:
     """A few failures of each verdict, those that lost the most first."""
-    ranked = sorted(failures, key=lambda each: -each.attribution.stake)
+    ranked = sorted(failures, key=lambda each: -each.attribution.missing_reward)
     return tuple(each for verdict in ("content", "form", "both")
                  for each in [each for each in ranked if each.attribution.verdict == verdict][:EXAMPLES])

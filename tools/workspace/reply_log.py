@@ -6,16 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nslora.tools.classifier.attribution import DEFAULTS as CLASSIFIER_DEFAULTS
-from nslora.tools.classifier.attribution import Attribution, AttributionSettings, Demand, VerdictName, demand
-from nslora.tools.classifier.classify import classify, tolerance_of
+from nslora.tools.classifier.attribution import Attribution, AttributionSettings, Need, VerdictName, need_of
+from nslora.tools.classifier.classify import classify_failures, tolerance_of
 from nslora.tools.errors import TaskError
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example
-from nslora.tools.tasks.readers import Row, from_python, read_rows
+from nslora.tools.tasks.readers import SourceRow, from_python, read_rows
 from nslora.tools.tasks.task import Task, load_task, same_question
 
 SUGGESTED_ROWS = 20     # train rows whose suggested reply is looked at for layouts, where no reply earned full reward
@@ -35,6 +35,8 @@ class LogFields:
 class ReplyVerdict:
     """One failing reply: what it needs, and the repaired reply that proves it (None where no repair was paid for)."""
 
+    RECORD_NAMES: ClassVar[Mapping[str, str]] = {"missing_reward": "stake"}
+
     id: str
     question: str
     reference: str | None
@@ -44,7 +46,7 @@ class ReplyVerdict:
     content_deficit: float
     form_deficit: float
     p_content: float
-    stake: float
+    missing_reward: float
     repaired: str | None
     repaired_reward: float | None
 
@@ -60,7 +62,7 @@ class ReplyReport:
     rows: int
     passed: int
     reward: float
-    demand: Demand
+    demand: Need
     verdicts: tuple[ReplyVerdict, ...]
     known_good: int
     suggested: bool
@@ -91,11 +93,11 @@ def classify_replies(
     failing = [each for each in scored if each.score.value < FULL - tolerance]
     suggested = bool(failing) and not good
     known = suggestions(task) if suggested else good
-    found = classify(failing, task.reward, known_good=known, train=task.train, settings=settings)
+    found = classify_failures(failing, task.reward, known_good=known, train=task.train, settings=settings)
     verdicts = tuple(_verdict(each, answer, task.reward) for each, answer in zip(failing, found, strict=True))
     return ReplyReport(
         rows=len(scored), passed=len(good), reward=sum(each.score.value for each in scored) / len(scored),
-        demand=demand(found), verdicts=verdicts, known_good=len(good), suggested=suggested and bool(known),
+        demand=need_of(found), verdicts=verdicts, known_good=len(good), suggested=suggested and bool(known),
         tolerance=tolerance, reward_calls=task.reward.calls - before)
 
 
@@ -127,7 +129,7 @@ def read_replies(
     return pairs
 
 
-def _pair(row: Row, reward: Reward, known: Mapping[str, Example], fields: LogFields) -> tuple[Example, str]:
+def _pair(row: SourceRow, reward: Reward, known: Mapping[str, Example], fields: LogFields) -> tuple[Example, str]:
     columns, found = row.columns, ", ".join(map(str, row.columns))
     question = _text(row, "question", fields.question)
     twin = known.get(same_question(question))
@@ -147,7 +149,7 @@ def _pair(row: Row, reward: Reward, known: Mapping[str, Example], fields: LogFie
     return example, reply
 
 
-def _text(row: Row, role: str, field: str, *, empty: bool = False) -> str:
+def _text(row: SourceRow, role: str, field: str, *, empty: bool = False) -> str:
     value = row.columns.get(field)
     if field not in row.columns:
         raise TaskError(f"{row.place}: no field {field!r} (found: {', '.join(map(str, row.columns))}): name the one "
@@ -163,4 +165,4 @@ def _verdict(failure: Graded, found: Attribution, reward: Reward) -> ReplyVerdic
         id=found.example_id, question=failure.example.question, reference=failure.example.reference,
         reply=failure.reply, reward=failure.score.value, verdict=found.verdict,
         content_deficit=found.content_deficit, form_deficit=found.form_deficit, p_content=found.p_content,
-        stake=found.stake, repaired=found.repaired, repaired_reward=paid)
+        missing_reward=found.missing_reward, repaired=found.repaired, repaired_reward=paid)

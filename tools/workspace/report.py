@@ -17,7 +17,7 @@ from nslora.tools.inference.flops import TERA
 from nslora.tools.prompt import difference
 from nslora.tools.rewards.score import Graded, check_means
 from nslora.tools.training.adapters import WEIGHTS
-from nslora.tools.workspace.workspace import Lab
+from nslora.tools.workspace.workspace import Workspace
 
 PACKAGES = ("nslora", "torch", "transformers", "peft", "trl", "textgrad", "langgraph", "langchain-core")
 
@@ -59,42 +59,42 @@ def question_scores(candidate: str, graded: Sequence[Graded]) -> list[dict[str, 
             for each in graded]
 
 
-def write_result(lab: Lab, facts: RunFacts) -> Path:
+def write_result(workspace: Workspace, facts: RunFacts) -> Path:
     """Write `result/` as a whole: into a folder beside it, which is then renamed."""
-    partial, final = lab.folder / ".result.partial", lab.folder / "result"
+    partial, final = workspace.folder / ".result.partial", workspace.folder / "result"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    prompt = lab.prompts.get(str(facts.final["prompt"]))
-    start = lab.prompts.get(str(facts.start["prompt"]))
+    prompt = workspace.prompts.get(str(facts.final["prompt"]))
+    start = workspace.prompts.get(str(facts.start["prompt"]))
     adapter = facts.final["adapter"]
     if adapter:
-        lab.adapters.export(adapter, partial / "adapter")
+        workspace.adapters.export(adapter, partial / "adapter")
     write_text(partial / "prompt.md", prompt.render())
-    write_jsonl(partial / "remade.jsonl", remade_rows(lab))
+    write_jsonl(partial / "remade.jsonl", remade_rows(workspace))
     write_jsonl(partial / "decisions.jsonl", facts.rounds)
     write_jsonl(partial / "test.jsonl", facts.scores)
     sha256 = sha256_of_file(partial / "adapter" / WEIGHTS) if adapter else None
     write_json(partial / "report.json", {
-        **report(lab, facts), "adapter_sha256": sha256, "prompt_diff": difference(start, prompt)})
+        **report(workspace, facts), "adapter_sha256": sha256, "prompt_diff": difference(start, prompt)})
     shutil.rmtree(final, ignore_errors=True)
     partial.replace(final)
     return final
 
 
-def report(lab: Lab, facts: RunFacts) -> dict[str, Any]:
+def report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
     """Everything that a reader needs to know how the result came about."""
     return {
-        "task": {"name": lab.task.name, "source": lab.task.source, "options": dict(lab.task.options),
-                 "hash": lab.task.hash, "rows": {"train": len(lab.task.train), "validation": len(lab.task.validation),
-                                                 "test": len(lab.task.test)}},
-        "seed": lab.settings.seed, "strategy": lab.settings.strategy, "stop": facts.stop,
-        "policy": lab.policy.describe(), "editor": lab.settings.editor,
+        "task": {"name": workspace.task.name, "source": workspace.task.source, "options": dict(workspace.task.options),
+                 "hash": workspace.task.hash, "rows": {"train": len(workspace.task.train), "validation": len(workspace.task.validation),
+                                                 "test": len(workspace.task.test)}},
+        "seed": workspace.settings.seed, "strategy": workspace.settings.strategy, "stop": facts.stop,
+        "policy": workspace.policy.describe(), "editor": workspace.settings.editor,
         "start": dict(facts.start), "result": dict(facts.final),
         "test": dict(facts.test), "validation": dict(facts.validation),
         "overfit_gap": overfit_gap(facts), "keep_test": KEEP_TEST, "rounds": [dict(each) for each in facts.rounds],
         "cost": costs(facts.rounds, facts.start_flop),
         "wall_s": round(facts.wall_s, 3), "peak_rss_mb": peak_rss_mb(),
-        "settings": lab.settings.model_dump(mode="json"), "versions": versions(),
+        "settings": workspace.settings.model_dump(mode="json"), "versions": versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
     }
 
@@ -122,11 +122,11 @@ def costs(rounds: Sequence[Mapping[str, Any]], start_flop: float) -> dict[str, f
     }
 
 
-def remade_rows(lab: Lab) -> list[dict[str, Any]]:
+def remade_rows(workspace: Workspace) -> list[dict[str, Any]]:
     """All remade data of the run, in TRL's prompt-completion format."""
     rows = []
-    for path in sorted(lab.remade.glob("*.jsonl")):
-        prompt = lab.prompts.get(path.stem)
+    for path in sorted(workspace.remade.glob("*.jsonl")):
+        prompt = workspace.prompts.get(path.stem)
         rows += [row.as_trl(prompt) for row in read_rows(path)]
     return rows
 

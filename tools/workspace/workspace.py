@@ -1,6 +1,6 @@
 """What the nodes of one run work with: task, policy, editor, stores. Plain objects; no graph, no state.
 
-A lab is opened from the run's folder, so that another process (a resume, `langgraph dev`) finds the same one. What
+A workspace is opened from the run's folder, so that another process (a resume, `langgraph dev`) finds the same one. What
 cannot be written down there, such as a chat model object, is handed over in this process by `register`.
 """
 
@@ -21,31 +21,31 @@ from nslora.tools.errors import BudgetError, DamagedError, DivergedError, RunErr
 from nslora.tools.files import as_text, read_json, sha256_of_json, write_json
 from nslora.tools.inference.flops import FlopRates, token_counts
 from nslora.tools.inference.reply_cache import ReplyCache
-from nslora.tools.inference.weights import Note, cache_folder, refuse_other_weights
-from nslora.tools.policy import Advance, Burst, BurstResult, Policy, silent
+from nslora.tools.inference.weights import Notify, cache_folder, refuse_other_weights
+from nslora.tools.policy import OnProgress, Policy, TrainingJob, TrainingResult, no_progress
 from nslora.tools.schema import Dialogue, Example
-from nslora.tools.tasks.regression_set import read_anchor
+from nslora.tools.tasks.regression_set import read_regression_set
 from nslora.tools.tasks.task import Task, load_task
 from nslora.tools.training.adapters import AdapterStore
-from nslora.tools.training.training_cache import BurstLog, burst_sha256
+from nslora.tools.training.training_cache import TrainingCache, job_sha256
 from nslora.tools.workspace.prompt_store import PromptStore
 from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings, refuse_half_begun
 from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.task_clock import TaskClock
 
 
-class Lab:
+class Workspace:
     """The objects behind one run; the heavy ones are made when they are first used."""
 
     def __init__(self, folder: Path, settings: RunSettings, task: Task, *, policy: Policy | None = None,
-                 editor_chat: Any = None, note: Note = lambda _: None) -> None:
-        self.folder, self.settings, self.task, self.note = folder, settings, task, note
+                 editor_chat: Any = None, notify: Notify = lambda _: None) -> None:
+        self.folder, self.settings, self.task, self.notify = folder, settings, task, notify
         self.adapters = AdapterStore(folder / "adapters")
         self.prompts = PromptStore(folder / "prompts")
-        self.anchor = read_anchor(settings.anchor, task)
+        self.regression_set = read_regression_set(settings.anchor, task)
         self.evaluations = folder / "evaluations"
         self.remade = folder / "remade"
-        self.bursts = BurstLog(folder / "bursts.jsonl", self.adapters)
+        self.training_cache = TrainingCache(folder / "bursts.jsonl", self.adapters)
         self.task_id = ""               # of the graph's task that works now; the same again after a kill
         self.clock = TaskClock(folder, "")
         self.told: dict[tuple[int, str, str, str], list[Verdict]] = {}     # by update: round, kind, evaluations
@@ -72,7 +72,7 @@ class Lab:
         from nslora.tools.policies.local import LocalPolicy
 
         return LocalPolicy.load(self.settings.model, adapters=self.adapters.folder, lora=self.settings.lora,
-                                device=self.settings.device, note=self.note)
+                                device=self.settings.device, notify=self.notify)
 
     @cached_property
     def editor(self) -> Editor:
@@ -101,31 +101,31 @@ class Lab:
         """Model FLOPs of a token."""
         return FlopRates.of(self.policy.describe())
 
-    def train(self, burst: Burst, advance: Advance = silent) -> BurstResult:
-        """Train, or find what this very burst gave before; then its snapshots are cleared. Raises DivergedError."""
-        request = burst_sha256(burst, self.settings.lora,
+    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+        """Train, or find what this very training job gave before; then its snapshots are cleared. Raises DivergedError."""
+        request = job_sha256(job, self.settings.lora,
                                {**self.policy.describe(), "fingerprint": self.policy.fingerprint})
-        if burst.progress is not None:      # by the burst's name too: of another one, no snapshot is a beginning
-            burst = replace(burst, progress=burst.progress.with_name(f"{burst.progress.name}-{request[:16]}"))
+        if job.progress is not None:      # by the training job's name too: of another one, no snapshot is a beginning
+            job = replace(job, progress=job.progress.with_name(f"{job.progress.name}-{request[:16]}"))
         try:
-            result = self.bursts.train_once(self.policy.train, burst, request, advance)
+            result = self.training_cache.train_once(self.policy.train, job, request, on_progress)
         except (BudgetError, DivergedError):        # a failed update, not to be gone on with
-            self._clear(burst)
+            self._clear(job)
             raise
-        self._clear(burst)
+        self._clear(job)
         return result
 
-    def _clear(self, burst: Burst) -> None:
-        """Delete a burst's snapshots."""
-        if burst.progress is not None:
-            shutil.rmtree(burst.progress, ignore_errors=True)
+    def _clear(self, job: TrainingJob) -> None:
+        """Delete a training job's snapshots."""
+        if job.progress is not None:
+            shutil.rmtree(job.progress, ignore_errors=True)
 
     @property
-    def anchor_hash(self) -> str | None:
-        """Content hash of the anchor set, None without one."""
+    def regression_hash(self) -> str | None:
+        """Content hash of the regression set, None without one."""
         # As text: a column of a Parquet file may hold what JSON has not, such as a date.
         rows = [[row.question, row.reference, {name: as_text(value) for name, value in row.fields.items()}]
-                for row in self.anchor]
+                for row in self.regression_set]
         return sha256_of_json(rows) if rows else None
 
     @cached_property
@@ -141,31 +141,31 @@ class Lab:
         return tuple(row for row in self.task.train if row.id in chosen)
 
     def measured_rows(self, round_number: int) -> tuple[Example, ...]:
-        """The rows that this evaluation asks about: validation, the sample of train, the anchor set."""
-        return (*self.task.validation, *self.train_sample(round_number), *self.anchor)
+        """The rows that this evaluation asks about: validation, the sample of train, the regression set."""
+        return (*self.task.validation, *self.train_sample(round_number), *self.regression_set)
 
 
-# A lab holds a model: it lives as long as its Run object does; the newest ones longer, since a graph that was invoked
+# A workspace holds a model: it lives as long as its Run object does; the newest ones longer, since a graph that was invoked
 # without one (by `langgraph dev`) finds them by their folders.
-_LABS: WeakValueDictionary[Path, Lab] = WeakValueDictionary()
-_NEWEST: deque[Lab] = deque(maxlen=2)
+_WORKSPACES: WeakValueDictionary[Path, Workspace] = WeakValueDictionary()
+_NEWEST: deque[Workspace] = deque(maxlen=2)
 
 
-def register(lab: Lab) -> Lab:
-    """Make `lab` the one that this process uses for its folder."""
-    _LABS[lab.folder.resolve()] = lab
-    _NEWEST.append(lab)
-    return lab
+def register(workspace: Workspace) -> Workspace:
+    """Make `workspace` the one that this process uses for its folder."""
+    _WORKSPACES[workspace.folder.resolve()] = workspace
+    _NEWEST.append(workspace)
+    return workspace
 
 
-def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
-    """The lab of a run's folder: the registered one, else opened from what the folder says.
+def open_workspace(folder: str | Path, *, needs_editor: bool = True) -> Workspace:
+    """The workspace of a run's folder: the registered one, else opened from what the folder says.
 
     needs_editor: False where the run is only read, to be replayed or forked with another editor.
     Raises RunError where the folder is no run, or its task or editor existed only in the process that made it.
     """
     path = Path(folder).resolve()
-    if (known := _LABS.get(path)) is not None:
+    if (known := _WORKSPACES.get(path)) is not None:
         return known
     record = read_run_file(path)
     refuse_half_begun(folder, record)
@@ -179,14 +179,14 @@ def open_lab(folder: str | Path, *, needs_editor: bool = True) -> Lab:
     if task.hash != record["task"]["hash"]:
         raise RunError(f"The task {record['task']['source']} has changed since {folder} was begun (or an earlier "
                        "nslora began it): restore it, or begin a new run.")
-    lab = Lab(path, recorded_settings(folder, record), task)
-    refuse_other_anchor(lab, record)
-    return register(lab)
+    workspace = Workspace(path, recorded_settings(folder, record), task)
+    refuse_other_regression_set(workspace, record)
+    return register(workspace)
 
 
-def refuse_other_anchor(lab: Lab, record: Mapping[str, Any]) -> None:
-    """Raise RunError where the anchor set is not the one that the run was begun with."""
-    if record.get("anchor", lab.anchor_hash) != lab.anchor_hash:
-        raise RunError(f"The anchor set {lab.settings.anchor} has changed since {lab.folder} was begun: restore it, or "
+def refuse_other_regression_set(workspace: Workspace, record: Mapping[str, Any]) -> None:
+    """Raise RunError where the regression set is not the one that the run was begun with."""
+    if record.get("anchor", workspace.regression_hash) != workspace.regression_hash:
+        raise RunError(f"The anchor set {workspace.settings.anchor} has changed since {workspace.folder} was begun: restore it, or "
                        "begin a new run.")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nslora.graph.cli.stop_signals import told_when_stopped
+from nslora.graph.cli.stop_signals import report_when_stopped
 from nslora.graph.lock import is_locked
 from nslora.tools.tasks.task import Task
 
@@ -57,10 +57,10 @@ def test_ctrl_c_ends_after_the_step_and_twice_at_once(
 
 def test_a_command_that_keeps_nothing_says_so_when_it_is_stopped() -> None:
     said: list[str] = []
-    with pytest.raises(SystemExit) as ended, told_when_stopped(said.append, "Stopped: nothing was written."):
+    with pytest.raises(SystemExit) as ended, report_when_stopped(said.append, "Stopped: nothing was written."):
         raise KeyboardInterrupt
     assert said == ["Stopped: nothing was written."]
     assert ended.value.code == 130
-    with told_when_stopped(said.append, "never said"):
+    with report_when_stopped(said.append, "never said"):
         pass
     assert len(said) == 1

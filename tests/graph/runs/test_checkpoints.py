@@ -220,7 +220,7 @@ def test_a_crafted_checkpoint_runs_no_code(finished: Run, tmp_path: Path, kind: 
         source.backup(target)
         target.execute("UPDATE checkpoints SET type = ?, checkpoint = ?", (name, blob))
         target.execute("UPDATE writes SET type = ?, value = ?", (name, blob))
-    run = Run(finished.folder, finished.lab)
+    run = Run(finished.folder, finished.workspace)
     run.folder = tmp_path
     for read in (run.state, run.question):
         with suppress(Exception):       # whether it is refused or read as plain data is not the point

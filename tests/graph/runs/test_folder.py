@@ -29,7 +29,7 @@ from nslora.tools.errors import ModelError, NsloraError, RewardError, RunError, 
 from nslora.tools.evaluation.records import read_evaluation, write_evaluation
 from nslora.tools.files import read_jsonl, write_text
 from nslora.tools.workspace.record import RUN_FILE
-from nslora.tools.workspace.workspace import _LABS
+from nslora.tools.workspace.workspace import _WORKSPACES
 from nslora.graph.lock import LOCK_FILE, sole_writer
 from nslora.tools.tasks.task import Task, load_task, task_from_rows
 from nslora.tools.testing.tiny_model import write_tiny_model
@@ -50,7 +50,7 @@ def test_a_run_that_is_overwritten_leaves_nothing_of_its_editors_record(begin: B
 def test_of_two_processes_that_begin_one_folder_the_second_is_told(begin: Begin) -> None:
     run = begin()
     with pytest.raises(RunError, match="by another process just now"):
-        write_record(run.lab, editor_is_object=False)
+        write_record(run.workspace, editor_is_object=False)
 
 
 def test_a_run_that_has_begun_is_not_begun_again_on_top(finished: Run) -> None:
@@ -99,7 +99,7 @@ def test_objects_that_are_none_of_what_is_wanted_are_refused_before_a_folder_is_
 def test_a_models_folder_may_be_a_path(keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
     run = Run.create(tmp_path / "run", task=keepers, model=tiny_folder(), max_rounds=0,
                      device={"threads": 1, "device": "cpu"})
-    assert run.lab.settings.model == str(tiny_folder())
+    assert run.workspace.settings.model == str(tiny_folder())
     assert Run.open(run.folder).adapt()["rounds"] == []
     with pytest.raises(ModelError, match="Unknown model 'nowhere'"):
         Run.create(tmp_path / "other", task=keepers, model=Path("nowhere"))
@@ -119,7 +119,7 @@ def test_a_models_folder_is_recorded_as_an_absolute_path(keepers: Task, tmp_path
                                                          tiny_folder: Callable[..., Path]) -> None:
     folder = tiny_folder()
     monkeypatch.chdir(folder.parent)
-    assert Run.create(tmp_path / "run", task=keepers, model=folder.name).lab.settings.model == str(folder)
+    assert Run.create(tmp_path / "run", task=keepers, model=folder.name).workspace.settings.model == str(folder)
 
 
 def test_a_model_that_the_hub_does_not_give_is_named_before_a_folder_is_made(

@@ -22,7 +22,7 @@ from nslora.graph.runs.replay import differences, replay
 from nslora.graph.runs.run import Run
 from nslora.tools.errors import NsloraError, RunError
 from nslora.tools.files import read_json, sha256_of_file
-from nslora.tools.workspace.workspace import _LABS
+from nslora.tools.workspace.workspace import _WORKSPACES
 from nslora.tools.policy import Policy
 from nslora.tools.prompt import Prompt
 from nslora.tools.editor.rule_editor import RuleEditor
@@ -49,7 +49,7 @@ def test_a_fork_takes_another_way_and_leaves_the_original_alone(finished: Run, t
     before = fingerprint(finished.folder)
     head = finished.state()
     other = fork(finished, tmp_path / "fork", at=3, action="textgrad", settings={"lora": {"rank": 2}})
-    assert other.lab.settings.lora.rank == 2
+    assert other.workspace.settings.lora.rank == 2
     report = other.adapt()
     assert [each["action"] for each in report["rounds"]] == ["textgrad", "textgrad", "textgrad"]
     assert report["rounds"][2]["reason"].startswith("Chosen by hand, in a fork; the strategy said: lora")
@@ -84,7 +84,7 @@ def test_a_record_that_names_a_folder_elsewhere_links_nothing(tmp_path: Path) ->
         folder.mkdir(parents=True)
     (tmp_path / "here" / "secret" / "file").write_text("x")
     (source / "bursts.jsonl").write_text('{"adapter": "../../secret"}\n')
-    copy_records(source, target, editor=False, bursts=True)
+    copy_records(source, target, editor=False, trained=True)
     assert not (tmp_path / "there" / "secret").exists()
 
 
@@ -97,10 +97,10 @@ def test_a_run_with_a_chat_model_object_is_replayed_and_forked_from_the_shell_wi
         begin: Callable[..., Run]) -> None:
     run = begin(editor=RuleEditor(), strategy="textgrad", max_rounds=1)
     run.adapt()
-    _LABS.pop(run.folder.resolve())     # as another process finds it
+    _WORKSPACES.pop(run.folder.resolve())     # as another process finds it
     shell = CliRunner(env={"COLUMNS": "160"})
     assert "came out the same" in shell.invoke(app, ["replay", str(run.folder)]).output
-    _LABS.pop(run.folder.resolve())
+    _WORKSPACES.pop(run.folder.resolve())
     with pytest.raises(RunError, match="was a chat model object"):
         Run.open(run.folder)
     forked = shell.invoke(app, ["fork", str(run.folder), "--at", "1", "--editor", "rules"])
@@ -123,7 +123,7 @@ def test_a_fork_from_the_first_evaluation_may_have_another_model(
                                                                "lora": {"top_blocks": 2}})
     other.adapt()
     facts = read_json(other.folder / "policy.json")
-    assert facts["fingerprint"] == other.lab.policy.fingerprint != finished.lab.policy.fingerprint
+    assert facts["fingerprint"] == other.workspace.policy.fingerprint != finished.workspace.policy.fingerprint
 
 
 def test_a_fork_goes_on_with_what_was_kept_as_it_is(own_cache: Path, tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_a_fork_goes_on_with_what_was_kept_as_it_is(own_cache: Path, tmp_path: P
         with pytest.raises(NsloraError, match=words):
             fork(run, tmp_path / "none", at=2, settings=settings)
         assert not (tmp_path / "none").exists()
-    assert fork(run, tmp_path / "first", at=1, settings={"lora": {"rank": 2}}).lab.settings.lora.rank == 2
-    assert fork(run, tmp_path / "all", at=0, settings={"anchor": str(anchor)}).lab.anchor
+    assert fork(run, tmp_path / "first", at=1, settings={"lora": {"rank": 2}}).workspace.settings.lora.rank == 2
+    assert fork(run, tmp_path / "all", at=0, settings={"anchor": str(anchor)}).workspace.anchor
 
 
 def test_half_a_fork_is_no_run(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

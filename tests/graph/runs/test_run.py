@@ -24,12 +24,12 @@ from nslora.graph.cli.stop_signals import stopping
 from nslora.graph.state import AdaptationState
 from nslora.graph import lock as run_lock
 from nslora.tools.training.adapters import OPTIMIZER, WEIGHTS
-from nslora.tools.training.snapshots import BurstProgress
+from nslora.tools.training.snapshots import Snapshots
 from nslora.tools.errors import DamagedError, RunError, SettingsError
 from nslora.tools.files import read_jsonl, write_json
-from nslora.tools.workspace.workspace import Lab, register
+from nslora.tools.workspace.workspace import Workspace, register
 from nslora.tools.workspace.record import RUN_FILE
-from nslora.tools.policy import Burst, TrainingRow
+from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.task_clock import CLOCK_FILE
 import shutil
@@ -68,15 +68,15 @@ def results_of(run: Run) -> dict[str, Any]:
 
 def test_a_burst_that_was_stopped_loses_no_step(begin: Begin, finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run, control = begin(), RunControl()
-    save, done = BurstProgress.after_step, []
+    save, done = Snapshots.after_step, []
 
-    def stop_after_two(self: BurstProgress, optimizer: Any, log: list[dict[str, float]]) -> None:
+    def stop_after_two(self: Snapshots, optimizer: Any, log: list[dict[str, float]]) -> None:
         save(self, optimizer, log)
         done.append(len(log))
         if done == [1, 2]:
             control.request_drain("test")
 
-    monkeypatch.setattr(BurstProgress, "after_step", stop_after_two)
+    monkeypatch.setattr(Snapshots, "after_step", stop_after_two)
     with pytest.raises(GraphDrained):
         list(run.stream(control=control))
     assert done == [1, 2]
@@ -90,16 +90,16 @@ def test_a_burst_that_was_stopped_loses_no_step(begin: Begin, finished: Run, mon
 
 
 def test_a_snapshot_of_another_burst_is_no_beginning_of_this_one(begin: Begin) -> None:
-    lab = begin().lab
+    workspace = begin().workspace
     rows = tuple(TrainingRow(({"role": "user", "content": text},), "b", text, "reference") for text in "abcd")
-    one, other = (Burst(rows, 3, seed=seed, progress=lab.folder / "progress" / "task") for seed in (1, 2))
+    one, other = (TrainingJob(rows, 3, seed=seed, progress=workspace.folder / "progress" / "task") for seed in (1, 2))
 
     def stop(done: int, _: int) -> None:
         raise GraphDrained("test")
 
     with pytest.raises(GraphDrained):
-        lab.train(one, stop)
-    begun_anew, gone_on = lab.train(other), lab.train(one)
+        workspace.train(one, stop)
+    begun_anew, gone_on = workspace.train(other), workspace.train(one)
     assert begun_anew.steps_done == begun_anew.steps > 1
     assert gone_on.steps_done == gone_on.steps - 1
 
@@ -148,7 +148,7 @@ def test_a_second_writer_is_told_who_is_at_work(begin: Begin) -> None:
     stream = run.stream()
     next(stream)
     with pytest.raises(RunError, match=rf"in use by process {os.getpid()} on .*, since 20"):
-        next(Run(run.folder, run.lab).stream())
+        next(Run(run.folder, run.workspace).stream())
     assert run_lock.is_locked(run.folder)
     stream.close()
     assert not run_lock.is_locked(run.folder)
@@ -279,7 +279,7 @@ def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_rou
     for damaged in run.folder.glob(what):
         damaged.write_bytes(damaged.read_bytes()[:-9])
     before = damaged.read_bytes()
-    again = Run(run.folder, register(Lab(run.folder.resolve(), run.lab.settings, run.lab.task)))
+    again = Run(run.folder, register(Workspace(run.folder.resolve(), run.workspace.settings, run.workspace.task)))
     with pytest.raises(DamagedError, match=rf"{damaged.parent.name}.*nslora fork {run.folder} --at {at}"):
         again.adapt()
     assert damaged.read_bytes() == before
@@ -288,7 +288,7 @@ def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_rou
 
 def test_a_run_needs_a_new_folder_and_a_database_an_address(begin: Begin, finished: Run) -> None:
     with pytest.raises(RunError, match="exists already"):
-        Run.create(finished.folder, task=finished.lab.task, model=finished.lab.settings.model)
+        Run.create(finished.folder, task=finished.workspace.task, model=finished.workspace.settings.model)
     with pytest.raises(SettingsError, match="wanted postgresql://"):
         begin(checkpoints="mysql://somewhere")
 

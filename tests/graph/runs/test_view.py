@@ -33,14 +33,14 @@ def test_a_run_is_an_object_with_its_rounds(finished: Run) -> None:
 
 def test_a_round_shows_its_failures_rows_critiques_and_diff(finished: Run) -> None:
     view = look(finished.folder)
-    edit, burst = view.round(1), view.round(3)
+    edit, job = view.round(1), view.round(3)
     assert {each.split for each in edit.failures} == {"train", "validation"}
     assert {each.attribution.verdict for each in edit.failures} <= {"content", "form", "both"}
     assert edit.critiques
     assert "+# Demonstration 1" in edit.diff
     assert edit.training_rows == ()
-    assert {row.origin for row in burst.training_rows} <= {"reference", "remade", "replay"}
-    assert burst.training_rows
+    assert {row.origin for row in job.training_rows} <= {"reference", "remade", "replay"}
+    assert job.training_rows
     with pytest.raises(RunError, match="no round 4: it has 3"):
         view.round(4)
 

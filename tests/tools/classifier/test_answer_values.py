@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from nslora.tools.classifier.answer_values import find_value
-from nslora.tools.classifier.classify import classify
+from nslora.tools.classifier.classify import classify_failures
 from nslora.tools.rewards.functions import callable_check
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
@@ -57,7 +57,7 @@ def test_another_writing_is_form_and_another_value_content(
     rows = [Example(f"row-{i}", f"Question {i}?", reference, {}) for i, reference in enumerate(references)]
     failures = [Graded(row, reply, reward(row, reply)) for row, reply in zip(rows, replies, strict=False)]
     known = [Graded(row, row.reference or "", reward(row, row.reference or "")) for row in rows[-1:] * good]
-    found = classify(failures, reward, known_good=known, train=rows)
+    found = classify_failures(failures, reward, known_good=known, train=rows)
     assert {each.verdict for each in found} == {verdict}
 
 

@@ -13,9 +13,9 @@ from nslora.tools.classifier.attribution import (
     Attribution,
     AttributionSettings,
     attribute,
-    demand,
     measure_tolerance,
-    potentials,
+    need_of,
+    repairable_rewards,
 )
 from nslora.tools.errors import RewardError
 from nslora.tools.rewards.score import Graded, Score
@@ -118,7 +118,7 @@ def test_with_a_known_good_reply_the_verdict_is_what_was_broken(reward, truth, t
         assert each.calls <= 12
         if truth != "both":
             assert reward(row, each.repaired).value >= 0.9
-            assert each.single == reward(row, each.repaired).value
+            assert each.repaired_reward == reward(row, each.repaired).value
         low, high = {"content": (0.8, 1.0), "form": (0.0, 0.2), "both": (0.0, 1.0)}[truth]
         assert low <= each.p_content <= high
 
@@ -128,14 +128,14 @@ def test_the_first_round_of_a_base_model_is_both_and_not_one_sided(reward):
     # Long replies, wrong facts, wrong style, and no reply that ever earned full reward.
     replies = [RAMBLE.format("1066"), "The year is not known to me. Perhaps 1066."]
     found = attribute(failures_of(reward, replies), reward)
-    wanted = demand(found)
+    wanted = need_of(found)
     assert wanted.both == 1.0
     assert 0.4 <= wanted.p_content <= 0.6
 
 
 @pytest.mark.parametrize("reward", [add, both_or_nothing, strict])
 def test_after_demonstrations_only_content_is_missing(reward):
-    wanted = demand(attribute(failures_of(reward, REPLIES["content"]), reward, known_good=known_good(reward)))
+    wanted = need_of(attribute(failures_of(reward, REPLIES["content"]), reward, known_good=known_good(reward)))
     assert wanted.content == 1.0
     assert wanted.p_content >= 0.9
 
@@ -144,7 +144,7 @@ def test_after_demonstrations_only_content_is_missing(reward):
 @pytest.mark.parametrize("reward", [add, both_or_nothing, strict])
 def test_after_lora_on_plain_references_only_form_is_missing(reward, known):
     good = known_good(reward) if known else []
-    wanted = demand(attribute(failures_of(reward, ["in {year}", "{year}."]), reward, known_good=good))
+    wanted = need_of(attribute(failures_of(reward, ["in {year}", "{year}."]), reward, known_good=good))
     assert wanted.form == 1.0
     assert wanted.p_content <= 0.1
 
@@ -154,7 +154,7 @@ def test_all_or_nothing_with_both_wrong_earns_nothing_from_one_repair_and_all_fr
         failures_of(both_or_nothing, ["in 1066"], ROWS[2:3]), both_or_nothing, known_good=known_good(both_or_nothing)
     )
     assert (found.content_deficit, found.form_deficit, found.verdict) == (1.0, 1.0, "both")
-    assert found.single == 0.0
+    assert found.repaired_reward == 0.0
     assert both_or_nothing(ROWS[2], found.repaired).value == 1.0
 
 
@@ -162,16 +162,16 @@ def test_the_potential_sees_a_half_way_candidate_that_the_reward_does_not():
     base = failures_of(both_or_nothing, [RAMBLE.format("1066")])
     edited = failures_of(both_or_nothing, [as_json("in 1066")])
     good = known_good(both_or_nothing)
-    before = potentials(base, attribute(base, both_or_nothing, known_good=good))
-    after = potentials(edited, attribute(edited, both_or_nothing, known_good=good))
+    before = repairable_rewards(base, attribute(base, both_or_nothing, known_good=good))
+    after = repairable_rewards(edited, attribute(edited, both_or_nothing, known_good=good))
     assert (set(before), set(after)) == ({0.0}, {1.0})
 
 
 def test_the_potential_counts_rows_that_did_not_fail_at_their_own_value():
     passed = Reply(ROWS[0], as_json("in 1911"), Value(1.0))
     failed = failures_of(add, ["in 1066"], ROWS[1:2])
-    assert potentials([passed, *failed], attribute(failed, add, known_good=known_good(add))) == [1.0, 0.5]
-    assert potentials([], []) == []
+    assert repairable_rewards([passed, *failed], attribute(failed, add, known_good=known_good(add))) == [1.0, 0.5]
+    assert repairable_rewards([], []) == []
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -209,7 +209,7 @@ def test_a_reward_that_means_nothing_is_found_out_even_where_it_agrees_with_itse
 def test_a_row_without_reference_is_a_matter_of_form_and_costs_no_call():
     row = Row("train-9", "Write a poem.", None)
     (found,) = attribute([Reply(row, "No.", Value(0.25))], add)
-    assert (found.verdict, found.p_content, found.calls, found.stake) == ("form", 0.0, 0, 0.75)
+    assert (found.verdict, found.p_content, found.calls, found.missing_reward) == ("form", 0.0, 0, 0.75)
 
 
 def test_where_nothing_helps_and_nothing_is_known_the_verdict_is_both_at_a_half():
@@ -269,10 +269,10 @@ def test_a_reward_that_raises_is_named_with_its_row():
 def test_the_demand_weighs_each_failure_by_what_it_lost():
     one = Attribution("a", 1.0, 0.0, 1.0, 0.9, "content", None, 1.0, 1)
     other = Attribution("b", 0.0, 1.0, 0.0, 0.1, "form", None, 1.0, 1)
-    wanted = demand([one, other])
+    wanted = need_of([one, other])
     assert (wanted.failures, wanted.content, wanted.form, wanted.both) == (2, 0.5, 0.5, 0.0)
     assert wanted.p_content == pytest.approx(0.9)
-    assert demand([]).failures == 0
+    assert need_of([]).failures == 0
 
 
 PEOPLE = [("Ann Lee", 20, "Leeds"), ("Bo Park", 21, "Bonn"), ("Cy Dunn", 22, "Lyon"), ("Di Voss", 23, "Turin")]
@@ -293,7 +293,7 @@ def test_an_answer_that_is_right_but_for_what_stands_around_it_wants_another_for
     failing = [Reply(row, around.format(row.reference), Value(0.0)) for row in RECORDS]
     found = attribute(failing, reward, known_good=good)
     assert [each.verdict for each in found] == ["form"] * 4
-    assert [each.single for each in found] == [1.0] * 4
+    assert [each.repaired_reward for each in found] == [1.0] * 4
 
 
 def test_an_answer_inside_another_number_is_not_the_replys_own():
@@ -314,7 +314,7 @@ def test_in_an_empty_reply_the_reference_is_what_is_missing():
         return Value(float(fact(row, reply)))
 
     found = attribute([Reply(row, "", Value(0.0)) for row in ROWS], contained)
-    assert [(each.verdict, each.single) for each in found] == [("content", 1.0)] * 4
+    assert [(each.verdict, each.repaired_reward) for each in found] == [("content", 1.0)] * 4
 
 
 COUNTS = [Row(f"sum-{i}", "How many are left?", reference) for i, reference in enumerate(("44", "12", "95"))]

@@ -70,4 +70,4 @@ def test_a_blend_averages_the_verdict_and_keeps_what_the_reward_said():
     head = Attribution("a", 0.9, 0.9, 0.5, 0.5, "both", "- 1777", 0.5, 0)
     (found,) = blend([repair], [head])
     assert (found.p_content, found.verdict) == (0.75, "both")
-    assert (found.content_deficit, found.form_deficit, found.single, found.calls) == (1.0, 0.0, 1.0, 4)
+    assert (found.content_deficit, found.form_deficit, found.repaired_reward, found.calls) == (1.0, 0.0, 1.0, 4)

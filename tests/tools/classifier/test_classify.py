@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nslora.tools.classifier.attribution import demand
-from nslora.tools.classifier.classify import classify, tolerance_of
+from nslora.tools.classifier.attribution import need_of
+from nslora.tools.classifier.classify import classify_failures, tolerance_of
 from nslora.tools.errors import RewardError, TaskError
 from nslora.tools.rewards.functions import callable_check
 from nslora.tools.rewards.reward import Reward, build_reward
@@ -47,12 +47,12 @@ def test_a_costly_reward_is_not_asked_once_a_layout_is_known() -> None:
     asked = reward(costly=True, noise=0.0)
     failures = graded(asked, as_json("in 1066"), "in 1864", "in 1066")
     known, before = good(asked), asked.calls
-    found = classify(failures, asked, known_good=known, train=ROWS)
+    found = classify_failures(failures, asked, known_good=known, train=ROWS)
     assert asked.calls == before
     assert [each.verdict for each in found] == ["content", "form", "both"]
     # The reward after one repair is what the deficits leave: nearly all where one was missing.
-    assert found[0].single > 0.9
-    assert found[2].single < 0.5
+    assert found[0].repaired_reward > 0.9
+    assert found[2].repaired_reward < 0.5
 
 
 def test_a_costly_reward_without_a_known_layout_is_asked_about_a_few_failures_only() -> None:
@@ -60,10 +60,10 @@ def test_a_costly_reward_without_a_known_layout_is_asked_about_a_few_failures_on
     rows = [Example(f"row-{i}", f"Question {i}?", f"in {1900 + i}", {}) for i in range(30)]
     failures = [Graded(row, "I do not know.", asked(row, "I do not know.")) for row in rows]
     before = asked.calls
-    found = classify(failures, asked, train=rows)
+    found = classify_failures(failures, asked, train=rows)
     assert asked.calls - before <= 24
     assert len(found) == 30
-    assert demand(found).both == 1.0
+    assert need_of(found).both == 1.0
 
 
 def test_the_few_that_a_costly_reward_is_asked_about_come_from_all_of_a_sorted_file() -> None:
@@ -71,9 +71,9 @@ def test_the_few_that_a_costly_reward_is_asked_about_come_from_all_of_a_sorted_f
     rows = [Example(f"row-{i}", f"Question {i}?", f"in {1900 + i}", {}) for i in range(40)]
     replies = [as_json("in 1066") if i < 8 else f"It was {row.reference}." for i, row in enumerate(rows)]
     failures = [Graded(row, reply, asked(row, reply)) for row, reply in zip(rows, replies, strict=True)]
-    found = classify(failures, asked, train=rows)
+    found = classify_failures(failures, asked, train=rows)
     assert [each.example_id for each in found] == [row.id for row in rows]
-    assert demand(found).p_content < 0.5
+    assert need_of(found).p_content < 0.5
 
 
 def test_a_firm_reward_is_asked_twice_once_and_then_trusted() -> None:
@@ -89,7 +89,7 @@ def test_noise_that_was_not_declared_is_found_by_asking_twice() -> None:
     turns = itertools.cycle([0.0, 0.06])
     wavering = Reward([callable_check(lambda example, reply: min(1.0, value(example, reply) + next(turns)))])
     failures = graded(wavering, as_json("in 1066"), "in 1864", "in 1066")
-    found = classify(failures, wavering, known_good=good(reward()))
+    found = classify_failures(failures, wavering, known_good=good(reward()))
     assert wavering.tolerance == pytest.approx(0.12)
     assert [each.verdict for each in found] == ["content", "form", "both"]
 
@@ -98,7 +98,7 @@ def test_a_reward_that_wavers_more_than_it_declares_is_named_with_its_row() -> N
     turns = itertools.cycle([0.0, 0.2])
     wavering = Reward([callable_check(lambda example, reply: next(turns))], noise=0.1)
     with pytest.raises(RewardError, match=r"Row train-0.*0\.1 can be worked with"):
-        classify([Graded(ROWS[0], "in 1066", wavering(ROWS[0], "in 1066"))], wavering)
+        classify_failures([Graded(ROWS[0], "in 1066", wavering(ROWS[0], "in 1066"))], wavering)
 
 
 def test_a_task_says_that_its_reward_is_costly_or_wavers(tmp_path: Path) -> None:
@@ -118,6 +118,6 @@ def test_option_letters_that_are_words_elsewhere_are_answers(reply: str) -> None
     rows = [Example(f"t{letter}", f"Which one is it, {letter.lower()}?", letter, {}) for letter in "BCDI"]
     reward = build_reward(["contains"])
     failing = [Graded(row, reply, reward(row, reply)) for row in rows if not reward(row, reply).passed]
-    for graded, found in zip(failing, classify(failing, reward, train=rows), strict=True):
-        assert (found.verdict, found.single, found.form_deficit) == ("content", 1.0, 0.0)
+    for graded, found in zip(failing, classify_failures(failing, reward, train=rows), strict=True):
+        assert (found.verdict, found.repaired_reward, found.form_deficit) == ("content", 1.0, 0.0)
         assert found.repaired == re.sub(r"\bA\b", str(graded.example.reference), reply)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from nslora.tools.classifier.attribution import Attribution, attribute, demand
-from nslora.tools.classifier.classify import classify
+from nslora.tools.classifier.attribution import Attribution, attribute, need_of
+from nslora.tools.classifier.classify import classify_failures
 from nslora.tools.classifier.layouts import QUESTION, Layout
-from nslora.tools.classifier.reference_style import bare, frame_of
+from nslora.tools.classifier.reference_style import bare, reference_style_of
 from nslora.tools.rewards.functions import callable_check
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
@@ -51,12 +51,12 @@ def failing(style: str, reward: Reward, wording: str, answer: str | None) -> lis
 
 
 def judged(style: str, reward: Reward, wording: str, answer: str | None) -> list[Attribution]:
-    return classify(failing(style, reward, wording, answer), reward, train=rows_in(style))
+    return classify_failures(failing(style, reward, wording, answer), reward, train=rows_in(style))
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_the_frame_of_styled_references_is_found_and_so_are_their_answers(style: str) -> None:
-    frame = frame_of(rows_in(style))
+    frame = reference_style_of(rows_in(style))
     assert frame == STYLES[style]
     answers = [bare(row, frame).reference for row in rows_in(style)]
     assert answers == [answer.upper() if style == "upper" else answer for answer in ANSWERS]
@@ -66,7 +66,7 @@ def test_escapes_of_a_framed_answer_are_resolved() -> None:
     answers = ('the "north" gate', 'a "red" door', '"old" bells', 'one path, the "high" one', 'no "gate" at all')
     texts = [json.dumps({"answer": answer}) for answer in answers]
     rows = with_references(*texts)
-    frame = frame_of(rows)
+    frame = reference_style_of(rows)
     assert frame is not None
     answer = bare(rows[0], frame).reference or ""
     assert answer == answers[0]
@@ -95,31 +95,31 @@ def test_escapes_of_a_framed_answer_are_resolved() -> None:
     [],
 ], ids=lambda value: str(value)[:20])
 def test_what_references_share_by_their_kind_is_no_frame(references: list[str | None]) -> None:
-    assert frame_of(with_references(*references)) is None
+    assert reference_style_of(with_references(*references)) is None
 
 
 def test_one_reference_in_ten_may_stand_outside_the_style() -> None:
     texts = [f"[[{word}]]" for word in ANSWERS] + [f"[[{i}]]" for i in range(10, 20)]
     rows = with_references(*texts, "outside")
-    assert frame_of(rows) == Layout("[[", "]]")
-    assert bare(rows[-1], frame_of(rows)).reference == "outside"
+    assert reference_style_of(rows) == Layout("[[", "]]")
+    assert bare(rows[-1], reference_style_of(rows)).reference == "outside"
 
 
 def test_a_question_that_is_a_part_of_the_answers_hides_no_frame() -> None:
     rows = [Example(f"train-{i}", word, f"**{word}s**", {}) for i, word in enumerate(
         ("heron", "tree", "egg", "bell", "wheel", "key"))]
-    assert frame_of(rows) == Layout("**", "**")
+    assert reference_style_of(rows) == Layout("**", "**")
 
 
 def test_the_embedded_task_has_plain_references() -> None:
-    assert frame_of(load_task("handbook").train) is None
+    assert reference_style_of(load_task("handbook").train) is None
 
 
 @pytest.mark.parametrize("combine", ["mean", "all"])
 @pytest.mark.parametrize("style", STYLES)
 def test_a_base_model_that_lacks_both_is_not_said_to_lack_content_more(style: str, combine: str) -> None:
     reward = reward_in(style, combine)
-    need = demand(judged(style, reward, "I believe that it is {}, but ask at the desk.", WRONG))
+    need = need_of(judged(style, reward, "I believe that it is {}, but ask at the desk.", WRONG))
     assert need.both == 1.0
     assert need.p_content == pytest.approx(0.5)
 
@@ -130,7 +130,7 @@ def test_right_answers_out_of_style_lack_form_and_wrong_ones_in_style_lack_conte
     reward = reward_in(style, combine)
     assert {each.verdict for each in judged(style, reward, "It is {}!", None)} == {"form"}
     framed = [(row, STYLES[style].wrap(WRONG, row.question)) for row in rows_in(style)]
-    found = classify([Graded(row, text, reward(row, text)) for row, text in framed], reward, train=rows_in(style))
+    found = classify_failures([Graded(row, text, reward(row, text)) for row, text in framed], reward, train=rows_in(style))
     assert {each.verdict for each in found} == {"content"}
 
 
@@ -142,7 +142,7 @@ def test_a_reward_that_asks_for_another_style_than_the_references_have_is_heard(
     replies = {"form": "**{}**", "both": f"**{WRONG}**", "content": json.dumps({"answer": WRONG})}
     for verdict, text in replies.items():
         texts = [(row, text.replace("{}", row.fields["key"])) for row in rows[3:]]
-        found = classify([Graded(row, each, reward(row, each)) for row, each in texts], reward, known_good=good,
+        found = classify_failures([Graded(row, each, reward(row, each)) for row, each in texts], reward, known_good=good,
                          train=rows)
         assert [each.verdict for each in found[3:]] == [verdict] * len(found[3:]), verdict
 
@@ -155,10 +155,10 @@ def test_the_reward_is_asked_with_the_row_as_it_came() -> None:
         return float(reply == reference)
 
     reward = Reward([callable_check(exact)])
-    found = classify([Graded(row, row.fields["key"], reward(row, row.fields["key"])) for row in rows], reward,
+    found = classify_failures([Graded(row, row.fields["key"], reward(row, row.fields["key"])) for row in rows], reward,
                      train=rows)
     assert {each.verdict for each in found} == {"form"}
-    assert all(each.single == 1.0 for each in found)
+    assert all(each.repaired_reward == 1.0 for each in found)
 
 
 def test_without_a_frame_content_seems_to_be_missing_more() -> None:

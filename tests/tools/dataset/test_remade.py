@@ -22,10 +22,10 @@ from nslora.tools.dataset.remade import (
     write_rows,
 )
 from nslora.tools.dataset.selection import Material, training_rows
-from nslora.tools.evaluation.acceptance import Verdict
+from nslora.tools.evaluation.acceptance import KeepDecision
 from nslora.tools.files import write_jsonl
 from nslora.tools.inference.reply_cache import ReplyCache
-from nslora.tools.policy import Advance, Generated, silent
+from nslora.tools.policy import Generated, OnProgress, no_progress
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.tasks.task import Task, load_task
 from nslora.tools.testing.tiny_task import write_tiny_task
@@ -45,7 +45,7 @@ class Answers:
         self.asked: list[tuple[str, str | None]] = []
 
     def generate(self, dialogues: Sequence[Sequence[dict[str, str]]], *, adapter: str | None, max_new_tokens: int,
-                 advance: Advance = silent) -> Generated:
+                 on_progress: OnProgress = no_progress) -> Generated:
         questions = [dialogue[-1]["content"] for dialogue in dialogues]
         self.asked += [(question, adapter) for question in questions]
         return Generated(tuple(self._reply(question, adapter) for question in questions), len(questions))
@@ -128,7 +128,7 @@ def test_a_source_row_has_no_more_replies_than_the_cap_and_none_twice(task: Task
 def test_a_reply_that_the_length_limit_cut_is_no_row(task: Task, tmp_path: Path) -> None:
     class CutsTheSecond(Answers):
         def generate(self, dialogues: Sequence[Sequence[dict[str, str]]], **options: Any) -> Generated:
-            return replace(super().generate(dialogues, **options), cut=frozenset([1]))
+            return replace(super().generate(dialogues, **options), truncated=frozenset([1]))
 
     policy: Any = CutsTheSecond(lambda question, _: f"- {answer_of(question)} and so on")
     for cache in (None, ReplyCache(tmp_path / "replies.sqlite"), ReplyCache(tmp_path / "replies.sqlite")):
@@ -165,10 +165,10 @@ def test_rows_are_found_again_by_their_source_and_feed_a_burst(task: Task, tmp_p
     write_rows(tmp_path / "rows.jsonl", rows)
     assert read_rows(tmp_path / "rows.jsonl") == rows
     by_source = rows_by_source(rows)
-    burst = training_rows(task.train, Material((), (), ()), PROMPT, by_source, everything=True, replay_share=0.0,
+    job = training_rows(task.train, Material((), (), ()), PROMPT, by_source, everything=True, replay_share=0.0,
                           seed="0")
-    assert [row.completion for row in burst] == [row.reply for row in rows]
-    assert {row.origin for row in burst} == {"remade"}
+    assert [row.completion for row in job] == [row.reply for row in rows]
+    assert {row.origin for row in job} == {"remade"}
 
 
 def test_the_file_is_a_data_set_that_datasets_loads_and_trl_trains_on(
@@ -207,7 +207,7 @@ def test_a_burst_learns_from_the_newest_edit_but_for_the_kept_one_that_still_wai
         edit_kept: bool, pool: Any, after: Any) -> None:
     state = {**first_state("kept"), "remade": pool}
     proposal: Any = {"kind": "textgrad", "candidate": {"adapter": None, "prompt": "new"}, "new_rows": 3}
-    verdict = Verdict(edit_kept, "", {})
+    verdict = KeepDecision(edit_kept, "", {})
     assert remade_after(state, proposal, verdict) == after
     assert remade_after(state, {**proposal, "new_rows": 0}, verdict) == pool
     assert remade_after(state, {**proposal, "candidate": None}, verdict) == pool

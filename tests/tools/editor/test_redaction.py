@@ -9,7 +9,7 @@ from pydantic import Field
 from nslora.graph.runs.run import Run
 from nslora.tools.editor.redaction import SECRET_MARK, scrub, secrets_of
 from nslora.tools.editor.rule_editor import RuleEditor
-from nslora.tools.workspace.workspace import Lab, register
+from nslora.tools.workspace.workspace import Workspace, register
 
 
 class KeyedEditor(RuleEditor):
@@ -31,9 +31,9 @@ def test_no_file_of_a_run_and_no_word_on_the_screen_holds_a_key(
         caplog: pytest.LogCaptureFixture, fails: bool) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     begun = begin(max_rounds=1, strategy="textgrad")
-    lab = register(Lab(begun.folder.resolve(), begun.lab.settings, begun.lab.task,
+    workspace = register(Workspace(begun.folder.resolve(), begun.workspace.settings, begun.workspace.task,
                        editor_chat=KeyedEditor(fails=fails)))
-    run = Run(begun.folder, lab)
+    run = Run(begun.folder, workspace)
     error = run.adapt()["rounds"][0]["error"]
     assert bool(error) is fails
     said = capsys.readouterr()

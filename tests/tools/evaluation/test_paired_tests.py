@@ -123,18 +123,18 @@ KEEP = [
 def test_a_candidate_is_kept_on_reward_or_on_potential(case, gains, potential, kept, words):
     old = [0.5] * 10
     new = [0.5 + gain / 2 for gain in gains]
-    potentials = ([0.0] * 10, [float(each) for each in potential]) if potential else (None, None)
-    verdict = keep_or_drop(old, new, *potentials)
+    repairable_rewards = ([0.0] * 10, [float(each) for each in potential]) if potential else (None, None)
+    verdict = keep_or_drop(old, new, *repairable_rewards)
     assert verdict.kept is kept
     assert words in verdict.reason
 
 
 def test_a_candidate_that_regresses_on_the_anchor_set_is_never_kept():
-    verdict = keep_or_drop([0.0] * 9, [1.0] * 9, anchor_old=[1.0, 1.0], anchor_new=[1.0, 0.0])
+    verdict = keep_or_drop([0.0] * 9, [1.0] * 9, regression_old=[1.0, 1.0], regression_new=[1.0, 0.0])
     assert not verdict.kept
     assert "anchor" in verdict.reason
     lenient = KeepSettings(anchor_tolerance=0.5)
-    assert keep_or_drop([0.0] * 9, [1.0] * 9, anchor_old=[1.0, 1.0], anchor_new=[1.0, 0.0], settings=lenient).kept
+    assert keep_or_drop([0.0] * 9, [1.0] * 9, regression_old=[1.0, 1.0], regression_new=[1.0, 0.0], settings=lenient).kept
 
 
 def test_rows_that_do_not_pair_are_named():

@@ -11,7 +11,7 @@ def test_a_line_separator_in_a_reply_does_no_harm(finished: Run, tmp_path: Path)
     state = finished.state()
     assert state is not None
     assert state["start_measured"]
-    rows, failures = read_evaluation(finished.lab.evaluations / f"{state['start_measured']['key']}.jsonl")
+    rows, failures = read_evaluation(finished.workspace.evaluations / f"{state['start_measured']['key']}.jsonl")
     told = [replace(each, reply=said, question=said) for each in failures]
     write_evaluation(tmp_path / "e.jsonl", rows, told)
     assert read_evaluation(tmp_path / "e.jsonl") == (rows, told)

@@ -23,7 +23,7 @@ def test_train_rows_beyond_the_context_are_left_out_of_a_burst_and_named(
                           max_new_tokens=8)
     notes: list[str] = []
     run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
-                     device={"threads": 1, "device": "cpu"}, note=notes.append)
+                     device={"threads": 1, "device": "cpu"}, notify=notes.append)
     (only,) = run.adapt()["rounds"]
     told = only["error"] if everywhere else only["note"]
     assert "more than the 2048 tokens of the model's context" in told
@@ -43,4 +43,4 @@ def test_a_question_beyond_the_context_is_named_before_anything_is_spent(
                      device={"threads": 1, "device": "cpu"})
     with pytest.raises(TooLongError, match=f"test test-{len(test)}"):
         run.adapt()
-    assert not list(run.lab.evaluations.glob("*"))
+    assert not list(run.workspace.evaluations.glob("*"))

@@ -33,11 +33,11 @@ def test_a_token_costs_two_flops_per_weight_and_training_adds_what_gradients_pas
 
 
 def test_an_adapter_in_memory_does_not_change_the_rates(tiny_policy: Callable[..., LocalPolicy]) -> None:
-    from nslora.tools.policy import Burst, TrainingRow
+    from nslora.tools.policy import TrainingJob, TrainingRow
 
     policy = tiny_policy()
     before = FlopRates.of(policy.describe())
-    policy.train(Burst((TrainingRow(({"role": "user", "content": "a"},), "b", "1", "reference"),), 1, seed=0))
+    policy.train(TrainingJob((TrainingRow(({"role": "user", "content": "a"},), "b", "1", "reference"),), 1, seed=0))
     assert FlopRates.of(policy.describe()) == before
 
 
@@ -78,7 +78,7 @@ def test_the_cost_of_a_round_is_its_update_and_its_evaluation(begin: Callable[..
     run = begin(strategy="lora", max_rounds=1)
     report = run.adapt()
     record = report["rounds"][0]
-    rates = FlopRates.of(run.lab.policy.describe())
+    rates = FlopRates.of(run.workspace.policy.describe())
     trained = rates.training * record["trained_tokens"]
     assert record["flop"] > trained > 0
     assert report["cost"]["tflop"] == pytest.approx(report["cost"]["start_tflop"] + record["flop"] / TERA)

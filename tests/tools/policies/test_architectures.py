@@ -13,7 +13,7 @@ from nslora.tools.inference.memory import generation_batch, scoring_batch
 from nslora.tools.inference.weights import ModelSource
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.settings import DeviceSettings
-from nslora.tools.policy import Burst, TrainingRow
+from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.testing.tiny_model import byte_tokenizer
 from nslora.tools.training.adapters import AdapterStore
 from nslora.tools.training.settings import LoraSettings
@@ -105,12 +105,12 @@ def test_replies_and_adapters_are_those_of_plain_libraries(name: str, tmp_path: 
         expected = tuple(alone(policy, each, None) for each in asked(questions))
         assert policy.generate(asked(questions), adapter=None, max_new_tokens=12).replies == expected
         assert len(set(expected)) > 1       # else nothing could show
-    fast = policy.train(Burst(rows(), 3, seed=1))
-    plain = made(name, tmp_path, fast=False).train(Burst(rows(), 3, seed=1))
+    fast = policy.train(TrainingJob(rows(), 3, seed=1))
+    plain = made(name, tmp_path, fast=False).train(TrainingJob(rows(), 3, seed=1))
     if "shared prefix" not in fast.fast_path:
         assert fast.adapter == plain.adapter
     assert fast.epoch_losses == pytest.approx(plain.epoch_losses, rel=1e-4)
-    for adapter in (fast.adapter, policy.train(Burst(rows(), 1, seed=2, start=fast.adapter)).adapter):
+    for adapter in (fast.adapter, policy.train(TrainingJob(rows(), 1, seed=2, start=fast.adapter)).adapter):
         expected = tuple(alone(policy, each, adapter) for each in asked(SHORT))
         assert policy.generate(asked(SHORT), adapter=adapter, max_new_tokens=12).replies == expected
         assert policy.reference_losses(asked(SHORT), ["Ada it was"] * 3, adapter=adapter) != policy.reference_losses(
@@ -151,7 +151,7 @@ def test_a_router_that_jitters_is_left_to_plain_training(tmp_path: Path) -> None
         for module in policy.base.modules():
             if hasattr(module, "jitter_noise"):
                 module.jitter_noise = 0.1
-        found.append(policy.train(Burst(rows(), 3, seed=1)))
+        found.append(policy.train(TrainingJob(rows(), 3, seed=1)))
     assert found[0].adapter == found[1].adapter
 
 
@@ -160,7 +160,7 @@ def test_where_frequencies_depend_on_the_length_rows_are_asked_one_by_one(tmp_pa
     assert changes_positions(policy.base, 101)
     assert not changes_positions(policy.base, 100)
     steps: list[int] = []
-    policy.generate(asked(LONG), adapter=None, max_new_tokens=4, advance=lambda done, total: steps.append(done))
+    policy.generate(asked(LONG), adapter=None, max_new_tokens=4, on_progress=lambda done, total: steps.append(done))
     assert steps == [1, 2, 3]
     assert generation_batch(policy.base, 101, 32) == scoring_batch(policy.base, 101, 4, 32) == 1
     assert generation_batch(policy.base, 100, 32) == scoring_batch(policy.base, 100, 4, 32) == 32
@@ -177,7 +177,7 @@ def test_lora_sits_where_a_model_that_sees_writes(tmp_path: Path, blocks_that_se
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=255,
                           boi_token_index=254, eoi_token_index=253)
     policy = policy_over(AutoModelForCausalLM.from_config(config), tmp_path)
-    result = policy.train(Burst(rows(), 2, seed=1))
+    result = policy.train(TrainingJob(rows(), 2, seed=1))
     names = trained(policy, result.adapter)
     assert names
     assert all("language_model" in path and ".layers.2." in path for path in names)

@@ -17,14 +17,14 @@ from nslora.tools.inference.memory import scoring_batch
 from nslora.tools.inference.weights import ModelSource
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.settings import DeviceSettings
-from nslora.tools.policy import Burst, TrainingRow
+from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.testing.tiny_model import byte_tokenizer
 from nslora.tools.training.adapters import OPTIMIZER, WEIGHTS, AdapterStore
-from nslora.tools.training.memory import burst_bytes
+from nslora.tools.training.memory import job_bytes
 from nslora.tools.training.settings import LoraSettings
-from nslora.tools.training.snapshots import SNAPSHOT, BurstProgress
+from nslora.tools.training.snapshots import SNAPSHOT, Snapshots
 from nslora.tools.training.trainer import NOT_REPEATABLE, check_loss
-from nslora.tools.training.training_cache import burst_sha256
+from nslora.tools.training.training_cache import job_sha256
 
 Make = Callable[..., LocalPolicy]
 QUESTIONS = ["Who keeps the mill?", "When was the bridge opened?", "What hangs in the old hall of the town?", "Where?"]
@@ -64,11 +64,11 @@ def test_a_model_without_a_chat_template_answers_a_plain_text(tiny_policy: Make)
 
 def test_a_reply_that_the_model_did_not_end_is_told(tiny_policy: Make) -> None:
     policy = tiny_policy()
-    assert policy.generate(dialogues(), adapter=None, max_new_tokens=2).cut == frozenset(range(len(QUESTIONS)))
+    assert policy.generate(dialogues(), adapter=None, max_new_tokens=2).truncated == frozenset(range(len(QUESTIONS)))
     first = [policy.base.generate(torch.tensor([policy.format.prompt_ids(dialogue)], device=policy.device),
                                   max_new_tokens=1, do_sample=False)[0, -1].item() for dialogue in dialogues()]
     policy.format = ChatFormat(policy.format.tokenizer, (*policy.format.stop_ids, first[0]))
-    assert policy.generate(dialogues(), adapter=None, max_new_tokens=2).cut == {
+    assert policy.generate(dialogues(), adapter=None, max_new_tokens=2).truncated == {
         i for i, token in enumerate(first) if token != first[0]}
     plain = tiny_policy("gpt2", chat_template=False).format
     assert plain.ended(plain.tokenizer(f"ok{PLAIN_STOP} Who")["input_ids"])
@@ -87,17 +87,17 @@ def test_wide_models_take_smaller_steps_unless_told_otherwise(
     monkeypatch.setattr("nslora.tools.training.settings.MEASURED_WIDTH", 8)       # the tiny model is wide beside that
     rate = policy.describe()["learning_rate"]
     assert rate < 4e-3
-    by_width = policy.train(Burst(rows(), 1, seed=1)).adapter
+    by_width = policy.train(TrainingJob(rows(), 1, seed=1)).adapter
     policy.lora = policy.lora.model_copy(update={"learning_rate": rate})
-    assert policy.train(Burst(rows(), 1, seed=1)).adapter == by_width
+    assert policy.train(TrainingJob(rows(), 1, seed=1)).adapter == by_width
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_training_moves_every_adapter_weight_and_no_base_weight(tiny_policy: Make, family: str) -> None:
     policy = tiny_policy(family)
     before = {name: tensor.clone() for name, tensor in policy.base.state_dict().items()}
-    first = policy.train(Burst(rows(), 1, seed=1))
-    last = policy.train(Burst(rows(), 2, seed=2, start=first.adapter))
+    first = policy.train(TrainingJob(rows(), 1, seed=1))
+    last = policy.train(TrainingJob(rows(), 2, seed=2, start=first.adapter))
     old, new = (load_file(policy.adapters.path(name) / WEIGHTS) for name in (first.adapter, last.adapter))
     assert old.keys() == new.keys()
     assert all(not torch.equal(old[name], new[name]) for name in old)
@@ -108,8 +108,8 @@ def test_training_moves_every_adapter_weight_and_no_base_weight(tiny_policy: Mak
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_short_cuts_and_plain_training_give_the_same_adapter(tiny_policy: Make, family: str) -> None:
-    fast = tiny_policy(family, share_prefix=False, top_blocks=1).train(Burst(rows(), 4, seed=3))
-    plain = tiny_policy(family, fast=False, top_blocks=1).train(Burst(rows(), 4, seed=3))
+    fast = tiny_policy(family, share_prefix=False, top_blocks=1).train(TrainingJob(rows(), 4, seed=3))
+    plain = tiny_policy(family, fast=False, top_blocks=1).train(TrainingJob(rows(), 4, seed=3))
     assert plain.fast_path == "plain (switched off)"
     # GPT-2 adds positions to whatever embeddings it is given, so cached states would get them twice.
     assert ("frozen trunk" in fast.fast_path) == (family != "gpt2")
@@ -119,8 +119,8 @@ def test_short_cuts_and_plain_training_give_the_same_adapter(tiny_policy: Make, 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_a_prefix_computed_once_a_batch_changes_an_adapter_by_rounding_only(tiny_policy: Make, family: str) -> None:
     policy = tiny_policy(family)
-    shared = policy.train(Burst(rows(), 4, seed=3))
-    plain = tiny_policy(family, fast=False).train(Burst(rows(), 4, seed=3))
+    shared = policy.train(TrainingJob(rows(), 4, seed=3))
+    plain = tiny_policy(family, fast=False).train(TrainingJob(rows(), 4, seed=3))
     assert "shared prefix of " in shared.fast_path
     assert shared.epoch_losses == pytest.approx(plain.epoch_losses, rel=1e-5)
     new, old = (load_file(policy.adapters.path(name) / WEIGHTS) for name in (shared.adapter, plain.adapter))
@@ -129,14 +129,14 @@ def test_a_prefix_computed_once_a_batch_changes_an_adapter_by_rounding_only(tiny
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tiny_policy: Make) -> None:
     policy = tiny_policy()
-    once, again, other = (policy.train(Burst(rows(), 2, seed=seed)).adapter for seed in (5, 5, 6))
+    once, again, other = (policy.train(TrainingJob(rows(), 2, seed=seed)).adapter for seed in (5, 5, 6))
     assert once == again != other
 
 
 def test_an_adapter_in_force_leaves_the_base_as_it_was(tiny_policy: Make) -> None:
     policy = tiny_policy()
     before = policy.reference_losses(dialogues(), ANSWERS, adapter=None)
-    adapter = policy.train(Burst(rows(), 8, seed=1)).adapter
+    adapter = policy.train(TrainingJob(rows(), 8, seed=1)).adapter
     adapted = policy.reference_losses(dialogues(), ANSWERS, adapter=adapter)
     assert sum(adapted) < sum(before)
     after = policy.reference_losses(dialogues(), ANSWERS, adapter=None)
@@ -150,7 +150,7 @@ def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
         tiny_policy: Make, tmp_path: Path, dropout: float, killed_after: int) -> None:
     lora = {"batch_size": 1, "epochs": 6, "early_stop_patience": None, "dropout": dropout}
     policy = tiny_policy(**lora)
-    whole = policy.train(Burst(rows(), 6, seed=7))
+    whole = policy.train(TrainingJob(rows(), 6, seed=7))
 
     class Killed(Exception):  # noqa: N818
         pass
@@ -160,9 +160,9 @@ def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
             raise Killed
 
     with pytest.raises(Killed):
-        policy.train(Burst(rows(), 6, seed=7, progress=tmp_path / "progress"), die)
+        policy.train(TrainingJob(rows(), 6, seed=7, progress=tmp_path / "progress"), die)
     again = tiny_policy(**lora)
-    resumed = again.train(Burst(rows(), 6, seed=7, progress=tmp_path / "progress"))
+    resumed = again.train(TrainingJob(rows(), 6, seed=7, progress=tmp_path / "progress"))
     assert resumed.adapter == whole.adapter
     assert resumed.steps_done == whole.steps - killed_after
     assert resumed.fast_path == whole.fast_path
@@ -172,16 +172,16 @@ def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
 def test_each_step_is_saved_when_it_is_done_also_of_a_large_adapter(
         tiny_policy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    take = BurstProgress.after_step
+    take = Snapshots.after_step
 
-    def after_step(self: BurstProgress, optimizer: Any, log: list[dict[str, float]]) -> None:
+    def after_step(self: Snapshots, optimizer: Any, log: list[dict[str, float]]) -> None:
         take(self, optimizer, log)
         with safe_open(tmp_path / "progress" / SNAPSHOT, "pt") as file:
             saved.append(len(json.loads(file.metadata()["log"])))
 
-    monkeypatch.setattr(BurstProgress, "after_step", after_step)
+    monkeypatch.setattr(Snapshots, "after_step", after_step)
     policy = tiny_policy(rank=256, batch_size=1, early_stop_patience=None)
-    result = policy.train(Burst(rows(), 3, seed=1, progress=tmp_path / "progress"))
+    result = policy.train(TrainingJob(rows(), 3, seed=1, progress=tmp_path / "progress"))
     assert (tmp_path / "progress" / SNAPSHOT).stat().st_size > 1 << 20
     assert saved == list(range(1, result.steps + 1))
 
@@ -197,37 +197,37 @@ def test_a_burst_that_is_stopped_keeps_its_last_step_whatever_snapshots_cost(
 
     lora = {"batch_size": 1, "early_stop_patience": None}
     with pytest.raises(KeyboardInterrupt):
-        tiny_policy(**lora).train(Burst(rows(), 2, seed=1, progress=tmp_path / "progress"), stop)
-    resumed = tiny_policy(**lora).train(Burst(rows(), 2, seed=1, progress=tmp_path / "progress"))
+        tiny_policy(**lora).train(TrainingJob(rows(), 2, seed=1, progress=tmp_path / "progress"), stop)
+    resumed = tiny_policy(**lora).train(TrainingJob(rows(), 2, seed=1, progress=tmp_path / "progress"))
     assert resumed.steps_done == resumed.steps - 3
 
 
 def test_a_snapshot_that_was_cut_off_begins_the_burst_again(tiny_policy: Make, tmp_path: Path) -> None:
-    whole = tiny_policy().train(Burst(rows(), 2, seed=7))
+    whole = tiny_policy().train(TrainingJob(rows(), 2, seed=7))
     (tmp_path / "progress").mkdir()
     (tmp_path / "progress" / SNAPSHOT).write_bytes(b"half a file")
-    again = tiny_policy().train(Burst(rows(), 2, seed=7, progress=tmp_path / "progress"))
+    again = tiny_policy().train(TrainingJob(rows(), 2, seed=7, progress=tmp_path / "progress"))
     assert (again.adapter, again.steps_done) == (whole.adapter, whole.steps)
 
 
 def test_a_burst_goes_on_from_the_optimizer_state_of_its_start(tiny_policy: Make) -> None:
     policy = tiny_policy()
-    first = policy.train(Burst(rows(), 2, seed=1))
-    second = policy.train(Burst(rows(), 2, seed=2, start=first.adapter))
+    first = policy.train(TrainingJob(rows(), 2, seed=1))
+    second = policy.train(TrainingJob(rows(), 2, seed=2, start=first.adapter))
     before, after = (load_file(policy.adapters.path(each.adapter) / OPTIMIZER) for each in (first, second))
     steps = {float(value) for name, value in after.items() if name.endswith(".step")}
     assert steps == {float(first.steps + second.steps)}
     (policy.adapters.path(first.adapter) / OPTIMIZER).unlink()
-    assert policy.train(Burst(rows(), 2, seed=2, start=first.adapter)).adapter != second.adapter
+    assert policy.train(TrainingJob(rows(), 2, seed=2, start=first.adapter)).adapter != second.adapter
     assert before.keys() == after.keys()
 
 
 def test_an_adapter_that_is_there_is_never_written_again(tiny_policy: Make) -> None:
     policy = tiny_policy()
-    name = policy.train(Burst(rows(), 1, seed=1)).adapter
+    name = policy.train(TrainingJob(rows(), 1, seed=1)).adapter
     weights = policy.adapters.path(name) / WEIGHTS
     before = (weights.stat().st_ino, weights.stat().st_mtime_ns)
-    assert policy.train(Burst(rows(), 1, seed=1)).adapter == name
+    assert policy.train(TrainingJob(rows(), 1, seed=1)).adapter == name
     assert (weights.stat().st_ino, weights.stat().st_mtime_ns) == before
     assert [each.name for each in policy.adapters.folder.iterdir()] == [name]
 
@@ -235,7 +235,7 @@ def test_an_adapter_that_is_there_is_never_written_again(tiny_policy: Make) -> N
 def test_a_diverged_burst_stores_nothing(tiny_policy: Make) -> None:
     policy = tiny_policy(max_loss_nats=0.01)
     with pytest.raises(DivergedError, match="learning_rate"):
-        policy.train(Burst(rows(), 1, seed=1))
+        policy.train(TrainingJob(rows(), 1, seed=1))
     assert not list(policy.adapters.folder.glob("*"))
 
 
@@ -245,7 +245,7 @@ def test_an_adapter_is_plain_peft_and_names_no_folder_of_a_machine(
     from transformers import AutoModelForCausalLM
 
     policy = tiny_policy()
-    adapter = policy.train(Burst(rows(), 4, seed=1)).adapter
+    adapter = policy.train(TrainingJob(rows(), 4, seed=1)).adapter
     policy.adapters.export(adapter, tmp_path / "exported")
     assert {file.suffix for file in (tmp_path / "exported").iterdir()} == {".safetensors", ".json"}
     config = (tmp_path / "exported" / "adapter_config.json").read_text()
@@ -260,17 +260,17 @@ def test_an_adapter_is_plain_peft_and_names_no_folder_of_a_machine(
 def test_the_base_answers_as_before_after_a_burst_and_after_one_that_diverged(tiny_policy: Make) -> None:
     policy = tiny_policy()
     before = policy.generate(dialogues(), adapter=None, max_new_tokens=6).replies
-    adapter = policy.train(Burst(rows(), 1, seed=1)).adapter
+    adapter = policy.train(TrainingJob(rows(), 1, seed=1)).adapter
     assert policy.generate(dialogues(), adapter=None, max_new_tokens=6).replies == before
     policy.lora = policy.lora.model_copy(update={"max_loss_nats": 0.01})
     with pytest.raises(DivergedError):
-        policy.train(Burst(rows(), 1, seed=2, start=adapter))
+        policy.train(TrainingJob(rows(), 1, seed=2, start=adapter))
     assert policy.generate(dialogues(), adapter=None, max_new_tokens=6).replies == before
 
 
 def test_a_damaged_adapter_is_named_and_not_used(tiny_policy: Make) -> None:
     policy = tiny_policy()
-    adapter = policy.train(Burst(rows(), 1, seed=1)).adapter
+    adapter = policy.train(TrainingJob(rows(), 1, seed=1)).adapter
     weights = policy.adapters.folder / adapter / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(DamagedError, match="damaged"):
@@ -284,23 +284,23 @@ def test_a_question_that_does_not_fit_the_context_is_refused(tiny_policy: Make) 
 
 def test_a_burst_that_no_longer_learns_ends_early_and_resumes_alike(tiny_policy: Make, tmp_path: Path) -> None:
     lora = {"learning_rate": 1e-9, "schedule": "constant", "epochs": 12}     # nothing can fall by 2 %
-    result = tiny_policy(**lora).train(Burst(rows(), 12, seed=1))
+    result = tiny_policy(**lora).train(TrainingJob(rows(), 12, seed=1))
     assert result.steps == 3        # of one step an epoch: two epochs without a drop after the first
     assert len(result.epoch_losses) == 3
-    assert tiny_policy(**lora, early_stop_patience=None).train(Burst(rows(), 12, seed=1)).steps == 12
+    assert tiny_policy(**lora, early_stop_patience=None).train(TrainingJob(rows(), 12, seed=1)).steps == 12
 
 
 def test_a_burst_over_rows_known_by_heart_ends_after_an_epoch(tiny_policy: Make) -> None:
     known = {"learning_rate": 1e-9, "epochs": 12, "early_stop_loss_nats": 100.0}     # any loss is below it
-    assert len(tiny_policy(**known).train(Burst(rows(), 12, seed=1)).epoch_losses) == 1
-    assert tiny_policy(**known, early_stop_patience=None).train(Burst(rows(), 12, seed=1)).steps == 12
+    assert len(tiny_policy(**known).train(TrainingJob(rows(), 12, seed=1)).epoch_losses) == 1
+    assert tiny_policy(**known, early_stop_patience=None).train(TrainingJob(rows(), 12, seed=1)).steps == 12
 
 
 def test_a_burst_that_does_not_fit_says_what_to_lower(tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nslora.tools.training.memory.free_bytes", lambda model: 1000)
     policy = tiny_policy()
     with pytest.raises(ModelError, match=r"needs about .* GiB .* lower lora.batch_size or lora.top_blocks"):
-        policy.train(Burst(rows(), 1, seed=1))
+        policy.train(TrainingJob(rows(), 1, seed=1))
     assert not list(policy.adapters.folder.glob("*"))
 
 
@@ -310,14 +310,14 @@ def test_little_memory_makes_generation_batches_small_and_changes_no_reply(
     expected = policy.generate(dialogues(), adapter=None, max_new_tokens=8).replies
     seen: list[int] = []
     monkeypatch.setattr("nslora.tools.inference.memory.free_bytes", lambda model: 1)
-    policy.generate(dialogues(), adapter=None, max_new_tokens=8, advance=lambda done, total: seen.append(done))
+    policy.generate(dialogues(), adapter=None, max_new_tokens=8, on_progress=lambda done, total: seen.append(done))
     assert seen == [1, 2, 3, 4]
     assert policy.generate(dialogues(), adapter=None, max_new_tokens=8).replies == expected
 
 
 def test_a_model_without_kernels_of_a_fixed_order_trains_all_the_same(
         tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = tiny_policy().train(Burst(rows(), 2, seed=1))
+    wanted = tiny_policy().train(TrainingJob(rows(), 2, seed=1))
     policy, asked = tiny_policy(), []
 
     def none_there(device: object) -> NoReturn:
@@ -325,19 +325,19 @@ def test_a_model_without_kernels_of_a_fixed_order_trains_all_the_same(
         raise RuntimeError("some_backward_cuda does not have a deterministic implementation, but you set ...")
 
     monkeypatch.setattr("nslora.tools.training.trainer.fixed_order_of_sums", none_there)
-    result = policy.train(Burst(rows(), 2, seed=1))
+    result = policy.train(TrainingJob(rows(), 2, seed=1))
     if policy.device == "cpu":      # on a GPU the usual kernels round in another way
         assert result.adapter == wanted.adapter
     assert NOT_REPEATABLE in result.fast_path
     assert NOT_REPEATABLE not in wanted.fast_path
-    policy.train(Burst(rows(), 1, seed=2))
+    policy.train(TrainingJob(rows(), 1, seed=2))
     assert len(asked) == 1
 
 
 @pytest.mark.parametrize("lora", [{"use_rslora": True}, {"use_dora": True}, {"top_blocks": 4}, {"targets": ["q_proj"]},
                                   {"schedule": "cosine"}, {"dropout": 0.1}])
 def test_every_setting_of_lora_trains(tiny_policy: Make, lora: dict[str, object]) -> None:
-    result = tiny_policy(**lora).train(Burst(rows(), 3, seed=1))
+    result = tiny_policy(**lora).train(TrainingJob(rows(), 3, seed=1))
     assert result.epoch_losses[-1] < result.epoch_losses[0]
 
 
@@ -375,7 +375,7 @@ def test_rows_beyond_a_sliding_window_are_trained_in_the_plain_way(tmp_path: Pat
     for fast in (True, False):
         torch.manual_seed(0)
         model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=24))
-        found.append(policy_of(model, tmp_path, fast=fast, top_blocks=1).train(Burst(rows(), 3, seed=3)))
+        found.append(policy_of(model, tmp_path, fast=fast, top_blocks=1).train(TrainingJob(rows(), 3, seed=3)))
     assert "sliding window" in found[0].fast_path
     assert found[0].adapter == found[1].adapter
 
@@ -386,7 +386,7 @@ def test_a_mixture_of_experts_trains_and_counts_the_experts_that_a_token_meets(t
     torch.manual_seed(0)
     model = MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2, sliding_window=None))
     policy = policy_of(model, tmp_path, top_blocks=1)
-    result = policy.train(Burst(rows(), 3, seed=3))
+    result = policy.train(TrainingJob(rows(), 3, seed=3))
     assert "shared prefix" in result.fast_path
     assert result.epoch_losses[-1] < result.epoch_losses[0]
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
@@ -429,11 +429,11 @@ def test_blocks_that_differ_are_all_searched_for_their_linear_layers(tmp_path: P
 
 def test_a_burst_elsewhere_or_in_other_modules_is_another_burst(tiny_policy: Make) -> None:
     policy = tiny_policy()
-    burst, facts = Burst(rows(), 3, seed=1), {**policy.describe(), "fingerprint": policy.fingerprint}
-    name = burst_sha256(burst, policy.lora, facts)
-    assert name == burst_sha256(burst, policy.lora, json.loads(json.dumps(facts)))      # as a replay knows it
+    job, facts = TrainingJob(rows(), 3, seed=1), {**policy.describe(), "fingerprint": policy.fingerprint}
+    name = job_sha256(job, policy.lora, facts)
+    assert name == job_sha256(job, policy.lora, json.loads(json.dumps(facts)))      # as a replay knows it
     for change in ({"device": "elsewhere"}, {"lora_targets": {"layers_to_transform": [3]}}, {"fingerprint": "other"}):
-        assert burst_sha256(burst, policy.lora, {**facts, **change}) != name
+        assert job_sha256(job, policy.lora, {**facts, **change}) != name
 
 
 def test_a_reply_is_tokenised_behind_its_prompt(tiny_policy: Make) -> None:
@@ -490,23 +490,23 @@ def test_a_base_with_dropout_below_the_cut_trains_in_the_plain_way_there(tmp_pat
     for fast in (True, False):
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**SHAPE, attention_dropout=0.3, attn_implementation="eager"))
-        found.append(policy_of(model, tmp_path, fast=fast, top_blocks=1).train(Burst(rows(), 3, seed=3)))
+        found.append(policy_of(model, tmp_path, fast=fast, top_blocks=1).train(TrainingJob(rows(), 3, seed=3)))
     assert found[0].fast_path == "compact head"
     assert found[0].adapter == found[1].adapter
 
 
 def test_plain_training_is_known_to_need_every_position_of_the_vocabulary(tiny_policy: Make) -> None:
-    from nslora.tools.training.batches import PaddedLayout, Plan, TokenRow
+    from nslora.tools.training.batches import BatchPlan, PaddedLayout, TokenRow
 
     policy = tiny_policy()
-    layout = PaddedLayout(Plan((TokenRow((1,) * 90, (2,) * 10),), 1, 0, 0, policy.lora))
-    need = {compact: burst_bytes(policy.base, layout, 1, cached=False, compact=compact) for compact in (True, False)}
+    layout = PaddedLayout(BatchPlan((TokenRow((1,) * 90, (2,) * 10),), 1, 0, 0, policy.lora))
+    need = {compact: job_bytes(policy.base, layout, 1, cached=False, compact=compact) for compact in (True, False)}
     vocabulary = policy.base.config.vocab_size
     assert need[False] - need[True] == 90 * vocabulary * 4 * 4     # positions, float32, four copies
 
 
 def test_max_steps_end_a_burst(tiny_policy: Make) -> None:
-    result = tiny_policy(batch_size=1, max_steps=5).train(Burst(rows(), 3, seed=1))
+    result = tiny_policy(batch_size=1, max_steps=5).train(TrainingJob(rows(), 3, seed=1))
     assert (result.steps, len(result.epoch_losses)) == (5, 2)
 
 
@@ -561,7 +561,7 @@ def test_a_reference_beyond_the_context_is_scored_in_part_and_not_trained_on(tin
     (loss,) = policy.reference_losses([asked], [long], adapter=None)
     assert loss > 0
     with pytest.raises(TooLongError, match="shorten or remove"):
-        policy.train(Burst((TrainingRow(asked, long, "train-1", "reference"),), 1, seed=0))
+        policy.train(TrainingJob((TrainingRow(asked, long, "train-1", "reference"),), 1, seed=0))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
@@ -573,7 +573,7 @@ def test_a_burst_that_finds_no_memory_says_what_to_lower(
 
     monkeypatch.setattr("nslora.tools.training.trainer.short_cuts", full)
     with pytest.raises(ModelError, match=r"lower lora\.batch_size"):
-        tiny_policy().train(Burst(rows(), 1, seed=1))
+        tiny_policy().train(TrainingJob(rows(), 1, seed=1))
 
 
 def test_a_transcript_is_counted_as_it_goes_through_the_model(tiny_policy: Callable[..., LocalPolicy]) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from nslora.graph.runs.run import Run
 from nslora.tools.errors import RunError
-from nslora.tools.rewards.function_hash import told
+from nslora.tools.rewards.function_hash import described
 from nslora.tools.rewards.reward import build_reward
 from nslora.tools.tasks.task import Task, task_from_rows
 
@@ -185,5 +185,5 @@ def test_a_reward_that_counts_its_calls_stays_the_same_one_in_its_process() -> N
 def test_arrays_that_differ_in_their_middle_are_told_apart() -> None:
     one, other = np.zeros(5000), np.zeros(5000)
     other[2500] = 1.0
-    assert told(one) != told(other)
-    assert told(one) == told(np.zeros(5000))
+    assert described(one) != described(other)
+    assert described(one) == described(np.zeros(5000))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nslora.tools.classifier.attribution import Demand
+from nslora.tools.classifier.attribution import Need
 from nslora.tools.errors import SettingsError
-from nslora.tools.router.monitoring_signal import Update, progress
-from nslora.tools.router.strategies import Decision, Situation, StrategySettings, expected_gains, strategy_named
+from nslora.tools.router.monitoring_signal import Update, progress_of
+from nslora.tools.router.strategies import RouterDecision, RouterInput, StrategySettings, expected_gains, strategy_named
 from nslora.tools.schema import KINDS
 
 BUILT_IN = [
@@ -31,10 +31,10 @@ KEPT = {"lora": Update("lora", True, 0.2, 0.2, (2.0, 1.4), (1.0, 0.8)), "textgra
 def wanting(p_content, failures=20):
     content = 1.0 if p_content > 0.6 else 0.0
     form = 1.0 if p_content < 0.4 else 0.0
-    return Demand(failures, content, form, 1.0 - content - form, p_content, failures * 0.5)
+    return Need(failures, content, form, 1.0 - content - form, p_content, failures * 0.5)
 
 
-def situation(p_content=0.5, history=(), lora_tokens=100.0, textgrad_tokens=10.0, **changes):
+def router_input(p_content=0.5, history=(), lora_tokens=100.0, textgrad_tokens=10.0, **changes):
     history = tuple(history)
     values = {
         "task": "a task's hash",
@@ -43,18 +43,18 @@ def situation(p_content=0.5, history=(), lora_tokens=100.0, textgrad_tokens=10.0
         "failures": 20,
         "validation_reward": 0.4,
         "target": 0.95,
-        "demand": wanting(p_content),
-        "progress": {kind: progress(kind, history) for kind in KINDS},
+        "need": wanting(p_content),
+        "progress": {kind: progress_of(kind, history) for kind in KINDS},
         "cost_tokens": {"lora": lora_tokens, "textgrad": textgrad_tokens},
         "remade_waiting": 0,
         "seed": 0,
         "history": history,
     }
-    return Situation(**{**values, **changes})
+    return RouterInput(**{**values, **changes})
 
 
 def choose(name="neurosymbolic", **changes):
-    return strategy_named(name).choose(situation(**changes))
+    return strategy_named(name).choose(router_input(**changes))
 
 
 @pytest.mark.parametrize(("p_content", "action"), [(0.9, "lora"), (0.5, "textgrad"), (0.1, "textgrad")])
@@ -123,9 +123,9 @@ def test_the_reason_tells_demand_progress_and_choice():
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_strategy_ends_at_the_target_without_failures_and_without_rounds(name):
     strategy = strategy_named(name)
-    assert "Target reached" in strategy.choose(situation(validation_reward=0.95)).reason
-    assert "Nothing left" in strategy.choose(situation(failures=0, demand=None)).reason
-    assert "No round left" in strategy.choose(situation(rounds_left=0)).reason
+    assert "Target reached" in strategy.choose(router_input(validation_reward=0.95)).reason
+    assert "Nothing left" in strategy.choose(router_input(failures=0, need=None)).reason
+    assert "No round left" in strategy.choose(router_input(rounds_left=0)).reason
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,15 +178,15 @@ def test_without_the_signal_two_drops_in_a_row_end_a_kind():
     assert choose(name, p_content=0.9, history=[DROPPED["lora"]] * 2 + [DROPPED["textgrad"]] * 2).action == "finish"
 
 
-def own_choice(situation):
-    return "lora" if situation.round % 2 else Decision("textgrad", "Mine.", {})
+def own_choice(router_input):
+    return "lora" if router_input.round % 2 else RouterDecision("textgrad", "Mine.", {})
 
 
-def wrong_choice(situation):
+def wrong_choice(router_input):
     return "prompt"
 
 
-def raising_choice(situation):
+def raising_choice(router_input):
     raise KeyError("demand")
 
 
@@ -195,7 +195,7 @@ def test_a_users_own_function_decides(monkeypatch):
 
     module = types.ModuleType("my_strategies")
     module.own, module.wrong, module.raising, module.number = own_choice, wrong_choice, raising_choice, 3
-    module.object = lambda situation: Decision("lora", "Mine.", {"x": object()})
+    module.object = lambda router_input: RouterDecision("lora", "Mine.", {"x": object()})
     monkeypatch.setitem(sys.modules, "my_strategies", module)
     assert choose("my_strategies:own").reason == "Mine."
     assert choose("my_strategies:own", round=1).action == "lora"
@@ -231,7 +231,7 @@ UPDATES = st.builds(
     kind=st.sampled_from(KINDS),
     kept=st.booleans(),
     gain=st.floats(-1, 1),
-    potential_gain=st.floats(-1, 1),
+    repairable_gain=st.floats(-1, 1),
     epoch_losses_nats=st.lists(st.floats(0, 20), max_size=3).map(tuple),
     grad_norms=st.lists(st.floats(0, 100), max_size=3).map(tuple),
     new_rows=st.integers(0, 5),
@@ -248,7 +248,7 @@ def test_no_history_leaves_the_loop_without_a_decision(name, history, p_content,
     assert decision.reason
     if decision.action in KINDS and name not in (
             "textgrad -> lora -> textgrad", "textgrad once -> lora", "neurosymbolic-without-signal"):
-        assert not progress(decision.action, history).saturated
+        assert not progress_of(decision.action, history).saturated
 
 
 @given(st.sampled_from(BUILT_IN), SHARES)
@@ -266,8 +266,8 @@ def test_where_nothing_helps_every_strategy_ends_within_two_updates_of_each_step
 def test_more_content_failures_never_lower_the_weight_of_lora(one, other, history, lora_cost, edit_cost, waiting):
     low, high = sorted([one, other])
     costs = {"lora_tokens": lora_cost, "textgrad_tokens": edit_cost}
-    less = situation(p_content=low, history=history, remade_waiting=waiting, **costs)
-    more = dataclasses.replace(less, demand=wanting(high))
+    less = router_input(p_content=low, history=history, remade_waiting=waiting, **costs)
+    more = dataclasses.replace(less, need=wanting(high))
     before, after = expected_gains(less), expected_gains(more)
     assert after["lora"] >= before["lora"]
     assert after["textgrad"] <= before["textgrad"]

@@ -15,7 +15,7 @@ from nslora.nodes.monitor import judge
 from nslora.tools.errors import TaskError
 from nslora.tools.evaluation.acceptance import keep_or_drop
 from nslora.tools.evaluation.records import Row, read_evaluation, write_evaluation
-from nslora.tools.tasks.regression_set import read_anchor
+from nslora.tools.tasks.regression_set import read_regression_set
 from nslora.tools.tasks.task import Task
 
 
@@ -32,7 +32,7 @@ def test_every_candidate_answers_the_anchor_set_and_the_record_says_how(
     run = begin(anchor=anchor, max_rounds=1)
     (record,) = run.adapt()["rounds"]
     assert record["numbers"]["anchor_gain"] == 0.0
-    rows, failures = read_evaluation(run.lab.evaluations / f"{record['evaluation']}.jsonl")
+    rows, failures = read_evaluation(run.workspace.evaluations / f"{record['evaluation']}.jsonl")
     assert sum(row.split == "anchor" for row in rows) == 2
     assert not any(each.id.startswith("anchor") for each in failures)
     texts = "".join(path.read_text() for path in (run.folder / "material").glob("*"))
@@ -40,7 +40,7 @@ def test_every_candidate_answers_the_anchor_set_and_the_record_says_how(
 
 
 def test_a_candidate_under_which_the_anchor_falls_is_dropped_whatever_it_gains() -> None:
-    verdict = keep_or_drop([0.0] * 10, [1.0] * 10, anchor_old=[1.0, 1.0], anchor_new=[1.0, 0.5])
+    verdict = keep_or_drop([0.0] * 10, [1.0] * 10, regression_old=[1.0, 1.0], regression_new=[1.0, 0.5])
     assert not verdict.kept
     assert "anchor" in verdict.reason
 
@@ -54,13 +54,13 @@ def test_an_anchor_that_cannot_be_judged_is_refused(
     keepers: Task, tmp_path: Path, rows: list[dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(TaskError, match=message):
-        read_anchor(written(tmp_path, rows), keepers)
+        read_regression_set(written(tmp_path, rows), keepers)
 
 
 def test_an_anchor_row_of_the_train_split_is_refused(keepers: Task, tmp_path: Path) -> None:
     row = {"question": keepers.train[0].question.upper(), "reference": "ok"}
     with pytest.raises(TaskError, match="stands in the train split"):
-        read_anchor(written(tmp_path, [row]), keepers)
+        read_regression_set(written(tmp_path, [row]), keepers)
 
 
 def test_an_anchor_row_of_the_test_split_is_refused_before_anything_is_written(
@@ -83,20 +83,20 @@ def test_the_report_shows_the_gap_between_validation_and_test(finished: Run) -> 
 def test_small_falls_of_the_anchor_do_not_add_up(begin: Callable[..., Run], tmp_path: Path) -> None:
     """Each of three candidates is a little worse than the one before: by the third, it is too much."""
     run = begin(max_rounds=1, keep={"level": 0.45, "anchor_tolerance": 0.1})
-    run.lab.evaluations.mkdir(parents=True, exist_ok=True)
+    run.workspace.evaluations.mkdir(parents=True, exist_ok=True)
     rows = {}
     for name, value in (("start", 1.0), ("kept", 0.92), ("new", 0.84)):
         rows[name] = [Row("a", "validation", float(name == "new"), {}, float(name == "new"), None),
                       Row("anchor-1", "anchor", value, {}, value, None)]
-        write_evaluation(run.lab.evaluations / f"{name}.jsonl", rows[name], [])
+        write_evaluation(run.workspace.evaluations / f"{name}.jsonl", rows[name], [])
     state: Any = {"start_measured": {"key": "start"}, "kept_measured": {"key": "kept"}, "measured": {"key": "new"},
                   "proposal": None}
-    assert judge(state, run.lab).numbers["anchor_gain"] == pytest.approx(-0.16)
-    assert not judge(state, run.lab).kept
+    assert judge(state, run.workspace).numbers["anchor_gain"] == pytest.approx(-0.16)
+    assert not judge(state, run.workspace).kept
 
 
 def test_an_anchor_may_hold_columns_that_json_has_not(begin: Callable[..., Run], tmp_path: Path) -> None:
     path = tmp_path / "anchor.parquet"
     rows = {"question": ["Who rows the boat?"], "reference": ["zz"], "day": [datetime.date(2024, 1, 1)]}
     parquet.write_table(pyarrow.table(rows), path)
-    assert begin(anchor=str(path)).lab.anchor_hash
+    assert begin(anchor=str(path)).workspace.regression_hash

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nslora.tools.errors import NsloraError, RewardError, TaskError
 from nslora.tools.prompt import Demonstration, Prompt, parse
 from nslora.tools.rewards.reward import Reward
-from nslora.tools.tasks.readers import Row, cut, read_rows
+from nslora.tools.tasks.readers import SourceRow, read_rows, split_off
 from nslora.tools.tasks.task import Task, embedded_tasks, load_task, same_question, task_from_rows
 
 ROWS = {
@@ -125,8 +125,8 @@ def test_one_file_is_cut_into_splits(folder, task_yaml):
 
 @given(st.lists(st.integers(0, 9), min_size=5, max_size=30), st.integers(0, 5))
 def test_a_cut_keeps_every_row_once_and_the_rows_of_one_question_together(questions, seed):
-    rows = [Row(number, "", {"question": str(question)}) for number, question in enumerate(questions, 1)]
-    parts = cut(rows, {"validation": 0.25, "test": 0.25}, seed, lambda row: row.columns["question"])
+    rows = [SourceRow(number, "", {"question": str(question)}) for number, question in enumerate(questions, 1)]
+    parts = split_off(rows, {"validation": 0.25, "test": 0.25}, seed, lambda row: row.columns["question"])
     assert sorted(row.number for part in parts.values() for row in part) == [row.number for row in rows]
     asked = [{row.columns["question"] for row in part} for part in parts.values()]
     assert sum(map(len, asked)) == len(set.union(*asked))

@@ -13,8 +13,8 @@ from conftest import DEVICE
 
 from nslora.tools.inference.decoder import blocks_of
 from nslora.tools.policies.local import LocalPolicy
-from nslora.tools.policy import Burst, TrainingRow
-from nslora.tools.training.batches import PaddedLayout, Plan, TokenRow
+from nslora.tools.policy import TrainingJob, TrainingRow
+from nslora.tools.training.batches import BatchPlan, PaddedLayout, TokenRow
 from nslora.tools.training.cuda_graphs import CapturedDecoder, captured_decoder
 from nslora.tools.training.settings import LoraSettings
 from nslora.tools.training.trainer import kept_in_training
@@ -144,7 +144,7 @@ def test_a_decoder_that_waits_for_the_gpu_is_not_recorded(
 
 def test_batches_of_a_plan_are_counted_with_and_without_padding() -> None:
     rows = tuple(TokenRow((1,) * length, (2,)) for length in (3, 3, 3, 2))
-    plan = Plan(rows, epochs=3, seed=0, pad_id=0, settings=LoraSettings(batch_size=2))
+    plan = BatchPlan(rows, epochs=3, seed=0, pad_id=0, settings=LoraSettings(batch_size=2))
     kinds = PaddedLayout(plan).kinds()
     padded = {numbers: 3 in numbers for numbers in kinds}       # the short row pads its batch
     assert sorted(padded.values()) == [False, True]
@@ -156,8 +156,8 @@ def test_a_long_burst_is_recorded_on_a_gpu_and_gives_the_adapter_of_plain_traini
     rows = tuple(TrainingRow(({"role": "user", "content": question},), "Mara.", f"row-{i}", "reference")
                  for i, question in enumerate(questions))
     lora = {"batch_size": 2, "share_prefix": False, "early_stop_patience": None}
-    fast = tiny_policy(**lora).train(Burst(rows, 10, seed=3))
-    plain = tiny_policy(**lora, fast=False).train(Burst(rows, 10, seed=3))
+    fast = tiny_policy(**lora).train(TrainingJob(rows, 10, seed=3))
+    plain = tiny_policy(**lora, fast=False).train(TrainingJob(rows, 10, seed=3))
     assert fast.steps == plain.steps == 20
     assert fast.adapter == plain.adapter
     assert "no CUDA graph" not in fast.fast_path

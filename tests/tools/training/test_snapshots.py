@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from nslora.tools.training.snapshots import SNAPSHOT, BurstProgress, trainable
+from nslora.tools.training.snapshots import SNAPSHOT, Snapshots, trainable
 
 
 def stepped(model: Any, *, without_gradient: str = "") -> torch.optim.AdamW:
@@ -26,9 +26,9 @@ def model() -> Any:
 def test_a_snapshot_brings_back_parameters_moments_random_state_and_log(tmp_path: Path) -> None:
     trained, fresh = model(), model()
     optimizer = stepped(trained)
-    BurstProgress(tmp_path).after_step(optimizer, [{"loss": 2.0}, {"loss": 1.0}])
+    Snapshots(tmp_path).after_step(optimizer, [{"loss": 2.0}, {"loss": 1.0}])
     drawn = torch.rand(3)
-    progress = BurstProgress(tmp_path)
+    progress = Snapshots(tmp_path)
     assert progress.restore(fresh) == 2
     assert progress.log == [{"loss": 2.0}, {"loss": 1.0}]
     again = torch.optim.AdamW(fresh.parameters(), lr=0.1)
@@ -43,8 +43,8 @@ def test_a_snapshot_brings_back_parameters_moments_random_state_and_log(tmp_path
 
 def test_a_parameter_without_a_gradient_so_far_comes_back_without_moments(tmp_path: Path) -> None:
     trained, fresh = model(), model()
-    BurstProgress(tmp_path).after_step(stepped(trained, without_gradient="1.bias"), [{"loss": 1.0}])
-    progress = BurstProgress(tmp_path)
+    Snapshots(tmp_path).after_step(stepped(trained, without_gradient="1.bias"), [{"loss": 1.0}])
+    progress = Snapshots(tmp_path)
     progress.restore(fresh)
     again = torch.optim.AdamW(fresh.parameters(), lr=0.1)
     progress.restore_optimizer(fresh, again)
@@ -53,5 +53,5 @@ def test_a_parameter_without_a_gradient_so_far_comes_back_without_moments(tmp_pa
 
 def test_a_snapshot_of_another_layout_begins_the_burst_again(tmp_path: Path) -> None:
     save_file({"adapter.00000": torch.zeros(2)}, tmp_path / SNAPSHOT, metadata={"log": "[]"})
-    assert BurstProgress(tmp_path).restore(model()) == 0
+    assert Snapshots(tmp_path).restore(model()) == 0
     assert not (tmp_path / SNAPSHOT).exists()

@@ -31,11 +31,11 @@ class ScriptedPolicy:
         self.answer, self.asked = answer, list[str]()
 
     def generate(self, dialogues: Sequence[Any], *, adapter: str | None, max_new_tokens: int,
-                 advance: Callable[[int, int], None] = lambda done, total: None) -> Generated:
+                 on_progress: Callable[[int, int], None] = lambda done, total: None) -> Generated:
         assert adapter is None
         questions = [dialogue[-1]["content"] for dialogue in dialogues]
         self.asked += questions
-        advance(len(questions), len(questions))
+        on_progress(len(questions), len(questions))
         return Generated(tuple(self.answer(each) for each in questions), 4 * len(questions))
 
     def reference_losses(self, dialogues: Sequence[Any], references: Sequence[str], *,
@@ -127,10 +127,10 @@ def test_the_test_split_is_not_looked_at() -> None:
 def test_costs_are_told_for_each_kind_and_for_a_whole_run() -> None:
     costs = {cost.what: cost for cost in found(lambda question: "- 100").costs}
     assert costs["one evaluation"].tokens == 20 * 4
-    burst = costs["one LoRA update"]
-    assert burst.tokens == RunSettings().lora.epochs * 10 * 4     # "Code of amber?" and its code: four words
+    job = costs["one LoRA update"]
+    assert job.tokens == RunSettings().lora.epochs * 10 * 4     # "Code of amber?" and its code: four words
     assert all(0 < low <= high for cost in costs.values() for low, high in [cost.seconds])
-    assert costs["a run of up to 6 rounds"].seconds[1] > burst.seconds[1]
+    assert costs["a run of up to 6 rounds"].seconds[1] > job.seconds[1]
 
 
 def test_the_command_names_bounds_what_cannot_be_seen_and_costs(

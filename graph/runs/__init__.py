@@ -1,0 +1,1 @@
+"""Runs: create, resume, inspect, fork, replay, compare."""
