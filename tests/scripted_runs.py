@@ -11,8 +11,6 @@ from nslora.tools.tasks.task import Task
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
 BULLETS = Prompt("Answer in one line that begins with a dash.")
-
-
 ONCE, TWICE, THRICE = (Prompt(f"Be worse, {often}.") for often in ("once", "twice", "three times"))
 
 

@@ -26,17 +26,9 @@ class Example:
 
 
 Message = dict[str, str]
-
-
 Dialogue = Sequence[Message]
-
-
 Kind = Literal["lora", "textgrad"]
-
-
 KINDS: tuple[Kind, ...] = ("lora", "textgrad")
-
-
 T = TypeVar("T")
 
 

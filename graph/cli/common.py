@@ -11,11 +11,7 @@ from nslora.graph.cli.plain_console import PlainConsole
 from nslora.tools.errors import SettingsError
 
 PRICES = "editing.prices."
-
-
 out = PlainConsole(soft_wrap=False)
-
-
 err = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 
 

@@ -6,13 +6,9 @@ from nslora.tools.inference.memory import free_bytes
 from nslora.tools.training.batches import Layout, PaddedLayout
 
 LOWER = "lower lora.batch_size or lora.top_blocks, or shorten the prompt's demonstrations"
-
-
 # Tensors of hidden and of intermediate width that autograd keeps per token and block of a Llama-shaped model with LoRA
 # on every linear layer: norms, q, k, v, attention output, residuals, and gate, up and their product.
 KEPT_HIDDEN, KEPT_INTERMEDIATE = 16, 5
-
-
 KEPT_LOGITS = 4                 # logits, their softmax, entropy and gradient, per token that goes through the head
 
 

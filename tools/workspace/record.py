@@ -11,20 +11,10 @@ from nslora.tools.errors import RunError
 from nslora.tools.workspace.settings import RunSettings
 
 RUN_FILE = "run.json"
-
-
 OWN_THREAD = re.compile(r"nslora-.+-[0-9a-f]{12}")      # as a run names its thread; no user's or server's looks so
-
-
 OLD_THREAD = "adaptation"       # of runs from before threads had names of their own
-
-
 QUESTION_FILE = "question.json"        # there while a person is asked
-
-
 POLICY_FILE = "policy.json"     # what a replay must know of the policy without loading it
-
-
 FORMAT = 1      # of a run's folder; a folder of a higher one is left alone
 
 
