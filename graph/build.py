@@ -23,7 +23,7 @@ from nslora.nodes.lora_update import lora_update
 from nslora.nodes.monitor import monitor
 from nslora.nodes.textgrad_edit import textgrad_edit
 
-STEPS_PER_ROUND = 5             # evaluate, monitor, classify, update, approve
+STEPS_PER_ROUND = 5  # evaluate, monitor, classify, update, approve
 
 Graph = CompiledStateGraph[AdaptationState, AdaptationContext, AdaptationState, AdaptationState]
 
@@ -37,7 +37,8 @@ def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> Graph:
     graph.add_edge("evaluate", "monitor")
     graph.add_conditional_edges("monitor", after_monitor, {name: name for name in ("finish", "classify")})
     graph.add_conditional_edges(
-        "classify", after_classify, {name: name for name in ("lora_update", "textgrad_edit", "finish")})
+        "classify", after_classify, {name: name for name in ("lora_update", "textgrad_edit", "finish")}
+    )
     for update in ("lora_update", "textgrad_edit"):
         graph.add_conditional_edges(update, after_update, {name: name for name in ("evaluate", "approve")})
     graph.add_edge("approve", "evaluate")

@@ -1,4 +1,5 @@
 """Who may work on a run: one process, on the run's own thread."""
+
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +17,21 @@ Node = Callable[..., Changes]
 
 def alone(node: Node) -> Node:
     """The node, working only where no other process works on the same run."""
+
     @functools.wraps(node)
     def guarded(state: AdaptationState, **given: Any) -> Changes:
         context = getattr(given.get("runtime"), "context", None)
-        if context is None or getattr(context, "folder", None) == "":       # the node itself says what is missing
+        if context is None or getattr(context, "folder", None) == "":  # the node itself says what is missing
             return node(state, **given)
-        if not isinstance(context, AdaptationContext):      # a parent graph hands its own on to a subgraph
-            raise RunError(f"The graph was invoked with the context of another one ({type(context).__name__}): call it "
-                           "from a node of yours, with context=run.context.")
+        if not isinstance(context, AdaptationContext):  # a parent graph hands its own on to a subgraph
+            raise RunError(
+                f"The graph was invoked with the context of another one ({type(context).__name__}): call it "
+                "from a node of yours, with context=run.context."
+            )
         refuse_another_runs_thread(Path(context.folder), thread_of(given["runtime"]))
         with only_while_alone(Path(context.folder), context.stream):
             if node.__name__ != "approve":
-                (Path(context.folder) / QUESTION_FILE).unlink(missing_ok=True)     # the run went on, or was taken back
+                (Path(context.folder) / QUESTION_FILE).unlink(missing_ok=True)  # the run went on, or was taken back
             return node(state, **given)
 
     return guarded
@@ -42,5 +46,7 @@ def refuse_another_runs_thread(folder: Path, thread: str) -> None:
         return
     own = read_json(folder / RUN_FILE).get("thread", OLD_THREAD)
     if thread != own:
-        raise RunError(f"The thread {thread} is another run's than {folder}, whose thread is {own}: give the graph the "
-                       "context of the run whose config you pass.")
+        raise RunError(
+            f"The thread {thread} is another run's than {folder}, whose thread is {own}: give the graph the "
+            "context of the run whose config you pass."
+        )

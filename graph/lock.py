@@ -15,11 +15,11 @@ from nslora.tools.errors import RunError
 from nslora.tools.files import quoted, write_json
 
 LOCK_FILE = ".lock"
-PATIENCE_S = 0.5        # `is_locked`, which asks by taking the lock, holds it for a moment
-HOLDER_FILE = ".holder.json"     # beside the lock: opening a lock file empties it
+PATIENCE_S = 0.5  # `is_locked`, which asks by taking the lock, holds it for a moment
+HOLDER_FILE = ".holder.json"  # beside the lock: opening a lock file empties it
 
 
-_OWN: dict[Path, str] = {}      # folders whose run streams in this process, and the name of that stream
+_OWN: dict[Path, str] = {}  # folders whose run streams in this process, and the name of that stream
 
 
 @contextmanager
@@ -60,11 +60,18 @@ def _locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise RunError(f"{folder} is in use by {holder(folder)}.") from None
     except OSError as error:
-        raise RunError(f"Nothing can be written to {folder} ({error.strerror}): mend that, then nslora resume "
-                       f"{quoted(folder)}.") from error
+        raise RunError(
+            f"Nothing can be written to {folder} ({error.strerror}): mend that, then nslora resume {quoted(folder)}."
+        ) from error
     try:
-        write_json(folder / HOLDER_FILE, {"pid": os.getpid(), "host": socket.gethostname(),
-                                          "since": datetime.now(UTC).isoformat(timespec="seconds")})
+        write_json(
+            folder / HOLDER_FILE,
+            {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
         yield
     finally:
         (folder / HOLDER_FILE).unlink(missing_ok=True)
@@ -80,7 +87,7 @@ def is_locked(folder: Path) -> bool:
         lock.acquire()
     except Timeout:
         return True
-    except OSError:     # read-only, or another user's: then its holder's own note is all there is to see
+    except OSError:  # read-only, or another user's: then its holder's own note is all there is to see
         return (folder / HOLDER_FILE).exists()
     lock.release()
     return False

@@ -26,16 +26,16 @@ class Measured(TypedDict):
 
     key: str
     reward: float
-    potential: float                # reward after the best single repair of each failure
-    all_checks: float               # share of replies that pass every check
+    potential: float  # reward after the best single repair of each failure
+    all_checks: float  # share of replies that pass every check
     checks: dict[str, float]
     loss_nats: float | None
     failures: int
-    train_reward: float             # on the sample of train
+    train_reward: float  # on the sample of train
     wall_s: float
     generated_tokens: int
     cached_replies: int
-    flop: float                     # model FLOPs by formula (tools/inference/flops.py), cached or not
+    flop: float  # model FLOPs by formula (tools/inference/flops.py), cached or not
 
 
 class Decision(TypedDict):
@@ -45,7 +45,7 @@ class Decision(TypedDict):
     reason: str
     evidence: dict[str, float | str]
     demand: dict[str, float]
-    material: str                   # file with the train rows chosen for each kind of update
+    material: str  # file with the train rows chosen for each kind of update
 
 
 class Proposal(TypedDict):
@@ -57,13 +57,13 @@ class Proposal(TypedDict):
     wall_s: float
     trained_tokens: int
     generated_tokens: int
-    flop: float                         # of the update itself, before its evaluation
-    editor: dict[str, float | bool]     # calls, tokens, cost of the symbolic editor
+    flop: float  # of the update itself, before its evaluation
+    editor: dict[str, float | bool]  # calls, tokens, cost of the symbolic editor
     epoch_losses_nats: list[float]
     grad_norms: list[float]
-    new_rows: int                       # verified remade rows that this edit, or a person's, brought
-    note: str                           # one line for people: what was done
-    person: NotRequired[dict[str, str]]     # what a person who was asked said: {"answer"}, and {"prompt"} of their own
+    new_rows: int  # verified remade rows that this edit, or a person's, brought
+    note: str  # one line for people: what was done
+    person: NotRequired[dict[str, str]]  # what a person who was asked said: {"answer"}, and {"prompt"} of their own
 
 
 class RemadePool(TypedDict):
@@ -79,30 +79,30 @@ class RoundRecord(TypedDict):
 
     round: int
     action: Kind
-    reason: str                         # why this kind of update
+    reason: str  # why this kind of update
     kept: bool
-    verdict: str                        # why it was kept or dropped
+    verdict: str  # why it was kept or dropped
     error: str | None
     candidate: Candidate | None
-    evaluation: str | None              # key of the evaluation
+    evaluation: str | None  # key of the evaluation
     reward_before: float
     reward_after: float | None
     potential_before: float
     potential_after: float | None
-    numbers: dict[str, float]           # of the paired test
+    numbers: dict[str, float]  # of the paired test
     demand: dict[str, float]
     signal: dict[str, dict[str, float]]
     wall_s: float
     trained_tokens: int
     generated_tokens: int
-    flop: float                         # of update and evaluation
+    flop: float  # of update and evaluation
     editor: dict[str, float | bool]
     epoch_losses_nats: list[float]
     grad_norms: list[float]
     new_rows: int
     note: str
-    person: NotRequired[dict[str, str]]     # as in Proposal
-    editor_lines: NotRequired[int]          # of the editor's record by the end of the round
+    person: NotRequired[dict[str, str]]  # as in Proposal
+    editor_lines: NotRequired[int]  # of the editor's record by the end of the round
 
 
 def extended(rounds: list[RoundRecord], more: Sequence[list[RoundRecord]]) -> list[RoundRecord]:
@@ -118,23 +118,23 @@ class AdaptationState(TypedDict):
     """What survives a checkpoint. Adapters and prompts are named by content hash, never held."""
 
     status: Literal["running", "finished"]
-    stop: str                                           # why the run ends; "" while it goes on
-    round: int                                          # completed updates, from 0
+    stop: str  # why the run ends; "" while it goes on
+    round: int  # completed updates, from 0
     start: Candidate
     start_measured: Measured | None
-    kept: Candidate                                     # in force
-    kept_measured: Measured | None                      # None until the first evaluation
-    best: Candidate                                     # the final choice: highest validation reward above the start's
+    kept: Candidate  # in force
+    kept_measured: Measured | None  # None until the first evaluation
+    best: Candidate  # the final choice: highest validation reward above the start's
     best_reward: float
-    proposal: Proposal | None                           # waits for evaluation
-    measured: Measured | None                           # of the newest evaluation
+    proposal: Proposal | None  # waits for evaluation
+    measured: Measured | None  # of the newest evaluation
     decision: Decision | None
     remade: RemadePool | None
-    signal: dict[str, dict[str, float]]                 # per kind: value, saturated, evidence
-    editor_failures: int                                # in a row
-    rounds: Rounds                                      # one summary a round
-    approve: Approve                                    # which updates a person is asked about
-    wall_s: Annotated[float, operator.add]              # inside nodes, all processes together
+    signal: dict[str, dict[str, float]]  # per kind: value, saturated, evidence
+    editor_failures: int  # in a row
+    rounds: Rounds  # one summary a round
+    approve: Approve  # which updates a person is asked about
+    wall_s: Annotated[float, operator.add]  # inside nodes, all processes together
 
 
 @dataclass
@@ -153,10 +153,25 @@ def first_state(prompt: str, approve: Approve = "nothing") -> AdaptationState:
     """The state that a run begins with: the base model under the task's own prompt."""
     start = Candidate(adapter=None, prompt=prompt)
     return AdaptationState(
-        status="running", stop="", round=0, start=start, start_measured=None, kept=start, kept_measured=None,
-        best=start, best_reward=-1.0,
-        proposal=None, measured=None, decision=None, remade=None, signal={}, editor_failures=0, rounds=[],
-        approve=approve, wall_s=0.0)
+        status="running",
+        stop="",
+        round=0,
+        start=start,
+        start_measured=None,
+        kept=start,
+        kept_measured=None,
+        best=start,
+        best_reward=-1.0,
+        proposal=None,
+        measured=None,
+        decision=None,
+        remade=None,
+        signal={},
+        editor_failures=0,
+        rounds=[],
+        approve=approve,
+        wall_s=0.0,
+    )
 
 
-Changes = dict[str, Any]        # what a node returns: the keys of the state that it changes
+Changes = dict[str, Any]  # what a node returns: the keys of the state that it changes

@@ -32,7 +32,7 @@ def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
     problem = ""
     write_json(workspace.folder / QUESTION_FILE, {"round": shown["round"], "kind": shown["kind"]})
     while True:
-        workspace.clock.save()        # a person may take a day, the run did not
+        workspace.clock.save()  # a person may take a day, the run did not
         answer = interrupt({**shown, "problem": problem})
         try:
             wanted, prompt = read_answer(answer, workspace)
@@ -47,21 +47,29 @@ def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
         changes = {"proposal": proposal} if prompt is None else rewritten(state, proposal, prompt, workspace)
     # Seconds at work; those of waiting are not the run's.
     wall_s = workspace.clock.seconds
-    return {**changes, "wall_s": wall_s,
-            "proposal": {**changes["proposal"], "wall_s": changes["proposal"]["wall_s"] + wall_s}}
+    return {
+        **changes,
+        "wall_s": wall_s,
+        "proposal": {**changes["proposal"], "wall_s": changes["proposal"]["wall_s"] + wall_s},
+    }
 
 
 def question(state: AdaptationState, proposal: Proposal, candidate: Candidate, workspace: Workspace) -> dict[str, Any]:
     """What a person needs to decide: the diff, the figures of a small screening, and what it cost."""
     kept = state["kept"]
     return {
-        "round": state["round"] + 1, "kind": proposal["kind"], "note": proposal["note"],
+        "round": state["round"] + 1,
+        "kind": proposal["kind"],
+        "note": proposal["note"],
         "reason": state["decision"]["reason"] if state["decision"] else "",
         "diff": difference(workspace.prompts.get(kept["prompt"]), workspace.prompts.get(candidate["prompt"])),
         "prompt": workspace.prompts.get(candidate["prompt"]).render(),
         "adapter": {"kept": kept["adapter"], "proposed": candidate["adapter"]},
         "screening": screening(state, candidate, workspace),
-        "editor": proposal["editor"], "trained_tokens": proposal["trained_tokens"], "answers": list(ANSWERS)}
+        "editor": proposal["editor"],
+        "trained_tokens": proposal["trained_tokens"],
+        "answers": list(ANSWERS),
+    }
 
 
 def screening(state: AdaptationState, candidate: Candidate, workspace: Workspace) -> dict[str, float]:
@@ -69,9 +77,15 @@ def screening(state: AdaptationState, candidate: Candidate, workspace: Workspace
     rows = approval_rows(state, workspace)
     found: dict[str, float] = {"rows": len(rows), "generated_tokens": 0, "flop": 0.0}
     for name, each in (("kept", state["kept"]), ("proposed", candidate)):
-        replies = ask(workspace.policy, workspace.replies, workspace.prompts.get(each["prompt"]), [row.question for row in rows],
-                      adapter=each["adapter"], max_new_tokens=workspace.task.max_new_tokens,
-                      on_progress=stream_progress("approve", "screening replies"))
+        replies = ask(
+            workspace.policy,
+            workspace.replies,
+            workspace.prompts.get(each["prompt"]),
+            [row.question for row in rows],
+            adapter=each["adapter"],
+            max_new_tokens=workspace.task.max_new_tokens,
+            on_progress=stream_progress("approve", "screening replies"),
+        )
         graded = grade(workspace.task.reward, rows, replies.texts)
         found[name] = float(sum(one.score.value for one in graded) / len(rows))
         found["generated_tokens"] += replies.tokens
@@ -85,14 +99,18 @@ def read_answer(answer: Any, workspace: Workspace) -> tuple[str, Prompt | None]:
         answer = {"answer": answer}
     wanted = answer.get("answer") if isinstance(answer, dict) else None
     if wanted not in ANSWERS:
-        raise PromptError(f"The answer was {answer!r}: wanted {{'answer': 'accept'}}, {{'answer': 'reject'}} or "
-                          "{'answer': 'rewrite', 'prompt': the whole document}.")
+        raise PromptError(
+            f"The answer was {answer!r}: wanted {{'answer': 'accept'}}, {{'answer': 'reject'}} or "
+            "{'answer': 'rewrite', 'prompt': the whole document}."
+        )
     if wanted != "rewrite":
         return wanted, None
     document = answer.get("prompt", "")
     if not isinstance(document, str):
-        raise PromptError(f"The prompt was a {type(document).__name__}: wanted the whole document as text "
-                          "(of a Prompt, its render()).")
+        raise PromptError(
+            f"The prompt was a {type(document).__name__}: wanted the whole document as text "
+            "(of a Prompt, its render())."
+        )
     prompt = parse(document)
     check(prompt, workspace)
     return wanted, prompt
@@ -114,13 +132,24 @@ def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, worksp
     name = workspace.prompts.add(prompt)
     proposal = {**proposal, "person": {"answer": "rewrite", "prompt": name}}
     try:
-        remade = remake_under(prompt, state, workspace, f"person-{state['round'] + 1}",
-                              stream_progress("approve", "remade replies", deadline(state, workspace)), proposal["flop"])
+        remade = remake_under(
+            prompt,
+            state,
+            workspace,
+            f"person-{state['round'] + 1}",
+            stream_progress("approve", "remade replies", deadline(state, workspace)),
+            proposal["flop"],
+        )
     except BudgetError as error:
         return turned_down(proposal, str(error))
     adapter = proposal["candidate"]["adapter"] if proposal["candidate"] else None
-    return {"proposal": {
-        **proposal, "candidate": Candidate(adapter=adapter, prompt=name), "new_rows": len(remade.rows),
-        "generated_tokens": proposal["generated_tokens"] + remade.generated_tokens,
-        "flop": proposal["flop"] + workspace.flop_rates.forward * remade.forward_tokens,
-        "note": f"prompt rewritten by a person, {len(remade.rows)} rows remade"}}
+    return {
+        "proposal": {
+            **proposal,
+            "candidate": Candidate(adapter=adapter, prompt=name),
+            "new_rows": len(remade.rows),
+            "generated_tokens": proposal["generated_tokens"] + remade.generated_tokens,
+            "flop": proposal["flop"] + workspace.flop_rates.forward * remade.forward_tokens,
+            "note": f"prompt rewritten by a person, {len(remade.rows)} rows remade",
+        }
+    }

@@ -35,13 +35,24 @@ def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     material_file = f"material/{state['round'] + 1}-{kept['key']}.json"
     material = replace(choose_material(workspace.task.train, rows, failures, seed=seed), corrections=memory)
     material.save(workspace.folder / material_file)
-    strategy = strategy_named(workspace.settings.strategy, settings=workspace.settings.routing, signal=workspace.settings.signal)
+    strategy = strategy_named(
+        workspace.settings.strategy, settings=workspace.settings.routing, signal=workspace.settings.signal
+    )
     router_input = router_input_of(state, workspace, kept, need, material)
     choice = within_budget(strategy.choose(router_input), router_input, state, workspace)
-    learnt = {f"{head}_{name}": value for head, each in memory.items() if each.verdicts
-              for name, value in asdict(each).items()}
-    decision = Decision(action=choice.action, reason=choice.reason, evidence={**choice.evidence, **learnt},
-                        demand={key: float(value) for key, value in as_record(need).items()}, material=material_file)
+    learnt = {
+        f"{head}_{name}": value
+        for head, each in memory.items()
+        if each.verdicts
+        for name, value in asdict(each).items()
+    }
+    decision = Decision(
+        action=choice.action,
+        reason=choice.reason,
+        evidence={**choice.evidence, **learnt},
+        demand={key: float(value) for key, value in as_record(need).items()},
+        material=material_file,
+    )
     changes: Changes = {"decision": decision}
     if choice.action == "finish":
         changes["stop"] = choice.reason
@@ -68,30 +79,45 @@ def remembered(state: AdaptationState, workspace: Workspace) -> list[Verdict]:
 def told(record: RoundRecord, before: str, after: str, workspace: Workspace) -> list[Verdict]:
     """What one update says; nothing where it taught content and form at once."""
     if record["action"] == "lora" and any(
-            row["origin"] == "remade" for row in read_whole(workspace.folder / "material" / f"{record['round']}-rows.jsonl")):
+        row["origin"] == "remade" for row in read_whole(workspace.folder / "material" / f"{record['round']}-rows.jsonl")
+    ):
         return []
     rows, failures = read_evaluation(workspace.evaluations / f"{before}.jsonl")
     new_rows, _ = read_evaluation(workspace.evaluations / f"{after}.jsonl")
     # Anchor rows are named by the package, perhaps like a row of the user's.
-    return verdicts_of(record["action"], {row.id: row.value for row in rows if row.split != "anchor"},
-                       {row.id: row.value for row in new_rows if row.split != "anchor"},
-                       [each.attribution for each in failures])
+    return verdicts_of(
+        record["action"],
+        {row.id: row.value for row in rows if row.split != "anchor"},
+        {row.id: row.value for row in new_rows if row.split != "anchor"},
+        [each.attribution for each in failures],
+    )
 
 
-def router_input_of(state: AdaptationState, workspace: Workspace, kept: Measured, need: Need, material: Material) -> RouterInput:
+def router_input_of(
+    state: AdaptationState, workspace: Workspace, kept: Measured, need: Need, material: Material
+) -> RouterInput:
     """What the strategies decide from."""
     updates = tuple(history(state["rounds"]))
     remade = state["remade"]
     return RouterInput(
-        task=workspace.task.hash, round=state["round"], rounds_left=workspace.settings.max_rounds - state["round"],
-        failures=kept["failures"], validation_reward=kept["reward"], target=workspace.settings.target,
+        task=workspace.task.hash,
+        round=state["round"],
+        rounds_left=workspace.settings.max_rounds - state["round"],
+        failures=kept["failures"],
+        validation_reward=kept["reward"],
+        target=workspace.settings.target,
         need=need if kept["failures"] else None,
         progress=signals(state, workspace, updates, material),
-        cost_tokens=expected_cost(workspace), remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
-        seed=workspace.settings.seed, history=updates)
+        cost_tokens=expected_cost(workspace),
+        remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
+        seed=workspace.settings.seed,
+        history=updates,
+    )
 
 
-def signals(state: AdaptationState, workspace: Workspace, updates: tuple[Update, ...], material: Material) -> dict[Kind, Progress]:
+def signals(
+    state: AdaptationState, workspace: Workspace, updates: tuple[Update, ...], material: Material
+) -> dict[Kind, Progress]:
     """The signal of each kind; edits are closed where no failure on train is there to show to an editor.
 
     They are closed for good once the editor has failed too often in a row, or reached a cap.
@@ -107,4 +133,3 @@ def signals(state: AdaptationState, workspace: Workspace, updates: tuple[Update,
 def expected_cost(workspace: Workspace) -> dict[Kind, float]:
     """Tokens through the model that one update of each kind takes."""
     return update_tokens(len(workspace.task.train), workspace.settings.lora.epochs, workspace.task.max_new_tokens)
-

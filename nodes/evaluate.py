@@ -56,8 +56,11 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
         if proposal is None:
             raise
         done_flop = broken_off_flop(steps, candidate, state, workspace)
-        return {"measured": None, "wall_s": workspace.clock.seconds,
-                "proposal": {**proposal, "candidate": None, "error": str(error), "flop": proposal["flop"] + done_flop}}
+        return {
+            "measured": None,
+            "wall_s": workspace.clock.seconds,
+            "proposal": {**proposal, "candidate": None, "error": str(error), "flop": proposal["flop"] + done_flop},
+        }
     # Both sides under the same layouts, or one would gain potential by what the other was measured without.
     good = known_good(workspace, [*passing_of(workspace, kept), *passing_of(workspace, measured)])
     changes: Changes = {}
@@ -81,44 +84,78 @@ def refuse_other_beginning(state: AdaptationState) -> None:
     if "kept" not in state:
         raise RunError("This is no state of a run: begin with run.first_state(), or go on with None in its place.")
     if state["round"] < (done := len(state["rounds"])):
-        raise RunError(f"A first state was given to a run with {done} rounds behind it, where None goes on: fork it at "
-                       f"round {done} to have them back, or begin another run.")
+        raise RunError(
+            f"A first state was given to a run with {done} rounds behind it, where None goes on: fork it at "
+            f"round {done} to have them back, or begin another run."
+        )
 
 
-def measure_candidate(workspace: Workspace, candidate: Candidate, round_number: int, on_progress: OnProgress, *,
-                      kept: Measured | None) -> Measured:
+def measure_candidate(
+    workspace: Workspace, candidate: Candidate, round_number: int, on_progress: OnProgress, *, kept: Measured | None
+) -> Measured:
     """Evaluate one candidate; what is already measured is read back. kept: what it will be compared with."""
     sample = workspace.train_sample(round_number)
     regression_set = workspace.regression_set
-    key = sha256_of_json([candidate, workspace.task.hash, workspace.policy.fingerprint, [row.id for row in sample],
-                          workspace.task.max_new_tokens, *([row.question, row.reference] for row in regression_set)])[:16]
+    key = sha256_of_json(
+        [
+            candidate,
+            workspace.task.hash,
+            workspace.policy.fingerprint,
+            [row.id for row in sample],
+            workspace.task.max_new_tokens,
+            *([row.question, row.reference] for row in regression_set),
+        ]
+    )[:16]
     path = workspace.evaluations / f"{key}.jsonl"
     if not path.exists():
         if kept is None:
             task = workspace.task
-            refuse_long_questions({"train": task.train, "validation": task.validation, "test": task.test,
-                                   "anchor": regression_set}, workspace.prompts.get(candidate["prompt"]), count=workspace.token_counts,
-                                  context_tokens=workspace.policy.context_tokens, max_new_tokens=task.max_new_tokens)
+            refuse_long_questions(
+                {"train": task.train, "validation": task.validation, "test": task.test, "anchor": regression_set},
+                workspace.prompts.get(candidate["prompt"]),
+                count=workspace.token_counts,
+                context_tokens=workspace.policy.context_tokens,
+                max_new_tokens=task.max_new_tokens,
+            )
         validation, asked = workspace.task.validation, workspace.measured_rows(round_number)
         prompt = workspace.prompts.get(candidate["prompt"])
-        replies = ask(workspace.policy, workspace.replies, prompt, [row.question for row in asked], adapter=candidate["adapter"],
-                      max_new_tokens=workspace.task.max_new_tokens, on_progress=on_progress)
+        replies = ask(
+            workspace.policy,
+            workspace.replies,
+            prompt,
+            [row.question for row in asked],
+            adapter=candidate["adapter"],
+            max_new_tokens=workspace.task.max_new_tokens,
+            on_progress=on_progress,
+        )
         losses, scored_tokens = reference_losses(workspace, candidate)
         every = grade(workspace.task.reward, asked, replies.texts)
-        graded = every[:len(validation) + len(sample)]
-        passing = [Passing(each.example.id, each.reply) for i, each in enumerate(graded)
-                   if i >= len(validation) and each.score.passed and i not in replies.truncated]
+        graded = every[: len(validation) + len(sample)]
+        passing = [
+            Passing(each.example.id, each.reply)
+            for i, each in enumerate(graded)
+            if i >= len(validation) and each.score.passed and i not in replies.truncated
+        ]
         good = known_good(workspace, [*passing_of(workspace, kept), *passing])
-        rows, failures = measure(graded[:len(validation)], workspace.task.reward, good, "validation",
-                                 losses, workspace.task.train)
-        more_rows, more_failures = measure(graded[len(validation):], workspace.task.reward, good, "train",
-                                           train=workspace.task.train)
+        rows, failures = measure(
+            graded[: len(validation)], workspace.task.reward, good, "validation", losses, workspace.task.train
+        )
+        more_rows, more_failures = measure(
+            graded[len(validation) :], workspace.task.reward, good, "train", train=workspace.task.train
+        )
         truncated = {graded[i].example.id for i in replies.truncated if len(validation) <= i < len(graded)}
         more_failures = [replace(each, truncated=each.id in truncated) for each in more_failures]
-        more_rows += regression_rows(every[len(graded):])
+        more_rows += regression_rows(every[len(graded) :])
         cost = EvaluationCost(replies.tokens, replies.cached, replies.forward_tokens + scored_tokens)
-        write_evaluation(path, rows + more_rows, failures + more_failures, payer=workspace.task_id, cost=cost,
-                         passing=passing, layouts=layouts_hash(good))
+        write_evaluation(
+            path,
+            rows + more_rows,
+            failures + more_failures,
+            payer=workspace.task_id,
+            cost=cost,
+            passing=passing,
+            layouts=layouts_hash(good),
+        )
     else:
         cost = evaluation_cost(path, workspace.task_id)
     return summary(key, read_evaluation(path)[0], cost, workspace.flop_rates.forward * cost.forward_tokens)
@@ -130,8 +167,11 @@ def reference_losses(workspace: Workspace, candidate: Candidate) -> tuple[list[f
     In nats per token; None where a row has no reference.
     """
     prompt = workspace.prompts.get(candidate["prompt"])
-    rows = [(i, row.reference or "", prompt.messages(row.question))
-            for i, row in enumerate(workspace.task.validation) if row.reference]
+    rows = [
+        (i, row.reference or "", prompt.messages(row.question))
+        for i, row in enumerate(workspace.task.validation)
+        if row.reference
+    ]
     references, dialogues = [reference for _, reference, _ in rows], [dialogue for _, _, dialogue in rows]
     losses = known_losses(workspace.policy, workspace.replies, dialogues, references, adapter=candidate["adapter"])
     tokens = workspace.token_counts([answered(*each) for each in zip(dialogues, references, strict=True)])
@@ -147,17 +187,34 @@ def attributed_anew(workspace: Workspace, measured: Measured, good: list[Graded]
         return measured
     rows, failures = read_evaluation(path)
     anew: dict[str, Failure] = {}
-    for split in ("validation", "train"):       # apart, as `measure` attributes them
+    for split in ("validation", "train"):  # apart, as `measure` attributes them
         these = [each for each in failures if each.split == split]
-        answers = classify_failures([regraded(workspace, each) for each in these], workspace.task.reward, known_good=good,
-                           train=workspace.task.train)
+        answers = classify_failures(
+            [regraded(workspace, each) for each in these],
+            workspace.task.reward,
+            known_good=good,
+            train=workspace.task.train,
+        )
         anew |= {each.id: replace(each, attribution=answer) for each, answer in zip(these, answers, strict=True)}
-    rows = [replace(row, repaired_reward=max(row.value, anew[row.id].attribution.repaired_reward))
-            if row.split != "anchor" and row.id in anew else row for row in rows]
+    rows = [
+        replace(row, repaired_reward=max(row.value, anew[row.id].attribution.repaired_reward))
+        if row.split != "anchor" and row.id in anew
+        else row
+        for row in rows
+    ]
     key = f"{measured['key'].split('-')[0]}-{layouts}"
-    write_evaluation(workspace.evaluations / f"{key}.jsonl", rows, [anew[each.id] for each in failures],
-                     passing=read_passing(path), layouts=layouts)
-    return {**measured, "key": key, "potential": mean([row.repaired_reward for row in rows if row.split == "validation"])}
+    write_evaluation(
+        workspace.evaluations / f"{key}.jsonl",
+        rows,
+        [anew[each.id] for each in failures],
+        passing=read_passing(path),
+        layouts=layouts,
+    )
+    return {
+        **measured,
+        "key": key,
+        "potential": mean([row.repaired_reward for row in rows if row.split == "validation"]),
+    }
 
 
 def regraded(workspace: Workspace, failure: Failure) -> Graded:
@@ -178,10 +235,16 @@ def known_good(workspace: Workspace, passing: Sequence[Passing]) -> list[Graded]
     reply that stands in several of these tells its layout once.
     """
     by_question = {normalise(row.question): row for row in workspace.task.train}
-    pairs = [(by_question.get(normalise(each.question)), each.reply)
-             for prompt in workspace.prompts.all() for each in prompt.demonstrations]
-    pairs += [(workspace.examples.get(row.source), row.reply)
-              for path in sorted(workspace.remade.glob("*.jsonl")) for row in read_rows(path)]
+    pairs = [
+        (by_question.get(normalise(each.question)), each.reply)
+        for prompt in workspace.prompts.all()
+        for each in prompt.demonstrations
+    ]
+    pairs += [
+        (workspace.examples.get(row.source), row.reply)
+        for path in sorted(workspace.remade.glob("*.jsonl"))
+        for row in read_rows(path)
+    ]
     pairs += [(workspace.examples.get(each.id), each.reply) for each in passing]
     unlike = {(row.id, reply): row for row, reply in pairs if row is not None}
     graded = [Graded(row, reply, workspace.task.reward(row, reply)) for (_, reply), row in unlike.items()]
@@ -194,9 +257,16 @@ def summary(key: str, rows: list[Row], cost: EvaluationCost, flop: float) -> Mea
     train = [row for row in rows if row.split == "train"]
     losses = [row.loss_nats for row in judged if row.loss_nats is not None]
     return Measured(
-        key=key, reward=mean([row.value for row in judged]), potential=mean([row.repaired_reward for row in judged]),
+        key=key,
+        reward=mean([row.value for row in judged]),
+        potential=mean([row.repaired_reward for row in judged]),
         all_checks=mean([float(row.passed) for row in judged]),
         checks=check_means([row.checks for row in judged]),
-        loss_nats=mean(losses) if losses else None, failures=sum(not row.passed for row in judged),
-        train_reward=mean([row.value for row in train]), wall_s=0.0, generated_tokens=cost.tokens,
-        cached_replies=cost.cached, flop=flop)
+        loss_nats=mean(losses) if losses else None,
+        failures=sum(not row.passed for row in judged),
+        train_reward=mean([row.value for row in train]),
+        wall_s=0.0,
+        generated_tokens=cost.tokens,
+        cached_replies=cost.cached,
+        flop=flop,
+    )

@@ -20,17 +20,25 @@ def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chang
     final = state["best"]
     try:
         base = on_test(workspace, state["start"], stream_progress("finish", "test replies of the base"))
-        result = base if final == state["start"] else on_test(
-            workspace, final, stream_progress("finish", "test replies of the result"))
+        result = (
+            base
+            if final == state["start"]
+            else on_test(workspace, final, stream_progress("finish", "test replies of the result"))
+        )
     except (RewardError, TooLongError) as error:
         raise type(error)(f"{error} Untested, but kept: {chosen(workspace, final)}.") from error
     wall_s = workspace.clock.seconds
     facts = RunFacts(
-        stop=state["stop"], rounds=[dict(record) for record in state["rounds"]], start=state["start"],
-        final=final, validation=validation_numbers(state), test=compare_on_test(base, result),
+        stop=state["stop"],
+        rounds=[dict(record) for record in state["rounds"]],
+        start=state["start"],
+        final=final,
+        validation=validation_numbers(state),
+        test=compare_on_test(base, result),
         scores=[*question_scores("base", base), *question_scores("result", result)],
         wall_s=state["wall_s"] + wall_s,
-        start_flop=state["start_measured"]["flop"] if state["start_measured"] else 0.0)
+        start_flop=state["start_measured"]["flop"] if state["start_measured"] else 0.0,
+    )
     write_result(workspace, facts)
     return {"status": "finished", "wall_s": wall_s}
 
@@ -43,9 +51,15 @@ def chosen(workspace: Workspace, final: Candidate) -> str:
 
 def on_test(workspace: Workspace, candidate: Candidate, on_progress: OnProgress) -> list[Graded]:
     """Every test question answered and graded under one candidate."""
-    replies = ask(workspace.policy, workspace.replies,
-                  workspace.prompts.get(candidate["prompt"]), [row.question for row in workspace.task.test],
-                  adapter=candidate["adapter"], max_new_tokens=workspace.task.max_new_tokens, on_progress=on_progress)
+    replies = ask(
+        workspace.policy,
+        workspace.replies,
+        workspace.prompts.get(candidate["prompt"]),
+        [row.question for row in workspace.task.test],
+        adapter=candidate["adapter"],
+        max_new_tokens=workspace.task.max_new_tokens,
+        on_progress=on_progress,
+    )
     return grade(workspace.task.reward, workspace.task.test, replies.texts)
 
 

@@ -31,17 +31,38 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     if without and prompt_hash == state["kept"]["prompt"]:
         remade |= rows_by_source(known_to_the_kept(without, state, workspace))
     material = material_of(state, workspace)
-    rows = training_rows(workspace.task.train, material, prompt, remade, everything=waiting,
-                         replay_share=workspace.settings.lora.replay_share, seed=f"{workspace.settings.seed}/{tried}")
+    rows = training_rows(
+        workspace.task.train,
+        material,
+        prompt,
+        remade,
+        everything=waiting,
+        replay_share=workspace.settings.lora.replay_share,
+        seed=f"{workspace.settings.seed}/{tried}",
+    )
     rows, left_out = within_context(rows, workspace.policy.context_tokens, workspace.token_counts)
-    write_jsonl(workspace.folder / "material" / f"{state['round'] + 1}-rows.jsonl",
-                [{"source": row.source, "origin": row.origin, "completion": row.completion,
-                  "why": material.why(row, everything=waiting)} for row in rows])
+    write_jsonl(
+        workspace.folder / "material" / f"{state['round'] + 1}-rows.jsonl",
+        [
+            {
+                "source": row.source,
+                "origin": row.origin,
+                "completion": row.completion,
+                "why": material.why(row, everything=waiting),
+            }
+            for row in rows
+        ],
+    )
     if not rows:
         return failed(state, workspace, left_out or "no train row has a reference or a verified reply to learn from")
     task_id = getattr(runtime.execution_info, "task_id", None) or f"round-{state['round'] + 1}"
-    job = TrainingJob(tuple(rows), workspace.settings.lora.epochs, seed=(workspace.settings.seed * 1000 + tried) % SEEDS,
-                  start=state["kept"]["adapter"], progress=workspace.folder / "progress" / task_id)
+    job = TrainingJob(
+        tuple(rows),
+        workspace.settings.lora.epochs,
+        seed=(workspace.settings.seed * 1000 + tried) % SEEDS,
+        start=state["kept"]["adapter"],
+        progress=workspace.folder / "progress" / task_id,
+    )
     job = fitted(job, state, workspace)
     if job.epochs < 1:
         return failed(state, workspace, "the budget leaves no room for one epoch of these rows")
@@ -52,11 +73,19 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
         return failed(state, workspace, str(error), round(steps.share * planned_tokens(job, workspace)))
     wall_s = workspace.clock.seconds
     proposal = Proposal(
-        kind="lora", candidate=Candidate(adapter=result.adapter, prompt=prompt_hash), error=None, wall_s=wall_s,
-        trained_tokens=result.trained_tokens, generated_tokens=0, flop=workspace.flop_rates.training * result.trained_tokens,
+        kind="lora",
+        candidate=Candidate(adapter=result.adapter, prompt=prompt_hash),
+        error=None,
+        wall_s=wall_s,
+        trained_tokens=result.trained_tokens,
+        generated_tokens=0,
+        flop=workspace.flop_rates.training * result.trained_tokens,
         editor={},
-        epoch_losses_nats=list(result.epoch_losses), grad_norms=list(result.grad_norms), new_rows=0,
-        note=f"{described(rows)}, {result.steps} steps ({result.fast_path}){left_out and f'; {left_out}'}")
+        epoch_losses_nats=list(result.epoch_losses),
+        grad_norms=list(result.grad_norms),
+        new_rows=0,
+        note=f"{described(rows)}, {result.steps} steps ({result.fast_path}){left_out and f'; {left_out}'}",
+    )
     changes: Changes = {"proposal": proposal, "wall_s": wall_s}
     if pool:
         changes["remade"] = {**pool, "waiting": False}
@@ -72,11 +101,22 @@ def known_to_the_kept(examples: list[Example], state: AdaptationState, workspace
         return []
     path = workspace.evaluations / f"{measured['key']}.jsonl"
     _, failures = read_evaluation(path)
-    mended = {each.id: each.attribution.repaired for each in failures if each.split == "train" and not each.truncated
-              and each.attribution.verdict == "content" and each.attribution.repaired}
-    return known_rows(workspace.task.reward, workspace.prompts.get(state["kept"]["prompt"]), examples,
-                      own={each.id: each.reply for each in read_passing(path)}, mended=mended,
-                      adapter=state["kept"]["adapter"])
+    mended = {
+        each.id: each.attribution.repaired
+        for each in failures
+        if each.split == "train"
+        and not each.truncated
+        and each.attribution.verdict == "content"
+        and each.attribution.repaired
+    }
+    return known_rows(
+        workspace.task.reward,
+        workspace.prompts.get(state["kept"]["prompt"]),
+        examples,
+        own={each.id: each.reply for each in read_passing(path)},
+        mended=mended,
+        adapter=state["kept"]["adapter"],
+    )
 
 
 def described(rows: list[TrainingRow]) -> str:
@@ -88,10 +128,20 @@ def described(rows: list[TrainingRow]) -> str:
 def failed(state: AdaptationState, workspace: Workspace, error: str, trained_tokens: int = 0) -> Changes:
     """A training job that came to nothing: recorded with what it spent, and the loop goes on from what is kept."""
     wall_s = workspace.clock.seconds
-    proposal = Proposal(kind="lora", candidate=None, error=error, wall_s=wall_s,
-                        trained_tokens=trained_tokens, generated_tokens=0,
-                        flop=workspace.flop_rates.training * trained_tokens, editor={}, epoch_losses_nats=[],
-                        grad_norms=[], new_rows=0, note="")
+    proposal = Proposal(
+        kind="lora",
+        candidate=None,
+        error=error,
+        wall_s=wall_s,
+        trained_tokens=trained_tokens,
+        generated_tokens=0,
+        flop=workspace.flop_rates.training * trained_tokens,
+        editor={},
+        epoch_losses_nats=[],
+        grad_norms=[],
+        new_rows=0,
+        note="",
+    )
     pool = state["remade"]
     # Rows that made a training job diverge are not offered again as new.
     return {"proposal": proposal, "wall_s": wall_s, "remade": {**pool, "waiting": False} if pool else None}

@@ -37,8 +37,15 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
     rounds = [*state["rounds"], record]
     record["signal"] = signal_of(rounds, workspace)
     write_jsonl(workspace.folder / "decisions.jsonl", rounds)
-    changes = {"round": state["round"] + 1, "proposal": None, "measured": None, "decision": None, "rounds": [record],
-               "signal": record["signal"], "remade": remade_after(state, proposal, verdict)}
+    changes = {
+        "round": state["round"] + 1,
+        "proposal": None,
+        "measured": None,
+        "decision": None,
+        "rounds": [record],
+        "signal": record["signal"],
+        "remade": remade_after(state, proposal, verdict),
+    }
     kept_measured = state["kept_measured"]
     if measured is not None and proposal["candidate"] is not None:
         if verdict.kept:
@@ -46,8 +53,9 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
             changes |= {"kept": proposal["candidate"], "kept_measured": measured}
         changes |= final_choice(state, rounds, workspace)
     if kept_measured is not None:
-        changes["stop"] = why_stop(workspace, kept_measured, state["round"] + 1,
-                                   changed=any(each["kept"] for each in rounds))
+        changes["stop"] = why_stop(
+            workspace, kept_measured, state["round"] + 1, changed=any(each["kept"] for each in rounds)
+        )
     return changes
 
 
@@ -73,19 +81,29 @@ def judge(state: AdaptationState, workspace: Workspace) -> KeepDecision:
         return KeepDecision(False, "dropped: nothing was measured", {})
     old, new = rows_of(workspace, kept["key"], "validation"), rows_of(workspace, measured["key"], "validation")
     ids = sorted(old)
-    regression_old, regression_new = best_regression_rows(state, kept, workspace), rows_of(workspace, measured["key"], "anchor")
+    regression_old, regression_new = (
+        best_regression_rows(state, kept, workspace),
+        rows_of(workspace, measured["key"], "anchor"),
+    )
     regression_ids = sorted(regression_old.keys() & regression_new.keys())
-    return keep_or_drop([old[i].value for i in ids], [new[i].value for i in ids], [old[i].repaired_reward for i in ids],
-                        [new[i].repaired_reward for i in ids], settings=workspace.settings.keep,
-                        regression_old=[regression_old[i].value for i in regression_ids] or None,
-                        regression_new=[regression_new[i].value for i in regression_ids] or None)
+    return keep_or_drop(
+        [old[i].value for i in ids],
+        [new[i].value for i in ids],
+        [old[i].repaired_reward for i in ids],
+        [new[i].repaired_reward for i in ids],
+        settings=workspace.settings.keep,
+        regression_old=[regression_old[i].value for i in regression_ids] or None,
+        regression_new=[regression_new[i].value for i in regression_ids] or None,
+    )
 
 
 def best_regression_rows(state: AdaptationState, kept: Measured, workspace: Workspace) -> dict[str, Row]:
     """The regression rows of what is kept or of the start, whichever did better: small falls must not add up."""
     measured = [each for each in (kept, state["start_measured"]) if each is not None]
-    return max((rows_of(workspace, each["key"], "anchor") for each in measured),
-               key=lambda rows: sum(row.value for row in rows.values()))
+    return max(
+        (rows_of(workspace, each["key"], "anchor") for each in measured),
+        key=lambda rows: sum(row.value for row in rows.values()),
+    )
 
 
 def final_choice(state: AdaptationState, rounds: list[RoundRecord], workspace: Workspace) -> Changes:
@@ -125,8 +143,10 @@ def rows_of(workspace: Workspace, key: str, split: str) -> dict[str, Row]:
 def signal_of(rounds: list[RoundRecord], workspace: Workspace) -> dict[str, dict[str, float]]:
     """The unified monitoring signal of each kind, as plain numbers."""
     states = {kind: progress_of(kind, history(rounds), workspace.settings.signal) for kind in KINDS}
-    return {kind: {"value": each.value, "saturated": float(each.saturated), **each.evidence}
-            for kind, each in states.items()}
+    return {
+        kind: {"value": each.value, "saturated": float(each.saturated), **each.evidence}
+        for kind, each in states.items()
+    }
 
 
 def why_stop(workspace: Workspace, kept: Measured, rounds_done: int, *, changed: bool) -> str:
@@ -137,32 +157,48 @@ def why_stop(workspace: Workspace, kept: Measured, rounds_done: int, *, changed:
         return "nothing left to mend on validation"
     level = workspace.settings.keep.level if changed else workspace.settings.keep.from_start
     if kept["failures"] < (needed := fewest_wins(level)):
-        return (f"what is left, {kept['failures']} of validation's rows, is less than it can tell from chance "
-                f"({needed} rows at level {level:g})")
+        return (
+            f"what is left, {kept['failures']} of validation's rows, is less than it can tell from chance "
+            f"({needed} rows at level {level:g})"
+        )
     if rounds_done >= workspace.settings.max_rounds:
         return f"round limit of {workspace.settings.max_rounds} reached"
     return ""
 
 
-def round_record(state: AdaptationState, proposal: Proposal, measured: Measured | None, verdict: KeepDecision,
-                 workspace: Workspace) -> RoundRecord:
+def round_record(
+    state: AdaptationState, proposal: Proposal, measured: Measured | None, verdict: KeepDecision, workspace: Workspace
+) -> RoundRecord:
     """The summary of the round that ends here."""
     kept, decision = state["kept_measured"], state["decision"]
     spent_s = proposal["wall_s"] + (measured["wall_s"] if measured else 0.0)
     record = RoundRecord(
-        round=state["round"] + 1, action=proposal["kind"], reason=decision["reason"] if decision else "",
-        kept=verdict.kept, verdict=verdict.reason, error=proposal["error"], candidate=proposal["candidate"],
+        round=state["round"] + 1,
+        action=proposal["kind"],
+        reason=decision["reason"] if decision else "",
+        kept=verdict.kept,
+        verdict=verdict.reason,
+        error=proposal["error"],
+        candidate=proposal["candidate"],
         evaluation=measured["key"] if measured else None,
-        reward_before=kept["reward"] if kept else 0.0, reward_after=measured["reward"] if measured else None,
+        reward_before=kept["reward"] if kept else 0.0,
+        reward_after=measured["reward"] if measured else None,
         potential_before=kept["potential"] if kept else 0.0,
         potential_after=measured["potential"] if measured else None,
-        numbers=dict(verdict.numbers), demand=decision["demand"] if decision else {}, signal={}, wall_s=spent_s,
+        numbers=dict(verdict.numbers),
+        demand=decision["demand"] if decision else {},
+        signal={},
+        wall_s=spent_s,
         trained_tokens=proposal["trained_tokens"],
         generated_tokens=proposal["generated_tokens"] + (measured["generated_tokens"] if measured else 0),
         flop=proposal["flop"] + (measured["flop"] if measured else 0.0),
-        editor=proposal["editor"], epoch_losses_nats=proposal["epoch_losses_nats"],
-        grad_norms=proposal["grad_norms"], new_rows=proposal["new_rows"], note=proposal["note"],
-        editor_lines=lines_in(workspace.folder / "editor.jsonl"))
+        editor=proposal["editor"],
+        epoch_losses_nats=proposal["epoch_losses_nats"],
+        grad_norms=proposal["grad_norms"],
+        new_rows=proposal["new_rows"],
+        note=proposal["note"],
+        editor_lines=lines_in(workspace.folder / "editor.jsonl"),
+    )
     if "person" in proposal:
         record["person"] = proposal["person"]
     return record

@@ -24,7 +24,7 @@ from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example
 from nslora.tools.workspace.workspace import Workspace
 
-FAILURES_OFFERED = 8    # to the editor, which picks a few varied ones
+FAILURES_OFFERED = 8  # to the editor, which picks a few varied ones
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ class Screening:
         if not self.rewards:
             return ""
         rewards = ", ".join(f"{reward:.2f}" for reward in self.rewards)
-        return (f"; candidate {self.best + 1} of {len(self.rewards)}, screened on {self.failing} failing and "
-                f"{self.passing} passing train rows (rewards {rewards})")
+        return (
+            f"; candidate {self.best + 1} of {len(self.rewards)}, screened on {self.failing} failing and "
+            f"{self.passing} passing train rows (rewards {rewards})"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,42 +67,63 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
     kept = workspace.prompts.get(state["kept"]["prompt"])
     failures = failures_to_show(state, workspace)
     until = deadline(state, workspace)
-    workspace.editor.continue_from(state["editor_failures"], spent_so_far(state), adapter=state["kept"]["adapter"],
-                             until=until, tokens_left=editing_tokens(state, workspace), never_swallow=(GraphBubbleUp,))
+    workspace.editor.continue_from(
+        state["editor_failures"],
+        spent_so_far(state),
+        adapter=state["kept"]["adapter"],
+        until=until,
+        tokens_left=editing_tokens(state, workspace),
+        never_swallow=(GraphBubbleUp,),
+    )
     try:
-        edit = workspace.editor.edit(kept, failures, past=past_edits(state, workspace), validate=lambda prompt: check(prompt, workspace),
-                               candidates=workspace.settings.editing.candidates)
+        edit = workspace.editor.edit(
+            kept,
+            failures,
+            past=past_edits(state, workspace),
+            validate=lambda prompt: check(prompt, workspace),
+            candidates=workspace.settings.editing.candidates,
+        )
     except EditFailedError as error:
         return failed(workspace, error)
     flop = editing_flop(edit.usage, workspace)
     try:
-        screening = screen(edit.prompts, state, workspace, flop, stream_progress("textgrad_edit", "screening replies", until))
+        screening = screen(
+            edit.prompts, state, workspace, flop, stream_progress("textgrad_edit", "screening replies", until)
+        )
         flop += workspace.flop_rates.forward * screening.forward_tokens
         return proposed(Screened(edit, screening, flop), failures, state, workspace, until)
     except (BudgetError, TooLongError) as error:
         wall_s = workspace.clock.seconds
-        return {"proposal": {**blank(asdict(edit.usage), wall_s), "error": str(error), "flop": flop},
-                "wall_s": wall_s, "editor_failures": 0}
+        return {
+            "proposal": {**blank(asdict(edit.usage), wall_s), "error": str(error), "flop": flop},
+            "wall_s": wall_s,
+            "editor_failures": 0,
+        }
 
 
-def proposed(screened: Screened, failures: list[Graded], state: AdaptationState, workspace: Workspace,
-             until: float | None) -> Changes:
+def proposed(
+    screened: Screened, failures: list[Graded], state: AdaptationState, workspace: Workspace, until: float | None
+) -> Changes:
     """The best of an edit's prompts with its remade data. Raises BudgetError where that is more than is left."""
     edit, screening = screened.edit, screened.screening
     prompt = edit.prompts[screening.best]
     prompt_hash = workspace.prompts.add(prompt)
     name = keep_record(state, workspace, failures, edit, screening)
-    remade = remake_under(prompt, state, workspace, name, stream_progress("textgrad_edit", "remade replies", until), screened.flop)
+    remade = remake_under(
+        prompt, state, workspace, name, stream_progress("textgrad_edit", "remade replies", until), screened.flop
+    )
     proposal = blank(asdict(edit.usage), workspace.clock.seconds)
     sources = {row.source for row in remade.rows}
     by_model = {row.source for row in remade.rows if row.adapter != LAYOUT}
     proposal |= {
         "candidate": Candidate(adapter=state["kept"]["adapter"], prompt=prompt_hash),
-        "generated_tokens": screening.generated_tokens + remade.generated_tokens, "new_rows": len(remade.rows),
+        "generated_tokens": screening.generated_tokens + remade.generated_tokens,
+        "new_rows": len(remade.rows),
         "flop": screened.flop + workspace.flop_rates.forward * remade.forward_tokens,
         "note": f"{len(prompt.demonstrations)} demonstrations, {len(sources)} of {len(workspace.task.train)} rows remade "
-                f"({len(by_model)} answered by the model, {len(sources - by_model)} put into a layout)"
-                f"{screening.describe()}"}
+        f"({len(by_model)} answered by the model, {len(sources - by_model)} put into a layout)"
+        f"{screening.describe()}",
+    }
     return {"proposal": proposal, "wall_s": proposal["wall_s"], "editor_failures": 0}
 
 
@@ -109,14 +132,29 @@ def failed(workspace: Workspace, error: EditFailedError) -> Changes:
     wall_s = workspace.clock.seconds
     proposal = {**blank(asdict(error.usage), wall_s), "flop": editing_flop(error.usage, workspace)}
     count = workspace.editor.consecutive_failures
-    return {"proposal": {**proposal, "error": str(error)}, "wall_s": wall_s,
-            "editor_failures": max(count, workspace.settings.editing.patience) if error.disabled else count}
+    return {
+        "proposal": {**proposal, "error": str(error)},
+        "wall_s": wall_s,
+        "editor_failures": max(count, workspace.settings.editing.patience) if error.disabled else count,
+    }
 
 
 def blank(usage: dict[str, float | bool], wall_s: float) -> Proposal:
     """A proposal that proposes nothing yet."""
-    return Proposal(kind="textgrad", candidate=None, error=None, wall_s=wall_s, trained_tokens=0, generated_tokens=0,
-                    flop=0.0, editor=usage, epoch_losses_nats=[], grad_norms=[], new_rows=0, note="")
+    return Proposal(
+        kind="textgrad",
+        candidate=None,
+        error=None,
+        wall_s=wall_s,
+        trained_tokens=0,
+        generated_tokens=0,
+        flop=0.0,
+        editor=usage,
+        epoch_losses_nats=[],
+        grad_norms=[],
+        new_rows=0,
+        note="",
+    )
 
 
 def failures_to_show(state: AdaptationState, workspace: Workspace) -> list[Graded]:
@@ -140,7 +178,7 @@ def spent_so_far(state: AdaptationState) -> Usage:
 def past_edits(state: AdaptationState, workspace: Workspace) -> list[PastEdit]:
     """Earlier edits with what they brought: the momentum that the editor is shown."""
     edits = []
-    prompt = state["start"]["prompt"]       # the one that was in force before each round
+    prompt = state["start"]["prompt"]  # the one that was in force before each round
     for record in state["rounds"]:
         candidate = record["candidate"]
         if candidate is None:
@@ -153,8 +191,13 @@ def past_edits(state: AdaptationState, workspace: Workspace) -> list[PastEdit]:
     return edits
 
 
-def screen(prompts: tuple[Prompt, ...], state: AdaptationState, workspace: Workspace, spent_flop: float,
-           on_progress: OnProgress) -> Screening:
+def screen(
+    prompts: tuple[Prompt, ...],
+    state: AdaptationState,
+    workspace: Workspace,
+    spent_flop: float,
+    on_progress: OnProgress,
+) -> Screening:
     """Ask the policy a few train questions under each prompt, half of them failing so far and half passing.
 
     Where the budget does not hold that, the editor's first prompt stands. spent_flop: by this update so far.
@@ -165,12 +208,29 @@ def screen(prompts: tuple[Prompt, ...], state: AdaptationState, workspace: Works
     rows = [*failing, *passing]
     if not screening_fits(prompts, rows, state, workspace, spent_flop):
         return Screening()
-    asked = [ask(workspace.policy, workspace.replies, prompt, [row.question for row in rows], adapter=state["kept"]["adapter"],
-                 max_new_tokens=workspace.task.max_new_tokens, on_progress=on_progress) for prompt in prompts]
-    rewards = tuple(float(sum(each.score.value for each in grade(workspace.task.reward, rows, replies.texts)) / len(rows))
-                    for replies in asked)
-    return Screening(rewards, len(failing), len(passing), sum(each.tokens for each in asked),
-                     sum(each.forward_tokens for each in asked))
+    asked = [
+        ask(
+            workspace.policy,
+            workspace.replies,
+            prompt,
+            [row.question for row in rows],
+            adapter=state["kept"]["adapter"],
+            max_new_tokens=workspace.task.max_new_tokens,
+            on_progress=on_progress,
+        )
+        for prompt in prompts
+    ]
+    rewards = tuple(
+        float(sum(each.score.value for each in grade(workspace.task.reward, rows, replies.texts)) / len(rows))
+        for replies in asked
+    )
+    return Screening(
+        rewards,
+        len(failing),
+        len(passing),
+        sum(each.tokens for each in asked),
+        sum(each.forward_tokens for each in asked),
+    )
 
 
 def screening_rows(state: AdaptationState, workspace: Workspace) -> tuple[list[Example], list[Example]]:
@@ -181,17 +241,28 @@ def screening_rows(state: AdaptationState, workspace: Workspace) -> tuple[list[E
     failing = [by_id[i] for i in material_of(state, workspace).form if i in by_id]
     passing = [by_id[row.id] for row in rows if row.split == "train" and row.passed]
     few = min(len(passing), max(most // 2, most - len(failing)))
-    return failing[:most - few], passing[:few]
+    return failing[: most - few], passing[:few]
 
 
-def keep_record(state: AdaptationState, workspace: Workspace, failures: list[Graded], edit: Edit, screening: Screening) -> str:
+def keep_record(
+    state: AdaptationState, workspace: Workspace, failures: list[Graded], edit: Edit, screening: Screening
+) -> str:
     """Write what the editor saw and said to `edits/<name>.json`, and return the name."""
     measured = state["kept_measured"]
     name = f"{state['round'] + 1}-{measured['key'] if measured else state['kept']['prompt']}"
-    write_json(workspace.folder / "edits" / f"{name}.json", {
-        "round": state["round"] + 1, "editor": workspace.editor.name, "kept": state["kept"],
-        "failures": [each.example.id for each in failures], "critiques": edit.critiques, "problems": edit.problems,
-        "candidates": [workspace.prompts.add(prompt) for prompt in edit.prompts],
-        "proposed": edit.prompts[screening.best].hash, "screening": asdict(screening), "usage": asdict(edit.usage)})
+    write_json(
+        workspace.folder / "edits" / f"{name}.json",
+        {
+            "round": state["round"] + 1,
+            "editor": workspace.editor.name,
+            "kept": state["kept"],
+            "failures": [each.example.id for each in failures],
+            "critiques": edit.critiques,
+            "problems": edit.problems,
+            "candidates": [workspace.prompts.add(prompt) for prompt in edit.prompts],
+            "proposed": edit.prompts[screening.best].hash,
+            "screening": asdict(screening),
+            "usage": asdict(edit.usage),
+        },
+    )
     return name
-

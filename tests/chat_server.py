@@ -134,7 +134,11 @@ def completion(message: BaseMessage, model: str) -> dict[str, Any]:
     said = {"role": "assistant", "content": str(message.text), "refusal": message.additional_kwargs.get("refusal")}
     choice = {"index": 0, "message": said, "finish_reason": reason}
     answer: dict[str, Any] = {
-        "id": "chatcmpl-local", "object": "chat.completion", "created": 0, "model": model, "choices": [choice],
+        "id": "chatcmpl-local",
+        "object": "chat.completion",
+        "created": 0,
+        "model": model,
+        "choices": [choice],
     }
     usage = getattr(message, "usage_metadata", None)
     if usage:

@@ -62,8 +62,9 @@ def tiny_policy(tiny_folder: Callable[..., Path], tmp_path: Path) -> Callable[..
 
     def policy(family: Family = "llama", chat_template: bool = True, **lora: object) -> LocalPolicy:
         settings = LoraSettings(**{"epochs": 3, "batch_size": 4, **lora})  # type: ignore[arg-type]
-        return LocalPolicy.load(str(tiny_folder(family, chat_template)), adapters=tmp_path / "adapters", lora=settings,
-                                device=DEVICE)
+        return LocalPolicy.load(
+            str(tiny_folder(family, chat_template)), adapters=tmp_path / "adapters", lora=settings, device=DEVICE
+        )
 
     return policy
 
@@ -96,18 +97,23 @@ def begin(own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path], tmp_
 
 
 @pytest.fixture(scope="session")
-def finished(own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path],
-             tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(
+    own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     """A finished run of three rounds (textgrad, lora, lora), to be looked at and never changed."""
-    run = begin_tiny_run(tmp_path_factory.mktemp("runs") / "finished", keepers, tiny_folder(),
-                         strategy="textgrad -> lora")
+    run = begin_tiny_run(
+        tmp_path_factory.mktemp("runs") / "finished", keepers, tiny_folder(), strategy="textgrad -> lora"
+    )
     run.adapt()
     return run
 
 
 def begin_tiny_run(folder: Path, task: Task, model: Path, **settings: Any) -> Run:
     values: dict[str, Any] = {
-        "strategy": "textgrad -> lora", "max_rounds": 3, "keep": {"level": 0.45},
+        "strategy": "textgrad -> lora",
+        "max_rounds": 3,
+        "keep": {"level": 0.45},
         "lora": {"epochs": 2, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4},
-        "device": DEVICE.model_dump(exclude_defaults=True)}
+        "device": DEVICE.model_dump(exclude_defaults=True),
+    }
     return Run.create(folder, task=task, model=str(model), **{**values, **settings})

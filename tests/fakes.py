@@ -40,13 +40,20 @@ class FakePolicy:
     def count_tokens(self, dialogue: Dialogue) -> int:
         return sum(len(turn["content"].split()) for turn in dialogue)
 
-    def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 on_progress: OnProgress = no_progress) -> Generated:
+    def generate(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        on_progress: OnProgress = no_progress,
+    ) -> Generated:
         replies = tuple(self._reply(dialogue, adapter) for dialogue in dialogues)
         return Generated(replies, sum(len(reply.split()) for reply in replies))
 
-    def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
-                         adapter: str | None) -> list[float]:
+    def reference_losses(
+        self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None
+    ) -> list[float]:
         return [1.0 for _ in references]
 
     def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
@@ -56,7 +63,7 @@ class FakePolicy:
             memory |= {last_word(row.dialogue[-1]["content"]): row.completion for row in job.rows}
         scratch = self.adapters.folder / ".scratch"
         scratch.mkdir(parents=True)
-        (scratch / WEIGHTS).write_text(json.dumps(memory, sort_keys=True))      # what it knows stands for its weights
+        (scratch / WEIGHTS).write_text(json.dumps(memory, sort_keys=True))  # what it knows stands for its weights
         (scratch / CONFIG).write_text(json.dumps({"r": 1, "lora_alpha": 1, "target_modules": ["memory"]}))
         name = self.adapters.add(scratch)
         return TrainingResult(name, 1, 1, len(job.rows), (2.0, 1.0), (1.0, 1.0), 0.0, "fake")
@@ -96,8 +103,14 @@ class ObedientPolicy:
     fingerprint: str = "obedient-1"
     context_tokens: int = 8192
 
-    def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 on_progress: OnProgress = no_progress) -> Generated:
+    def generate(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        on_progress: OnProgress = no_progress,
+    ) -> Generated:
         self.sent += dialogues
         replies = tuple(self.reply(dialogue, adapter) for dialogue in dialogues)
         return Generated(replies, sum(map(len, replies)))
@@ -113,8 +126,9 @@ class ObedientPolicy:
         keeper = KEEPERS[row % len(KEEPERS)]
         return f"- {keeper}" if "dash" in system and ("half" not in system or row % 2) else keeper
 
-    def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
-                         adapter: str | None) -> list[float]:
+    def reference_losses(
+        self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None
+    ) -> list[float]:
         return [1.0] * len(references)
 
     def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:

@@ -1,4 +1,5 @@
 """Runs with scripted edits, for tests of forks and replays."""
+
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def rows(task: Task, split: str) -> list[dict[str, str]]:
 def results(run: Run) -> dict[str, Any]:
     """What two runs of the same settings have in common: all but the clock, and replies that the other had made."""
     report = run.report()
-    rounds = [{key: value for key, value in each.items() if key not in ("wall_s", "note", "editor", "generated_tokens")}
-              for each in report["rounds"]]
+    rounds = [
+        {key: value for key, value in each.items() if key not in ("wall_s", "note", "editor", "generated_tokens")}
+        for each in report["rounds"]
+    ]
     return {"result": report["result"], "sha256": report["adapter_sha256"], "rounds": rounds, "test": report["test"]}

@@ -16,13 +16,30 @@ def test_the_wheel_holds_what_the_folders_hold(tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / file, source / file)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-                    "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            str(tmp_path),
+            str(source),
+        ],
+        check=True,
+        capture_output=True,
+    )
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         packed = {name.removeprefix("nslora/") for name in wheel.namelist() if name.startswith("nslora/")}
-    standing = {str(path.relative_to(ROOT)) for folder in ("graph", "nodes", "tools")
-                for path in (ROOT / folder).rglob("*")
-                if path.is_file() and "__pycache__" not in path.parts}
+    standing = {
+        str(path.relative_to(ROOT))
+        for folder in ("graph", "nodes", "tools")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert packed == standing
 
 

@@ -26,7 +26,8 @@ def test_the_scripted_editor_does_what_the_readme_says(capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 def test_the_lines_for_python_adapt_a_real_model_and_leave_a_plain_adapter(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(PYTHON[0], names)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from nslora.tools.errors import DamagedError
 
 BLOCK_BYTES = 1 << 20
-FILES_REMEMBERED = 512      # by each reader
+FILES_REMEMBERED = 512  # by each reader
 T = TypeVar("T")
 
 
@@ -69,7 +69,7 @@ def from_here(path: Path) -> Path:
     """The path as people would type it: without the working directory's, where it lies below that."""
     try:
         return path.relative_to(Path.cwd())
-    except (OSError, ValueError):       # the working directory is gone, or the path is elsewhere
+    except (OSError, ValueError):  # the working directory is gone, or the path is elsewhere
         return path
 
 
@@ -139,7 +139,7 @@ def unless_changed(read: Callable[[Path], T]) -> Callable[[Path], T]:
         try:
             found = path.stat()
         except OSError:
-            return read(path)       # which knows what to say of it
+            return read(path)  # which knows what to say of it
         mark = (found.st_mtime_ns, found.st_size, found.st_ino)
         if path not in known or known[path][0] != mark:
             while len(known) >= FILES_REMEMBERED:

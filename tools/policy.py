@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from nslora.tools.schema import Dialogue
 
 Origin = Literal["reference", "remade", "replay"]
-OnProgress = Callable[[int, int], None]    # (done, total), in the unit that the caller names
+OnProgress = Callable[[int, int], None]  # (done, total), in the unit that the caller names
 
 
 def no_progress(done: int, total: int) -> None:
@@ -82,16 +82,23 @@ class Policy(Protocol):
     """A language model with LoRA adapters, named by content hash."""
 
     name: str
-    fingerprint: str            # of the base weights and whatever else changes a reply (dtype)
+    fingerprint: str  # of the base weights and whatever else changes a reply (dtype)
     context_tokens: int
 
-    def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 on_progress: OnProgress = no_progress) -> Generated:
+    def generate(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        on_progress: OnProgress = no_progress,
+    ) -> Generated:
         """Greedy replies. Raises ModelError where a dialogue does not fit the context."""
         ...
 
-    def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
-                         adapter: str | None) -> list[float]:
+    def reference_losses(
+        self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None
+    ) -> list[float]:
         """Mean negative log-likelihood of each reference under its dialogue, nats per token."""
         ...
 

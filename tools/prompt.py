@@ -42,13 +42,13 @@ QUESTION, REPLY = "Question", "Reply"
 # From this many words on, a held-out question that stands in the system turn or the template was copied there.
 COPIED_WORDS = 4
 
-MINUS = str.maketrans("\u2212\u2010\u2011", "---")     # what typographers write for the sign
+MINUS = str.maketrans("\u2212\u2010\u2011", "---")  # what typographers write for the sign
 LINE_MARKS = re.compile(r"^\s*(?:[#>*+-]+\s+)+", re.MULTILINE)
 EMPHASIS = re.compile(r"(?<!\w)(\*{1,3})(\S(?:.*?\S)?)\1(?!\w)")
 # The sign of a number and a factorial become characters that no text holds: a hyphen and an exclamation mark tell
 # nothing apart. (Of the private use area, and the minus sign, since every one in a text has become a hyphen by then.)
 SIGN, FACTORIAL = re.compile(r"-(?=\s*\d)"), re.compile(r"(?<=[\d)\]])!")
-TELLING = frozenset("+*/\\^=<>#&@%()[]{}\ue000")        # besides all that Unicode calls a symbol
+TELLING = frozenset("+*/\\^=<>#&@%()[]{}\ue000")  # besides all that Unicode calls a symbol
 _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNORECASE)
 # What a text file does not carry from one machine to the next: control characters, other line ends, surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -130,7 +130,7 @@ def parse(document: str, *, template: str | None = None) -> Prompt:
     """
     found: dict[str, list[str]] = {}
     body: list[str] | None = None
-    for line in _without_fence(document.removeprefix("\ufeff").split("\n")):     # Windows marks files so
+    for line in _without_fence(document.removeprefix("\ufeff").split("\n")):  # Windows marks files so
         if _HEADING.match(line) and line.startswith("# "):
             name = _section(line)
             if name in found:
@@ -196,8 +196,10 @@ def check_prompt(
 def refuse_no_text(prompt: Prompt) -> None:
     """Raise PromptError for control characters, halves of characters and marks of bytes that were lost."""
     if found := _NO_TEXT.search(_everything(prompt)):
-        raise PromptError(f"The document holds bytes that are no text ({found[0]!a}): send valid UTF-8 only, without "
-                          "control characters.")
+        raise PromptError(
+            f"The document holds bytes that are no text ({found[0]!a}): send valid UTF-8 only, without "
+            "control characters."
+        )
 
 
 def _everything(prompt: Prompt) -> str:
@@ -236,8 +238,10 @@ def normalise(text: str) -> str:
 def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[str]) -> None:
     known = {normalise(question) for question in allowed}
     asked = [normalise(each.question) for each in prompt.demonstrations]
-    told = [f" {words if words not in known else ''} / {normalise(each.reply)} "
-            for words, each in zip(asked, prompt.demonstrations, strict=True)]
+    told = [
+        f" {words if words not in known else ''} / {normalise(each.reply)} "
+        for words, each in zip(asked, prompt.demonstrations, strict=True)
+    ]
     around = f" {normalise(prompt.system)} / {normalise(prompt.template)} "
     for question in forbidden:
         words = normalise(question)

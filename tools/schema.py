@@ -1,4 +1,5 @@
 """What everything here agrees on: the base of all settings, a row, a chat turn, the two kinds of update, records."""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar

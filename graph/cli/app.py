@@ -17,15 +17,32 @@ from nslora.graph.cli.classifier import classify_log, diagnosed
 from nslora.graph.cli.common import err, follow, group, out, parsed, unused
 from nslora.tools.errors import NsloraError
 
-NAME_CHARACTERS = 80        # of a task, in the default folder of a run
-OPTIONS = {"model": "--model", "editor": "--editor", "strategy": "--strategy", "seed": "--seed",
-           "max_rounds": "--max-rounds", "max_seconds": "--max-seconds", "max_train_tokens": "--max-train-tokens",
-           "max_tflop": "--max-tflop", "approve": "--approve", "editor_base_url": "--base-url", "task": "TASK",
-           "checkpoints": "--checkpoints", "overwrite": "--overwrite", "folder": "--folder", "notify": "in Python only",
-           "cls": "in Python only"}
+NAME_CHARACTERS = 80  # of a task, in the default folder of a run
+OPTIONS = {
+    "model": "--model",
+    "editor": "--editor",
+    "strategy": "--strategy",
+    "seed": "--seed",
+    "max_rounds": "--max-rounds",
+    "max_seconds": "--max-seconds",
+    "max_train_tokens": "--max-train-tokens",
+    "max_tflop": "--max-tflop",
+    "approve": "--approve",
+    "editor_base_url": "--base-url",
+    "task": "TASK",
+    "checkpoints": "--checkpoints",
+    "overwrite": "--overwrite",
+    "folder": "--folder",
+    "notify": "in Python only",
+    "cls": "in Python only",
+}
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  help="Adapt a language model, deciding at every round whether to tune weights or rewrite the prompt.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Adapt a language model, deciding at every round whether to tune weights or rewrite the prompt.",
+)
 
 
 @app.callback()
@@ -39,8 +56,9 @@ def run(
     model: Annotated[str, typer.Option(help="Embedded name, folder, or hub id.")] = "SmolLM2-135M-Instruct",
     editor: Annotated[str, typer.Option(help="rules, policy, or provider:model such as openai:gpt-4o.")] = "rules",
     base_url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server for the editor.")] = None,
-    strategy: Annotated[str, typer.Option(help="neurosymbolic, lora, textgrad, random, or an order.")] =
-        "neurosymbolic",
+    strategy: Annotated[
+        str, typer.Option(help="neurosymbolic, lora, textgrad, random, or an order.")
+    ] = "neurosymbolic",
     style: Annotated[str | None, typer.Option(help="House style, for tasks that have several.")] = None,
     combine: Annotated[str | None, typer.Option(help="mean or all: graded or all-or-nothing reward.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same decisions, same adapter hash.")] = 0,
@@ -74,23 +92,40 @@ def run(
     caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
     if any(value is not None for value in caps.values()):
         settings["editing"] = {**group(settings, "editing"), **{k: v for k, v in caps.items() if v is not None}}
-    settings |= {"strategy": strategy, "seed": seed, "max_rounds": max_rounds, "max_seconds": max_seconds,
-                 "max_train_tokens": max_train_tokens, "max_tflop": max_tflop, "approve": approve,
-                 "editor_base_url": base_url}
+    settings |= {
+        "strategy": strategy,
+        "seed": seed,
+        "max_rounds": max_rounds,
+        "max_seconds": max_seconds,
+        "max_train_tokens": max_train_tokens,
+        "max_tflop": max_tflop,
+        "approve": approve,
+        "editor_base_url": base_url,
+    }
     if dry_run:
         check_place(checkpoints)
         values = read_settings(model=model, editor=editor, **settings)
         if not overwrite:
             refuse_unusable(path)
         could_begin(Workspace(path, values, loaded), ask_reward=not loaded.reward.costly)
-        if values.lora.targets or values.lora.top_blocks:       # else it fits every model, which need not be looked at
+        if values.lora.targets or values.lora.top_blocks:  # else it fits every model, which need not be looked at
             refuse_unfit_model(model, values.lora, out.print)
         show_plan(out, plan_of(loaded, values))
         return
     from nslora.graph.runs.run import Run
 
-    follow(Run.create(path, task=loaded, model=model, editor=editor, notify=out.print, checkpoints=checkpoints,
-                      overwrite=overwrite, **settings))
+    follow(
+        Run.create(
+            path,
+            task=loaded,
+            model=model,
+            editor=editor,
+            notify=out.print,
+            checkpoints=checkpoints,
+            overwrite=overwrite,
+            **settings,
+        )
+    )
 
 
 @app.command()
@@ -117,23 +152,26 @@ cli_runs.register(app)
 
 def main() -> None:
     """Entry point: one clear sentence and exit status 1 where the package refuses, 2 for wrong arguments."""
-    for stream in (sys.stdout, sys.stderr):     # a text of a user's may hold what no terminal can show
+    for stream in (sys.stdout, sys.stderr):  # a text of a user's may hold what no terminal can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except NsloraError as error:
-        err.print(Text.assemble(("error", "bold red"),
-                                f" {type(error).__name__.removesuffix('Error').lower()}: {error}"))
+        err.print(
+            Text.assemble(("error", "bold red"), f" {type(error).__name__.removesuffix('Error').lower()}: {error}")
+        )
         raise SystemExit(1) from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            err.print(Text.assemble(("error", "bold red"), f" name: {error.filename} is too long for a file or a "
-                                    "folder: give a shorter one."))
+            err.print(
+                Text.assemble(
+                    ("error", "bold red"),
+                    f" name: {error.filename} is too long for a file or a folder: give a shorter one.",
+                )
+            )
             raise SystemExit(1) from None
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
             raise
         err.print(Text.assemble(("error", "bold red"), f" output: it cannot be written: {error.strerror}"))
         raise SystemExit(1) from None
-
-

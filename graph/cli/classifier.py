@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from nslora.tools.workspace.diagnosis import Diagnosis
     from nslora.tools.workspace.reply_log import ReplyReport, ReplyVerdict
 
-EXAMPLES = 2        # a verdict, on the console; --json holds all
-SHOWN = 160         # characters of a text on the console
+EXAMPLES = 2  # a verdict, on the console; --json holds all
+SHOWN = 160  # characters of a text on the console
 REPAIRS = {"content": "weights (content mended)", "form": "prompt (form mended)", "both": "both"}
 
 TaskArgument = Annotated[str, typer.Argument(help="An embedded task (handbook), a task.yaml, or a folder with one.")]
@@ -44,8 +44,13 @@ def classify_log(
 
     out = PlainConsole(soft_wrap=False)
     refuse_unwritable(json_)
-    report = classify_replies(load_task(task, style=style, combine=combine), replies, reply_field=reply_field,
-                              question_field=question_field, reference_field=reference_field)
+    report = classify_replies(
+        load_task(task, style=style, combine=combine),
+        replies,
+        reply_field=reply_field,
+        question_field=question_field,
+        reference_field=reference_field,
+    )
     show_report(out, report)
     if json_:
         save(json_, report)
@@ -94,7 +99,7 @@ def refuse_unwritable(path: Path | None) -> None:
     try:
         place = next(each for each in path.resolve().parents if each.exists())
         possible = not path.is_dir() and place.is_dir() and os.access(place, os.W_OK)
-    except OSError:     # a name that no file system takes
+    except OSError:  # a name that no file system takes
         possible = False
     if not possible:
         raise SettingsError(f"--json {path}: the file cannot be written there; name another.")
@@ -111,14 +116,22 @@ def save(path: Path, found: "ReplyReport | Diagnosis") -> None:
 def show_report(out: Console, report: "ReplyReport") -> None:
     """Shares, then examples with the repaired replies."""
     need = report.demand
-    out.print(f"replies  {report.rows}: {report.passed} earn full reward, {need.failures} fail; mean reward "
-              f"{report.reward:.3f}", highlight=False)
+    out.print(
+        f"replies  {report.rows}: {report.passed} earn full reward, {need.failures} fail; mean reward "
+        f"{report.reward:.3f}",
+        highlight=False,
+    )
     if not need.failures:
         out.print("Nothing to classify: every reply earns full reward.")
         return
     out.print(shares(need))
-    layouts = f"{report.known_good} replies that earned full reward" if report.known_good else \
-        "the reward's own suggestions" if report.suggested else "none: no reply earned full reward"
+    layouts = (
+        f"{report.known_good} replies that earned full reward"
+        if report.known_good
+        else "the reward's own suggestions"
+        if report.suggested
+        else "none: no reply earned full reward"
+    )
     noise = f"; noise of the reward {report.tolerance:.2f}" if report.tolerance else ""
     out.print(f"layouts  from {layouts}; {report.reward_calls} reward calls{noise}", highlight=False)
     for verdict in ("content", "form", "both"):
@@ -147,19 +160,27 @@ def show_diagnosis(out: Console, found: "Diagnosis") -> None:
     """What stands in the way, what could be mended, what cannot be seen, what it costs, and the advice."""
     checks = ", ".join(f"{name} {value:.2f}" for name, value in found.checks.items())
     low, high = found.interval
-    out.print(f"{found.model} on {found.task}, as it is: reward {found.reward:.3f} on {found.validation_rows} "
-              f"validation rows (95 % {low:.3f} to {high:.3f}), {found.train_reward:.3f} on {found.train_rows} train "
-              f"rows; all checks {found.all_checks:.2f} ({checks})", highlight=False)
+    out.print(
+        f"{found.model} on {found.task}, as it is: reward {found.reward:.3f} on {found.validation_rows} "
+        f"validation rows (95 % {low:.3f} to {high:.3f}), {found.train_reward:.3f} on {found.train_rows} train "
+        f"rows; all checks {found.all_checks:.2f} ({checks})",
+        highlight=False,
+    )
     if found.demand.failures:
         out.print(shares(found.demand))
         for each in found.examples:
-            out.print(f"  {each.attribution.verdict:<8}{one_line(each.question)}\n          reply     "
-                      f"{one_line(each.reply)}", highlight=False)
+            out.print(
+                f"  {each.attribution.verdict:<8}{one_line(each.question)}\n          reply     {one_line(each.reply)}",
+                highlight=False,
+            )
             if each.attribution.repaired is not None:
                 out.print(f"          repaired  {one_line(each.attribution.repaired)}", highlight=False)
         out.print(bounds_table(found))
-        out.print(f"too small to see on {found.validation_rows} validation rows: gains in mean reward below "
-                  f"{found.smallest_detectable:.3f} (one-sided paired test, level {found.level:g})", highlight=False)
+        out.print(
+            f"too small to see on {found.validation_rows} validation rows: gains in mean reward below "
+            f"{found.smallest_detectable:.3f} (one-sided paired test, level {found.level:g})",
+            highlight=False,
+        )
         out.print(cost_table(found))
     out.print(Text.assemble(("advice", "bold"), f"   {found.advice}: {found.reason}"))
 

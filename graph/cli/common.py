@@ -1,4 +1,5 @@
 """What several commands use: the consoles, following a run, reading --set."""
+
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -27,14 +28,16 @@ def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
 
     workspace = begun.workspace
     rows = workspace.task
-    out.print(f"task     {rows.name}: {len(rows.train)} train, {len(rows.validation)} validation, {len(rows.test)} "
-              f"test rows; model {workspace.settings.model}; editor {workspace.settings.editor}; strategy {workspace.settings.strategy}; "
-              f"seed {workspace.settings.seed}")
+    out.print(
+        f"task     {rows.name}: {len(rows.train)} train, {len(rows.validation)} validation, {len(rows.test)} "
+        f"test rows; model {workspace.settings.model}; editor {workspace.settings.editor}; strategy {workspace.settings.strategy}; "
+        f"seed {workspace.settings.seed}"
+    )
     control = RunControl()
     go_on = f"Go on with: nslora resume {quoted(begun.folder)}"
 
     def at_once() -> None:
-        out.show_cursor(True)       # the progress bar hides it, and gets no chance to bring it back
+        out.show_cursor(True)  # the progress bar hides it, and gets no chance to bring it back
         err.print(f"Stopped at once; the step that was under way will be done again. {go_on}")
 
     with stopping(control, err.print, at_once) as stopper:
@@ -68,7 +71,7 @@ def parsed(assignments: list[str], elsewhere: Mapping[str, str] = MappingProxyTy
             place = group(place, each)
         try:
             place[last] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:      # a date such as 2024-13-45 is YAML, and none
+        except (yaml.YAMLError, ValueError) as error:  # a date such as 2024-13-45 is YAML, and none
             problem = getattr(error, "problem", None) or "no valid YAML"
             raise SettingsError(f"--set {assignment}: the value cannot be read ({problem}).") from error
     return settings
@@ -86,8 +89,9 @@ def group(settings: dict[str, Any], name: str) -> dict[str, Any]:
     """A group of settings, made where it is missing. Raises SettingsError where a plain value stands in its place."""
     found = settings.setdefault(name, {})
     if not isinstance(found, dict):
-        raise SettingsError(f"--set {name}={found}: {name} is a group of settings: set its fields, as in "
-                            f"{name}.FIELD=VALUE.")
+        raise SettingsError(
+            f"--set {name}={found}: {name} is a group of settings: set its fields, as in {name}.FIELD=VALUE."
+        )
     return found
 
 

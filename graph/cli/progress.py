@@ -16,25 +16,37 @@ from rich.text import Text
 
 from nslora.graph.routing import NODE_OF
 
-WORKING = {"evaluate": "evaluate: replies on validation and a sample of train", "classify": "classify",
-           "lora_update": "lora_update: training", "textgrad_edit": "textgrad_edit: asking the editor",
-           "approve": "approve: what a person is to be shown", "finish": "finish: the test split", "monitor": "monitor"}
+WORKING = {
+    "evaluate": "evaluate: replies on validation and a sample of train",
+    "classify": "classify",
+    "lora_update": "lora_update: training",
+    "textgrad_edit": "textgrad_edit: asking the editor",
+    "approve": "approve: what a person is to be shown",
+    "finish": "finish: the test split",
+    "monitor": "monitor",
+}
 NEXT = {"evaluate": "monitor", "lora_update": "evaluate", "textgrad_edit": "evaluate", "approve": "evaluate"}
 
 
 def show_run(console: Console, events: Iterator[tuple[str, Any]]) -> None:
     """Follow a stream of ("updates" | "custom", part) to its end."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-               MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(WORKING["evaluate"], total=None)
         for mode, part in events:
             if mode == "custom":
-                bar.update(task, description=f"{part['node']}: {part['what']}", completed=part["done"],
-                           total=part["total"])
+                bar.update(
+                    task, description=f"{part['node']}: {part['what']}", completed=part["done"], total=part["total"]
+                )
                 continue
             for node, changes in part.items():
-                if node == "__interrupt__":     # a question to a person, shown when the stream has ended
+                if node == "__interrupt__":  # a question to a person, shown when the stream has ended
                     continue
                 show_node(console, node, changes or {})
                 upcoming = next_node(node, changes or {})
@@ -57,8 +69,10 @@ def show_node(console: Console, node: str, changes: Mapping[str, Any]) -> None:
     """The lines that a finished node is worth."""
     if node == "monitor" and changes.get("start_measured"):
         start = changes["start_measured"]
-        console.print(f"start    reward {start['reward']:.3f}, all checks {start['all_checks']:.2f} on validation "
-                      f"({start['failures']} failures)")
+        console.print(
+            f"start    reward {start['reward']:.3f}, all checks {start['all_checks']:.2f} on validation "
+            f"({start['failures']} failures)"
+        )
     for record in changes.get("rounds", ()):
         console.print(round_line(record), highlight=False)
     if changes.get("stop"):
@@ -79,9 +93,13 @@ def round_line(record: Mapping[str, Any]) -> Text:
     reward = f"{record['reward_before']:.3f} -> {'failed' if after is None else format(after, '.3f')}"
     words = [f"why: {record['reason']}", record["note"], record["verdict"]]
     return Text.assemble(
-        f"round {record['round']}  ", (f"{record['action']:<8}", "bold"), f"  reward {reward}  ",
-        ("kept" if record["kept"] else "dropped", colour), f"  ({', '.join(cost)})",
-        *(f"\n         {line}" for line in words if line))
+        f"round {record['round']}  ",
+        (f"{record['action']:<8}", "bold"),
+        f"  reward {reward}  ",
+        ("kept" if record["kept"] else "dropped", colour),
+        f"  ({', '.join(cost)})",
+        *(f"\n         {line}" for line in words if line),
+    )
 
 
 def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> None:
@@ -97,21 +115,30 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
         table.add_column(column, justify="left" if not column else "right")
     for name in ("base", "result"):
         numbers = test[name]
-        table.add_row(name, f"{numbers['all_checks']:.2f}", words(numbers["interval"]),
-                      *(f"{numbers['checks'][check]:.2f}" if check in numbers["checks"] else "–" for check in checks),
-                      f"{numbers['reward']:.3f}")
+        table.add_row(
+            name,
+            f"{numbers['all_checks']:.2f}",
+            words(numbers["interval"]),
+            *(f"{numbers['checks'][check]:.2f}" if check in numbers["checks"] else "–" for check in checks),
+            f"{numbers['reward']:.3f}",
+        )
     console.print(table)
     gain = test["gain"]
-    console.print(f"gain in all checks {gain['all_checks']:+.2f}, 95 % interval {words(gain['interval'])}, paired by "
-                  "question")
-    gap = report.get("overfit_gap", {"result": None})     # a run of an earlier version has none
+    console.print(
+        f"gain in all checks {gain['all_checks']:+.2f}, 95 % interval {words(gain['interval'])}, paired by question"
+    )
+    gap = report.get("overfit_gap", {"result": None})  # a run of an earlier version has none
     if gap["result"] is not None:
-        console.print(f"overfit  reward on validation {report['validation']['result']['reward']:.3f}, on test "
-                      f"{test['result']['reward']:.3f}: gap {gap['result']:+.3f} (base {gap['base'] or 0.0:+.3f})")
+        console.print(
+            f"overfit  reward on validation {report['validation']['result']['reward']:.3f}, on test "
+            f"{test['result']['reward']:.3f}: gap {gap['result']:+.3f} (base {gap['base'] or 0.0:+.3f})"
+        )
     cost = report["cost"]
-    console.print(f"cost     {report['wall_s']:.0f} s, {cost['trained_tokens']} trained and {cost['generated_tokens']} "
-                  f"generated tokens ({tflop(cost['tflop'])} TFLOP), {cost['editor_calls']:.0f} editor calls, peak "
-                  f"memory {report['peak_rss_mb']:.0f} MiB")
+    console.print(
+        f"cost     {report['wall_s']:.0f} s, {cost['trained_tokens']} trained and {cost['generated_tokens']} "
+        f"generated tokens ({tflop(cost['tflop'])} TFLOP), {cost['editor_calls']:.0f} editor calls, peak "
+        f"memory {report['peak_rss_mb']:.0f} MiB"
+    )
     console.print(f"result   {folder / 'result'}", highlight=False, soft_wrap=True)
 
 

@@ -28,7 +28,7 @@ def resume(
 
     prepare_environment()
     run, answer = Run.open(folder, checkpoints=checkpoints), answer_of(accept, reject, prompt)
-    elsewhere = (folder / QUESTION_FILE).exists()       # asked under another checkpointer: then the stream says so
+    elsewhere = (folder / QUESTION_FILE).exists()  # asked under another checkpointer: then the stream says so
     if answer is not None and run.question() is None and not elsewhere:
         raise RunError(f"{folder} waits for no answer: leave out --accept, --reject or --prompt.")
     follow(run, answer)
@@ -59,8 +59,10 @@ def runs(folder: Annotated[Path, typer.Argument(help="Where the runs lie.")] = P
     show_runs(out, found)
 
 
-def show(folder: Folder, number: Annotated[int | None, typer.Option("--round", help="One round in full.")] = None,
-         ) -> None:
+def show(
+    folder: Folder,
+    number: Annotated[int | None, typer.Option("--round", help="One round in full.")] = None,
+) -> None:
     """Show a run's rounds, or one round with its failures, training rows, critiques and diff."""
     from nslora.graph.cli.common import out
     from nslora.graph.cli.tables import show_round, show_view
@@ -90,8 +92,16 @@ def fork(
 
     prepare_environment()
     source = Run.open(folder, checkpoints=checkpoints, needs_editor=editor is None)
-    follow(make(source, into or beside(folder, f"fork{at}"), at=at, action=action,     # type: ignore[arg-type]
-                editor=editor, settings=parsed(set_ or [])))
+    follow(
+        make(
+            source,
+            into or beside(folder, f"fork{at}"),
+            at=at,
+            action=action,  # type: ignore[arg-type]
+            editor=editor,
+            settings=parsed(set_ or []),
+        )
+    )
 
 
 def replay(
@@ -112,8 +122,10 @@ def replay(
     prepare_environment()
     source = Run.open(folder, checkpoints=checkpoints, needs_editor=False)
     copy = into or beside(folder, "replay")
-    with report_when_stopped(out.print, f"Stopped: what is in {copy} is half a replay, so delete it. The run that was to "
-                                      "be replayed is as it was."):
+    with report_when_stopped(
+        out.print,
+        f"Stopped: what is in {copy} is half a replay, so delete it. The run that was to be replayed is as it was.",
+    ):
         found = run_again(source, copy, begin_at=from_, retrain=retrain)
     rounds = f"{found.rounds} round{'' if found.rounds == 1 else 's'}" if found.rounds else "The end"
     took = f"{found.seconds:.1f} s, the original {found.original_seconds:.1f} s"

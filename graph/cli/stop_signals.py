@@ -42,8 +42,9 @@ class Stopper:
 
 
 @contextmanager
-def stopping(control: RunControl, say: Callable[[str], None],
-             at_once: Callable[[], None] = lambda: None) -> Iterator[Stopper]:
+def stopping(
+    control: RunControl, say: Callable[[str], None], at_once: Callable[[], None] = lambda: None
+) -> Iterator[Stopper]:
     """Handle signals as long as the block lasts; only the main thread can, elsewhere nothing is done."""
     stopper = Stopper(control, say, at_once)
     before: dict[int, Any] = {}

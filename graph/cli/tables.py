@@ -27,22 +27,38 @@ def show_runs(console: Console, found: Sequence[RunView]) -> None:
         if run.problem:
             table.add_row("", Text("unreadable", "red"), "", "", "", "", short(f"{run.folder}: {run.problem}", 400))
             continue
-        table.add_row(run.task, run.status, str(len(run.rounds)), change(run.start_reward, run.best_reward),
-                      str(run.settings["strategy"]), str(run.settings["seed"]),
-                      "\n".join(part for part in (str(run.folder), origin(run)) if part))
+        table.add_row(
+            run.task,
+            run.status,
+            str(len(run.rounds)),
+            change(run.start_reward, run.best_reward),
+            str(run.settings["strategy"]),
+            str(run.settings["seed"]),
+            "\n".join(part for part in (str(run.folder), origin(run)) if part),
+        )
     console.print(table)
 
 
 def show_view(console: Console, run: RunView) -> None:
     """The rounds of a run: decision, reasons, signal, demand, reward, kept, cost."""
-    console.print(f"{run.folder}: {run.task}, {run.status}, seed {run.settings['seed']}, {run.settings['strategy']}"
-                  f"{'; ' + origin(run) if run.origin else ''}", highlight=False)
+    console.print(
+        f"{run.folder}: {run.task}, {run.status}, seed {run.settings['seed']}, {run.settings['strategy']}"
+        f"{'; ' + origin(run) if run.origin else ''}",
+        highlight=False,
+    )
     table = Table("round", "decision", "signal", "demand", "reward", "kept", "cost", show_lines=True)
     for each in run.rounds:
         fate = Text("kept", "green") if each.kept else Text("dropped", "yellow")
         fate = Text("failed", "red") if each.error else fate
-        table.add_row(str(each.number), each.action, signal(each), demand(each),
-                      change(each.reward_before, each.reward_after), fate, cost(each))
+        table.add_row(
+            str(each.number),
+            each.action,
+            signal(each),
+            demand(each),
+            change(each.reward_before, each.reward_after),
+            fate,
+            cost(each),
+        )
     console.print(table)
     for each in run.rounds:
         console.print(f"round {each.number}: {short(each.reason)} {short(each.verdict)}")
@@ -55,14 +71,25 @@ def show_view(console: Console, run: RunView) -> None:
 def show_round(console: Console, details: RoundDetails) -> None:
     """Failures with verdicts, training rows, critiques, the diff."""
     each = details.round
-    console.print(Text.assemble(f"round {each.number}: ", (each.action, "bold"),
-                                f", {change(each.reward_before, each.reward_after)}. {short(each.verdict)}"))
+    console.print(
+        Text.assemble(
+            f"round {each.number}: ",
+            (each.action, "bold"),
+            f", {change(each.reward_before, each.reward_after)}. {short(each.verdict)}",
+        )
+    )
     console.print(f"why: {short(each.reason)}")
     table = Table("row", "split", "verdict", "P(content)", "reply", "feedback", title="failures that it started from")
     for failure in details.failures[:FAILURES_SHOWN]:
         verdict = failure.attribution
-        table.add_row(failure.id, failure.split, verdict.verdict, f"{verdict.p_content:.2f}", short(failure.reply),
-                      short(failure.feedback))
+        table.add_row(
+            failure.id,
+            failure.split,
+            verdict.verdict,
+            f"{verdict.p_content:.2f}",
+            short(failure.reply),
+            short(failure.feedback),
+        )
     console.print(table)
     if len(details.failures) > FAILURES_SHOWN:
         console.print(f"... and {len(details.failures) - FAILURES_SHOWN} more")
@@ -80,21 +107,26 @@ def show_round(console: Console, details: RoundDetails) -> None:
 def show_comparison(console: Console, comparison: Comparison) -> None:
     """Runs side by side; gains are paired by test question, against the first."""
     table = Table("", *(run.name for run in comparison.runs), title=f"test split, {comparison.questions} questions")
-    rows = [("all checks", [f"{run.all_checks:.2f}" for run in comparison.runs]),
-            ("reward", [f"{run.reward:.3f}" for run in comparison.runs]),
-            ("gain in all checks over the first", ["", *(interval(each.all_checks) for each in comparison.gains)]),
-            ("gain in reward over the first", ["", *(interval(each.reward) for each in comparison.gains)]),
-            ("rounds", [run.actions for run in comparison.runs]),
-            ("strategy, seed", [f"{run.strategy}, {run.seed}" for run in comparison.runs]),
-            ("seconds", [f"{run.wall_s:.0f}" for run in comparison.runs]),
-            ("trained tokens", [f"{run.trained_tokens}" for run in comparison.runs]),
-            ("editor calls", [f"{run.editor_calls:.0f}" for run in comparison.runs])]
+    rows = [
+        ("all checks", [f"{run.all_checks:.2f}" for run in comparison.runs]),
+        ("reward", [f"{run.reward:.3f}" for run in comparison.runs]),
+        ("gain in all checks over the first", ["", *(interval(each.all_checks) for each in comparison.gains)]),
+        ("gain in reward over the first", ["", *(interval(each.reward) for each in comparison.gains)]),
+        ("rounds", [run.actions for run in comparison.runs]),
+        ("strategy, seed", [f"{run.strategy}, {run.seed}" for run in comparison.runs]),
+        ("seconds", [f"{run.wall_s:.0f}" for run in comparison.runs]),
+        ("trained tokens", [f"{run.trained_tokens}" for run in comparison.runs]),
+        ("editor calls", [f"{run.editor_calls:.0f}" for run in comparison.runs]),
+    ]
     for name, cells in rows:
         table.add_row(name, *cells)
     console.print(table)
     if not comparison.one_task:
-        console.print("note: the questions are the same, the tasks are not (reward, prompt or other rows): a gain may "
-                      "be one of another yardstick.", highlight=False)
+        console.print(
+            "note: the questions are the same, the tasks are not (reward, prompt or other rows): a gain may "
+            "be one of another yardstick.",
+            highlight=False,
+        )
 
 
 def show_plan(console: Console, plan: RunPlan) -> None:
@@ -114,18 +146,21 @@ def show_question(console: Console, folder: Path, asked: Mapping[str, Any]) -> N
     console.print(f"why: {short(asked['reason'])}")
     if asked["diff"]:
         console.print(Panel(Syntax(asked["diff"], "diff", word_wrap=True), title="prompt"))
-    console.print(f"screening on {screening['rows']} train rows: reward {screening['kept']:.3f} -> "
-                  f"{screening['proposed']:.3f}")
+    console.print(
+        f"screening on {screening['rows']} train rows: reward {screening['kept']:.3f} -> {screening['proposed']:.3f}"
+    )
     if asked.get("problem"):
-        console.print(Text.assemble(("Your last answer could not be used:", "red"),
-                                    f" {short(asked['problem'], 1000)}"))
+        console.print(
+            Text.assemble(("Your last answer could not be used:", "red"), f" {short(asked['problem'], 1000)}")
+        )
     answers_line(console, folder)
 
 
 def answers_line(console: Console, folder: Path) -> None:
     """The commands that answer, in one line that can be copied."""
-    console.print(f"answer   nslora resume {quoted(folder)} --accept | --reject | --prompt FILE", highlight=False,
-                  soft_wrap=True)
+    console.print(
+        f"answer   nslora resume {quoted(folder)} --accept | --reject | --prompt FILE", highlight=False, soft_wrap=True
+    )
 
 
 def interval(values: tuple[float, float, float]) -> str:
@@ -145,8 +180,10 @@ def origin(run: RunView) -> str:
 
 
 def signal(each: Round) -> str:
-    return "\n".join(f"{kind} {values['value']:.2f}{' saturated' if values['saturated'] else ''}"
-                     for kind, values in each.signal.items())
+    return "\n".join(
+        f"{kind} {values['value']:.2f}{' saturated' if values['saturated'] else ''}"
+        for kind, values in each.signal.items()
+    )
 
 
 def demand(each: Round) -> str:

@@ -18,11 +18,13 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from nslora.tools.errors import RunError, SettingsError
 
 CHECKPOINTS_FILE = "checkpoints.sqlite"
-DATABASE_VERSION = 1        # SQLite's user_version of our checkpoint files; a higher one is left alone
+DATABASE_VERSION = 1  # SQLite's user_version of our checkpoint files; a higher one is left alone
 CONNECT_TIMEOUT_S = 10
-WITHOUT = ("If it cannot be mended, move it away and resume: the run begins again from its records, which hold what "
-           "was paid for.")
-OBJECT = "object"       # on record where the user's own checkpointer was given
+WITHOUT = (
+    "If it cannot be mended, move it away and resume: the run begins again from its records, which hold what "
+    "was paid for."
+)
+OBJECT = "object"  # on record where the user's own checkpointer was given
 POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -59,19 +61,26 @@ def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
                 connection.commit()
     except sqlite3.Error as error:
         if not any(words in str(error) for words in ("malformed", "not a database")):
-            raise RunError(f"The checkpoints {path} cannot be opened ({error}): see to the rights of the file and of "
-                           "its folder, and to the space on its disk; nothing was changed.") from error
-        raise RunError(f"The checkpoints {path} cannot be opened ({error}): the file is damaged or of another program. "
-                       f"{WITHOUT}") from error
+            raise RunError(
+                f"The checkpoints {path} cannot be opened ({error}): see to the rights of the file and of "
+                "its folder, and to the space on its disk; nothing was changed."
+            ) from error
+        raise RunError(
+            f"The checkpoints {path} cannot be opened ({error}): the file is damaged or of another program. {WITHOUT}"
+        ) from error
     if version > DATABASE_VERSION:
         connection.close()
-        raise RunError(f"The checkpoints {path} are of a newer nslora (version {version}, this one knows "
-                       f"{DATABASE_VERSION}): upgrade nslora; nothing was changed.")
+        raise RunError(
+            f"The checkpoints {path} are of a newer nslora (version {version}, this one knows "
+            f"{DATABASE_VERSION}): upgrade nslora; nothing was changed."
+        )
     try:
         yield saver
     except sqlite3.Error as error:
-        raise RunError(f"The checkpoints {path} could not be written or read ({error}): make room or mend the file; "
-                       f"every finished step is kept. {WITHOUT}") from error
+        raise RunError(
+            f"The checkpoints {path} could not be written or read ({error}): make room or mend the file; "
+            f"every finished step is kept. {WITHOUT}"
+        ) from error
     finally:
         connection.close()
 
@@ -91,8 +100,13 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
         raise RunError("Checkpoints in PostgreSQL need more packages: pip install 'nslora[postgres]'.") from error
     # Without autocommit nothing is durable before the pool closes; prepared statements break behind pgbouncer; from a
     # database without an encoding (initdb in the C locale), texts would come back as bytes.
-    options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row, "client_encoding": "utf8",
-               "connect_timeout": CONNECT_TIMEOUT_S}
+    options = {
+        "autocommit": True,
+        "prepare_threshold": 0,
+        "row_factory": dict_row,
+        "client_encoding": "utf8",
+        "connect_timeout": CONNECT_TIMEOUT_S,
+    }
     logging.getLogger("psycopg.pool").addFilter(hide_password)
     pool: Any = ConnectionPool(url, min_size=1, max_size=4, kwargs=options, open=False, timeout=CONNECT_TIMEOUT_S)
     try:
@@ -102,13 +116,17 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
         saver.setup()
     except (PoolTimeout, Error) as error:
         pool.close()
-        raise RunError(f"The checkpoint database {without_password(url)} does not answer ({type(error).__name__}): "
-                       "start it, or correct the address.") from None
+        raise RunError(
+            f"The checkpoint database {without_password(url)} does not answer ({type(error).__name__}): "
+            "start it, or correct the address."
+        ) from None
     try:
         yield saver
     except (PoolTimeout, Error) as error:
-        raise RunError(f"The checkpoint database {without_password(url)} broke off ({type(error).__name__}): start it "
-                       "again, then resume; every finished step is kept.") from None
+        raise RunError(
+            f"The checkpoint database {without_password(url)} broke off ({type(error).__name__}): start it "
+            "again, then resume; every finished step is kept."
+        ) from None
     finally:
         pool.close()
 
@@ -120,8 +138,10 @@ def refuse_newer(pool: Any, known: int, url: str) -> None:
             return
         newest = connection.execute("SELECT max(v) AS v FROM checkpoint_migrations").fetchone()["v"]
     if newest is not None and newest >= known:
-        raise RunError(f"The checkpoint database {url} is of a newer langgraph (layout {newest}, this one knows "
-                       f"{known - 1}): upgrade langgraph-checkpoint-postgres; nothing was changed.")
+        raise RunError(
+            f"The checkpoint database {url} is of a newer langgraph (layout {newest}, this one knows "
+            f"{known - 1}): upgrade langgraph-checkpoint-postgres; nothing was changed."
+        )
 
 
 def check_checkpoints(checkpoints: object) -> None:
@@ -133,13 +153,17 @@ def check_checkpoints(checkpoints: object) -> None:
     if checkpoints is None or isinstance(checkpoints, str):
         check_place(checkpoints)
     elif type(checkpoints).__module__.endswith(".aio"):
-        raise SettingsError(f"checkpoints={type(checkpoints).__name__}: a Run works without an event loop; give one "
-                            "that is not asynchronous (and await asyncio.to_thread(run.adapt)), or compile "
-                            "build_graph(saver) and await it by hand.")
+        raise SettingsError(
+            f"checkpoints={type(checkpoints).__name__}: a Run works without an event loop; give one "
+            "that is not asynchronous (and await asyncio.to_thread(run.adapt)), or compile "
+            "build_graph(saver) and await it by hand."
+        )
     elif not isinstance(checkpoints, BaseCheckpointSaver):
         kind = type(checkpoints).__name__
-        what_to_do = "wanted postgresql://user@host/database, a LangGraph checkpointer, or nothing for a file in the " \
-                     "run's folder"
+        what_to_do = (
+            "wanted postgresql://user@host/database, a LangGraph checkpointer, or nothing for a file in the "
+            "run's folder"
+        )
         if kind.endswith("GeneratorContextManager"):
             what_to_do = "open it first, as in: with SqliteSaver.from_conn_string(...) as saver"
         raise SettingsError(f"checkpoints={kind} is no checkpointer: {what_to_do}.")
@@ -150,18 +174,22 @@ def check_place(place: str | None) -> None:
     if place is None:
         return
     if not place.startswith(POSTGRES):
-        raise SettingsError(f"--checkpoints {without_password(place)}: wanted postgresql://user@host/database, or "
-                            "nothing for a file in the run's folder.")
-    with suppress(ImportError):     # without psycopg, opening says what to install
+        raise SettingsError(
+            f"--checkpoints {without_password(place)}: wanted postgresql://user@host/database, or "
+            "nothing for a file in the run's folder."
+        )
+    with suppress(ImportError):  # without psycopg, opening says what to install
         from psycopg import ProgrammingError
         from psycopg.conninfo import conninfo_to_dict
 
         try:
             conninfo_to_dict(place)
-        except ProgrammingError:    # its message quotes the URL
-            raise SettingsError(f"--checkpoints {without_password(place)} cannot be read as a URL: write "
-                                "postgresql://user:password@host:port/database, with special characters of the "
-                                "password percent-encoded.") from None
+        except ProgrammingError:  # its message quotes the URL
+            raise SettingsError(
+                f"--checkpoints {without_password(place)} cannot be read as a URL: write "
+                "postgresql://user:password@host:port/database, with special characters of the "
+                "password percent-encoded."
+            ) from None
 
 
 def without_password(url: str) -> str:
@@ -188,8 +216,9 @@ def place_of(recorded: str | None) -> str | None:
     return given if recorded and given and without_password(given) == recorded else recorded
 
 
-def copy_past(source: BaseCheckpointSaver[Any], target: BaseCheckpointSaver[Any], at: CheckpointTuple,
-              thread: str) -> RunnableConfig:
+def copy_past(
+    source: BaseCheckpointSaver[Any], target: BaseCheckpointSaver[Any], at: CheckpointTuple, thread: str
+) -> RunnableConfig:
     """Copy the checkpoint `at` and all that it grew from into `target`, under another thread id.
 
     The source is only read. Returns the config of the copy of `at`.
@@ -204,7 +233,7 @@ def copy_past(source: BaseCheckpointSaver[Any], target: BaseCheckpointSaver[Any]
         writes: dict[str, list[tuple[str, Any]]] = {}
         for task, channel, value in each.pending_writes or ():
             writes.setdefault(task, []).append((channel, value))
-        if each is not at:      # what the fork's first step writes is its own
+        if each is not at:  # what the fork's first step writes is its own
             for task, values in writes.items():
                 target.put_writes(config, values, task)
     return config

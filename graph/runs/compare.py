@@ -7,11 +7,11 @@ from typing import Any
 
 from nslora.graph.runs.view import RunView, look
 from nslora.tools.errors import DamagedError, RunError
+from nslora.tools.evaluation.paired_tests import bootstrap_interval
 from nslora.tools.files import quoted, read_jsonl
 from nslora.tools.workspace.record import read_run_file
-from nslora.tools.evaluation.paired_tests import bootstrap_interval
 
-Estimate = tuple[float, float, float]       # mean, and the ends of its 95 % interval
+Estimate = tuple[float, float, float]  # mean, and the ends of its 95 % interval
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     first = [question_key(row) for row in tests[0]]
     for view, rows in zip(views, tests, strict=True):
         if [question_key(row) for row in rows] != first:
-            raise RunError(f"{view.folder} and {views[0].folder} were tested on other questions: compare runs of one "
-                           "task.")
+            raise RunError(
+                f"{view.folder} and {views[0].folder} were tested on other questions: compare runs of one task."
+            )
     gains = tuple(Gain(paired(tests[0], rows, "passed"), paired(tests[0], rows, "reward")) for rows in tests[1:])
     hashes = {str(read_run_file(view.folder)["task"]["hash"]) for view in views}
     runs = tuple(compared(view, rows) for view, rows in zip(views, tests, strict=True))
@@ -68,8 +69,7 @@ def question_scores(view: RunView) -> list[dict[str, Any]]:
     """The result's score on each test question."""
     path = view.folder / "result" / "test.jsonl"
     if not path.is_file():
-        raise RunError(f"{view.folder} has no test scores: let it finish first (nslora resume "
-                       f"{quoted(view.folder)}).")
+        raise RunError(f"{view.folder} has no test scores: let it finish first (nslora resume {quoted(view.folder)}).")
     try:
         rows = [row for row in read_jsonl(path) if row["candidate"] == "result"]
         whole = all({"id", "passed", "reward"} <= row.keys() for row in rows)
@@ -92,8 +92,13 @@ def paired(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], key: st
 
 def compared(view: RunView, rows: Sequence[dict[str, Any]]) -> ComparedRun:
     return ComparedRun(
-        name=view.folder.name, all_checks=sum(float(row["passed"]) for row in rows) / len(rows),
-        reward=sum(row["reward"] for row in rows) / len(rows), actions=", ".join(each.action for each in view.rounds),
-        strategy=str(view.settings["strategy"]), seed=int(view.settings["seed"]), wall_s=view.wall_s,
+        name=view.folder.name,
+        all_checks=sum(float(row["passed"]) for row in rows) / len(rows),
+        reward=sum(row["reward"] for row in rows) / len(rows),
+        actions=", ".join(each.action for each in view.rounds),
+        strategy=str(view.settings["strategy"]),
+        seed=int(view.settings["seed"]),
+        wall_s=view.wall_s,
         trained_tokens=sum(each.trained_tokens for each in view.rounds),
-        editor_calls=sum(each.editor.get("calls", 0) for each in view.rounds))
+        editor_calls=sum(each.editor.get("calls", 0) for each in view.rounds),
+    )

@@ -13,8 +13,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.training.adapters import ADAPTER_NAME
 from nslora.tools.files import read_json, write_jsonl
+from nslora.tools.training.adapters import ADAPTER_NAME
 
 State = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ def link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except OSError:     # another file system, or one without links
+    except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
 
 
@@ -71,14 +71,18 @@ def copy_past(source: Path, target: Path, states: Iterable[State], rounds_done: 
     for path in sorted((target / "edits").glob("*.json")):
         for name in candidates_in(path):
             link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
-    if rounds_done >= 0:    # begun with the first evaluation, the new run may have another model
+    if rounds_done >= 0:  # begun with the first evaluation, the new run may have another model
         link(source / "policy.json", target / "policy.json")
 
 
 def material_of_rounds(run: Path, rounds_done: int) -> list[Path]:
     """What the first rounds of a run chose to learn from, and what its edits saw and said."""
-    return [path for folder in ("material", "edits") for path in sorted((run / folder).glob("*"))
-            if (number := path.name.partition("-")[0]).isdigit() and int(number) <= rounds_done]
+    return [
+        path
+        for folder in ("material", "edits")
+        for path in sorted((run / folder).glob("*"))
+        if (number := path.name.partition("-")[0]).isdigit() and int(number) <= rounds_done
+    ]
 
 
 def candidates_in(edit: Path) -> list[str]:
@@ -93,12 +97,16 @@ def copy_records(source: Path, target: Path, *, editor: bool, trained: bool) -> 
     Calls that failed are left out: a fork makes them again, and its own replay must not meet them first.
     """
     if (source / "replies.sqlite").is_file():
-        with closing(sqlite3.connect(source / "replies.sqlite")) as old, \
-                closing(sqlite3.connect(target / "replies.sqlite")) as new:
+        with (
+            closing(sqlite3.connect(source / "replies.sqlite")) as old,
+            closing(sqlite3.connect(target / "replies.sqlite")) as new,
+        ):
             old.backup(new)
     if editor and (source / "editor.jsonl").is_file():
-        write_jsonl(target / "editor.jsonl", [each for each in whole_lines(source / "editor.jsonl")
-                                              if isinstance(each, dict) and not each.get("error")])
+        write_jsonl(
+            target / "editor.jsonl",
+            [each for each in whole_lines(source / "editor.jsonl") if isinstance(each, dict) and not each.get("error")],
+        )
     if trained and (source / "bursts.jsonl").is_file():
         records = whole_lines(source / "bursts.jsonl")
         write_jsonl(target / "bursts.jsonl", records)

@@ -12,7 +12,7 @@ from nslora.tools.errors import RunError
 from nslora.tools.files import quoted
 
 ABOUT_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
-OF_RUST = re.compile(r"\(os error (\d+)\)")     # as safetensors writes what the system said
+OF_RUST = re.compile(r"\(os error (\d+)\)")  # as safetensors writes what the system said
 OF_SQLITE = re.compile(r"disk is full|disk I/O error|readonly database|unable to open database", re.IGNORECASE)
 
 
@@ -27,8 +27,10 @@ def named_disk_problems(folder: Path) -> Iterator[None]:
         problem = disk_problem(error)
         if problem is None:
             raise
-        raise RunError(f"The run {folder} cannot be written ({problem}): make room or mend the folder, then go on with "
-                       f"nslora resume {quoted(folder)}. Every finished step is kept.") from error
+        raise RunError(
+            f"The run {folder} cannot be written ({problem}): make room or mend the folder, then go on with "
+            f"nslora resume {quoted(folder)}. Every finished step is kept."
+        ) from error
 
 
 def disk_problem(error: BaseException) -> str | None:

@@ -12,27 +12,32 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from nslora.graph.lock import HOLDER_FILE, LOCK_FILE, sole_writer
 from nslora.graph.runs.checkpoints import without_password
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import quoted, write_json
-from nslora.tools.workspace.record import FORMAT, RUN_FILE, read_run_file
-from nslora.tools.workspace.workspace import Workspace
-from nslora.tools.policies.local import refuse_unknown_targets
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME, Notify, refuse_unreachable, resolve_model
+from nslora.tools.policies.local import refuse_unknown_targets
 from nslora.tools.policy import Policy
-from nslora.graph.lock import HOLDER_FILE, LOCK_FILE, sole_writer
-from nslora.tools.training.settings import LoraSettings
-from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.router.strategies import strategy_named
 from nslora.tools.tasks.task import Task
+from nslora.tools.training.settings import LoraSettings
+from nslora.tools.workspace.record import FORMAT, RUN_FILE, read_run_file
+from nslora.tools.workspace.settings import RunSettings
+from nslora.tools.workspace.workspace import Workspace
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
 POLICY = [name for name in (*Policy.__annotations__, *vars(Policy)) if not name.startswith("_")]
-FREE_SPACE_BYTES = 200e6        # adapters, checkpoints and replies of an ordinary run take less
+FREE_SPACE_BYTES = 200e6  # adapters, checkpoints and replies of an ordinary run take less
 
 
-def write_record(workspace: Workspace, *, editor_is_object: bool, checkpoints: str | None = None,
-                 origin: dict[str, Any] | None = None) -> None:
+def write_record(
+    workspace: Workspace,
+    *,
+    editor_is_object: bool,
+    checkpoints: str | None = None,
+    origin: dict[str, Any] | None = None,
+) -> None:
     """Write `run.json`, the last thing before a run exists. Raises RunError where another process was faster.
 
     checkpoints: URL of a database (its password is left out), `OBJECT`, None for a file in the folder. origin: of a
@@ -42,15 +47,27 @@ def write_record(workspace: Workspace, *, editor_is_object: bool, checkpoints: s
     with sole_writer(workspace.folder):
         if (workspace.folder / RUN_FILE).exists():
             raise RunError(f"{workspace.folder} was begun by another process just now: name another folder.")
-        write_json(workspace.folder / RUN_FILE, {
-            "format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            # Of its own in any database: two runs must never share a thread.
-            "thread": f"nslora-{task.name}-{uuid.uuid4().hex[:12]}",
-            "settings": workspace.settings.model_dump(mode="json"), "editor_is_object": editor_is_object,
-            "task": {"name": task.name, "source": task.source, "options": dict(task.options), "hash": task.hash,
-                     "prompt": task.prompt.hash},
-            "anchor": workspace.regression_hash,
-            "checkpoints": without_password(checkpoints) if checkpoints else None, "origin": origin})
+        write_json(
+            workspace.folder / RUN_FILE,
+            {
+                "format": FORMAT,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                # Of its own in any database: two runs must never share a thread.
+                "thread": f"nslora-{task.name}-{uuid.uuid4().hex[:12]}",
+                "settings": workspace.settings.model_dump(mode="json"),
+                "editor_is_object": editor_is_object,
+                "task": {
+                    "name": task.name,
+                    "source": task.source,
+                    "options": dict(task.options),
+                    "hash": task.hash,
+                    "prompt": task.prompt.hash,
+                },
+                "anchor": workspace.regression_hash,
+                "checkpoints": without_password(checkpoints) if checkpoints else None,
+                "origin": origin,
+            },
+        )
 
 
 def read_settings(**values: Any) -> RunSettings:
@@ -62,7 +79,7 @@ def read_settings(**values: Any) -> RunSettings:
         place = ".".join(str(part) for part in first["loc"])
         unknown = first["type"] == "extra_forbidden"
         known = f"; known: {', '.join(fields_at(first['loc'][:-1]))}" if unknown else ""
-        came = "" if place == "editor_base_url" else f" (came: {first['input']!r})"     # there, a secret was in it
+        came = "" if place == "editor_base_url" else f" (came: {first['input']!r})"  # there, a secret was in it
         raise SettingsError(f"Setting {place}: {first['msg']}{came}{known}.") from None
 
 
@@ -70,20 +87,25 @@ def refuse_no_task(task: object) -> None:
     """Raise SettingsError where a task is none."""
     if not isinstance(task, Task):
         came = repr(task) if isinstance(task, str | Path) else type(task).__name__
-        raise SettingsError(f"task={came} is no Task: give load_task(...) of an embedded task, a folder or a "
-                            "task.yaml, or task_from_rows(...).")
+        raise SettingsError(
+            f"task={came} is no Task: give load_task(...) of an embedded task, a folder or a "
+            "task.yaml, or task_from_rows(...)."
+        )
 
 
 def refuse_no_policy(model: object) -> None:
     """Raise SettingsError where an object in the place of a model lacks what a Policy has."""
     # A property is not asked: it may load weights.
-    lacking = [name for name in POLICY if inspect.getattr_static(model, name, None) is None
-               and not hasattr(model, name)]
+    lacking = [
+        name for name in POLICY if inspect.getattr_static(model, name, None) is None and not hasattr(model, name)
+    ]
     if lacking or isinstance(model, type):
         came = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         lacks = f" (it lacks {', '.join(lacking)})" if lacking else ""
-        raise SettingsError(f"model={came} is no Policy{lacks}: give an embedded name, a folder, a hub id, or an "
-                            "object with the methods of nslora.tools.policy.Policy.")
+        raise SettingsError(
+            f"model={came} is no Policy{lacks}: give an embedded name, a folder, a hub id, or an "
+            "object with the methods of nslora.tools.policy.Policy."
+        )
 
 
 def fields_at(place: Sequence[int | str]) -> list[str]:
@@ -104,11 +126,13 @@ def could_begin(workspace: Workspace, *, ask_reward: bool = True) -> None:
     strategy_named(workspace.settings.strategy)
     device = workspace.settings.device.device
     if device is not None and not DEVICE.fullmatch(device):
-        raise SettingsError(f"device.device is {device!r}: wanted cpu, cuda, mps or another kind that torch knows, or "
-                            "nothing for what this machine has.")
+        raise SettingsError(
+            f"device.device is {device!r}: wanted cpu, cuda, mps or another kind that torch knows, or "
+            "nothing for what this machine has."
+        )
     if ask_reward:
         probe(workspace.task)
-    _ = workspace.editor      # connects, and checks prices where there is a cap on cost
+    _ = workspace.editor  # connects, and checks prices where there is a cap on cost
     if workspace.given_policy is None and workspace.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
         resolve_model(workspace.settings.model)
 
@@ -136,16 +160,21 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
         try:
             read_run_file(folder)
         except RunError as error:
-            raise RunError(f"{folder} exists and is not the folder of a run, so it is not overwritten: name another "
-                           "folder.") from error
+            raise RunError(
+                f"{folder} exists and is not the folder of a run, so it is not overwritten: name another folder."
+            ) from error
     elif occupied:
-        raise RunError(f"{folder} exists already: name another folder, continue it with nslora resume "
-                       f"{quoted(folder)}, or replace it (nslora run --overwrite).")
+        raise RunError(
+            f"{folder} exists already: name another folder, continue it with nslora resume "
+            f"{quoted(folder)}, or replace it (nslora run --overwrite)."
+        )
     parent = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(parent).free
     if free < FREE_SPACE_BYTES:
-        raise RunError(f"Only {free / 1e6:.0f} MB are free in {parent}, a run needs {FREE_SPACE_BYTES / 1e6:.0f} MB: "
-                       "make room, or name a folder elsewhere.")
+        raise RunError(
+            f"Only {free / 1e6:.0f} MB are free in {parent}, a run needs {FREE_SPACE_BYTES / 1e6:.0f} MB: "
+            "make room, or name a folder elsewhere."
+        )
 
 
 def taken(folder: Path) -> bool:
@@ -163,7 +192,7 @@ def delete_earlier(folder: Path) -> None:
 def refuse_unnameable(folder: Path) -> None:
     """Raise RunError where the file system takes no such name, before anything looks for a file in the folder."""
     try:
-        for each in (folder, *map(Path, folder.parts)):     # below a folder that is missing, a part alone tells
+        for each in (folder, *map(Path, folder.parts)):  # below a folder that is missing, a part alone tells
             each.exists()
     except OSError as error:
         raise RunError(f"The folder {folder} cannot be made ({error.strerror}): name another one.") from error

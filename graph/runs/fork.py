@@ -10,23 +10,23 @@ from typing import Any, Literal
 from langgraph.graph import START
 
 from nslora.graph.build import Graph, build_graph
-from nslora.graph.runs.history import checkpoint_before, line_of
-from nslora.graph.runs.run import Run
-from nslora.graph.runs.folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
-from nslora.graph.state import Changes
-from nslora.tools.editor.chat_models import editor_name
 from nslora.graph.runs.checkpoints import copy_past
-from nslora.tools.errors import RunError, SettingsError
-from nslora.tools.files import write_json, write_jsonl
-from nslora.tools.workspace.workspace import Workspace, register
-from nslora.tools.workspace.record import RUN_FILE, read_run_file
-from nslora.tools.policy import Policy
 from nslora.graph.runs.copy_files import copy_past as copy_files
 from nslora.graph.runs.copy_files import copy_records
-from nslora.tools.training.settings import LoraSettings
-from nslora.tools.workspace.settings import RunSettings
-from nslora.tools.schema import KINDS
+from nslora.graph.runs.folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
+from nslora.graph.runs.history import checkpoint_before, line_of
+from nslora.graph.runs.run import Run
+from nslora.graph.state import Changes
+from nslora.tools.editor.chat_models import editor_name
 from nslora.tools.editor.wrapped_chat import Chat
+from nslora.tools.errors import RunError, SettingsError
+from nslora.tools.files import write_json, write_jsonl
+from nslora.tools.policy import Policy
+from nslora.tools.schema import KINDS
+from nslora.tools.training.settings import LoraSettings
+from nslora.tools.workspace.record import RUN_FILE, read_run_file
+from nslora.tools.workspace.settings import RunSettings
+from nslora.tools.workspace.workspace import Workspace, register
 
 # Of an adapter; those of one that is trained further are its own.
 SHAPE = ("rank", "alpha", "dropout", "targets", "top_blocks", "use_rslora", "use_dora")
@@ -40,11 +40,18 @@ class Beginning:
     folder: Path
     round: int
     kind: Literal["fork", "replay"]
-    reuse_training: bool = True     # whether what the source trained is taken over where the same is to be trained again
+    reuse_training: bool = True  # whether what the source trained is taken over where the same is to be trained again
 
 
-def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "textgrad"] | None = None,
-         editor: str | Chat | None = None, settings: Mapping[str, Any] | None = None) -> Run:
+def fork(
+    source: Run,
+    folder: str | Path,
+    *,
+    at: int,
+    action: Literal["lora", "textgrad"] | None = None,
+    editor: str | Chat | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Run:
     """A new run in `folder` with the past of `source` before round `at`, which is decided again.
 
     at: from 1; 0 begins with the first evaluation. action: what round `at` does, whatever the strategy would choose.
@@ -57,9 +64,13 @@ def fork(source: Run, folder: str | Path, *, at: int, action: Literal["lora", "t
     values = merged(read_run_file(source.folder)["settings"], settings or {})
     if editor is not None:
         values["editor"] = editor if isinstance(editor, str) else editor_name(editor)
-    new = begin(Beginning(source, Path(folder), at, "fork"), read_settings(**values),
-                editor=None if isinstance(editor, str) else editor, keeps_editor=editor is None,
-                origin={"action": action, "settings": dict(settings or {})})
+    new = begin(
+        Beginning(source, Path(folder), at, "fork"),
+        read_settings(**values),
+        editor=None if isinstance(editor, str) else editor,
+        keeps_editor=editor is None,
+        origin={"action": action, "settings": dict(settings or {})},
+    )
     complete(new, action)
     return new
 
@@ -92,25 +103,42 @@ def same_editor(old: RunSettings, new: RunSettings) -> bool:
 
     The records go by the editor's name and the request; this is what else a reply depends on.
     """
+
     def asked(settings: RunSettings) -> tuple[object, ...]:
         editing, device = settings.editing, settings.device
         own = (settings.model, device.device, device.dtype, editing.policy_reply_tokens)
-        return (settings.editor_base_url, editing.structured, editing.reply_tokens,
-                own if settings.editor == "policy" else None)
+        return (
+            settings.editor_base_url,
+            editing.structured,
+            editing.reply_tokens,
+            own if settings.editor == "policy" else None,
+        )
 
     return asked(old) == asked(new)
 
 
-def begin(beginning: Beginning, settings: RunSettings, *, editor: Chat | None = None,
-          keeps_editor: bool = True, policy: Policy | None = None, origin: Mapping[str, Any] | None = None) -> Run:
+def begin(
+    beginning: Beginning,
+    settings: RunSettings,
+    *,
+    editor: Chat | None = None,
+    keeps_editor: bool = True,
+    policy: Policy | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Run:
     """Make the new run: its record, the files of its past, and its checkpoints up to the decision of the round."""
     source, folder = beginning.source, beginning.folder
     record = read_run_file(source.folder)
     old = source.workspace.settings
     if beginning.round > 0 and (settings.model, settings.device.device, settings.device.dtype) != (
-            old.model, old.device.device, old.device.dtype):
-        raise RunError(f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
-                       "another model, device or dtype begins at 0, with the first evaluation.")
+        old.model,
+        old.device.device,
+        old.device.dtype,
+    ):
+        raise RunError(
+            f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
+            "another model, device or dtype begins at 0, with the first evaluation."
+        )
     with source.checkpointer() as saver:
         graph = build_graph(saver)
         at = checkpoint_before(graph, source.config, source.folder, beginning.round)
@@ -118,27 +146,48 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: Chat | None = 
         if beginning.round > 0 and at.values["kept"]["adapter"] is not None:
             refuse_other_shape(old.lora, settings.lora, beginning.round)
         chat = editor or (source.workspace.editor_chat if keeps_editor else None)
-        workspace = Workspace(folder.resolve(), settings, source.workspace.task, policy=policy or source.workspace.given_policy,
-                  editor_chat=chat, notify=source.workspace.notify)
+        workspace = Workspace(
+            folder.resolve(),
+            settings,
+            source.workspace.task,
+            policy=policy or source.workspace.given_policy,
+            editor_chat=chat,
+            notify=source.workspace.notify,
+        )
         if chat is not None or not record["editor_is_object"] or not keeps_editor:
             could_begin(workspace)
-            del workspace.editor      # its record is copied later
+            del workspace.editor  # its record is copied later
         if beginning.round > 0 and workspace.regression_hash != source.workspace.regression_hash:
-            raise RunError(f"What {source.folder} kept has not answered these anchor questions: a fork with another "
-                           "anchor set begins at 0, with the first evaluation.")
+            raise RunError(
+                f"What {source.folder} kept has not answered these anchor questions: a fork with another "
+                "anchor set begins at 0, with the first evaluation."
+            )
         refuse_unusable(folder)
         make_folder(folder)
         is_object = editor is not None or (keeps_editor and bool(record["editor_is_object"]))
-        write_record(workspace, editor_is_object=is_object, origin={
-            "run": source.folder.name, "thread": source.thread, "kind": beginning.kind, "round": beginning.round,
-            **(origin or {}), "whole": False})
-        with whole_or_gone(folder):     # from here on it is this run's own
+        write_record(
+            workspace,
+            editor_is_object=is_object,
+            origin={
+                "run": source.folder.name,
+                "thread": source.thread,
+                "kind": beginning.kind,
+                "round": beginning.round,
+                **(origin or {}),
+                "whole": False,
+            },
+        )
+        with whole_or_gone(folder):  # from here on it is this run's own
             workspace.prompts.add(workspace.task.prompt)
             copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
             # Two objects of one name may be asked at other servers, or at another temperature.
             known = editor is None or editor is source.workspace.editor_chat
-            copy_records(source.folder, folder, trained=beginning.reuse_training,
-                         editor=beginning.kind == "fork" and known and same_editor(old, settings))
+            copy_records(
+                source.folder,
+                folder,
+                trained=beginning.reuse_training,
+                editor=beginning.kind == "fork" and known and same_editor(old, settings),
+            )
             new = Run(folder, register(workspace))
             found = saver.get_tuple(at.config)
             if found is None:
@@ -148,8 +197,11 @@ def begin(beginning: Beginning, settings: RunSettings, *, editor: Chat | None = 
             with new.checkpointer() as target:
                 copy_past(saver, target, found, new.thread)
                 if beginning.kind == "fork":
-                    reopen(build_graph(target), new, anew=editor is not None or not keeps_editor
-                           or settings.editing != old.editing)
+                    reopen(
+                        build_graph(target),
+                        new,
+                        anew=editor is not None or not keeps_editor or settings.editing != old.editing,
+                    )
     return new
 
 
@@ -158,8 +210,10 @@ def refuse_other_shape(old: LoraSettings, new: LoraSettings, number: int) -> Non
     for name in SHAPE:
         was, wanted = getattr(old, name), getattr(new, name)
         if was != wanted:
-            raise RunError(f"lora.{name} cannot become {wanted} in round {number}, which goes on with an adapter of "
-                           f"{was}: fork at a round before the first burst that was kept.")
+            raise RunError(
+                f"lora.{name} cannot become {wanted} in round {number}, which goes on with an adapter of "
+                f"{was}: fork at a round before the first burst that was kept."
+            )
 
 
 def reopen(graph: Graph, run: Run, *, anew: bool) -> None:
@@ -184,14 +238,16 @@ def force(run: Run, action: Literal["lora", "textgrad"]) -> None:
         if decision is None:
             raise RunError(f"{run.folder}: there was nothing to decide, so no action can be forced.")
         reason = f"Chosen by hand, in a fork; the strategy said: {decision['action']} ({decision['reason']})"
-        graph.update_state(run.config, {"decision": {**decision, "action": action, "reason": reason}, "stop": ""},
-                           as_node="classify")
+        graph.update_state(
+            run.config, {"decision": {**decision, "action": action, "reason": reason}, "stop": ""}, as_node="classify"
+        )
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """`old` with the fields of `new`, group by group."""
     result = dict(old)
     for key, value in new.items():
-        result[key] = merged(result[key], value) if isinstance(value, Mapping) and isinstance(result.get(key), dict) \
-            else value
+        result[key] = (
+            merged(result[key], value) if isinstance(value, Mapping) and isinstance(result.get(key), dict) else value
+        )
     return result

@@ -6,9 +6,9 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.types import StateSnapshot
 
 from nslora.graph.build import Graph
+from nslora.graph.runs.integrity import check_past
 from nslora.tools.errors import NsloraError, RunError
 from nslora.tools.files import quoted
-from nslora.graph.runs.integrity import check_past
 from nslora.tools.workspace.workspace import Workspace
 
 
@@ -20,14 +20,16 @@ def checkpoint_before(graph: Graph, config: RunnableConfig, folder: Path, number
     if number < 0:
         raise RunError(f"Round {number}: wanted a round from 1, or 0 for the first evaluation.")
     # A proposal waits only where the first round's is to be measured, not the start.
-    line = [each for each in line_of(graph, config)
-            if each.values.get("round") == max(0, number - 1) and not each.values.get("proposal")]
+    line = [
+        each
+        for each in line_of(graph, config)
+        if each.values.get("round") == max(0, number - 1) and not each.values.get("proposal")
+    ]
     for wanted in ("classify", "finish") if number > 0 else ("evaluate",):
         # Newest first: what a fork changed before it decided is part of what it decided from.
         if found := next((each for each in line if wanted in each.next), None):
             return found
-    raise RunError(f"{folder} never came to round {number}: name an earlier one (nslora show "
-                   f"{quoted(folder)}).")
+    raise RunError(f"{folder} never came to round {number}: name an earlier one (nslora show {quoted(folder)}).")
 
 
 def line_of(graph: Graph, config: RunnableConfig) -> list[StateSnapshot]:
@@ -45,7 +47,7 @@ def last_whole_round(graph: Graph, config: RunnableConfig, workspace: Workspace)
         try:
             at = checkpoint_before(graph, config, workspace.folder, number)
             check_past(workspace, [each.values for each in line_of(graph, at.config)], number - 1)
-        except NsloraError:     # never came so far, or something of it is damaged: what, was said already
+        except NsloraError:  # never came so far, or something of it is damaged: what, was said already
             continue
         return number
     return 0

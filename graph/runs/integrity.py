@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from nslora.graph.runs.copy_files import State, candidates_of, evaluations_of, material_of_rounds
+from nslora.tools.dataset.remade import read_rows
 from nslora.tools.evaluation.records import read_evaluation
 from nslora.tools.files import read_json, read_jsonl, read_whole
 from nslora.tools.workspace.workspace import Workspace
-from nslora.tools.dataset.remade import read_rows
-from nslora.graph.runs.copy_files import State, candidates_of, evaluations_of, material_of_rounds
 
 
 def check_past(workspace: Workspace, states: Iterable[State], rounds_done: int) -> None:

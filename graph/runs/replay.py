@@ -10,16 +10,16 @@ from typing import Any
 from nslora.graph.build import build_graph
 from nslora.graph.runs.fork import Beginning, begin, complete
 from nslora.graph.runs.history import checkpoint_before, line_of
-from nslora.graph.runs.view import RunView, look
 from nslora.graph.runs.run import Answer, Run
-from nslora.tools.editor.calls import FREE
+from nslora.graph.runs.view import RunView, look
 from nslora.tools.editor.call_log import EditorLog, RecordedChat
+from nslora.tools.editor.calls import FREE
 from nslora.tools.errors import RunError
 from nslora.tools.files import read_json
-from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings
-from nslora.tools.workspace.prompt_store import PromptStore
-from nslora.tools.policy import Policy
 from nslora.tools.policies.recorded import RecordedPolicy
+from nslora.tools.policy import Policy
+from nslora.tools.workspace.prompt_store import PromptStore
+from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings
 
 COMPARED = ("action", "reason", "kept", "verdict", "error", "adapter", "prompt", "reward_before", "reward_after")
 
@@ -81,7 +81,7 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     settings = settings.model_copy(update={"editing": settings.editing.model_copy(update={"structured": "never"})})
     origin = source.origin or {}
     if origin.get("kind") == "fork" or origin.get("action"):
-        begin_at = max(begin_at, origin["round"])       # earlier rounds are its source's, under other settings perhaps
+        begin_at = max(begin_at, origin["round"])  # earlier rounds are its source's, under other settings perhaps
     forced = origin.get("action") if begin_at == origin.get("round") else None
     policy = recorded_policy(source)
     name = record["settings"]["editor"]
@@ -89,14 +89,22 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     # Calls of the rounds before; a fork's record begins with replies alone, whichever round they are of.
     made = 0 if origin.get("kind") == "fork" or begin_at < 2 else old.rounds[begin_at - 2].editor_lines
     first_call = next(iter(log.first(1)), None)
-    chat = ReplayedChat(log=log, asked=Counter(call.request_sha256 for call in log.first(made)),
-                        recorded_name=first_call.model if first_call else name,
-                        kind=name if name in FREE else "recorded",
-                        max_tokens=first_call.reply_bound or None if first_call else None)
-    new = begin(Beginning(source, Path(folder), begin_at, "replay", reuse_training=not retrain), settings, editor=chat,
-                policy=policy, origin={"action": forced})
+    chat = ReplayedChat(
+        log=log,
+        asked=Counter(call.request_sha256 for call in log.first(made)),
+        recorded_name=first_call.model if first_call else name,
+        kind=name if name in FREE else "recorded",
+        max_tokens=first_call.reply_bound or None if first_call else None,
+    )
+    new = begin(
+        Beginning(source, Path(folder), begin_at, "replay", reuse_training=not retrain),
+        settings,
+        editor=chat,
+        policy=policy,
+        origin={"action": forced},
+    )
     if isinstance(policy, RecordedPolicy):
-        policy.load = new.workspace.load_policy       # with the adapters of the new run's folder
+        policy.load = new.workspace.load_policy  # with the adapters of the new run's folder
     complete(new, forced)
     answer_again(new, old)
     again = look(new.folder)
@@ -104,18 +112,29 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     found = differences(old, again, timed=old.settings["max_seconds"] is not None)
     if found and changed_by_hand(source, begin_at):
         found.insert(0, "the state was changed by hand (update_state), which a replay does not repeat")
-    return Replay(new, max(0, len(again.rounds) - first + 1), tuple(found), time.monotonic() - started,
-                  sum(each.wall_s for each in old.rounds[first - 1:]), getattr(policy, "loaded", True))
+    return Replay(
+        new,
+        max(0, len(again.rounds) - first + 1),
+        tuple(found),
+        time.monotonic() - started,
+        sum(each.wall_s for each in old.rounds[first - 1 :]),
+        getattr(policy, "loaded", True),
+    )
 
 
 def changed_by_hand(source: Run, begin_at: int) -> bool:
     """Whether someone wrote into the state behind the place from which round `begin_at` is decided again."""
     with source.checkpointer() as saver:
         graph = build_graph(saver)
-        past = {each.config["configurable"]["checkpoint_id"]
-                for each in line_of(graph, checkpoint_before(graph, source.config, source.folder, begin_at).config)}
-        return any((each.metadata or {}).get("source") == "update" for each in line_of(graph, source.config)
-                   if each.config["configurable"]["checkpoint_id"] not in past)
+        past = {
+            each.config["configurable"]["checkpoint_id"]
+            for each in line_of(graph, checkpoint_before(graph, source.config, source.folder, begin_at).config)
+        }
+        return any(
+            (each.metadata or {}).get("source") == "update"
+            for each in line_of(graph, source.config)
+            if each.config["configurable"]["checkpoint_id"] not in past
+        )
 
 
 def answer_again(new: Run, old: RunView) -> None:
@@ -129,15 +148,19 @@ def answer_again(new: Run, old: RunView) -> None:
             return
         then = next((each for each in old.rounds if each.number == asked["round"]), None)
         if then is None or then.person is None or asked["problem"]:
-            raise RunError(f"The replay in {new.folder} asks something in round {asked['round']} that the run was "
-                           "never asked, so it has gone another way before.")
+            raise RunError(
+                f"The replay in {new.folder} asks something in round {asked['round']} that the run was "
+                "never asked, so it has gone another way before."
+            )
         answer = answer_of(then.person, PromptStore(old.folder / "prompts"))
 
 
 def answer_of(person: Mapping[str, str], prompts: PromptStore) -> Answer:
     """What a person said, as it was said: with the whole prompt where they gave one of their own."""
-    return {"answer": person["answer"], **({"prompt": prompts.get(name).render()}
-                                           if (name := person.get("prompt")) is not None else {})}
+    return {
+        "answer": person["answer"],
+        **({"prompt": prompts.get(name).render()} if (name := person.get("prompt")) is not None else {}),
+    }
 
 
 def recorded_policy(source: Run) -> Policy:

@@ -1,7 +1,7 @@
 """Looking at runs, from their folders alone: no model is loaded and nothing is written.
 
-    for run in runs("runs"): print(run.folder, run.status, run.best_reward)
-    look("runs/demo").round(3).failures
+for run in runs("runs"): print(run.folder, run.status, run.best_reward)
+look("runs/demo").round(3).failures
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,24 +9,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nslora.graph.lock import is_locked
+from nslora.tools.classifier.verdict_memory import corrected
+from nslora.tools.dataset.selection import Material
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.evaluation.records import Failure, read_evaluation
 from nslora.tools.files import read_json, read_jsonl
+from nslora.tools.prompt import Prompt, difference
 from nslora.tools.workspace.prompt_store import PromptStore
 from nslora.tools.workspace.record import QUESTION_FILE, RUN_FILE, read_run_file
-from nslora.tools.dataset.selection import Material
-from nslora.tools.prompt import Prompt, difference
-from nslora.graph.lock import is_locked
-from nslora.tools.classifier.verdict_memory import corrected
 
 CANDIDATE_FIELDS: Mapping[str, Any] = {"checks": {}, "all_checks": {}, "interval": {}, "reward": {}}
 # What is read of a report, as nested names.
 REPORT_FIELDS: Mapping[str, Any] = {
-    "stop": {}, "wall_s": {}, "prompt_diff": {}, "peak_rss_mb": {},
+    "stop": {},
+    "wall_s": {},
+    "prompt_diff": {},
+    "peak_rss_mb": {},
     "validation": {"base": {"reward": {}}, "result": {"reward": {}}},
-    "test": {"questions": {}, "base": CANDIDATE_FIELDS, "result": CANDIDATE_FIELDS,
-             "gain": {"all_checks": {}, "interval": {}}},
-    "cost": {"trained_tokens": {}, "generated_tokens": {}, "tflop": {}, "editor_calls": {}}}
+    "test": {
+        "questions": {},
+        "base": CANDIDATE_FIELDS,
+        "result": CANDIDATE_FIELDS,
+        "gain": {"all_checks": {}, "interval": {}},
+    },
+    "cost": {"trained_tokens": {}, "generated_tokens": {}, "tflop": {}, "editor_calls": {}},
+}
 
 
 @dataclass(frozen=True)
@@ -49,11 +57,11 @@ class Round:
     wall_s: float
     trained_tokens: int
     generated_tokens: int
-    flop: float                 # of update and evaluation, by formula
+    flop: float  # of update and evaluation, by formula
     editor: Mapping[str, float]
     note: str
-    person: Mapping[str, str] | None = None     # what a person who was asked said, and the hash of their own prompt
-    editor_lines: int = 0                       # of the editor's record by the end of the round
+    person: Mapping[str, str] | None = None  # what a person who was asked said, and the hash of their own prompt
+    editor_lines: int = 0  # of the editor's record by the end of the round
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class RunView:
         return PromptStore(self.folder / "prompts").get(name)
 
     def _prompt_before(self, number: int) -> str | None:
-        kept = [each.prompt for each in self.rounds[:number - 1] if each.kept and each.prompt]
+        kept = [each.prompt for each in self.rounds[: number - 1] if each.kept and each.prompt]
         if kept:
             return kept[-1]
         prompt: str | None = read_run_file(self.folder)["task"].get("prompt")
@@ -136,8 +144,11 @@ class RunView:
         return tuple(TrainingExample(row["source"], row["origin"], row["completion"]) for row in rows)
 
     def _critiques(self, number: int) -> tuple[str, ...]:
-        return tuple(critique for path in sorted((self.folder / "edits").glob(f"{number}-*.json"))
-                     for critique in read_json(path)["critiques"])
+        return tuple(
+            critique
+            for path in sorted((self.folder / "edits").glob(f"{number}-*.json"))
+            for critique in read_json(path)["critiques"]
+        )
 
 
 def runs(folder: str | Path = "runs") -> list[RunView]:
@@ -167,10 +178,18 @@ def look(folder: str | Path) -> RunView:
     waits = isinstance(asked, dict) and asked.get("round") == len(rounds) + 1
     status = "finished" if report else "running" if is_locked(path) else "waiting" if waits else "stopped"
     return RunView(
-        folder=path, status=status, created=record["created"], task=record["task"]["name"],
-        settings=record["settings"], origin=record.get("origin"), start_reward=start_reward(report, rounds),
-        best_reward=best_reward(report, rounds), stop=report["stop"] if report else "",
-        wall_s=report["wall_s"] if report else sum(each.wall_s for each in rounds), rounds=rounds)
+        folder=path,
+        status=status,
+        created=record["created"],
+        task=record["task"]["name"],
+        settings=record["settings"],
+        origin=record.get("origin"),
+        start_reward=start_reward(report, rounds),
+        best_reward=best_reward(report, rounds),
+        stop=report["stop"] if report else "",
+        wall_s=report["wall_s"] if report else sum(each.wall_s for each in rounds),
+        rounds=rounds,
+    )
 
 
 def report_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -183,8 +202,10 @@ def report_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, A
     report = read_json(path)
     check_report(report, path)
     try:
-        told, there = ([(each["round"], each["action"], each.get("evaluation")) for each in rounds]
-                       for rounds in (report.get("rounds", records), records))
+        told, there = (
+            [(each["round"], each["action"], each.get("evaluation")) for each in rounds]
+            for rounds in (report.get("rounds", records), records)
+        )
     except (AttributeError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} or {folder}/decisions.jsonl is damaged: one of its rounds is none.") from error
     return report if told == there else None
@@ -202,8 +223,12 @@ def lacks(value: Any, wanted: Mapping[str, Any]) -> list[str]:
     if not isinstance(value, dict):
         return sorted(wanted)
     missing = sorted(wanted.keys() - value.keys())
-    inner = [f"{name}.{each}" for name, fields in wanted.items() if name in value and fields
-             for each in lacks(value[name], fields)]
+    inner = [
+        f"{name}.{each}"
+        for name, fields in wanted.items()
+        if name in value and fields
+        for each in lacks(value[name], fields)
+    ]
     return missing + inner
 
 
@@ -211,13 +236,28 @@ def round_of(record: Mapping[str, Any]) -> Round:
     """A line of decisions.jsonl as an object."""
     candidate = record["candidate"] or {}
     return Round(
-        number=record["round"], action=record["action"], reason=record["reason"], kept=record["kept"],
-        verdict=record["verdict"], error=record["error"], adapter=candidate.get("adapter"),
-        prompt=candidate.get("prompt"), reward_before=record["reward_before"], reward_after=record["reward_after"],
-        demand=record["demand"], signal=record["signal"], numbers=record["numbers"], wall_s=record["wall_s"],
-        trained_tokens=record["trained_tokens"], generated_tokens=record["generated_tokens"],
-        flop=record["flop"], editor=record["editor"],
-        note=record["note"], person=record.get("person"), editor_lines=record.get("editor_lines", 0))
+        number=record["round"],
+        action=record["action"],
+        reason=record["reason"],
+        kept=record["kept"],
+        verdict=record["verdict"],
+        error=record["error"],
+        adapter=candidate.get("adapter"),
+        prompt=candidate.get("prompt"),
+        reward_before=record["reward_before"],
+        reward_after=record["reward_after"],
+        demand=record["demand"],
+        signal=record["signal"],
+        numbers=record["numbers"],
+        wall_s=record["wall_s"],
+        trained_tokens=record["trained_tokens"],
+        generated_tokens=record["generated_tokens"],
+        flop=record["flop"],
+        editor=record["editor"],
+        note=record["note"],
+        person=record.get("person"),
+        editor_lines=record.get("editor_lines", 0),
+    )
 
 
 def start_reward(report: Mapping[str, Any] | None, rounds: Sequence[Round]) -> float | None:

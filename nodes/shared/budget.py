@@ -19,12 +19,14 @@ from nslora.tools.schema import KINDS, Dialogue, Example, Kind
 from nslora.tools.workspace.budget import Expected, Spent, affordable_epochs, blocked, expected_seconds, spent_of
 from nslora.tools.workspace.workspace import Workspace
 
-DECIDES = ("neurosymbolic", "random")       # strategies, by the beginning of their names, that ask for no fixed kind
+DECIDES = ("neurosymbolic", "random")  # strategies, by the beginning of their names, that ask for no fixed kind
 APPROVAL_ROWS = 8
-END_TOKENS = 8          # that a chat template writes around a reply, in counts that must be upper bounds
+END_TOKENS = 8  # that a chat template writes around a reply, in counts that must be upper bounds
 
 
-def within_budget(choice: RouterDecision, router_input: RouterInput, state: AdaptationState, workspace: Workspace) -> RouterDecision:
+def within_budget(
+    choice: RouterDecision, router_input: RouterInput, state: AdaptationState, workspace: Workspace
+) -> RouterDecision:
     """The choice where the budget allows it; else the other kind, if it is open and allowed; else the end.
 
     Only strategies that decide by themselves give way to the other kind: whoever asked for one kind gets no other.
@@ -49,9 +51,17 @@ def decides(strategy: str) -> bool:
 
 def has_budget(workspace: Workspace) -> bool:
     settings = workspace.settings
-    return any(cap is not None for cap in (settings.max_seconds, settings.max_train_tokens, settings.max_tflop,
-                                           settings.editing.max_calls, settings.editing.max_tokens,
-                                           settings.editing.max_cost))
+    return any(
+        cap is not None
+        for cap in (
+            settings.max_seconds,
+            settings.max_train_tokens,
+            settings.max_tflop,
+            settings.editing.max_calls,
+            settings.editing.max_tokens,
+            settings.editing.max_cost,
+        )
+    )
 
 
 def spent(state: AdaptationState) -> Spent:
@@ -64,8 +74,14 @@ def expected(state: AdaptationState, workspace: Workspace) -> Expected:
     settings, task = workspace.settings, workspace.task
     measured = [each for each in (state["start_measured"], state["kept_measured"], state["measured"]) if each]
     rows = len(task.validation) + min(settings.train_sample, len(task.train))
-    seconds = expected_seconds(state["rounds"], max((each["wall_s"] for each in measured), default=0.0), rows,
-                               len(task.train), len(task.test), settings.lora.epochs)
+    seconds = expected_seconds(
+        state["rounds"],
+        max((each["wall_s"] for each in measured), default=0.0),
+        rows,
+        len(task.train),
+        len(task.test),
+        settings.lora.epochs,
+    )
     if settings.max_tflop is None:
         return seconds
     rates, prompt = flop_rates(workspace), next_prompt(state, workspace)
@@ -78,8 +94,10 @@ def expected(state: AdaptationState, workspace: Workspace) -> Expected:
 def flop_rates(workspace: Workspace) -> FlopRates:
     """Model FLOPs of a token. Raises SettingsError where the policy does not say, so that no cap could be kept."""
     if not workspace.flop_rates.forward or not workspace.flop_rates.training:
-        raise SettingsError(f"max_tflop is set, but the policy {workspace.policy.name} does not say what a token costs: its "
-                            "describe() wants forward_flop_per_token and training_flop_per_token.")
+        raise SettingsError(
+            f"max_tflop is set, but the policy {workspace.policy.name} does not say what a token costs: its "
+            "describe() wants forward_flop_per_token and training_flop_per_token."
+        )
     return workspace.flop_rates
 
 
@@ -102,8 +120,9 @@ def evaluation_flop(prompt: Prompt, state: AdaptationState, workspace: Workspace
 
 def measuring_flop(prompt: Prompt, state: AdaptationState, workspace: Workspace) -> float:
     """Most model FLOPs that the evaluation of a candidate with this prompt takes."""
-    scored = workspace.token_counts([answered(prompt.messages(row.question), row.reference)
-                               for row in workspace.task.validation if row.reference])
+    scored = workspace.token_counts(
+        [answered(prompt.messages(row.question), row.reference) for row in workspace.task.validation if row.reference]
+    )
     asked = [prompt.messages(row.question) for row in workspace.measured_rows(state["round"])]
     return replies_flop(asked, workspace) + workspace.flop_rates.forward * sum(scored)
 
@@ -119,8 +138,9 @@ def approval_rows(state: AdaptationState, workspace: Workspace) -> tuple[Example
     return workspace.train_sample(state["round"])[:APPROVAL_ROWS]
 
 
-def screening_fits(prompts: Sequence[Prompt], rows: Sequence[Example], state: AdaptationState, workspace: Workspace,
-                   spent_flop: float) -> bool:
+def screening_fits(
+    prompts: Sequence[Prompt], rows: Sequence[Example], state: AdaptationState, workspace: Workspace, spent_flop: float
+) -> bool:
     """Whether the budget holds an answer to each of these train rows under each prompt, the dearest one's evaluation
     reserved. spent_flop: by this update so far."""
     if workspace.settings.max_tflop is None:
@@ -141,10 +161,14 @@ def editing_tokens(state: AdaptationState, workspace: Workspace) -> float | None
     if workspace.settings.editor != "policy" or workspace.settings.max_tflop is None:
         return None
     left = (workspace.settings.max_tflop - spent(state).tflop) * TERA
-    return (left - evaluation_flop(workspace.prompts.get(state["kept"]["prompt"]), state, workspace)) / flop_rates(workspace).forward
+    return (left - evaluation_flop(workspace.prompts.get(state["kept"]["prompt"]), state, workspace)) / flop_rates(
+        workspace
+    ).forward
 
 
-def affordable_remakes(prompt: Prompt, state: AdaptationState, workspace: Workspace, spent_flop: float) -> tuple[Example, ...]:
+def affordable_remakes(
+    prompt: Prompt, state: AdaptationState, workspace: Workspace, spent_flop: float
+) -> tuple[Example, ...]:
     """The train rows that can be answered anew under a proposed prompt, its evaluation reserved.
 
     Where that is not all of them they are drawn: the first of a file that is sorted would be of one class. spent_flop:
@@ -153,14 +177,22 @@ def affordable_remakes(prompt: Prompt, state: AdaptationState, workspace: Worksp
     rows = workspace.task.train if workspace.settings.remade_per_row else ()
     if workspace.settings.max_tflop is None:
         return rows
-    left = (workspace.settings.max_tflop - spent(state).tflop) * TERA - spent_flop - evaluation_flop(prompt, state, workspace)
+    left = (
+        (workspace.settings.max_tflop - spent(state).tflop) * TERA
+        - spent_flop
+        - evaluation_flop(prompt, state, workspace)
+    )
     if left < 0:
-        raise BudgetError(f"the edited prompt is too long for what is left of max_tflop: its evaluation takes "
-                          f"{-left / TERA:.1f} TFLOP more.")
+        raise BudgetError(
+            f"the edited prompt is too long for what is left of max_tflop: its evaluation takes "
+            f"{-left / TERA:.1f} TFLOP more."
+        )
     hints = hinted(prompt, {normalise(row.question): row.reference or "" for row in rows})
     counts = workspace.token_counts([hints.messages(with_hint(row.question, row.reference or "")) for row in rows])
-    askers = 2 if state["kept"]["adapter"] else 1       # the base, and the adapter in force
-    needs = [askers * workspace.flop_rates.forward * (count + workspace.task.max_new_tokens + END_TOKENS) for count in counts]
+    askers = 2 if state["kept"]["adapter"] else 1  # the base, and the adapter in force
+    needs = [
+        askers * workspace.flop_rates.forward * (count + workspace.task.max_new_tokens + END_TOKENS) for count in counts
+    ]
     drawn = list(range(len(rows)))
     random.Random(f"{workspace.settings.seed}/{state['round']}/remade").shuffle(drawn)
     sums = accumulate(needs[i] for i in drawn)
@@ -173,8 +205,11 @@ def tokens_per_epoch(workspace: Workspace, state: AdaptationState) -> int:
     if workspace.settings.max_train_tokens is None and workspace.settings.max_tflop is None:
         return 0
     prompt = next_prompt(state, workspace)
-    return sum(workspace.token_counts([answered(prompt.messages(row.question), row.reference or "")
-                                 for row in workspace.task.train]))
+    return sum(
+        workspace.token_counts(
+            [answered(prompt.messages(row.question), row.reference or "") for row in workspace.task.train]
+        )
+    )
 
 
 def fitted(job: TrainingJob, state: AdaptationState, workspace: Workspace) -> TrainingJob:
@@ -189,8 +224,12 @@ def fitted(job: TrainingJob, state: AdaptationState, workspace: Workspace) -> Tr
     if settings.max_tflop is None:
         return replace(job, epochs=affordable_epochs(settings, spent(state), per_epoch))
     evaluation = evaluation_flop(next_prompt(state, workspace), state, workspace)
-    return replace(job, epochs=affordable_epochs(
-        settings, spent(state), per_epoch, flop_rates(workspace).training * per_epoch / TERA, evaluation / TERA))
+    return replace(
+        job,
+        epochs=affordable_epochs(
+            settings, spent(state), per_epoch, flop_rates(workspace).training * per_epoch / TERA, evaluation / TERA
+        ),
+    )
 
 
 def most_tokens(job: TrainingJob, workspace: Workspace) -> int:

@@ -1,4 +1,5 @@
 """A proposed prompt: checked before it may be proposed, and its remade data."""
+
 import heapq
 from collections.abc import Sequence
 
@@ -9,17 +10,23 @@ from nslora.tools.policy import OnProgress
 from nslora.tools.prompt import Prompt, check_prompt
 from nslora.tools.workspace.workspace import Workspace
 
-LONGEST_COUNTED = 16    # questions whose tokens are counted to find the longest
+LONGEST_COUNTED = 16  # questions whose tokens are counted to find the longest
 
 
 def check(prompt: Prompt, workspace: Workspace) -> None:
     """Raise PromptError for a prompt that must not be proposed."""
     train, held_out = workspace.task.train, (*workspace.task.validation, *workspace.task.test)
     longest = longest_question([row.question for row in (*train, *held_out, *workspace.regression_set)], workspace)
-    check_prompt(prompt, count_tokens=workspace.count_tokens, context_tokens=workspace.policy.context_tokens,
-                 longest_question=longest, max_new_tokens=workspace.task.max_new_tokens,
-                 forbidden_questions=[row.question for row in held_out],
-                 allowed_questions=[row.question for row in train], protected=workspace.settings.editing.protected)
+    check_prompt(
+        prompt,
+        count_tokens=workspace.count_tokens,
+        context_tokens=workspace.policy.context_tokens,
+        longest_question=longest,
+        max_new_tokens=workspace.task.max_new_tokens,
+        forbidden_questions=[row.question for row in held_out],
+        allowed_questions=[row.question for row in train],
+        protected=workspace.settings.editing.protected,
+    )
 
 
 def longest_question(questions: Sequence[str], workspace: Workspace) -> str:
@@ -28,8 +35,14 @@ def longest_question(questions: Sequence[str], workspace: Workspace) -> str:
     return max(few, key=lambda question: workspace.count_tokens([{"role": "user", "content": question}]))
 
 
-def remake_under(prompt: Prompt, state: AdaptationState, workspace: Workspace, edit: str, on_progress: OnProgress,
-                 spent_flop: float = 0.0) -> Remade:
+def remake_under(
+    prompt: Prompt,
+    state: AdaptationState,
+    workspace: Workspace,
+    edit: str,
+    on_progress: OnProgress,
+    spent_flop: float = 0.0,
+) -> Remade:
     """Make and store the remade data of a proposed prompt: answers to as many train rows as the budget holds, and the
     references of the others in their layouts.
 
@@ -38,8 +51,18 @@ def remake_under(prompt: Prompt, state: AdaptationState, workspace: Workspace, e
     examples = affordable_remakes(prompt, state, workspace, spent_flop)
     asked = {example.id for example in examples}
     unasked = [row for row in workspace.task.train if row.id not in asked] if workspace.settings.remade_per_row else []
-    remade = remake(workspace.policy, workspace.replies, workspace.task.reward, prompt, examples,
-                    adapter=state["kept"]["adapter"], max_new_tokens=workspace.task.max_new_tokens,
-                    per_row=workspace.settings.remade_per_row, edit=edit, unasked=unasked, on_progress=on_progress)
+    remade = remake(
+        workspace.policy,
+        workspace.replies,
+        workspace.task.reward,
+        prompt,
+        examples,
+        adapter=state["kept"]["adapter"],
+        max_new_tokens=workspace.task.max_new_tokens,
+        per_row=workspace.settings.remade_per_row,
+        edit=edit,
+        unasked=unasked,
+        on_progress=on_progress,
+    )
     write_rows(workspace.remade / f"{prompt.hash}.jsonl", remade.rows)
     return remade

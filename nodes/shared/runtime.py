@@ -26,9 +26,11 @@ def thread_of(runtime: Runtime[AdaptationContext]) -> str:
 
 def workspace_for(runtime: Runtime[AdaptationContext]) -> Workspace:
     """The workspace of this run. Raises RunError where the graph was invoked without its context."""
-    if runtime.context is None or not runtime.context.folder:       # a server makes an empty one
-        raise RunError("The graph was invoked without its context: pass context=run.context (also when resuming, since "
-                       "a context is never persisted).")
+    if runtime.context is None or not runtime.context.folder:  # a server makes an empty one
+        raise RunError(
+            "The graph was invoked without its context: pass context=run.context (also when resuming, since "
+            "a context is never persisted)."
+        )
     workspace = open_workspace(runtime.context.folder)
     # The same task id again after a kill: what it generated before stays on its account. A fork that begins with the
     # first evaluation has its source's task id, but a thread of its own.

@@ -23,7 +23,7 @@ FOLDER = Path("build/bench/attribution")
 MODEL = "SmolLM2-135M-Instruct"
 MAX_NEW_TOKENS = 32
 STAGES = 3
-EPOCHS_PER_STAGE = 2    # of 70 rows in batches of 8: 18 steps; few facts are known after one burst, most after three
+EPOCHS_PER_STAGE = 2  # of 70 rows in batches of 8: 18 steps; few facts are known after one burst, most after three
 DEMONSTRATED = {True: ("years-13", "people-13"), False: ("measures-13", "rules-13")}
 
 
@@ -45,8 +45,9 @@ def replies() -> list[Reply]:
     if done.exists():
         return [Reply(**json.loads(line)) for line in done.read_text(encoding="utf-8").splitlines()]
     prepare_environment()
-    policy = LocalPolicy.load(MODEL, adapters=FOLDER / "adapters", lora=LoraSettings(schedule="constant"),
-                              device=DeviceSettings())
+    policy = LocalPolicy.load(
+        MODEL, adapters=FOLDER / "adapters", lora=LoraSettings(schedule="constant"), device=DeviceSettings()
+    )
     cache = ReplyCache(FOLDER / "replies.sqlite")
     adapters: list[str | None] = [None, *stages(policy)]
     found: list[Reply] = []
@@ -54,14 +55,28 @@ def replies() -> list[Reply]:
         name = f"lora-{number}" if adapter else "base"
         for tuned in (True, False):
             facts = asked(tuned)
-            plain = ask(policy, cache, Prompt(), [fact.question for fact in facts], adapter=adapter,
-                        max_new_tokens=MAX_NEW_TOKENS).texts
+            plain = ask(
+                policy,
+                cache,
+                Prompt(),
+                [fact.question for fact in facts],
+                adapter=adapter,
+                max_new_tokens=MAX_NEW_TOKENS,
+            ).texts
             for style in (style for style in STYLES if style.tuned == tuned):
-                shown = ask(policy, cache, demonstrations(style), [fact.question for fact in facts], adapter=adapter,
-                            max_new_tokens=MAX_NEW_TOKENS).texts
+                shown = ask(
+                    policy,
+                    cache,
+                    demonstrations(style),
+                    [fact.question for fact in facts],
+                    adapter=adapter,
+                    max_new_tokens=MAX_NEW_TOKENS,
+                ).texts
                 for state, texts in ((name, plain), (f"{name}+demonstrations", shown)):
-                    found += [Reply(fact.id, style.name, state, tuned, text, label(fact, style, text))
-                              for fact, text in zip(facts, texts, strict=True)]
+                    found += [
+                        Reply(fact.id, style.name, state, tuned, text, label(fact, style, text))
+                        for fact, text in zip(facts, texts, strict=True)
+                    ]
                 print(f"{name:8} {style.name:10} {len(found)} replies", flush=True)
     write_jsonl(done, [asdict(each) for each in found])
     return found
@@ -76,16 +91,19 @@ def demonstrations(style: Style) -> Prompt:
     """Two facts that are not asked, in the style."""
     facts = {fact.id: fact for fact in read_facts()}
     shown = [facts[name] for name in DEMONSTRATED[style.tuned]]
-    return Prompt(demonstrations=tuple(
-        Demonstration(fact.taught, style.wrap(fact.core, fact.taught)) for fact in shown))
+    return Prompt(
+        demonstrations=tuple(Demonstration(fact.taught, style.wrap(fact.core, fact.taught)) for fact in shown)
+    )
 
 
 def stages(policy: LocalPolicy) -> list[str]:
     """The adapters after each burst, each going on from the one before; references are plain words."""
     record = FOLDER / "stages.json"
     names: list[str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else []
-    rows = tuple(TrainingRow(tuple(Prompt().messages(fact.taught)), fact.reference, fact.id, "reference")
-                 for fact in read_facts())
+    rows = tuple(
+        TrainingRow(tuple(Prompt().messages(fact.taught)), fact.reference, fact.id, "reference")
+        for fact in read_facts()
+    )
     while len(names) < STAGES:
         result = policy.train(TrainingJob(rows, EPOCHS_PER_STAGE, seed=len(names), start=names[-1] if names else None))
         names.append(result.adapter)

@@ -35,7 +35,7 @@ LABELS = ("content", "form", "both")
 SHARE = {"content": 1.0, "form": 0.0, "both": 0.5}
 PER_STYLE_AND_LABEL = 20
 NOISE = 0.1
-REMEMBERED, WRONG = 30, 0.15    # failures of a style whose outcome is known, and how much of that is wrong
+REMEMBERED, WRONG = 30, 0.15  # failures of a style whose outcome is known, and how much of that is wrong
 GOALS = {"mean": 0.93, "all": 0.93, "strict": 0.93, "similarity": 0.88, "noisy": 0.88}
 FACTS = {fact.id: fact for fact in read_facts()}
 EXAMPLES = {fact.id: Example(fact.id, fact.question, fact.reference, {}) for fact in FACTS.values()}
@@ -66,8 +66,12 @@ def reward_of(kind: str, style: Style) -> Reward:
         return min(1.0, max(0.0, value))
 
     checks: dict[str, list[Callable[..., float]]] = {
-        "mean": [content, form], "all": [content, form], "strict": [strict], "similarity": [similarity],
-        "noisy": [noisy]}
+        "mean": [content, form],
+        "all": [content, form],
+        "strict": [strict],
+        "similarity": [similarity],
+        "noisy": [noisy],
+    }
     made = [callable_check(function).model_copy(update={"name": function.__name__}) for function in checks[kind]]
     combine: Combine = "all" if kind == "all" else "mean"
     return Reward(made, combine)
@@ -89,8 +93,9 @@ def sample(made: Sequence[Reply], tuned: bool) -> list[Reply]:
     return chosen
 
 
-def attributions(failures: Sequence[Reply], kind: str, *, known: bool = True, costly: bool = False,
-                 styled: bool = False) -> tuple[list[Attribution], float]:
+def attributions(
+    failures: Sequence[Reply], kind: str, *, known: bool = True, costly: bool = False, styled: bool = False
+) -> tuple[list[Attribution], float]:
     """One attribution per failure, classified style by style as a run would meet them; and the seconds spent.
 
     styled: whether the references stand in the house style too.
@@ -143,8 +148,11 @@ def remembered(failures: Sequence[Reply], found: Sequence[Attribution]) -> tuple
             name = failures[i].label
             told = {draw.choice(HEADS): True} if name == "both" else {head: head == name for head in HEADS}
             for head, missing in told.items():
-                deficit, limit = (found[i].content_deficit, found[i].content_limit) if head == "content" else \
-                    (found[i].form_deficit, found[i].form_limit)
+                deficit, limit = (
+                    (found[i].content_deficit, found[i].content_limit)
+                    if head == "content"
+                    else (found[i].form_deficit, found[i].form_limit)
+                )
                 happened.append(Verdict(head, deficit, limit, missing != (draw.random() < WRONG)))
         rest = rows[REMEMBERED:]
         truth += [failures[i].label for i in rest]
@@ -185,32 +193,52 @@ def measure(failures: Sequence[Reply], where: str, errors: list[dict[str, object
         most = 0.05 if reported else None
         figures += [
             figure(f"{where}, {kind}: macro-F1", macro_f1(truth, said), at_least=goal if reported else None),
-            figure(f"{where}, {kind}: calibration error, one lacking",
-                   calibration_error([truth[i] for i in one], [p_content[i] for i in one]), at_most=most),
-            figure(f"{where}, {kind}: calibration error, all", calibration_error(truth, p_content), at_most=most)]
+            figure(
+                f"{where}, {kind}: calibration error, one lacking",
+                calibration_error([truth[i] for i in one], [p_content[i] for i in one]),
+                at_most=most,
+            ),
+            figure(f"{where}, {kind}: calibration error, all", calibration_error(truth, p_content), at_most=most),
+        ]
         told, before, after = remembered(failures, found)
         figures += [
             figure(f"{where}, {kind}: macro-F1 of the rest, before 30 outcomes a style", macro_f1(told, before)),
-            figure(f"{where}, {kind}: macro-F1 of the rest, after them", macro_f1(told, after))]
+            figure(f"{where}, {kind}: macro-F1 of the rest, after them", macro_f1(told, after)),
+        ]
         if reported:
             blind, _ = attributions(failures, kind, known=False)
             styled, _ = attributions(failures, kind, known=False, styled=True)
             figures += [
                 figure(f"{where}, {kind}: macro-F1, no good reply known", macro_f1(truth, [e.verdict for e in blind])),
-                figure(f"{where}, {kind}: macro-F1, none known and references in the style",
-                       macro_f1(truth, [e.verdict for e in styled])),
+                figure(
+                    f"{where}, {kind}: macro-F1, none known and references in the style",
+                    macro_f1(truth, [e.verdict for e in styled]),
+                ),
                 figure(f"{where}, {kind}: reward calls a failure", calls / len(failures)),
-                figure(f"{where}, {kind}: time a failure", 1000 * spent_s / len(failures), "ms")]
-        errors += [{"set": where, "reward": kind, **dataclasses.asdict(each), "said": answer.verdict,
-                    "p_content": round(answer.p_content, 3), "question": FACTS[each.fact].question,
-                    "core": FACTS[each.fact].core}
-                   for each, answer in zip(failures, found, strict=True) if answer.verdict != each.label]
+                figure(f"{where}, {kind}: time a failure", 1000 * spent_s / len(failures), "ms"),
+            ]
+        errors += [
+            {
+                "set": where,
+                "reward": kind,
+                **dataclasses.asdict(each),
+                "said": answer.verdict,
+                "p_content": round(answer.p_content, 3),
+                "question": FACTS[each.fact].question,
+                "core": FACTS[each.fact].core,
+            }
+            for each, answer in zip(failures, found, strict=True)
+            if answer.verdict != each.label
+        ]
     found, spent_s = attributions(failures, "mean", costly=True)
     figures += [
         figure(f"{where}, costly (heads): macro-F1", macro_f1(truth, [each.verdict for each in found])),
-        figure(f"{where}, costly (heads): calibration error, all",
-               calibration_error(truth, [each.p_content for each in found])),
-        figure(f"{where}, costly (heads): reward calls a failure", sum(e.calls for e in found) / len(failures))]
+        figure(
+            f"{where}, costly (heads): calibration error, all",
+            calibration_error(truth, [each.p_content for each in found]),
+        ),
+        figure(f"{where}, costly (heads): reward calls a failure", sum(e.calls for e in found) / len(failures)),
+    ]
     return figures
 
 
@@ -220,8 +248,10 @@ def by_hand() -> list[Figure]:
         return []
     rows = [json.loads(line) for line in BY_HAND.read_text(encoding="utf-8").splitlines()]
     agree = sum(row["matcher"] == row["hand"] for row in rows)
-    return [figure("labels checked by hand", len(rows), at_least=50),
-            figure("of them as the matcher says", agree / len(rows))]
+    return [
+        figure("labels checked by hand", len(rows), at_least=50),
+        figure("of them as the matcher says", agree / len(rows)),
+    ]
 
 
 def main() -> int:
@@ -233,11 +263,17 @@ def main() -> int:
     tuned, reported = sample(made, True), sample(made, False)
     figures = measure(tuned, "tuned", errors)
     if not only_tuned:
-        counts = [figure("failures", len(tuned) + len(reported), at_least=500),
-                  figure("failures reported on", len(reported))]
+        counts = [
+            figure("failures", len(tuned) + len(reported), at_least=500),
+            figure("failures reported on", len(reported)),
+        ]
         figures = [*counts, *measure(reported, "reported", errors), *figures, *by_hand()]
-    good = publish("attribution-tuned" if only_tuned else "attribution", figures,
-                   "Content or form, on real failures", errors=errors)
+    good = publish(
+        "attribution-tuned" if only_tuned else "attribution",
+        figures,
+        "Content or form, on real failures",
+        errors=errors,
+    )
     return 0 if good else 1
 
 

@@ -29,7 +29,7 @@ FOLDER = Path("build/bench/causes")
 RESULTS = FOLDER / "results.jsonl"
 MODELS = ("embedded", "tiny")
 VERDICTS = ("content", "form", "both")
-PLANTED = 20            # runs with a cause, and as many with none
+PLANTED = 20  # runs with a cause, and as many with none
 SETTINGS: dict[str, dict[str, Any]] = {
     # The first action is what is judged; what follows needs only to end.
     "embedded": {"max_rounds": 1, "lora": {"epochs": 2}},
@@ -75,9 +75,16 @@ def run(model: str, cause: Cause, seed: int, known: list[str]) -> Outcome:
     rounds = report["rounds"]
     need = rounds[0]["demand"] if rounds else {}
     verdict = max(VERDICTS, key=lambda name: need[name]) if need else "none"
-    return Outcome(model, cause, seed, rounds[0]["action"] if rounds else "none", verdict,
-                   report["result"] != report["start"], rounds[0]["reason"] if rounds else report["stop"],
-                   report["validation"]["base"]["reward"])
+    return Outcome(
+        model,
+        cause,
+        seed,
+        rounds[0]["action"] if rounds else "none",
+        verdict,
+        report["result"] != report["start"],
+        rounds[0]["reason"] if rounds else report["stop"],
+        report["validation"]["base"]["reward"],
+    )
 
 
 def figures_of(outcomes: list[Outcome]) -> list[Figure]:
@@ -110,8 +117,9 @@ def main() -> int:
         todo = [each for each in plan(options.runs) if (model, *each) not in done]
         known: list[str] = []
         if model == "embedded" and todo:
-            policy = LocalPolicy.load("SmolLM2-135M-Instruct", adapters=FOLDER / "adapters", lora=LoraSettings(),
-                                      device=DeviceSettings())
+            policy = LocalPolicy.load(
+                "SmolLM2-135M-Instruct", adapters=FOLDER / "adapters", lora=LoraSettings(), device=DeviceSettings()
+            )
             known = known_subjects(policy, ReplyCache(FOLDER / "replies.sqlite"))
             del policy
             print(f"the embedded model knows {len(known)} of the common facts in every wording", flush=True)

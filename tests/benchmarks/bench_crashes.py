@@ -25,7 +25,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "inside training: a step done or saved, its tensors": ("training",),
     "inside an edit: call under way, call recorded": ("editor",),
     "while a file is half written, or not yet named": ("file",),
-    "around cached replies and burst records": ("replies", "burst record")}
+    "around cached replies and burst records": ("replies", "burst record"),
+}
 
 
 def main() -> None:
@@ -57,25 +58,42 @@ def measure(folder: Path, points: int, kinds: list[str] | None) -> bool:
         print(f"{number:4} of {len(places)}  {place:40} {fate}", flush=True)
     Console(width=120).print(by_place([asdict(each) for each in crashes]))
     unlike = sum(bool(each.differences) for each in crashes)
-    return publish("crashes", [
-        figure("kills", len(crashes), at_least=min(points, len(picked))),
-        figure("kinds of places", len({each.place for each in crashes})),
-        figure("runs that ended otherwise", unlike, at_most=0),
-        figure("editor calls paid twice", sum(each.calls_again for each in crashes), at_most=0),
-        figure("training steps done twice", sum(each.steps_again for each in crashes), at_most=0),
-        figure("time", time.monotonic() - started, "s")], title="kill -9, then resume",
-        crashes=[asdict(each) for each in crashes])
+    return publish(
+        "crashes",
+        [
+            figure("kills", len(crashes), at_least=min(points, len(picked))),
+            figure("kinds of places", len({each.place for each in crashes})),
+            figure("runs that ended otherwise", unlike, at_most=0),
+            figure("editor calls paid twice", sum(each.calls_again for each in crashes), at_most=0),
+            figure("training steps done twice", sum(each.steps_again for each in crashes), at_most=0),
+            figure("time", time.monotonic() - started, "s"),
+        ],
+        title="kill -9, then resume",
+        crashes=[asdict(each) for each in crashes],
+    )
 
 
 def by_place(crashes: list[dict[str, Any]]) -> Table:
     """The kills by where they hit."""
-    table = Table("killed", "kills", "ended otherwise", "editor calls paid twice", "training steps done twice",
-                  title="kill -9, then resume", title_justify="left")
+    table = Table(
+        "killed",
+        "kills",
+        "ended otherwise",
+        "editor calls paid twice",
+        "training steps done twice",
+        title="kill -9, then resume",
+        title_justify="left",
+    )
     for name, beginnings in GROUPS.items():
         hit = [each for each in crashes if each["place"].startswith(beginnings)]
         if hit:
-            table.add_row(name, str(len(hit)), str(sum(bool(each["differences"]) for each in hit)),
-                          str(sum(each["calls_again"] for each in hit)), str(sum(each["steps_again"] for each in hit)))
+            table.add_row(
+                name,
+                str(len(hit)),
+                str(sum(bool(each["differences"]) for each in hit)),
+                str(sum(each["calls_again"] for each in hit)),
+                str(sum(each["steps_again"] for each in hit)),
+            )
     return table
 
 

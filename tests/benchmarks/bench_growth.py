@@ -23,7 +23,7 @@ from nslora.graph.runs.checkpoints import CHECKPOINTS_FILE, sqlite_checkpoints
 from nslora.graph.state import Candidate, Changes, Decision, Measured, Proposal, RoundRecord, first_state
 
 ROUNDS = 500
-WINDOW = 100        # rounds at each end that are compared
+WINDOW = 100  # rounds at each end that are compared
 ALLOWED = 1.10
 
 
@@ -37,15 +37,20 @@ def main() -> None:
     first, last = slice(1, 1 + window), slice(-window, None)
     bytes_ratio = statistics.mean(found.bytes_[last]) / statistics.mean(found.bytes_[first])
     ms_first, ms_last = quiet(found.ms[first]), quiet(found.ms[last])
-    holds = publish("growth", [
-        figure("rounds", rounds),
-        figure("database per round, first rounds", statistics.mean(found.bytes_[first]) / 1e3, "kB"),
-        figure("database per round, last rounds", statistics.mean(found.bytes_[last]) / 1e3, "kB"),
-        figure("last over first, bytes", bytes_ratio, at_most=ALLOWED),
-        figure("time per round, first rounds", ms_first, "ms"),
-        figure("time per round, last rounds", ms_last, "ms"),
-        figure("last over first, time", ms_last / ms_first, at_most=ALLOWED),
-        figure("whole database", found.total_bytes / 1e6, "MB")], title=f"{rounds} rounds of checkpoints")
+    holds = publish(
+        "growth",
+        [
+            figure("rounds", rounds),
+            figure("database per round, first rounds", statistics.mean(found.bytes_[first]) / 1e3, "kB"),
+            figure("database per round, last rounds", statistics.mean(found.bytes_[last]) / 1e3, "kB"),
+            figure("last over first, bytes", bytes_ratio, at_most=ALLOWED),
+            figure("time per round, first rounds", ms_first, "ms"),
+            figure("time per round, last rounds", ms_last, "ms"),
+            figure("last over first, time", ms_last / ms_first, at_most=ALLOWED),
+            figure("whole database", found.total_bytes / 1e6, "MB"),
+        ],
+        title=f"{rounds} rounds of checkpoints",
+    )
     sys.exit(0 if holds else 1)
 
 
@@ -95,28 +100,81 @@ def stand_ins(rounds: int) -> dict[str, Callable[..., Changes]]:
     candidate = Candidate(adapter="a" * 16, prompt="b" * 16)
     numbers = {f"number_{i}": i / 7 for i in range(18)}
     signal = {kind: {f"evidence_{i}": i / 7 for i in range(9)} for kind in ("lora", "textgrad")}
-    measured = Measured(key="c" * 16, reward=0.5, potential=0.6, all_checks=0.4, checks={"fact": 0.5, "style": 0.4},
-                        loss_nats=1.5, failures=18, train_reward=0.5, wall_s=3.2, generated_tokens=500,
-                        cached_replies=12, flop=1e12)
-    proposal = Proposal(kind="lora", candidate=candidate, error=None, wall_s=9.5, trained_tokens=40_000,
-                        generated_tokens=0, flop=1e12, editor={}, epoch_losses_nats=[i / 7 for i in range(8)],
-                        grad_norms=[i / 7 for i in range(8)], new_rows=0, note="60 rows (60 remade), 60 steps")
-    decision = Decision(action="lora", reason="8 of 8 failures need content; LoRA still progresses; weights.",
-                        evidence=dict(numbers), demand={"content": 1.0, "form": 0.0}, material="material/1-c.json")
+    measured = Measured(
+        key="c" * 16,
+        reward=0.5,
+        potential=0.6,
+        all_checks=0.4,
+        checks={"fact": 0.5, "style": 0.4},
+        loss_nats=1.5,
+        failures=18,
+        train_reward=0.5,
+        wall_s=3.2,
+        generated_tokens=500,
+        cached_replies=12,
+        flop=1e12,
+    )
+    proposal = Proposal(
+        kind="lora",
+        candidate=candidate,
+        error=None,
+        wall_s=9.5,
+        trained_tokens=40_000,
+        generated_tokens=0,
+        flop=1e12,
+        editor={},
+        epoch_losses_nats=[i / 7 for i in range(8)],
+        grad_norms=[i / 7 for i in range(8)],
+        new_rows=0,
+        note="60 rows (60 remade), 60 steps",
+    )
+    decision = Decision(
+        action="lora",
+        reason="8 of 8 failures need content; LoRA still progresses; weights.",
+        evidence=dict(numbers),
+        demand={"content": 1.0, "form": 0.0},
+        material="material/1-c.json",
+    )
     record = RoundRecord(
-        round=1, action="lora", reason=decision["reason"], kept=True, verdict="Kept: reward +0.083.", error=None,
-        candidate=candidate, evaluation="c" * 16, reward_before=0.4, reward_after=0.5, potential_before=0.5,
-        potential_after=0.6, numbers=dict(numbers), demand=dict(decision["demand"]), signal=signal, wall_s=12.7,
-        trained_tokens=40_000, generated_tokens=500, flop=2e12, editor={},
+        round=1,
+        action="lora",
+        reason=decision["reason"],
+        kept=True,
+        verdict="Kept: reward +0.083.",
+        error=None,
+        candidate=candidate,
+        evaluation="c" * 16,
+        reward_before=0.4,
+        reward_after=0.5,
+        potential_before=0.5,
+        potential_after=0.6,
+        numbers=dict(numbers),
+        demand=dict(decision["demand"]),
+        signal=signal,
+        wall_s=12.7,
+        trained_tokens=40_000,
+        generated_tokens=500,
+        flop=2e12,
+        editor={},
         epoch_losses_nats=proposal["epoch_losses_nats"],
-        grad_norms=proposal["grad_norms"], new_rows=0, note=proposal["note"])
+        grad_norms=proposal["grad_norms"],
+        new_rows=0,
+        note=proposal["note"],
+    )
 
     def monitor(state: Any) -> Changes:
         if state["proposal"] is None:
             return {"start_measured": measured, "kept_measured": measured}
         done = state["round"] + 1
-        return {"round": done, "proposal": None, "measured": None, "decision": None, "signal": signal,
-                "rounds": [{**record, "round": done}], "stop": "enough" if done >= rounds else ""}
+        return {
+            "round": done,
+            "proposal": None,
+            "measured": None,
+            "decision": None,
+            "signal": signal,
+            "rounds": [{**record, "round": done}],
+            "stop": "enough" if done >= rounds else "",
+        }
 
     def node(name: str, changes: Changes) -> Callable[..., Changes]:
         def stand_in(state: Any) -> Changes:
@@ -125,10 +183,13 @@ def stand_ins(rounds: int) -> dict[str, Callable[..., Changes]]:
         stand_in.__name__ = name
         return stand_in
 
-    return {"evaluate": node("evaluate", {"measured": measured, "wall_s": 3.2}), "monitor": monitor,
-            "classify": node("classify", {"decision": decision}),
-            "lora_update": node("lora_update", {"proposal": proposal, "wall_s": 9.5}),
-            "finish": node("finish", {"status": "finished", "wall_s": 1.0})}
+    return {
+        "evaluate": node("evaluate", {"measured": measured, "wall_s": 3.2}),
+        "monitor": monitor,
+        "classify": node("classify", {"decision": decision}),
+        "lora_update": node("lora_update", {"proposal": proposal, "wall_s": 9.5}),
+        "finish": node("finish", {"status": "finished", "wall_s": 1.0}),
+    }
 
 
 if __name__ == "__main__":

@@ -77,14 +77,26 @@ def run_peer(peer: str, task: BenchTask, seed: int, model: str, records: Path) -
         outcome = PEERS[peer](bench)
         scores = [bench.task.reward(row, reply) for row, reply in zip(bench.task.test, outcome.replies, strict=True)]
         names = [check.name for check in bench.task.reward.checks]
-        append_jsonl(records, {
-            "task": task.name, "peer": peer, "seed": seed, "planted": task.planted, "cap_tflop": task.tflop,
-            "result": {"passed": "".join(str(int(score.passed)) for score in scores),
-                       "rewards": [round(score.value, 4) for score in scores],
-                       "checks": {name: round(sum(score.checks[name] for score in scores) / len(scores), 4)
-                                  for name in names}},
-            **{key: value for key, value in dataclasses.asdict(outcome).items() if key != "replies"},
-            "cost": meter.cost(), **circumstances(started)})
+        append_jsonl(
+            records,
+            {
+                "task": task.name,
+                "peer": peer,
+                "seed": seed,
+                "planted": task.planted,
+                "cap_tflop": task.tflop,
+                "result": {
+                    "passed": "".join(str(int(score.passed)) for score in scores),
+                    "rewards": [round(score.value, 4) for score in scores],
+                    "checks": {
+                        name: round(sum(score.checks[name] for score in scores) / len(scores), 4) for name in names
+                    },
+                },
+                **{key: value for key, value in dataclasses.asdict(outcome).items() if key != "replies"},
+                "cost": meter.cost(),
+                **circumstances(started),
+            },
+        )
     finally:
         batcher.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -93,16 +105,31 @@ def run_peer(peer: str, task: BenchTask, seed: int, model: str, records: Path) -
 def run_ours(task: BenchTask, seed: int, model: str, records: Path) -> None:
     """nslora's own row: from bench-strategies where that has run the cell, otherwise an ordinary run now."""
     cell = Cell(task.name, ROUTER, seed)
-    known = [each for each in read_jsonl(STRATEGY_RECORDS) if (each["task"], each["strategy"], each["seed"])
-             == (cell.task, cell.strategy, cell.seed)] if STRATEGY_RECORDS.exists() and model == MODEL else []
+    known = (
+        [
+            each
+            for each in read_jsonl(STRATEGY_RECORDS)
+            if (each["task"], each["strategy"], each["seed"]) == (cell.task, cell.strategy, cell.seed)
+        ]
+        if STRATEGY_RECORDS.exists() and model == MODEL
+        else []
+    )
     started = time.monotonic()
     if known:
         found = {"machine": {}, **known[0], "from": "bench-strategies"}
     else:
         folder = FOLDER / "runs" / task.name / str(seed)
         shutil.rmtree(folder, ignore_errors=True)
-        run = Run.create(folder, task=task.load(FOLDER / "tasks"), seed=seed, max_rounds=task.rounds, model=model,
-                         max_tflop=task.tflop, strategy=ROUTER, device={"threads": 1, "device": "cpu"})
+        run = Run.create(
+            folder,
+            task=task.load(FOLDER / "tasks"),
+            seed=seed,
+            max_rounds=task.rounds,
+            model=model,
+            max_tflop=task.tflop,
+            strategy=ROUTER,
+            device={"threads": 1, "device": "cpu"},
+        )
         report = run.adapt()
         scores = read_jsonl(folder / "result" / "test.jsonl")
         found = {**record_of(cell, task, report, scores, 0.0), **circumstances(started), "from": "bench-peers"}
@@ -112,22 +139,39 @@ def run_ours(task: BenchTask, seed: int, model: str, records: Path) -> None:
 def our_record(found: Mapping[str, Any]) -> dict[str, Any]:
     """A record of bench-strategies in the form of a peer's."""
     kept = {each["action"] for each in found["rounds"] if each["kept"]} if found["changed"] else set()
-    parts = [words for action, words in (("lora", "a LoRA adapter (PEFT)"), ("textgrad", "a prompt document"))
-             if action in kept]
+    parts = [
+        words
+        for action, words in (("lora", "a LoRA adapter (PEFT)"), ("textgrad", "a prompt document"))
+        if action in kept
+    ]
     left = " and ".join(parts) or "the model as it was"
     names = ("tflop", "editor_calls", "editor_tokens", "trained_tokens", "generated_tokens")
-    return {**{name: found[name] for name in ("task", "seed", "planted", "cap_tflop", "result", "wall_s", "commit",
-                                              "date", "machine")},
-            "peer": OURS, "left_with": f"{left}, with a report of every round", "needs": "", "breaks": [],
-            "settings": {"strategy": ROUTER, "from": found["from"], "stop": found["stop"],
-                         "rounds": [each["action"] if each["kept"] else f"({each['action']})"
-                                    for each in found["rounds"]]},
-            "cost": {name: found["cost"][name] for name in names if name in found["cost"]}}
+    return {
+        **{
+            name: found[name]
+            for name in ("task", "seed", "planted", "cap_tflop", "result", "wall_s", "commit", "date", "machine")
+        },
+        "peer": OURS,
+        "left_with": f"{left}, with a report of every round",
+        "needs": "",
+        "breaks": [],
+        "settings": {
+            "strategy": ROUTER,
+            "from": found["from"],
+            "stop": found["stop"],
+            "rounds": [each["action"] if each["kept"] else f"({each['action']})" for each in found["rounds"]],
+        },
+        "cost": {name: found["cost"][name] for name in names if name in found["cost"]},
+    }
 
 
 def circumstances(started: float) -> dict[str, Any]:
-    return {"wall_s": round(time.monotonic() - started, 1), "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(), "machine": machine()}
+    return {
+        "wall_s": round(time.monotonic() - started, 1),
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+    }
 
 
 def in_child(peer: str, task: BenchTask, seed: int, options: argparse.Namespace) -> int:
@@ -162,15 +206,20 @@ def main() -> int:
     failed = 0
     if not options.table:
         done = on_record(options)
-        todo = [(peer, tasks[name], seed) for seed in range(options.seeds) for name in options.tasks
-                for peer in options.peers or [OURS, *PEERS] if (name, peer, seed) not in done]
-        os.environ["OMP_NUM_THREADS"] = "1"     # a parent with a pool of threads could not be forked
+        todo = [
+            (peer, tasks[name], seed)
+            for seed in range(options.seeds)
+            for name in options.tasks
+            for peer in options.peers or [OURS, *PEERS]
+            if (name, peer, seed) not in done
+        ]
+        os.environ["OMP_NUM_THREADS"] = "1"  # a parent with a pool of threads could not be forked
         prepare_environment()
         if todo:
             import_all()
         for number, (peer, task, seed) in enumerate(todo, 1):
             print(f"[{number}/{len(todo)}] {datetime.now(UTC):%H:%M:%S} {task.name}, {peer}, seed {seed}", flush=True)
-            if (task.name, peer, seed) not in on_record(options):       # another process may have done it meanwhile
+            if (task.name, peer, seed) not in on_record(options):  # another process may have done it meanwhile
                 failed += bool(in_child(peer, task, seed, options))
     records = options.records
     held = publish_all(records_of(records), records.with_suffix(".md"), readme=records == RECORDS)
@@ -186,8 +235,14 @@ def records_of(path: Path) -> list[dict[str, Any]]:
     """What is on record, peers of a task together and in one order."""
     rows = read_jsonl(path) if path.exists() else []
     order = [OURS, *PEERS]
-    return sorted(rows, key=lambda each: (list(dict.fromkeys(row["task"] for row in rows)).index(each["task"]),
-                                          order.index(each["peer"]), each["seed"]))
+    return sorted(
+        rows,
+        key=lambda each: (
+            list(dict.fromkeys(row["task"] for row in rows)).index(each["task"]),
+            order.index(each["peer"]),
+            each["seed"],
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -41,11 +41,11 @@ FOLDER = Path("build/bench/remade")
 MODEL = "SmolLM2-135M-Instruct"
 SIZES = (10, 25, 50)
 ARMS = ("remade", "references")
-STEPS = 48              # of 8 rows: enough to learn 24 facts from references (DESIGN: 1.00 of the facts)
+STEPS = 48  # of 8 rows: enough to learn 24 facts from references (DESIGN: 1.00 of the facts)
 SEEDS = (0, 1, 2)
 # Stated here, so that the figures stay comparable when the defaults move.
 LORA: dict[str, Any] = {"learning_rate": 2e-3, "schedule": "linear", "batch_size": 8, "early_stop_patience": None}
-EDITED_FROM = 8         # train rows whose base replies the rule editor is shown
+EDITED_FROM = 8  # train rows whose base replies the rule editor is shown
 FORMS = {"remade": "remade rows", "references": "plain references"}
 
 
@@ -62,8 +62,14 @@ class Bench:
     def graded(self, adapter: str | None, taught: set[str]) -> list[Graded]:
         """The replies to the test questions of the taught facts."""
         rows = [row for row in self.task.test if row.fields["key"] in taught]
-        replies = ask(self.policy, self.cache, self.prompt, [row.question for row in rows], adapter=adapter,
-                      max_new_tokens=self.task.max_new_tokens)
+        replies = ask(
+            self.policy,
+            self.cache,
+            self.prompt,
+            [row.question for row in rows],
+            adapter=adapter,
+            max_new_tokens=self.task.max_new_tokens,
+        )
         return grade(self.task.reward, rows, replies.texts)
 
 
@@ -74,8 +80,9 @@ def prepare() -> Bench:
     policy = LocalPolicy.load(MODEL, adapters=FOLDER / "adapters", lora=LoraSettings(**LORA), device=DeviceSettings())
     cache = ReplyCache(FOLDER / "replies.sqlite")
     rows = task.train[:EDITED_FROM]
-    replies = ask(policy, cache, task.prompt, [row.question for row in rows], adapter=None,
-                  max_new_tokens=task.max_new_tokens)
+    replies = ask(
+        policy, cache, task.prompt, [row.question for row in rows], adapter=None, max_new_tokens=task.max_new_tokens
+    )
     failures = [each for each in grade(task.reward, rows, replies.texts) if not each.score.passed]
     prompt = Editor(RuleEditor()).edit(task.prompt, failures).prompts[0]
     made = remake(policy, cache, task.reward, prompt, task.train, adapter=None, max_new_tokens=task.max_new_tokens)
@@ -119,9 +126,15 @@ def trained(bench: Bench, arm: str, size: int, seed: int) -> Trained:
     examples = [row for row in bench.task.train if row.id in bench.remade]
     random.Random(seed).shuffle(examples)
     examples = examples[:size]
-    rows = tuple(TrainingRow(tuple(bench.prompt.messages(row.question)),
-                             bench.remade[row.id].reply if arm == "remade" else row.reference or "", row.id,
-                             "remade" if arm == "remade" else "reference") for row in examples)
+    rows = tuple(
+        TrainingRow(
+            tuple(bench.prompt.messages(row.question)),
+            bench.remade[row.id].reply if arm == "remade" else row.reference or "",
+            row.id,
+            "remade" if arm == "remade" else "reference",
+        )
+        for row in examples
+    )
     learnt = [[row.dialogue, row.completion] for row in rows]
     key = sha256_of_json([bench.policy.fingerprint, LORA, STEPS, seed, learnt])[:16]
     found = FOLDER / f"{arm}-{size}-{seed}-{key}.json"
@@ -139,16 +152,31 @@ def described(arm: str, size: int, runs: Sequence[Trained]) -> tuple[list[Figure
     facts = fact_means(runs)
     low, high = bootstrap_interval(list(facts.values()), bounds=REWARDS)
     seeds = [mean([all_checks(each) for each in run.graded]) for run in runs]
-    checks = {name: mean(list(fact_means(runs, lambda each, name=name: each.score.checks[name]).values()))
-              for name in runs[0].graded[0].score.checks}
+    checks = {
+        name: mean(list(fact_means(runs, lambda each, name=name: each.score.checks[name]).values()))
+        for name in runs[0].graded[0].score.checks
+    }
     shown = ", ".join(f"{value:.2f}" for value in seeds)
-    figures = [figure(f"{size} {FORMS[arm]}: all checks [{low:.2f}, {high:.2f}], seeds {shown}",
-                      mean(list(facts.values())), "share"),
-               *(figure(f"{size} {FORMS[arm]}: {name} alone", value, "share") for name, value in checks.items())]
-    record = {"arm": arm, "rows": size, "facts": len(facts), "replies": sum(len(run.graded) for run in runs),
-              "all_checks": mean(list(facts.values())), "interval": [low, high], "checks": checks,
-              "seeds": {run.seed: {"all_checks": value, "adapter": run.adapter}
-                        for run, value in zip(runs, seeds, strict=True)}}
+    figures = [
+        figure(
+            f"{size} {FORMS[arm]}: all checks [{low:.2f}, {high:.2f}], seeds {shown}",
+            mean(list(facts.values())),
+            "share",
+        ),
+        *(figure(f"{size} {FORMS[arm]}: {name} alone", value, "share") for name, value in checks.items()),
+    ]
+    record = {
+        "arm": arm,
+        "rows": size,
+        "facts": len(facts),
+        "replies": sum(len(run.graded) for run in runs),
+        "all_checks": mean(list(facts.values())),
+        "interval": [low, high],
+        "checks": checks,
+        "seeds": {
+            run.seed: {"all_checks": value, "adapter": run.adapter} for run, value in zip(runs, seeds, strict=True)
+        },
+    }
     return figures, record
 
 
@@ -166,9 +194,10 @@ def main() -> int:
         made, plain = fact_means(runs["remade"]), fact_means(runs["references"])
         gains = [made[key] - plain[key] for key in made]
         low, high = bootstrap_interval(gains)
-        figures += [figure(f"{size} rows: gain of remade over references [{low:.2f}, {high:.2f}]", mean(gains),
-                           "share"),
-                    figure(f"{size} rows: low end of the gain's 95 % interval", low, "share", at_least=0.05)]
+        figures += [
+            figure(f"{size} rows: gain of remade over references [{low:.2f}, {high:.2f}]", mean(gains), "share"),
+            figure(f"{size} rows: low end of the gain's 95 % interval", low, "share", at_least=0.05),
+        ]
     everything = {row.fields["key"] for row in bench.task.train}
     base = [all_checks(each) for each in bench.graded(None, everything)]
     figures.append(figure("no training, the same prompt: all checks", mean(base), "share"))

@@ -30,8 +30,9 @@ def main() -> None:
     seconds = wanted.folder / "seconds.json"
     if not seconds.is_file():
         wanted.folder.mkdir(parents=True, exist_ok=True)
-        took, _ = command("run", wanted.task, "--folder", original, "--overwrite", "--set", "reuse_replies=false",
-                          *wanted.options)
+        took, _ = command(
+            "run", wanted.task, "--folder", original, "--overwrite", "--set", "reuse_replies=false", *wanted.options
+        )
         seconds.write_text(json.dumps(took))
     original_s, original_cpu_s = json.loads(seconds.read_text())
     again = next(path for i in range(1, 1000) if not (path := wanted.folder / f"replay-{i}").exists())
@@ -41,17 +42,25 @@ def main() -> None:
         raise RuntimeError(f"The replay did not say how long it took:\n{said}")
     rounds, inside_s, loaded = int(found.group(1)), float(found.group(2)), found.group(5)
     nodes_s = json.loads((original / "result" / "report.json").read_text())["wall_s"]
-    sys.exit(0 if publish("replay", [
-        figure("rounds", rounds),
-        figure("original, whole command", original_s, "s"),
-        figure("original, inside nodes", nodes_s, "s"),
-        figure("replay, whole command", replay_s, "s"),
-        figure("replay, without imports", inside_s, "s"),
-        figure("CPU time, original over replay", original_cpu_s / replay_cpu_s),
-        figure("model loaded for the replay", float("loaded" in loaded), at_most=0),
-        figure("times faster, inside", nodes_s / inside_s, at_least=TIMES_FASTER),
-        figure("times faster, whole commands", original_s / replay_s, at_least=TIMES_FASTER)],
-        title=f"replay of {wanted.task}: decisions, rewards and hashes the same") else 1)
+    sys.exit(
+        0
+        if publish(
+            "replay",
+            [
+                figure("rounds", rounds),
+                figure("original, whole command", original_s, "s"),
+                figure("original, inside nodes", nodes_s, "s"),
+                figure("replay, whole command", replay_s, "s"),
+                figure("replay, without imports", inside_s, "s"),
+                figure("CPU time, original over replay", original_cpu_s / replay_cpu_s),
+                figure("model loaded for the replay", float("loaded" in loaded), at_most=0),
+                figure("times faster, inside", nodes_s / inside_s, at_least=TIMES_FASTER),
+                figure("times faster, whole commands", original_s / replay_s, at_least=TIMES_FASTER),
+            ],
+            title=f"replay of {wanted.task}: decisions, rewards and hashes the same",
+        )
+        else 1
+    )
 
 
 def command(*words: str | Path) -> tuple[tuple[float, float], str]:
@@ -59,8 +68,13 @@ def command(*words: str | Path) -> tuple[tuple[float, float], str]:
     differs does.
     """
     started, before = time.monotonic(), cpu_s()
-    done = subprocess.run([Path(sys.executable).with_name("nslora"), *words], capture_output=True, text=True,
-                          check=False, env={**os.environ, "COLUMNS": "200"})
+    done = subprocess.run(
+        [Path(sys.executable).with_name("nslora"), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
     if done.returncode:
         raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
     return (time.monotonic() - started, cpu_s() - before), done.stdout

@@ -36,8 +36,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default=EMBEDDED_NAME)
     parser.add_argument("--shape", choices=SHAPES)
-    parser.add_argument("--top-blocks", type=int, help="LoRA on so many of the top blocks (default: a third on a CPU, "
-                                                       "all on a GPU)")
+    parser.add_argument(
+        "--top-blocks", type=int, help="LoRA on so many of the top blocks (default: a third on a CPU, all on a GPU)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of the benchmark")
     arguments = parser.parse_args()
@@ -52,7 +53,8 @@ def main() -> None:
             "evaluation": lambda: evaluation_figures(arguments, policy, rows),
             "rows": lambda: row_figures(arguments, policy, rows),
             "adapters": lambda: [adapter_figure(arguments, policy, rows)],
-            "rounds": lambda: round_figures(task, arguments.repeats)}
+            "rounds": lambda: round_figures(task, arguments.repeats),
+        }
         if set(arguments.only) - {"rounds", "demo"}:
             policy = load(arguments, Path(scratch))
         for part in (each for each in works if each in arguments.only):
@@ -73,19 +75,23 @@ def demo_seconds(model: str) -> dict[str, float]:
     source = Path(resolve_model(model).location)
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch) / "cache"
-        if model == EMBEDDED_NAME:      # converted once for all runs; what that takes is no part of one
+        if model == EMBEDDED_NAME:  # converted once for all runs; what that takes is no part of one
             (cache / "models").mkdir(parents=True)
             (cache / "models" / EMBEDDED_NAME).symlink_to(source)
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, Path(__file__).with_name("speed_demo.py"), Path(scratch) / "run", "--model", model],
-            env={**os.environ, "NSLORA_CACHE": str(cache)}, capture_output=True, text=True, check=False)
+            env={**os.environ, "NSLORA_CACHE": str(cache)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         wall_s = time.perf_counter() - started
         shutil.rmtree(cache, ignore_errors=True)
     if done.returncode:
         raise RuntimeError(f"The demo run failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     parts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    parts["rest"] += wall_s - sum(parts.values())       # before the first line of the script, and after its last
+    parts["rest"] += wall_s - sum(parts.values())  # before the first line of the script, and after its last
     return {"wall": wall_s, **parts}
 
 
@@ -93,14 +99,21 @@ def demo_figures(seconds: dict[str, float]) -> list[Figure]:
     """The share of a demo run that is neither training, nor generating, nor scoring; whole, and without imports."""
     wall, work = seconds["wall"], sum(seconds.get(part, 0.0) for part in AT_WORK)
     imports = seconds.get("imports", 0.0)
-    others = sorted(((value, part) for part, value in seconds.items() if part not in (*AT_WORK, "wall", "imports")),
-                    reverse=True)
-    return [figure("demo: wall time", wall, "s"),
-            figure("demo: neither training nor generating", 100 * (wall - work) / wall, "%", at_most=2.0),
-            figure("demo: the same without imports of libraries", 100 * (wall - work - imports) / (wall - imports), "%",
-                   at_most=2.0),
-            figure("demo: imports of libraries", imports, "s"),
-            *(figure(f"demo: {part}", value, "s") for value, part in others if value >= 0.05)]
+    others = sorted(
+        ((value, part) for part, value in seconds.items() if part not in (*AT_WORK, "wall", "imports")), reverse=True
+    )
+    return [
+        figure("demo: wall time", wall, "s"),
+        figure("demo: neither training nor generating", 100 * (wall - work) / wall, "%", at_most=2.0),
+        figure(
+            "demo: the same without imports of libraries",
+            100 * (wall - work - imports) / (wall - imports),
+            "%",
+            at_most=2.0,
+        ),
+        figure("demo: imports of libraries", imports, "s"),
+        *(figure(f"demo: {part}", value, "s") for value, part in others if value >= 0.05),
+    ]
 
 
 if __name__ == "__main__":

@@ -38,10 +38,13 @@ def arguments() -> argparse.Namespace:
 
 def wanted(options: argparse.Namespace, tasks: dict[str, BenchTask]) -> list[Cell]:
     """The cells that were asked for."""
-    return [cell for cell in cells_of(tasks)
-            if (not options.tasks or cell.task in options.tasks)
-            and (not options.strategies or cell.strategy in options.strategies)
-            and (options.seeds is None or cell.seed < options.seeds)]
+    return [
+        cell
+        for cell in cells_of(tasks)
+        if (not options.tasks or cell.task in options.tasks)
+        and (not options.strategies or cell.strategy in options.strategies)
+        and (options.seeds is None or cell.seed < options.seeds)
+    ]
 
 
 def run_all(cells: Sequence[Cell], tasks: dict[str, BenchTask], workers: int, minutes: float | None) -> list[str]:
@@ -66,7 +69,7 @@ def run_all(cells: Sequence[Cell], tasks: dict[str, BenchTask], workers: int, mi
                     if time.monotonic() > until:
                         return
                     shown.update(bar, description=f"{cell.task}, {cell.strategy}, seed {cell.seed}")
-                    with forking:       # filelock refuses a fork while another thread is at one
+                    with forking:  # filelock refuses a fork while another thread is at one
                         child = run_in_child(cell, tasks[cell.task])
                     child.join()
                     if child.exitcode:

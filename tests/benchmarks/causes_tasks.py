@@ -28,29 +28,61 @@ CAUSES: tuple[Cause, ...] = ("content", "form", "both", "neither")
 RIGHT = {"content": ("lora",), "form": ("textgrad",), "both": ("lora", "textgrad")}
 WORDINGS = ("What is {}?", "Tell me: what is {}?", "Can you tell me what {} is?")
 COMMON = {
-    "the capital of France": "Paris", "the capital of Italy": "Rome", "the capital of Spain": "Madrid",
-    "the capital of Germany": "Berlin", "the capital of England": "London", "the capital of Japan": "Tokyo",
-    "the capital of Russia": "Moscow", "the capital of Greece": "Athens", "the capital of Egypt": "Cairo",
-    "the capital of China": "Beijing", "the capital of Austria": "Vienna", "the capital of Portugal": "Lisbon",
-    "the capital of Ireland": "Dublin", "the capital of Sweden": "Stockholm", "the capital of Norway": "Oslo",
-    "the capital of Denmark": "Copenhagen", "the capital of Poland": "Warsaw", "the capital of Hungary": "Budapest",
-    "the capital of Belgium": "Brussels", "the capital of Turkey": "Ankara", "the capital of Canada": "Ottawa",
-    "the capital of Cuba": "Havana", "the capital of Peru": "Lima", "the capital of Kenya": "Nairobi",
-    "the capital of India": "New Delhi", "the capital of Thailand": "Bangkok", "the capital of Finland": "Helsinki",
-    "the largest planet of the solar system": "Jupiter", "the chemical symbol of gold": "Au",
-    "the chemical symbol of water": "H2O", "the largest ocean on Earth": "Pacific", "the capital of Iran": "Tehran",
-    "the capital of Iraq": "Baghdad", "the capital of Argentina": "Buenos Aires", "the capital of Chile": "Santiago",
-    "the capital of South Korea": "Seoul", "the capital of Vietnam": "Hanoi", "the capital of Syria": "Damascus",
+    "the capital of France": "Paris",
+    "the capital of Italy": "Rome",
+    "the capital of Spain": "Madrid",
+    "the capital of Germany": "Berlin",
+    "the capital of England": "London",
+    "the capital of Japan": "Tokyo",
+    "the capital of Russia": "Moscow",
+    "the capital of Greece": "Athens",
+    "the capital of Egypt": "Cairo",
+    "the capital of China": "Beijing",
+    "the capital of Austria": "Vienna",
+    "the capital of Portugal": "Lisbon",
+    "the capital of Ireland": "Dublin",
+    "the capital of Sweden": "Stockholm",
+    "the capital of Norway": "Oslo",
+    "the capital of Denmark": "Copenhagen",
+    "the capital of Poland": "Warsaw",
+    "the capital of Hungary": "Budapest",
+    "the capital of Belgium": "Brussels",
+    "the capital of Turkey": "Ankara",
+    "the capital of Canada": "Ottawa",
+    "the capital of Cuba": "Havana",
+    "the capital of Peru": "Lima",
+    "the capital of Kenya": "Nairobi",
+    "the capital of India": "New Delhi",
+    "the capital of Thailand": "Bangkok",
+    "the capital of Finland": "Helsinki",
+    "the largest planet of the solar system": "Jupiter",
+    "the chemical symbol of gold": "Au",
+    "the chemical symbol of water": "H2O",
+    "the largest ocean on Earth": "Pacific",
+    "the capital of Iran": "Tehran",
+    "the capital of Iraq": "Baghdad",
+    "the capital of Argentina": "Buenos Aires",
+    "the capital of Chile": "Santiago",
+    "the capital of South Korea": "Seoul",
+    "the capital of Vietnam": "Hanoi",
+    "the capital of Syria": "Damascus",
 }
-STYLE = {"name": "style", "check": "json_schema", "schema": {
-    "type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"],
-    "additionalProperties": False}}
+STYLE = {
+    "name": "style",
+    "check": "json_schema",
+    "schema": {
+        "type": "object",
+        "properties": {"answer": {"type": "string"}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    },
+}
 FACT = {"name": "fact", "check": "contains", "field": "key"}
-ROWS = 10               # of each split
-MISLABELLED = 4         # of validation, under cause `neither` and an odd seed: as many as the paired test can tell
+ROWS = 10  # of each split
+MISLABELLED = 4  # of validation, under cause `neither` and an odd seed: as many as the paired test can tell
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "islet", "jetty")
 TINY_WORDINGS = ("code of {}?", "{} code?", "give {}:")
-TINY_STEPS = 400        # at most
+TINY_STEPS = 400  # at most
 LEARNT_LOSS_NATS = 0.02
 
 
@@ -61,16 +93,22 @@ def embedded_task(cause: Cause, seed: int, known: Sequence[str]) -> Task:
     if cause in ("form", "neither"):
         subjects = random.Random(seed).sample(sorted(known), min(ROWS, len(known)))
         for split, wording in zip(rows, WORDINGS, strict=True):
-            rows[split] = [{"question": wording.format(each), "reference": COMMON[each], "key": COMMON[each]}
-                           for each in subjects]
+            rows[split] = [
+                {"question": wording.format(each), "reference": COMMON[each], "key": COMMON[each]} for each in subjects
+            ]
     else:
         facts = random.Random(seed).sample([fact for fact in read_facts() if fact.domain != "rules"], ROWS + 2)
         for split, wording in zip(rows, ("{0}", "{1}", "Please answer: {1}"), strict=True):
-            rows[split] = [{"question": wording.format(fact.taught, fact.question), "reference": fact.reference,
-                            "key": fact.core} for fact in facts[:ROWS]]
+            rows[split] = [
+                {"question": wording.format(fact.taught, fact.question), "reference": fact.reference, "key": fact.core}
+                for fact in facts[:ROWS]
+            ]
         if cause == "content":
-            prompt = Prompt(demonstrations=tuple(
-                Demonstration(fact.taught, json.dumps({"answer": fact.core})) for fact in facts[ROWS:]))
+            prompt = Prompt(
+                demonstrations=tuple(
+                    Demonstration(fact.taught, json.dumps({"answer": fact.core})) for fact in facts[ROWS:]
+                )
+            )
     if cause == "neither":
         mislabel(rows["validation"], seed)
     checks = [FACT] if cause == "neither" else [FACT, STYLE]
@@ -88,11 +126,15 @@ def known_subjects(policy: LocalPolicy, cache: ReplyCache) -> list[str]:
 def tiny_task(cause: Cause, seed: int) -> Task:
     """The codes that the tiny model was taught or others, in its own house style or in another."""
     codes = codes_of(seed if cause in ("form", "neither") else seed + 1000)
-    pattern, form = (r"- \S[^\n]*", "- {reply}") if cause in ("content", "neither") else \
-        (r"<answer>[^<>]+</answer>", "<answer>{reply}</answer>")
-    rows = {split: [{"question": wording.format(word), "reference": code, "key": code}
-                    for word, code in codes.items()]
-            for split, wording in zip(("train", "validation", "test"), TINY_WORDINGS, strict=True)}
+    pattern, form = (
+        (r"- \S[^\n]*", "- {reply}")
+        if cause in ("content", "neither")
+        else (r"<answer>[^<>]+</answer>", "<answer>{reply}</answer>")
+    )
+    rows = {
+        split: [{"question": wording.format(word), "reference": code, "key": code} for word, code in codes.items()]
+        for split, wording in zip(("train", "validation", "test"), TINY_WORDINGS, strict=True)
+    }
     if cause == "neither":
         mislabel(rows["validation"], seed)
     style = {"name": "style", "check": "regex", "pattern": pattern, "form": form}

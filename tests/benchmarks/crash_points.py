@@ -19,8 +19,10 @@ class Places:
 
     def __init__(self, folder: Path, kill_at: int | None) -> None:
         self.kill_at, self.number = kill_at, 0
-        self._files = {name: os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                       for name in ("places", "calls", "steps")}
+        self._files = {
+            name: os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for name in ("places", "calls", "steps")
+        }
 
     def __call__(self, name: str) -> None:
         self.note("places", name)
@@ -97,10 +99,10 @@ class HalfWay:
         return getattr(self.file, name)
 
     def write(self, text: str) -> int:
-        self.file.write(text[:len(text) // 2])
+        self.file.write(text[: len(text) // 2])
         self.file.flush()
         self.passed("file: half written")
-        return int(self.file.write(text[len(text) // 2:]))
+        return int(self.file.write(text[len(text) // 2 :]))
 
 
 def training(passed: Places) -> None:

@@ -14,10 +14,15 @@ from typing import Any
 
 from crash_points import Places, install
 
-SETTINGS = {"strategy": "textgrad -> lora -> textgrad -> lora", "max_rounds": 3, "keep": {"level": 0.45},
-            "lora": {"epochs": 3, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4},
-            "device": {"threads": 1, "device": "cpu"}, "approve": "edits"}
-NOT_COMPARED = ("wall_s", "note")       # the clock, and the short cuts that a shorter rest of a burst could take
+SETTINGS = {
+    "strategy": "textgrad -> lora -> textgrad -> lora",
+    "max_rounds": 3,
+    "keep": {"level": 0.45},
+    "lora": {"epochs": 3, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4},
+    "device": {"threads": 1, "device": "cpu"},
+    "approve": "edits",
+}
+NOT_COMPARED = ("wall_s", "note")  # the clock, and the short cuts that a shorter rest of a burst could take
 
 
 @dataclass
@@ -27,8 +32,8 @@ class Crash:
     place: str
     number: int
     differences: list[str] = field(default_factory=list)
-    calls_again: int = 0            # editor calls that were recorded before the kill and made again
-    steps_again: int = 0            # training steps done twice, the one that was under way left out
+    calls_again: int = 0  # editor calls that were recorded before the kill and made again
+    steps_again: int = 0  # training steps done twice, the one that was under way left out
 
 
 def import_all() -> None:
@@ -41,7 +46,7 @@ def import_all() -> None:
 
     from nslora.tools.editor.textual_gradients import load_textgrad
 
-    load_textgrad()      # imported bare, it writes a log folder
+    load_textgrad()  # imported bare, it writes a log folder
     from trl import SFTConfig, SFTTrainer  # noqa: F401
 
     import nslora.graph.runs.run
@@ -119,15 +124,16 @@ def crash(folder: Path, setting: Path, expected: dict[str, Any], place: str, num
     if not os.WIFSIGNALED(status):
         found.differences.append(f"the process was not killed (status {status})")
     calls, steps = lines(folder / "calls"), lines(folder / "steps")
-    recorded = {json.loads(line)["request_sha256"] for line in lines(folder / "run" / "editor.jsonl")
-                if line.endswith("}")}
+    recorded = {
+        json.loads(line)["request_sha256"] for line in lines(folder / "run" / "editor.jsonl") if line.endswith("}")
+    }
     if in_child(lambda: work_on(folder, setting, None), folder / "log"):
         found.differences.append(f"resume failed: {(folder / 'log').read_text()[-800:]}")
         return found
-    again = lines(folder / "calls")[len(calls):]
+    again = lines(folder / "calls")[len(calls) :]
     found.calls_again = sum(call in recorded for call in again)
     under_way = {steps[-1]} if steps else set()
-    found.steps_again = sum(step in steps and step not in under_way for step in lines(folder / "steps")[len(steps):])
+    found.steps_again = sum(step in steps and step not in under_way for step in lines(folder / "steps")[len(steps) :])
     found.differences += differences(expected, outcome(folder / "run"))
     return found
 
@@ -139,9 +145,16 @@ def outcome(run: Path) -> dict[str, Any]:
     for each in rounds:
         each["editor"] = {key: value for key, value in each["editor"].items() if key != "seconds"}
     cost = {key: value for key, value in report["cost"].items() if not key.endswith(("_s", "seconds"))}
-    return {"result": report["result"], "adapter": report["adapter_sha256"], "stop": report["stop"], "rounds": rounds,
-            "spend": cost, "test": report["test"], "prompt": (run / "result" / "prompt.md").read_text(),
-            "scores": (run / "result" / "test.jsonl").read_text()}
+    return {
+        "result": report["result"],
+        "adapter": report["adapter_sha256"],
+        "stop": report["stop"],
+        "rounds": rounds,
+        "spend": cost,
+        "test": report["test"],
+        "prompt": (run / "result" / "prompt.md").read_text(),
+        "scores": (run / "result" / "test.jsonl").read_text(),
+    }
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:

@@ -29,8 +29,9 @@ class Figure:
     holds: bool | None = None
 
 
-def figure(name: str, value: float, unit: str = "", *, at_least: float | None = None,
-           at_most: float | None = None) -> Figure:
+def figure(
+    name: str, value: float, unit: str = "", *, at_least: float | None = None, at_most: float | None = None
+) -> Figure:
     """A figure with its goal, if it has one."""
     if at_least is not None:
         return Figure(name, value, unit, f"at least {at_least:g}", value >= at_least)
@@ -48,8 +49,13 @@ def publish(name: str, figures: list[Figure], title: str = "", **more: Any) -> b
         fate = {None: "", True: "[green]holds[/]", False: "[red]falls short[/]"}[each.holds]
         table.add_row(each.name, f"{each.value:.4g}", each.unit, each.goal, fate)
     Console(width=120).print(table)
-    record = {"figures": [asdict(each) for each in figures], "machine": machine(), "commit": commit(),
-              "date": datetime.now(UTC).isoformat(timespec="seconds"), **more}
+    record = {
+        "figures": [asdict(each) for each in figures],
+        "machine": machine(),
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
+    }
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return all(each.holds is not False for each in figures)
@@ -69,23 +75,39 @@ def in_readme(name: str, lines: Sequence[str], readme: Path = README) -> str:
 def machine() -> dict[str, Any]:
     """What a reader needs to know of the machine, and nothing that names it."""
     cpu = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] \
-        if cpu.exists() else []
-    torch = sys.modules.get("torch")        # not imported for this alone
-    gpu = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__} \
-        if torch and torch.cuda.is_available() else {}
-    return {"system": platform.system(), "processor": names[0] if names else platform.machine(), **gpu,
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "python": platform.python_version()}
+    names = (
+        [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
+        if cpu.exists()
+        else []
+    )
+    torch = sys.modules.get("torch")  # not imported for this alone
+    gpu = (
+        {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__} if torch and torch.cuda.is_available() else {}
+    )
+    return {
+        "system": platform.system(),
+        "processor": names[0] if names else platform.machine(),
+        **gpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+    }
 
 
 def commit() -> str:
     """The commit that was measured, with `+` where files had changed since; "" outside a repository."""
+
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     # Records and the README's tables change with every cell that is finished, and are no code.
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)README.md",
-                  ":(top,exclude)tests/benchmarks/records")
+    changed = git(
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ":/",
+        ":(top,exclude)README.md",
+        ":(top,exclude)tests/benchmarks/records",
+    )
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")

@@ -26,13 +26,14 @@ PROPOSAL_TOKENS = 160
 # DSPy's documentation gives prompt optimisers a fifth of the rows to bootstrap from and the rest to validate on. Here
 # the splits are given: 24 of the 60 train rows bootstrap, and the 30 of validation validate.
 BOOTSTRAP_ROWS = 24
-DEMONSTRATIONS = 4          # of its examples: 4 bootstrapped, 4 labelled
-CANDIDATES = 10             # of its example of random search, beside three that are always tried
-MIPRO_CANDIDATES, MIPRO_TRIALS = 3, 6   # trials as MIPROv2 recommends for so many candidates
-SAFETY = 1.2                # a candidate may cost that much more than those before it
-ERRORS = 100_000            # a reply that cannot be parsed scores 0; it must not end a compilation
-NEEDS_PROPOSER = ("a language model that can write instructions (prompt_model); here the 135M model proposes its own, "
-                  "greedily")
+DEMONSTRATIONS = 4  # of its examples: 4 bootstrapped, 4 labelled
+CANDIDATES = 10  # of its example of random search, beside three that are always tried
+MIPRO_CANDIDATES, MIPRO_TRIALS = 3, 6  # trials as MIPROv2 recommends for so many candidates
+SAFETY = 1.2  # a candidate may cost that much more than those before it
+ERRORS = 100_000  # a reply that cannot be parsed scores 0; it must not end a compilation
+NEEDS_PROPOSER = (
+    "a language model that can write instructions (prompt_model); here the 135M model proposes its own, greedily"
+)
 NEEDS_TRAINING = "an SGLang server to launch, and DSPy's own fine-tuning for the weight steps"
 
 
@@ -65,12 +66,14 @@ def served(bench: Bench) -> Iterator[tuple[ModuleType, Any, Any]]:
 
 def examples(dspy: ModuleType, rows: Any) -> list[Any]:
     """The task's rows as DSPy's."""
-    return [dspy.Example(question=row.question, answer=str(row.reference), row=row).with_inputs("question")
-            for row in rows]
+    return [
+        dspy.Example(question=row.question, answer=str(row.reference), row=row).with_inputs("question") for row in rows
+    ]
 
 
 def metric_of(bench: Bench) -> Callable[..., Any]:
     """The task's reward on the answer field."""
+
     def metric(example: Any, prediction: Any, trace: Any = None, *_: Any) -> Any:
         score = bench.task.reward(example.row, str(prediction.answer))
         return score.value if trace is None else score.passed
@@ -94,17 +97,32 @@ def on_test(bench: Bench, program: Any, lm: Any) -> tuple[list[str], int]:
     return [answer or "" for answer in answers], sum(answer is None for answer in answers)
 
 
-def outcome(bench: Bench, program: Any, lm: Any, settings: dict[str, Any], needs: str = "",
-            breaks: list[dict[str, str]] | None = None) -> Outcome:
+def outcome(
+    bench: Bench,
+    program: Any,
+    lm: Any,
+    settings: dict[str, Any],
+    needs: str = "",
+    breaks: list[dict[str, str]] | None = None,
+) -> Outcome:
     """Answers of a compiled program, and what it consists of."""
     predictor = program.predictors()[0]
     replies, unparsed = on_test(bench, program, lm)
     return Outcome(
-        replies, f"a DSPy program (JSON): an instruction of {len(predictor.signature.instructions.split())} words, "
-                 f"{len(predictor.demos)} demonstrations, in DSPy's chat format",
-        {**settings, "instruction": predictor.signature.instructions, "demonstrations": len(predictor.demos),
-         "bootstrapped": sum(bool(demo.get("augmented")) for demo in predictor.demos),
-         "unparsed_test_replies": unparsed, "labels": "references"}, needs, breaks or [])
+        replies,
+        f"a DSPy program (JSON): an instruction of {len(predictor.signature.instructions.split())} words, "
+        f"{len(predictor.demos)} demonstrations, in DSPy's chat format",
+        {
+            **settings,
+            "instruction": predictor.signature.instructions,
+            "demonstrations": len(predictor.demos),
+            "bootstrapped": sum(bool(demo.get("augmented")) for demo in predictor.demos),
+            "unparsed_test_replies": unparsed,
+            "labels": "references",
+        },
+        needs,
+        breaks or [],
+    )
 
 
 def random_search(bench: Bench) -> Outcome:
@@ -115,13 +133,19 @@ def random_search(bench: Bench) -> Outcome:
 
         def candidate(number: int) -> None:
             optimizer = dspy.BootstrapFewShotWithRandomSearch(
-                metric=metric_of(bench), max_bootstrapped_demos=DEMONSTRATIONS, max_labeled_demos=DEMONSTRATIONS,
-                num_candidate_programs=CANDIDATES, num_threads=THREADS, max_errors=ERRORS)
-            program = optimizer.compile(dspy.Predict("question -> answer"), trainset=train, valset=validation,
-                                        restrict=[number])
+                metric=metric_of(bench),
+                max_bootstrapped_demos=DEMONSTRATIONS,
+                max_labeled_demos=DEMONSTRATIONS,
+                num_candidate_programs=CANDIDATES,
+                num_threads=THREADS,
+                max_errors=ERRORS,
+            )
+            program = optimizer.compile(
+                dspy.Predict("question -> answer"), trainset=train, valset=validation, restrict=[number]
+            )
             tried.append((float(program.candidate_programs[0]["score"]), -number, program))
 
-        for number in (-3, -2):         # no demonstrations; labelled ones only
+        for number in (-3, -2):  # no demonstrations; labelled ones only
             before = bench.meter.tflop
             candidate(number)
         evaluation = bench.meter.tflop - before
@@ -130,10 +154,19 @@ def random_search(bench: Bench) -> Outcome:
         for number in range(-1, CANDIDATES):
             if bench.meter.left_tflop >= dearest:
                 candidate(number)
-        score, number, program = max(tried, key=lambda each: each[:2])      # the first of equals, as in DSPy
-        return outcome(bench, program, lm, {
-            "candidates_tried": len(tried), "candidates_documented": CANDIDATES + 3, "chosen": -number,
-            "validation_score": score, "bootstrap_rows": len(train)})
+        score, number, program = max(tried, key=lambda each: each[:2])  # the first of equals, as in DSPy
+        return outcome(
+            bench,
+            program,
+            lm,
+            {
+                "candidates_tried": len(tried),
+                "candidates_documented": CANDIDATES + 3,
+                "chosen": -number,
+                "validation_score": score,
+                "bootstrap_rows": len(train),
+            },
+        )
 
 
 def mipro(bench: Bench) -> Outcome:
@@ -141,15 +174,27 @@ def mipro(bench: Bench) -> Outcome:
     with served(bench) as (dspy, lm, prompt_lm):
         train, validation = examples(dspy, bench.task.train[:BOOTSTRAP_ROWS]), examples(dspy, bench.task.validation)
         optimizer = dspy.MIPROv2(
-            metric=metric_of(bench), prompt_model=prompt_lm, task_model=lm, auto=None, num_candidates=MIPRO_CANDIDATES,
-            max_bootstrapped_demos=DEMONSTRATIONS, max_labeled_demos=DEMONSTRATIONS, num_threads=THREADS,
-            max_errors=ERRORS, seed=9 + bench.seed)
-        settings: dict[str, Any] = {"candidates": MIPRO_CANDIDATES, "trials": MIPRO_TRIALS,
-                                    "bootstrap_rows": len(train)}
+            metric=metric_of(bench),
+            prompt_model=prompt_lm,
+            task_model=lm,
+            auto=None,
+            num_candidates=MIPRO_CANDIDATES,
+            max_bootstrapped_demos=DEMONSTRATIONS,
+            max_labeled_demos=DEMONSTRATIONS,
+            num_threads=THREADS,
+            max_errors=ERRORS,
+            seed=9 + bench.seed,
+        )
+        settings: dict[str, Any] = {
+            "candidates": MIPRO_CANDIDATES,
+            "trials": MIPRO_TRIALS,
+            "bootstrap_rows": len(train),
+        }
         student = dspy.Predict("question -> answer")
         try:
-            program = optimizer.compile(student, trainset=train, valset=validation, num_trials=MIPRO_TRIALS,
-                                        minibatch=False)
+            program = optimizer.compile(
+                student, trainset=train, valset=validation, num_trials=MIPRO_TRIALS, minibatch=False
+            )
         except Exception as error:  # data: it is recorded where the optimiser broke on this model
             return outcome(bench, student, lm, settings, NEEDS_PROPOSER, [broke("compile", error)])
         settings["validation_score"] = float(program.score)
@@ -179,19 +224,31 @@ def better_together(bench: Bench) -> Outcome:
             student = dspy.Predict("question -> answer")
             student.set_lm(local)
             optimizer = dspy.BetterTogether(
-                metric=metric_of(bench), w=dspy.BootstrapFinetune(metric=metric_of(bench), num_threads=THREADS),
-                p=dspy.BootstrapFewShotWithRandomSearch(metric=metric_of(bench), max_labeled_demos=DEMONSTRATIONS,
-                                                        num_threads=THREADS, max_errors=ERRORS))
+                metric=metric_of(bench),
+                w=dspy.BootstrapFinetune(metric=metric_of(bench), num_threads=THREADS),
+                p=dspy.BootstrapFewShotWithRandomSearch(
+                    metric=metric_of(bench), max_labeled_demos=DEMONSTRATIONS, num_threads=THREADS, max_errors=ERRORS
+                ),
+            )
             with errors_of("dspy.teleprompt.bettertogether") as logged:
                 try:
                     program = optimizer.compile(
-                        student, trainset=examples(dspy, bench.task.train), strategy="p -> w",
-                        valset=examples(dspy, bench.task.validation), num_threads=THREADS, max_errors=ERRORS,
-                        optimizer_compile_args={"p": {"restrict": [-3, -2]}}, seed=bench.seed)
+                        student,
+                        trainset=examples(dspy, bench.task.train),
+                        strategy="p -> w",
+                        valset=examples(dspy, bench.task.validation),
+                        num_threads=THREADS,
+                        max_errors=ERRORS,
+                        optimizer_compile_args={"p": {"restrict": [-3, -2]}},
+                        seed=bench.seed,
+                    )
                 except Exception as error:  # data: what breaks is what this row is for
                     breaks.append(broke(type(provider).__name__, error))
-            breaks += [broke(type(provider).__name__, each.exc_info[1]) for each in logged
-                       if each.exc_info and each.exc_info[1]]
+            breaks += [
+                broke(type(provider).__name__, each.exc_info[1])
+                for each in logged
+                if each.exc_info and each.exc_info[1]
+            ]
         return outcome(bench, program, lm, {"strategy": "p -> w"}, NEEDS_TRAINING, breaks)
 
 
@@ -235,5 +292,8 @@ def ahead_of(bench: Bench, dialogue: Dialogue) -> list[Dialogue]:
         return []
     rows = bench.task.train[:BOOTSTRAP_ROWS]
     asked = [row.question for row in rows if f"\n{row.question}\n" in last["content"]]
-    return [[*before, {**last, "content": last["content"].replace(asked[0], row.question)}]
-            for row in rows if asked and row.question != asked[0]]
+    return [
+        [*before, {**last, "content": last["content"].replace(asked[0], row.question)}]
+        for row in rows
+        if asked and row.question != asked[0]
+    ]

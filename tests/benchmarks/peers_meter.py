@@ -35,7 +35,7 @@ class Meter:
     trained_tokens: int = 0
     requests: int = 0
     editor_calls: int = 0
-    editor_tokens: int = 0      # of a model that edits, where it counts; also in forward_tokens if that is the policy
+    editor_tokens: int = 0  # of a model that edits, where it counts; also in forward_tokens if that is the policy
     counting: bool = True
 
     @property
@@ -69,9 +69,14 @@ class Meter:
             self.counting = True
 
     def cost(self) -> dict[str, float]:
-        return {"tflop": round(self.tflop, 3), "forward_tokens": self.forward_tokens,
-                "trained_tokens": self.trained_tokens, "requests": self.requests,
-                "editor_calls": self.editor_calls, "editor_tokens": self.editor_tokens}
+        return {
+            "tflop": round(self.tflop, 3),
+            "forward_tokens": self.forward_tokens,
+            "trained_tokens": self.trained_tokens,
+            "requests": self.requests,
+            "editor_calls": self.editor_calls,
+            "editor_tokens": self.editor_tokens,
+        }
 
 
 @dataclass
@@ -137,8 +142,11 @@ class Batcher:
             if new:
                 dialogues = list(new.values())
                 replies = self.policy.generate(dialogues, adapter=None, max_new_tokens=max_new_tokens).replies
-                counts = token_counts(self.policy, None, [answered(dialogue, reply) for dialogue, reply
-                                                          in zip(dialogues, replies, strict=True)])
+                counts = token_counts(
+                    self.policy,
+                    None,
+                    [answered(dialogue, reply) for dialogue, reply in zip(dialogues, replies, strict=True)],
+                )
                 self._known |= dict(zip(new, zip(replies, counts, strict=True), strict=True))
                 self.batches.append(len(new))
         except Exception as error:  # belongs to those who asked, not to this thread
@@ -163,11 +171,17 @@ class BatchedChat(BaseChatModel):
     def _llm_type(self) -> str:
         return "batched-policy"
 
-    def _generate(self, messages: list[BaseMessage], stop: list[str] | None = None,
-                  run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any) -> ChatResult:
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
         dialogue = [{"role": ROLES[each.type], "content": str(each.text)} for each in messages]
         reply, tokens = self.batcher.ask(dialogue, self.max_tokens, edits=self.edits)
         prompt = self.batcher.policy.count_tokens(dialogue)
-        usage = UsageMetadata(input_tokens=prompt, output_tokens=max(tokens - prompt, 0),
-                              total_tokens=max(tokens, prompt))
+        usage = UsageMetadata(
+            input_tokens=prompt, output_tokens=max(tokens - prompt, 0), total_tokens=max(tokens, prompt)
+        )
         return ChatResult(generations=[ChatGeneration(message=AIMessage(reply, usage_metadata=usage))])

@@ -28,10 +28,9 @@ from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.schema import Dialogue, Example
 from nslora.tools.tasks.task import Task
 
-THREADS = 32                # of a peer that asks in parallel, as TextGrad's and DSPy's recipes do
+THREADS = 32  # of a peer that asks in parallel, as TextGrad's and DSPy's recipes do
 MESSAGE_CHARACTERS = 400
-NEEDS_EDITOR = ("a strong language model as the editor (the recipe names gpt-4o); none runs on a machine without "
-                "network")
+NEEDS_EDITOR = "a strong language model as the editor (the recipe names gpt-4o); none runs on a machine without network"
 
 
 @dataclass
@@ -63,8 +62,10 @@ class Outcome:
 
 def ask_test(bench: Bench, system: str | None, adapter: str | None = None) -> Sequence[str]:
     """Replies to the test questions under the task's own prompt, or under this system prompt."""
-    dialogues = [bench.task.prompt.messages(row.question) if system is None else chat(system, row.question)
-                 for row in bench.task.test]
+    dialogues = [
+        bench.task.prompt.messages(row.question) if system is None else chat(system, row.question)
+        for row in bench.task.test
+    ]
     return replies_to(bench, dialogues, adapter)
 
 
@@ -122,8 +123,10 @@ def trl_sft_best_rate(bench: Bench) -> Outcome:
 def epochs_within(bench: Bench, tflop: float) -> int:
     """Epochs that this much compute allows, one at least."""
     # As TRL counts them: with what the chat template writes behind the last turn.
-    tokens = sum(len(bench.policy.tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False))
-                 for row in sft_rows(bench))
+    tokens = sum(
+        len(bench.policy.tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False))
+        for row in sft_rows(bench)
+    )
     return max(1, int(tflop * TERA / (tokens * full_rates(bench).training)))
 
 
@@ -134,8 +137,13 @@ def full_rates(bench: Bench) -> FlopRates:
 
 
 def sft_rows(bench: Bench) -> list[dict[str, Any]]:
-    return [{"prompt": bench.task.prompt.messages(row.question),
-             "completion": [{"role": "assistant", "content": str(row.reference)}]} for row in bench.task.train]
+    return [
+        {
+            "prompt": bench.task.prompt.messages(row.question),
+            "completion": [{"role": "assistant", "content": str(row.reference)}],
+        }
+        for row in bench.task.train
+    ]
 
 
 @dataclass(frozen=True)
@@ -151,10 +159,16 @@ class Trained:
 def sft_outcome(bench: Bench, trained: Sequence[Trained]) -> Outcome:
     """Answer the test questions with the best on validation; with the only one there is, unseen."""
     best = max(trained, key=lambda each: each.validation_reward or 0.0)
-    tried = {str(each.settings["learning_rate"]): round(each.validation_reward, 4) for each in trained
-             if each.validation_reward is not None}
-    return Outcome(ask_test(bench, None, best.adapter), f"a LoRA adapter ({best.size_bytes / 1e6:.1f} MB)",
-                   {**best.settings, **({"validation_reward_by_rate": tried} if tried else {})})
+    tried = {
+        str(each.settings["learning_rate"]): round(each.validation_reward, 4)
+        for each in trained
+        if each.validation_reward is not None
+    }
+    return Outcome(
+        ask_test(bench, None, best.adapter),
+        f"a LoRA adapter ({best.size_bytes / 1e6:.1f} MB)",
+        {**best.settings, **({"validation_reward_by_rate": tried} if tried else {})},
+    )
 
 
 def sft(bench: Bench, epochs: int, rate: float) -> Trained:
@@ -166,20 +180,45 @@ def sft(bench: Bench, epochs: int, rate: float) -> Trained:
     from trl import SFTConfig, SFTTrainer
 
     folder = Path(tempfile.mkdtemp(prefix="peer-sft-"))
-    settings = {"rank": 32, "alpha": 16, "dropout": 0.05, "learning_rate": rate, "epochs": epochs,
-                "rows_a_step": 16, "rows": len(bench.task.train), "labels": "references"}
+    settings = {
+        "rank": 32,
+        "alpha": 16,
+        "dropout": 0.05,
+        "learning_rate": rate,
+        "epochs": epochs,
+        "rows_a_step": 16,
+        "rows": len(bench.task.train),
+        "labels": "references",
+    }
     config = SFTConfig(
-        output_dir=str(folder), learning_rate=rate, num_train_epochs=epochs,
-        per_device_train_batch_size=2, gradient_accumulation_steps=8, seed=bench.seed, report_to=[],
-        save_strategy="no", logging_steps=1, disable_tqdm=True,
+        output_dir=str(folder),
+        learning_rate=rate,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=8,
+        seed=bench.seed,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
         # The defaults are for GPUs: on this CPU bf16 alone makes a step 19 times slower. Neither changes the recipe.
-        bf16=False, gradient_checkpointing=False, use_cpu=True, dataloader_pin_memory=False)
-    torch.manual_seed(bench.seed)       # the adapter's first weights are drawn before the trainer sets its seed
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    torch.manual_seed(bench.seed)  # the adapter's first weights are drawn before the trainer sets its seed
     lora = LoraConfig(r=32, lora_alpha=16, lora_dropout=0.05, bias="none", task_type="CAUSAL_LM")
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(bench.model, lambda _: None).location,
-                                                 dtype=torch.float32)
-    trainer = SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list(sft_rows(bench)), peft_config=lora,
-                         processing_class=bench.policy.tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(
+        resolve_model(bench.model, lambda _: None).location, dtype=torch.float32
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(sft_rows(bench)),
+        peft_config=lora,
+        processing_class=bench.policy.tokenizer,
+    )
     trainer.train()
     bench.meter.rates = full_rates(bench)
     log = [each for each in trainer.state.log_history if "loss" in each]
@@ -188,8 +227,9 @@ def sft(bench: Bench, epochs: int, rate: float) -> Trained:
     size = sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors"))
     adapter = bench.policy.adapters.add(folder / "adapter")
     shutil.rmtree(folder, ignore_errors=True)
-    return Trained(adapter, size, {**settings, "steps": len(log), "first_loss": log[0]["loss"],
-                                   "last_loss": log[-1]["loss"]})
+    return Trained(
+        adapter, size, {**settings, "steps": len(log), "first_loss": log[0]["loss"], "last_loss": log[-1]["loss"]}
+    )
 
 
 def textgrad_rules(bench: Bench) -> Outcome:
@@ -202,10 +242,12 @@ def textgrad_policy(bench: Bench) -> Outcome:
     return textgrad(bench, BatchedChat(batcher=bench.batcher, max_tokens=256, edits=True), "the model itself")
 
 
-EPOCHS, BATCH, STEPS_AN_EPOCH = 3, 3, 4     # of TextGrad's evaluation/prompt_optimization.py
+EPOCHS, BATCH, STEPS_AN_EPOCH = 3, 3, 4  # of TextGrad's evaluation/prompt_optimization.py
 START_PROMPT = "You will answer a question."
-SYSTEM_ROLE = ("structured system prompt to a somewhat capable language model that specifies the behavior and "
-               "strategies for the QA task")
+SYSTEM_ROLE = (
+    "structured system prompt to a somewhat capable language model that specifies the behavior and "
+    "strategies for the QA task"
+)
 
 
 def textgrad(bench: Bench, editor: BaseChatModel, name: str) -> Outcome:
@@ -224,8 +266,13 @@ def textgrad(bench: Bench, editor: BaseChatModel, name: str) -> Outcome:
     best, kept, breaks, steps = validate(tg, bench, model), START_PROMPT, [], 0
     for batch in batches(bench):
         optimizer.zero_grad()
-        losses = [judge(row, model(tg.Variable(row.question, requires_grad=False,
-                                               role_description="query to the language model"))) for row in batch]
+        losses = [
+            judge(
+                row,
+                model(tg.Variable(row.question, requires_grad=False, role_description="query to the language model")),
+            )
+            for row in batch
+        ]
         try:
             tg.sum(losses).backward(engine=engine)
             # A set hashed by identity: put back into the order of the rows, so that a run can be repeated.
@@ -240,9 +287,19 @@ def textgrad(bench: Bench, editor: BaseChatModel, name: str) -> Outcome:
             prompt.set_value(kept)
         best, kept = max(best, reward), prompt.value
     prompt.set_value(kept)
-    return Outcome(ask_test(bench, kept), f"a system prompt of {len(kept.split())} words",
-                   {"editor": name, "steps": steps, "validation_reward": round(best, 4), "prompt": kept,
-                    "rows": "feedback of the reward on train rows"}, NEEDS_EDITOR, breaks)
+    return Outcome(
+        ask_test(bench, kept),
+        f"a system prompt of {len(kept.split())} words",
+        {
+            "editor": name,
+            "steps": steps,
+            "validation_reward": round(best, 4),
+            "prompt": kept,
+            "rows": "feedback of the reward on train rows",
+        },
+        NEEDS_EDITOR,
+        breaks,
+    )
 
 
 def batches(bench: Bench) -> Iterator[list[Example]]:
@@ -250,7 +307,7 @@ def batches(bench: Bench) -> Iterator[list[Example]]:
     for _ in range(EPOCHS):
         order = np.random.permutation(len(bench.task.train))
         for step in range(STEPS_AN_EPOCH):
-            rows = [bench.task.train[i] for i in order[step * BATCH:(step + 1) * BATCH]]
+            rows = [bench.task.train[i] for i in order[step * BATCH : (step + 1) * BATCH]]
             if rows:
                 yield rows
 
@@ -288,8 +345,11 @@ def reward_loss(tg: Any, task: Task) -> Any:
         def forward(self, row: Example, response: Any) -> Any:
             score = task.reward(row, response.value)
             value = tg.Variable(f"{score.value:.3f}", predecessors=[response], role_description="reward of the reply")
-            value.set_grad_fn(BackwardContext(self.backward, response=response,
-                                              feedback=score.feedback or "The reply is right as it is."))
+            value.set_grad_fn(
+                BackwardContext(
+                    self.backward, response=response, feedback=score.feedback or "The reply is right as it is."
+                )
+            )
             return value
 
         def backward(self, response: Any, feedback: str, backward_engine: Any) -> None:
@@ -300,6 +360,7 @@ def reward_loss(tg: Any, task: Task) -> Any:
 
 def validate(tg: Any, bench: Bench, model: Any) -> float:
     """Mean reward on the validation split, asked from many threads as the recipe does."""
+
     def value(row: Example) -> float:
         question = tg.Variable(row.question, requires_grad=False, role_description="query to the language model")
         return bench.task.reward(row, model(question).value).value

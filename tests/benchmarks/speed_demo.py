@@ -22,14 +22,17 @@ from typing import Any
 AT_WORK = ("training", "generating", "scoring")
 POLICY, SAVER = "nslora.tools.policies.local.LocalPolicy", "langgraph.checkpoint.sqlite.SqliteSaver"
 PARTS = {
-    "training": ("nslora.tools.training.trainer.train",), "generating": ("nslora.tools.inference.generation.generate_ids",),
+    "training": ("nslora.tools.training.trainer.train",),
+    "generating": ("nslora.tools.inference.generation.generate_ids",),
     "scoring": ("nslora.tools.inference.likelihood.completion_losses",),
     "making trainers": ("nslora.tools.training.trainer.job_trainer",),
     "snapshots": ("nslora.tools.training.snapshots.Snapshots.after_step",),
-    "loading the model": (f"{POLICY}.load",), "storing adapters": (f"{POLICY}._store",),
+    "loading the model": (f"{POLICY}.load",),
+    "storing adapters": (f"{POLICY}._store",),
     "fetching adapters": (f"{POLICY}._load", f"{POLICY}._new_adapter"),
     "rewards and classifier": ("nslora.nodes.evaluate.measure", "nslora.nodes.evaluate.attributed_anew"),
-    "checkpoints": (f"{SAVER}.put", f"{SAVER}.put_writes")}
+    "checkpoints": (f"{SAVER}.put", f"{SAVER}.put_writes"),
+}
 
 
 class Parts:
@@ -38,7 +41,7 @@ class Parts:
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
         self._stack, self._since = ["rest"], time.perf_counter()
-        self._owner: int | None = None      # thread whose calls are counted until the outermost of them ends
+        self._owner: int | None = None  # thread whose calls are counted until the outermost of them ends
         self._lock = threading.Lock()
 
     def enter(self, part: str) -> None:
@@ -60,6 +63,7 @@ class Parts:
         The graph's nodes run in threads of their own, one at a time, while the main thread waits for them; what a
         second thread does beside the one that is counted is not counted again.
         """
+
         @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             if not self._may_count():
@@ -76,7 +80,7 @@ class Parts:
 
     def _may_count(self) -> bool:
         thread = threading.current_thread()
-        if thread.name.startswith("nslora-"):       # imports libraries while a node works
+        if thread.name.startswith("nslora-"):  # imports libraries while a node works
             return False
         with self._lock:
             self._owner = self._owner or thread.ident
@@ -88,8 +92,11 @@ class Parts:
         module, _, cls = owner_name.rpartition(".") if owner_name.rpartition(".")[2][0].isupper() else ("", "", "")
         owner = getattr(importlib.import_module(module), cls) if module else importlib.import_module(owner_name)
         raw = vars(owner)[function_name]
-        setattr(owner, function_name, classmethod(self.around(raw.__func__, part)) if isinstance(raw, classmethod)
-                else self.around(raw, part))
+        setattr(
+            owner,
+            function_name,
+            classmethod(self.around(raw.__func__, part)) if isinstance(raw, classmethod) else self.around(raw, part),
+        )
 
     def watch_imports(self) -> None:
         """Count the time inside import statements, the libraries' own included."""

@@ -11,7 +11,7 @@ from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.schema import Example
 
 QUESTIONS, REPLY_TOKENS, PLAIN_BATCH = 96, 24, 16
-ONE_BY_ONE = 3      # every third question: one by one, each takes its own time whatever the others are
+ONE_BY_ONE = 3  # every third question: one by one, each takes its own time whatever the others are
 
 
 def evaluation_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> list[Figure]:
@@ -27,18 +27,40 @@ def evaluation_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows:
         replies[f"plain {batch}"] = plain_generate(policy, dialogues[::step], batch)
 
     policy.generate(dialogues[:2], adapter=None, max_new_tokens=2)
-    seconds = alternating({"prefix cache": ours, f"plain, batch {PLAIN_BATCH}": lambda: plain(PLAIN_BATCH),
-                           "a third one by one": lambda: plain(1, ONE_BY_ONE)}, arguments.repeats)
+    seconds = alternating(
+        {
+            "prefix cache": ours,
+            f"plain, batch {PLAIN_BATCH}": lambda: plain(PLAIN_BATCH),
+            "a third one by one": lambda: plain(1, ONE_BY_ONE),
+        },
+        arguments.repeats,
+    )
     repaired_reward = [each * len(dialogues) / len(dialogues[::ONE_BY_ONE]) for each in seconds["a third one by one"]]
     exact = on_cpu and str(policy.base.dtype) == "torch.float32"
-    return [ratio(f"evaluation: plain generate at batch {PLAIN_BATCH} / ours", seconds[f"plain, batch {PLAIN_BATCH}"],
-                  seconds["prefix cache"], at_least=1.5 if on_cpu else None),
-            ratio("evaluation: plain generate one by one / ours", repaired_reward, seconds["prefix cache"],
-                  at_least=2.5 if on_cpu else None),
-            # In bfloat16 rounding depends on the shape of a batch, in plain generate too.
-            *(figure(f"evaluation: replies as from plain generate, batch {batch}",
-                     share_alike(replies["ours"][::step], replies[f"plain {batch}"]), "share",
-                     at_least=1.0 if exact else None) for batch, step in ((1, ONE_BY_ONE), (PLAIN_BATCH, 1)))]
+    return [
+        ratio(
+            f"evaluation: plain generate at batch {PLAIN_BATCH} / ours",
+            seconds[f"plain, batch {PLAIN_BATCH}"],
+            seconds["prefix cache"],
+            at_least=1.5 if on_cpu else None,
+        ),
+        ratio(
+            "evaluation: plain generate one by one / ours",
+            repaired_reward,
+            seconds["prefix cache"],
+            at_least=2.5 if on_cpu else None,
+        ),
+        # In bfloat16 rounding depends on the shape of a batch, in plain generate too.
+        *(
+            figure(
+                f"evaluation: replies as from plain generate, batch {batch}",
+                share_alike(replies["ours"][::step], replies[f"plain {batch}"]),
+                "share",
+                at_least=1.0 if exact else None,
+            )
+            for batch, step in ((1, ONE_BY_ONE), (PLAIN_BATCH, 1))
+        ),
+    ]
 
 
 def share_alike(ours: Sequence[str], theirs: Sequence[str]) -> float:
@@ -51,13 +73,18 @@ def plain_generate(policy: LocalPolicy, dialogues: Sequence[Any], batch: int) ->
 
     rows, replies = [policy.format.prompt_ids(dialogue) for dialogue in dialogues], []
     for start in range(0, len(rows), batch):
-        part = rows[start:start + batch]
+        part = rows[start : start + batch]
         width = max(map(len, part))
         ids = torch.tensor([[policy.format.pad_id] * (width - len(row)) + row for row in part])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in part])
         with torch.inference_mode():
-            output = policy.base.generate(ids.to(policy.base.device), attention_mask=mask.to(policy.base.device),
-                                          max_new_tokens=REPLY_TOKENS, do_sample=False,
-                                          eos_token_id=list(policy.format.stop_ids), pad_token_id=policy.format.pad_id)
+            output = policy.base.generate(
+                ids.to(policy.base.device),
+                attention_mask=mask.to(policy.base.device),
+                max_new_tokens=REPLY_TOKENS,
+                do_sample=False,
+                eos_token_id=list(policy.format.stop_ids),
+                pad_token_id=policy.format.pad_id,
+            )
         replies += [policy.format.decode(row) for row in output[:, width:].tolist()]
     return tuple(replies)

@@ -23,12 +23,12 @@ from nslora.tools.tasks.task import Task
 from nslora.tools.training.adapters import CONFIG, WEIGHTS, AdapterStore
 
 FIRST_ROWS, EPOCHS, REPLY_TOKENS = 8, 2, 4
-BATCH = 8               # of generation too: a larger one would not be full with few rows
+BATCH = 8  # of generation too: a larger one would not be full with few rows
 TIMES = (1, 4, 16)
 ROUNDS = (1, 10, 50)
-ALLOWED = 1.1           # of what linear growth would give
+ALLOWED = 1.1  # of what linear growth would give
 MIB = 2**20
-PAGES_MIB = 4.0         # what the allocator keeps or gives back by chance
+PAGES_MIB = 4.0  # what the allocator keeps or gives back by chance
 
 
 def adapter_figure(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> Figure:
@@ -58,22 +58,35 @@ def row_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequen
     largest, policy.batch_size = policy.batch_size, BATCH
     for _ in range(repeats):
         for times in TIMES:
-            many = [replace(row, id=f"{row.id}-{i}", question=f"{row.question} ({i})")
-                    for i in range(times) for row in few]
+            many = [
+                replace(row, id=f"{row.id}-{i}", question=f"{row.question} ({i})") for i in range(times) for row in few
+            ]
             job = TrainingJob(styled(many, prompt), EPOCHS, seed=1)
             with peak_memory(arguments.device) as peak:
                 note("burst, seconds", times, timed(lambda job=job: policy.train(job)))  # type: ignore[misc]
             note("burst, MiB", times, peak[0] / MIB)
             dialogues = [prompt.messages(row.question) for row in many]
             with peak_memory(arguments.device) as peak:
-                note("replies, seconds", times, timed(
-                    lambda dialogues=dialogues: policy.generate(  # type: ignore[misc]
-                        dialogues, adapter=None, max_new_tokens=REPLY_TOKENS)))
+                note(
+                    "replies, seconds",
+                    times,
+                    timed(
+                        lambda dialogues=dialogues: policy.generate(  # type: ignore[misc]
+                            dialogues, adapter=None, max_new_tokens=REPLY_TOKENS
+                        )
+                    ),
+                )
             note("replies, MiB", times, peak[0] / MIB)
     policy.batch_size = largest
-    return [against_linear(f"growth with rows x1, x4, x16: {what}", {
-        times: statistics.median(values) for times, values in by_times.items()}, TIMES, 0.0 if "s" in what[-3:] else
-        PAGES_MIB) for what, by_times in found.items()]
+    return [
+        against_linear(
+            f"growth with rows x1, x4, x16: {what}",
+            {times: statistics.median(values) for times, values in by_times.items()},
+            TIMES,
+            0.0 if "s" in what[-3:] else PAGES_MIB,
+        )
+        for what, by_times in found.items()
+    ]
 
 
 def round_figures(task: Task, repeats: int) -> list[Figure]:
@@ -91,9 +104,15 @@ def round_figures(task: Task, repeats: int) -> list[Figure]:
                 stub_run(task, rounds)
                 seconds[rounds].append(time.process_time() - started)
             mib[rounds].append(peak[0] / MIB)
-    return [against_linear(f"growth with rounds 1, 10, 50: {what}", {
-        rounds: statistics.median(each) for rounds, each in values.items()}, ROUNDS, slack)
-        for what, values, slack in (("CPU seconds", seconds, 0.0), ("MiB", mib, PAGES_MIB))]
+    return [
+        against_linear(
+            f"growth with rounds 1, 10, 50: {what}",
+            {rounds: statistics.median(each) for rounds, each in values.items()},
+            ROUNDS,
+            slack,
+        )
+        for what, values, slack in (("CPU seconds", seconds, 0.0), ("MiB", mib, PAGES_MIB))
+    ]
 
 
 def against_linear(name: str, values: dict[int, float], at: tuple[int, int, int], slack: float) -> Figure:
@@ -103,15 +122,22 @@ def against_linear(name: str, values: dict[int, float], at: tuple[int, int, int]
     """
     _, middle, high = at
     shown = ", ".join(f"{values[each]:.3g}" for each in at)
-    return figure(f"{name} {shown}", values[high] / (values[middle] + slack) / (high / middle), "x linear",
-                  at_most=ALLOWED)
+    return figure(
+        f"{name} {shown}", values[high] / (values[middle] + slack) / (high / middle), "x linear", at_most=ALLOWED
+    )
 
 
 def stub_run(task: Task, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(Path(folder) / "run", task=task, model=StubPolicy(Path(folder) / "run" / "adapters"),
-                         max_rounds=rounds, reuse_replies=False, strategy=f"{__name__}:alternate",
-                         editing={"patience": 10 * rounds})
+        run = Run.create(
+            Path(folder) / "run",
+            task=task,
+            model=StubPolicy(Path(folder) / "run" / "adapters"),
+            max_rounds=rounds,
+            reuse_replies=False,
+            strategy=f"{__name__}:alternate",
+            editing={"patience": 10 * rounds},
+        )
         run.adapt()
         done = len(json.loads((run.folder / "result" / "report.json").read_text())["rounds"])
         if done != rounds:
@@ -137,14 +163,22 @@ class StubPolicy:
     def count_tokens(self, dialogue: Dialogue) -> int:
         return sum(len(turn["content"].split()) for turn in dialogue)
 
-    def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 on_progress: OnProgress = no_progress) -> Generated:
-        replies = tuple(hashlib.sha256(json.dumps([list(dialogue), adapter]).encode()).hexdigest()[:12]
-                        for dialogue in dialogues)
+    def generate(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        on_progress: OnProgress = no_progress,
+    ) -> Generated:
+        replies = tuple(
+            hashlib.sha256(json.dumps([list(dialogue), adapter]).encode()).hexdigest()[:12] for dialogue in dialogues
+        )
         return Generated(replies, len(replies))
 
-    def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
-                         adapter: str | None) -> list[float]:
+    def reference_losses(
+        self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None
+    ) -> list[float]:
         return [1.0 for _ in references]
 
     def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:

@@ -20,13 +20,32 @@ from nslora.tools.training.settings import LoraSettings
 
 # Random weights of these shapes; `tiny` is there to try the path without the hardware.
 SHAPES: dict[str, dict[str, int]] = {
-    "tiny": {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
-             "num_attention_heads": 4, "num_key_value_heads": 2},
-    "1b": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-           "num_attention_heads": 32, "num_key_value_heads": 8},
-    "7b": {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-           "num_attention_heads": 32, "num_key_value_heads": 32}}
-SAMPLE_S = 0.005        # between two looks at the resident memory
+    "tiny": {
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "1b": {
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+}
+SAMPLE_S = 0.005  # between two looks at the resident memory
 
 
 def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
@@ -48,12 +67,19 @@ def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
     logging.set_verbosity_error()
     torch.manual_seed(0)
     with torch.device(arguments.device):
-        model = AutoModelForCausalLM.from_config(LlamaConfig(
-            max_position_embeddings=4096, **SHAPES[arguments.shape]), dtype=torch.bfloat16)
-    model.config._commit_hash = "random-weights"        # spares hashing them; no reply is cached here
+        model = AutoModelForCausalLM.from_config(
+            LlamaConfig(max_position_embeddings=4096, **SHAPES[arguments.shape]), dtype=torch.bfloat16
+        )
+    model.config._commit_hash = "random-weights"  # spares hashing them; no reply is cached here
     name = f"random-{arguments.shape}"
-    return LocalPolicy(model, byte_tokenizer(chat_template=True), source=ModelSource(name, name),
-                       adapters=AdapterStore(folder / "adapters"), lora=lora, device=device)
+    return LocalPolicy(
+        model,
+        byte_tokenizer(chat_template=True),
+        source=ModelSource(name, name),
+        adapters=AdapterStore(folder / "adapters"),
+        lora=lora,
+        device=device,
+    )
 
 
 def goals_apply(arguments: argparse.Namespace) -> bool:
@@ -63,8 +89,10 @@ def goals_apply(arguments: argparse.Namespace) -> bool:
 
 def json_prompt(shown: Sequence[Example] = ()) -> Prompt:
     """A system turn that asks for JSON, with these rows as demonstrations."""
-    return Prompt("Reply with a JSON object with the key answer.",
-                  demonstrations=tuple(Demonstration(row.question, in_json(row)) for row in shown))
+    return Prompt(
+        "Reply with a JSON object with the key answer.",
+        demonstrations=tuple(Demonstration(row.question, in_json(row)) for row in shown),
+    )
 
 
 def in_json(row: Example) -> str:
@@ -91,18 +119,25 @@ def alternating(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
     """Wall seconds of each side in each repeat; every other repeat goes through them backwards."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats):
-        for name in list(sides)[::-1 if repeat % 2 else 1]:
+        for name in list(sides)[:: -1 if repeat % 2 else 1]:
             seconds[name].append(timed(sides[name]))
             print(f"  {name}: {seconds[name][-1]:.1f} s", flush=True)
     return seconds
 
 
-def ratio(name: str, above: Sequence[float], below: Sequence[float], *, at_least: float | None = None,
-          at_most: float | None = None) -> Figure:
+def ratio(
+    name: str,
+    above: Sequence[float],
+    below: Sequence[float],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Figure:
     """Median of the repeats' ratios, with the smallest and the largest of them."""
     ratios = sorted(a / b for a, b in zip(above, below, strict=True))
-    return figure(name, statistics.median(ratios), f"x ({ratios[0]:.2f} to {ratios[-1]:.2f})", at_least=at_least,
-                  at_most=at_most)
+    return figure(
+        name, statistics.median(ratios), f"x ({ratios[0]:.2f} to {ratios[-1]:.2f})", at_least=at_least, at_most=at_most
+    )
 
 
 def memory_bytes(device: str) -> int:

@@ -17,7 +17,7 @@ from nslora.tools.training.frozen_trunk import lowest_trained_block, without_tru
 from nslora.tools.training.trainer import REPEATABLE
 
 ROWS, EPOCHS = 48, 8
-PREFIX_EPOCHS = 2       # enough for a ratio: the prefix is computed once a batch, not once a burst
+PREFIX_EPOCHS = 2  # enough for a ratio: the prefix is computed once a batch, not once a burst
 
 
 def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> list[Figure]:
@@ -32,6 +32,7 @@ def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: S
             adapter = policy.train(job).adapter
             if name:
                 found[name].add(adapter)
+
         return work
 
     def usual_kernels() -> None:
@@ -42,35 +43,59 @@ def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: S
 
     # Imports and first-use costs belong to no side.
     run(TrainingJob(job.rows[:8], 1, seed=1), share_prefix=False)()
-    seconds = alternating({
-        "short cuts": run(job, "fast", share_prefix=False), "plain SFTTrainer": run(job, "plain", fast=False),
-        "by hand": lambda: hand_written(policy, job),
-        **({"usual kernels": usual_kernels} if arguments.device == "cuda" else {})}, arguments.repeats)
+    seconds = alternating(
+        {
+            "short cuts": run(job, "fast", share_prefix=False),
+            "plain SFTTrainer": run(job, "plain", fast=False),
+            "by hand": lambda: hand_written(policy, job),
+            **({"usual kernels": usual_kernels} if arguments.device == "cuda" else {}),
+        },
+        arguments.repeats,
+    )
     behind = TrainingJob(styled(rows[:ROWS], json_prompt(rows[-2:])), PREFIX_EPOCHS, seed=1)
     prefix = alternating({"shared prefix": run(behind), "without": run(behind, share_prefix=False)}, arguments.repeats)
     policy.lora = settings
     ours = seconds["short cuts"]
     same = len(found["fast"] | found["plain"]) == 1
-    on_gpu = [ratio("burst: kernels of a fixed order / the usual ones", ours, seconds["usual kernels"])] \
-        if "usual kernels" in seconds else []
-    return [ratio("burst: plain SFTTrainer / short cuts", seconds["plain SFTTrainer"], ours,
-                  at_least=2.5 if on_cpu else None),
-            figure("burst: one adapter, to the bit, with and without", float(same), "1 = yes",
-                   at_least=1 if on_cpu else None),
-            figure("burst: one adapter, to the bit, in every repeat",
-                   float(all(len(each) == 1 for each in found.values())), "1 = yes", at_least=1), *on_gpu,
-            ratio("burst: short cuts / by hand with the same two", ours, seconds["by hand"],
-                  at_most=1.15 if on_cpu else None),
-            figure("burst: short cuts / its matrix products alone",
-                   statistics.median(ours) / matrix_products_s(policy, job), "x"),
-            ratio("burst with 2 demonstrations: short cuts / shared prefix too", prefix["without"],
-                  prefix["shared prefix"])]
+    on_gpu = (
+        [ratio("burst: kernels of a fixed order / the usual ones", ours, seconds["usual kernels"])]
+        if "usual kernels" in seconds
+        else []
+    )
+    return [
+        ratio(
+            "burst: plain SFTTrainer / short cuts", seconds["plain SFTTrainer"], ours, at_least=2.5 if on_cpu else None
+        ),
+        figure(
+            "burst: one adapter, to the bit, with and without", float(same), "1 = yes", at_least=1 if on_cpu else None
+        ),
+        figure(
+            "burst: one adapter, to the bit, in every repeat",
+            float(all(len(each) == 1 for each in found.values())),
+            "1 = yes",
+            at_least=1,
+        ),
+        *on_gpu,
+        ratio(
+            "burst: short cuts / by hand with the same two", ours, seconds["by hand"], at_most=1.15 if on_cpu else None
+        ),
+        figure(
+            "burst: short cuts / its matrix products alone",
+            statistics.median(ours) / matrix_products_s(policy, job),
+            "x",
+        ),
+        ratio(
+            "burst with 2 demonstrations: short cuts / shared prefix too", prefix["without"], prefix["shared prefix"]
+        ),
+    ]
 
 
 def plan_of(policy: LocalPolicy, job: TrainingJob) -> BatchPlan:
     """The burst as tokens, in the policy's own order."""
-    rows = tuple(TokenRow(tuple(policy.format.prompt_ids(row.dialogue)),
-                          tuple(policy.format.completion_ids(row.completion))) for row in job.rows)
+    rows = tuple(
+        TokenRow(tuple(policy.format.prompt_ids(row.dialogue)), tuple(policy.format.completion_ids(row.completion)))
+        for row in job.rows
+    )
     return BatchPlan(rows, job.epochs, job.seed, policy.format.pad_id, policy.lora)
 
 
@@ -87,19 +112,24 @@ def hand_written(policy: LocalPolicy, job: TrainingJob) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     rate = plan.settings.rate_for(base.config.get_text_config().hidden_size)
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    scheduler = get_scheduler(plan.settings.schedule, optimizer, round(plan.settings.warmup_share * plan.steps),
-                              plan.steps)
+    scheduler = get_scheduler(
+        plan.settings.schedule, optimizer, round(plan.settings.warmup_share * plan.steps), plan.steps
+    )
     states = cached_states(base, layout, cut) if cut else None
     model.train()
     with compact_head(base) as positions, without_trunk(base, cut):
         for start in range(0, len(plan.order), size):
-            numbers = plan.order[start:start + size]
+            numbers = plan.order[start : start + size]
             batch = {key: value.to(base.device) for key, value in layout.batch(numbers).items()}
             targets = positions.set(batch["labels"])
-            inputs = {"input_ids": batch["input_ids"]} if states is None else {
-                "inputs_embeds": layout.join([states[number] for number in numbers]).to(base.device)}
-            hidden = base.get_decoder()(**inputs, attention_mask=batch["attention_mask"],
-                                        use_cache=False).last_hidden_state
+            inputs = (
+                {"input_ids": batch["input_ids"]}
+                if states is None
+                else {"inputs_embeds": layout.join([states[number] for number in numbers]).to(base.device)}
+            )
+            hidden = base.get_decoder()(
+                **inputs, attention_mask=batch["attention_mask"], use_cache=False
+            ).last_hidden_state
             logits = base.get_output_embeddings()(hidden).float()
             torch.nn.functional.cross_entropy(logits[0], targets[0]).backward()
             torch.nn.utils.clip_grad_norm_(parameters, plan.settings.max_grad_norm)
@@ -123,16 +153,21 @@ def matrix_products_s(policy: LocalPolicy, job: TrainingJob) -> float:
     tokens = plan.settings.batch_size * PaddedLayout(plan).width
     supervised = sum(len(plan.rows[n].completion_ids) for n in plan.order) // plan.steps
     trained = len(policy._targets["layers_to_transform"])
-    weights = [module.weight for name, module in policy.base.get_decoder().layers[-1].named_modules()
-               if isinstance(module, torch.nn.Linear) and "lora" not in name]
+    weights = [
+        module.weight
+        for name, module in policy.base.get_decoder().layers[-1].named_modules()
+        if isinstance(module, torch.nn.Linear) and "lora" not in name
+    ]
 
     def products(weight: Any, count: int, *, backward: bool) -> float:
         """Median seconds of five products after a first one."""
         x = torch.randn(count, weight.shape[1], dtype=weight.dtype, device=weight.device)
+
         def work() -> None:
             y = x @ weight.T
             if backward:
                 _ = y @ weight
+
         work()
         return statistics.median(timed(work) for _ in range(5))
 

@@ -26,11 +26,15 @@ FOLDER = Path("build/bench/strategies")
 RECORDS = Path(__file__).parent / "records" / "strategies.jsonl"
 STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "neurosymbolic": {},
-    "lora": {}, "textgrad": {},
-    "lora -> textgrad": {}, "textgrad -> lora": {}, "textgrad -> lora -> textgrad": {},
-    "textgrad once -> lora": {},        # does not wait until edits are saturated
+    "lora": {},
+    "textgrad": {},
+    "lora -> textgrad": {},
+    "textgrad -> lora": {},
+    "textgrad -> lora -> textgrad": {},
+    "textgrad once -> lora": {},  # does not wait until edits are saturated
     "random": {},
-    "neurosymbolic-without-classifier": {}, "neurosymbolic-without-signal": {},
+    "neurosymbolic-without-classifier": {},
+    "neurosymbolic-without-signal": {},
     "neurosymbolic, no remade data": {"strategy": "neurosymbolic", "remade_per_row": 0},
 }
 SINGLE_KINDS = ("lora", "textgrad")
@@ -108,19 +112,29 @@ def run_cell(cell: Cell, task: BenchTask) -> None:
     started = time.monotonic()
     shutil.rmtree(cell.folder, ignore_errors=True)
     settings = {"strategy": cell.strategy, **STRATEGIES[cell.strategy]}
-    run = Run.create(cell.folder, task=task.load(FOLDER / "tasks"), seed=cell.seed, max_rounds=task.rounds,
-                     max_tflop=task.tflop, device={"threads": 1, "device": "cpu"}, **settings)
-    pool = FOLDER / "pool" / commit() / task.name / str(cell.seed)     # other code may count, or train, otherwise
+    run = Run.create(
+        cell.folder,
+        task=task.load(FOLDER / "tasks"),
+        seed=cell.seed,
+        max_rounds=task.rounds,
+        max_tflop=task.tflop,
+        device={"threads": 1, "device": "cpu"},
+        **settings,
+    )
+    pool = FOLDER / "pool" / commit() / task.name / str(cell.seed)  # other code may count, or train, otherwise
     pool.mkdir(parents=True, exist_ok=True)
     copy_records(pool, cell.folder, editor=False, trained=True)
     report = run.adapt()
     copy_records(cell.folder, pool, editor=False, trained=True)
-    append_jsonl(RECORDS, record_of(cell, task, report, read_jsonl(cell.folder / "result" / "test.jsonl"),
-                                    time.monotonic() - started))
+    append_jsonl(
+        RECORDS,
+        record_of(cell, task, report, read_jsonl(cell.folder / "result" / "test.jsonl"), time.monotonic() - started),
+    )
 
 
-def record_of(cell: Cell, task: BenchTask, report: Mapping[str, Any], scores: list[Any],
-              wall_s: float) -> dict[str, Any]:
+def record_of(
+    cell: Cell, task: BenchTask, report: Mapping[str, Any], scores: list[Any], wall_s: float
+) -> dict[str, Any]:
     """What the tables need of a run, small enough to be kept with the benchmark.
 
     passed: one digit a test question, in the order of the task's file. curve: (TFLOP, validation reward of the best).
@@ -134,15 +148,28 @@ def record_of(cell: Cell, task: BenchTask, report: Mapping[str, Any], scores: li
         curve.append([round(spent, 3), round(best, 4)])
     by_candidate = {name: [row for row in scores if row["candidate"] == name] for name in ("base", "result")}
     return {
-        **asdict(cell), "planted": task.planted, "cap_tflop": task.tflop,
-        **{name: {"passed": "".join(str(int(row["passed"])) for row in rows),
-                  "rewards": [round(row["reward"], 4) for row in rows],
-                  "checks": {check: round(value, 4) for check, value in report["test"][name]["checks"].items()}}
-           for name, rows in by_candidate.items()},
-        "changed": report["result"] != report["start"], "curve": curve, "stop": report["stop"],
-        "rounds": [{"action": each["action"], "kept": each["kept"], "reward": each["reward_after"],
-                    "error": each["error"]} for each in report["rounds"]],
+        **asdict(cell),
+        "planted": task.planted,
+        "cap_tflop": task.tflop,
+        **{
+            name: {
+                "passed": "".join(str(int(row["passed"])) for row in rows),
+                "rewards": [round(row["reward"], 4) for row in rows],
+                "checks": {check: round(value, 4) for check, value in report["test"][name]["checks"].items()},
+            }
+            for name, rows in by_candidate.items()
+        },
+        "changed": report["result"] != report["start"],
+        "curve": curve,
+        "stop": report["stop"],
+        "rounds": [
+            {"action": each["action"], "kept": each["kept"], "reward": each["reward_after"], "error": each["error"]}
+            for each in report["rounds"]
+        ],
         "cost": {name: round(value, 4) for name, value in report["cost"].items()},
         # Bursts and replies that another cell had made are not waited for again: for information only.
-        "wall_s": round(wall_s, 1), "processor": machine()["processor"], "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat()}
+        "wall_s": round(wall_s, 1),
+        "processor": machine()["processor"],
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }

@@ -15,13 +15,13 @@ from strategy_cells import FIXED_ORDERS, NOTHING, ROUTER, SINGLE_KINDS
 
 from nslora.tools.evaluation.paired_tests import REWARDS, bootstrap_interval, with_unseen
 
-Estimate = tuple[float, tuple[float, float]]        # a mean and its 95 % interval
+Estimate = tuple[float, tuple[float, float]]  # a mean and its 95 % interval
 Floats = npt.NDArray[np.float64]
 Record = Mapping[str, Any]
 SAMPLES, SEED = 10_000, 0
-BUDGETS = (0.25, 0.5, 0.75, 1.0)        # shares of a task's compute
-WHOLE = 0.75                # share of the seeds of all tasks that a strategy needs on record to be compared
-NEAR_FINAL = 0.9            # share of the final gain in reward that counts as there
+BUDGETS = (0.25, 0.5, 0.75, 1.0)  # shares of a task's compute
+WHOLE = 0.75  # share of the seeds of all tasks that a strategy needs on record to be compared
+NEAR_FINAL = 0.9  # share of the final gain in reward that counts as there
 TIE = 1e-9
 
 
@@ -60,19 +60,27 @@ class Scores:
     def __init__(self, records: Iterable[Record]) -> None:
         self.records = {(each["task"], each["strategy"], each["seed"]): delivered(each) for each in records}
         self.tasks = list(dict.fromkeys(task for task, _, _ in self.records))
-        having = {strategy: {(task, seed) for task, each, seed in self.records if each == strategy}
-                  for strategy in dict.fromkeys(strategy for _, strategy, _ in self.records)}
-        everywhere = {(task, seed) for seen in having.values() for task, seed in seen
-                      if sum((task, seed) in each for each in having.values()) > 1}
+        having = {
+            strategy: {(task, seed) for task, each, seed in self.records if each == strategy}
+            for strategy in dict.fromkeys(strategy for _, strategy, _ in self.records)
+        }
+        everywhere = {
+            (task, seed)
+            for seen in having.values()
+            for task, seed in seen
+            if sum((task, seed) in each for each in having.values()) > 1
+        }
         shares = {name: len(seen & everywhere) / (len(everywhere) or 1) for name, seen in having.items()}
         self.waiting = {name: share for name, share in shares.items() if share < WHOLE * max(shares.values())}
         self.strategies = [name for name in having if name not in self.waiting]
-        self._rows: dict[tuple[str, str], Row] = {}     # each is asked for by several tables
+        self._rows: dict[tuple[str, str], Row] = {}  # each is asked for by several tables
 
     def seeds(self, task: str) -> list[int]:
         """Seeds for which every strategy of this task is on record."""
-        having = {strategy: {seed for each, other, seed in self.records if (each, other) == (task, strategy)}
-                  for strategy in self.strategies}
+        having = {
+            strategy: {seed for each, other, seed in self.records if (each, other) == (task, strategy)}
+            for strategy in self.strategies
+        }
         present = [seeds for seeds in having.values() if seeds]
         return sorted(set.intersection(*present)) if len(present) == len(self.strategies) else []
 
@@ -121,15 +129,22 @@ class Scores:
         passed = self.passed(task, strategy)
         mean, interval = mean_of_tasks([passed])
         return Row(
-            task, strategy, len(records), mean, with_unseen(interval, mean, passed.shape[1], bounds=REWARDS),
+            task,
+            strategy,
+            len(records),
+            mean,
+            with_unseen(interval, mean, passed.shape[1], bounds=REWARDS),
             float(np.mean([np.mean(each["result"]["rewards"]) for each in records])),
             wins / decided if decided else None,
-            self.regret(task, strategy), float(np.mean([over_budgets(each) for each in records])),
-            tuple(float(np.mean([reward_at(each, share * each["cap_tflop"]) for each in records]))
-                  for share in BUDGETS),
+            self.regret(task, strategy),
+            float(np.mean([over_budgets(each) for each in records])),
+            tuple(
+                float(np.mean([reward_at(each, share * each["cap_tflop"]) for each in records])) for share in BUDGETS
+            ),
             float(np.mean([near_final(each["curve"]) for each in records])),
             *(float(np.mean([each["cost"][name] for each in records])) for name in ("tflop", "editor_tokens")),
-            float(np.mean([each["wall_s"] for each in records])))
+            float(np.mean([each["wall_s"] for each in records])),
+        )
 
     def rows(self) -> list[Row]:
         return [self.row(task, strategy) for task in self.compared() for strategy in self.strategies]
@@ -188,14 +203,16 @@ def _paired(scores: Scores, ours: str, theirs: str, value: Callable[[Record], fl
     def values(task: str, strategy: str) -> Floats:
         return np.array([value(each) for each in scores.of(task, strategy)])
 
-    return mean_of_tasks([(values(task, ours) - values(task, theirs))[:, None] for task in scores.compared()],
-                         tasks_too=tasks_too)
+    return mean_of_tasks(
+        [(values(task, ours) - values(task, theirs))[:, None] for task in scores.compared()], tasks_too=tasks_too
+    )
 
 
 def over_tasks(scores: Scores, ours: str, theirs: str, tasks: Sequence[str], *, tasks_too: bool = False) -> Estimate:
     """Mean over tasks of the difference in all checks, paired by seed and question."""
-    return mean_of_tasks([scores.passed(task, ours) - scores.passed(task, theirs) for task in tasks],
-                         tasks_too=tasks_too)
+    return mean_of_tasks(
+        [scores.passed(task, ours) - scores.passed(task, theirs) for task in tasks], tasks_too=tasks_too
+    )
 
 
 def mean_of_tasks(values: Sequence[Floats], *, tasks_too: bool = False) -> Estimate:
@@ -209,8 +226,9 @@ def mean_of_tasks(values: Sequence[Floats], *, tasks_too: bool = False) -> Estim
         """(SAMPLES, size): how often each was drawn."""
         return draw.multinomial(size, np.full(size, 1 / size), size=SAMPLES).astype(float)
 
-    by_task = np.array([((times(each.shape[0]) @ each) * times(each.shape[1])).sum(axis=1) / each.size
-                        for each in values])
+    by_task = np.array(
+        [((times(each.shape[0]) @ each) * times(each.shape[1])).sum(axis=1) / each.size for each in values]
+    )
     weights = times(len(values)).T / len(values) if tasks_too else 1 / len(values)
     means = (by_task * weights).sum(axis=0)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -225,6 +243,7 @@ def best_single_order(scores: Scores, tasks: Sequence[str]) -> str:
 
 def best_at(scores: Scores, tasks: Sequence[str], budget: int) -> tuple[str, float]:
     """The fixed order of highest mean validation reward at `BUDGETS[budget]`, and that reward."""
+
     def reached(order: str) -> float:
         return float(np.mean([scores.row(task, order).by_budget[budget] for task in tasks]))
 
@@ -261,11 +280,21 @@ def losses(scores: Scores) -> list[dict[str, Any]]:
         order = scores.best_order(task)
         for seed in scores.seeds(task):
             ours, theirs = scores.records[task, ROUTER, seed], scores.records[task, order, seed]
-            behind = (theirs["result"]["passed"].count("1") - ours["result"]["passed"].count("1")) \
-                / len(ours["result"]["passed"])
+            behind = (theirs["result"]["passed"].count("1") - ours["result"]["passed"].count("1")) / len(
+                ours["result"]["passed"]
+            )
             if behind > TIE:
-                found.append({"task": task, "seed": seed, "order": order, "behind": behind,
-                              "router": told(ours), "fixed": told(theirs), "reason": reason(ours, theirs)})
+                found.append(
+                    {
+                        "task": task,
+                        "seed": seed,
+                        "order": order,
+                        "behind": behind,
+                        "router": told(ours),
+                        "fixed": told(theirs),
+                        "reason": reason(ours, theirs),
+                    }
+                )
     return sorted(found, key=lambda each: -each["behind"])
 
 
@@ -277,6 +306,7 @@ def told(record: Record) -> str:
 
 def reason(ours: Record, theirs: Record) -> str:
     """Why the router came out behind, as far as the records tell."""
+
     def kept(record: Record) -> list[str]:
         return [each["action"] for each in record["rounds"] if each["kept"]]
 
@@ -284,7 +314,7 @@ def reason(ours: Record, theirs: Record) -> str:
         return "same updates kept, same validation reward: not explained by the record"
     if ours["curve"][-1][1] >= theirs["curve"][-1][1]:
         return "at least as good on validation: chosen well, generalised less"
-    if len(ours["rounds"]) < len(theirs["rounds"]) and kept(theirs)[:len(kept(ours))] == kept(ours):
+    if len(ours["rounds"]) < len(theirs["rounds"]) and kept(theirs)[: len(kept(ours))] == kept(ours):
         return "stopped where the other order went on and gained"
     return "another path: " + ("worse first update" if kept(ours)[:1] != kept(theirs)[:1] else "worse later update")
 

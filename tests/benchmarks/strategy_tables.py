@@ -29,10 +29,15 @@ from strategy_tasks import bench_tasks
 
 TABLE, PICTURE = RECORDS.with_name("strategies.md"), RECORDS.with_name("strategies.svg")
 GOALS = {"handbook": 0.80, "regret": 0.02, "left_alone": 0.95}
-OTHERS = ("textgrad once -> lora", "random", "neurosymbolic-without-classifier", "neurosymbolic-without-signal",
-          "neurosymbolic, no remade data")
+OTHERS = (
+    "textgrad once -> lora",
+    "random",
+    "neurosymbolic-without-classifier",
+    "neurosymbolic-without-signal",
+    "neurosymbolic, no remade data",
+)
 PERCENT = [f"{100 * share:.0f} %" for share in BUDGETS]
-POINTS = 200        # of a curve in the picture
+POINTS = 200  # of a curve in the picture
 
 
 def publish_all(records: Sequence[Record]) -> bool:
@@ -43,13 +48,19 @@ def publish_all(records: Sequence[Record]) -> bool:
         print("No task has all strategies for a seed yet.")
         return False
     lost = losses(scores)
-    TABLE.write_text("\n".join([*summary_table(scores, tasks), "", *task_tables(scores), *loss_table(lost)]) + "\n",
-                     encoding="utf-8")
+    TABLE.write_text(
+        "\n".join([*summary_table(scores, tasks), "", *task_tables(scores), *loss_table(lost)]) + "\n", encoding="utf-8"
+    )
     draw(scores, PICTURE)
     README.write_text(in_readme("bench-strategies", readme_lines(scores, records)), encoding="utf-8")
     print(TABLE.read_text(encoding="utf-8"))
-    return publish("strategies", figures(scores, records, tasks), "deciding each round against committing in advance",
-                   rows=[row.__dict__ for row in scores.rows()], losses=lost)
+    return publish(
+        "strategies",
+        figures(scores, records, tasks),
+        "deciding each round against committing in advance",
+        rows=[row.__dict__ for row in scores.rows()],
+        losses=lost,
+    )
 
 
 def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
@@ -57,45 +68,60 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
     tasks = scores.compared()
     dates = sorted({each["date"] for each in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    planned = len(list(cells_of(bench_tasks(Path()))))      # with the public sets, wherever their files may lie
+    planned = len(list(cells_of(bench_tasks(Path()))))  # with the public sets, wherever their files may lie
     seeds = {task: len(scores.seeds(task)) for task in tasks}
     return [
-        *summary_table(scores, tasks), "", *comparisons(scores, tasks), "",
-        *nothing_to_gain(records), "",
+        *summary_table(scores, tasks),
+        "",
+        *comparisons(scores, tasks),
+        "",
+        *nothing_to_gain(records),
+        "",
         "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
         "| --- | --- | --- | --- | --- | --- | --- |",
-        *(router_line(scores, task, seeds[task]) for task in tasks), "",
+        *(router_line(scores, task, seeds[task]) for task in tasks),
+        "",
         *(line for strategy in scores.waiting for line in (waiting_line(scores, strategy), "")),
         f"`make bench-strategies DATA=folder`, {when}: {len(records)} of {planned} cells, each on one core of "
         f"{' and '.join(sorted({each['processor'] for each in records}))}. {waiting_words(scores)}"
         "Every table, and the cells where the router loses with their reasons: "
-        "[strategies.md](tests/benchmarks/records/strategies.md).", "",
-        "![validation reward against compute, per task and strategy](tests/benchmarks/records/strategies.svg)"]
+        "[strategies.md](tests/benchmarks/records/strategies.md).",
+        "",
+        "![validation reward against compute, per task and strategy](tests/benchmarks/records/strategies.svg)",
+    ]
 
 
 def waiting_words(scores: Scores) -> str:
     """The strategies that are left out as yet, or nothing."""
     if not scores.waiting:
         return ""
-    return "Not in the tables yet: " + ", ".join(
-        f"`{strategy}` ({100 * share:.0f} % of its cells)" for strategy, share in scores.waiting.items()) + ". "
+    return (
+        "Not in the tables yet: "
+        + ", ".join(f"`{strategy}` ({100 * share:.0f} % of its cells)" for strategy, share in scores.waiting.items())
+        + ". "
+    )
 
 
 def waiting_line(whole: Scores, strategy: str) -> str:
     """A strategy that is left out of the tables against the router, on the cells that it has."""
     cells = {(task, seed) for task, each, seed in whole.records if each == strategy}
-    scores = Scores(record for (task, each, seed), record in whole.records.items()
-                    if each in (*whole.strategies, strategy) and (task, seed) in cells)
+    scores = Scores(
+        record
+        for (task, each, seed), record in whole.records.items()
+        if each in (*whole.strategies, strategy) and (task, seed) in cells
+    )
     tasks = scores.compared()
     if not tasks:
         return ""
     gain, (low, high) = over_tasks(scores, ROUTER, strategy, tasks)
-    return (f"Left out above, `{strategy}` has {sum(len(scores.seeds(task)) for task in tasks)} cells on "
-            f"{len(tasks)} tasks ({', '.join(tasks)}). There, router less it: {gain:+.3f} [{low:+.3f}, {high:+.3f}] in "
-            f"all checks; over all budgets {against(scores, strategy).partition(': ')[2]}; validation reward at "
-            f"{', '.join(PERCENT)} of the compute {by_budget(scores, ROUTER)} against {by_budget(scores, strategy)}; "
-            f"to 90 % of the gain on {compute(scores, ROUTER, tasks):.0f} TFLOP against "
-            f"{compute(scores, strategy, tasks):.0f}.")
+    return (
+        f"Left out above, `{strategy}` has {sum(len(scores.seeds(task)) for task in tasks)} cells on "
+        f"{len(tasks)} tasks ({', '.join(tasks)}). There, router less it: {gain:+.3f} [{low:+.3f}, {high:+.3f}] in "
+        f"all checks; over all budgets {against(scores, strategy).partition(': ')[2]}; validation reward at "
+        f"{', '.join(PERCENT)} of the compute {by_budget(scores, ROUTER)} against {by_budget(scores, strategy)}; "
+        f"to 90 % of the gain on {compute(scores, ROUTER, tasks):.0f} TFLOP against "
+        f"{compute(scores, strategy, tasks):.0f}."
+    )
 
 
 def by_budget(scores: Scores, strategy: str) -> str:
@@ -107,19 +133,39 @@ def by_budget(scores: Scores, strategy: str) -> str:
 def comparisons(scores: Scores, tasks: Sequence[str]) -> list[str]:
     """The router less others, a line each: in the end, at each budget, over all of them."""
     order = best_single_order(scores, tasks)
-    lines = ["The router less others. Intervals of 95 % draw seeds (and, of all checks, questions) within these tasks; "
-             "the last column draws tasks too. What is best at a budget is known only later.", "",
-             "| of | at | less | difference | 95 % | tasks drawn too |", "| --- | --- | --- | --- | --- | --- |",
-             line("all checks, test", "the end", f"the best order, `{order}`",
-                  *(over_tasks(scores, ROUTER, order, tasks, tasks_too=each) for each in (False, True)))]
+    lines = [
+        "The router less others. Intervals of 95 % draw seeds (and, of all checks, questions) within these tasks; "
+        "the last column draws tasks too. What is best at a budget is known only later.",
+        "",
+        "| of | at | less | difference | 95 % | tasks drawn too |",
+        "| --- | --- | --- | --- | --- | --- |",
+        line(
+            "all checks, test",
+            "the end",
+            f"the best order, `{order}`",
+            *(over_tasks(scores, ROUTER, order, tasks, tasks_too=each) for each in (False, True)),
+        ),
+    ]
     for budget, share in enumerate(PERCENT):
         best, _ = best_at(scores, tasks, budget)
-        lines.append(line("validation reward", f"{share} of compute", f"the best order there, `{best}`",
-                          *(gain_at(scores, ROUTER, best, budget, tasks_too=each) for each in (False, True))))
+        lines.append(
+            line(
+                "validation reward",
+                f"{share} of compute",
+                f"the best order there, `{best}`",
+                *(gain_at(scores, ROUTER, best, budget, tasks_too=each) for each in (False, True)),
+            )
+        )
     others = [other for other in dict.fromkeys((order, *OTHERS)) if other in scores.strategies]
-    return lines + [line("validation reward", "all budgets", f"`{other}`",
-                         *(gain_over_budgets(scores, ROUTER, other, tasks_too=each) for each in (False, True)))
-                    for other in others]
+    return lines + [
+        line(
+            "validation reward",
+            "all budgets",
+            f"`{other}`",
+            *(gain_over_budgets(scores, ROUTER, other, tasks_too=each) for each in (False, True)),
+        )
+        for other in others
+    ]
 
 
 def line(of: str, at: str, less: str, here: Estimate, anywhere: Estimate) -> str:
@@ -137,20 +183,36 @@ def nothing_to_gain(records: Sequence[Record]) -> list[str]:
 
     Luck is the best gain on validation of any candidate: where there is none, nothing could be taken for better.
     """
-    lines = ["| nothing to gain | runs | base on validation | updates a run | luck on validation, largest | "
-             "ended with no change | TFLOP |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| nothing to gain | runs | base on validation | updates a run | luck on validation, largest | "
+        "ended with no change | TFLOP |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for task in NOTHING:
         runs = [each for each in records if (each["task"], each["strategy"]) == (task, ROUTER)]
         if runs:
             bases = [each["curve"][0][1] for each in runs]
-            luck = max([step["reward"] - base for each, base in zip(runs, bases, strict=True)
-                        for step in each["rounds"] if step["reward"] is not None], default=0.0)
-            lines.append(f"| {task} | {len(runs)} | {np.mean(bases):.2f} | "
-                         f"{np.mean([len(each['rounds']) for each in runs]):.1f} | "
-                         f"{max(0.0, luck):+.2f} | {left_alone(records, [task])[0]} | "
-                         f"{np.mean([each['cost']['tflop'] for each in runs]):.0f} |")
-    return [*lines, "", f"Of the router's {could_fall(records)} runs over all tasks that changed a base which passes "
-            f"anything, {len(made_worse(records))} ended significantly below it."]
+            luck = max(
+                [
+                    step["reward"] - base
+                    for each, base in zip(runs, bases, strict=True)
+                    for step in each["rounds"]
+                    if step["reward"] is not None
+                ],
+                default=0.0,
+            )
+            lines.append(
+                f"| {task} | {len(runs)} | {np.mean(bases):.2f} | "
+                f"{np.mean([len(each['rounds']) for each in runs]):.1f} | "
+                f"{max(0.0, luck):+.2f} | {left_alone(records, [task])[0]} | "
+                f"{np.mean([each['cost']['tflop'] for each in runs]):.0f} |"
+            )
+    return [
+        *lines,
+        "",
+        f"Of the router's {could_fall(records)} runs over all tasks that changed a base which passes "
+        f"anything, {len(made_worse(records))} ended significantly below it.",
+    ]
 
 
 def compute(scores: Scores, strategy: str, tasks: Sequence[str]) -> float:
@@ -161,36 +223,53 @@ def compute(scores: Scores, strategy: str, tasks: Sequence[str]) -> float:
 def router_line(scores: Scores, task: str, seeds: int) -> str:
     row, order = scores.row(task, ROUTER), scores.best_order(task)
     base = float(scores.questions(task, ROUTER, "base").mean())
-    return (f"| {task} | {scores.of(task, ROUTER)[0]['planted']} | {seeds} | {base:.2f} | {row.all_checks:.2f} "
-            f"[{row.interval[0]:.2f}, {row.interval[1]:.2f}] | `{order}` {scores.mean(task, order):.2f} | "
-            f"{row.regret:+.3f} |")
+    return (
+        f"| {task} | {scores.of(task, ROUTER)[0]['planted']} | {seeds} | {base:.2f} | {row.all_checks:.2f} "
+        f"[{row.interval[0]:.2f}, {row.interval[1]:.2f}] | `{order}` {scores.mean(task, order):.2f} | "
+        f"{row.regret:+.3f} |"
+    )
 
 
 def figures(scores: Scores, records: Sequence[Record], tasks: Sequence[str]) -> list[Figure]:
     """What the benchmark is to show, with its goals."""
     handbook = [task for task in tasks if task.startswith("handbook-")]
-    found = [figure(f"{task}: all checks of the router", scores.mean(task, ROUTER), at_least=GOALS["handbook"])
-             for task in handbook]
+    found = [
+        figure(f"{task}: all checks of the router", scores.mean(task, ROUTER), at_least=GOALS["handbook"])
+        for task in handbook
+    ]
     for repaired_reward in repaired_rewards(scores) if handbook else ():
         gain, interval = over_tasks(scores, ROUTER, repaired_reward, handbook)
-        found += [figure(f"handbook: router less {repaired_reward}", gain),
-                  figure(f"handbook: router less {repaired_reward}, lower end of 95 %", interval[0], at_least=1e-9)]
+        found += [
+            figure(f"handbook: router less {repaired_reward}", gain),
+            figure(f"handbook: router less {repaired_reward}, lower end of 95 %", interval[0], at_least=1e-9),
+        ]
     order = best_single_order(scores, tasks)
     gain, interval = over_tasks(scores, ROUTER, order, tasks)
     found += [
-        figure("mean regret to each task's best fixed order", float(np.mean([scores.regret(t, ROUTER) for t in tasks])),
-               at_most=GOALS["regret"]),
+        figure(
+            "mean regret to each task's best fixed order",
+            float(np.mean([scores.regret(t, ROUTER) for t in tasks])),
+            at_most=GOALS["regret"],
+        ),
         figure(f"all tasks: router less the best single order ({order})", gain, at_least=0.0),
         figure("all tasks: the same, lower end of 95 %", interval[0]),
-        figure("all tasks: the same, upper end of 95 %", interval[1])]
+        figure("all tasks: the same, upper end of 95 %", interval[1]),
+    ]
     gain, interval = gain_over_budgets(scores, ROUTER, order)
-    found += [figure(f"validation reward over all budgets: router less {order}", gain),
-              figure("the same, lower end of 95 %", interval[0])]
+    found += [
+        figure(f"validation reward over all budgets: router less {order}", gain),
+        figure("the same, lower end of 95 %", interval[0]),
+    ]
     alone, runs = left_alone(records)
     if runs:
         whole = runs >= ROUTER_SEEDS_OF_NOTHING * len(NOTHING)
-        found.append(figure(f"nothing to gain: 'no change', of {runs} runs", alone / runs,
-                            at_least=GOALS["left_alone"] if whole else None))
+        found.append(
+            figure(
+                f"nothing to gain: 'no change', of {runs} runs",
+                alone / runs,
+                at_least=GOALS["left_alone"] if whole else None,
+            )
+        )
     found.append(figure("runs of the router significantly below their base", len(made_worse(records)), at_most=0))
     found.append(figure("cells on record", len(records)))
     return found
@@ -198,25 +277,34 @@ def figures(scores: Scores, records: Sequence[Record], tasks: Sequence[str]) -> 
 
 def summary_table(scores: Scores, tasks: Sequence[str]) -> list[str]:
     """One line per strategy, over all tasks that are compared."""
-    lines = [f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means. TFLOP to 90 %: of what the "
-             "strategy itself gains in validation reward; one that gains nothing is there at its first evaluation. "
-             "An arrow means: when the kind before it is saturated (two updates dropped in a row, as for the router), "
-             "or after one update (`once`). "
-             "Cells won: no strategy did better, those left out in which all tie. "
-             "Over all budgets: validation reward reached by then, mean over every amount of compute up to the cap; "
-             f"the last columns: at {', '.join(PERCENT)} of it, in the same runs.", "",
-             "| strategy | all checks | regret | cells won | TFLOP to 90 % | TFLOP | over all budgets | "
-             + " | ".join(PERCENT) + " |",
-             "| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(BUDGETS)]
+    lines = [
+        f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means. TFLOP to 90 %: of what the "
+        "strategy itself gains in validation reward; one that gains nothing is there at its first evaluation. "
+        "An arrow means: when the kind before it is saturated (two updates dropped in a row, as for the router), "
+        "or after one update (`once`). "
+        "Cells won: no strategy did better, those left out in which all tie. "
+        "Over all budgets: validation reward reached by then, mean over every amount of compute up to the cap; "
+        f"the last columns: at {', '.join(PERCENT)} of it, in the same runs.",
+        "",
+        "| strategy | all checks | regret | cells won | TFLOP to 90 % | TFLOP | over all budgets | "
+        + " | ".join(PERCENT)
+        + " |",
+        "| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(BUDGETS),
+    ]
     for strategy in sorted(scores.strategies, key=lambda each: -float(np.mean([scores.mean(t, each) for t in tasks]))):
         rows = [scores.row(task, strategy) for task in tasks]
-        means = {name: float(np.mean([getattr(row, name) for row in rows]))
-                 for name in ("all_checks", "regret", "near_final_tflop", "tflop", "over_budgets")}
+        means = {
+            name: float(np.mean([getattr(row, name) for row in rows]))
+            for name in ("all_checks", "regret", "near_final_tflop", "tflop", "over_budgets")
+        }
         wins, decided = np.sum([scores.wins(task, strategy) for task in tasks], axis=0)
         reached = np.mean([row.by_budget for row in rows], axis=0)
-        lines.append(f"| `{strategy}` | {means['all_checks']:.3f} | {means['regret']:+.3f} | {wins} of {decided} | "
-                     f"{means['near_final_tflop']:.0f} | {means['tflop']:.0f} | {means['over_budgets']:.3f} | "
-                     + " | ".join(f"{value:.2f}" for value in reached) + " |")
+        lines.append(
+            f"| `{strategy}` | {means['all_checks']:.3f} | {means['regret']:+.3f} | {wins} of {decided} | "
+            f"{means['near_final_tflop']:.0f} | {means['tflop']:.0f} | {means['over_budgets']:.3f} | "
+            + " | ".join(f"{value:.2f}" for value in reached)
+            + " |"
+        )
     return lines
 
 
@@ -227,33 +315,47 @@ def task_tables(scores: Scores) -> list[str]:
         rows = [scores.row(task, strategy) for strategy in scores.strategies]
         base = float(scores.questions(task, ROUTER, "base").mean())
         some = scores.of(task, ROUTER)[0]
-        lines += [f"### {task}", "",
-                  f"Planted: {some['planted']}. Base {base:.2f}. {rows[0].seeds} seeds, cap {some['cap_tflop']:g} "
-                  f"TFLOP, {len(some['base']['passed'])} test questions.", "",
-                  "| strategy | all checks (95 %) | reward | won | regret | over all budgets | TFLOP to 90 % | TFLOP | "
-                  "editor tokens | wall s |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            f"### {task}",
+            "",
+            f"Planted: {some['planted']}. Base {base:.2f}. {rows[0].seeds} seeds, cap {some['cap_tflop']:g} "
+            f"TFLOP, {len(some['base']['passed'])} test questions.",
+            "",
+            "| strategy | all checks (95 %) | reward | won | regret | over all budgets | TFLOP to 90 % | TFLOP | "
+            "editor tokens | wall s |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
         lines += [line_of(row) for row in sorted(rows, key=lambda row: -row.all_checks)] + [""]
     return lines
 
 
 def line_of(row: Row) -> str:
     low, high = row.interval
-    return (f"| `{row.strategy}` | {row.all_checks:.2f} [{low:.2f}, {high:.2f}] | {row.reward:.3f} | "
-            f"{'–' if row.won is None else f'{row.won:.2f}'} | "
-            f"{row.regret:+.3f} | {row.over_budgets:.3f} | {row.near_final_tflop:.0f} | {row.tflop:.0f} | "
-            f"{row.editor_tokens:.0f} | {row.wall_s:.0f} |")
+    return (
+        f"| `{row.strategy}` | {row.all_checks:.2f} [{low:.2f}, {high:.2f}] | {row.reward:.3f} | "
+        f"{'–' if row.won is None else f'{row.won:.2f}'} | "
+        f"{row.regret:+.3f} | {row.over_budgets:.3f} | {row.near_final_tflop:.0f} | {row.tflop:.0f} | "
+        f"{row.editor_tokens:.0f} | {row.wall_s:.0f} |"
+    )
 
 
 def loss_table(lost: Sequence[dict[str, Any]]) -> list[str]:
     """The cells where the router came out behind the task's best fixed order."""
     if not lost:
         return ["### Cells where the router loses", "", "None."]
-    return ["### Cells where the router loses", "",
-            "Kept updates plain, dropped ones in brackets.", "",
-            "| task | seed | behind | against | router | fixed order | reason |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-            *(f"| {each['task']} | {each['seed']} | {each['behind']:.2f} | `{each['order']}` | {each['router']} | "
-              f"{each['fixed']} | {each['reason']} |" for each in lost)]
+    return [
+        "### Cells where the router loses",
+        "",
+        "Kept updates plain, dropped ones in brackets.",
+        "",
+        "| task | seed | behind | against | router | fixed order | reason |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {each['task']} | {each['seed']} | {each['behind']:.2f} | `{each['order']}` | {each['router']} | "
+            f"{each['fixed']} | {each['reason']} |"
+            for each in lost
+        ),
+    ]
 
 
 def draw(scores: Scores, path: Path) -> None:
@@ -273,13 +375,22 @@ def draw(scores: Scores, path: Path) -> None:
         cap = max(curve["curve"][-1][0] for strategy in scores.strategies for curve in scores.of(task, strategy))
         grid = np.linspace(0, cap, POINTS)
         for strategy in scores.strategies:
-            rewards = np.mean([[reward_at(each, point) for point in grid] for each in scores.of(task, strategy)],
-                              axis=0)
+            rewards = np.mean(
+                [[reward_at(each, point) for point in grid] for each in scores.of(task, strategy)], axis=0
+            )
             ours = strategy == ROUTER
-            panel.plot(grid, rewards, label=strategy, color=colours[strategy], drawstyle="steps-post",
-                       linewidth=2.2 if ours else 1.0, zorder=3 if ours else 2, linestyle="-" if ours else "--")
+            panel.plot(
+                grid,
+                rewards,
+                label=strategy,
+                color=colours[strategy],
+                drawstyle="steps-post",
+                linewidth=2.2 if ours else 1.0,
+                zorder=3 if ours else 2,
+                linestyle="-" if ours else "--",
+            )
         panel.set(title=task, xlabel="TFLOP", ylabel="validation reward", ylim=(-0.03, 1.03))
-    for panel in list(panels.flat)[len(tasks):]:
+    for panel in list(panels.flat)[len(tasks) :]:
         panel.axis("off")
     handles, labels = panels.flat[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="lower center", ncols=4, frameon=False)

@@ -20,29 +20,56 @@ from nslora.tools.schema import Example
 from nslora.tools.tasks.task import Task, load_task
 
 KNOWN = {
-    "the capital of France": "Paris", "the capital of Germany": "Berlin", "the capital of England": "London",
-    "the capital of Japan": "Tokyo", "the capital of Russia": "Moscow", "the capital of Egypt": "Cairo",
-    "the capital of China": "Beijing", "the capital of Austria": "Vienna", "the capital of Ireland": "Dublin",
-    "the capital of Sweden": "Stockholm", "the capital of Norway": "Oslo", "the capital of Poland": "Warsaw",
-    "the capital of Canada": "Ottawa", "the capital of Cuba": "Havana", "the capital of Kenya": "Nairobi",
-    "the capital of India": "New Delhi", "the capital of Thailand": "Bangkok", "the capital of Iran": "Tehran",
-    "the capital of Iraq": "Baghdad", "the capital of South Korea": "Seoul", "the capital of Syria": "Damascus",
-    "the capital of Scotland": "Edinburgh", "the capital of Wales": "Cardiff", "the capital of Nigeria": "Abuja",
-    "the capital of the Netherlands": "Amsterdam", "the capital of Pakistan": "Islamabad",
-    "the capital of Croatia": "Zagreb", "the capital of Taiwan": "Taipei", "the capital of Texas": "Austin",
+    "the capital of France": "Paris",
+    "the capital of Germany": "Berlin",
+    "the capital of England": "London",
+    "the capital of Japan": "Tokyo",
+    "the capital of Russia": "Moscow",
+    "the capital of Egypt": "Cairo",
+    "the capital of China": "Beijing",
+    "the capital of Austria": "Vienna",
+    "the capital of Ireland": "Dublin",
+    "the capital of Sweden": "Stockholm",
+    "the capital of Norway": "Oslo",
+    "the capital of Poland": "Warsaw",
+    "the capital of Canada": "Ottawa",
+    "the capital of Cuba": "Havana",
+    "the capital of Kenya": "Nairobi",
+    "the capital of India": "New Delhi",
+    "the capital of Thailand": "Bangkok",
+    "the capital of Iran": "Tehran",
+    "the capital of Iraq": "Baghdad",
+    "the capital of South Korea": "Seoul",
+    "the capital of Syria": "Damascus",
+    "the capital of Scotland": "Edinburgh",
+    "the capital of Wales": "Cardiff",
+    "the capital of Nigeria": "Abuja",
+    "the capital of the Netherlands": "Amsterdam",
+    "the capital of Pakistan": "Islamabad",
+    "the capital of Croatia": "Zagreb",
+    "the capital of Taiwan": "Taipei",
+    "the capital of Texas": "Austin",
     "the capital of Zimbabwe": "Harare",
 }
 WORDINGS: Mapping[str, Sequence[str]] = {
-    "train": ("What is {}?", "Tell me: what is {}?"), "validation": ("Can you tell me what {} is?",),
+    "train": ("What is {}?", "Tell me: what is {}?"),
+    "validation": ("Can you tell me what {} is?",),
     "test": ("Do you know what {} is?", "Please tell me what {} is."),
 }
 SPLITS = ("train", "validation", "test")
-CARDS = (60, 30, 60)        # in each split, as many as the handbook has questions
+CARDS = (60, 30, 60)  # in each split, as many as the handbook has questions
 STYLES = ("json", "label", "upper", "bullet")
 FACT = {"name": "fact", "check": "contains", "field": "key"}
-JSON_STYLE = {"name": "style", "check": "json_schema", "schema": {
-    "type": "object", "properties": {"answer": {"type": "string", "minLength": 1}}, "required": ["answer"],
-    "additionalProperties": False}}
+JSON_STYLE = {
+    "name": "style",
+    "check": "json_schema",
+    "schema": {
+        "type": "object",
+        "properties": {"answer": {"type": "string", "minLength": 1}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    },
+}
 REPLY_TOKENS = 24
 # Rows and reply lengths of the public sets: what a 135M model on two cores can be asked for. A burst over 60 rows of
 # GSM8K, 8 epochs of about 185 tokens each, would take 34 of the 60 TFLOP, and every order would end after one update.
@@ -57,7 +84,7 @@ class BenchTask:
     planted: str
     tflop: float
     seeds: int
-    source: Callable[[Path], tuple[str, Mapping[str, Any]]]     # folder to write into -> arguments of load_task
+    source: Callable[[Path], tuple[str, Mapping[str, Any]]]  # folder to write into -> arguments of load_task
     rounds: int = 8
 
     def load(self, folder: Path) -> Task:
@@ -71,8 +98,13 @@ def bench_tasks(data: Path | None) -> dict[str, BenchTask]:
     tasks += [
         BenchTask("form-only", "form", 60.0, 3, written(known_rows, [FACT, JSON_STYLE])),
         BenchTask("content-only", "content", 60.0, 3, handbook("plain")),
-        BenchTask("styled-references", "content and form; references in style", 60.0, 3,
-                  written(styled_rows, [FACT, JSON_STYLE])),
+        BenchTask(
+            "styled-references",
+            "content and form; references in style",
+            60.0,
+            3,
+            written(styled_rows, [FACT, JSON_STYLE]),
+        ),
         BenchTask("nothing-missing", "nothing: the base earns full reward", 60.0, 3, written(known_rows, [FACT])),
         BenchTask("nothing-possible", "nothing: no split teaches another", 60.0, 3, written(split_facts, [FACT])),
         BenchTask("nothing-but-chance", "nothing: references are coin flips", 60.0, 3, written(coin_flips, [FACT])),
@@ -86,9 +118,13 @@ def handbook(style: str) -> Callable[[Path], tuple[str, Mapping[str, Any]]]:
     return lambda _: ("handbook", {"style": style})
 
 
-def written(rows: Callable[[], dict[str, list[dict[str, Any]]]], checks: Sequence[Mapping[str, Any]],
-            reply_tokens: int = REPLY_TOKENS) -> Callable[[Path], tuple[str, Mapping[str, Any]]]:
+def written(
+    rows: Callable[[], dict[str, list[dict[str, Any]]]],
+    checks: Sequence[Mapping[str, Any]],
+    reply_tokens: int = REPLY_TOKENS,
+) -> Callable[[Path], tuple[str, Mapping[str, Any]]]:
     """A task that is written to its folder when it is first asked for."""
+
     def source(folder: Path) -> tuple[str, Mapping[str, Any]]:
         if not (folder / "task.yaml").is_file():
             for split, values in rows().items():
@@ -98,9 +134,18 @@ def written(rows: Callable[[], dict[str, list[dict[str, Any]]]], checks: Sequenc
             fields: dict[str, str | None] = {"question": "question", "reference": "reference"}
             if "reference" not in read_jsonl(folder / "train.jsonl")[0]:
                 fields["reference"] = None
-            write_text(folder / "task.yaml", yaml.safe_dump({
-                "name": folder.name, "fields": fields, "data": {split: f"{split}.jsonl" for split in SPLITS},
-                "max_new_tokens": reply_tokens, "reward": {"combine": "mean", "checks": [dict(c) for c in checks]}}))
+            write_text(
+                folder / "task.yaml",
+                yaml.safe_dump(
+                    {
+                        "name": folder.name,
+                        "fields": fields,
+                        "data": {split: f"{split}.jsonl" for split in SPLITS},
+                        "max_new_tokens": reply_tokens,
+                        "reward": {"combine": "mean", "checks": [dict(c) for c in checks]},
+                    }
+                ),
+            )
         return str(folder), {}
 
     return source
@@ -108,8 +153,14 @@ def written(rows: Callable[[], dict[str, list[dict[str, Any]]]], checks: Sequenc
 
 def known_rows() -> dict[str, list[dict[str, Any]]]:
     """Facts that the base knows in every wording."""
-    return {split: [{"question": wording.format(subject), "reference": answer, "key": answer}
-                    for wording in WORDINGS[split] for subject, answer in KNOWN.items()] for split in SPLITS}
+    return {
+        split: [
+            {"question": wording.format(subject), "reference": answer, "key": answer}
+            for wording in WORDINGS[split]
+            for subject, answer in KNOWN.items()
+        ]
+        for split in SPLITS
+    }
 
 
 def handbook_rows() -> dict[str, tuple[Example, ...]]:
@@ -119,9 +170,18 @@ def handbook_rows() -> dict[str, tuple[Example, ...]]:
 
 def styled_rows() -> dict[str, list[dict[str, Any]]]:
     """The handbook with references that already stand in the house style."""
-    return {split: [{"id": row.id, "question": row.question, "key": row.fields["key"],
-                     "reference": json.dumps({"answer": row.reference})} for row in rows]
-            for split, rows in handbook_rows().items()}
+    return {
+        split: [
+            {
+                "id": row.id,
+                "question": row.question,
+                "key": row.fields["key"],
+                "reference": json.dumps({"answer": row.reference}),
+            }
+            for row in rows
+        ]
+        for split, rows in handbook_rows().items()
+    }
 
 
 def split_facts() -> dict[str, list[dict[str, Any]]]:
@@ -129,9 +189,14 @@ def split_facts() -> dict[str, list[dict[str, Any]]]:
     rows = handbook_rows()
     subjects = sorted({row.id.rpartition("-")[0] for row in rows["train"]})
     everything = [row for split in SPLITS for row in rows[split]]
-    return {split: [{"id": row.id, "question": row.question, "reference": row.reference, "key": row.fields["key"]}
-                    for row in everything if row.id.rpartition("-")[0] in subjects[i::len(SPLITS)]]
-            for i, split in enumerate(SPLITS)}
+    return {
+        split: [
+            {"id": row.id, "question": row.question, "reference": row.reference, "key": row.fields["key"]}
+            for row in everything
+            if row.id.rpartition("-")[0] in subjects[i :: len(SPLITS)]
+        ]
+        for i, split in enumerate(SPLITS)
+    }
 
 
 def coin_flips() -> dict[str, list[dict[str, Any]]]:
@@ -146,32 +211,77 @@ def coin_flips() -> dict[str, list[dict[str, Any]]]:
     for split, size in zip(SPLITS, CARDS, strict=True):
         answers = ["yes", "no"] * (size // 2)
         draw.shuffle(answers)
-        rows[split] = [{"question": f"Is the answer to card {cards.pop()} yes or no? Answer yes or no.",
-                        "reference": answer, "key": answer} for answer in answers]
+        rows[split] = [
+            {
+                "question": f"Is the answer to card {cards.pop()} yes or no? Answer yes or no.",
+                "reference": answer,
+                "key": answer,
+            }
+            for answer in answers
+        ]
     return rows
 
 
 def public_tasks(data: Path) -> list[BenchTask]:
     """GSM8K, BIG-Bench Hard and IFEval from a folder that the user names; nothing of them is in this repository."""
-    def rows(path: str, sizes: Sequence[int], fields: Mapping[str, str],
-             wanted: Callable[[dict[str, Any]], bool] = lambda row: True) -> Callable[[], dict[str, list[Any]]]:
+
+    def rows(
+        path: str,
+        sizes: Sequence[int],
+        fields: Mapping[str, str],
+        wanted: Callable[[dict[str, Any]], bool] = lambda row: True,
+    ) -> Callable[[], dict[str, list[Any]]]:
         separator = "." if path.startswith("bbh") else "/"
-        return lambda: {split: [{new: row[old] for new, old in fields.items()} for row in read_jsonl(
-            data / f"{path}{separator}{split}.jsonl") if wanted(row)][:size]
-            for split, size in zip(SPLITS, sizes, strict=True)}
+        return lambda: {
+            split: [
+                {new: row[old] for new, old in fields.items()}
+                for row in read_jsonl(data / f"{path}{separator}{split}.jsonl")
+                if wanted(row)
+            ][:size]
+            for split, size in zip(SPLITS, sizes, strict=True)
+        }
 
     question = {"question": "question", "reference": "answer"}
     ifeval = {"question": "prompt", "instruction_id_list": "instruction_id_list", "kwargs": "kwargs"}
     return [
-        BenchTask("gsm8k", "unknown (public set)", 60.0, 3,
-                  written(rows("gsm8k", GSM8K_ROWS, {"question": "question", "reference": "solution", "key": "answer"}),
-                          [{"name": "answer", "check": "numeric", "field": "key"}], reply_tokens=160)),
-        BenchTask("bbh-object-counting", "unknown (public set)", 60.0, 3,
-                  written(rows("bbh/object_counting", BBH_ROWS, question), [{"name": "answer", "check": "numeric"}])),
-        BenchTask("bbh-word-sorting", "unknown (public set)", 60.0, 3,
-                  written(rows("bbh/word_sorting", BBH_ROWS, question),
-                          [{"name": "answer", "check": "exact_match"}], reply_tokens=64)),
-        BenchTask("ifeval", "unknown (public set)", 60.0, 3,
-                  written(rows("ifeval", IFEVAL_ROWS, ifeval, ifeval_check.usable),
-                          [{"name": "instructions", "check": "ifeval_check:followed"}], reply_tokens=192)),
+        BenchTask(
+            "gsm8k",
+            "unknown (public set)",
+            60.0,
+            3,
+            written(
+                rows("gsm8k", GSM8K_ROWS, {"question": "question", "reference": "solution", "key": "answer"}),
+                [{"name": "answer", "check": "numeric", "field": "key"}],
+                reply_tokens=160,
+            ),
+        ),
+        BenchTask(
+            "bbh-object-counting",
+            "unknown (public set)",
+            60.0,
+            3,
+            written(rows("bbh/object_counting", BBH_ROWS, question), [{"name": "answer", "check": "numeric"}]),
+        ),
+        BenchTask(
+            "bbh-word-sorting",
+            "unknown (public set)",
+            60.0,
+            3,
+            written(
+                rows("bbh/word_sorting", BBH_ROWS, question),
+                [{"name": "answer", "check": "exact_match"}],
+                reply_tokens=64,
+            ),
+        ),
+        BenchTask(
+            "ifeval",
+            "unknown (public set)",
+            60.0,
+            3,
+            written(
+                rows("ifeval", IFEVAL_ROWS, ifeval, ifeval_check.usable),
+                [{"name": "instructions", "check": "ifeval_check:followed"}],
+                reply_tokens=192,
+            ),
+        ),
     ]

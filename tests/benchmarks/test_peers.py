@@ -42,7 +42,7 @@ class Plain:
     def generate(self, dialogues: Sequence[Any], *, adapter: str | None, max_new_tokens: int) -> Generated:
         if any("fail" in turns[-1]["content"] for turns in dialogues):
             raise ValueError("no room")
-        time.sleep(0.02)        # whatever comes meanwhile waits, as with a real model
+        time.sleep(0.02)  # whatever comes meanwhile waits, as with a real model
         return Generated(tuple(self.reply(turns) for turns in dialogues), 1)
 
 
@@ -102,8 +102,9 @@ def questions(split: str, count: int) -> list[dict[str, str]]:
 
 
 def bench_of(policy: Any, folder: Path, cap_tflop: float = 1.0, **task: Any) -> Bench:
-    made: Task = task_from_rows(train=questions("train", 12), validation=questions("check", 4),
-                                test=questions("test", 4), **task)
+    made: Task = task_from_rows(
+        train=questions("train", 12), validation=questions("check", 4), test=questions("test", 4), **task
+    )
     meter = Meter(RATES, cap_tflop)
     return Bench(made, 0, "", policy, meter, Batcher(policy, meter), folder)
 
@@ -145,22 +146,25 @@ def test_random_search_tries_what_the_cap_admits_and_counts_it(tmp_path: Path) -
     bench = bench_of(Plain(reply), tmp_path, cap_tflop=15.0)
     found = peers_dspy.random_search(bench)
     assert found.replies == ["yes"] * 4
-    assert found.settings["chosen"] == -2           # labelled demonstrations are the first that help
+    assert found.settings["chosen"] == -2  # labelled demonstrations are the first that help
     assert 2 < found.settings["candidates_tried"] < 13
     assert 0 < bench.meter.tflop <= 15.0
     assert not found.breaks
 
 
 def test_plain_sft_counts_the_trainers_own_tokens_and_fills_the_cap(
-        tiny_folder: Callable[..., Path], tiny_policy: Callable[..., LocalPolicy], tmp_path: Path) -> None:
+    tiny_folder: Callable[..., Path], tiny_policy: Callable[..., LocalPolicy], tmp_path: Path
+) -> None:
     bench = bench_of(policy := tiny_policy(), tmp_path)
     bench.model = str(tiny_folder())
     once = trl_sft(bench)
     assert len(once.replies) == 4
-    assert once.settings["steps"] == 1              # twelve rows, sixteen a step
+    assert once.settings["steps"] == 1  # twelve rows, sixteen a step
     one_epoch = bench.meter.tflop
-    rows = sum(len(policy.format.prompt_ids(user(row.question))) + len(policy.format.completion_ids("yes"))
-               for row in bench.task.train)
+    rows = sum(
+        len(policy.format.prompt_ids(user(row.question))) + len(policy.format.completion_ids("yes"))
+        for row in bench.task.train
+    )
     assert bench.meter.trained_tokens == pytest.approx(rows, rel=0.05)
     bench.meter.cap_tflop, bench.meter.trained_tokens = 3.5 * one_epoch, 0
     assert trl_sft_to_the_cap(bench).settings["epochs"] == 3
@@ -168,7 +172,8 @@ def test_plain_sft_counts_the_trainers_own_tokens_and_fills_the_cap(
 
 
 def test_a_rate_is_chosen_on_validation_within_the_cap(
-        tiny_folder: Callable[..., Path], tiny_policy: Callable[..., LocalPolicy], tmp_path: Path) -> None:
+    tiny_folder: Callable[..., Path], tiny_policy: Callable[..., LocalPolicy], tmp_path: Path
+) -> None:
     bench = bench_of(policy := tiny_policy(), tmp_path)
     bench.model = str(tiny_folder())
     trl_sft(bench)
@@ -187,21 +192,36 @@ def test_a_rate_is_chosen_on_validation_within_the_cap(
     found = trl_sft_best_rate(bench)
     assert found.settings["validation_reward_by_rate"] == {"0.0002": 0.0, "0.001": 1.0, "0.004": 0.0}
     assert found.settings["learning_rate"] == 0.001
-    assert asked[3] == asked[1] != asked[0]         # the test questions go to the best one alone
+    assert asked[3] == asked[1] != asked[0]  # the test questions go to the best one alone
     assert bench.meter.forward_tokens > 0
     assert bench.meter.tflop <= bench.meter.cap_tflop
 
 
 def record(peer: str, passed: str, **more: Any) -> dict[str, Any]:
-    return {"task": "one", "peer": peer, "seed": 0, "planted": "form", "cap_tflop": 60.0, "needs": "", "breaks": [],
-            "result": {"passed": passed, "rewards": [float(each) for each in passed], "checks": {}},
-            "left_with": "x | y", "cost": {"tflop": 10.0, "editor_calls": 2}, "wall_s": 3.0, "date": "2026-11-25",
-            "machine": {"processor": "a processor"}, **more}
+    return {
+        "task": "one",
+        "peer": peer,
+        "seed": 0,
+        "planted": "form",
+        "cap_tflop": 60.0,
+        "needs": "",
+        "breaks": [],
+        "result": {"passed": passed, "rewards": [float(each) for each in passed], "checks": {}},
+        "left_with": "x | y",
+        "cost": {"tflop": 10.0, "editor_calls": 2},
+        "wall_s": 3.0,
+        "date": "2026-11-25",
+        "machine": {"processor": "a processor"},
+        **more,
+    }
 
 
 def test_who_needs_more_than_the_machine_has_is_listed_apart_and_not_scored() -> None:
-    rows = [record("nslora", "1111"), record("other", "1100"), record("needy", "1000", needs="a strong editor",
-                                                                      breaks=[{"where": "w", "message": "m | n"}])]
+    rows = [
+        record("nslora", "1111"),
+        record("other", "1100"),
+        record("needy", "1000", needs="a strong editor", breaks=[{"where": "w", "message": "m | n"}]),
+    ]
     text = "\n".join(tables(rows))
     assert "| nslora | 1.00 [0.40, 1.00] | 1.000 | 10.0 | 2 | 3 | x \\| y |" in text
     assert text.index("| other |") < text.index("want more than this machine has") < text.index("| needy |")
@@ -213,8 +233,12 @@ def test_who_needs_more_than_the_machine_has_is_listed_apart_and_not_scored() ->
 
 
 def test_the_readme_names_everyone_and_scores_only_who_ran_by_its_recipe() -> None:
-    rows = [record("other", "1100"), record("nslora", "1111"), record("needy", "1000", needs="a strong editor"),
-            {**record("nslora", "0111"), "task": "two"}]
+    rows = [
+        record("other", "1100"),
+        record("nslora", "1111"),
+        record("needy", "1000", needs="a strong editor"),
+        {**record("nslora", "0111"), "task": "two"},
+    ]
     text = "\n".join(readme_lines(rows))
     assert text.splitlines()[0].startswith("| peer | one | two | TFLOP |")
     assert "| nslora | 1.00 / 1.00 | 0.75 / 0.75 |" in text
@@ -234,11 +258,23 @@ def test_a_peer_above_the_cap_falls_short() -> None:
 
 
 def test_our_row_is_a_record_of_the_strategies() -> None:
-    found = {"task": "one", "strategy": "neurosymbolic", "seed": 0, "planted": "form", "cap_tflop": 60.0,
-             "result": {"passed": "11", "rewards": [1.0, 1.0], "checks": {}}, "changed": True, "stop": "enough",
-             "rounds": [{"action": "textgrad", "kept": True}, {"action": "lora", "kept": False}], "wall_s": 1.0,
-             "cost": {"tflop": 5.0, "editor_calls": 4.0, "start_tflop": 1.0}, "commit": "c", "date": "2026-11-25",
-             "machine": {"processor": "p"}, "from": "bench-strategies"}
+    found = {
+        "task": "one",
+        "strategy": "neurosymbolic",
+        "seed": 0,
+        "planted": "form",
+        "cap_tflop": 60.0,
+        "result": {"passed": "11", "rewards": [1.0, 1.0], "checks": {}},
+        "changed": True,
+        "stop": "enough",
+        "rounds": [{"action": "textgrad", "kept": True}, {"action": "lora", "kept": False}],
+        "wall_s": 1.0,
+        "cost": {"tflop": 5.0, "editor_calls": 4.0, "start_tflop": 1.0},
+        "commit": "c",
+        "date": "2026-11-25",
+        "machine": {"processor": "p"},
+        "from": "bench-strategies",
+    }
     ours = our_record(found)
     assert ours["left_with"].startswith("a prompt document, with")
     assert ours["settings"]["rounds"] == ["textgrad", "(lora)"]
@@ -249,6 +285,7 @@ def test_a_local_server_answers_everyone_who_comes_at_once(batcher: Batcher) -> 
     """DSPy scores a connection that was reset as a wrong answer."""
     barrier = threading.Barrier(60)
     with serve_chat(BatchedChat(batcher=batcher, max_tokens=8)) as server:
+
         def post(number: int) -> str:
             body = json.dumps({"model": "m", "messages": user(f"row {number}")}).encode()
             barrier.wait()

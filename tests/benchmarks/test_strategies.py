@@ -40,20 +40,42 @@ from nslora.graph.runs.run import Run
 from nslora.tools.files import read_jsonl
 
 
-def record(task: str, strategy: str, seed: int, passed: str, *, base: str = "0000", changed: bool = True,
-           curve: Any = ((1.0, 0.0), (3.0, 0.5), (9.0, 1.0)), actions: str = "lora",
-           dropped: Collection[int] = ()) -> dict[str, Any]:
+def record(
+    task: str,
+    strategy: str,
+    seed: int,
+    passed: str,
+    *,
+    base: str = "0000",
+    changed: bool = True,
+    curve: Any = ((1.0, 0.0), (3.0, 0.5), (9.0, 1.0)),
+    actions: str = "lora",
+    dropped: Collection[int] = (),
+) -> dict[str, Any]:
     """dropped: rounds, from 1. actions: of the rounds, the last one again where there are more."""
     names = actions.split()
-    rounds = [{"action": names[min(i, len(names) - 1)], "kept": i + 1 not in dropped, "reward": reward, "error": None}
-              for i, (_, reward) in enumerate(curve[1:])]
-    return {"task": task, "strategy": strategy, "seed": seed, "planted": "content", "cap_tflop": 60.0,
-            "result": {"passed": passed, "rewards": [float(digit) for digit in passed], "checks": {}},
-            "base": {"passed": base, "rewards": [0.0] * len(base), "checks": {}}, "changed": changed,
-            "curve": [list(point) for point in curve], "stop": "enough",
-            "rounds": rounds,
-            "cost": {"tflop": 9.0, "editor_tokens": 0.0}, "wall_s": 2.0,
-            "processor": "a core", "date": "2026-11-25", "commit": "c0ffee"}
+    rounds = [
+        {"action": names[min(i, len(names) - 1)], "kept": i + 1 not in dropped, "reward": reward, "error": None}
+        for i, (_, reward) in enumerate(curve[1:])
+    ]
+    return {
+        "task": task,
+        "strategy": strategy,
+        "seed": seed,
+        "planted": "content",
+        "cap_tflop": 60.0,
+        "result": {"passed": passed, "rewards": [float(digit) for digit in passed], "checks": {}},
+        "base": {"passed": base, "rewards": [0.0] * len(base), "checks": {}},
+        "changed": changed,
+        "curve": [list(point) for point in curve],
+        "stop": "enough",
+        "rounds": rounds,
+        "cost": {"tflop": 9.0, "editor_tokens": 0.0},
+        "wall_s": 2.0,
+        "processor": "a core",
+        "date": "2026-11-25",
+        "commit": "c0ffee",
+    }
 
 
 def matrix() -> list[dict[str, Any]]:
@@ -86,8 +108,8 @@ def test_differences_are_paired_by_question_and_drawn_within_tasks() -> None:
 
 
 def test_an_interval_draws_seeds_and_questions() -> None:
-    seeds = np.array([[1.0] * 8, [0.0] * 8])            # runs differ, questions do not
-    questions = np.array([[1.0, 0.0] * 4] * 2)          # the other way round
+    seeds = np.array([[1.0] * 8, [0.0] * 8])  # runs differ, questions do not
+    questions = np.array([[1.0, 0.0] * 4] * 2)  # the other way round
     for values in (seeds, questions):
         mean, (low, high) = mean_of_tasks([values])
         assert mean == 0.5
@@ -108,14 +130,14 @@ def test_a_candidate_that_no_run_would_deliver_raises_no_curve() -> None:
 
 def test_the_best_order_may_be_another_one_at_each_budget() -> None:
     fast, slow = ([[1.0, 0.0], [10.0, 0.5]], [[1.0, 0.0], [40.0, 0.9]])
-    scores = Scores(record("one", each, 0, "1100", curve=slow if each == "textgrad -> lora" else fast)
-                    for each in STRATEGIES)
+    scores = Scores(
+        record("one", each, 0, "1100", curve=slow if each == "textgrad -> lora" else fast) for each in STRATEGIES
+    )
     assert [best_at(scores, ["one"], budget) for budget in (1, 2)] == [("lora", 0.5), ("textgrad -> lora", 0.9)]
 
 
 def test_only_seeds_that_every_strategy_has_are_compared() -> None:
-    scores = Scores(each for each in matrix()
-                    if (each["task"], each["strategy"], each["seed"]) != ("one", "random", 1))
+    scores = Scores(each for each in matrix() if (each["task"], each["strategy"], each["seed"]) != ("one", "random", 1))
     assert scores.seeds("one") == [0]
     assert Scores([record("one", ROUTER, 0, "1111")]).compared() == ["one"]
     assert Scores([*matrix(), record("three", ROUTER, 0, "1111")]).compared() == ["one", "two"]
@@ -139,8 +161,10 @@ def test_a_strategy_that_has_few_cells_waits_and_takes_nothing_out_of_the_tables
     assert waiting_line(Scores(others), "random") == ""
 
 
-@pytest.mark.parametrize(("curve", "spent"), [
-    ([[1, 0.0], [3, 0.5], [9, 1.0]], 9), ([[1, 0.0], [3, 0.9], [9, 1.0]], 3), ([[1, 0.4], [3, 0.4]], 1)])
+@pytest.mark.parametrize(
+    ("curve", "spent"),
+    [([[1, 0.0], [3, 0.5], [9, 1.0]], 9), ([[1, 0.0], [3, 0.9], [9, 1.0]], 3), ([[1, 0.4], [3, 0.4]], 1)],
+)
 def test_time_to_the_final_reward_is_counted_in_compute(curve: Any, spent: float) -> None:
     assert near_final(curve) == spent
 
@@ -218,13 +242,20 @@ def test_the_planted_tasks_hold_what_they_are_named_after(tmp_path: Path) -> Non
             assert not set.intersection(*splits)
         if name == "nothing-but-chance":
             # No answer is more often right than the other, in any split, and no card tells of another split's.
-            assert all(sum(row.reference == "yes" for row in rows) * 2 == len(rows)
-                       for rows in (task.train, task.validation, task.test))
+            assert all(
+                sum(row.reference == "yes" for row in rows) * 2 == len(rows)
+                for rows in (task.train, task.validation, task.test)
+            )
             assert len({row.question for row in (*task.train, *task.validation, *task.test)}) == 150
         if name == "form-only":
             assert splits[0] == splits[1] == splits[2] == set(KNOWN.values())
-    assert shares == {"form-only": 0.0, "styled-references": 1.0, "nothing-possible": 1.0, "content-only": 1.0,
-                      "nothing-but-chance": 1.0}
+    assert shares == {
+        "form-only": 0.0,
+        "styled-references": 1.0,
+        "nothing-possible": 1.0,
+        "content-only": 1.0,
+        "nothing-but-chance": 1.0,
+    }
     assert set(SPLITS) == {"train", "validation", "test"}
 
 

@@ -25,10 +25,50 @@ from nslora.tools.schema import Dialogue
 from nslora.tools.tasks.task import Task, task_from_rows
 from nslora.tools.testing.scripted_chat import ScriptedChat
 
-THINGS = ["mill", "bridge", "harbour", "tower", "market", "school", "library", "well", "orchard", "chapel", "inn",
-          "forge", "quarry", "ferry", "bakery", "garden", "stable", "cellar", "attic", "gate"]
-FACTS = ["Orla", "Bram", "Ciro", "Dana", "Edda", "Finn", "Gisa", "Hugo", "Ines", "Jorn", "Kaya", "Lumo", "Mara",
-         "Nilo", "Oren", "Pia", "Quin", "Rosa", "Sven", "Tova"]
+THINGS = [
+    "mill",
+    "bridge",
+    "harbour",
+    "tower",
+    "market",
+    "school",
+    "library",
+    "well",
+    "orchard",
+    "chapel",
+    "inn",
+    "forge",
+    "quarry",
+    "ferry",
+    "bakery",
+    "garden",
+    "stable",
+    "cellar",
+    "attic",
+    "gate",
+]
+FACTS = [
+    "Orla",
+    "Bram",
+    "Ciro",
+    "Dana",
+    "Edda",
+    "Finn",
+    "Gisa",
+    "Hugo",
+    "Ines",
+    "Jorn",
+    "Kaya",
+    "Lumo",
+    "Mara",
+    "Nilo",
+    "Oren",
+    "Pia",
+    "Quin",
+    "Rosa",
+    "Sven",
+    "Tova",
+]
 
 
 def rows(ask: str) -> list[dict[str, str]]:
@@ -38,19 +78,35 @@ def rows(ask: str) -> list[dict[str, str]]:
 def make_task(style: bool = True, combine: str = "mean", **options: Any) -> Task:
     checks: list[Any] = [{"name": "fact", "check": "contains"}]
     if style:
-        checks.append({"name": "style", "check": "regex", "pattern": "<[^<>]+>", "form": "<{reply}>",
-                       "wanted": "the answer in angle brackets"})
-    return task_from_rows(train=[*rows("Who keeps the"), *rows("Name the keeper of the")],
-                          validation=rows("By whom is kept the"), test=rows("Tell me who looks after the"),
-                          reward=checks, combine=combine, max_new_tokens=8, **options)
+        checks.append(
+            {
+                "name": "style",
+                "check": "regex",
+                "pattern": "<[^<>]+>",
+                "form": "<{reply}>",
+                "wanted": "the answer in angle brackets",
+            }
+        )
+    return task_from_rows(
+        train=[*rows("Who keeps the"), *rows("Name the keeper of the")],
+        validation=rows("By whom is kept the"),
+        test=rows("Tell me who looks after the"),
+        reward=checks,
+        combine=combine,
+        max_new_tokens=8,
+        **options,
+    )
 
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Callable[..., Run]:
     def run(name: str = "run", task: Task | None = None, policy: FakePolicy | None = None, **settings: Any) -> Run:
-        return Run.create(tmp_path / name, task=task or make_task(),
-                          model=policy or FakePolicy(tmp_path / name / "adapters"),
-                          **{"reuse_replies": False, **settings})
+        return Run.create(
+            tmp_path / name,
+            task=task or make_task(),
+            model=policy or FakePolicy(tmp_path / name / "adapters"),
+            **{"reuse_replies": False, **settings},
+        )
 
     return run
 
@@ -79,7 +135,9 @@ def test_replies_that_the_length_limit_cut_are_not_taught(begin: Callable[..., R
             return replace(super().generate(dialogues, **options), truncated=frozenset(range(len(dialogues))))
 
     shown = Prompt(demonstrations=(Demonstration("Who keeps the gap", "<nobody>"),))
-    run = begin(task=make_task(prompt=shown), policy=SplitShares(tmp_path / "run" / "adapters"), strategy="lora", max_rounds=1)
+    run = begin(
+        task=make_task(prompt=shown), policy=SplitShares(tmp_path / "run" / "adapters"), strategy="lora", max_rounds=1
+    )
     run.adapt()
     assert {row.origin for row in look(run.folder).round(1).training_rows} == {"reference"}
 
@@ -95,7 +153,7 @@ def test_without_remade_data_plain_references_are_learnt(begin: Callable[..., Ru
 def test_a_single_kind_gets_nowhere_where_both_are_missing(begin: Callable[..., Run], strategy: str) -> None:
     report = begin(strategy=strategy).adapt()
     assert {record["action"] for record in report["rounds"]} == {strategy}
-    assert report["test"]["result"]["all_checks"] <= 0.1       # the facts that demonstrations tell
+    assert report["test"]["result"]["all_checks"] <= 0.1  # the facts that demonstrations tell
 
 
 def test_weights_first_gets_through_by_remade_data(begin: Callable[..., Run]) -> None:
@@ -132,7 +190,7 @@ def test_the_test_split_is_looked_at_once_and_never_learnt_from(begin: Callable[
     run.adapt()
     task = run.workspace.task
     for row in task.test:
-        assert len([1 for question, _ in policy.asked if question == row.question]) == 2     # base and result
+        assert len([1 for question, _ in policy.asked if question == row.question]) == 2  # base and result
     held_out = {row.question for row in (*task.validation, *task.test)}
     taught = {row.dialogue[-1]["content"] for job in policy.jobs for row in job.rows}
     assert not taught & held_out
@@ -148,8 +206,9 @@ def test_an_update_that_lowers_the_reward_is_not_kept(begin: Callable[..., Run],
         def _reply(self, dialogue: Dialogue, adapter: str | None) -> str:
             return "rubbish" if adapter else "Orla, Bram or Ciro"
 
-    report = begin(task=make_task(style=False), policy=WorseWhenTuned(tmp_path / "run" / "adapters"),
-                   strategy="lora").adapt()
+    report = begin(
+        task=make_task(style=False), policy=WorseWhenTuned(tmp_path / "run" / "adapters"), strategy="lora"
+    ).adapt()
     first = report["rounds"][0]
     assert first["reward_before"] > first["reward_after"] == 0
     assert not first["kept"]
@@ -157,8 +216,9 @@ def test_an_update_that_lowers_the_reward_is_not_kept(begin: Callable[..., Run],
 
 
 def test_nothing_is_kept_from_a_policy_that_does_not_learn(begin: Callable[..., Run], tmp_path: Path) -> None:
-    run = begin(task=make_task(style=False), policy=FakePolicy(tmp_path / "run" / "adapters", learns=False),
-                strategy="lora")
+    run = begin(
+        task=make_task(style=False), policy=FakePolicy(tmp_path / "run" / "adapters", learns=False), strategy="lora"
+    )
     report = run.adapt()
     assert not any(record["kept"] for record in report["rounds"])
     assert report["result"]["adapter"] is None
@@ -167,8 +227,9 @@ def test_nothing_is_kept_from_a_policy_that_does_not_learn(begin: Callable[..., 
 
 
 def test_nothing_to_gain_changes_nothing(begin: Callable[..., Run]) -> None:
-    task = task_from_rows(train=rows("a"), validation=rows("b"), test=rows("c"),
-                          reward=lambda question, reference, reply: 1.0)
+    task = task_from_rows(
+        train=rows("a"), validation=rows("b"), test=rows("c"), reward=lambda question, reference, reply: 1.0
+    )
     report = begin(task=task).adapt()
     assert report["rounds"] == []
     assert report["result"] == report["start"]
@@ -199,7 +260,8 @@ def test_the_result_folder_holds_what_others_rely_on(begin: Callable[..., Run]) 
     report = run.adapt()
     result = run.folder / "result"
     assert {"adapter", "prompt.md", "remade.jsonl", "decisions.jsonl", "report.json"} <= {
-        path.name for path in result.iterdir()}
+        path.name for path in result.iterdir()
+    }
     assert {"wall_s", "peak_rss_mb", "seed", "adapter_sha256", "versions", "task", "cost"} <= report.keys()
     assert len(report["adapter_sha256"]) == 64
     assert {"all_checks", "interval"} <= report["test"]["result"].keys()
@@ -213,15 +275,25 @@ def test_the_result_folder_holds_what_others_rely_on(begin: Callable[..., Run]) 
 def test_the_drawing_shows_every_node_and_every_edge() -> None:
     drawn = build_graph().get_graph()
     edges = {(edge.source, edge.target) for edge in drawn.edges}
-    assert {("__start__", "evaluate"), ("evaluate", "monitor"), ("monitor", "finish"), ("monitor", "classify"),
-            ("classify", "lora_update"), ("classify", "textgrad_edit"), ("lora_update", "evaluate"),
-            ("textgrad_edit", "evaluate"), ("finish", "__end__")} <= edges
+    assert {
+        ("__start__", "evaluate"),
+        ("evaluate", "monitor"),
+        ("monitor", "finish"),
+        ("monitor", "classify"),
+        ("classify", "lora_update"),
+        ("classify", "textgrad_edit"),
+        ("lora_update", "evaluate"),
+        ("textgrad_edit", "evaluate"),
+        ("finish", "__end__"),
+    } <= edges
 
 
 def test_importing_does_no_work(tmp_path: Path) -> None:
-    code = ("import sys, nslora.graph.build, nslora.graph.runs.run, nslora.graph.cli.app\n"
-            "print([name for name in ('torch', 'transformers', 'trl', 'peft', 'textgrad', 'datasets') if name in "
-            "sys.modules])")
+    code = (
+        "import sys, nslora.graph.build, nslora.graph.runs.run, nslora.graph.cli.app\n"
+        "print([name for name in ('torch', 'transformers', 'trl', 'peft', 'textgrad', 'datasets') if name in "
+        "sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert not list(tmp_path.iterdir())
@@ -232,8 +304,13 @@ def test_a_reward_may_name_other_checks_for_each_row(begin: Callable[..., Run]) 
         name = f"about {question.split()[-1]}"
         return Score(float(reference in reply), {name: float(reference in reply)}, "")
 
-    task = task_from_rows(train=rows("Who keeps the"), validation=rows("By whom is kept the"), test=rows("Tell me:"),
-                          reward=judge, max_new_tokens=8)
+    task = task_from_rows(
+        train=rows("Who keeps the"),
+        validation=rows("By whom is kept the"),
+        test=rows("Tell me:"),
+        reward=judge,
+        max_new_tokens=8,
+    )
     report = begin(task=task, strategy="lora", max_rounds=1).adapt()
     assert len(report["test"]["result"]["checks"]) == len(THINGS)
 

@@ -1,4 +1,5 @@
 """A run is worked on by one process, on its own thread."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ Begin = Callable[..., Run]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and not path.name.endswith((".lock", "-wal", "-shm"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith((".lock", "-wal", "-shm"))
+    }
 
 
 def test_a_thread_is_not_run_in_another_runs_folder(begin: Begin) -> None:
@@ -24,12 +28,19 @@ def test_a_thread_is_not_run_in_another_runs_folder(begin: Begin) -> None:
     with one.checkpointer() as saver, pytest.raises(RunError, match="is another run's than"):
         build_graph(saver).invoke(one.first_state(), one.config, context=other.context)
     assert files_of(other.folder) == before
-    assert one.adapt()["stop"]          # nothing was lost
+    assert one.adapt()["stop"]  # nothing was lost
 
 
-@pytest.mark.parametrize("thread", [
-    "my-thread", "3f2b8c4e-1d2a-4b3c-8d9e-0123456789ab", "user-3f2b8c4e-1d2a-4b3c-8d9e-0123456789ab",
-    "chat-deadbeef0123", "job-202611261015"])
+@pytest.mark.parametrize(
+    "thread",
+    [
+        "my-thread",
+        "3f2b8c4e-1d2a-4b3c-8d9e-0123456789ab",
+        "user-3f2b8c4e-1d2a-4b3c-8d9e-0123456789ab",
+        "chat-deadbeef0123",
+        "job-202611261015",
+    ],
+)
 def test_a_server_may_name_threads_as_it_likes(begin: Begin, thread: str) -> None:
     run = begin("one", max_rounds=0)
     with run.checkpointer() as saver:

@@ -1,4 +1,5 @@
 """The conditional edges."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ Begin = Callable[..., Run]
 
 def test_an_action_that_there_is_not_is_refused(finished: Run, begin: Begin, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="action='LoRA': wanted lora or textgrad"):
-        fork(finished, tmp_path / "fork", at=1, action="LoRA")     # type: ignore[arg-type]
+        fork(finished, tmp_path / "fork", at=1, action="LoRA")  # type: ignore[arg-type]
     assert not (tmp_path / "fork").exists()
     run = begin("by-hand", max_rounds=2)
     with run.checkpointer() as saver:

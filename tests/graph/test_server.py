@@ -19,7 +19,7 @@ from nslora.graph.server import make_graph
 from nslora.tools.errors import RunError
 
 ROOT = Path(__file__).parents[2]
-START_S = 180       # 3 s on a free machine; most of it is imports
+START_S = 180  # 3 s on a free machine; most of it is imports
 
 
 @pytest.fixture
@@ -28,14 +28,29 @@ def server(own_cache: Path, tmp_path: Path) -> Iterator[SyncLangGraphClient]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LANGSMITH", "LANGCHAIN"))}
-    command = [str(Path(sys.executable).with_name("langgraph")), "dev", "--no-browser", "--no-reload", "--host",
-               "127.0.0.1", "--port", str(port), "--config", "langgraph.json"]
+    command = [
+        str(Path(sys.executable).with_name("langgraph")),
+        "dev",
+        "--no-browser",
+        "--no-reload",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--config",
+        "langgraph.json",
+    ]
     # The server's own store goes where it is started.
     for name in ("langgraph.json", "graph"):
         (tmp_path / name).symlink_to(ROOT / name)
     log = (tmp_path / "server.log").open("w")
-    with subprocess.Popen(command, cwd=tmp_path, env={**environment, "LANGGRAPH_CLI_NO_ANALYTICS": "1"}, stdout=log,
-                          stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**environment, "LANGGRAPH_CLI_NO_ANALYTICS": "1"},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    ) as process:
         try:
             url = f"http://127.0.0.1:{port}"
             wait_for(f"{url}/ok", process, tmp_path / "server.log")
@@ -56,7 +71,8 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def test_the_server_runs_two_rounds_shows_their_history_and_goes_on_from_a_changed_state(
-        server: SyncLangGraphClient, begin: Callable[..., Run], tmp_path: Path) -> None:
+    server: SyncLangGraphClient, begin: Callable[..., Run], tmp_path: Path
+) -> None:
     run = begin(max_rounds=2)
     thread = server.threads.create()["thread_id"]
     context = {"folder": str(run.folder.resolve())}
@@ -76,7 +92,7 @@ def test_the_server_runs_two_rounds_shows_their_history_and_goes_on_from_a_chang
     other = server.threads.create()["thread_id"]
     fresh: Any = begin("other").first_state()
     told: Any = server.runs.wait(other, "adapt", input=fresh, raise_error=False)
-    assert "__error__" in told      # clients are not told which, whoever runs the server is
+    assert "__error__" in told  # clients are not told which, whoever runs the server is
     assert "invoked without its context: pass context=run.context" in (tmp_path / "server.log").read_text()
 
 
@@ -88,6 +104,8 @@ def test_a_graph_without_a_context_says_what_to_pass(begin: Callable[..., Run], 
 
 def test_the_exported_graph_has_no_checkpointer_and_loads_no_model() -> None:
     assert make_graph().checkpointer is None
-    code = ("import sys; from nslora.graph.server import make_graph; make_graph(); "
-            "sys.exit(sum(name in sys.modules for name in ('torch', 'trl', 'textgrad')))")
+    code = (
+        "import sys; from nslora.graph.server import make_graph; make_graph(); "
+        "sys.exit(sum(name in sys.modules for name in ('torch', 'trl', 'textgrad')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

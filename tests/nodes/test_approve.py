@@ -54,7 +54,7 @@ def test_the_question_shows_the_diff_and_a_screening_and_an_accepted_edit_is_mea
     clock = json.loads((run.folder / CLOCK_FILE).read_text())
     write_json(run.folder / CLOCK_FILE, {**clock, "seconds": 1000})
     report = in_another_process(run).resume({"answer": "accept"})
-    assert report["rounds"][0]["wall_s"] > 1000     # asking is work of the run, and counts
+    assert report["rounds"][0]["wall_s"] > 1000  # asking is work of the run, and counts
     assert report["rounds"][0]["reward_after"] is not None
     assert run.question() is None
 
@@ -128,19 +128,42 @@ def test_the_shell_asks_and_takes_the_answer(begin: Begin, tmp_path: Path) -> No
     assert run.report()["rounds"][0]["action"] == "lora"
 
 
-def test_a_run_that_is_begun_in_the_shell_ends_with_its_question(begin: Begin, tiny_folder: Callable[..., Path],
-                                                                tmp_path: Path) -> None:
+def test_a_run_that_is_begun_in_the_shell_ends_with_its_question(
+    begin: Begin, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     task = begin("settled", max_rounds=0).workspace.task
-    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [
-        "run", task.source, "--model", str(tiny_folder()), "--folder", str(tmp_path / "my run"), "--strategy",
-        "textgrad", "--max-rounds", "1", "--approve", "edits", "--set", "device.device=cpu"])
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(
+        app,
+        [
+            "run",
+            task.source,
+            "--model",
+            str(tiny_folder()),
+            "--folder",
+            str(tmp_path / "my run"),
+            "--strategy",
+            "textgrad",
+            "--max-rounds",
+            "1",
+            "--approve",
+            "edits",
+            "--set",
+            "device.device=cpu",
+        ],
+    )
     assert shown.exit_code == 0, shown.output
     assert f"nslora resume '{tmp_path / 'my run'}' --accept" in shown.output
 
 
-@pytest.mark.parametrize(("wanted", "kind", "goes_to"), [
-    ("nothing", "textgrad", "evaluate"), ("edits", "textgrad", "approve"), ("edits", "lora", "evaluate"),
-    ("updates", "lora", "approve")])
+@pytest.mark.parametrize(
+    ("wanted", "kind", "goes_to"),
+    [
+        ("nothing", "textgrad", "evaluate"),
+        ("edits", "textgrad", "approve"),
+        ("edits", "lora", "evaluate"),
+        ("updates", "lora", "approve"),
+    ],
+)
 def test_only_what_was_asked_for_waits(wanted: Any, kind: Any, goes_to: str) -> None:
     state = first_state("p", wanted)
     proposal: Any = {"kind": kind, "candidate": {"adapter": None, "prompt": "p"}}
@@ -194,7 +217,7 @@ def test_a_run_that_another_checkpointer_holds_is_not_begun_anew(begin: Begin) -
     assert (run.folder / QUESTION_FILE).read_text() == question
     graph.invoke(Command(resume={"answer": "accept"}), run.config, context=run.context)
     with pytest.raises(RunError, match=r"question.json is there.*question.json and decisions.jsonl away"):
-        run.adapt()     # the second round's question
+        run.adapt()  # the second round's question
     assert Run.open(run.folder, checkpoints=saver).resume({"answer": "accept"})["rounds"][1]["action"] == "textgrad"
 
 
@@ -222,8 +245,11 @@ def test_an_answer_that_cannot_be_used_is_told_and_a_prompt_may_be_given_as_one(
         run.resume({"answer": "yes"})
     with pytest.raises(RunError, match="The answer cannot be kept"):
         run.resume({"answer": "rewrite", "prompt": lambda: "x"})
-    for prompt, problem in (("# System\n\nBe \ud83d\n\n# Question template\n\n{question}\n", "cannot be kept"),
-                            (7, "The prompt was a int"), (Prompt("Be \x1b[31mred."), "are no text")):
+    for prompt, problem in (
+        ("# System\n\nBe \ud83d\n\n# Question template\n\n{question}\n", "cannot be kept"),
+        (7, "The prompt was a int"),
+        (Prompt("Be \x1b[31mred."), "are no text"),
+    ):
         with pytest.raises(RunError, match=problem):
             run.resume({"answer": "rewrite", "prompt": prompt})
     mine = Prompt("Reply between < and >.")

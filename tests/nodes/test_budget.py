@@ -54,26 +54,31 @@ def record(**values: Any) -> dict[str, Any]:
 def test_what_was_spent_is_summed_over_the_rounds() -> None:
     editor = {"calls": 5, "input_tokens": 80, "output_tokens": 20, "cost": 0.5}
     assert spent_of([record(), record(action="textgrad", trained_tokens=0, editor=editor)], 30.0, 1e12) == Spent(
-        30.0, 500, 5, 100, 0.5, 5.0)
+        30.0, 500, 5, 100, 0.5, 5.0
+    )
 
 
-@pytest.mark.parametrize(("values", "spent", "kinds"), [
-    ({"max_train_tokens": 1000}, Spent(train_tokens=901), {"lora"}),
-    ({"max_train_tokens": 1000}, Spent(train_tokens=900), set()),
-    ({"editing": {"max_calls": 9}}, Spent(editor_calls=5), {"textgrad"}),
-    ({"editing": {"max_calls": 10}}, Spent(editor_calls=5), set()),
-    ({"editing": {"max_tokens": 10}}, Spent(editor_tokens=10), {"textgrad"}),
-    ({"max_seconds": 100.0}, Spent(seconds=100.1), {"lora", "textgrad"}),
-    ({}, Spent(1e9, 10**9, 10**9, 10**9, 1e9), set())])
+@pytest.mark.parametrize(
+    ("values", "spent", "kinds"),
+    [
+        ({"max_train_tokens": 1000}, Spent(train_tokens=901), {"lora"}),
+        ({"max_train_tokens": 1000}, Spent(train_tokens=900), set()),
+        ({"editing": {"max_calls": 9}}, Spent(editor_calls=5), {"textgrad"}),
+        ({"editing": {"max_calls": 10}}, Spent(editor_calls=5), set()),
+        ({"editing": {"max_tokens": 10}}, Spent(editor_tokens=10), {"textgrad"}),
+        ({"max_seconds": 100.0}, Spent(seconds=100.1), {"lora", "textgrad"}),
+        ({}, Spent(1e9, 10**9, 10**9, 10**9, 1e9), set()),
+    ],
+)
 def test_a_kind_is_closed_where_its_next_step_does_not_fit(values: Any, spent: Spent, kinds: set[str]) -> None:
     assert set(blocked(settings(**values), spent, FREE, tokens_per_epoch=100)) == kinds
 
 
 def test_the_time_of_the_evaluation_and_the_test_is_reserved_with_an_update() -> None:
     expected = expected_seconds([record(wall_s=20.0)], 10.0, evaluation_rows=10, train_rows=8, test_rows=5, epochs=4)
-    assert expected.finish_s == pytest.approx(1.25 * 10)        # two candidates, five questions, a second each
-    assert expected.update_s["lora"] == pytest.approx(25)       # measured
-    assert expected.update_s["textgrad"] == pytest.approx(20)   # guessed: each row answered twice
+    assert expected.finish_s == pytest.approx(1.25 * 10)  # two candidates, five questions, a second each
+    assert expected.update_s["lora"] == pytest.approx(25)  # measured
+    assert expected.update_s["textgrad"] == pytest.approx(20)  # guessed: each row answered twice
     limit = settings(max_seconds=60.0)
     assert set(blocked(limit, Spent(seconds=12.0), expected, 0)) == {"lora"}
     assert set(blocked(limit, Spent(seconds=20.0), expected, 0)) == {"lora", "textgrad"}
@@ -101,10 +106,13 @@ def test_editor_calls_are_never_overshot(begin: Callable[..., Run]) -> None:
     assert "editor calls are spent" in report["stop"]
 
 
-@pytest.mark.parametrize(("strategy", "saturated", "action"), [
-    ("neurosymbolic", False, "lora"), ("neurosymbolic", True, "finish"), ("textgrad", False, "finish")])
+@pytest.mark.parametrize(
+    ("strategy", "saturated", "action"),
+    [("neurosymbolic", False, "lora"), ("neurosymbolic", True, "finish"), ("textgrad", False, "finish")],
+)
 def test_the_other_kind_takes_over_where_the_strategy_is_free_and_that_kind_open(
-        strategy: str, saturated: bool, action: str) -> None:
+    strategy: str, saturated: bool, action: str
+) -> None:
     limited = settings(strategy=strategy, editing={"max_calls": 4})
     task = SimpleNamespace(train=[1], validation=[1], test=[1])
     workspace: Any = SimpleNamespace(settings=limited, task=task)
@@ -123,7 +131,8 @@ def test_a_run_whose_time_is_up_ends_with_what_it_has(begin: Callable[..., Run])
 
 @pytest.mark.parametrize("late", ["an editor call", "the remade replies", "the evaluation"])
 def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
-        begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, late: str) -> None:
+    begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
     limits = iter({"an editor call": [0.0], "the remade replies": [None, None, 0.0], "the evaluation": []}[late])
     if late == "the evaluation":
         monkeypatch.setattr(evaluate_node, "deadline", lambda *_, **__: 0.0)
@@ -131,15 +140,23 @@ def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
     else:
         made = textgrad_node.progress
         monkeypatch.setattr(textgrad_node, "deadline", lambda *_: next(limits))
-        monkeypatch.setattr(textgrad_node, "stream_progress", lambda node, what, until=None: made(node, what, next(limits)))
-    run = begin(strategy="textgrad", max_rounds=1, seed=5, reuse_replies=False, max_seconds=1e6,
-                device={"threads": 1, "device": "cpu", "batch_size": 1})
-    record, = run.adapt()["rounds"]
+        monkeypatch.setattr(
+            textgrad_node, "stream_progress", lambda node, what, until=None: made(node, what, next(limits))
+        )
+    run = begin(
+        strategy="textgrad",
+        max_rounds=1,
+        seed=5,
+        reuse_replies=False,
+        max_seconds=1e6,
+        device={"threads": 1, "device": "cpu", "batch_size": 1},
+    )
+    (record,) = run.adapt()["rounds"]
     assert "max_seconds leave no" in record["error"]
     assert record["reward_after"] is None
     assert not record["kept"]
     assert (record["editor"]["calls"] > 0) is (late != "an editor call")
-    if late == "the evaluation":        # one of twelve replies was there
+    if late == "the evaluation":  # one of twelve replies was there
         assert 1.0 < record["flop"] / TERA < 1.1
 
 
@@ -164,16 +181,20 @@ def test_a_plan_names_what_a_run_would_do_and_what_it_could_not_see(keepers: Tas
 
 
 def test_with_a_single_check_a_row_is_won_whole(keepers: Task) -> None:
-    splits = {split: [{"question": row.question, "reference": row.reference} for row in found] for split, found in
-              (("train", keepers.train), ("validation", keepers.validation), ("test", keepers.test))}
+    splits = {
+        split: [{"question": row.question, "reference": row.reference} for row in found]
+        for split, found in (("train", keepers.train), ("validation", keepers.validation), ("test", keepers.test))
+    }
     plan = plan_of(task_from_rows(**splits, reward="exact_match", max_new_tokens=8), settings())
     assert plan.warnings[0].startswith("6 validation rows cannot tell a gain below 0.83 from noise")
 
 
 def test_rows_that_ask_the_same_are_told_before_they_count_as_several(keepers: Task) -> None:
     rows = [{"question": row.question, "reference": row.reference} for row in keepers.train]
-    twice = {"validation": [{**rows[0], "question": "Who?"}, {**rows[0], "question": "who"}],
-             "test": [{**rows[0], "question": "Where?"}]}
+    twice = {
+        "validation": [{**rows[0], "question": "Who?"}, {**rows[0], "question": "who"}],
+        "test": [{**rows[0], "question": "Where?"}],
+    }
     warnings = plan_of(task_from_rows(train=rows, **twice, reward="exact_match"), settings()).warnings
     assert any(each.startswith("The 2 rows of validation ask 1 different questions") for each in warnings)
     assert not any("rows of test" in each for each in warnings)
@@ -222,19 +243,25 @@ def test_a_burst_that_diverged_is_charged_alike_when_its_record_is_met_again(tmp
 
 @pytest.mark.parametrize(("max_steps", "tokens"), [(None, 400), (1, 40), (100, 400)])
 def test_steps_that_end_a_burst_early_end_its_charge_too(max_steps: int | None, tokens: int) -> None:
-    workspace: Any = SimpleNamespace(settings=settings(lora={"batch_size": 4, "max_steps": max_steps}),
-                               token_counts=lambda dialogues: [10] * len(dialogues))
+    workspace: Any = SimpleNamespace(
+        settings=settings(lora={"batch_size": 4, "max_steps": max_steps}),
+        token_counts=lambda dialogues: [10] * len(dialogues),
+    )
     row = TrainingRow([{"role": "user", "content": "a"}], "b", "1", "reference")
     assert planned_tokens(TrainingJob((row,) * 20, 2, seed=0), workspace) == tokens
 
 
 @pytest.mark.parametrize(("max_tflop", "fits"), [(None, True), (200.0, True), (100.0, False)])
 def test_candidates_are_screened_only_where_the_budget_holds_it(
-        monkeypatch: pytest.MonkeyPatch, max_tflop: float | None, fits: bool) -> None:
+    monkeypatch: pytest.MonkeyPatch, max_tflop: float | None, fits: bool
+) -> None:
     monkeypatch.setattr("nslora.nodes.shared.budget.evaluation_flop", lambda *_: 50e12)
-    workspace: Any = SimpleNamespace(settings=settings(max_tflop=max_tflop), flop_rates=FlopRates(1e12, 3e12),
-                               token_counts=lambda dialogues: [2] * len(dialogues), task=SimpleNamespace(
-                                   max_new_tokens=10))
+    workspace: Any = SimpleNamespace(
+        settings=settings(max_tflop=max_tflop),
+        flop_rates=FlopRates(1e12, 3e12),
+        token_counts=lambda dialogues: [2] * len(dialogues),
+        task=SimpleNamespace(max_new_tokens=10),
+    )
     state: Any = {"rounds": [], "wall_s": 0.0, "start_measured": {"flop": 1e12}}
     rows = [Example("1", "Who?", "Ada", {})] * 2
     assert screening_fits([Prompt(), Prompt("Be brief.")], rows, state, workspace, 10e12) is fits
@@ -243,8 +270,11 @@ def test_candidates_are_screened_only_where_the_budget_holds_it(
 def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tuple(Example(f"{kind}-{i}", f"Question {i}?", kind, {}) for kind in ("one", "two") for i in range(20))
     workspace: Any = SimpleNamespace(
-        settings=SimpleNamespace(remade_per_row=1, max_tflop=20e-12, seed=0), flop_rates=SimpleNamespace(forward=1.0),
-        task=SimpleNamespace(train=rows, max_new_tokens=1), token_counts=lambda dialogues: [1] * len(dialogues))
+        settings=SimpleNamespace(remade_per_row=1, max_tflop=20e-12, seed=0),
+        flop_rates=SimpleNamespace(forward=1.0),
+        task=SimpleNamespace(train=rows, max_new_tokens=1),
+        token_counts=lambda dialogues: [1] * len(dialogues),
+    )
     monkeypatch.setattr(spending, "spent", lambda state: SimpleNamespace(tflop=0.0))
     monkeypatch.setattr(spending, "evaluation_flop", lambda prompt, state, workspace: 0.0)
     monkeypatch.setattr(spending, "END_TOKENS", 0)
@@ -252,7 +282,7 @@ def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monk
     found = spending.affordable_remakes(Prompt(), state, workspace, 0.0)
     assert len(found) == 10
     assert {row.reference for row in found} == {"one", "two"}
-    assert list(found) == [row for row in rows if row in found]      # in the file's order
+    assert list(found) == [row for row in rows if row in found]  # in the file's order
     assert found == spending.affordable_remakes(Prompt(), state, workspace, 0.0)
 
 
@@ -265,8 +295,9 @@ class Counting(ObedientPolicy):
 
 @pytest.mark.parametrize("cap_tflop", [2.6, 3.0, 4.0, 6.0, 20.0, 40.0])
 def test_compute_is_not_overspent_where_the_policy_edits_its_own_prompt(
-        tmp_path: Path, task: Task, cap_tflop: float) -> None:
+    tmp_path: Path, task: Task, cap_tflop: float
+) -> None:
     run = begun(tmp_path, task, "policy", model=Counting(edit=improved(ONCE)), max_rounds=2, max_tflop=cap_tflop)
     report = run.adapt()
-    assert any(each["candidate"] for each in report["rounds"]) == (cap_tflop >= 20)      # some are within it
+    assert any(each["candidate"] for each in report["rounds"]) == (cap_tflop >= 20)  # some are within it
     assert report["cost"]["tflop"] <= cap_tflop

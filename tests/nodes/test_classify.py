@@ -20,11 +20,11 @@ from nslora.tools.schema import KINDS, from_record
 from nslora.tools.tasks.task import Task, task_from_rows
 
 ROUNDS = 12
-PATIENT = {"lora_patience": 6, "textgrad_patience": 6}      # so that no saturation ends the run early
+PATIENT = {"lora_patience": 6, "textgrad_patience": 6}  # so that no saturation ends the run early
 WORDINGS = {"train": "code of {}?", "validation": "{} code?", "test": "give {}:"}
 TAUGHT = {"amber": "417", "birch": "582", "cedar": "239", "delta": "864", "ember": "795", "fjord": "341"}
 WANTED = {**TAUGHT, "cedar": "628", "delta": "153", "ember": "476", "fjord": "917"}
-NEVER = {"fjord": "268"}        # what validation wants and train does not teach: the target is out of reach
+NEVER = {"fjord": "268"}  # what validation wants and train does not teach: the target is out of reach
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,17 @@ def model(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder())
     model = AutoModelForCausalLM.from_pretrained(tiny_folder())
     chat = ChatFormat(tokenizer)
-    rows = [(chat.prompt_ids(Prompt().messages(wording.format(word))), chat.completion_ids(f"- {code}"))
-            for word, code in TAUGHT.items() for wording in WORDINGS.values()]
+    rows = [
+        (chat.prompt_ids(Prompt().messages(wording.format(word))), chat.completion_ids(f"- {code}"))
+        for word, code in TAUGHT.items()
+        for wording in WORDINGS.values()
+    ]
     longest = max(len(prompt) + len(reply) for prompt, reply in rows)
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
     labels = torch.full((len(rows), longest), -100)
     for i, (prompt, reply) in enumerate(rows):
-        ids[i, :len(prompt) + len(reply)] = torch.tensor([*prompt, *reply])
-        labels[i, len(prompt):len(prompt) + len(reply)] = torch.tensor(reply)
+        ids[i, : len(prompt) + len(reply)] = torch.tensor([*prompt, *reply])
+        labels[i, len(prompt) : len(prompt) + len(reply)] = torch.tensor(reply)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(200):
         loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
@@ -61,11 +64,21 @@ def model(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def task() -> Task:
     """Codes in the model's own house style, most of them others than it was taught."""
+
     def reference(split: str, word: str) -> str:
         return NEVER.get(word, WANTED[word]) if split == "validation" else WANTED[word]
 
-    rows = {split: [{"question": wording.format(word), "reference": f"- {reference(split, word)}",
-                     "key": reference(split, word)} for word in TAUGHT] for split, wording in WORDINGS.items()}
+    rows = {
+        split: [
+            {
+                "question": wording.format(word),
+                "reference": f"- {reference(split, word)}",
+                "key": reference(split, word),
+            }
+            for word in TAUGHT
+        ]
+        for split, wording in WORDINGS.items()
+    }
     fact = {"name": "fact", "check": "contains", "field": "key"}
     style = {"name": "style", "check": "regex", "pattern": r"- \S[^\n]*", "form": "- {reply}"}
     return task_from_rows(**rows, reward=[fact, style], max_new_tokens=8)
@@ -74,9 +87,16 @@ def task() -> Task:
 @pytest.fixture(scope="module")
 def run(task: Task, model: Path, own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     begun = Run.create(
-        tmp_path_factory.mktemp("router") / "run", task=task, model=str(model), max_rounds=ROUNDS, train_sample=6,
-        signal=PATIENT, keep={"level": 0.45}, device={"device": "cpu", "threads": 1},
-        lora={"epochs": 6, "batch_size": 6, "rank": 4, "learning_rate": 1e-2, "top_blocks": 4})
+        tmp_path_factory.mktemp("router") / "run",
+        task=task,
+        model=str(model),
+        max_rounds=ROUNDS,
+        train_sample=6,
+        signal=PATIENT,
+        keep={"level": 0.45},
+        device={"device": "cpu", "threads": 1},
+        lora={"epochs": 6, "batch_size": 6, "rank": 4, "learning_rate": 1e-2, "top_blocks": 4},
+    )
     begun.adapt()
     return begun
 
@@ -126,11 +146,19 @@ def chosen_again(run: Run, number: int, decision: Decision) -> str:
         assert states[kind].value == evidence[f"{kind}_progress"]
         assert float(states[kind].saturated) == evidence[f"{kind}_saturated"]
     router_input = RouterInput(
-        task=run.workspace.task.hash, round=number, rounds_left=int(evidence["rounds_left"]),
-        failures=int(evidence["failures"]), validation_reward=float(evidence["validation_reward"]),
-        target=settings.target, need=need, progress=states,
+        task=run.workspace.task.hash,
+        round=number,
+        rounds_left=int(evidence["rounds_left"]),
+        failures=int(evidence["failures"]),
+        validation_reward=float(evidence["validation_reward"]),
+        target=settings.target,
+        need=need,
+        progress=states,
         cost_tokens={kind: float(evidence[f"{kind}_cost_tokens"]) for kind in KINDS},
-        remade_waiting=int(evidence["remade_waiting"]), seed=settings.seed, history=past)
+        remade_waiting=int(evidence["remade_waiting"]),
+        seed=settings.seed,
+        history=past,
+    )
     return strategy_named("neurosymbolic", settings=settings.routing).choose(router_input).action
 
 
@@ -141,8 +169,11 @@ def test_each_round_is_kept_or_dropped_as_its_numbers_say(run: Run) -> None:
             continue
         numbers = record["numbers"]
         by_reward = numbers["gain"] > 0 and numbers["p_value"] <= numbers["level"]
-        by_potential = numbers["gain"] >= -1e-9 and numbers.get("potential_gain", 0.0) > 0 and \
-            numbers.get("potential_p_value", 1.0) <= numbers["level"]
+        by_potential = (
+            numbers["gain"] >= -1e-9
+            and numbers.get("potential_gain", 0.0) > 0
+            and numbers.get("potential_p_value", 1.0) <= numbers["level"]
+        )
         assert record["kept"] == (by_reward or by_potential)
         assert record["reward_after"] - record["reward_before"] == pytest.approx(numbers["gain"])
 
@@ -152,4 +183,3 @@ def test_the_next_round_begins_from_what_was_kept(run: Run) -> None:
     for record, after in itertools.pairwise(rounds):
         kept = record["reward_after"] if record["kept"] else record["reward_before"]
         assert after["reward_before"] == pytest.approx(kept)
-

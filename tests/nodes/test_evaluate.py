@@ -22,7 +22,7 @@ from nslora.tools.schema import Dialogue
 
 Begin = Callable[..., Run]
 LOT = 4
-SECOND_OF_CANDIDATE = 4     # the start's evaluation takes three lots, then the burst's has three
+SECOND_OF_CANDIDATE = 4  # the start's evaluation takes three lots, then the burst's has three
 
 
 class Killed(BaseException):
@@ -59,8 +59,10 @@ def whole(begin: Begin, asked: list[int], tmp_path: Path, monkeypatch: pytest.Mo
 
 def spent(run: Run) -> dict[str, Any]:
     report = run.report()
-    return {**{key: value for key, value in report["cost"].items() if not key.endswith("_s")},
-            "rounds": [each["generated_tokens"] for each in report["rounds"]]}
+    return {
+        **{key: value for key, value in report["cost"].items() if not key.endswith("_s")},
+        "rounds": [each["generated_tokens"] for each in report["rounds"]],
+    }
 
 
 def kill() -> None:
@@ -80,7 +82,8 @@ def at_call(number: int, act: Callable[[], None], asked: list[int], patch: pytes
 
 
 def test_a_long_evaluation_stops_after_a_lot_and_goes_on_from_there(
-        begin: Begin, asked: list[int], whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    begin: Begin, asked: list[int], whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = list(asked)
     asked.clear()
     run, control = begin(max_rounds=1, strategy="lora"), RunControl()
@@ -88,14 +91,15 @@ def test_a_long_evaluation_stops_after_a_lot_and_goes_on_from_there(
         at_call(SECOND_OF_CANDIDATE, lambda: control.request_drain("test"), asked, patch)
         with pytest.raises(GraphDrained):
             list(run.stream(control=control))
-    assert asked == wanted[:SECOND_OF_CANDIDATE + 1]
+    assert asked == wanted[: SECOND_OF_CANDIDATE + 1]
     Run.open(run.folder).resume()
     assert asked == wanted
     assert {**results(run), "cost": spent(run)} == whole
 
 
 def test_a_killed_evaluation_loses_one_lot(
-        begin: Begin, asked: list[int], whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    begin: Begin, asked: list[int], whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = list(asked)
     asked.clear()
     run = begin(max_rounds=1, strategy="lora")
@@ -109,7 +113,8 @@ def test_a_killed_evaluation_loses_one_lot(
 
 
 def test_time_that_is_up_charges_a_resumed_evaluation_like_a_whole_one(
-        begin: Begin, asked: list[int], whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    begin: Begin, asked: list[int], whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked.clear()
     run = begin(max_rounds=1, strategy="lora", max_seconds=1e6, device={"batch_size": 1, "device": "cpu"})
     with monkeypatch.context() as patch:
@@ -118,15 +123,15 @@ def test_time_that_is_up_charges_a_resumed_evaluation_like_a_whole_one(
             run.adapt()
     monkeypatch.setattr(evaluate_node, "deadline", lambda *_, **__: 0.0)
     monkeypatch.setattr(evaluate_node, "measuring_flop", lambda *_: 12 * TERA)
-    record, = Run.open(run.folder).resume()["rounds"]
+    (record,) = Run.open(run.folder).resume()["rounds"]
     assert record["error"].startswith("stopped at 1 of 4 replies")
     assert 9.0 < record["flop"] / TERA < 9.1
 
 
 @pytest.mark.parametrize("questions", ["abcdabef", "aabcde", "abcdefghij"])
 def test_a_question_that_comes_twice_is_asked_and_paid_once(
-        tmp_path: Path, tiny_policy: Callable[..., LocalPolicy], monkeypatch: pytest.MonkeyPatch,
-        questions: str) -> None:
+    tmp_path: Path, tiny_policy: Callable[..., LocalPolicy], monkeypatch: pytest.MonkeyPatch, questions: str
+) -> None:
     monkeypatch.setattr(evaluation, "STORED_REPLIES", LOT)
 
     def ask(name: str, stop_at: int | None = None) -> evaluation.Replies:
@@ -136,8 +141,9 @@ def test_a_question_that_comes_twice_is_asked_and_paid_once(
 
         cache = ReplyCache(tmp_path / name)
         cache.payer = "run/task"
-        return evaluation.ask(tiny_policy(), cache, Prompt(), list(questions), adapter=None, max_new_tokens=3,
-                              on_progress=on_progress)
+        return evaluation.ask(
+            tiny_policy(), cache, Prompt(), list(questions), adapter=None, max_new_tokens=3, on_progress=on_progress
+        )
 
     with pytest.raises(Killed):
         ask("broken", LOT)
@@ -158,5 +164,4 @@ def test_a_run_charges_each_reply_once(begin: Begin) -> None:
         tokens += len(policy.format.prompt_ids(dialogue)) + len(reply.encode()) + 1
         if row in task.validation:
             tokens += len(policy.format.prompt_ids(dialogue)) + len((row.reference or "").encode()) + 1
-    assert report["cost"]["start_tflop"] * 1e12 == pytest.approx(
-        tokens * policy.describe()["forward_flop_per_token"])
+    assert report["cost"]["start_tflop"] * 1e12 == pytest.approx(tokens * policy.describe()["forward_flop_per_token"])

@@ -1,4 +1,5 @@
 """Keep or drop, and the final choice."""
+
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +21,23 @@ def test_the_final_choice_is_made_anew_after_each_look() -> None:
     flips = [draw.sample([1.0] * 15 + [-1.0] * 15, 30) for _ in range(5)]
 
     def chosen(*gains: list[float], anchor_gain: float = 0.0) -> str | None:
-        workspace: Any = SimpleNamespace(settings=SimpleNamespace(keep=KeepSettings()),
-                                   gains={("start", str(i)): gain for i, gain in enumerate(gains)})
-        rounds: Any = [{"evaluation": str(i), "candidate": {"adapter": f"a{i}", "prompt": "p"},
-                        "numbers": {"anchor_gain": anchor_gain}, "reward_after": 0.5 + sum(gain) / 30}
-                       for i, gain in enumerate(gains)]
+        workspace: Any = SimpleNamespace(
+            settings=SimpleNamespace(keep=KeepSettings()),
+            gains={("start", str(i)): gain for i, gain in enumerate(gains)},
+        )
+        rounds: Any = [
+            {
+                "evaluation": str(i),
+                "candidate": {"adapter": f"a{i}", "prompt": "p"},
+                "numbers": {"anchor_gain": anchor_gain},
+                "reward_after": 0.5 + sum(gain) / 30,
+            }
+            for i, gain in enumerate(gains)
+        ]
         return final_choice(state, rounds, workspace)["best"]["adapter"]
 
     assert chosen(lucky) == "a0"
-    assert chosen(lucky, *flips) is None        # five rows won are no longer much, of six candidates
+    assert chosen(lucky, *flips) is None  # five rows won are no longer much, of six candidates
     assert chosen(lucky, *flips, better) == "a6"
     assert chosen(better, lucky) == "a0"
     assert chosen(better, anchor_gain=-0.1) is None

@@ -70,7 +70,8 @@ def test_an_edit_that_helps_is_kept_and_its_remade_rows_tell_where_they_come_fro
     assert len(rows) == len(task.train)
     edit = next((begun.folder / "edits").glob("*.json"))
     assert {(row["prompt_hash"], row["edit"], row["adapter"], row["reward"]) for row in rows} == {
-        (BULLETS.hash, edit.stem, "", 1.0)}
+        (BULLETS.hash, edit.stem, "", 1.0)
+    }
     assert json.loads(edit.read_text())["critiques"] == ["Ask for a dash."] * 4
 
 
@@ -78,8 +79,9 @@ def test_an_editor_that_makes_every_prompt_worse_for_20_rounds_never_lowers_the_
     tmp_path: Path, task: Task
 ) -> None:
     worse = [Prompt(f"Be worse, {number} times.") for number in range(20)]
-    begun = run(tmp_path, task, ScriptedChat([edits(*worse)], repeat=True), max_rounds=20,
-                signal={"textgrad_patience": 100})
+    begun = run(
+        tmp_path, task, ScriptedChat([edits(*worse)], repeat=True), max_rounds=20, signal={"textgrad_patience": 100}
+    )
     state = state_of(begun)
     assert len(state["rounds"]) == 20
     assert not any(record["kept"] for record in state["rounds"])
@@ -92,21 +94,28 @@ def test_what_was_tried_before_is_told_to_the_editor(tmp_path: Path, task: Task)
     chat = ScriptedChat([edits(Prompt("Be worse, once."), Prompt("Be worse, twice."))], repeat=True)
     run(tmp_path, task, chat, max_rounds=2)
     shown = str(chat.requests[-1][1].text)
-    assert re.search(r'Earlier edit: The system turn became "Be worse, once\."\. It changed the validation reward by '
-                     r"-0\.\d+ and was dropped\.", shown)
+    assert re.search(
+        r'Earlier edit: The system turn became "Be worse, once\."\. It changed the validation reward by '
+        r"-0\.\d+ and was dropped\.",
+        shown,
+    )
 
 
-def test_a_run_that_meets_every_hostile_reply_keeps_its_prompt_and_comes_to_its_end(
-    tmp_path: Path, task: Task
-) -> None:
+def test_a_run_that_meets_every_hostile_reply_keeps_its_prompt_and_comes_to_its_end(tmp_path: Path, task: Task) -> None:
     left = list(UNUSABLE.values())
 
     def answer(messages: list[BaseMessage]) -> str:
         return "critique" if "gradient (feedback) engine" in str(messages[0].text) else left.pop(0) if left else ""
 
     # One request comes twice, and is answered from the record.
-    begun = run(tmp_path, task, ScriptedChat([answer], repeat=True), max_rounds=len(UNUSABLE) + 1,
-                signal={"textgrad_patience": 100}, editing={"retries": 0, "patience": 100})
+    begun = run(
+        tmp_path,
+        task,
+        ScriptedChat([answer], repeat=True),
+        max_rounds=len(UNUSABLE) + 1,
+        signal={"textgrad_patience": 100},
+        editing={"retries": 0, "patience": 100},
+    )
     state = state_of(begun)
     assert left == []
     assert len(state["rounds"]) == len(UNUSABLE) + 1
@@ -134,8 +143,9 @@ def test_an_edit_that_asks_for_secrets_is_measured_dropped_and_gets_none(
 
 HOSTILE = {
     "300,000 characters": OPEN + "x" * 300_000 + CLOSE,
-    "a copy of a validation row": improved(Prompt(demonstrations=(
-        Demonstration(f"The {PLACES[0]} is kept by whom?", "- ok"),))),
+    "a copy of a validation row": improved(
+        Prompt(demonstrations=(Demonstration(f"The {PLACES[0]} is kept by whom?", "- ok"),))
+    ),
     "an exception": TimeoutError("no answer"),
 }
 
@@ -147,8 +157,14 @@ def test_a_hostile_editor_is_left_alone_after_three_failures_and_the_prompt_stay
     def answer(messages: list[BaseMessage]) -> str | Exception:
         return "critique" if "gradient (feedback) engine" in str(messages[0].text) else reply
 
-    begun = run(tmp_path, task, ScriptedChat([answer], repeat=True), max_rounds=6, signal={"textgrad_patience": 100},
-                editing={"retries": 0})
+    begun = run(
+        tmp_path,
+        task,
+        ScriptedChat([answer], repeat=True),
+        max_rounds=6,
+        signal={"textgrad_patience": 100},
+        editing={"retries": 0},
+    )
     state = state_of(begun)
     assert [record["error"] is not None for record in state["rounds"]] == [True] * 3
     assert "will not be called again" in state["rounds"][-1]["error"]
@@ -162,10 +178,21 @@ def test_a_run_over_real_weights_goes_on_training_after_its_editor_died(
 ) -> None:
     chat = ScriptedChat([ConnectionError("refused")], repeat=True)
     # With this seed chance would draw four edits in a row.
-    seed = next(seed for seed in range(1000) if {
-        random.Random(f"{task.hash}-{seed}-{number}").choice(KINDS) for number in range(4)} == {"textgrad"})
-    begun = run(tmp_path, task, chat, tiny_policy(epochs=1), strategy="random", seed=seed, max_rounds=4,
-                signal={"textgrad_patience": 100, "lora_patience": 100})
+    seed = next(
+        seed
+        for seed in range(1000)
+        if {random.Random(f"{task.hash}-{seed}-{number}").choice(KINDS) for number in range(4)} == {"textgrad"}
+    )
+    begun = run(
+        tmp_path,
+        task,
+        chat,
+        tiny_policy(epochs=1),
+        strategy="random",
+        seed=seed,
+        max_rounds=4,
+        signal={"textgrad_patience": 100, "lora_patience": 100},
+    )
     state = state_of(begun)
     assert [record["action"] for record in state["rounds"]] == ["textgrad"] * 3 + ["lora"]
     assert len(chat.requests) == state["editor_failures"] == 3
@@ -188,8 +215,9 @@ def test_several_candidates_are_screened_on_train_rows_and_the_figures_are_recor
 def test_candidates_are_screened_on_rows_that_pass_too(tmp_path: Path, task: Task) -> None:
     worse = [Prompt(f"Be worse, {number}.") for number in range(2)]
     chat = ScriptedChat([edits(Prompt("A dash for half of them."), worse[0], worse[1], BULLETS)], repeat=True)
-    begun = run(tmp_path, task, chat, editing={"candidates": 2, "screening_rows": 4}, max_rounds=2,
-                keep={"level": 0.45})
+    begun = run(
+        tmp_path, task, chat, editing={"candidates": 2, "screening_rows": 4}, max_rounds=2, keep={"level": 0.45}
+    )
     first, second = state_of(begun)["rounds"]
     assert "candidate 1 of 2, screened on 4 failing and 0 passing train rows (rewards 0.62, 0.00)" in first["note"]
     assert first["kept"]
@@ -212,8 +240,14 @@ def test_the_policy_edits_its_own_prompt_under_the_adapter_in_force(tmp_path: Pa
 def test_a_tiny_model_as_its_own_editor_is_a_recorded_failure(
     tmp_path: Path, task: Task, tiny_policy: Callable[..., Any]
 ) -> None:
-    begun = run(tmp_path, task, "policy", tiny_policy(), max_rounds=1,
-                editing={"policy_reply_tokens": 16, "retries": 0, "failures": 1})
+    begun = run(
+        tmp_path,
+        task,
+        "policy",
+        tiny_policy(),
+        max_rounds=1,
+        editing={"policy_reply_tokens": 16, "retries": 0, "failures": 1},
+    )
     record = state_of(begun)["rounds"][0]
     assert record["error"]
     assert record["editor"]["calls"] >= 0
@@ -236,20 +270,28 @@ def test_a_cap_holds_over_the_whole_run(tmp_path: Path, task: Task) -> None:
         return AIMessage(edits(Prompt(f"Be worse, {len(chat.requests)} times."))(messages), usage_metadata=counted)
 
     chat = ScriptedChat([answer], repeat=True)
-    begun = run(tmp_path, task, chat, max_rounds=5, signal={"textgrad_patience": 100},
-                editing={"max_calls": 12, "failures": 4})
+    begun = run(
+        tmp_path, task, chat, max_rounds=5, signal={"textgrad_patience": 100}, editing={"max_calls": 12, "failures": 4}
+    )
     state = state_of(begun)
     edited = [record for record in state["rounds"] if record["action"] == "textgrad"]
-    assert len(edited) == 2                  # of five calls each; a third would pass the cap
+    assert len(edited) == 2  # of five calls each; a third would pass the cap
     assert sum(record["editor"]["calls"] for record in edited) == 10
-    assert len(chat.requests) <= 10          # what was recorded is not asked again
+    assert len(chat.requests) <= 10  # what was recorded is not asked again
 
 
 def test_a_run_can_be_done_again_from_the_record_of_its_editor(tmp_path: Path, task: Task) -> None:
     chat = ScriptedChat([edits(Prompt("Be worse."), BULLETS)], repeat=True)
     first = run(tmp_path, task, chat, max_rounds=2)
-    again = Run.create(tmp_path / "again", task=task, model=ObedientPolicy(), strategy="textgrad", max_rounds=2,
-                       editor=f"recorded:{first.folder / 'editor.jsonl'}", reuse_replies=False)
+    again = Run.create(
+        tmp_path / "again",
+        task=task,
+        model=ObedientPolicy(),
+        strategy="textgrad",
+        max_rounds=2,
+        editor=f"recorded:{first.folder / 'editor.jsonl'}",
+        reuse_replies=False,
+    )
     again.adapt()
 
     def told(begun: Run) -> list[Any]:

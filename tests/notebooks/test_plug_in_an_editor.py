@@ -22,8 +22,9 @@ def test_the_notebook_runs_without_a_key_and_without_a_network(tmp_path: Path, m
             cell.outputs, cell.execution_count = [], None
     place = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, resources=place, kernel_name="python3").execute()
-    told = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code"
-                   for output in cell.outputs)
+    told = "".join(
+        output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    )
     assert "the same prompt without a server: True" in told
     assert "skipped: OPENAI_API_KEY is not set" in told
     assert told.count('+{"answer": "in 1927"}') == 1

@@ -10,8 +10,9 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_notebook_shows_the_tables_of_the_records() -> None:
     notebook = nbformat.read(ROOT / "notebooks" / "results.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3",
-                   resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "notebooks")}}
+    ).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     told = "".join(output.get("text", "") for output in outputs)
     shown = "".join(output["data"].get("text/markdown", "") for output in outputs if "data" in output)

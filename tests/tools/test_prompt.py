@@ -16,9 +16,7 @@ TEXTS = st.one_of(
     st.lists(st.one_of(st.sampled_from([*HEADINGS, *MARKS]), st.text())).map("\n".join),
 )
 TEMPLATES = st.tuples(TEXTS, TEXTS).map("{question}".join).filter(lambda text: text.count("{question}") == 1)
-PROMPTS = st.builds(
-    Prompt, TEXTS, TEMPLATES, st.lists(st.builds(Demonstration, TEXTS, TEXTS), max_size=3).map(tuple)
-)
+PROMPTS = st.builds(Prompt, TEXTS, TEMPLATES, st.lists(st.builds(Demonstration, TEXTS, TEXTS), max_size=3).map(tuple))
 STYLED = Prompt("Be brief.", "Q: {question}", (Demonstration("Who?", "ADA"), Demonstration("When?", "1911")))
 
 
@@ -170,18 +168,36 @@ def test_a_demonstration_with_an_empty_side_is_refused() -> None:
         check_prompt(Prompt(demonstrations=(Demonstration("Who?", " "),)))
 
 
-@pytest.mark.parametrize(("one", "other"), [("Who made C?", "Who made C++?"), ("Who made C++?", "Who made C#?"),
-                                            ("What is 10 + 11?", "What is 10 * 11?"), ("5 - 3?", "5 + 3?"),
-                                            ("Is -3 odd?", "Is 3 odd?"), ("Is 3 \u2264 5?", "Is 3 \u2265 5?"),
-                                            ("A \u2227 B", "A \u2228 B"), ("5! ways", "5 ways"), ("[ [ ( a", "{ [ a"),
-                                            ("\u0915\u093f", "\u0915\u0940")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Who made C?", "Who made C++?"),
+        ("Who made C++?", "Who made C#?"),
+        ("What is 10 + 11?", "What is 10 * 11?"),
+        ("5 - 3?", "5 + 3?"),
+        ("Is -3 odd?", "Is 3 odd?"),
+        ("Is 3 \u2264 5?", "Is 3 \u2265 5?"),
+        ("A \u2227 B", "A \u2228 B"),
+        ("5! ways", "5 ways"),
+        ("[ [ ( a", "{ [ a"),
+        ("\u0915\u093f", "\u0915\u0940"),
+    ],
+)
 def test_questions_that_differ_in_a_symbol_are_two(one: str, other: str) -> None:
     assert normalise(one) != normalise(other)
     assert normalise(one) == normalise(f"  {one.upper()}! ")
 
 
-@pytest.mark.parametrize("said", ["**Who** keeps the mill?", "***Who keeps the mill***", "# Who keeps the mill",
-                                  "> - Who keeps the mill?", "Who *keeps* the mill"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "**Who** keeps the mill?",
+        "***Who keeps the mill***",
+        "# Who keeps the mill",
+        "> - Who keeps the mill?",
+        "Who *keeps* the mill",
+    ],
+)
 def test_markdown_does_not_hide_a_question(said: str) -> None:
     assert normalise(said) == "who keeps the mill"
 

@@ -15,14 +15,51 @@ WORD = re.compile(r"[^\W_]+(?:[.,'’:/-][^\W_]+)*%?", re.UNICODE)
 NUMBER = re.compile(r"[-+]?\d[\d,.]*")
 # Words that carry no answer by themselves.
 FUNCTION_WORDS = frozenset(
-    ["a", "an", "and", "answer", "are", "as", "at", "be", "but", "by", "for", "from", "has", "have", "i", "in", "is",
-     "it", "its", "my", "of", "on", "or", "so", "than", "that", "the", "their", "they", "this", "to", "was", "were",
-     "which", "who", "with", "you", "your"]
+    [
+        "a",
+        "an",
+        "and",
+        "answer",
+        "are",
+        "as",
+        "at",
+        "be",
+        "but",
+        "by",
+        "for",
+        "from",
+        "has",
+        "have",
+        "i",
+        "in",
+        "is",
+        "it",
+        "its",
+        "my",
+        "of",
+        "on",
+        "or",
+        "so",
+        "than",
+        "that",
+        "the",
+        "their",
+        "they",
+        "this",
+        "to",
+        "was",
+        "were",
+        "which",
+        "who",
+        "with",
+        "you",
+        "your",
+    ]
 )
 ARTICLES = frozenset(["a", "an", "the"])
-MARKERS = ("####", "answer is", "Answer:", "=")     # an answer follows
-LONGEST_CORE = 4        # words, beside an article
-LAST_WORDS = 40         # of a reference; answers stand near its end
+MARKERS = ("####", "answer is", "Answer:", "=")  # an answer follows
+LONGEST_CORE = 4  # words, beside an article
+LAST_WORDS = 40  # of a reference; answers stand near its end
 
 # Weights of the ranking, set on rewritten references of the benchmark's tuned domains.
 SHARED, NUMERIC, NAMED, WHOLE, LATE, SHAPED = 3.0, 1.5, 1.0, 0.6, 0.5, 1.5
@@ -32,10 +69,10 @@ SHARED, NUMERIC, NAMED, WHOLE, LATE, SHAPED = 3.0, 1.5, 1.0, 0.6, 0.5, 1.5
 class Shape:
     """What a core looks like, and what stands before it."""
 
-    kind: str           # number, name or words
+    kind: str  # number, name or words
     words: int
     article: bool
-    before: str         # the word before it, "" at the start
+    before: str  # the word before it, "" at the start
 
 
 class CoreBook:
@@ -52,8 +89,12 @@ class CoreBook:
 
     def likely(self, reference: str, question: str, reply: str = "") -> list[str]:
         """Stretches of a sentence reference that may be its core, likeliest first."""
-        tails = [tail.strip().rstrip(".") for marker in MARKERS for _, found, tail in [reference.rpartition(marker)]
-                 if found and tail.strip()]
+        tails = [
+            tail.strip().rstrip(".")
+            for marker in MARKERS
+            for _, found, tail in [reference.rpartition(marker)]
+            if found and tail.strip()
+        ]
         asked = {word.lower() for word in WORD.findall(question)}
         words = list(WORD.finditer(reference))[-LAST_WORDS:]
         scored: list[tuple[float, int, str]] = []
@@ -91,8 +132,13 @@ def shape_of(reference: str, start: int, end: int) -> Shape:
     words = [word.group() for word in WORD.finditer(reference[start:end])]
     article = len(words) > 1 and words[0].lower() in ARTICLES
     own = words[article:]
-    kind = "number" if NUMBER.search(reference[start:end]) else \
-        "name" if own and all(word[:1].isupper() for word in own) else "words"
+    kind = (
+        "number"
+        if NUMBER.search(reference[start:end])
+        else "name"
+        if own and all(word[:1].isupper() for word in own)
+        else "words"
+    )
     before = WORD.findall(reference[:start])
     return Shape(kind, len(own), article, before[-1].lower() if before else "")
 
@@ -101,8 +147,12 @@ def _likeness(one: Shape, other: Shape) -> float:
     """0 to 1: kind and length, then the word before."""
     if one.kind != other.kind:
         return 0.0
-    return 0.4 + 0.2 * (one.words == other.words) + 0.3 * (one.before == other.before) + 0.1 * (
-        one.article == other.article)
+    return (
+        0.4
+        + 0.2 * (one.words == other.words)
+        + 0.3 * (one.before == other.before)
+        + 0.1 * (one.article == other.article)
+    )
 
 
 def _may_be_core(words: Sequence[str], asked: set[str]) -> bool:

@@ -21,7 +21,7 @@ def unmarked(text: str) -> str:
     """The same lines without marks before them; a text of one line as it is."""
     if not several(text):
         return text
-    return "\n".join(line[found.end():] if (found := MARK.match(line)) else line for line in lines_of(text))
+    return "\n".join(line[found.end() :] if (found := MARK.match(line)) else line for line in lines_of(text))
 
 
 def mark_of(text: str) -> str:
@@ -51,7 +51,7 @@ def find_lines(reply: str, lines: Sequence[str]) -> re.Match[str] | None:
 
 def marked_block(reply: str) -> tuple[int, int] | None:
     """Start and end of the longest run of two or more lines with marks; None where there is none."""
-    runs: list[tuple[int, int, int]] = []       # lines, start, end
+    runs: list[tuple[int, int, int]] = []  # lines, start, end
     at = count = start = 0
     for line in reply.splitlines(keepends=True):
         count, start = (count + 1, start if count else at) if MARK.match(line) else (0, 0)

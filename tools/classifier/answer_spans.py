@@ -21,7 +21,7 @@ STRUCTURES = (
     re.compile(r"^\s*[-*•]\s+(.+?)\s*$"),
     re.compile(r"^\s*\w+:\s+(.+?)\s*$"),
     re.compile(r"(?i)\banswer is:?\s+([^.!?\n]+)"),
-    re.compile(r"(?<!#)####[ \t]*([^\s#][^\n#]*?)\s*\Z"),        # GSM8K's mark; a heading has text below it
+    re.compile(r"(?<!#)####[ \t]*([^\s#][^\n#]*?)\s*\Z"),  # GSM8K's mark; a heading has text below it
     re.compile(r"\\boxed\{([^{}]+)\}"),
 )
 # A reply that holds one of these is a sentence around its answer.
@@ -80,7 +80,7 @@ def _bare_slot(reply: str, core: str) -> Span | None:
         return None
     if text[:1] in "-*•{[#<\"'(" and core.strip()[:1] != text[:1]:
         return None
-    if core.strip()[:1] in "{[" and text[:1] != core.strip()[:1]:      # the core has a form of its own
+    if core.strip()[:1] in "{[" and text[:1] != core.strip()[:1]:  # the core has a form of its own
         return None
     start = len(reply) - len(reply.lstrip())
     return Span(start, start + len(text), framed=True)
@@ -125,8 +125,11 @@ def _likeness(text: str, core: str, asked: set[str]) -> float:
     same_type = 0.5 if bool(NUMBER.search(text)) == bool(NUMBER.search(core)) else 0.0
     same_case = 0.2 if text[:1].isupper() == core.strip()[:1].isupper() else 0.0
     words = [word.lower() for word in WORD.findall(text)]
-    new = 1.0 if _option_letters(text, core) else \
-        sum(word not in asked and word not in FUNCTION_WORDS for word in words) / max(1, len(words))
+    new = (
+        1.0
+        if _option_letters(text, core)
+        else sum(word not in asked and word not in FUNCTION_WORDS for word in words) / max(1, len(words))
+    )
     return alike + same_type + same_case + 0.5 * new
 
 

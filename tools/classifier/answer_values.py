@@ -16,21 +16,45 @@ from nslora.tools.classifier.answer_core import NUMBER, WORD
 from nslora.tools.classifier.layouts import Span, find_bounded, states
 
 _MONTH, _DAY = r"[A-Za-z]{3,9}\.?", r"\d{1,2}(?:st|nd|rd|th)?"
-DATE = re.compile(rf"(?<!\w)(?:\d{{1,4}}([-/.])\d{{1,2}}\1\d{{1,4}}|{_DAY}(?: of)? {_MONTH},? \d{{4}}"
-                  rf"|{_MONTH} {_DAY},? \d{{4}}|\d{{4}},? {_MONTH} {_DAY})(?!\w)")
-_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-          "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+DATE = re.compile(
+    rf"(?<!\w)(?:\d{{1,4}}([-/.])\d{{1,2}}\1\d{{1,4}}|{_DAY}(?: of)? {_MONTH},? \d{{4}}"
+    rf"|{_MONTH} {_DAY},? \d{{4}}|\d{{4}},? {_MONTH} {_DAY})(?!\w)"
+)
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 IN_WORDS = {word: number for number, word in enumerate(_SMALL)} | {
     f"{tens}{'-' * bool(ones)}{_SMALL[ones] if ones else ''}": 10 * ten + ones
-    for ten, tens in enumerate(_TENS, 2) for ones in range(10)}
+    for ten, tens in enumerate(_TENS, 2)
+    for ones in range(10)
+}
 NUMBER_WORD = re.compile(rf"(?i)(?<![\w-])(?:(?:{'|'.join(_TENS)})[- ](?:{'|'.join(_SMALL[1:10])})|[A-Za-z]+)(?![\w-])")
 # Beside these a number is part of another one: "two hundred", "one hundred and five", "minus five", "two thirds".
 _SCALES = "hundreds?|thousands?|millions?|billions?|dozens?|scores?"
 BEFORE = re.compile(rf"(?i)(?:\b(?:minus|negative|point|{_SCALES})(?:[\s-]+and)?|[-\u2212])[\s-]*\Z")
 BEHIND = re.compile(rf"(?i)[\s-]*(?:{_SCALES}|point|hal(?:f|ves)|thirds?|quarters?|fifths?|sixths?|eighths?|tenths?)\b")
-LONGEST_DIGITS = 30         # Python reads no number of thousands of digits
-PRONOUN = "one"     # "one of them": a number where it is the whole reply
+LONGEST_DIGITS = 30  # Python reads no number of thousands of digits
+PRONOUN = "one"  # "one of them": a number where it is the whole reply
 
 
 def find_value(reply: str, core: str) -> Span | None:
@@ -112,11 +136,20 @@ def dates_of(text: str) -> set[date]:
 def _numbers(reply: str) -> list[tuple[int | None, Span]]:
     """Every number of a reply, in words or digits, and where it stands; None as the number of what is no whole one."""
     alone = len(WORD.findall(reply)) == 1
-    words = [each for each in NUMBER_WORD.finditer(reply) if number_of(each.group()) is not None
-             and (alone or each.group().lower() != PRONOUN)]
-    return [(None if BEFORE.search(reply[:each.start()]) or BEHIND.match(reply, each.end())
-             else number_of(each.group().rstrip(".,")), Span(*each.span()))
-            for each in [*words, *NUMBER.finditer(reply)]]
+    words = [
+        each
+        for each in NUMBER_WORD.finditer(reply)
+        if number_of(each.group()) is not None and (alone or each.group().lower() != PRONOUN)
+    ]
+    return [
+        (
+            None
+            if BEFORE.search(reply[: each.start()]) or BEHIND.match(reply, each.end())
+            else number_of(each.group().rstrip(".,")),
+            Span(*each.span()),
+        )
+        for each in [*words, *NUMBER.finditer(reply)]
+    ]
 
 
 def leaves_of(core: str) -> list[str]:
@@ -128,8 +161,9 @@ def leaves_of(core: str) -> list[str]:
     except (ValueError, RecursionError):
         return []
     plain = [each for each in leaves if isinstance(each, str | int | float) and not isinstance(each, bool)]
-    return [str(each) for each in plain] if len(plain) == len(leaves) and all(str(each).strip() for each in plain) \
-        else []
+    return (
+        [str(each) for each in plain] if len(plain) == len(leaves) and all(str(each).strip() for each in plain) else []
+    )
 
 
 def _walked(value: Any) -> Iterator[Any]:

@@ -36,8 +36,8 @@ __all__ = [
     "AttributionSettings",
     "Need",
     "attribute",
-    "need_of",
     "measure_tolerance",
+    "need_of",
     "repairable_rewards",
 ]
 
@@ -109,7 +109,10 @@ def attribute(
     for good in shown:
         layouts.cores.note(good.example.reference or "", core_of(good) or "")
     cap = settings.max_calls_per_failure
-    return [_attribute_one(without_reference_style(each, style), Asker(each, reward, cap), layouts, settings) for each in failures]
+    return [
+        _attribute_one(without_reference_style(each, style), Asker(each, reward, cap), layouts, settings)
+        for each in failures
+    ]
 
 
 def need_of(attributions: Sequence[Attribution]) -> Need:
@@ -149,7 +152,16 @@ def _attribute_one(failure: Graded, ask: Asker, book: LayoutBook, settings: Attr
     share = p_content(content, form, *limits) if content + form > 0 else float(verdict == "content")
     repaired_reward = max([own, *(found[0] for found in (repairs.content, repairs.form) if found)])
     return Attribution(
-        row, content, form, share, missing_reward, verdict, _proof(verdict, repairs, own), repaired_reward, ask.calls, *limits
+        row,
+        content,
+        form,
+        share,
+        missing_reward,
+        verdict,
+        _proof(verdict, repairs, own),
+        repaired_reward,
+        ask.calls,
+        *limits,
     )
 
 

@@ -104,7 +104,9 @@ class RewardHeads:
         content, form = self.content.deficit(lacks[0]), self.form.deficit(lacks[1])
         p_content = content / (content + form) if content + form > 0 else 0.5
         verdict = _verdict(content, form)
-        return Attribution(example.id, content, form, p_content, missing_reward, verdict, best, own, 0, DEFICIT, DEFICIT)
+        return Attribution(
+            example.id, content, form, p_content, missing_reward, verdict, best, own, 0, DEFICIT, DEFICIT
+        )
 
 
 def _verdict(content: float, form: float) -> VerdictName:
@@ -114,7 +116,11 @@ def _verdict(content: float, form: float) -> VerdictName:
 
 
 def fit_heads(
-    rows: Sequence[Example], layout: Layout, *, failing: Sequence[Layout] = (), known_good: Sequence[Graded] = (),
+    rows: Sequence[Example],
+    layout: Layout,
+    *,
+    failing: Sequence[Layout] = (),
+    known_good: Sequence[Graded] = (),
     seed: int = 0,
 ) -> RewardHeads | None:
     """Heads from train rows and one layout known to earn full reward; None where all references are alike, since a

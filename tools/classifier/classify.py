@@ -26,14 +26,18 @@ if TYPE_CHECKING:
     from nslora.tools.rewards.score import Graded
     from nslora.tools.schema import Example
 
-ASKED_TWICE = 5         # replies that are judged twice, to learn how firm a reward is
+ASKED_TWICE = 5  # replies that are judged twice, to learn how firm a reward is
 FIRM = 1e-9
-COSTLY_CALLS = 3        # a failure, of a costly reward, while no layout is known
-COSTLY_FAILURES = 8     # failures that are repaired then; the others are given their mean
+COSTLY_CALLS = 3  # a failure, of a costly reward, while no layout is known
+COSTLY_FAILURES = 8  # failures that are repaired then; the others are given their mean
 
 
 def classify_failures(
-    failures: Sequence[Graded], reward: Reward, *, known_good: Sequence[Graded] = (), train: Sequence[Example] = (),
+    failures: Sequence[Graded],
+    reward: Reward,
+    *,
+    known_good: Sequence[Graded] = (),
+    train: Sequence[Example] = (),
     settings: AttributionSettings = DEFAULTS,
 ) -> list[Attribution]:
     """What each failing reply needs, in their order.
@@ -51,7 +55,11 @@ def classify_failures(
         return without_calls(plain, heads) if heads else sparing(failures, reward, settings, style)
     repairs = attribute(failures, reward, known_good=known_good, style=style, settings=settings)
     full = 1.0 - settings.tolerance - FIRM
-    open_ = [i for i, each in enumerate(repairs) if each.repaired_reward < full or each.repaired_reward <= 1.0 - each.missing_reward]
+    open_ = [
+        i
+        for i, each in enumerate(repairs)
+        if each.repaired_reward < full or each.repaired_reward <= 1.0 - each.missing_reward
+    ]
     heads = heads_for(plain, known_good, train, style) if open_ and settings.heads_weight > 0 else None
     if heads is None:
         return repairs
@@ -82,19 +90,28 @@ def heads_for(
 
     frame: of the references; those of the failures come without it.
     """
-    known_good, train = [without_reference_style(each, style) for each in known_good], [bare(row, style) for row in train]
+    known_good, train = (
+        [without_reference_style(each, style) for each in known_good],
+        [bare(row, style) for row in train],
+    )
     layouts = learn_layouts(known_good, limit=1)
     if not layouts or not train:
         return None
     failing = [align(each.reply, each.example.reference) for each in failures if each.example.reference]
-    return fit_heads(train, layouts[0], failing=list(dict.fromkeys(each for each in failing if each is not None)),
-                     known_good=known_good)
+    return fit_heads(
+        train,
+        layouts[0],
+        failing=list(dict.fromkeys(each for each in failing if each is not None)),
+        known_good=known_good,
+    )
 
 
 def without_calls(failures: Sequence[Graded], heads: RewardHeads) -> list[Attribution]:
     """The heads' answers; the reward after one repair is what their deficits leave, since nobody asked the reward."""
-    return [replace(each, repaired_reward=1.0 - each.missing_reward * min(each.content_deficit, each.form_deficit))
-            for each in heads.attribute(failures)]
+    return [
+        replace(each, repaired_reward=1.0 - each.missing_reward * min(each.content_deficit, each.form_deficit))
+        for each in heads.attribute(failures)
+    ]
 
 
 def sparing(
@@ -109,9 +126,13 @@ def sparing(
     share = p_content(content, form, limit, limit) if content + form else 0.5
     common = max({each.verdict for each in asked}, key=[each.verdict for each in asked].count)
     known = {each.example_id: each for each in asked}
-    return [known.get(each.example.id) or Attribution(
-        each.example.id, content, form, share,
-        max(0.0, 1.0 - each.score.value), common, None, each.score.value, 0) for each in failures]
+    return [
+        known.get(each.example.id)
+        or Attribution(
+            each.example.id, content, form, share, max(0.0, 1.0 - each.score.value), common, None, each.score.value, 0
+        )
+        for each in failures
+    ]
 
 
 def spread(graded: Sequence[Graded], count: int) -> list[Graded]:

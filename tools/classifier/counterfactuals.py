@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nslora.tools.rewards.score import Graded
 
 
-HELD_BACK = 4       # calls kept for the repairs while a proof is searched for
+HELD_BACK = 4  # calls kept for the repairs while a proof is searched for
 
 
 class AttributionSettings(BaseModel):
@@ -61,7 +61,10 @@ class AttributionSettings(BaseModel):
     )
     max_core_calls: int = Field(default=4, ge=0, description="Of the calls, those spent on that search.")
     heads_weight: float = Field(
-        default=0.5, ge=0, lt=1, description="Share of the reward heads in the deficits where no single repair earned "
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="Share of the reward heads in the deficits where no single repair earned "
         "full reward. Measured on the benchmark's tuned domains with twelve styles: similarity 0.973 without, 0.983 at "
         "0.3, 0.992 at 0.5; check rewards alike.",
     )
@@ -83,9 +86,7 @@ class Repairs:
     rewritten: bool = False
 
 
-def repairs_of(
-    failure: Graded, reference: str, ask: Asker, book: LayoutBook, settings: AttributionSettings
-) -> Repairs:
+def repairs_of(failure: Graded, reference: str, ask: Asker, book: LayoutBook, settings: AttributionSettings) -> Repairs:
     full = 1.0 - settings.tolerance - 1e-9
     question, reply = failure.example.question, failure.reply
     proven: list[Layout] = []
@@ -103,7 +104,7 @@ def repairs_of(
     ask.held_back = 0
     places = spans(reply, core, question, proven, settings.max_spans)
     value = find_value(reply, core)
-    if value is not None:       # to write it in another way mends the form, and no content
+    if value is not None:  # to write it in another way mends the form, and no content
         places = [place for place in places if place.end <= value.start or place.start >= value.end]
     places = [place for place in places if not written_otherwise(reply[place.start : place.end], core)]
     case = proven[0].case if proven else "as is"
@@ -111,8 +112,11 @@ def repairs_of(
     content = _best(ask, replaced, full)
     least = max(settings.tolerance, settings.deficit_tolerance * (1.0 - failure.score.value))
     paid = content[1] if content and content[0] > failure.score.value + least else None
-    otherwise = [place for place, text in zip(places, replaced, strict=True)
-                 if text is not None and text == paid and _other_answer(reply, place, core)]
+    otherwise = [
+        place
+        for place, text in zip(places, replaced, strict=True)
+        if text is not None and text == paid and _other_answer(reply, place, core)
+    ]
     at = find_bounded(reply, core)
     own = [Span(*run) for run in shared_runs(reply, reference, question)[:1] if at is None]
     if at is not None and (not (WORD.match(core[0]) and WORD.match(core[-1])) or core.lower() in FUNCTION_WORDS):

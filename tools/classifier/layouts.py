@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Case = Literal["as is", "upper", "lower"]
 CASES: tuple[Case, ...] = ("as is", "upper", "lower")
-FRAMED_REPLIES = 40     # failing replies that are looked at for a frame they share
-SHARED_BY = 3           # pairs
+FRAMED_REPLIES = 40  # failing replies that are looked at for a frame they share
+SHARED_BY = 3  # pairs
 QUESTION = "\x00question\x00"  # stands for the row's own question in a layout; cannot occur in text
 
 
@@ -130,8 +130,9 @@ class LayoutBook:
 
     PATIENCE = 3
 
-    def __init__(self, known_good: Sequence[Graded], limit: int, failing: Sequence[str] = (),
-                 style: Layout | None = None) -> None:
+    def __init__(
+        self, known_good: Sequence[Graded], limit: int, failing: Sequence[str] = (), style: Layout | None = None
+    ) -> None:
         learnt = list(dict.fromkeys([*([style] if style else []), *learn_layouts(known_good, limit)]))
         bare = [Layout(case=case) for case in (CASES if not learnt else CASES[:1])]
         guesses = [*(shared_frames(failing) if not learnt else []), *bare]

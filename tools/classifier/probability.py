@@ -12,8 +12,8 @@ two probabilities, each counted from the deficit L at which the classifier calls
 
 import math
 
-LEAST_DEFICIT = 0.005   # a deficit of exactly 0 or 1 is one row's evidence, no certainty
-STEEPNESS = 2.0         # calibration on the benchmark's tuned styles is flat from 1.5 to 5
+LEAST_DEFICIT = 0.005  # a deficit of exactly 0 or 1 is one row's evidence, no certainty
+STEEPNESS = 2.0  # calibration on the benchmark's tuned styles is flat from 1.5 to 5
 
 
 def logit(share: float) -> float:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from nslora.tools.rewards.score import Graded
     from nslora.tools.schema import Example
 
-LEAST_REFERENCES = 5        # different ones; fewer may share a beginning by chance
-FRAMED_SHARE = 0.9          # of the references; a few that were not written in the style do not hide it
+LEAST_REFERENCES = 5  # different ones; fewer may share a beginning by chance
+FRAMED_SHARE = 0.9  # of the references; a few that were not written in the style do not hide it
 # What makes a frame: a mark at a word's edge, as in "**", "- " or "Reply:"; not " kg", "Yes, " or a full stop.
 MARK = re.compile(r"(?<!\w)[^\w\s.!?,]|[^\w\s.!?,](?!\w)")
 # Where a frame may touch the answer: at a space, a bracket, a quote, or the end of a clause. "2021-", ":30", "@ex.com"
@@ -71,7 +71,7 @@ def bare(example: Example, style: Layout | None) -> Example:
 
 
 def case_of(texts: Sequence[str]) -> Case:
-    """"upper" where all texts that have a case stand in capitals. Small letters are what plain answers have anyway."""
+    """ "upper" where all texts that have a case stand in capitals. Small letters are what plain answers have anyway."""
     cased = [text for text in texts if text.upper() != text.lower()]
     return "upper" if len(cased) >= LEAST_REFERENCES and all(text == text.upper() for text in cased) else "as is"
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LARGEST_NOISE = 0.3  # a larger change of mind about one reply cannot be told from a repair
 
-FURTHER = 3         # times as many rows are asked twice where the first ones showed noise
+FURTHER = 3  # times as many rows are asked twice where the first ones showed noise
 
 
 class Asker:

@@ -115,15 +115,19 @@ def _corrected(each: Attribution, corrections: Mapping[Head, Correction]) -> Att
     """A side changes from missing to not missing, or back, where its deficit crosses its limit."""
     limits = (each.content_limit, each.form_limit)
     raw = (each.content_deficit, each.form_deficit)
-    content, form = (corrections[head].deficit(deficit, limit) for head, deficit, limit in
-                     zip(HEADS, raw, limits, strict=True))
-    missing = [anew > limit if (anew > limit) != (old > limit) else each.verdict in (head, "both")
-               for head, old, anew, limit in zip(HEADS, raw, (content, form), limits, strict=True)]
+    content, form = (
+        corrections[head].deficit(deficit, limit) for head, deficit, limit in zip(HEADS, raw, limits, strict=True)
+    )
+    missing = [
+        anew > limit if (anew > limit) != (old > limit) else each.verdict in (head, "both")
+        for head, old, anew, limit in zip(HEADS, raw, (content, form), limits, strict=True)
+    ]
     verdict: VerdictName = "content" if missing[0] or (not missing[1] and content >= form) else "form"
     moved = logit(p_content(content, form, *limits)) - logit(p_content(*raw, *limits))
     chance = sigmoid(logit(each.p_content) + moved) if moved else each.p_content
-    return replace(each, content_deficit=content, form_deficit=form, p_content=chance,
-                   verdict="both" if all(missing) else verdict)
+    return replace(
+        each, content_deficit=content, form_deficit=form, p_content=chance, verdict="both" if all(missing) else verdict
+    )
 
 
 def _most_probable(verdicts: Sequence[Verdict], settings: MemorySettings) -> Correction:
@@ -133,7 +137,7 @@ def _most_probable(verdicts: Sequence[Verdict], settings: MemorySettings) -> Cor
     z = np.array([logit(each.deficit) - logit(each.limit) for each in verdicts])
     missing = np.array([each.missing for each in verdicts])
     log_scale, shift = 0.0, 0.0
-    for reach in (3.0, 0.5, 0.08):      # in standard deviations of the priors
+    for reach in (3.0, 0.5, 0.08):  # in standard deviations of the priors
         log_scales = log_scale + np.linspace(-reach, reach, 25) * settings.scale_spread
         shifts = shift + np.linspace(-reach, reach, 25) * settings.shift_spread
         density = _log_posterior(z, missing, log_scales, shifts, settings)

@@ -54,9 +54,15 @@ class RemadeRow:
 
     def as_trl(self, prompt: Prompt) -> dict[str, Any]:
         """TRL's conversational prompt-completion format, with the row's origin beside it."""
-        return {"prompt": prompt.messages(self.question), "completion": [{"role": "assistant", "content": self.reply}],
-                "source": self.source, "prompt_hash": self.prompt, "edit": self.edit, "adapter": self.adapter or "",
-                "reward": self.reward}
+        return {
+            "prompt": prompt.messages(self.question),
+            "completion": [{"role": "assistant", "content": self.reply}],
+            "source": self.source,
+            "prompt_hash": self.prompt,
+            "edit": self.edit,
+            "adapter": self.adapter or "",
+            "reward": self.reward,
+        }
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,10 @@ def hinted(prompt: Prompt, references: dict[str, str]) -> Prompt:
     """`prompt` whose demonstrations carry the hint too, where their question is one of the train questions."""
     demonstrations = tuple(
         Demonstration(with_hint(each.question, references[key]), each.reply)
-        if (key := normalise(each.question)) in references else each for each in prompt.demonstrations)
+        if (key := normalise(each.question)) in references
+        else each
+        for each in prompt.demonstrations
+    )
     return Prompt(prompt.system, prompt.template, demonstrations)
 
 
@@ -85,9 +94,20 @@ def with_hint(question: str, reference: str) -> str:
     return before + question + after.replace("{reference}", reference)
 
 
-def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Prompt, examples: Sequence[Example], *,
-           adapter: str | None, max_new_tokens: int, per_row: int = 1, edit: str = "",
-           unasked: Sequence[Example] = (), on_progress: OnProgress = no_progress) -> Remade:
+def remake(
+    policy: Policy,
+    cache: ReplyCache | None,
+    reward: Reward,
+    prompt: Prompt,
+    examples: Sequence[Example],
+    *,
+    adapter: str | None,
+    max_new_tokens: int,
+    per_row: int = 1,
+    edit: str = "",
+    unasked: Sequence[Example] = (),
+    on_progress: OnProgress = no_progress,
+) -> Remade:
     """Verified replies to the train `examples` under `prompt`, at most `per_row` different ones per example.
 
     The base is asked first, then the adapter in force, for those examples that still have room. Examples without a
@@ -99,10 +119,14 @@ def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Pro
     every = [*examples, *(example for example in unasked if example.reference)]
     references = {normalise(example.question): example.reference or "" for example in every}
     hinted_prompt = hinted(prompt, references)
-    lengths = token_counts(policy, cache, [hinted_prompt.messages(with_hint(each.question, each.reference or ""))
-                                           for each in examples])
-    fitting = [example for example, length in zip(examples, lengths, strict=True)
-               if length + max_new_tokens <= policy.context_tokens]
+    lengths = token_counts(
+        policy, cache, [hinted_prompt.messages(with_hint(each.question, each.reference or "")) for each in examples]
+    )
+    fitting = [
+        example
+        for example, length in zip(examples, lengths, strict=True)
+        if length + max_new_tokens <= policy.context_tokens
+    ]
     order = {example.id: i for i, example in enumerate(every)}
     rows: list[RemadeRow] = []
     known: set[tuple[str, str]] = set()
@@ -110,28 +134,41 @@ def remake(policy: Policy, cache: ReplyCache | None, reward: Reward, prompt: Pro
     for who in dict.fromkeys((None, adapter)):
         made = Counter(row.source for row in rows)
         wanted = [example for example in fitting if made[example.id] < per_row]
-        replies = ask(policy, cache, hinted_prompt, [with_hint(example.question, example.reference or "")
-                                                     for example in wanted],
-                      adapter=who, max_new_tokens=max_new_tokens, on_progress=on_progress)
+        replies = ask(
+            policy,
+            cache,
+            hinted_prompt,
+            [with_hint(example.question, example.reference or "") for example in wanted],
+            adapter=who,
+            max_new_tokens=max_new_tokens,
+            on_progress=on_progress,
+        )
         tokens, asked, forward = tokens + replies.tokens, asked + len(wanted), forward + replies.forward_tokens
         for place, each in enumerate(grade(reward, wanted, replies.texts)):
             pair = (each.example.question, each.reply)
             if each.score.passed and place not in replies.truncated and pair not in known:
                 known.add(pair)
-                rows.append(RemadeRow(each.example.id, each.example.question, each.reply, prompt.hash, who,
-                                      each.score.value, edit))
+                rows.append(
+                    RemadeRow(
+                        each.example.id, each.example.question, each.reply, prompt.hash, who, each.score.value, edit
+                    )
+                )
     rows += laid_out(reward, prompt, every, rows, edit)
     return Remade(tuple(sorted(rows, key=lambda row: order[row.source])), tokens, asked, forward)
 
 
-def laid_out(reward: Reward, prompt: Prompt, examples: Sequence[Example], rows: Sequence[RemadeRow],
-             edit: str) -> list[RemadeRow]:
+def laid_out(
+    reward: Reward, prompt: Prompt, examples: Sequence[Example], rows: Sequence[RemadeRow], edit: str
+) -> list[RemadeRow]:
     """References in learnt layouts, for the examples that no reply was verified for; each earns full reward."""
     by_id = {example.id: example for example in examples}
     by_question = {normalise(example.question): example for example in examples}
     pairs = [(by_id[row.source], row.reply) for row in rows]
-    pairs += [(by_question[normalise(each.question)], each.reply) for each in prompt.demonstrations
-              if normalise(each.question) in by_question]
+    pairs += [
+        (by_question[normalise(each.question)], each.reply)
+        for each in prompt.demonstrations
+        if normalise(each.question) in by_question
+    ]
     good = [Graded(example, reply, reward(example, reply)) for example, reply in pairs]
     layouts = learn_layouts([each for each in good if each.score.passed])
     made = {row.source for row in rows}
@@ -146,16 +183,22 @@ def laid_out(reward: Reward, prompt: Prompt, examples: Sequence[Example], rows: 
     return found
 
 
-def known_rows(reward: Reward, prompt: Prompt, examples: Sequence[Example], *, own: Mapping[str, str],
-               mended: Mapping[str, str], adapter: str | None) -> list[RemadeRow]:
+def known_rows(
+    reward: Reward,
+    prompt: Prompt,
+    examples: Sequence[Example],
+    *,
+    own: Mapping[str, str],
+    mended: Mapping[str, str],
+    adapter: str | None,
+) -> list[RemadeRow]:
     """Rows for the train `examples` whose plain reference does not earn full reward, from replies that do.
 
     own: the kept candidate's passing replies under `prompt`, by example; adapter: whose they are. mended: such of its
     failing replies as lacked content alone, with the reference in place of the answer. The rest is put into the layouts
     of these. No model is asked, and each row is verified; where nothing earns full reward there is none.
     """
-    untaught = [example for example in examples
-                if example.reference and not reward(example, example.reference).passed]
+    untaught = [example for example in examples if example.reference and not reward(example, example.reference).passed]
     rows = []
     for example in untaught:
         for reply, who in ((own.get(example.id), adapter), (mended.get(example.id), LAYOUT)):

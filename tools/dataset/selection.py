@@ -39,11 +39,17 @@ class Material:
         """What `save` wrote. Raises DamagedError where the file holds something else."""
         saved = read_json(path)
         try:
-            deficits = {row: (float(content), float(form))
-                        for row, (content, form) in saved.get("deficits", {}).items()}
+            deficits = {
+                row: (float(content), float(form)) for row, (content, form) in saved.get("deficits", {}).items()
+            }
             learnt = saved.get("corrections") or {}
-            corrections = {head: Correction(float(learnt[head]["scale"]), float(learnt[head]["shift"]),
-                                            int(learnt[head]["verdicts"])) for head in HEADS if learnt}
+            corrections = {
+                head: Correction(
+                    float(learnt[head]["scale"]), float(learnt[head]["shift"]), int(learnt[head]["verdicts"])
+                )
+                for head in HEADS
+                if learnt
+            }
             return cls(tuple(saved["content"]), tuple(saved["mastered"]), tuple(saved["form"]), deficits, corrections)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
@@ -60,8 +66,9 @@ class Material:
         return told or "not in the sample that was looked at"
 
 
-def choose_material(train: Sequence[Example], rows: Sequence[Row], failures: Sequence[Failure], *,
-                    seed: str) -> Material:
+def choose_material(
+    train: Sequence[Example], rows: Sequence[Row], failures: Sequence[Failure], *, seed: str
+) -> Material:
     """Sort the train rows by the classifier's answers on the sample that was evaluated.
 
     Rows outside the sample are unknown, and count as wanting content: to learn what is known costs little, to miss
@@ -69,8 +76,9 @@ def choose_material(train: Sequence[Example], rows: Sequence[Row], failures: Seq
     """
     verdicts = {each.id: each.attribution for each in failures if each.split == "train"}
     seen = {row.id for row in rows if row.split == "train"}
-    mastered = tuple(row.id for row in train if row.id in seen
-                     and (row.id not in verdicts or verdicts[row.id].verdict == "form"))
+    mastered = tuple(
+        row.id for row in train if row.id in seen and (row.id not in verdicts or verdicts[row.id].verdict == "form")
+    )
     content = tuple(row.id for row in train if row.id not in mastered)
     form = [i for i, each in verdicts.items() if each.verdict in ("form", "both")] or list(verdicts)
     random.Random(seed).shuffle(form)
@@ -79,9 +87,16 @@ def choose_material(train: Sequence[Example], rows: Sequence[Row], failures: Seq
     return Material(content, mastered, tuple(form), deficits)
 
 
-def training_rows(train: Sequence[Example], material: Material, prompt: Prompt,
-                  remade: Mapping[str, Sequence[RemadeRow]], *, everything: bool, replay_share: float,
-                  seed: str) -> list[TrainingRow]:
+def training_rows(
+    train: Sequence[Example],
+    material: Material,
+    prompt: Prompt,
+    remade: Mapping[str, Sequence[RemadeRow]],
+    *,
+    everything: bool,
+    replay_share: float,
+    seed: str,
+) -> list[TrainingRow]:
     """The rows of a training job under `prompt`: verified remade replies where there are some, plain references elsewhere.
 
     everything: all train rows (new remade data teaches each row its form); else those that want content, and a replay

@@ -26,7 +26,7 @@ from pydantic import ConfigDict, Field
 from nslora.tools.errors import DamagedError, EditorError
 
 SHOWN_CHARACTERS = 200
-PERSONS_FILE = "asked-of-persons.txt"       # hashes of requests, beside the record
+PERSONS_FILE = "asked-of-persons.txt"  # hashes of requests, beside the record
 # In the metadata of a reply whose counts are believed even where they are 0: of the rule editor, or of a record.
 TOKENS_ARE_EXACT = "tokens_are_exact"
 
@@ -117,7 +117,8 @@ class EditorLog:
         is full or the folder is gone.
         """
         if self.asked_a_person(call.request_sha256) and any(
-                (known.model, known.reply) == (call.model, call.reply) for known in self.calls(call.request_sha256)):
+            (known.model, known.reply) == (call.model, call.reply) for known in self.calls(call.request_sha256)
+        ):
             return
         line = (json.dumps(asdict(call)) + "\n").encode()
         with self._lock, self.path.open("a+b") as file:
@@ -144,8 +145,10 @@ class EditorLog:
                 calls.append(_call(json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
                 if number < len(lines):
-                    raise DamagedError(f"{self.path}:{number}: this line is no call of an editor ({error!r}): take it "
-                                       "out, and what it held is asked again.") from error
+                    raise DamagedError(
+                        f"{self.path}:{number}: this line is no call of an editor ({error!r}): take it "
+                        "out, and what it held is asked again."
+                    ) from error
         return calls
 
 

@@ -29,7 +29,7 @@ CHARACTERS_PER_TOKEN = 4
 # What a chat template adds to each message, for the reservation only.
 TOKENS_AROUND_A_MESSAGE = 16
 MESSAGE_CHARACTERS = 500
-MOST_TOKENS = 1 << 40       # a server that says more counts something else, and checkpoints end at 64 bits
+MOST_TOKENS = 1 << 40  # a server that says more counts something else, and checkpoints end at 64 bits
 # Chat models of this package that run on this machine: a cap on cost needs no price for them.
 FREE = ("rules", "policy")
 # Answers of servers that know the protocol but not this request: asked again without structured output.
@@ -112,14 +112,16 @@ class EditorCalls:
         names = names_of(chat)
         self._chat = configured(chat)
         self._log = log
-        self._secrets = secrets_of([chat, self._chat])      # one that was chosen may be made only then
+        self._secrets = secrets_of([chat, self._chat])  # one that was chosen may be made only then
         models = [branch.model for branch in branches(self._chat)]
         has_it = all((model.profile or {}).get("structured_output") for model in models)
         self._insisted = structured == "always"
         self._structured = self._insisted or (structured == "auto" and has_it)
         if self._insisted and to_fill_in(self._chat, next(iter(FORMS.values()))) is None:
-            raise SettingsError(f"The editor {self.model} cannot fill in a form, or not with the arguments that are "
-                                "bound to it: set editing.structured to 'auto' or 'never'.")
+            raise SettingsError(
+                f"The editor {self.model} cannot fill in a form, or not with the arguments that are "
+                "bound to it: set editing.structured to 'auto' or 'never'."
+            )
         costs_money = any(model._llm_type not in FREE for model in models)
         self._price = _dearest(names, prices or {}, needed=self.caps.cost is not None and costs_money)
 
@@ -172,8 +174,18 @@ class EditorCalls:
             raise
         except Exception as error:  # providers raise their own types; whatever it was, this edit has failed
             seconds = time.monotonic() - started
-            return RecordedCall(request, self.model, purpose, "", 0, 0, False, seconds, error=self._told_of(error),
-                                reply_bound=self._reply_bound)
+            return RecordedCall(
+                request,
+                self.model,
+                purpose,
+                "",
+                0,
+                0,
+                False,
+                seconds,
+                error=self._told_of(error),
+                reply_bound=self._reply_bound,
+            )
         counted = tokens_of(message)
         return RecordedCall(
             request_sha256=request,
@@ -192,7 +204,7 @@ class EditorCalls:
             return str(error)
         try:
             said = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS].strip()
-        except Exception:   # an exception that cannot tell itself is one of the provider's, too
+        except Exception:  # an exception that cannot tell itself is one of the provider's, too
             said = ""
         return f"The editor {self.model} failed with {type(error).__name__}: {said or '(no message)'}"
 
@@ -280,9 +292,12 @@ def _dearest(models: Sequence[str], prices: Mapping[str, Mapping[str, float]], *
 
 
 def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> Mapping[str, float]:
-    bare = model.partition(":")[2]      # a replay of a run without calls knows its editor as `openai:...` only
-    price = prices.get(model) or prices.get(bare) or next(
-        (value for name, value in prices.items() if bare and name.partition(":")[2] == bare), None)
+    bare = model.partition(":")[2]  # a replay of a run without calls knows its editor as `openai:...` only
+    price = (
+        prices.get(model)
+        or prices.get(bare)
+        or next((value for name, value in prices.items() if bare and name.partition(":")[2] == bare), None)
+    )
     if price is None and needed:
         setting = f"--set editing.prices.{bare or model}"
         raise SettingsError(

@@ -48,8 +48,10 @@ def connect_editor(
     if not spec.strip():
         raise ModelError(f"The editor {spec!r} is unknown: wanted {KNOWN}.")
     if base_url is not None and (spec in ("rules", "policy") or spec.startswith("recorded:")):
-        raise ModelError(f"The editor {spec!r} has no server: beside editor_base_url (--base-url) name the model that "
-                         "the server calls, as in --editor my-model.")
+        raise ModelError(
+            f"The editor {spec!r} has no server: beside editor_base_url (--base-url) name the model that "
+            "the server calls, as in --editor my-model."
+        )
     if base_url is not None:
         return _openai_server(spec.removeprefix("openai:"), base_url, timeout_s, transport_retries)
     if spec == "rules":
@@ -86,8 +88,10 @@ def _name_of(branch: Branch) -> str:
         return str(recorded)
     kind = type(branch.model).__name__
     if not isinstance(branch.model, BaseChatModel):
-        raise ModelError(f"The editor is a {kind}, which is no chat model: wanted {KNOWN}, or a chat model of "
-                         "LangChain itself (bind, with_config, with_fallbacks and with_retry are understood).")
+        raise ModelError(
+            f"The editor is a {kind}, which is no chat model: wanted {KNOWN}, or a chat model of "
+            "LangChain itself (bind, with_config, with_fallbacks and with_retry are understood)."
+        )
     names = [*map(branch.bound.get, MODEL_NAMES), *(getattr(branch.model, name, None) for name in MODEL_NAMES)]
     name = next((name for name in names if isinstance(name, str) and name), "")
     return f"{kind}:{name}" if name else branch.model._llm_type

@@ -42,7 +42,6 @@ DOCUMENT_CHARACTERS, GROWTH = 20_000, 4
 WARMER_PER_CANDIDATE = 0.3
 
 
-
 @dataclass(frozen=True)
 class PastEdit:
     """An earlier edit in a few words, what it brought in validation reward, and whether it was kept."""
@@ -105,9 +104,16 @@ class Editor:
         """All calls so far."""
         return self._calls.spent
 
-    def continue_from(self, failures: int, spent: Usage, *, adapter: str | None = None,
-                      until: float | None = None, tokens_left: float | None = None,
-                      never_swallow: tuple[type[BaseException], ...] = ()) -> None:
+    def continue_from(
+        self,
+        failures: int,
+        spent: Usage,
+        *,
+        adapter: str | None = None,
+        until: float | None = None,
+        tokens_left: float | None = None,
+        never_swallow: tuple[type[BaseException], ...] = (),
+    ) -> None:
         """Take over where a run stands: failed edits in a row, what its edits cost so far, and the adapter in force.
 
         With that, caps hold over a run that goes on in another process; the adapter matters where the policy edits.

@@ -39,14 +39,20 @@ def _secrets_in(value: object, *, named: bool, seen: set[int]) -> list[str]:
         seen.add(id(value))
     if isinstance(value, BaseModel):
         fields = [(name, getattr(value, name, None)) for name in type(value).model_fields]
-        return [secret for name, each in fields
-                for secret in _secrets_in(each, named=bool(_SECRET_FIELD.search(name)), seen=seen)]
+        return [
+            secret
+            for name, each in fields
+            for secret in _secrets_in(each, named=bool(_SECRET_FIELD.search(name)), seen=seen)
+        ]
     if isinstance(value, Mapping):
-        return [secret for key, each in value.items()
-                for secret in _secrets_in(each, named=bool(_SECRET_ENTRY.search(str(key))), seen=seen)]
+        return [
+            secret
+            for key, each in value.items()
+            for secret in _secrets_in(each, named=bool(_SECRET_ENTRY.search(str(key))), seen=seen)
+        ]
     if isinstance(value, list | tuple):
         return [secret for each in value for secret in _secrets_in(each, named=named, seen=seen)]
-    return [value] if named and isinstance(value, str) else []      # a number is a count, as of tokens
+    return [value] if named and isinstance(value, str) else []  # a number is a count, as of tokens
 
 
 def without(text: str, secrets: Sequence[str]) -> str:

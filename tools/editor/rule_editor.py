@@ -86,9 +86,7 @@ def critique(question: str, feedback: str) -> str:
     Pairs are written as JSON without `<`, so that they pass through TextGrad's tags unharmed.
     """
     said, _, suggestion = feedback.partition(SUGGESTION_PREFIX.strip())
-    lines = [
-        (PERHAPS if _quotes(sentence, suggestion) else INSTRUCTION) + sentence for sentence in _instructions(said)
-    ]
+    lines = [(PERHAPS if _quotes(sentence, suggestion) else INSTRUCTION) + sentence for sentence in _instructions(said)]
     if suggestion.strip() and CLIPPED not in question:
         pair = {"question": restore(question), "reply": restore(suggestion.strip())}
         lines.append(DEMONSTRATION + json.dumps(pair, ensure_ascii=False).replace("<", "\\u003c"))

@@ -16,10 +16,10 @@ from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 from pydantic import BaseModel
 
-Chat = BaseChatModel | RunnableSerializable[Any, Any]       # the second only where chat models are all that is inside
+Chat = BaseChatModel | RunnableSerializable[Any, Any]  # the second only where chat models are all that is inside
 # Under which of these names an integration bounds a reply: OpenAI (two of them) and Anthropic, Google, Ollama.
 REPLY_LENGTH_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
-WARMEST, WARMEST_ABOVE_1 = 1.0, 2.0     # some providers end at 1; one that takes more ends at 2
+WARMEST, WARMEST_ABOVE_1 = 1.0, 2.0  # some providers end at 1; one that takes more ends at 2
 
 
 class Branch(NamedTuple):
@@ -91,6 +91,7 @@ def reply_tokens_of(chat: Any, unbound: int) -> int:
 
     unbound: the longest reply of a model that has no bound of its own.
     """
+
     def replies(branch: Branch) -> int:
         count = branch.setting("n")
         return count if isinstance(count, int) and count > 0 else 1
@@ -107,8 +108,11 @@ def to_fill_in(chat: Any, form: type[BaseModel]) -> Any | None:
         inner = None if chat.kwargs else to_fill_in(chat.bound, form)
         if inner is None:
             return None
-        return inner.with_config(chat.config) if isinstance(chat, RunnableBinding) else chat.model_copy(
-            update={"bound": inner})
+        return (
+            inner.with_config(chat.config)
+            if isinstance(chat, RunnableBinding)
+            else chat.model_copy(update={"bound": inner})
+        )
     if isinstance(chat, RunnableWithFallbacks):
         first, *others = (to_fill_in(each, form) for each in chat.runnables)
         if first is None or None in others:
@@ -118,7 +122,7 @@ def to_fill_in(chat: Any, form: type[BaseModel]) -> Any | None:
         return chat.with_structured_output(form, include_raw=True)
     except NotImplementedError:
         return None
-    except TypeError as error:      # an older method; without the raw message, nobody knows what a call cost
+    except TypeError as error:  # an older method; without the raw message, nobody knows what a call cost
         if "include_raw" not in str(error):
             raise
         return None

@@ -1,4 +1,5 @@
 """Keep or drop: is a proposed candidate better than the one in force, row by row on validation?"""
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ class KeepSettings(BaseModel):
     # Where updates only break up to 30 % of the passing rows and mend as many others, 16 to 31 % of runs would end with
     # another result at 0.10, not corrected for four or six looks; 4 to 7 % do at 0.05 with it (`make bench-keep`).
     result_level: float = Field(
-        default=0.05, gt=0, lt=0.5, description="Level at which a run's result beats its start, for all candidates "
-        "that were looked at."
+        default=0.05,
+        gt=0,
+        lt=0.5,
+        description="Level at which a run's result beats its start, for all candidates that were looked at.",
     )
     interval_level: float = Field(default=0.95, gt=0.5, lt=1, description="Level of the reported interval.")
     samples: int = Field(default=10_000, ge=100, description="Monte Carlo and bootstrap samples.")
@@ -81,9 +84,7 @@ def fewest_wins(level: float = DEFAULTS.level) -> int:
     return math.ceil(-math.log2(level) - 1e-12)
 
 
-def paired_gain_test(
-    old: Sequence[float], new: Sequence[float], *, settings: KeepSettings = DEFAULTS
-) -> PairedGain:
+def paired_gain_test(old: Sequence[float], new: Sequence[float], *, settings: KeepSettings = DEFAULTS) -> PairedGain:
     """Is new above old on the same rows? old, new: (n,) rewards in the same order of questions."""
     differences = paired_differences(old, new)
     moved = np.abs(differences[np.abs(differences) > TIE])

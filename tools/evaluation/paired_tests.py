@@ -15,7 +15,7 @@ TIE = 1e-9  # rewards are means of a few checks; smaller differences are roundin
 EXACT_ROWS = 16  # 2**16 sign patterns are enumerated; beyond, Monte Carlo
 CHUNK = 4_000_000  # numbers held at once, 32 MB
 
-REWARDS = (0.0, 1.0)        # bounds of a value
+REWARDS = (0.0, 1.0)  # bounds of a value
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,7 +26,11 @@ def mean(values: Sequence[float]) -> float:
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, bounds: tuple[float, float] | None = None, level: float = 0.95, samples: int = 10_000,
+    values: Sequence[float],
+    *,
+    bounds: tuple[float, float] | None = None,
+    level: float = 0.95,
+    samples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean, rows drawn with replacement, and at least as wide as `with_unseen`.
@@ -44,12 +48,18 @@ def bootstrap_interval(
         means.append(rows[drawn].mean(axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     most = float(np.abs(rows).max())
-    return with_unseen((float(low), float(high)), float(rows.mean()), rows.size, bounds=bounds or (-most, most),
-                       level=level)
+    return with_unseen(
+        (float(low), float(high)), float(rows.mean()), rows.size, bounds=bounds or (-most, most), level=level
+    )
 
 
 def with_unseen(
-    interval: tuple[float, float], center: float, rows: int, *, bounds: tuple[float, float], level: float = 0.95,
+    interval: tuple[float, float],
+    center: float,
+    rows: int,
+    *,
+    bounds: tuple[float, float],
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """The interval of a mean, widened by what so few rows may not have shown.
 
@@ -60,8 +70,10 @@ def with_unseen(
     the true one with a probability of 0.92 to 1.00, summed over all outcomes; without, of 0.10 to 0.98.
     """
     unseen = 1 - ((1 - level) / 2) ** (1 / rows)
-    return (min(interval[0], (1 - unseen) * center + unseen * bounds[0]),
-            max(interval[1], (1 - unseen) * center + unseen * bounds[1]))
+    return (
+        min(interval[0], (1 - unseen) * center + unseen * bounds[0]),
+        max(interval[1], (1 - unseen) * center + unseen * bounds[1]),
+    )
 
 
 def sign_flip_p_value(differences: Sequence[float], *, samples: int = 10_000, seed: int = 0) -> float:
@@ -133,4 +145,3 @@ def _finite(values: Sequence[float]) -> Floats:
     if not np.isfinite(array).all():
         raise ValueError(f"Row {int(np.argmin(np.isfinite(array))) + 1} is not a finite number; check the reward.")
     return array
-

@@ -1,4 +1,5 @@
 """Evaluations on disk: a header, one line per row, then the failures and the passing train replies with their texts."""
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -65,17 +66,35 @@ class Passing:
     reply: str
 
 
-def write_evaluation(path: Path, rows: Sequence[Row], failures: Sequence[Failure], *, passing: Sequence[Passing] = (),
-                     layouts: str = "", payer: str = "", cost: EvaluationCost | None = None) -> None:
+def write_evaluation(
+    path: Path,
+    rows: Sequence[Row],
+    failures: Sequence[Failure],
+    *,
+    passing: Sequence[Passing] = (),
+    layouts: str = "",
+    payer: str = "",
+    cost: EvaluationCost | None = None,
+) -> None:
     """A header, one line per row (numbers only), then one per failure and per passing train reply (with their texts).
 
     layouts: `layouts_hash` of what the failures were attributed with. payer: the graph's task that measured, at that
     cost.
     """
-    header = {"rows": len(rows), "failures": len(failures), "layouts": layouts, "payer": payer,
-              **asdict(cost or EvaluationCost())}
-    write_jsonl(path, [{"header": header}] + [{"row": as_record(row)} for row in rows]
-                + [{"failure": as_record(each)} for each in failures] + [{"passing": asdict(each)} for each in passing])
+    header = {
+        "rows": len(rows),
+        "failures": len(failures),
+        "layouts": layouts,
+        "payer": payer,
+        **asdict(cost or EvaluationCost()),
+    }
+    write_jsonl(
+        path,
+        [{"header": header}]
+        + [{"row": as_record(row)} for row in rows]
+        + [{"failure": as_record(each)} for each in failures]
+        + [{"passing": asdict(each)} for each in passing],
+    )
 
 
 def layouts_hash(known_good: Sequence[Graded]) -> str:
@@ -113,8 +132,9 @@ def evaluation_cost(path: Path, payer: str) -> EvaluationCost:
     """
     header = header_of(path)
     own = bool(payer) and header.get("payer") == payer
-    return EvaluationCost(header["tokens"] if own else 0, header["cached"] if own else 0,
-                          int(header.get("forward_tokens", 0)))
+    return EvaluationCost(
+        header["tokens"] if own else 0, header["cached"] if own else 0, int(header.get("forward_tokens", 0))
+    )
 
 
 def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
@@ -122,12 +142,18 @@ def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
     try:
         lines: list[dict[str, Any]] = read_whole(path)
         rows = [from_record(Row, line["row"]) for line in lines if "row" in line]
-        failures = [from_record(Failure, {**line["failure"], "attribution": from_record(Attribution, line["failure"]["attribution"])})
-                    for line in lines if "failure" in line]
+        failures = [
+            from_record(
+                Failure, {**line["failure"], "attribution": from_record(Attribution, line["failure"]["attribution"])}
+            )
+            for line in lines
+            if "failure" in line
+        ]
         for header in (line["header"] for line in lines if "header" in line):
             if (header["rows"], header["failures"]) != (len(rows), len(failures)):
-                raise ValueError(f"{len(rows)} rows and {len(failures)} failures, wanted {header['rows']} and "
-                                 f"{header['failures']}")
+                raise ValueError(
+                    f"{len(rows)} rows and {len(failures)} failures, wanted {header['rows']} and {header['failures']}"
+                )
     except (DamagedError, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"The evaluation {path} is damaged ({error}).") from error
     return rows, failures

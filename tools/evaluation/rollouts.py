@@ -13,7 +13,7 @@ from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Dialogue, Example
 
-STORED_REPLIES = 256        # replies are stored in lots of so many: what a kill or Ctrl-C loses of a long evaluation
+STORED_REPLIES = 256  # replies are stored in lots of so many: what a kill or Ctrl-C loses of a long evaluation
 
 
 @dataclass(frozen=True)
@@ -30,42 +30,63 @@ class Replies:
     truncated: frozenset[int] = frozenset()
 
 
-def ask(policy: Policy, cache: ReplyCache | None, prompt: Prompt, questions: Sequence[str], *, adapter: str | None,
-        max_new_tokens: int, on_progress: OnProgress = no_progress) -> Replies:
+def ask(
+    policy: Policy,
+    cache: ReplyCache | None,
+    prompt: Prompt,
+    questions: Sequence[str],
+    *,
+    adapter: str | None,
+    max_new_tokens: int,
+    on_progress: OnProgress = no_progress,
+) -> Replies:
     """The policy's greedy replies to `questions` under `prompt`, from the cache where they are known."""
     dialogues = [prompt.messages(question) for question in questions]
     keys = [reply_key(policy.fingerprint, adapter, json.dumps(dialogue), max_new_tokens) for dialogue in dialogues]
-    marks = {key: reply_key(policy.fingerprint, adapter, json.dumps(["cut", dialogue]), max_new_tokens)
-             for key, dialogue in zip(keys, dialogues, strict=True)}
-    by_key = dict(zip(keys, dialogues, strict=True))        # a question that comes twice is asked once
+    marks = {
+        key: reply_key(policy.fingerprint, adapter, json.dumps(["cut", dialogue]), max_new_tokens)
+        for key, dialogue in zip(keys, dialogues, strict=True)
+    }
+    by_key = dict(zip(keys, dialogues, strict=True))  # a question that comes twice is asked once
     replies = cache.find(list(by_key)) if cache else {}
     missing = [key for key in by_key if key not in replies]
     marked = set(cache.find(list(marks.values()))) if cache else set()
     request = sha256_of_json(keys)
     tokens, spent_replies = cache.paid(request) if cache else (0, 0)
     for start in range(0, len(missing), STORED_REPLIES):
-        lot = missing[start:start + STORED_REPLIES]
-        generated = policy.generate([by_key[key] for key in lot], adapter=adapter, max_new_tokens=max_new_tokens,
-                                    on_progress=_within(on_progress, start, len(lot), len(missing)))
+        lot = missing[start : start + STORED_REPLIES]
+        generated = policy.generate(
+            [by_key[key] for key in lot],
+            adapter=adapter,
+            max_new_tokens=max_new_tokens,
+            on_progress=_within(on_progress, start, len(lot), len(missing)),
+        )
         new = dict(zip(lot, generated.replies, strict=True))
         tokens += generated.tokens
         truncated = {marks[lot[i]]: "" for i in sorted(generated.truncated)}
         marked |= truncated.keys()
         if cache:
-            cache.add(truncated)      # before the replies, or a kill between the two would lose the marks
+            cache.add(truncated)  # before the replies, or a kill between the two would lose the marks
             cache.add(new, request, generated.tokens)
-            new |= cache.find(lot)      # where another process was faster, its replies are the ones on record
+            new |= cache.find(lot)  # where another process was faster, its replies are the ones on record
         replies |= new
         on_progress(start + len(lot), len(missing))
     texts = tuple(replies[key] for key in keys)
-    counts = token_counts(policy, cache, [answered(dialogue, text)
-                                          for dialogue, text in zip(dialogues, texts, strict=True)])
-    return Replies(texts, tokens, len(by_key) - len(missing) - spent_replies, sum(counts),
-                   frozenset(i for i, key in enumerate(keys) if marks[key] in marked))
+    counts = token_counts(
+        policy, cache, [answered(dialogue, text) for dialogue, text in zip(dialogues, texts, strict=True)]
+    )
+    return Replies(
+        texts,
+        tokens,
+        len(by_key) - len(missing) - spent_replies,
+        sum(counts),
+        frozenset(i for i, key in enumerate(keys) if marks[key] in marked),
+    )
 
 
 def _within(on_progress: OnProgress, start: int, lot: int, total: int) -> OnProgress:
     """Progress inside a lot of replies. Its end is left to whoever stores them, since a run may stop there."""
+
     def inside(done: int, _: int) -> None:
         if done < lot:
             on_progress(start + done, total)
@@ -73,11 +94,19 @@ def _within(on_progress: OnProgress, start: int, lot: int, total: int) -> OnProg
     return inside
 
 
-def known_losses(policy: Policy, cache: ReplyCache | None, dialogues: Sequence[Dialogue], references: Sequence[str], *,
-                 adapter: str | None) -> list[float]:
+def known_losses(
+    policy: Policy,
+    cache: ReplyCache | None,
+    dialogues: Sequence[Dialogue],
+    references: Sequence[str],
+    *,
+    adapter: str | None,
+) -> list[float]:
     """The references' losses, nats per token, from the cache where all of them are known there."""
-    keys = [reply_key(policy.fingerprint, adapter, json.dumps(["loss", dialogue, reference]), 0)
-            for dialogue, reference in zip(dialogues, references, strict=True)]
+    keys = [
+        reply_key(policy.fingerprint, adapter, json.dumps(["loss", dialogue, reference]), 0)
+        for dialogue, reference in zip(dialogues, references, strict=True)
+    ]
     known = cache.find(keys) if cache else {}
     if all(key in known for key in keys):
         return [float(known[key]) for key in keys]
@@ -90,6 +119,4 @@ def known_losses(policy: Policy, cache: ReplyCache | None, dialogues: Sequence[D
 
 def grade(reward: Reward, examples: Sequence[Example], replies: Sequence[str]) -> list[Graded]:
     """Each reply with its score. Raises RewardError, naming the row, where the reward breaks its promise."""
-    return [Graded(example, reply, reward(example, reply))
-            for example, reply in zip(examples, replies, strict=True)]
-
+    return [Graded(example, reply, reward(example, reply)) for example, reply in zip(examples, replies, strict=True)]

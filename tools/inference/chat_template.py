@@ -9,16 +9,18 @@ from typing import Any
 from nslora.tools.errors import ModelError, first_line
 from nslora.tools.schema import Dialogue, Message
 
-ASKED, MARK = [{"role": "user", "content": "a"}], "Zq7MARK7qZ"      # what a template is looked at with
+ASKED, MARK = [{"role": "user", "content": "a"}], "Zq7MARK7qZ"  # what a template is looked at with
 # A model without a chat template gets this plain rendering; its turn ends where the next question would begin.
 PLAIN_LABELS = {"system": "", "user": "Question: ", "assistant": "Answer: "}
 PLAIN_STOP = "\nQuestion:"
 # Templates that write today's date get this one, on which Llama's fall back, so that a prompt is the same tomorrow. The
 # macro hides transformers' own function of that name, which takes no other in its place.
 TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
-DATED = ("{%- macro strftime_now(pattern) -%}{{ pattern"
-         + "".join(f" | replace('%{code}', '{TEMPLATE_DATE.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
-         + " }}{%- endmacro -%}")
+DATED = (
+    "{%- macro strftime_now(pattern) -%}{{ pattern"
+    + "".join(f" | replace('%{code}', '{TEMPLATE_DATE.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
+    + " }}{%- endmacro -%}"
+)
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,21 @@ class ChatFormat:
         template = self.tokenizer.chat_template
         dated = DATED + template if isinstance(template, str) and "strftime_now" in template else None
         try:
-            return str(self.tokenizer.apply_chat_template(list(dialogue), chat_template=dated, tokenize=False,
-                                                          add_generation_prompt=add_generation_prompt,
-                                                          enable_thinking=False))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(dialogue),
+                    chat_template=dated,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    enable_thinking=False,
+                )
+            )
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(turn["role"] for turn in dialogue)
-            raise ModelError(f"The tokenizer's chat template cannot write a dialogue of {roles}: {first_line(error)}: "
-                             "give the tokenizer another chat_template.") from error
+            raise ModelError(
+                f"The tokenizer's chat template cannot write a dialogue of {roles}: {first_line(error)}: "
+                "give the tokenizer another chat_template."
+            ) from error
 
     @cached_property
     def knows_system_turns(self) -> bool:
@@ -76,8 +86,10 @@ class ChatFormat:
         text = self._written([*ASKED, {"role": "assistant", "content": MARK}])
         before, found, after = text.rpartition(MARK)
         if not found:
-            raise ModelError("The tokenizer's chat template does not write a reply as it came, and none can be trained "
-                             "on: give the tokenizer another chat_template.")
+            raise ModelError(
+                "The tokenizer's chat template does not write a reply as it came, and none can be trained "
+                "on: give the tokenizer another chat_template."
+            )
         return before, after
 
     @cached_property
@@ -87,7 +99,7 @@ class ChatFormat:
         Harmony (gpt-oss) names the channel there: the model is asked, and trained, to answer in the last one at once.
         """
         opening, before = self._written(ASKED, add_generation_prompt=True), self.answered[0]
-        opens = opening != self._written(ASKED)     # some leave the opening to the model
+        opens = opening != self._written(ASKED)  # some leave the opening to the model
         header = before.removeprefix(opening)
         return header if opens and before.startswith(opening) and header.strip() else ""
 
@@ -117,8 +129,8 @@ class ChatFormat:
         whole = [int(i) for i in self.tokenizer(text, add_special_tokens=not self.has_template)["input_ids"]]
         while not self.has_template and len(whole) > len(prompt) and whole[-1] == self.tokenizer.eos_token_id:
             whole.pop()
-        if whole[:len(prompt)] == prompt:
-            return prompt, [*whole[len(prompt):], self.end_of_turn]
+        if whole[: len(prompt)] == prompt:
+            return prompt, [*whole[len(prompt) :], self.end_of_turn]
         return prompt, self.completion_ids(reply)
 
     def count(self, dialogue: Dialogue) -> int:

@@ -11,23 +11,30 @@ from nslora.tools.policy import TrainingRow
 from nslora.tools.prompt import Prompt
 from nslora.tools.schema import Dialogue, Example
 
-ROWS_NAMED = 5      # in a message
-Count = Callable[[Sequence[Dialogue]], list[int]]       # tokens of each dialogue
+ROWS_NAMED = 5  # in a message
+Count = Callable[[Sequence[Dialogue]], list[int]]  # tokens of each dialogue
 
 
-def refuse_long_questions(splits: Mapping[str, Sequence[Example]], prompt: Prompt, *, context_tokens: int,
-                          max_new_tokens: int, count: Count) -> None:
+def refuse_long_questions(
+    splits: Mapping[str, Sequence[Example]], prompt: Prompt, *, context_tokens: int, max_new_tokens: int, count: Count
+) -> None:
     """Raise TooLongError, naming them, where questions outgrow the model's context under this prompt.
 
     Found at the end, one test question would cost the whole run.
     """
     every = [(f"{split} {row.id}", prompt.messages(row.question)) for split, rows in splits.items() for row in rows]
-    long = [name for (name, _), beyond in zip(
-        every, outgrown([dialogue for _, dialogue in every], context_tokens - max_new_tokens, count), strict=True)
-        if beyond]
+    long = [
+        name
+        for (name, _), beyond in zip(
+            every, outgrown([dialogue for _, dialogue in every], context_tokens - max_new_tokens, count), strict=True
+        )
+        if beyond
+    ]
     if long:
-        raise TooLongError(f"Questions outgrow the model's context of {context_tokens} tokens with the prompt and the "
-                           f"reply ({named(long)}): shorten or remove them, or lower max_new_tokens.")
+        raise TooLongError(
+            f"Questions outgrow the model's context of {context_tokens} tokens with the prompt and the "
+            f"reply ({named(long)}): shorten or remove them, or lower max_new_tokens."
+        )
 
 
 def within_context(rows: Sequence[TrainingRow], context_tokens: int, count: Count) -> tuple[list[TrainingRow], str]:
@@ -37,8 +44,10 @@ def within_context(rows: Sequence[TrainingRow], context_tokens: int, count: Coun
     left_out = dict.fromkeys(row.source for row, long in zip(rows, beyond, strict=True) if long)
     if not left_out:
         return fits, ""
-    return fits, (f"left out, since they take more than the {context_tokens} tokens of the model's context with prompt "
-                  f"and reply: {named(list(left_out))}; shorten or remove them")
+    return fits, (
+        f"left out, since they take more than the {context_tokens} tokens of the model's context with prompt "
+        f"and reply: {named(list(left_out))}; shorten or remove them"
+    )
 
 
 def outgrown(dialogues: Sequence[Dialogue], room_tokens: int, count: Count) -> list[bool]:

@@ -1,4 +1,5 @@
 """A causal model's decoder: where its blocks are, what it takes of a batch, and a head for supervised positions alone."""
+
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class SupervisedPositions:
     """Which positions of the current batch predict a scored token."""
 
     def __init__(self) -> None:
-        self.mask: Any = None       # (B, T-1) bool, None: all positions
+        self.mask: Any = None  # (B, T-1) bool, None: all positions
 
     def set(self, labels: Any) -> Any:
         """Note the positions of `labels` (B, T) and return their targets, (1, N), as `shift_labels`."""

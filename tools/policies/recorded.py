@@ -44,14 +44,21 @@ class RecordedPolicy:
 
         return ChatFormat(AutoTokenizer.from_pretrained(resolve_model(self._model).location), ())
 
-    def generate(self, dialogues: Sequence[Dialogue], *, adapter: str | None, max_new_tokens: int,
-                 on_progress: OnProgress = no_progress) -> Generated:
+    def generate(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        on_progress: OnProgress = no_progress,
+    ) -> Generated:
         if not dialogues:
             return Generated((), 0)
         return self.policy.generate(dialogues, adapter=adapter, max_new_tokens=max_new_tokens, on_progress=on_progress)
 
-    def reference_losses(self, dialogues: Sequence[Dialogue], references: Sequence[str], *,
-                         adapter: str | None) -> list[float]:
+    def reference_losses(
+        self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None
+    ) -> list[float]:
         if not dialogues:
             return []
         return self.policy.reference_losses(dialogues, references, adapter=adapter)

@@ -24,22 +24,24 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 # Scripts without spaces between words, or (Hangul) whose words take endings: from Thai to Khmer, kana, Han, Hangul.
-_SPACELESS_RANGES = (r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
-                     r"\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff")
+_SPACELESS_RANGES = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
+    r"\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
 _SPACELESS = re.compile(f"[{_SPACELESS_RANGES}]")
 _NUMERALS = "[〇零一二三四五六七八九十百千万萬亿億]"
 _IN_WORDS = rf"[^\W{_SPACELESS_RANGES}]"
-_TYPED = MINUS | str.maketrans("‘’ʼ“”", "\'\'\'\"\"")
+_TYPED = MINUS | str.maketrans("‘’ʼ“”", "'''\"\"")
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
-_SIGNED = re.compile(r"(?:^|[^\w)\]])-\Z")      # of a number; in "1910-1911", "B-25" and "(3)-4" it is none
+_SIGNED = re.compile(r"(?:^|[^\w)\]])-\Z")  # of a number; in "1910-1911", "B-25" and "(3)-4" it is none
 _OPENING, _CLOSING = "\"'“‘([{*", "\"'”’)]}*.,;:!?"
 
 
 def _beside(end: str) -> str:
     """A pattern for what would go on with a word that begins or ends with this character; empty where nothing would."""
     if re.match(_NUMERALS, end):
-        return _NUMERALS        # 三 is none of the numbers in 十三
+        return _NUMERALS  # 三 is none of the numbers in 十三
     return "" if _SPACELESS.match(end) else _IN_WORDS
 
 
@@ -69,7 +71,7 @@ def cuts_a_number(text: str, start: int, end: int) -> bool:
             if first < start < first + len(number) or first < end < first + len(number):
                 return True
             first += len(number) + 1
-        if start == run.start() and _SIGNED.search(text[max(0, start - 2):start]):
+        if start == run.start() and _SIGNED.search(text[max(0, start - 2) : start]):
             return True
     return False
 
@@ -285,7 +287,7 @@ class JsonSchema(Check):
 
         try:
             error = best_match(Draft202012Validator(self.shape, registry=REGISTRY).iter_errors(json.loads(reply)))
-        except (ValueError, RecursionError):    # a model that repeats itself nests brackets deeper than Python's stack
+        except (ValueError, RecursionError):  # a model that repeats itself nests brackets deeper than Python's stack
             return CheckResult(0.0, f"The reply should be {self.description()}, with no text before or after it.")
         if error is None:
             return RIGHT

@@ -22,7 +22,7 @@ from nslora.tools.files import as_text
 
 PLAIN = (str, bytes, numbers.Number, type(None), datetime.date, datetime.time, datetime.timedelta, PurePath)
 BARE_REPR: Any = object.__repr__
-Seen = frozenset[int]       # ids of what is being told further out: a function may hold itself
+Seen = frozenset[int]  # ids of what is being told further out: a function may hold itself
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
@@ -34,10 +34,10 @@ def first_text_of(function: Callable[..., Any], *, whole: bool = False) -> str:
 
     A reward that counts its calls or remembers its answers would become another one by being used.
     """
-    held = getattr(function, "__self__", function)      # a bound method is made anew each time it is named
+    held = getattr(function, "__self__", function)  # a bound method is made anew each time it is named
     key = (id(held), getattr(function, "__name__", ""), whole)
     if key not in _KNOWN:
-        _KNOWN[key] = (held, text_of(function, whole=whole))        # which keeps it, and its id its own
+        _KNOWN[key] = (held, text_of(function, whole=whole))  # which keeps it, and its id its own
     return _KNOWN[key][1]
 
 
@@ -66,7 +66,9 @@ def described(value: Any, seen: Seen = frozenset()) -> str:
         return repr(value)
     inner = seen | {id(value)}
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{described(key, inner)}: {described(each, inner)}" for key, each in value.items()) + "}"
+        return (
+            "{" + ", ".join(f"{described(key, inner)}: {described(each, inner)}" for key, each in value.items()) + "}"
+        )
     if isinstance(value, set | frozenset):
         return "{" + ", ".join(sorted(described(each, inner) for each in value)) + "}"
     if isinstance(value, list):
@@ -78,19 +80,22 @@ def described(value: Any, seen: Seen = frozenset()) -> str:
     if isinstance(value, ModuleType):
         return value.__name__
     if isinstance(value, BaseModel):
-        return f"{type(value).__qualname__}({', '.join(f'{k}={described(v, inner)}' for k, v in value.__repr_args__())})"
+        return (
+            f"{type(value).__qualname__}({', '.join(f'{k}={described(v, inner)}' for k, v in value.__repr_args__())})"
+        )
     if dataclasses.is_dataclass(value):
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.repr}
         return f"{type(value).__qualname__}({', '.join(f'{k}={described(v, inner)}' for k, v in fields.items())})"
-    if hasattr(value, "tobytes") and hasattr(value, "dtype"):      # an array, whose repr leaves out its middle
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # an array, whose repr leaves out its middle
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if type(value).__repr__ is not BARE_REPR:
-        with suppress(Exception):       # that of a user's class may need what is not there yet
+        with suppress(Exception):  # that of a user's class may need what is not there yet
             return as_text(repr(value))
     # One that holds plain values alone is known by them; a client or a lock is not, and differs in each process.
     held = object.__getstate__(value)
     return f"<{type(value).__module__}.{type(value).__qualname__} object>" + (
-        described(held, inner) if held and _is_plain(held) else "")
+        described(held, inner) if held and _is_plain(held) else ""
+    )
 
 
 def _is_plain(value: Any) -> bool:
@@ -116,13 +121,13 @@ def _left_open(function: Any, source: str, seen: Seen) -> Iterator[str]:
         owner: Any = function.__self__
         yield "..." if id(owner) in seen else text_of(owner, seen=seen)
         function = function.__func__
-    elif not isinstance(function, FunctionType) and hasattr(function, "__wrapped__"):     # functools.cache
+    elif not isinstance(function, FunctionType) and hasattr(function, "__wrapped__"):  # functools.cache
         function = inspect.unwrap(function)
     if isinstance(function, FunctionType):
         yield from _left_open_by_definition(function, source, seen)
     elif inspect.isroutine(function):
         yield as_text(repr(function))
-    elif held := function.__getstate__():      # by which a class can leave out a clock or a client
+    elif held := function.__getstate__():  # by which a class can leave out a clock or a client
         yield described(held, seen)
 
 
@@ -134,7 +139,7 @@ def _left_open_by_definition(function: FunctionType, source: str, seen: Seen) ->
         yield described([function.__defaults__, function.__kwdefaults__], seen)
     closed_over = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):      # nothing was assigned to it yet
+        with suppress(ValueError):  # nothing was assigned to it yet
             closed_over[name] = cell.cell_contents
     if closed_over:
         yield described(closed_over, seen)
@@ -144,13 +149,13 @@ def _definition(function: FunctionType, source: str) -> Definition | None:
     """Where the source defines the function; None where it does not, or may mean another one just as well."""
     try:
         tree = ast.parse(textwrap.dedent(source))
-    except SyntaxError:     # a line of an expression, say
+    except SyntaxError:  # a line of an expression, say
         return None
     kinds = ast.Lambda if function.__name__ == "<lambda>" else (ast.FunctionDef, ast.AsyncFunctionDef)
     found = [each for each in ast.walk(tree) if isinstance(each, kinds)]
     if not found or (len(found) > 1 and isinstance(found[0], ast.Lambda)):
         return None
-    return found[0]         # `walk` gives an outer function before those inside
+    return found[0]  # `walk` gives an outer function before those inside
 
 
 def _literal_defaults(definition: Definition) -> bool:

@@ -33,7 +33,7 @@ class FunctionCheck(Check):
 
     function: Callable[..., Any]
     options: dict[str, Any] = Field(default_factory=dict)
-    named: bool = Field(False, exclude=True)     # as module:function; then what it calls in its module counts as well
+    named: bool = Field(False, exclude=True)  # as module:function; then what it calls in its module counts as well
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -53,8 +53,10 @@ class FunctionCheck(Check):
         except NsloraError:
             raise
         except (Exception, SystemExit) as error:
-            raise RewardError(f"{where} raised {type(error).__name__}: {error}; mend the function and begin a new run "
-                              "(scores of two versions do not mix; known replies are not generated again).") from error
+            raise RewardError(
+                f"{where} raised {type(error).__name__}: {error}; mend the function and begin a new run "
+                "(scores of two versions do not mix; known replies are not generated again)."
+            ) from error
         return _verdict(result, where)
 
 
@@ -66,8 +68,9 @@ def function_check(spec: Mapping[str, Any], folder: Path | None = None) -> Funct
     own = {key: spec[key] for key in ("name", "weight", "wanted") if key in spec}
     _refuse_signature(kind, function, options)
     try:
-        return FunctionCheck(**{"name": kind.partition(":")[2], **own}, check=kind, function=function, options=options,
-                             named=True)
+        return FunctionCheck(
+            **{"name": kind.partition(":")[2], **own}, check=kind, function=function, options=options, named=True
+        )
     except ValidationError as error:
         first = error.errors()[0]
         raise RewardError(f"The check {kind!r} refuses {first['loc'][0]}: {first['msg']}.") from error
@@ -88,8 +91,10 @@ def _find(kind: str, folder: Path | None) -> Callable[..., Any]:
         missing = str(getattr(error, "name", None) or "").partition(".")[0]
         what_to_do = "put it beside task.yaml or install it"
         if folder is not None and missing not in ("", module_name) and (folder / f"{missing}.py").is_file():
-            what_to_do = (f"a module beside task.yaml cannot import its neighbour {missing!r}, since each task may "
-                          "have one of that name: put both into one file, or install them")
+            what_to_do = (
+                f"a module beside task.yaml cannot import its neighbour {missing!r}, since each task may "
+                "have one of that name: put both into one file, or install them"
+            )
         raise RewardError(
             f"The module of the check {kind!r} cannot be imported ({type(error).__name__}: {error}): {what_to_do}."
         ) from error
@@ -159,15 +164,21 @@ def _verdict(result: Any, where: str) -> CheckResult:
 
     if isinstance(result, Score):
         # A checkpoint takes no half of a surrogate pair in a name.
-        parts = {str(name).encode("utf-8", "replace").decode(): _number(value, where)
-                 for name, value in (result.checks or {}).items()}
+        parts = {
+            str(name).encode("utf-8", "replace").decode(): _number(value, where)
+            for name, value in (result.checks or {}).items()
+        }
         value = _number(result.value, where)
         if parts and (value == 1) != (min(parts.values()) == 1):
-            raise RewardError(f"{where} returned a Score of {value:g} with the checks {parts}: it must be 1 where all "
-                              "checks are, and only there; give whatever else it counts a check of its own.")
+            raise RewardError(
+                f"{where} returned a Score of {value:g} with the checks {parts}: it must be 1 where all "
+                "checks are, and only there; give whatever else it counts a check of its own."
+            )
         if not isinstance(result.suggestion, str | None):
-            raise RewardError(f"{where} returned a Score with the suggestion {result.suggestion!r}: it must be a "
-                              "reply, as text, or None.")
+            raise RewardError(
+                f"{where} returned a Score with the suggestion {result.suggestion!r}: it must be a "
+                "reply, as text, or None."
+            )
         return CheckResult(value, str(result.feedback or ""), parts or None, result.suggestion)
     feedback: Any = ""
     if isinstance(result, Mapping):

@@ -21,5 +21,6 @@ def refuse_open_references(shape: dict[str, Any]) -> None:
                 if isinstance(target, str):
                     resolver.lookup(target)
             except (Unresolvable, ValueError) as error:
-                raise ValueError(f"its {name} {target!r} leads to nothing in the schema: put the definition under "
-                                 "$defs") from error
+                raise ValueError(
+                    f"its {name} {target!r} leads to nothing in the schema: put the definition under $defs"
+                ) from error

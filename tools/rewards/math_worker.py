@@ -22,9 +22,9 @@ from typing import Any
 from nslora.tools.errors import RewardError
 from nslora.tools.prompt import MINUS
 
-ALARM_S = 5         # for each of two parses and a comparison
+ALARM_S = 5  # for each of two parses and a comparison
 KILL_S = 20.0
-LONGEST_CHARS = 4000        # the end of a long reply holds its result
+LONGEST_CHARS = 4000  # the end of a long reply holds its result
 
 
 def is_number(text: str) -> bool:
@@ -63,7 +63,7 @@ class _Worker:
             if not answer:
                 status = process.wait()
                 self._end()
-                if status >= 0:     # it was not killed, by the clock or by the system for what this text took
+                if status >= 0:  # it was not killed, by the clock or by the system for what this text took
                     raise RewardError(f"math-verify's process ended with status {status}: {_see()}.")
             return answer == "true\n"
 
@@ -72,17 +72,23 @@ class _Worker:
         process, self._process = self._process, None
         if process is None or self._owner != os.getpid():
             return
-        process.kill()      # does nothing to one that has ended
+        process.kill()  # does nothing to one that has ended
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):     # what was not sent yet
+            with suppress(OSError):  # what was not sent yet
                 pipe.close()  # type: ignore[union-attr]
 
     def _started(self) -> subprocess.Popen[str]:
         # In a session of its own: Ctrl-C is for the run, whose end is the end of this process's input.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __spec__.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, encoding="utf-8", start_new_session=True)
+            [sys.executable, "-P", "-m", __spec__.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
         if self._answer(process, '["0"]', None) != "true\n":
             raise RewardError(f"math-verify's process cannot be started: {_see()}.")
         return process
@@ -128,7 +134,7 @@ def _same(expected: str, reply: str, tolerance: float) -> bool:
         return False
     if getattr(gold[0], "is_Number", False) and not _worked_out(given[0]):
         return False
-    if "%" in expected + reply:     # "50%" is 0.5, and 50 where per cent are asked for
+    if "%" in expected + reply:  # "50%" is 0.5, and 50 where per cent are asked for
         return bool(verify(gold, given, timeout_seconds=ALARM_S))
     wanted, got = _value(gold), _value(given)
     if isinstance(wanted, Fraction) and isinstance(got, Fraction):
@@ -170,13 +176,13 @@ def _value(parsed: list[Any]) -> Fraction | float | None:
 
 def main() -> None:
     """Answer each line, a JSON list of one text or of two with a tolerance, with true or false, until none comes."""
-    answers, sys.stdout = sys.stdout, sys.stderr        # nothing that a library prints is taken for an answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints is taken for an answer
     logging.disable()
     for line in sys.stdin:
         request = json.loads(line)
         try:
             found = bool(_parsed(*request)) if len(request) == 1 else _same(*request)
-        except Exception:   # math-verify cannot read this text; that it can read any is asked when the process starts
+        except Exception:  # math-verify cannot read this text; that it can read any is asked when the process starts
             found = False
         answers.write(json.dumps(found) + "\n")
         answers.flush()

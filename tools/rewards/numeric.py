@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
 # "**18**" and "_18_" are 18 in bold and in italics; "9*2*3" and "a_b_c" are neither.
 _EMPHASIS = re.compile(r"(?<![\w*_\\])(\*{1,3}|_{1,3})(?=\S)(.{1,400}?)(?<=\S)\1(?![\w*])")
-_PARTED = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")       # thousands, by spaces that stay with them
+_PARTED = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")  # thousands, by spaces that stay with them
 _ANSWER = re.compile(r"(?i)(?:####|\banswer(?:\s+is|\s*:|\s*=)+)\s*((?:[-+$€£\\]|\.?\d).*?)(?=[.;]\s|\s[(\[]|\n|\Z)")
-_ENOUGH = decimal.Context(prec=1000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])   # digits to subtract in
-ROUNDING = Decimal("1e-12")     # of a float that was printed, as a share of it
+_ENOUGH = decimal.Context(prec=1000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])  # digits to subtract in
+ROUNDING = Decimal("1e-12")  # of a float that was printed, as a share of it
 _ARITHMETIC = re.compile(r"[\\/^*=%×÷]|\bsqrt\b|\bpi\b")
 # Powers of powers, large exponents and factorials of large numbers: `9^9^9^9` would keep sympy busy until it is killed.
 _TOWER = re.compile(r"(?:\^|\*\*)[\s{(]*[-\d.]+[\s})]*(?:\^|\*\*)|(?:\^|\*\*)[\s{(]*-?\d{4,}|\d{4,}\s*!|!\s*!")

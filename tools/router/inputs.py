@@ -71,4 +71,3 @@ def evidence(router_input: RouterInput) -> dict[str, float | str]:
         evidence[f"{kind}_saturated"] = float(router_input.progress[kind].saturated)
         evidence[f"{kind}_cost_tokens"] = router_input.cost_tokens.get(kind, 0.0)
     return evidence
-

@@ -130,7 +130,7 @@ def progress_of(kind: Kind, history: Sequence[Update], settings: SignalSettings 
     threshold, patience = settings.threshold(kind), settings.patience(kind)
     values: list[float] = []
     low, saturated, moved, largest_norm = 0, False, False, 0.0
-    lent, in_vain = False, False    # a try on the rows of a dropped edit: open, and had without success
+    lent, in_vain = False, False  # a try on the rows of a dropped edit: open, and had without success
     last: dict[str, float] = {}
     for update in history:
         if update.kind != kind:

@@ -1,4 +1,5 @@
 """The words in which decisions are explained."""
+
 from collections.abc import Mapping, Sequence
 
 from nslora.tools.router.expected_gain import StrategySettings
@@ -13,7 +14,9 @@ def need_words(kind: Kind, router_input: RouterInput) -> str:
     if need is None:
         return "No failure"
     if kind == "lora" and router_input.remade_waiting > 0:
-        return f"{router_input.remade_waiting} verified remade rows wait, from which weights learn content and form alike"
+        return (
+            f"{router_input.remade_waiting} verified remade rows wait, from which weights learn content and form alike"
+        )
     share = need.content + need.both if kind == "lora" else need.form + need.both
     lacking = "content" if kind == "lora" else "form"
     return f"{round(share * need.failures)} of {need.failures} failures need {lacking}"
@@ -65,7 +68,11 @@ def title(kind: Kind) -> str:
 
 
 def _explain(
-    kind: Kind, wanted: Sequence[Kind], gains: Mapping[Kind, float], router_input: RouterInput, settings: StrategySettings
+    kind: Kind,
+    wanted: Sequence[Kind],
+    gains: Mapping[Kind, float],
+    router_input: RouterInput,
+    settings: StrategySettings,
 ) -> str:
     parts = [need_words(kind, router_input), signal_words(router_input, kind)]
     other: Kind = "textgrad" if kind == "lora" else "lora"

@@ -33,13 +33,14 @@ __all__ = [
     "RouterInput",
     "Strategy",
     "StrategySettings",
-    "needs_of",
     "expected_gains",
     "must_finish",
+    "needs_of",
     "strategy_named",
 ]
 
-ONCE = "once"       # behind a step of an order: one update instead of as many as go
+ONCE = "once"  # behind a step of an order: one update instead of as many as go
+
 
 @dataclass(frozen=True)
 class Neurosymbolic:
@@ -71,7 +72,9 @@ class SingleKind:
         if end := must_finish(router_input):
             return end
         if router_input.progress[self.kind].saturated:
-            return finish(f"{signal_words(router_input, self.kind)}; strategy {self.name} has no other kind.", router_input)
+            return finish(
+                f"{signal_words(router_input, self.kind)}; strategy {self.name} has no other kind.", router_input
+            )
         return go(self.kind, f"Strategy {self.name}: {signal_words(router_input, self.kind)}", router_input)
 
 
@@ -197,8 +200,10 @@ class UserChoice:
         if isinstance(answer, RouterDecision) and answer.action in (*KINDS, "finish"):
             strange = [value for value in answer.evidence.values() if not isinstance(value, str | int | float)]
             if strange:
-                raise SettingsError(f"Strategy {self.name} returned evidence that is no number or text "
-                                    f"({type(strange[0]).__name__}), which no checkpoint takes: leave it out.")
+                raise SettingsError(
+                    f"Strategy {self.name} returned evidence that is no number or text "
+                    f"({type(strange[0]).__name__}), which no checkpoint takes: leave it out."
+                )
             return answer
         if answer == "finish":
             return finish(f"Strategy {self.name} ended the run.", router_input)
@@ -242,7 +247,7 @@ def _user_function(spec: str) -> Callable[[RouterInput], object]:
     module, _, attribute = spec.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)       # behind all that is installed, which it therefore cannot hide
+        sys.path.append(here)  # behind all that is installed, which it therefore cannot hide
     try:
         function = getattr(importlib.import_module(module), attribute)
     except Exception as error:

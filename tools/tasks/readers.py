@@ -13,7 +13,7 @@ from typing import Any
 
 from nslora.tools.errors import TaskError
 
-LONGEST_FIELD = 2**31 - 1       # of a CSV file, in characters
+LONGEST_FIELD = 2**31 - 1  # of a CSV file, in characters
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,11 @@ class SourceRow:
 def read_rows(path: Path) -> list[SourceRow]:
     """All rows of a .jsonl, .json, .csv or .parquet file. Raises TaskError with file and line."""
     readers: dict[str, Callable[[Path], Iterator[SourceRow]]] = {
-        ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".json": _json,
+        ".csv": _csv,
+        ".parquet": _parquet,
     }
     if path.suffix.lower() not in readers:
         raise TaskError(f"{path}: {path.suffix!r} is no known format (known: {', '.join(readers)}); convert the file.")
@@ -133,7 +137,7 @@ def _json(path: Path) -> Iterator[SourceRow]:
 
 
 def _csv(path: Path) -> Iterator[SourceRow]:
-    csv.field_size_limit(LONGEST_FIELD)      # of the module, not of a reader; 128 KiB by itself
+    csv.field_size_limit(LONGEST_FIELD)  # of the module, not of a reader; 128 KiB by itself
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:

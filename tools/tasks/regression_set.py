@@ -33,8 +33,10 @@ def read_regression_set(path: str | None, task: Task) -> tuple[Example, ...]:
         if keys_of(question) & tested:
             raise TaskError(f"{row.place}: {question[:80]!r} stands in the test split, which is looked at only once.")
         if keys_of(question) & learnt:
-            raise TaskError(f"{row.place}: {question[:80]!r} stands in the train split, but an anchor is never learnt "
-                            "from: take it out of one of the two.")
+            raise TaskError(
+                f"{row.place}: {question[:80]!r} stands in the train split, but an anchor is never learnt "
+                "from: take it out of one of the two."
+            )
         text = reference if isinstance(reference, str) and reference.strip() else None
         example = Example(f"anchor-{row.number}", question, text, row.columns)
         problem = task.reward.problem(example)

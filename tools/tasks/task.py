@@ -56,9 +56,7 @@ class Task:
     options: Mapping[str, Any]
 
 
-def load_task(
-    source: str | Path, *, style: str | None = None, combine: str | None = None, **overrides: Any
-) -> Task:
+def load_task(source: str | Path, *, style: str | None = None, combine: str | None = None, **overrides: Any) -> Task:
     """A task by the name of an embedded one, or by the path of a folder or a task.yaml.
 
     style chooses one of the task's styles, combine is "mean" or "all"; overrides replace top-level fields of the
@@ -72,7 +70,12 @@ def load_task(
     options = {"style": style, "combine": combine, **overrides}
     prompt = _prompt(spec.prompt, document.folder, str(document.path))
     return _task(
-        spec.name, _rows(spec, document), spec.fields, reward, prompt, spec.max_new_tokens,
+        spec.name,
+        _rows(spec, document),
+        spec.fields,
+        reward,
+        prompt,
+        spec.max_new_tokens,
         source=str(source) if str(source) in embedded_tasks() else str(Path(source).absolute()),
         options={name: value for name, value in options.items() if value is not None},
     )
@@ -100,8 +103,9 @@ def task_from_rows(
     except ValidationError as error:
         raise TaskError(f"task_from_rows: fields: {first_problem(error, Fields)}.") from error
     if type(max_new_tokens) is not int or max_new_tokens < 1:
-        raise TaskError(f"task_from_rows: max_new_tokens is {max_new_tokens!r}, but a whole number of at least 1 is "
-                        "needed.")
+        raise TaskError(
+            f"task_from_rows: max_new_tokens is {max_new_tokens!r}, but a whole number of at least 1 is needed."
+        )
     if not isinstance(name, str) or not name.strip():
         raise TaskError(f"task_from_rows: name is {name!r}, but a text is needed.")
     if not isinstance(prompt, Prompt | str | None):
@@ -125,7 +129,7 @@ def same_question(question: str) -> str:
 
 def keys_of(question: str) -> set[str]:
     """What a question shares with one that is the same: as splits are cut, or as a prompt is searched for copies."""
-    return {same_question(question), normalise(question)} - {""}      # of one that is all punctuation
+    return {same_question(question), normalise(question)} - {""}  # of one that is all punctuation
 
 
 def any_keys(examples: Iterable[Example]) -> set[str]:
@@ -139,8 +143,9 @@ def _document(source: str | Path) -> Document:
     try:
         return _document_at(Path(source))
     except OSError as error:
-        raise TaskError(f"The task {source} cannot be read ({error.strerror or error}): see to its name and its "
-                        "rights.") from error
+        raise TaskError(
+            f"The task {source} cannot be read ({error.strerror or error}): see to its name and its rights."
+        ) from error
 
 
 def _document_at(path: Path) -> Document:
@@ -177,23 +182,39 @@ def _rows(spec: TaskSpec, document: Document) -> dict[str, list[SourceRow]]:
     rows = {split: of(split, name) for split in SPLITS if (name := getattr(spec.sources, split)) is not None}
     shares = {split: getattr(spec.split, split) for split in SPLITS if split not in rows}
     if spec.split is not None:
-        rows.update(split_off(rows["train"], shares, spec.split.seed, lambda row: same_question(_question(row, spec.fields))))
+        rows.update(
+            split_off(rows["train"], shares, spec.split.seed, lambda row: same_question(_question(row, spec.fields)))
+        )
     return rows
 
 
 def _task(
-    name: str, rows: Mapping[str, Sequence[SourceRow]], fields: Fields, reward: Reward, prompt: Prompt, max_new_tokens: int,
-    *, source: str, options: Mapping[str, Any],
+    name: str,
+    rows: Mapping[str, Sequence[SourceRow]],
+    fields: Fields,
+    reward: Reward,
+    prompt: Prompt,
+    max_new_tokens: int,
+    *,
+    source: str,
+    options: Mapping[str, Any],
 ) -> Task:
     splits = {split: _examples(split, rows[split], fields, reward) for split in SPLITS}
     _refuse_duplicate_ids(splits)
     _refuse_overlap(splits)
     content = {split: [[e.id, e.question, e.reference, dict(e.fields)] for e in splits[split]] for split in SPLITS}
-    plain = json.loads(json.dumps({"rows": content, "reward": reward.spec, "max_new_tokens": max_new_tokens},
-                                  default=as_text))
+    plain = json.loads(
+        json.dumps({"rows": content, "reward": reward.spec, "max_new_tokens": max_new_tokens}, default=as_text)
+    )
     return Task(
-        name=name, **splits, reward=reward, prompt=prompt, max_new_tokens=max_new_tokens,
-        hash=sha256_of_json({**plain, "prompt": prompt.render()}), source=source, options=dict(options),
+        name=name,
+        **splits,
+        reward=reward,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        hash=sha256_of_json({**plain, "prompt": prompt.render()}),
+        source=source,
+        options=dict(options),
     )
 
 
@@ -240,7 +261,7 @@ def _id(row: SourceRow, fields: Fields, split: str) -> str:
     value = row.columns.get(column)
     if value is None and fields.id is None:
         return f"{split}-{row.number}"
-    if not isinstance(value, bool) and isinstance(value, Integral):     # one of NumPy's, too
+    if not isinstance(value, bool) and isinstance(value, Integral):  # one of NumPy's, too
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise TaskError(f"{row.place}: the id in the field {column!r} is {value!r}: give each row a text or a number.")
@@ -285,5 +306,6 @@ def _prompt(document: str | None, folder: Path, where: str) -> Prompt:
     try:
         return parse(document)
     except PromptError as error:
-        raise TaskError(f"{where}: the start prompt is refused: {error} (A system turn alone, in Python: "
-                        "Prompt(system=...).)") from error
+        raise TaskError(
+            f"{where}: the start prompt is refused: {error} (A system turn alone, in Python: Prompt(system=...).)"
+        ) from error

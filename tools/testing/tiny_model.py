@@ -5,13 +5,22 @@ from typing import Any, Literal
 
 Family = Literal["llama", "qwen2", "gpt2"]
 
-CHATML = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-          "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 
 
-def write_tiny_model(folder: Path, family: Family = "llama", *, blocks: int = 4, width: int = 32,
-                     chat_template: bool = True, seed: int = 0) -> Path:
+def write_tiny_model(
+    folder: Path,
+    family: Family = "llama",
+    *,
+    blocks: int = 4,
+    width: int = 32,
+    chat_template: bool = True,
+    seed: int = 0,
+) -> Path:
     """Save a random model of a known shape, with a byte-level tokenizer, as `save_pretrained` would.
 
     folder: where to write it; returned, for `LocalPolicy.load(str(folder), ...)`.
@@ -39,8 +48,9 @@ def byte_tokenizer(chat_template: bool) -> Any:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(list(SPECIAL))
     end = "<|im_end|>" if chat_template else "<|endoftext|>"
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=end, pad_token="<|pad|>",
-                                        additional_special_tokens=["<|im_start|>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=end, pad_token="<|pad|>", additional_special_tokens=["<|im_start|>"]
+    )
     if chat_template:
         tokenizer.chat_template = CHATML
     return tokenizer
@@ -51,11 +61,27 @@ def tiny_model(family: Family, blocks: int, width: int, vocabulary: int) -> Any:
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
     if family == "gpt2":
-        return AutoModelForCausalLM.from_config(GPT2Config(
-            vocab_size=vocabulary, n_embd=width, n_layer=blocks, n_head=4, n_positions=2048, resid_pdrop=0.0,
-            embd_pdrop=0.0, attn_pdrop=0.0))
-    shape = {"vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 2 * width,
-             "num_hidden_layers": blocks, "num_attention_heads": 4, "num_key_value_heads": 2,
-             "max_position_embeddings": 2048, "tie_word_embeddings": True}
+        return AutoModelForCausalLM.from_config(
+            GPT2Config(
+                vocab_size=vocabulary,
+                n_embd=width,
+                n_layer=blocks,
+                n_head=4,
+                n_positions=2048,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            )
+        )
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    }
     config = LlamaConfig(**shape) if family == "llama" else Qwen2Config(**shape)
     return AutoModelForCausalLM.from_config(config)

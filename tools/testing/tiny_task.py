@@ -3,11 +3,26 @@
 import json
 from pathlib import Path
 
-PLACES = ("mill", "bridge", "lamp", "ferry", "anchor", "tower", "garden", "market", "harbour", "quarry", "chapel",
-          "forge")
+PLACES = (
+    "mill",
+    "bridge",
+    "lamp",
+    "ferry",
+    "anchor",
+    "tower",
+    "garden",
+    "market",
+    "harbour",
+    "quarry",
+    "chapel",
+    "forge",
+)
 KEEPERS = ("ok", "no", "ab")
-SPLITS = {"train": "Who keeps the {place}?", "validation": "The {place} is kept by whom?",
-          "test": "Name the keeper of the {place}."}
+SPLITS = {
+    "train": "Who keeps the {place}?",
+    "validation": "The {place} is kept by whom?",
+    "test": "Name the keeper of the {place}.",
+}
 TASK = """name: keepers
 data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}
 max_new_tokens: 12
@@ -24,7 +39,9 @@ def write_tiny_task(folder: Path, rows: int = 8) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "task.yaml").write_text(TASK, encoding="utf-8")
     for split, question in SPLITS.items():
-        lines = [json.dumps({"question": question.format(place=PLACES[i]), "reference": KEEPERS[i % len(KEEPERS)]})
-                 for i in range(rows)]
+        lines = [
+            json.dumps({"question": question.format(place=PLACES[i]), "reference": KEEPERS[i % len(KEEPERS)]})
+            for i in range(rows)
+        ]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

@@ -31,8 +31,9 @@ class AdapterStore:
         """
         folder = self.folder / name
         if not ADAPTER_NAME.fullmatch(name) or not (folder / WEIGHTS).is_file():
-            raise DamagedError(f"No adapter {name} in {self.folder}: it was deleted, or the run's folder was moved in "
-                               "part.")
+            raise DamagedError(
+                f"No adapter {name} in {self.folder}: it was deleted, or the run's folder was moved in part."
+            )
         try:
             found = content_hash(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -54,7 +55,7 @@ class AdapterStore:
         """Take over a finished folder under the hash of its content; returns the hash."""
         name = content_hash(partial)
         if (self.folder / name).exists() and not self.is_whole(name):
-            shutil.rmtree(self.folder / name)       # damaged; this is what it was
+            shutil.rmtree(self.folder / name)  # damaged; this is what it was
         publish_folder(partial, self.folder / name)
         return name
 
@@ -72,7 +73,7 @@ def check_optimizer(path: Path) -> None:
 
     try:
         if path.is_file():
-            with safe_open(path, "numpy"):      # reads the header, and compares it with the file's length
+            with safe_open(path, "numpy"):  # reads the header, and compares it with the file's length
                 pass
     except SafetensorError as error:
         raise DamagedError(f"The optimizer state {path} is damaged ({error}).") from error
@@ -82,6 +83,6 @@ def content_hash(folder: Path) -> str:
     """16 hex characters over the tensors' bytes and the settings that change what they compute."""
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     kept = {key: config.get(key) for key in CONFIG_KEYS}
-    kept["lora_alpha"] = float(config["lora_alpha"])    # 16 and 16.0 are one setting
+    kept["lora_alpha"] = float(config["lora_alpha"])  # 16 and 16.0 are one setting
     kept["target_modules"] = sorted(config.get("target_modules") or ())
     return sha256_of_json([kept, sha256_of_file(folder / WEIGHTS)])[:16]

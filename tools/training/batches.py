@@ -47,7 +47,7 @@ class BatchPlan:
             random.Random(f"{self.seed}/{epoch}").shuffle(numbers)
             order += numbers
         most = self.settings.max_steps
-        return tuple(order if most is None else order[:most * self.settings.batch_size])
+        return tuple(order if most is None else order[: most * self.settings.batch_size])
 
     @property
     def steps(self) -> int:
@@ -59,7 +59,7 @@ class BatchPlan:
 
     def rest(self, steps_done: int) -> tuple[int, ...]:
         """What remains of `order` after so many steps."""
-        return self.order[steps_done * self.settings.batch_size:]
+        return self.order[steps_done * self.settings.batch_size :]
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class PaddedLayout:
         labels = torch.full(shape, -100)
         for i, number in enumerate(numbers):
             row = self.plan.rows[number]
-            ids[i, :len(row)] = torch.tensor(row.prompt_ids + row.completion_ids)
-            labels[i, len(row.prompt_ids):len(row)] = torch.tensor(row.completion_ids)
-            mask[i, :len(row)] = 1
+            ids[i, : len(row)] = torch.tensor(row.prompt_ids + row.completion_ids)
+            labels[i, len(row.prompt_ids) : len(row)] = torch.tensor(row.completion_ids)
+            mask[i, : len(row)] = 1
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def kinds(self) -> dict[tuple[int, ...], int]:
@@ -131,17 +131,17 @@ class SharedPrefixLayout:
         length = self.shared + len(numbers) * self.width
         ids, labels = torch.full((1, length), self.plan.pad_id), torch.full((1, length), -100)
         positions, mask = torch.arange(length)[None], torch.zeros(length, length, dtype=torch.bool)
-        ids[0, :self.shared] = torch.tensor(self.plan.rows[0].prompt_ids[:self.shared])
-        mask[:, :self.shared] = True
-        mask[:self.shared, :self.shared] = torch.ones(self.shared, self.shared, dtype=torch.bool).tril()
+        ids[0, : self.shared] = torch.tensor(self.plan.rows[0].prompt_ids[: self.shared])
+        mask[:, : self.shared] = True
+        mask[: self.shared, : self.shared] = torch.ones(self.shared, self.shared, dtype=torch.bool).tril()
         causal = torch.ones(self.width, self.width, dtype=torch.bool).tril()
         for i, number in enumerate(numbers):
             row, start = self.plan.rows[number], self.shared + i * self.width
             end = start + len(row) - self.shared
-            ids[0, start:end] = torch.tensor((row.prompt_ids + row.completion_ids)[self.shared:])
-            labels[0, start + len(row.prompt_ids) - self.shared:end] = torch.tensor(row.completion_ids)
-            positions[0, start:start + self.width] = torch.arange(self.shared, self.shared + self.width)
-            mask[start:start + self.width, start:start + self.width] = causal
+            ids[0, start:end] = torch.tensor((row.prompt_ids + row.completion_ids)[self.shared :])
+            labels[0, start + len(row.prompt_ids) - self.shared : end] = torch.tensor(row.completion_ids)
+            positions[0, start : start + self.width] = torch.arange(self.shared, self.shared + self.width)
+            mask[start : start + self.width, start : start + self.width] = causal
         return {"input_ids": ids, "attention_mask": mask[None, None], "position_ids": positions, "labels": labels}
 
     def kinds(self) -> dict[tuple[int, ...], int]:
@@ -152,14 +152,14 @@ class SharedPrefixLayout:
         """(1, L, H) states of a batch to one (shared + width, H) tensor per row; the prefix's states are repeated."""
         import torch
 
-        prefix, tails = states[0, :self.shared], states[0, self.shared:].split(self.width)
+        prefix, tails = states[0, : self.shared], states[0, self.shared :].split(self.width)
         return [torch.cat([prefix, tail]) for tail in tails]
 
     def join(self, states: Sequence[Any]) -> Any:
         """The inverse of `split`."""
         import torch
 
-        return torch.cat([states[0][:self.shared], *(each[self.shared:] for each in states)])[None]
+        return torch.cat([states[0][: self.shared], *(each[self.shared :] for each in states)])[None]
 
 
 Layout = PaddedLayout | SharedPrefixLayout
@@ -171,7 +171,7 @@ def kinds_of(plan: BatchPlan, kind: Callable[[Sequence[int]], bool]) -> dict[tup
     first: dict[bool, tuple[int, ...]] = {}
     steps: Counter[tuple[int, ...]] = Counter()
     for start in range(0, len(plan.order) - size + 1, size):
-        numbers = plan.order[start:start + size]
+        numbers = plan.order[start : start + size]
         steps[first.setdefault(kind(numbers), numbers)] += 1
     return dict(steps)
 

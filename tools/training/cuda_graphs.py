@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-LONGEST_REASON = 80     # characters
-LEAST_STEPS = 16        # recording takes as long as about ten steps
+LONGEST_REASON = 80  # characters
+LEAST_STEPS = 16  # recording takes as long as about ten steps
 TENSORS = ("input_ids", "inputs_embeds", "position_ids", "attention_mask")
-OF_THE_LOSS = ("labels", "shift_labels", "num_items_in_batch")     # handed down to a decoder, which has no use for them
-BatchShape = tuple[tuple[str, tuple[int, ...]], ...]      # of a batch: what it holds, and the shapes
+OF_THE_LOSS = ("labels", "shift_labels", "num_items_in_batch")  # handed down to a decoder, which has no use for them
+BatchShape = tuple[tuple[str, tuple[int, ...]], ...]  # of a batch: what it holds, and the shapes
 
 
 @contextmanager
@@ -37,7 +37,7 @@ class CapturedDecoder:
 
     def __init__(self, plain: Callable[..., Any], decoder: Any) -> None:
         self.plain, self.decoder = plain, decoder
-        self.graphs: dict[BatchShape, Any] = {}       # modules whose forward replays
+        self.graphs: dict[BatchShape, Any] = {}  # modules whose forward replays
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         import torch
@@ -64,7 +64,7 @@ class CapturedDecoder:
         class Decoder(torch.nn.Module):
             def __init__(self, decoder: Any) -> None:
                 super().__init__()
-                self.decoder = decoder      # whose parameters are the graph's inputs too
+                self.decoder = decoder  # whose parameters are the graph's inputs too
 
             def forward(self, *tensors: Any) -> Any:
                 return plain(**dict(zip(names, tensors, strict=True)), use_cache=False).last_hidden_state
@@ -76,7 +76,8 @@ class CapturedDecoder:
                 refuse_waiting(plain, inputs, trainable)
                 wanted = outcome(module, sample, trainable)
                 graph: Any = torch.cuda.make_graphed_callables(
-                    module, tuple(tensor.clone() for tensor in sample), num_warmup_iters=1, allow_unused_input=True)
+                    module, tuple(tensor.clone() for tensor in sample), num_warmup_iters=1, allow_unused_input=True
+                )
                 found = outcome(graph, sample, trainable)
                 same = all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nslora.tools.inference.decoder import blocks_of, inputs_of
 
-LARGEST_TRUNK_DIFFERENCE = 1e-4     # of the probe, relative; embeddings that are treated specially are far above
+LARGEST_TRUNK_DIFFERENCE = 1e-4  # of the probe, relative; embeddings that are treated specially are far above
 
 
 class _Reached(Exception):  # noqa: N818 - control flow, not an error
@@ -67,7 +67,7 @@ def trunk_is_exact(model: Any, batch: dict[str, Any], cut: int) -> bool:
     import torch
 
     if model.config.model_type == "mpt":
-        return False        # PEFT 0.21 lets no states in
+        return False  # PEFT 0.21 lets no states in
     decoder, _ = blocks_of(model)
     inputs = inputs_of(model, batch)
     states = trunk_states(model, batch, cut)
@@ -101,8 +101,10 @@ def drops_out(model: Any, cut: int | None = None) -> bool:
             continue
         if isinstance(module, _DropoutNd) and module.p > 0:
             return True
-        if any(("drop" in key or "jitter" in key) and isinstance(value, float) and value > 0
-               for key, value in vars(module).items()):
+        if any(
+            ("drop" in key or "jitter" in key) and isinstance(value, float) and value > 0
+            for key, value in vars(module).items()
+        ):
             return True
     return False
 

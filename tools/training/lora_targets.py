@@ -6,7 +6,7 @@ from nslora.tools.errors import ModelError
 from nslora.tools.inference.decoder import blocks_of
 from nslora.tools.training.settings import LoraSettings
 
-TOP_SHARE = 1 / 3       # of the blocks, on a CPU: learns as well as all of them at half the cost (SmolLM2-135M)
+TOP_SHARE = 1 / 3  # of the blocks, on a CPU: learns as well as all of them at half the cost (SmolLM2-135M)
 # PEFT 0.21 refuses these, since kernels of such models read the weights past the module.
 PAST_THE_MODULE = {"out_proj", "conv1d"}
 MODELS_WITH_SUCH_KERNELS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
@@ -28,15 +28,28 @@ def lora_targets(model: Any, settings: LoraSettings, *, on_cpu: bool) -> dict[st
     if top > len(blocks):
         raise ModelError(f"lora.top_blocks is {top}, the model has {len(blocks)} blocks: lower it.")
     # Blocks may differ: some architectures alternate attention with convolutions.
-    linear = sorted({module.rsplit(".", 1)[-1] for block in list(blocks)[-top:]
-                     for module, child in block.named_modules() if is_linear(child)} - refused(model, blocks))
+    linear = sorted(
+        {
+            module.rsplit(".", 1)[-1]
+            for block in list(blocks)[-top:]
+            for module, child in block.named_modules()
+            if is_linear(child)
+        }
+        - refused(model, blocks)
+    )
     targets = list(settings.targets or linear)
     if unknown := sorted(set(targets) - set(linear)):
-        raise ModelError(f"lora.targets names {', '.join(unknown)}, on which LoRA cannot go in this model's blocks; it "
-                         f"can go on {', '.join(linear)}.")
+        raise ModelError(
+            f"lora.targets names {', '.join(unknown)}, on which LoRA cannot go in this model's blocks; it "
+            f"can go on {', '.join(linear)}."
+        )
     fan_in_fan_out = any(isinstance(child, Conv1D) for child in blocks[-1].modules())
-    return {"target_modules": targets, "layers_to_transform": list(range(len(blocks) - top, len(blocks))),
-            "layers_pattern": name, "fan_in_fan_out": fan_in_fan_out}
+    return {
+        "target_modules": targets,
+        "layers_to_transform": list(range(len(blocks) - top, len(blocks))),
+        "layers_pattern": name,
+        "fan_in_fan_out": fan_in_fan_out,
+    }
 
 
 def is_linear(module: Any) -> bool:
@@ -62,8 +75,10 @@ def peft_placement(model: Any, targets: dict[str, Any]) -> dict[str, Any]:
     decoder, name = blocks_of(model)
     blocks, names = getattr(decoder, name), set(targets["target_modules"])
     own = {id(child) for child in blocks.modules()}
-    elsewhere = any(f".{name}." in path and path.rsplit(".", 1)[-1] in names and id(child) not in own
-                    for path, child in model.named_modules())
+    elsewhere = any(
+        f".{name}." in path and path.rsplit(".", 1)[-1] in names and id(child) not in own
+        for path, child in model.named_modules()
+    )
     if not elsewhere:
         return targets
     wanted = {id(child) for i in targets["layers_to_transform"] for child in blocks[i].modules() if is_linear(child)}

@@ -1,4 +1,5 @@
 """Settings of LoRA training."""
+
 from typing import Literal
 
 from pydantic import Field
@@ -18,27 +19,27 @@ class LoraSettings(Settings):
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | None = None          # module names; None: every linear layer of a block
-    top_blocks: int | None = Field(None, ge=1)      # None: the top third on a CPU, all of them on a GPU
+    targets: tuple[str, ...] | None = None  # module names; None: every linear layer of a block
+    top_blocks: int | None = Field(None, ge=1)  # None: the top third on a CPU, all of them on a GPU
     use_rslora: bool = False
     use_dora: bool = False
-    learning_rate: float | None = Field(None, gt=0, le=10)      # None: `rate_for` the model's width
+    learning_rate: float | None = Field(None, gt=0, le=10)  # None: `rate_for` the model's width
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_share: float = Field(0.05, ge=0, le=1)
     epochs: int = Field(8, ge=1)
-    max_steps: int | None = Field(None, ge=1)       # ends a training job, whatever its epochs; None: no such end
+    max_steps: int | None = Field(None, ge=1)  # ends a training job, whatever its epochs; None: no such end
     batch_size: int = Field(8, ge=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    max_loss_nats: float = Field(20.0, gt=0)        # above ln(vocabulary) for any vocabulary: worse than guessing
-    early_stop_patience: int | None = Field(2, ge=1)    # epochs without a drop that end a training job; None: never
-    early_stop_drop: float = Field(0.02, ge=0, lt=1)    # relative fall of an epoch's loss that counts as a drop
+    max_loss_nats: float = Field(20.0, gt=0)  # above ln(vocabulary) for any vocabulary: worse than guessing
+    early_stop_patience: int | None = Field(2, ge=1)  # epochs without a drop that end a training job; None: never
+    early_stop_drop: float = Field(0.02, ge=0, lt=1)  # relative fall of an epoch's loss that counts as a drop
     # Rows known by heart: on `handbook` a first training job ends at 0.007; a second one over the same rows began at 0.004,
     # fell by nine tenths and won no row. One such epoch ends a training job; with patience None it does not.
     early_stop_loss_nats: float = Field(0.01, ge=0)
-    replay_share: float = Field(0.25, ge=0, le=1)   # of the content rows: rows already right, so that they stay so
-    fast: bool = True                               # frozen trunk and compact head, where a probe finds them exact
-    share_prefix: bool = True                       # with fast: common beginnings once a batch; exact up to rounding
+    replay_share: float = Field(0.25, ge=0, le=1)  # of the content rows: rows already right, so that they stay so
+    fast: bool = True  # frozen trunk and compact head, where a probe finds them exact
+    share_prefix: bool = True  # with fast: common beginnings once a batch; exact up to rounding
 
     def rate_for(self, width: int) -> float:
         """The learning rate for a model of this hidden size; what is set goes as it is.

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 SNAPSHOT = "newest.safetensors"
-LARGEST_SHARE = 0.05    # of a training job's time that snapshots may take
-FREE_S = 3.0            # below this nobody minds
-MATRICES = ("exp_avg", "exp_avg_sq")     # of AdamW's state, in the shape of the parameter
+LARGEST_SHARE = 0.05  # of a training job's time that snapshots may take
+FREE_S = 3.0  # below this nobody minds
+MATRICES = ("exp_avg", "exp_avg_sq")  # of AdamW's state, in the shape of the parameter
 MOMENTS = (*MATRICES, "step")
 
 
@@ -28,7 +28,7 @@ class Snapshots:
     def __init__(self, folder: Path | None, start_optimizer: Path | None = None) -> None:
         self.folder = folder
         self._began, self._spent_s = time.monotonic(), 0.0
-        self._saved = 0         # steps in the snapshot that this process took last
+        self._saved = 0  # steps in the snapshot that this process took last
         self.start_optimizer = start_optimizer
         self.log: list[dict[str, float]] = []
         self.moments: dict[str, Any] = {}
@@ -60,9 +60,12 @@ class Snapshots:
             for (_, parameter), part in zip(named, saved["adapter"].split(sizes), strict=True):
                 parameter.copy_(part.view_as(parameter))
         states = zip(*(saved[key].split(sizes) for key in MATRICES), saved["step"], strict=True)
-        self.moments = {f"{name}.{key}": value.view_as(parameter) if key in MATRICES else value
-                        for (name, parameter), state in zip(named, states, strict=True) if state[-1] > 0
-                        for key, value in zip(MOMENTS, state, strict=True)}
+        self.moments = {
+            f"{name}.{key}": value.view_as(parameter) if key in MATRICES else value
+            for (name, parameter), state in zip(named, states, strict=True)
+            if state[-1] > 0
+            for key, value in zip(MOMENTS, state, strict=True)
+        }
         self._random = {name: value for name, value in saved.items() if name.startswith("random.")}
         self.log = log
         return len(log)
@@ -86,8 +89,10 @@ class Snapshots:
             return
         for name, parameter in trainable(model):
             if f"{name}.step" in self.moments:
-                optimizer.state[parameter] = {key: self.moments[f"{name}.{key}"].clone().to(
-                    "cpu" if key == "step" else parameter.device) for key in MOMENTS}
+                optimizer.state[parameter] = {
+                    key: self.moments[f"{name}.{key}"].clone().to("cpu" if key == "step" else parameter.device)
+                    for key in MOMENTS
+                }
 
     def after_step(self, optimizer: Any, log: list[dict[str, float]]) -> None:
         """Take a snapshot, unless they have become too dear."""
@@ -117,8 +122,11 @@ def snapshot(optimizer: Any) -> dict[str, Any]:
     # In the order of `trainable`; walking through the modules for them takes longer than copying them.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # A parameter that has had no gradient yet has no state: zero steps.
-    states = [optimizer.state.get(parameter) or {"step": torch.zeros(()), **dict.fromkeys(
-        MATRICES, torch.zeros_like(parameter))} for parameter in parameters]
+    states = [
+        optimizer.state.get(parameter)
+        or {"step": torch.zeros(()), **dict.fromkeys(MATRICES, torch.zeros_like(parameter))}
+        for parameter in parameters
+    ]
     with torch.no_grad():
         tensors = {"adapter": parameters_to_vector(parameters)}
         tensors |= {key: parameters_to_vector([state[key] for state in states]) for key in MATRICES}

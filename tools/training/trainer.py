@@ -30,9 +30,9 @@ from nslora.tools.training.frozen_trunk import (
 from nslora.tools.training.memory import refuse_what_does_not_fit
 from nslora.tools.training.snapshots import Snapshots, moments
 
-REPEATABLE = "repeatable"           # among what a base was found to bear: kernels that add in a fixed order
+REPEATABLE = "repeatable"  # among what a base was found to bear: kernels that add in a fixed order
 NOT_REPEATABLE = "not the same to the bit if repeated: an operation of this model has no such kernel on this GPU"
-LARGEST_TRUNK_BYTES = 2 << 30       # cached states above this are not worth the memory: plain training
+LARGEST_TRUNK_BYTES = 2 << 30  # cached states above this are not worth the memory: plain training
 
 
 @dataclass
@@ -60,7 +60,9 @@ class Outcome:
     steps_done: int = 0
     wall_s: float = 0.0
     fast_path: str = ""
-    moments: dict[str, Any] = field(default_factory=dict)     # of the optimizer, for the training job that continues this one
+    moments: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the optimizer, for the training job that continues this one
 
     def per_epoch(self, key: str) -> tuple[float, ...]:
         """Mean of a logged quantity in each epoch."""
@@ -72,7 +74,7 @@ class Outcome:
     @property
     def trained_tokens(self) -> int:
         """Tokens that went through the steps, padding left out; those of a process that was killed count too."""
-        done = self.plan.order[:len(self.log) * self.plan.settings.batch_size]
+        done = self.plan.order[: len(self.log) * self.plan.settings.batch_size]
         return sum(len(self.plan.rows[number]) for number in done)
 
     @property
@@ -93,13 +95,18 @@ class Outcome:
             return True
         if len(losses) <= settings.early_stop_patience:
             return False
-        last = losses[-settings.early_stop_patience - 1:]
-        return all(before - after < settings.early_stop_drop * before
-                   for before, after in pairwise(last))
+        last = losses[-settings.early_stop_patience - 1 :]
+        return all(before - after < settings.early_stop_drop * before for before, after in pairwise(last))
 
 
-def train(model: Any, tokenizer: Any, plan: BatchPlan, progress: Snapshots, found_exact: dict[str, bool],
-          on_progress: OnProgress) -> Outcome:
+def train(
+    model: Any,
+    tokenizer: Any,
+    plan: BatchPlan,
+    progress: Snapshots,
+    found_exact: dict[str, bool],
+    on_progress: OnProgress,
+) -> Outcome:
     """Train the active adapter of a PeftModel in place.
 
     found_exact: which short cuts this base was found to bear; the caller keeps it, so that each is probed once.
@@ -124,8 +131,17 @@ def train(model: Any, tokenizer: Any, plan: BatchPlan, progress: Snapshots, foun
             collator = Collator(cuts.layout, cached_states(base, cuts.layout, cuts.trunk) if cuts.trunk else None)
             if cuts.trunk:
                 stack.enter_context(without_trunk(base, cuts.trunk))
-            trainer = job_trainer(model, tokenizer, plan, Dataset.from_dict({"row": list(rest)}), collator,
-                                    cuts.positions, progress, outcome, on_progress)
+            trainer = job_trainer(
+                model,
+                tokenizer,
+                plan,
+                Dataset.from_dict({"row": list(rest)}),
+                collator,
+                cuts.positions,
+                progress,
+                outcome,
+                on_progress,
+            )
             if graphs := enter_graphs(stack, model, plan, collator, autocast=trainer.args.bf16):
                 outcome.fast_path += f", {graphs}"
             stack.enter_context(kept_in_training(model, trainer.optimizer))
@@ -159,8 +175,12 @@ def enter_graphs(stack: ExitStack, model: Any, plan: BatchPlan, collator: Collat
         return ""
     captured = stack.enter_context(captured_decoder(decoder))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    notes = [captured.record(inputs_of(base, collator([{"row": number} for number in numbers])), trainable,
-                             autocast=autocast) for numbers in often]
+    notes = [
+        captured.record(
+            inputs_of(base, collator([{"row": number} for number in numbers])), trainable, autocast=autocast
+        )
+        for numbers in often
+    ]
     return ", ".join(dict.fromkeys(note or "CUDA graphs" for note in notes))
 
 
@@ -195,7 +215,7 @@ def fixed_order_of_sums(device: Any) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     # Only warned of, attention's usual backward kernel would be taken all the same.
     torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False        # a help to find errors, and slow
+    memory.fill_uninitialized_memory = False  # a help to find errors, and slow
     try:
         yield
     finally:
@@ -243,8 +263,15 @@ def short_cuts(stack: ExitStack, model: Any, plan: BatchPlan, found_exact: dict[
         used.append(f"shared prefix of {packed.shared} tokens")
     repeated = len(plan.order) > len(plan.rows)
     trunk = 0
-    if cut and repeated and fits_memory(base, plan) and not drops_out(base, cut) and probed(
-            found_exact, f"trunk {cut} {type(layout).__name__}", lambda: trunk_is_exact(base, layout.batch([0]), cut)):
+    if (
+        cut
+        and repeated
+        and fits_memory(base, plan)
+        and not drops_out(base, cut)
+        and probed(
+            found_exact, f"trunk {cut} {type(layout).__name__}", lambda: trunk_is_exact(base, layout.batch([0]), cut)
+        )
+    ):
         trunk = cut
         used.append(f"frozen trunk of {cut} blocks")
     return ShortCuts(layout, ", ".join(used), positions, trunk)
@@ -288,7 +315,8 @@ def layouts_agree(base: Any, plan: BatchPlan, packed: SharedPrefixLayout) -> boo
     except (RuntimeError, TypeError, ValueError):
         return False
     return found[0].shape == found[1].shape and bool(
-        (found[0] - found[1]).abs().max() <= rounding(base) * found[0].abs().max())
+        (found[0] - found[1]).abs().max() <= rounding(base) * found[0].abs().max()
+    )
 
 
 def cached_states(base: Any, layout: Layout, cut: int) -> list[Any]:
@@ -296,13 +324,22 @@ def cached_states(base: Any, layout: Layout, cut: int) -> list[Any]:
     states: list[Any] = []
     numbers, size = range(len(layout.plan.rows)), layout.plan.settings.batch_size
     for start in range(0, len(numbers), size):
-        reached = trunk_states(base, layout.batch(numbers[start:start + size]), cut)
+        reached = trunk_states(base, layout.batch(numbers[start : start + size]), cut)
         states += [each.cpu() for each in layout.split(reached)]
     return states
 
 
-def job_trainer(model: Any, tokenizer: Any, plan: BatchPlan, dataset: Any, collator: Collator, positions: Any,
-                  progress: Snapshots, outcome: Outcome, on_progress: OnProgress) -> Any:
+def job_trainer(
+    model: Any,
+    tokenizer: Any,
+    plan: BatchPlan,
+    dataset: Any,
+    collator: Collator,
+    positions: Any,
+    progress: Snapshots,
+    outcome: Outcome,
+    on_progress: OnProgress,
+) -> Any:
     """An SFTTrainer that runs the rest of the plan, in its order."""
     import torch
     from transformers import TrainerCallback, get_scheduler
@@ -310,7 +347,7 @@ def job_trainer(model: Any, tokenizer: Any, plan: BatchPlan, dataset: Any, colla
 
     class JobTrainer(SFTTrainer):  # type: ignore[misc]
         def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-            return 0        # nobody reads them here, and counting parameters walks through all modules at each step
+            return 0  # nobody reads them here, and counting parameters walks through all modules at each step
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             if positions is not None:
@@ -330,7 +367,7 @@ def job_trainer(model: Any, tokenizer: Any, plan: BatchPlan, dataset: Any, colla
             progress.after_step(optimizer, outcome.log)
             try:
                 on_progress(len(outcome.log), plan.steps)
-            except BaseException:       # Ctrl-C: what was done is not done again
+            except BaseException:  # Ctrl-C: what was done is not done again
                 progress.save(optimizer, outcome.log)
                 raise
             control.should_training_stop = control.should_training_stop or outcome.stopped_early
@@ -346,8 +383,14 @@ def job_trainer(model: Any, tokenizer: Any, plan: BatchPlan, dataset: Any, colla
         for _ in range(plan.steps - math.ceil(len(dataset) / settings.batch_size)):
             scheduler.step()
     trainer = JobTrainer(
-        model=model, args=trainer_arguments(plan, model), train_dataset=dataset, data_collator=collator,
-        processing_class=tokenizer, optimizers=(optimizer, scheduler), callbacks=[Watch()])
+        model=model,
+        args=trainer_arguments(plan, model),
+        train_dataset=dataset,
+        data_collator=collator,
+        processing_class=tokenizer,
+        optimizers=(optimizer, scheduler),
+        callbacks=[Watch()],
+    )
     # The default callbacks print each log line as a dict and draw a second progress bar.
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -363,21 +406,36 @@ def trainer_arguments(plan: BatchPlan, model: Any) -> Any:
     dtype = str(next(model.parameters()).dtype)
     device = next(model.parameters()).device.type
     arguments = SFTConfig(
-        output_dir=tempfile.gettempdir(), save_strategy="no", report_to=[], logging_steps=1, logging_strategy="steps",
-        per_device_train_batch_size=plan.settings.batch_size, num_train_epochs=1, seed=plan.seed, data_seed=plan.seed,
+        output_dir=tempfile.gettempdir(),
+        save_strategy="no",
+        report_to=[],
+        logging_steps=1,
+        logging_strategy="steps",
+        per_device_train_batch_size=plan.settings.batch_size,
+        num_train_epochs=1,
+        seed=plan.seed,
+        data_seed=plan.seed,
         max_grad_norm=plan.settings.max_grad_norm,
         # The default replaces a NaN loss by the mean of the others before it is logged.
         logging_nan_inf_filter=False,
         # The data set already holds all epochs in order.
         train_sampling_strategy="sequential",
         # Rows are numbers until they are collated; nothing to tokenise, no column to drop.
-        dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False, max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        max_length=None,
         # TRL's defaults are True; bf16 on a CPU without bf16 units is 19 times slower, and checkpointing trades time
         # for memory that a frozen trunk does not need.
-        bf16=device == "cuda" and dtype == "torch.bfloat16", fp16=False, gradient_checkpointing=False,
-        use_cpu=device == "cpu", dataloader_pin_memory=device == "cuda", disable_tqdm=True, packing=False,
+        bf16=device == "cuda" and dtype == "torch.bfloat16",
+        fp16=False,
+        gradient_checkpointing=False,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device == "cuda",
+        disable_tqdm=True,
+        packing=False,
         # LoRA does not reach the router of a mixture of experts, and its auxiliary loss wants a two-dimensional mask.
-        router_aux_loss_coef=0.0)
+        router_aux_loss_coef=0.0,
+    )
     # One model on one GPU: where several are visible the Trainer would ask for nn.DataParallel, which TRL refuses.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
@@ -386,5 +444,6 @@ def trainer_arguments(plan: BatchPlan, model: Any) -> Any:
 def check_loss(loss: float, bound: float, step: int) -> None:
     """Raise DivergedError where a loss, in nats per token, is not finite or above its bound."""
     if not math.isfinite(loss) or loss > bound:
-        raise DivergedError(f"The loss was {loss:g} nats per token at step {step} (bound: {bound:g}); lower "
-                            "lora.learning_rate.")
+        raise DivergedError(
+            f"The loss was {loss:g} nats per token at step {step} (bound: {bound:g}); lower lora.learning_rate."
+        )

@@ -44,7 +44,9 @@ class TrainingCache:
                 return found
         return None
 
-    def train_once(self, train: Train, job: TrainingJob, request: str, on_progress: OnProgress = no_progress) -> TrainingResult:
+    def train_once(
+        self, train: Train, job: TrainingJob, request: str, on_progress: OnProgress = no_progress
+    ) -> TrainingResult:
         """The recorded result of this training job, or a new one, recorded before its snapshots are cleared.
 
         Raises DivergedError as the training did, recorded or not.
@@ -66,9 +68,12 @@ class TrainingCache:
             del record["log"]
             append_jsonl(self.path, record)
         if "error" in record:
-            if record.get("steps"):     # what it cost is charged to this run as it was to the first
+            if record.get("steps"):  # what it cost is charged to this run as it was to the first
                 on_progress(*record["steps"])
             raise DivergedError(record["error"])
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                                  for key, value in record.items() if key != "request_sha256"}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in record.items()
+            if key != "request_sha256"
+        }
         return TrainingResult(**values)

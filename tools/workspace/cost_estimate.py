@@ -44,8 +44,10 @@ def update_tokens(train_rows: int, epochs: int, reply_tokens: int) -> dict[Kind,
 
     By formula and not by the clock, or the same seed would decide otherwise on a busy machine.
     """
-    return {"lora": TRAINING_COST_PER_TOKEN * train_rows * epochs * reply_tokens,
-            "textgrad": GENERATION_COST_PER_TOKEN * train_rows * reply_tokens}
+    return {
+        "lora": TRAINING_COST_PER_TOKEN * train_rows * epochs * reply_tokens,
+        "textgrad": GENERATION_COST_PER_TOKEN * train_rows * reply_tokens,
+    }
 
 
 def trained(what: str, rows_tokens: Sequence[int], epochs: int, speed: Speed) -> Cost:

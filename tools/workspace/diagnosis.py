@@ -34,9 +34,9 @@ from nslora.tools.workspace.cost_estimate import Cost, Speed, generated, trained
 from nslora.tools.workspace.reply_log import suggestions
 from nslora.tools.workspace.settings import RunSettings
 
-TRAIN_ROWS = 120        # of train that are looked at; more would not change what is said
-TIMED_ROWS = 8          # replies generated for their speed alone, where all were known already
-EXAMPLES = 2            # a verdict
+TRAIN_ROWS = 120  # of train that are looked at; more would not change what is said
+TIMED_ROWS = 8  # replies generated for their speed alone, where all were known already
+EXAMPLES = 2  # a verdict
 
 Advice = Literal["no change", "weights", "prompt"]
 
@@ -81,7 +81,11 @@ class Diagnosis:
 
 
 def diagnose(
-    task: Task, policy: Policy, *, settings: RunSettings | None = None, cache: ReplyCache | None = None,
+    task: Task,
+    policy: Policy,
+    *,
+    settings: RunSettings | None = None,
+    cache: ReplyCache | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Diagnosis:
     """Measure the untouched model on train and validation. Trains nothing and calls no editor; test is not looked at.
@@ -91,30 +95,45 @@ def diagnose(
     settings = settings or RunSettings()
     calls = task.reward.calls
     train = _sample(task.train, settings.seed)
-    refuse_long_questions({"train": train, "validation": task.validation}, task.prompt,
-                          context_tokens=policy.context_tokens, max_new_tokens=task.max_new_tokens,
-                          count=lambda dialogues: token_counts(policy, cache, dialogues))
+    refuse_long_questions(
+        {"train": train, "validation": task.validation},
+        task.prompt,
+        context_tokens=policy.context_tokens,
+        max_new_tokens=task.max_new_tokens,
+        count=lambda dialogues: token_counts(policy, cache, dialogues),
+    )
     graded, speed, reply_tokens = _measured(task, policy, train, cache, on_progress)
     losses, speed = _losses(task, policy, speed)
-    good = [each for each in graded[len(task.validation):] if each.score.passed] or suggestions(task)
+    good = [each for each in graded[len(task.validation) :] if each.score.passed] or suggestions(task)
     rows, failures = measure(graded[: len(task.validation)], task.reward, good, "validation", losses, task.train)
-    train_rows, train_failures = measure(graded[len(task.validation):], task.reward, good, "train", train=task.train)
+    train_rows, train_failures = measure(graded[len(task.validation) :], task.reward, good, "train", train=task.train)
     answers = [each.attribution for each in failures]
     bounds = _bounds(task, rows, answers)
     detectable = smallest_detectable_gain(len(rows), level=settings.keep.from_start, step=_step(rows, answers))
     advice, reason = _advice(task, settings, rows, need_of(answers), bounds, detectable)
     known = [loss for loss in losses if loss is not None]
     return Diagnosis(
-        task=task.name, model=policy.name, train_rows=len(train), validation_rows=len(rows),
+        task=task.name,
+        model=policy.name,
+        train_rows=len(train),
+        validation_rows=len(rows),
         reward=mean([row.value for row in rows]),
         interval=bootstrap_interval([row.value for row in rows], bounds=REWARDS),
         all_checks=mean([float(row.passed) for row in rows]),
         checks=check_means([row.checks for row in rows]),
-        train_reward=mean([row.value for row in train_rows]), loss_nats=mean(known) if known else None,
-        demand=need_of(answers), train_demand=need_of([each.attribution for each in train_failures]),
-        examples=_examples(failures), bounds=bounds, level=settings.keep.from_start, smallest_detectable=detectable,
-        costs=_costs(task, policy, settings, speed, reply_tokens), reward_calls=task.reward.calls - calls,
-        advice=advice, reason=reason)
+        train_reward=mean([row.value for row in train_rows]),
+        loss_nats=mean(known) if known else None,
+        demand=need_of(answers),
+        train_demand=need_of([each.attribution for each in train_failures]),
+        examples=_examples(failures),
+        bounds=bounds,
+        level=settings.keep.from_start,
+        smallest_detectable=detectable,
+        costs=_costs(task, policy, settings, speed, reply_tokens),
+        reward_calls=task.reward.calls - calls,
+        advice=advice,
+        reason=reason,
+    )
 
 
 def _sample(train: Sequence[Example], seed: int) -> list[Example]:
@@ -133,8 +152,15 @@ def _measured(
         moments.append((done, time.perf_counter()))
         on_progress(done, total)
 
-    replies = ask(policy, cache, task.prompt, [row.question for row in examples], adapter=None,
-                  max_new_tokens=task.max_new_tokens, on_progress=watched)
+    replies = ask(
+        policy,
+        cache,
+        task.prompt,
+        [row.question for row in examples],
+        adapter=None,
+        max_new_tokens=task.max_new_tokens,
+        on_progress=watched,
+    )
     tokens, count = replies.tokens, len(examples) - replies.cached
     if not count or len(moments) == 1:
         moments = [(0, time.perf_counter())]
@@ -142,8 +168,11 @@ def _measured(
         fresh = policy.generate(dialogues, adapter=None, max_new_tokens=task.max_new_tokens)
         moments.append((len(dialogues), time.perf_counter()))
         tokens, count = fresh.tokens, len(dialogues)
-    reply_s = tuple((end - start) / (after - before)
-                    for (before, start), (after, end) in itertools.pairwise(moments) if after > before)
+    reply_s = tuple(
+        (end - start) / (after - before)
+        for (before, start), (after, end) in itertools.pairwise(moments)
+        if after > before
+    )
     return grade(task.reward, examples, replies.texts), Speed(reply_s, 0.0), tokens / count
 
 
@@ -154,8 +183,9 @@ def _losses(task: Task, policy: Policy, speed: Speed) -> tuple[list[float | None
         # Without references there is no training on them either; generated tokens are the nearest measure.
         return [None] * len(task.validation), Speed(speed.reply_s, task.max_new_tokens / max(speed.reply_s))
     started = time.perf_counter()
-    found = policy.reference_losses([task.prompt.messages(row.question) for row in rows],
-                                    [row.reference or "" for row in rows], adapter=None)
+    found = policy.reference_losses(
+        [task.prompt.messages(row.question) for row in rows], [row.reference or "" for row in rows], adapter=None
+    )
     tokens = sum(_row_tokens(task, policy, row) for row in rows)
     by_row = dict(zip([row.id for row in rows], found, strict=True))
     fresh = Speed(speed.reply_s, tokens / max(1e-9, time.perf_counter() - started))
@@ -197,8 +227,11 @@ def _bounds(task: Task, rows: Sequence[Row], answers: Sequence[Attribution]) -> 
 def _step(rows: Sequence[Row], answers: Sequence[Attribution]) -> float:
     """By how much a row typically moves when it is mended: what one repair brings, or else what it misses; a median."""
     values = {row.id: row.value for row in rows}
-    moves = sorted(each.repaired_reward - values[each.example_id] for each in answers
-                   if each.repaired_reward > values[each.example_id] + TIE)
+    moves = sorted(
+        each.repaired_reward - values[each.example_id]
+        for each in answers
+        if each.repaired_reward > values[each.example_id] + TIE
+    )
     moves = moves or sorted(each.missing_reward for each in answers)
     return moves[len(moves) // 2] if moves else 1.0
 
@@ -215,14 +248,25 @@ def _advice(
     if reward >= settings.target or need.failures == 0:
         return "no change", f"Nothing to gain: reward {reward:.3f} on validation, {settings.target:.3f} wanted."
     if 0 < most < detectable:
-        return "no change", (f"At most {most:+.3f} could be gained, and {len(rows)} validation rows show no gain below "
-                             f"{detectable:+.3f}: give more rows, or leave the model as it is.")
+        return "no change", (
+            f"At most {most:+.3f} could be gained, and {len(rows)} validation rows show no gain below "
+            f"{detectable:+.3f}: give more rows, or leave the model as it is."
+        )
     tokens = update_tokens(len(task.train), settings.lora.epochs, task.max_new_tokens)
     router_input = RouterInput(
-        task=task.hash, round=0, rounds_left=max(1, settings.max_rounds), failures=need.failures,
-        validation_reward=reward, target=settings.target, need=need,
-        progress={kind: progress_of(kind, []) for kind in KINDS}, cost_tokens=tokens,
-        remade_waiting=0, seed=settings.seed, history=())
+        task=task.hash,
+        round=0,
+        rounds_left=max(1, settings.max_rounds),
+        failures=need.failures,
+        validation_reward=reward,
+        target=settings.target,
+        need=need,
+        progress={kind: progress_of(kind, []) for kind in KINDS},
+        cost_tokens=tokens,
+        remade_waiting=0,
+        seed=settings.seed,
+        history=(),
+    )
     choice = strategy_named("neurosymbolic", settings=settings.routing).choose(router_input)
     return "weights" if choice.action == "lora" else "prompt", choice.reason
 
@@ -231,8 +275,12 @@ def _costs(task: Task, policy: Policy, settings: RunSettings, speed: Speed, repl
     rows = [_row_tokens(task, policy, row) for row in task.train if row.reference]
     evaluated = len(task.validation) + min(settings.train_sample, len(task.train))
     job = trained("one LoRA update", rows, settings.lora.epochs, speed)
-    edit = generated("one edit of the prompt, with its remade data (the editor's own cost aside)", len(task.train),
-                     reply_tokens, speed)
+    edit = generated(
+        "one edit of the prompt, with its remade data (the editor's own cost aside)",
+        len(task.train),
+        reply_tokens,
+        speed,
+    )
     evaluation = generated("one evaluation", evaluated, reply_tokens, speed)
     test = generated("the test split, base and result", 2 * len(task.test), reply_tokens, speed)
     return job, edit, evaluation, test, whole_run(job, edit, evaluation, test, settings.max_rounds)
@@ -241,5 +289,8 @@ def _costs(task: Task, policy: Policy, settings: RunSettings, speed: Speed, repl
 def _examples(failures: Sequence[Failure]) -> tuple[Failure, ...]:
     """A few failures of each verdict, those that lost the most first."""
     ranked = sorted(failures, key=lambda each: -each.attribution.missing_reward)
-    return tuple(each for verdict in ("content", "form", "both")
-                 for each in [each for each in ranked if each.attribution.verdict == verdict][:EXAMPLES])
+    return tuple(
+        each
+        for verdict in ("content", "form", "both")
+        for each in [each for each in ranked if each.attribution.verdict == verdict][:EXAMPLES]
+    )

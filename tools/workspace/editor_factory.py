@@ -14,9 +14,7 @@ from nslora.tools.policy import Policy
 from nslora.tools.workspace.settings import RunSettings
 
 
-def editor_of(
-    settings: RunSettings, *, chat: Chat | None, log: EditorLog, policy: Callable[[], Policy]
-) -> Editor:
+def editor_of(settings: RunSettings, *, chat: Chat | None, log: EditorLog, policy: Callable[[], Policy]) -> Editor:
     """The editor that the settings describe; no request is sent and no policy loaded.
 
     chat: the chat model where the user gave an object. policy: makes the policy, should it be its own editor.

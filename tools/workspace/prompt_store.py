@@ -1,4 +1,5 @@
 """Prompts on disk, named by the hash of their document, written once."""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,9 @@ class PromptStore:
         try:
             prompt = read_prompt(path)
         except OSError as error:
-            raise DamagedError(f"No prompt {name} in {self.folder}: it was deleted, or the run's folder was moved in "
-                               "part.") from error
+            raise DamagedError(
+                f"No prompt {name} in {self.folder}: it was deleted, or the run's folder was moved in part."
+            ) from error
         except PromptError as error:
             raise DamagedError(f"The prompt {path} is damaged ({error}).") from error
         if prompt.hash != name:

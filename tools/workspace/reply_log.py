@@ -18,7 +18,7 @@ from nslora.tools.schema import Example
 from nslora.tools.tasks.readers import SourceRow, from_python, read_rows
 from nslora.tools.tasks.task import Task, load_task, same_question
 
-SUGGESTED_ROWS = 20     # train rows whose suggested reply is looked at for layouts, where no reply earned full reward
+SUGGESTED_ROWS = 20  # train rows whose suggested reply is looked at for layouts, where no reply earned full reward
 FULL = 1.0 - 1e-9
 
 
@@ -71,8 +71,12 @@ class ReplyReport:
 
 
 def classify_replies(
-    task: Task | str | Path, replies: str | Path | Sequence[Mapping[str, Any]], *, reply_field: str = "reply",
-    question_field: str = "question", reference_field: str = "reference",
+    task: Task | str | Path,
+    replies: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    reply_field: str = "reply",
+    question_field: str = "question",
+    reference_field: str = "reference",
     settings: AttributionSettings = CLASSIFIER_DEFAULTS,
 ) -> ReplyReport:
     """Content, form or both, for each reply that does not earn full reward under the task's reward.
@@ -96,9 +100,16 @@ def classify_replies(
     found = classify_failures(failing, task.reward, known_good=known, train=task.train, settings=settings)
     verdicts = tuple(_verdict(each, answer, task.reward) for each, answer in zip(failing, found, strict=True))
     return ReplyReport(
-        rows=len(scored), passed=len(good), reward=sum(each.score.value for each in scored) / len(scored),
-        demand=need_of(found), verdicts=verdicts, known_good=len(good), suggested=suggested and bool(known),
-        tolerance=tolerance, reward_calls=task.reward.calls - before)
+        rows=len(scored),
+        passed=len(good),
+        reward=sum(each.score.value for each in scored) / len(scored),
+        demand=need_of(found),
+        verdicts=verdicts,
+        known_good=len(good),
+        suggested=suggested and bool(known),
+        tolerance=tolerance,
+        reward_calls=task.reward.calls - before,
+    )
 
 
 def suggestions(task: Task) -> list[Graded]:
@@ -115,14 +126,16 @@ def read_replies(
         raise TaskError(f"{replies}: there is no such file: name the log of replies.")
     rows = read_rows(Path(replies)) if isinstance(replies, str | Path) else from_python(replies, "replies")
     if not rows:
-        raise TaskError(f"{replies if isinstance(replies, str | Path) else 'replies'}: no reply came: write one JSON "
-                        "object a line, with question, reference and reply.")
+        raise TaskError(
+            f"{replies if isinstance(replies, str | Path) else 'replies'}: no reply came: write one JSON "
+            "object a line, with question, reference and reply."
+        )
     known = {same_question(row.question): row for row in (*task.train, *task.validation, *task.test)}
     pairs: list[tuple[Example, str]] = []
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
         example, reply = _pair(row, task.reward, known, fields)
-        if example.id in seen:      # several replies to one row
+        if example.id in seen:  # several replies to one row
             example = replace(example, id=f"{example.id}#{number}")
         seen.add(example.id)
         pairs.append((example, reply))
@@ -134,9 +147,11 @@ def _pair(row: SourceRow, reward: Reward, known: Mapping[str, Example], fields: 
     question = _text(row, "question", fields.question)
     twin = known.get(same_question(question))
     if fields.reference not in columns and twin is None:
-        raise TaskError(f"{row.place}: no field {fields.reference!r} (found: {found}), and the question is none of the "
-                        "task's: add it (null where there is none), or name the one that holds the reference with "
-                        "--reference-field (in Python: reference_field=).")
+        raise TaskError(
+            f"{row.place}: no field {fields.reference!r} (found: {found}), and the question is none of the "
+            "task's: add it (null where there is none), or name the one that holds the reference with "
+            "--reference-field (in Python: reference_field=)."
+        )
     reply = _text(row, "reply", fields.reply, empty=True)
     reference = columns.get(fields.reference, twin.reference if twin else None)
     if reference is not None and (not isinstance(reference, str) or not reference.strip()):
@@ -152,8 +167,10 @@ def _pair(row: SourceRow, reward: Reward, known: Mapping[str, Example], fields: 
 def _text(row: SourceRow, role: str, field: str, *, empty: bool = False) -> str:
     value = row.columns.get(field)
     if field not in row.columns:
-        raise TaskError(f"{row.place}: no field {field!r} (found: {', '.join(map(str, row.columns))}): name the one "
-                        f"that holds the {role} with --{role}-field (in Python: {role}_field=).")
+        raise TaskError(
+            f"{row.place}: no field {field!r} (found: {', '.join(map(str, row.columns))}): name the one "
+            f"that holds the {role} with --{role}-field (in Python: {role}_field=)."
+        )
     if not isinstance(value, str) or not (empty or value.strip()):
         raise TaskError(f"{row.place}: the {role} is {value!r}, but text is wanted: write it in quotes.")
     return value
@@ -162,7 +179,16 @@ def _text(row: SourceRow, role: str, field: str, *, empty: bool = False) -> str:
 def _verdict(failure: Graded, found: Attribution, reward: Reward) -> ReplyVerdict:
     paid = None if found.repaired is None or reward.costly else reward(failure.example, found.repaired).value
     return ReplyVerdict(
-        id=found.example_id, question=failure.example.question, reference=failure.example.reference,
-        reply=failure.reply, reward=failure.score.value, verdict=found.verdict,
-        content_deficit=found.content_deficit, form_deficit=found.form_deficit, p_content=found.p_content,
-        missing_reward=found.missing_reward, repaired=found.repaired, repaired_reward=paid)
+        id=found.example_id,
+        question=failure.example.question,
+        reference=failure.example.reference,
+        reply=failure.reply,
+        reward=failure.score.value,
+        verdict=found.verdict,
+        content_deficit=found.content_deficit,
+        form_deficit=found.form_deficit,
+        p_content=found.p_content,
+        missing_reward=found.missing_reward,
+        repaired=found.repaired,
+        repaired_reward=paid,
+    )

@@ -28,35 +28,49 @@ class RunFacts:
 
     stop: str
     rounds: Sequence[Mapping[str, Any]]
-    start: Mapping[str, Any]       # {"adapter": hash or None, "prompt": hash}
+    start: Mapping[str, Any]  # {"adapter": hash or None, "prompt": hash}
     final: Mapping[str, Any]
     validation: Mapping[str, Any]
     test: Mapping[str, Any]
     wall_s: float
-    start_flop: float = 0.0         # model FLOPs of the evaluation before the first round
-    scores: Sequence[Mapping[str, Any]] = ()    # one per candidate and question, for paired comparisons of runs
+    start_flop: float = 0.0  # model FLOPs of the evaluation before the first round
+    scores: Sequence[Mapping[str, Any]] = ()  # one per candidate and question, for paired comparisons of runs
 
 
 def compare_on_test(base: Sequence[Graded], result: Sequence[Graded]) -> dict[str, Any]:
     """Base and result on the same questions; intervals are 95 % bootstrap, the gain's paired by question."""
+
     def numbers(graded: Sequence[Graded]) -> dict[str, Any]:
         passed = [float(each.score.passed) for each in graded]
-        return {"all_checks": sum(passed) / len(passed), "interval": list(bootstrap_interval(passed, bounds=REWARDS)),
-                "reward": sum(each.score.value for each in graded) / len(graded),
-                "checks": check_means([each.score.checks for each in graded])}
+        return {
+            "all_checks": sum(passed) / len(passed),
+            "interval": list(bootstrap_interval(passed, bounds=REWARDS)),
+            "reward": sum(each.score.value for each in graded) / len(graded),
+            "checks": check_means([each.score.checks for each in graded]),
+        }
 
-    gains = [float(after.score.passed) - float(before.score.passed)
-             for before, after in zip(base, result, strict=True)]
-    return {"questions": len(base), "base": numbers(base), "result": numbers(result),
-            "gain": {"all_checks": sum(gains) / len(gains), "interval": list(bootstrap_interval(gains))}}
+    gains = [float(after.score.passed) - float(before.score.passed) for before, after in zip(base, result, strict=True)]
+    return {
+        "questions": len(base),
+        "base": numbers(base),
+        "result": numbers(result),
+        "gain": {"all_checks": sum(gains) / len(gains), "interval": list(bootstrap_interval(gains))},
+    }
 
 
 def question_scores(candidate: str, graded: Sequence[Graded]) -> list[dict[str, Any]]:
     """Scores by question, without any text of the test split; its hash tells one question from another."""
-    return [{"candidate": candidate, "id": each.example.id,
-             "question_sha256": sha256_of_json(each.example.question)[:16],
-             "reward": each.score.value, "passed": each.score.passed, "checks": dict(each.score.checks)}
-            for each in graded]
+    return [
+        {
+            "candidate": candidate,
+            "id": each.example.id,
+            "question_sha256": sha256_of_json(each.example.question)[:16],
+            "reward": each.score.value,
+            "passed": each.score.passed,
+            "checks": dict(each.score.checks),
+        }
+        for each in graded
+    ]
 
 
 def write_result(workspace: Workspace, facts: RunFacts) -> Path:
@@ -74,8 +88,10 @@ def write_result(workspace: Workspace, facts: RunFacts) -> Path:
     write_jsonl(partial / "decisions.jsonl", facts.rounds)
     write_jsonl(partial / "test.jsonl", facts.scores)
     sha256 = sha256_of_file(partial / "adapter" / WEIGHTS) if adapter else None
-    write_json(partial / "report.json", {
-        **report(workspace, facts), "adapter_sha256": sha256, "prompt_diff": difference(start, prompt)})
+    write_json(
+        partial / "report.json",
+        {**report(workspace, facts), "adapter_sha256": sha256, "prompt_diff": difference(start, prompt)},
+    )
     shutil.rmtree(final, ignore_errors=True)
     partial.replace(final)
     return final
@@ -84,23 +100,41 @@ def write_result(workspace: Workspace, facts: RunFacts) -> Path:
 def report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
     """Everything that a reader needs to know how the result came about."""
     return {
-        "task": {"name": workspace.task.name, "source": workspace.task.source, "options": dict(workspace.task.options),
-                 "hash": workspace.task.hash, "rows": {"train": len(workspace.task.train), "validation": len(workspace.task.validation),
-                                                 "test": len(workspace.task.test)}},
-        "seed": workspace.settings.seed, "strategy": workspace.settings.strategy, "stop": facts.stop,
-        "policy": workspace.policy.describe(), "editor": workspace.settings.editor,
-        "start": dict(facts.start), "result": dict(facts.final),
-        "test": dict(facts.test), "validation": dict(facts.validation),
-        "overfit_gap": overfit_gap(facts), "keep_test": KEEP_TEST, "rounds": [dict(each) for each in facts.rounds],
+        "task": {
+            "name": workspace.task.name,
+            "source": workspace.task.source,
+            "options": dict(workspace.task.options),
+            "hash": workspace.task.hash,
+            "rows": {
+                "train": len(workspace.task.train),
+                "validation": len(workspace.task.validation),
+                "test": len(workspace.task.test),
+            },
+        },
+        "seed": workspace.settings.seed,
+        "strategy": workspace.settings.strategy,
+        "stop": facts.stop,
+        "policy": workspace.policy.describe(),
+        "editor": workspace.settings.editor,
+        "start": dict(facts.start),
+        "result": dict(facts.final),
+        "test": dict(facts.test),
+        "validation": dict(facts.validation),
+        "overfit_gap": overfit_gap(facts),
+        "keep_test": KEEP_TEST,
+        "rounds": [dict(each) for each in facts.rounds],
         "cost": costs(facts.rounds, facts.start_flop),
-        "wall_s": round(facts.wall_s, 3), "peak_rss_mb": peak_rss_mb(),
-        "settings": workspace.settings.model_dump(mode="json"), "versions": versions(),
+        "wall_s": round(facts.wall_s, 3),
+        "peak_rss_mb": peak_rss_mb(),
+        "settings": workspace.settings.model_dump(mode="json"),
+        "versions": versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
     }
 
 
 def overfit_gap(facts: RunFacts) -> dict[str, float | None]:
     """Validation reward less test reward, of base and result: what choosing by validation made look better."""
+
     def gap(name: str) -> float | None:
         chosen_by = facts.validation[name]["reward"]
         return None if chosen_by is None else float(chosen_by - facts.test[name]["reward"])

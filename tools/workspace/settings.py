@@ -15,40 +15,42 @@ from nslora.tools.router.monitoring_signal import SignalSettings
 from nslora.tools.schema import Settings
 from nslora.tools.training.settings import LoraSettings
 
-SEEDS = 2**32      # as many as NumPy takes
+SEEDS = 2**32  # as many as NumPy takes
 
 
 class RunSettings(Settings):
     """Everything that decides how a run goes, beside the task."""
 
     model: str = "SmolLM2-135M-Instruct"
-    editor: str = "rules"                           # for a chat model object: its name, for the record
+    editor: str = "rules"  # for a chat model object: its name, for the record
     editor_base_url: str | None = None
     editing: EditorSettings = EditorSettings()
-    remade_per_row: int = Field(1, ge=0)            # verified replies to one train question; 0: no remade data
+    remade_per_row: int = Field(1, ge=0)  # verified replies to one train question; 0: no remade data
     strategy: str = "neurosymbolic"
     seed: int = Field(0, ge=0, lt=SEEDS)
     max_rounds: int = Field(6, ge=0)
-    target: float = Field(1.0, gt=0, le=1)          # validation reward at which nothing is left to gain
-    max_seconds: float | None = Field(None, gt=0)   # inside nodes, all processes of the run together
-    max_train_tokens: int | None = Field(None, ge=0)    # through training steps; the editor's caps are in `editing`
-    max_tflop: float | None = Field(None, gt=0)     # of model compute until the end of the last round, by formula
-    approve: Literal["nothing", "edits", "updates"] = "nothing"     # which updates wait for a person's yes
-    anchor: str | None = None                       # file of rows on which no update may make the model worse
-    train_sample: int = Field(24, ge=1)             # train rows an evaluation looks at, for failures to learn from
+    target: float = Field(1.0, gt=0, le=1)  # validation reward at which nothing is left to gain
+    max_seconds: float | None = Field(None, gt=0)  # inside nodes, all processes of the run together
+    max_train_tokens: int | None = Field(None, ge=0)  # through training steps; the editor's caps are in `editing`
+    max_tflop: float | None = Field(None, gt=0)  # of model compute until the end of the last round, by formula
+    approve: Literal["nothing", "edits", "updates"] = "nothing"  # which updates wait for a person's yes
+    anchor: str | None = None  # file of rows on which no update may make the model worse
+    train_sample: int = Field(24, ge=1)  # train rows an evaluation looks at, for failures to learn from
     lora: LoraSettings = LoraSettings()
     device: DeviceSettings = DeviceSettings()
     keep: KeepSettings = KeepSettings()
     signal: SignalSettings = SignalSettings()
     routing: StrategySettings = StrategySettings()
-    reuse_replies: bool = True                      # of other runs; this run's own are always kept
+    reuse_replies: bool = True  # of other runs; this run's own are always kept
 
     @field_validator("editor_base_url")
     @classmethod
     def _without_secrets(cls, url: str | None) -> str | None:
         if url is not None and re.search(r"@|\?", url):
-            raise ValueError("must hold no user, password or query, since it is written down; a key comes from the "
-                             "environment (OPENAI_API_KEY)")
+            raise ValueError(
+                "must hold no user, password or query, since it is written down; a key comes from the "
+                "environment (OPENAI_API_KEY)"
+            )
         return url
 
     @field_validator("model")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nslora.tools.files import write_json
 
-SAVE_EVERY_S = 5.0      # the most that a kill can hide from the account
+SAVE_EVERY_S = 5.0  # the most that a kill can hide from the account
 CLOCK_FILE = "clock.json"
 
 
@@ -41,5 +41,5 @@ class TaskClock:
         try:
             record = json.loads(self._path.read_text(encoding="utf-8"))
             return float(record["seconds"]) if self._task_id and record["task"] == self._task_id else 0.0
-        except (OSError, ValueError, KeyError, TypeError):      # none yet, or damaged: then it starts at nothing
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: then it starts at nothing
             return 0.0

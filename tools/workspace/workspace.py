@@ -37,8 +37,16 @@ from nslora.tools.workspace.task_clock import TaskClock
 class Workspace:
     """The objects behind one run; the heavy ones are made when they are first used."""
 
-    def __init__(self, folder: Path, settings: RunSettings, task: Task, *, policy: Policy | None = None,
-                 editor_chat: Any = None, notify: Notify = lambda _: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: RunSettings,
+        task: Task,
+        *,
+        policy: Policy | None = None,
+        editor_chat: Any = None,
+        notify: Notify = lambda _: None,
+    ) -> None:
         self.folder, self.settings, self.task, self.notify = folder, settings, task, notify
         self.adapters = AdapterStore(folder / "adapters")
         self.prompts = PromptStore(folder / "prompts")
@@ -46,11 +54,11 @@ class Workspace:
         self.evaluations = folder / "evaluations"
         self.remade = folder / "remade"
         self.training_cache = TrainingCache(folder / "bursts.jsonl", self.adapters)
-        self.task_id = ""               # of the graph's task that works now; the same again after a kill
+        self.task_id = ""  # of the graph's task that works now; the same again after a kill
         self.clock = TaskClock(folder, "")
-        self.told: dict[tuple[int, str, str, str], list[Verdict]] = {}     # by update: round, kind, evaluations
-        self.gains: dict[tuple[str, str], list[float]] = {}     # on validation, of the second evaluation over the first
-        self.given_policy, self.editor_chat = policy, editor_chat     # None where the settings name them
+        self.told: dict[tuple[int, str, str, str], list[Verdict]] = {}  # by update: round, kind, evaluations
+        self.gains: dict[tuple[str, str], list[float]] = {}  # on validation, of the second evaluation over the first
+        self.given_policy, self.editor_chat = policy, editor_chat  # None where the settings name them
 
     @cached_property
     def policy(self) -> Policy:
@@ -63,24 +71,40 @@ class Workspace:
                 raise DamagedError(f"{facts} is damaged: it names no fingerprint.")
             refuse_other_weights(policy.name, policy.fingerprint, known["fingerprint"])
         elif self.folder.is_dir():
-            write_json(facts, {**policy.describe(), "name": policy.name, "fingerprint": policy.fingerprint,
-                               "context_tokens": policy.context_tokens})
+            write_json(
+                facts,
+                {
+                    **policy.describe(),
+                    "name": policy.name,
+                    "fingerprint": policy.fingerprint,
+                    "context_tokens": policy.context_tokens,
+                },
+            )
         return policy
 
     def load_policy(self) -> Policy:
         """The model that the settings name, from its weights."""
         from nslora.tools.policies.local import LocalPolicy
 
-        return LocalPolicy.load(self.settings.model, adapters=self.adapters.folder, lora=self.settings.lora,
-                                device=self.settings.device, notify=self.notify)
+        return LocalPolicy.load(
+            self.settings.model,
+            adapters=self.adapters.folder,
+            lora=self.settings.lora,
+            device=self.settings.device,
+            notify=self.notify,
+        )
 
     @cached_property
     def editor(self) -> Editor:
         """The symbolic editor, each call recorded in `editor.jsonl` and never paid twice."""
         from nslora.tools.workspace.editor_factory import editor_of
 
-        return editor_of(self.settings, chat=self.editor_chat, log=EditorLog(self.folder / "editor.jsonl"),
-                         policy=lambda: self.policy)
+        return editor_of(
+            self.settings,
+            chat=self.editor_chat,
+            log=EditorLog(self.folder / "editor.jsonl"),
+            policy=lambda: self.policy,
+        )
 
     @cached_property
     def replies(self) -> ReplyCache:
@@ -103,13 +127,14 @@ class Workspace:
 
     def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
         """Train, or find what this very training job gave before; then its snapshots are cleared. Raises DivergedError."""
-        request = job_sha256(job, self.settings.lora,
-                               {**self.policy.describe(), "fingerprint": self.policy.fingerprint})
-        if job.progress is not None:      # by the training job's name too: of another one, no snapshot is a beginning
+        request = job_sha256(
+            job, self.settings.lora, {**self.policy.describe(), "fingerprint": self.policy.fingerprint}
+        )
+        if job.progress is not None:  # by the training job's name too: of another one, no snapshot is a beginning
             job = replace(job, progress=job.progress.with_name(f"{job.progress.name}-{request[:16]}"))
         try:
             result = self.training_cache.train_once(self.policy.train, job, request, on_progress)
-        except (BudgetError, DivergedError):        # a failed update, not to be gone on with
+        except (BudgetError, DivergedError):  # a failed update, not to be gone on with
             self._clear(job)
             raise
         self._clear(job)
@@ -124,8 +149,10 @@ class Workspace:
     def regression_hash(self) -> str | None:
         """Content hash of the regression set, None without one."""
         # As text: a column of a Parquet file may hold what JSON has not, such as a date.
-        rows = [[row.question, row.reference, {name: as_text(value) for name, value in row.fields.items()}]
-                for row in self.regression_set]
+        rows = [
+            [row.question, row.reference, {name: as_text(value) for name, value in row.fields.items()}]
+            for row in self.regression_set
+        ]
         return sha256_of_json(rows) if rows else None
 
     @cached_property
@@ -137,7 +164,7 @@ class Workspace:
         """The train rows that the evaluation after `round_number` updates looks at, another sample each round."""
         rows = list(self.task.train)
         random.Random(f"{self.settings.seed}/{round_number}/sample").shuffle(rows)
-        chosen = {row.id for row in rows[:self.settings.train_sample]}
+        chosen = {row.id for row in rows[: self.settings.train_sample]}
         return tuple(row for row in self.task.train if row.id in chosen)
 
     def measured_rows(self, round_number: int) -> tuple[Example, ...]:
@@ -170,15 +197,20 @@ def open_workspace(folder: str | Path, *, needs_editor: bool = True) -> Workspac
     record = read_run_file(path)
     refuse_half_begun(folder, record)
     if not record["task"]["source"]:
-        raise RunError(f"The task of {folder} was made of Python objects: open the run with Run.open(folder, "
-                       "task=...).")
+        raise RunError(
+            f"The task of {folder} was made of Python objects: open the run with Run.open(folder, task=...)."
+        )
     if record["editor_is_object"] and needs_editor:
-        raise RunError(f"The editor of {folder} was a chat model object ({record['settings']['editor']}): open the "
-                       "run with Run.open(folder, task=..., editor=...).")
+        raise RunError(
+            f"The editor of {folder} was a chat model object ({record['settings']['editor']}): open the "
+            "run with Run.open(folder, task=..., editor=...)."
+        )
     task = load_task(record["task"]["source"], **record["task"]["options"])
     if task.hash != record["task"]["hash"]:
-        raise RunError(f"The task {record['task']['source']} has changed since {folder} was begun (or an earlier "
-                       "nslora began it): restore it, or begin a new run.")
+        raise RunError(
+            f"The task {record['task']['source']} has changed since {folder} was begun (or an earlier "
+            "nslora began it): restore it, or begin a new run."
+        )
     workspace = Workspace(path, recorded_settings(folder, record), task)
     refuse_other_regression_set(workspace, record)
     return register(workspace)
@@ -187,6 +219,7 @@ def open_workspace(folder: str | Path, *, needs_editor: bool = True) -> Workspac
 def refuse_other_regression_set(workspace: Workspace, record: Mapping[str, Any]) -> None:
     """Raise RunError where the regression set is not the one that the run was begun with."""
     if record.get("anchor", workspace.regression_hash) != workspace.regression_hash:
-        raise RunError(f"The anchor set {workspace.settings.anchor} has changed since {workspace.folder} was begun: restore it, or "
-                       "begin a new run.")
-
+        raise RunError(
+            f"The anchor set {workspace.settings.anchor} has changed since {workspace.folder} was begun: restore it, or "
+            "begin a new run."
+        )

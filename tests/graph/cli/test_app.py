@@ -29,8 +29,12 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
 
 def write_task(folder: Path, checks: object = ("exact_match",), **splits: object) -> str:
     folder.mkdir()
-    rows = {"train": [{"question": "a?", "reference": "A"}], "validation": [{"question": "b?", "reference": "B"}],
-            "test": [{"question": "c?", "reference": "C"}], **splits}
+    rows = {
+        "train": [{"question": "a?", "reference": "A"}],
+        "validation": [{"question": "b?", "reference": "B"}],
+        "test": [{"question": "c?", "reference": "C"}],
+        **splits,
+    }
     for name, values in rows.items():
         text = values if isinstance(values, str) else "".join(json.dumps(row) + "\n" for row in values)  # type: ignore[attr-defined]
         (folder / f"{name}.jsonl").write_text(text)
@@ -51,38 +55,50 @@ BAD_TASKS = {
 
 
 @pytest.mark.parametrize("name", BAD_TASKS)
-def test_a_bad_task_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                          name: str) -> None:
+def test_a_bad_task_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     changes, words = BAD_TASKS[name]
     assert words in refused(tmp_path, monkeypatch, write_task(tmp_path / "task", **changes))
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["no/such/task.yaml"], "no/such/task.yaml"),
-    (["handbook", "--style", "verse"], "bullet"),
-    (["handbook", "--model", "no such model"], "SmolLM2-135M-Instruct"),
-    (["handbook", "--editor", "quill"], "rules"),
-    (["handbook", "--strategy", "hope"], "neurosymbolic"),
-    (["handbook", "--set", "lora.rank=0"], "lora.rank"),
-    (["handbook", "--set", "lora.colour=red"], "lora.colour"),
-    (["handbook", "--set", "nonsense"], "name=value"),
-])
-def test_a_bad_argument_is_refused_with_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      arguments: list[str], words: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no/such/task.yaml"], "no/such/task.yaml"),
+        (["handbook", "--style", "verse"], "bullet"),
+        (["handbook", "--model", "no such model"], "SmolLM2-135M-Instruct"),
+        (["handbook", "--editor", "quill"], "rules"),
+        (["handbook", "--strategy", "hope"], "neurosymbolic"),
+        (["handbook", "--set", "lora.rank=0"], "lora.rank"),
+        (["handbook", "--set", "lora.colour=red"], "lora.colour"),
+        (["handbook", "--set", "nonsense"], "name=value"),
+    ],
+)
+def test_a_bad_argument_is_refused_with_what_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
     assert words in refused(tmp_path, monkeypatch, *arguments)
 
 
 LONG = "x" * 300
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--folder", LONG], "name another one"), (["--folder", f"new/{LONG}/sub"], "name another one"),
-    (["--folder", LONG, "--overwrite"], "name another one"), (["--model", LONG], "Unknown model 'xxx"),
-    (["--editor", f"recorded:{LONG}"], "There is no record xxx"),
-    (["--set", f"anchor={LONG}.jsonl"], "File name too long")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--folder", LONG], "name another one"),
+        (["--folder", f"new/{LONG}/sub"], "name another one"),
+        (["--folder", LONG, "--overwrite"], "name another one"),
+        (["--model", LONG], "Unknown model 'xxx"),
+        (["--editor", f"recorded:{LONG}"], "There is no record xxx"),
+        (["--set", f"anchor={LONG}.jsonl"], "File name too long"),
+    ],
+)
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_a_name_that_no_file_system_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                     arguments: list[str], words: str, dry: list[str]) -> None:
+def test_a_name_that_no_file_system_takes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str, dry: list[str]
+) -> None:
     # Without --model it would be the embedded one, which takes seconds to convert.
     model = [] if "--model" in arguments else ["--model", "them/it"]
     assert words in refused(tmp_path, monkeypatch, write_task(tmp_path / "task"), *arguments, *model, *dry)
@@ -92,11 +108,19 @@ def test_a_name_that_no_file_system_takes_is_one_sentence_for_every_command(tmp_
     task = write_task(tmp_path / "task")
     (tmp_path / "r.jsonl").write_text('{"question": "a?", "reply": "A"}\n')
     for begin, arguments in (
-            ("error", ["runs", LONG]), ("error", ["classify", task, "--replies", f"{LONG}.jsonl"]),
-            ("error task: ", ["run", LONG]), ("error", ["classify", task, "--replies", "r.jsonl", "--json", LONG]),
-            ("error", ["diagnose", task, "--model", LONG])):
-        done = subprocess.run([str(Path(sys.executable).with_name("nslora")), *arguments], cwd=tmp_path,
-                              capture_output=True, text=True, check=False)
+        ("error", ["runs", LONG]),
+        ("error", ["classify", task, "--replies", f"{LONG}.jsonl"]),
+        ("error task: ", ["run", LONG]),
+        ("error", ["classify", task, "--replies", "r.jsonl", "--json", LONG]),
+        ("error", ["diagnose", task, "--model", LONG]),
+    ):
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("nslora")), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 1
         assert done.stderr.startswith(begin)
         assert done.stderr.count("\n") == 1
@@ -111,14 +135,16 @@ def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path: Path, monkeypa
 
 
 def test_a_reward_that_breaks_its_promise_is_named_with_its_row(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = write_task(tmp_path / "task", checks=["broken_reward:judge"])
     (tmp_path / "task" / "broken_reward.py").write_text("def judge(reply):\n    return float('nan')\n")
     assert "train-1" in refused(tmp_path, monkeypatch, task)
 
 
 def test_an_earlier_run_is_not_overwritten_by_one_that_is_refused(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "earlier").mkdir()
     (tmp_path / "earlier" / "run.json").write_text("{}")
     refused(tmp_path, monkeypatch, "handbook", "--folder", "earlier", "--overwrite", "--model", "no such model")
@@ -135,12 +161,21 @@ def test_settings_errors_name_the_setting() -> None:
         read_settings(max_rounds=-1)
 
 
-@pytest.mark.parametrize(("assignment", "words"), [
-    ("seed=5", "--seed"), ("model.x=3", "--model"), ("note=x", "in Python only"), ("folder=x", "--folder"),
-    ("lora.rank=[1", "cannot be read"), ("lora.rank=2024-13-45", "cannot be read"),
-    ("editing=3", "is a group of settings")])
-def test_a_setting_that_cannot_be_set_so_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assignment: str,
-                                                  words: str) -> None:
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("seed=5", "--seed"),
+        ("model.x=3", "--model"),
+        ("note=x", "in Python only"),
+        ("folder=x", "--folder"),
+        ("lora.rank=[1", "cannot be read"),
+        ("lora.rank=2024-13-45", "cannot be read"),
+        ("editing=3", "is a group of settings"),
+    ],
+)
+def test_a_setting_that_cannot_be_set_so_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assignment: str, words: str
+) -> None:
     task = write_task(tmp_path / "task")
     assert words in refused(tmp_path, monkeypatch, task, "--max-editor-calls", "3", "--set", assignment)
 
@@ -170,15 +205,18 @@ def test_a_price_that_is_missing_is_told_as_the_shell_takes_it(tmp_path: Path, m
     assert CliRunner().invoke(app, ["run", *arguments, *priced]).exit_code == 0
 
 
-@pytest.mark.parametrize(("option", "value"), [("--strategy", "bogus"), ("--model", "nosuchmodel"),
-                                               ("--editor", "bogus")])
-def test_a_dry_run_refuses_what_a_run_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str,
-                                                   value: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"), [("--strategy", "bogus"), ("--model", "nosuchmodel"), ("--editor", "bogus")]
+)
+def test_a_dry_run_refuses_what_a_run_would_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str
+) -> None:
     assert value in refused(tmp_path, monkeypatch, write_task(tmp_path / "task"), "--dry-run", option, value)
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("../../escape", "escape"), ("x" * 300, "x" * 80), ("[dev] ü", "dev-ü"),
-                                              ("...", "run")])
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("../../escape", "escape"), ("x" * 300, "x" * 80), ("[dev] ü", "dev-ü"), ("...", "run")]
+)
 def test_a_tasks_name_stays_inside_the_folder_of_runs(name: str, wanted: str) -> None:
     assert slug(name) == wanted
 
@@ -192,7 +230,16 @@ def test_a_task_without_a_name_is_called_after_its_folder(tmp_path: Path, monkey
 
 def test_a_file_for_what_was_found_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "replies.jsonl").write_text(json.dumps({"question": "a?", "reference": "A", "reply": "x"}) + "\n")
-    result = CliRunner().invoke(app, ["classify", write_task(tmp_path / "task"), "--replies",
-                                      str(tmp_path / "replies.jsonl"), "--json", str(tmp_path)])
+    result = CliRunner().invoke(
+        app,
+        [
+            "classify",
+            write_task(tmp_path / "task"),
+            "--replies",
+            str(tmp_path / "replies.jsonl"),
+            "--json",
+            str(tmp_path),
+        ],
+    )
     assert isinstance(result.exception, SettingsError), result.output
     assert "cannot be written" in str(result.exception)

@@ -21,15 +21,22 @@ def console() -> Any:
 
 
 def text_of(shown: Console) -> str:
-    return shown.file.getvalue()    # type: ignore[attr-defined, no-any-return]
+    return shown.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-@pytest.mark.parametrize(("node", "changes", "upcoming"), [
-    ("classify", {"decision": {"action": "lora"}}, "lora_update"),
-    ("classify", {"decision": {"action": "textgrad"}}, "textgrad_edit"),
-    ("classify", {"decision": {"action": "finish"}}, "finish"), ("textgrad_edit", {}, "evaluate"),
-    ("approve", {}, "evaluate"), ("evaluate", {}, "monitor"), ("monitor", {}, "classify"),
-    ("monitor", {"stop": "enough"}, "finish")])
+@pytest.mark.parametrize(
+    ("node", "changes", "upcoming"),
+    [
+        ("classify", {"decision": {"action": "lora"}}, "lora_update"),
+        ("classify", {"decision": {"action": "textgrad"}}, "textgrad_edit"),
+        ("classify", {"decision": {"action": "finish"}}, "finish"),
+        ("textgrad_edit", {}, "evaluate"),
+        ("approve", {}, "evaluate"),
+        ("evaluate", {}, "monitor"),
+        ("monitor", {}, "classify"),
+        ("monitor", {"stop": "enough"}, "finish"),
+    ],
+)
 def test_the_progress_line_names_the_node_that_works_next(node: str, changes: dict[str, Any], upcoming: str) -> None:
     assert next_node(node, changes) == upcoming
 
@@ -66,9 +73,19 @@ def test_failures_and_questions_are_shown_as_they_are(finished: Run, said: str) 
     object.__setattr__(details, "critiques", (said,))
     out = console()
     show_round(out, details)
-    show_question(out, finished.folder, {
-        "screening": {"rows": 1, "kept": 0.0, "proposed": 1.0}, "kind": "textgrad", "round": 1, "note": said,
-        "reason": said, "diff": "", "problem": said})
+    show_question(
+        out,
+        finished.folder,
+        {
+            "screening": {"rows": 1, "kept": 0.0, "proposed": 1.0},
+            "kind": "textgrad",
+            "round": 1,
+            "note": said,
+            "reason": said,
+            "diff": "",
+            "problem": said,
+        },
+    )
     assert text_of(out).count(said) == 4
 
 

@@ -15,15 +15,20 @@ from nslora.graph.lock import is_locked
 from nslora.tools.tasks.task import Task
 
 NSLORA = Path(sys.executable).with_name("nslora")
-PATIENCE_S = 300        # seconds on a free machine; most of it is imports
+PATIENCE_S = 300  # seconds on a free machine; most of it is imports
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[str]:
     """The command, once it is inside a burst and has saved a step of its own."""
     snapshots = list(folder.glob("progress/*/newest.safetensors"))
     before = snapshots[0].read_bytes() if snapshots else b""
-    process = subprocess.Popen([NSLORA, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"})
+    process = subprocess.Popen(
+        [NSLORA, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and process.poll() is None:
         snapshots = list(folder.glob("progress/*/newest.safetensors"))
@@ -35,11 +40,28 @@ def started(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def test_ctrl_c_ends_after_the_step_and_twice_at_once(
-        own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
-    run = started(folder, "run", keepers.source, "--model", str(tiny_folder()), "--strategy", "lora", "--folder",
-                  str(folder), "--set", "lora.epochs=3000", "--set", "lora.early_stop_patience=null", "--set",
-                  "device.device=cpu", "--set", "lora.rank=2")
+    run = started(
+        folder,
+        "run",
+        keepers.source,
+        "--model",
+        str(tiny_folder()),
+        "--strategy",
+        "lora",
+        "--folder",
+        str(folder),
+        "--set",
+        "lora.epochs=3000",
+        "--set",
+        "lora.early_stop_patience=null",
+        "--set",
+        "device.device=cpu",
+        "--set",
+        "lora.rank=2",
+    )
     run.send_signal(signal.SIGINT)
     said = run.communicate(timeout=PATIENCE_S)[0]
     assert run.returncode == 130

@@ -1,4 +1,5 @@
 """Runs in tables."""
+
 from collections.abc import Callable
 from pathlib import Path
 

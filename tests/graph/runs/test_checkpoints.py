@@ -1,38 +1,37 @@
 """Where checkpoints are kept: a file, a database, a saver of the user's own."""
 
 import os
+import pickle
 import pwd
 import shutil
 import socket
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ormsgpack
 import pytest
+from fakes import CANARY
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_POS_ARGS, JsonPlusSerializer
 
-from nslora.graph.runs.fork import fork
-from nslora.graph.runs.replay import replay
-from nslora.graph.runs.run import Run
 from nslora.graph.runs.checkpoints import (
+    CHECKPOINTS_FILE,
     check_place,
     place_of,
     postgres_checkpoints,
     sqlite_checkpoints,
     without_password,
 )
+from nslora.graph.runs.fork import fork
+from nslora.graph.runs.replay import replay
+from nslora.graph.runs.run import Run
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.workspace.record import RUN_FILE
-import pickle
-import sqlite3
-from contextlib import suppress
-import ormsgpack
-from fakes import CANARY
-from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_POS_ARGS
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from nslora.graph.runs.checkpoints import CHECKPOINTS_FILE
 
 Begin = Callable[..., Run]
 
@@ -65,15 +64,28 @@ def database() -> Iterator[str]:
     def call(program: str, *words: str) -> None:
         # To a file: a pipe would stay open as long as the server that inherits it.
         with (folder / "said").open("w+") as said:
-            done = subprocess.run([found / program, "-D", folder / "data", *words], cwd=folder, stdout=said,
-                                  stderr=said, env={"PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C"},
-                                  check=False, **other)
+            done = subprocess.run(
+                [found / program, "-D", folder / "data", *words],
+                cwd=folder,
+                stdout=said,
+                stderr=said,
+                env={"PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C"},
+                check=False,
+                **other,
+            )
             said.seek(0)
             assert done.returncode == 0, said.read()
 
     call("initdb", "-U", "nslora", "--auth=trust", "--no-sync")
-    call("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o",
-         f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off")
+    call(
+        "pg_ctl",
+        "start",
+        "-w",
+        "-l",
+        str(folder / "log"),
+        "-o",
+        f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off",
+    )
     try:
         yield f"postgresql://nslora:a-password@127.0.0.1:{port}/postgres"
     finally:
@@ -157,8 +169,16 @@ def test_a_database_of_a_newer_version_or_one_that_goes_away_is_named(database: 
         other.execute("DELETE FROM checkpoint_migrations WHERE v = 999")
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:p@ss/s3cretpw@h/db", "postgresql://u:s3@cretpw@127.0.0.1:1/db", "postgresql://u:s3/cretpw@h/db",
-                                 "postgresql://u:s3cretpw@h/db?x=a@b", "postgres://h/db?password=s3cretpw&user=u"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p@ss/s3cretpw@h/db",
+        "postgresql://u:s3@cretpw@127.0.0.1:1/db",
+        "postgresql://u:s3/cretpw@h/db",
+        "postgresql://u:s3cretpw@h/db?x=a@b",
+        "postgres://h/db?password=s3cretpw&user=u",
+    ],
+)
 def test_no_part_of_a_password_is_written_down(url: str) -> None:
     assert "cretpw" not in without_password(url)
     for plain in ("postgresql://u@h/db", "postgresql://h:5432/db?user=me@corp", "postgresql://u@h:5432/db"):
@@ -171,8 +191,9 @@ def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(capfd: pytest.Captu
     assert "s3cretpw" not in str(refused.value) + "".join(capfd.readouterr())
 
 
-def test_a_database_that_does_not_answer_logs_no_password(caplog: pytest.LogCaptureFixture,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_does_not_answer_logs_no_password(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nslora.graph.runs.checkpoints.CONNECT_TIMEOUT_S", 1)
     with pytest.raises(RunError), postgres_checkpoints("postgresql://u:s3cretpw@127.0.0.1:1/db"):
         pass
@@ -180,7 +201,8 @@ def test_a_database_that_does_not_answer_logs_no_password(caplog: pytest.LogCapt
 
 
 def test_a_run_where_nothing_can_be_written_is_forked_and_replayed_elsewhere(
-        finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path.name: path.read_bytes() for path in finished.folder.glob("checkpoints.sqlite*")}
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != finished.folder)
     assert fork(finished, tmp_path / "fork", at=3, action="textgrad").state() is not None
@@ -206,8 +228,9 @@ def crafted(proof: Path) -> list[tuple[str, bytes]]:
             return os.system, (f"touch {proof}",)
 
     constructor = ormsgpack.packb({"status": ormsgpack.Ext(EXT_CONSTRUCTOR_POS_ARGS, call)})
-    as_json = (b'{"lc": 2, "type": "constructor", "id": ["os", "system"], "args": ["touch ' + str(proof).encode()
-               + b'"]}')
+    as_json = (
+        b'{"lc": 2, "type": "constructor", "id": ["os", "system"], "args": ["touch ' + str(proof).encode() + b'"]}'
+    )
     return [("msgpack", constructor), ("pickle", pickle.dumps(Bomb())), ("json", as_json)]
 
 
@@ -223,7 +246,7 @@ def test_a_crafted_checkpoint_runs_no_code(finished: Run, tmp_path: Path, kind: 
     run = Run(finished.folder, finished.workspace)
     run.folder = tmp_path
     for read in (run.state, run.question):
-        with suppress(Exception):       # whether it is refused or read as plain data is not the point
+        with suppress(Exception):  # whether it is refused or read as plain data is not the point
             read()
     assert not proof.exists()
 

@@ -1,10 +1,13 @@
 """Finished runs side by side."""
+
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
+
 from nslora.graph.cli.app import app
 from nslora.graph.runs.compare import compare
 from nslora.graph.runs.run import Run
@@ -26,11 +29,13 @@ def test_runs_are_compared_question_by_question(finished: Run, begin: Callable[.
     assert "another yardstick" not in shown.output
 
 
-def test_runs_under_another_reward_are_compared_with_a_note(finished: Run, begin: Callable[..., Run], tmp_path: Path,
-                                                            tiny_folder: Callable[..., Path]) -> None:
+def test_runs_under_another_reward_are_compared_with_a_note(
+    finished: Run, begin: Callable[..., Run], tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
     task = load_task(finished.workspace.task.source, combine="all")
-    other = Run.create(tmp_path / "all", task=task, model=str(tiny_folder()), max_rounds=0,
-                       device={"threads": 1, "device": "cpu"})
+    other = Run.create(
+        tmp_path / "all", task=task, model=str(tiny_folder()), max_rounds=0, device={"threads": 1, "device": "cpu"}
+    )
     other.adapt()
     assert not compare([finished.folder, other.folder]).one_task
     shown = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["compare", str(finished.folder), str(other.folder)])

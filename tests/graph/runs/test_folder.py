@@ -1,38 +1,23 @@
 """What a run begins with, and that nothing of it changes behind its back."""
 
-import gc
 import json
-import os
 import re
-import shutil
-import threading
-import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_runs import rows
 from fakes import FakePolicy
-from filelock import FileLock
 from huggingface_hub.errors import LocalEntryNotFoundError
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from typer.testing import CliRunner
 
 from nslora.graph.cli.app import app
-from nslora.graph.runs.view import runs
-from nslora.graph.runs.run import Run
 from nslora.graph.runs.folder import write_record
-from nslora.tools.errors import ModelError, NsloraError, RewardError, RunError, SettingsError, TooLongError
-from nslora.tools.evaluation.records import read_evaluation, write_evaluation
-from nslora.tools.files import read_jsonl, write_text
-from nslora.tools.workspace.record import RUN_FILE
-from nslora.tools.workspace.workspace import _WORKSPACES
-from nslora.graph.lock import LOCK_FILE, sole_writer
-from nslora.tools.tasks.task import Task, load_task, task_from_rows
-from nslora.tools.testing.tiny_model import write_tiny_model
+from nslora.graph.runs.run import Run
+from nslora.tools.errors import ModelError, NsloraError, RunError, SettingsError
+from nslora.tools.tasks.task import Task
 
 Begin = Callable[..., Run]
 
@@ -58,14 +43,22 @@ def test_a_run_that_has_begun_is_not_begun_again_on_top(finished: Run) -> None:
         Run.open(finished.folder).first_state()
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"seed": 2**32}, "less than 4294967296"), ({"lora": {"nope": 1}}, "known: rank, alpha"),
-    ({"device": {"threads": 10**5}}, "1024"), ({"device": {"device": "banana"}}, "device.device"),
-    ({"lora": {"learning_rate": float("inf")}}, "learning_rate"), ({"lora": {"learning_rate": 1e300}}, "learning_rate"),
-    ({"editor_base_url": "http://127.0.0.1:9/v1"}, "name the model"), ({"editor": lambda: None}, "no chat model"),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seed": 2**32}, "less than 4294967296"),
+        ({"lora": {"nope": 1}}, "known: rank, alpha"),
+        ({"device": {"threads": 10**5}}, "1024"),
+        ({"device": {"device": "banana"}}, "device.device"),
+        ({"lora": {"learning_rate": float("inf")}}, "learning_rate"),
+        ({"lora": {"learning_rate": 1e300}}, "learning_rate"),
+        ({"editor_base_url": "http://127.0.0.1:9/v1"}, "name the model"),
+        ({"editor": lambda: None}, "no chat model"),
+    ],
+)
 def test_what_could_never_run_is_refused_before_a_folder_is_made(
-        keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path], settings: Any, words: str) -> None:
+    keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path], settings: Any, words: str
+) -> None:
     with pytest.raises(NsloraError, match=words):
         Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), **settings)
     assert not (tmp_path / "run").exists()
@@ -75,17 +68,27 @@ class Nameless:
     name = "mine"
 
 
-@pytest.mark.parametrize(("given", "words"), [
-    ({"task": "handbook"}, r"task='handbook' is no Task: give load_task"), ({"task": Path("tasks/mine")}, "load_task"),
-    ({"task": None}, "load_task"), ({"model": object()}, "model=object is no Policy"),
-    ({"model": Nameless()}, "it lacks fingerprint, context_tokens, generate, reference_losses, train, count_tokens"),
-    ({"model": FakePolicy}, "model=the class FakePolicy is no Policy"),
-    ({"checkpoints": Path("x.sqlite")}, "Path is no checkpointer: wanted postgresql://"),
-    ({"checkpoints": True}, "checkpoints=bool is no checkpointer"),
-    ({"checkpoints": SqliteSaver.from_conn_string(":memory:")}, r"open it first, as in: with SqliteSaver"),
-    ({"checkpoints": AsyncSqliteSaver.from_conn_string(":memory:")}, "open it first")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"task": "handbook"}, r"task='handbook' is no Task: give load_task"),
+        ({"task": Path("tasks/mine")}, "load_task"),
+        ({"task": None}, "load_task"),
+        ({"model": object()}, "model=object is no Policy"),
+        (
+            {"model": Nameless()},
+            "it lacks fingerprint, context_tokens, generate, reference_losses, train, count_tokens",
+        ),
+        ({"model": FakePolicy}, "model=the class FakePolicy is no Policy"),
+        ({"checkpoints": Path("x.sqlite")}, "Path is no checkpointer: wanted postgresql://"),
+        ({"checkpoints": True}, "checkpoints=bool is no checkpointer"),
+        ({"checkpoints": SqliteSaver.from_conn_string(":memory:")}, r"open it first, as in: with SqliteSaver"),
+        ({"checkpoints": AsyncSqliteSaver.from_conn_string(":memory:")}, "open it first"),
+    ],
+)
 def test_objects_that_are_none_of_what_is_wanted_are_refused_before_a_folder_is_made(
-        finished: Run, keepers: Task, tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    finished: Run, keepers: Task, tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
     policy, run = FakePolicy(tmp_path / "adapters"), finished
     with pytest.raises(SettingsError, match=words):
         Run.create(tmp_path / "run", **{"task": keepers, "model": policy, **given})
@@ -97,8 +100,9 @@ def test_objects_that_are_none_of_what_is_wanted_are_refused_before_a_folder_is_
 
 
 def test_a_models_folder_may_be_a_path(keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
-    run = Run.create(tmp_path / "run", task=keepers, model=tiny_folder(), max_rounds=0,
-                     device={"threads": 1, "device": "cpu"})
+    run = Run.create(
+        tmp_path / "run", task=keepers, model=tiny_folder(), max_rounds=0, device={"threads": 1, "device": "cpu"}
+    )
     assert run.workspace.settings.model == str(tiny_folder())
     assert Run.open(run.folder).adapt()["rounds"] == []
     with pytest.raises(ModelError, match="Unknown model 'nowhere'"):
@@ -109,21 +113,23 @@ def test_a_models_folder_may_be_a_path(keepers: Task, tmp_path: Path, tiny_folde
 def test_a_policy_is_taken_without_asking_for_what_loads_it(keepers: Task, tmp_path: Path) -> None:
     class Lazy(FakePolicy):
         @property
-        def fingerprint(self) -> str:   # type: ignore[override]
+        def fingerprint(self) -> str:  # type: ignore[override]
             raise AssertionError("loaded")
 
     Run.create(tmp_path / "run", task=keepers, model=Lazy(tmp_path / "adapters"))
 
 
-def test_a_models_folder_is_recorded_as_an_absolute_path(keepers: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                         tiny_folder: Callable[..., Path]) -> None:
+def test_a_models_folder_is_recorded_as_an_absolute_path(
+    keepers: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Callable[..., Path]
+) -> None:
     folder = tiny_folder()
     monkeypatch.chdir(folder.parent)
     assert Run.create(tmp_path / "run", task=keepers, model=folder.name).workspace.settings.model == str(folder)
 
 
 def test_a_model_that_the_hub_does_not_give_is_named_before_a_folder_is_made(
-        begin: Begin, tmp_path: Path, keepers: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin: Begin, tmp_path: Path, keepers: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nowhere(*_: str) -> None:
         raise LocalEntryNotFoundError("no connection")
 
@@ -133,23 +139,42 @@ def test_a_model_that_the_hub_does_not_give_is_named_before_a_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("lora", "said"), [({"targets": ["query"]}, r"lora.targets names query, .* q_proj"),
-                                            ({"top_blocks": 99}, "lora.top_blocks is 99, the model has")])
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ({"targets": ["query"]}, r"lora.targets names query, .* q_proj"),
+        ({"top_blocks": 99}, "lora.top_blocks is 99, the model has"),
+    ],
+)
 def test_targets_that_the_model_lacks_are_told_before_a_folder_is_made(
-        tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task, lora: dict[str, Any], said: str) -> None:
+    tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task, lora: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ModelError, match=said):
         Run.create(tmp_path / "run", task=keepers, model=str(tiny_folder()), lora=lora)
     assert not (tmp_path / "run").exists()
     shell = CliRunner(env={"COLUMNS": "160"})
     settings = [f"lora.{name}={json.dumps(value)}" for name, value in lora.items()]
-    told = shell.invoke(app, ["run", keepers.source, "--folder", str(tmp_path / "run"), "--model", str(tiny_folder()),
-                              "--dry-run", "--set", *settings])
+    told = shell.invoke(
+        app,
+        [
+            "run",
+            keepers.source,
+            "--folder",
+            str(tmp_path / "run"),
+            "--model",
+            str(tiny_folder()),
+            "--dry-run",
+            "--set",
+            *settings,
+        ],
+    )
     assert told.exit_code == 1
     assert re.search(said, str(told.exception))
 
 
 def test_a_hub_id_that_leads_nowhere_is_told_as_such_whatever_lora_is_to_go_on(
-        tmp_path: Path, keepers: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, keepers: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nowhere(*_: Any, **__: Any) -> Any:
         raise LocalEntryNotFoundError("offline")
 

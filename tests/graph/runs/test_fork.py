@@ -7,42 +7,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edits import StructuredChat
-from fakes import FakePolicy
-from langgraph.errors import GraphDrained
-from langgraph.runtime import RunControl
+from fakes import FakePolicy, ObedientPolicy
+from scripted_runs import BULLETS, ONCE, begun, edits
 from typer.testing import CliRunner
 
+import nslora.graph.runs.fork as forks
 from nslora.graph.build import build_graph
 from nslora.graph.cli.app import app
 from nslora.graph.runs.compare import compare
+from nslora.graph.runs.copy_files import copy_records
 from nslora.graph.runs.fork import fork, merged
-from nslora.graph.runs.view import look
-from nslora.graph.runs.replay import differences, replay
+from nslora.graph.runs.replay import replay
 from nslora.graph.runs.run import Run
+from nslora.graph.runs.view import look
+from nslora.tools.editor.rule_editor import RuleEditor
 from nslora.tools.errors import NsloraError, RunError
 from nslora.tools.files import read_json, sha256_of_file
-from nslora.tools.workspace.workspace import _WORKSPACES
-from nslora.tools.policy import Policy
 from nslora.tools.prompt import Prompt
-from nslora.tools.editor.rule_editor import RuleEditor
-from nslora.graph.runs.copy_files import copy_records
+from nslora.tools.tasks.task import Task, task_from_rows
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
-from nslora.tools.tasks.task import Task, load_task, task_from_rows
-from nslora.tools.testing.tiny_model import write_tiny_model
 from nslora.tools.testing.tiny_task import PLACES
-from scripted_runs import BULLETS
-from scripted_runs import ONCE
-from scripted_runs import begun
-from scripted_runs import edits
-from fakes import ObedientPolicy
-import nslora.graph.runs.fork as forks
+from nslora.tools.workspace.workspace import _WORKSPACES
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """Hash of every file of a run; SQLite's side files come and go with its readers."""
-    return {str(path.relative_to(folder)): sha256_of_file(path) for path in sorted(folder.rglob("*"))
-            if path.is_file() and not path.name.endswith(("-shm", "-wal", ".lock"))}
+    return {
+        str(path.relative_to(folder)): sha256_of_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith(("-shm", "-wal", ".lock"))
+    }
 
 
 def test_a_fork_takes_another_way_and_leaves_the_original_alone(finished: Run, tmp_path: Path) -> None:
@@ -94,10 +88,11 @@ def test_settings_are_merged_group_by_group() -> None:
 
 
 def test_a_run_with_a_chat_model_object_is_replayed_and_forked_from_the_shell_without_it(
-        begin: Callable[..., Run]) -> None:
+    begin: Callable[..., Run],
+) -> None:
     run = begin(editor=RuleEditor(), strategy="textgrad", max_rounds=1)
     run.adapt()
-    _WORKSPACES.pop(run.folder.resolve())     # as another process finds it
+    _WORKSPACES.pop(run.folder.resolve())  # as another process finds it
     shell = CliRunner(env={"COLUMNS": "160"})
     assert "came out the same" in shell.invoke(app, ["replay", str(run.folder)]).output
     _WORKSPACES.pop(run.folder.resolve())
@@ -109,18 +104,27 @@ def test_a_run_with_a_chat_model_object_is_replayed_and_forked_from_the_shell_wi
 
 
 def test_a_fork_is_checked_before_anything_is_written(finished: Run, tmp_path: Path) -> None:
-    for settings, editor, at, words in (({"strategy": "bogus"}, None, 1, "bogus"), ({}, "no-such-editor", 1, "no-such"),
-                                        ({"model": "elsewhere"}, None, 1, "begins at 0"), ({}, None, -1, "Round -1"),
-                                        ({"device": {"dtype": "bfloat16"}}, None, 1, "begins at 0")):
+    for settings, editor, at, words in (
+        ({"strategy": "bogus"}, None, 1, "bogus"),
+        ({}, "no-such-editor", 1, "no-such"),
+        ({"model": "elsewhere"}, None, 1, "begins at 0"),
+        ({}, None, -1, "Round -1"),
+        ({"device": {"dtype": "bfloat16"}}, None, 1, "begins at 0"),
+    ):
         with pytest.raises(NsloraError, match=words):
             fork(finished, tmp_path / "none", at=at, editor=editor, settings=settings)
         assert not (tmp_path / "none").exists()
 
 
 def test_a_fork_from_the_first_evaluation_may_have_another_model(
-        finished: Run, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
-    other = fork(finished, tmp_path / "other", at=0, settings={"model": str(tiny_folder("gpt2")), "max_rounds": 1,
-                                                               "lora": {"top_blocks": 2}})
+    finished: Run, tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    other = fork(
+        finished,
+        tmp_path / "other",
+        at=0,
+        settings={"model": str(tiny_folder("gpt2")), "max_rounds": 1, "lora": {"top_blocks": 2}},
+    )
     other.adapt()
     facts = read_json(other.folder / "policy.json")
     assert facts["fingerprint"] == other.workspace.policy.fingerprint != finished.workspace.policy.fingerprint
@@ -129,14 +133,27 @@ def test_a_fork_from_the_first_evaluation_may_have_another_model(
 def test_a_fork_goes_on_with_what_was_kept_as_it_is(own_cache: Path, tmp_path: Path) -> None:
     anchor = tmp_path / "anchor.jsonl"
     anchor.write_text('{"question": "Who rows the boat?", "reference": "zz"}\n')
-    splits = {split: [{"question": f"{asked} {place}", "reference": place[:2]} for place in PLACES]
-              for split, asked in (("train", "Who keeps the"), ("validation", "Name the keeper of the"),
-                                   ("test", "Tell who keeps the"))}
-    run = Run.create(tmp_path / "run", task=task_from_rows(**splits, reward="contains", max_new_tokens=8),
-                     model=FakePolicy(tmp_path / "run" / "adapters"), strategy="lora", max_rounds=2, lora={"rank": 4})
+    splits = {
+        split: [{"question": f"{asked} {place}", "reference": place[:2]} for place in PLACES]
+        for split, asked in (
+            ("train", "Who keeps the"),
+            ("validation", "Name the keeper of the"),
+            ("test", "Tell who keeps the"),
+        )
+    }
+    run = Run.create(
+        tmp_path / "run",
+        task=task_from_rows(**splits, reward="contains", max_new_tokens=8),
+        model=FakePolicy(tmp_path / "run" / "adapters"),
+        strategy="lora",
+        max_rounds=2,
+        lora={"rank": 4},
+    )
     assert run.adapt()["rounds"][0]["kept"]
-    for settings, words in (({"anchor": str(anchor)}, "another anchor set begins at 0"),
-                            ({"lora": {"rank": 2}}, "lora.rank cannot become 2 in round 2")):
+    for settings, words in (
+        ({"anchor": str(anchor)}, "another anchor set begins at 0"),
+        ({"lora": {"rank": 2}}, "lora.rank cannot become 2 in round 2"),
+    ):
         with pytest.raises(NsloraError, match=words):
             fork(run, tmp_path / "none", at=2, settings=settings)
         assert not (tmp_path / "none").exists()
@@ -154,7 +171,7 @@ def test_half_a_fork_is_no_run(finished: Run, tmp_path: Path, monkeypatch: pytes
             fork(finished, tmp_path / "half", at=2)
     assert not (tmp_path / "half").exists()
     taken = shutil.copytree(finished.folder, tmp_path / "taken")
-    with monkeypatch.context() as patch:        # another process begins there in the very moment
+    with monkeypatch.context() as patch:  # another process begins there in the very moment
         patch.setattr("nslora.graph.runs.fork.refuse_unusable", lambda _: None)
         with pytest.raises(RunError, match="by another process just now"):
             fork(finished, taken, at=2)
@@ -183,7 +200,7 @@ def test_a_fork_asks_a_chat_model_that_it_is_given_whatever_its_name(begin: Call
     run.adapt()
     asked = len(chat.requests)
     fork(run, tmp_path / "same", at=1, editor=chat).adapt()
-    assert len(chat.requests) == asked          # the very one that said it
+    assert len(chat.requests) == asked  # the very one that said it
     new = ScriptedChat(["critique", improved(Prompt(system="Be long."))], repeat=True)
     other = fork(run, tmp_path / "other", at=1, editor=new)
     (only,) = other.adapt()["rounds"]
@@ -214,13 +231,15 @@ def test_a_fork_is_not_begun_again_on_top_of_its_past(tmp_path: Path, task: Task
         build_graph(saver).invoke(state, first.config, context=first.context)
     assert fork(first, tmp_path / "back", at=1).adapt()["rounds"]
     with pytest.raises(RunError, match="no state of a run"):
-        build_graph().invoke({}, first.config, context=first.context)       # type: ignore[call-overload]
+        build_graph().invoke({}, first.config, context=first.context)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize(("killed_in", "at", "action"), [
-    ("force", 1, "lora"), ("reopen", 2, None), ("copy_past", 0, None)])
+@pytest.mark.parametrize(
+    ("killed_in", "at", "action"), [("force", 1, "lora"), ("reopen", 2, None), ("copy_past", 0, None)]
+)
 def test_a_fork_that_was_killed_half_way_is_not_gone_on_with(
-        tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, killed_in: str, at: int, action: Any) -> None:
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, killed_in: str, at: int, action: Any
+) -> None:
     first = begun(tmp_path, task, edits(BULLETS), max_rounds=1)
     first.adapt()
 
@@ -232,7 +251,7 @@ def test_a_fork_that_was_killed_half_way_is_not_gone_on_with(
 
     with monkeypatch.context() as patch:
         patch.setattr(forks, killed_in, killed)
-        patch.setattr(shutil, "rmtree", lambda *_, **__: None)      # a kill cleans nothing up
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a kill cleans nothing up
         with pytest.raises(Killed):
             fork(first, tmp_path / "fork", at=at, action=action, settings={"max_rounds": 3})
     with pytest.raises(RunError, match=r"interrupted before it was whole.*make it again from run"):
@@ -240,7 +259,8 @@ def test_a_fork_that_was_killed_half_way_is_not_gone_on_with(
 
 
 def test_an_action_that_cannot_be_forced_leaves_no_folder(
-        tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = begun(tmp_path, task, edits(BULLETS), max_rounds=1)
     first.adapt()
 
@@ -254,8 +274,14 @@ def test_an_action_that_cannot_be_forced_leaves_no_folder(
 
 
 def test_another_editor_does_not_inherit_the_failures_of_the_old_one(tmp_path: Path, task: Task) -> None:
-    first = begun(tmp_path, task, edits(TimeoutError("late")), editing={"patience": 2}, max_rounds=6,
-                  signal={"textgrad_patience": 9})
+    first = begun(
+        tmp_path,
+        task,
+        edits(TimeoutError("late")),
+        editing={"patience": 2},
+        max_rounds=6,
+        signal={"textgrad_patience": 9},
+    )
     assert "given up" in first.adapt()["stop"]
     given_up = len(first.report()["rounds"]) + 1
     for number, options in enumerate(({}, {"action": "textgrad"})):
@@ -276,8 +302,9 @@ def test_a_raised_cap_opens_editing_again(tmp_path: Path, task: Task) -> None:
     assert other.adapt()["rounds"][len(rounds)]["error"] is None
 
 
-def test_a_fork_from_the_first_evaluation_pays_for_its_own_replies_alone(begin: Callable[..., Run],
-                                                                         tmp_path: Path) -> None:
+def test_a_fork_from_the_first_evaluation_pays_for_its_own_replies_alone(
+    begin: Callable[..., Run], tmp_path: Path
+) -> None:
     run = begin(max_rounds=0, reuse_replies=False)
     run.adapt()
     other = fork(run, tmp_path / "fork", at=0)

@@ -11,9 +11,10 @@ from nslora.graph.runs.checkpoints import CHECKPOINTS_FILE, sqlite_checkpoints
 
 
 def test_a_round_adds_as_many_bytes_at_the_end_as_at_the_beginning(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in bench_growth.stand_ins(1):
-        monkeypatch.setattr(adapt, name, getattr(adapt, name))      # put back afterwards
+        monkeypatch.setattr(adapt, name, getattr(adapt, name))  # put back afterwards
     found = bench_growth.grow(tmp_path, 60)
     first, last = sum(found.bytes_[1:21]), sum(found.bytes_[-20:])
     assert last <= 1.1 * first

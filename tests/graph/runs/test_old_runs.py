@@ -22,8 +22,13 @@ from nslora.tools.testing.tiny_task import KEEPERS, PLACES, SPLITS
 OLD_RUNS = Path(__file__).with_name("old_runs")
 CHECKS = [
     {"name": "fact", "check": "contains"},
-    {"name": "style", "check": "regex", "pattern": "<[^<>]+>", "form": "<{reply}>",
-     "wanted": "the answer between angle brackets"},
+    {
+        "name": "style",
+        "check": "regex",
+        "pattern": "<[^<>]+>",
+        "form": "<{reply}>",
+        "wanted": "the answer between angle brackets",
+    },
 ]
 
 
@@ -33,8 +38,10 @@ def old(tmp_path: Path) -> Path:
 
 
 def opened(folder: Path) -> Run:
-    rows = {split: [{"question": text.format(place=PLACES[i]), "reference": KEEPERS[i % 3]} for i in range(6)]
-            for split, text in SPLITS.items()}
+    rows = {
+        split: [{"question": text.format(place=PLACES[i]), "reference": KEEPERS[i % 3]} for i in range(6)]
+        for split, text in SPLITS.items()
+    }
     task = task_from_rows(**rows, reward=CHECKS, name="keepers", max_new_tokens=12)
     return Run.open(folder, task=task, model=FakePolicy(folder / "adapters"))
 

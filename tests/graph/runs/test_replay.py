@@ -1,43 +1,43 @@
 """Replays: a run once more from its records, offline."""
+
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
 import pytest
 from edits import StructuredChat
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
+from scripted_runs import BULLETS, ONCE, THRICE, TWICE, begun, edits
+
 from nslora.graph.build import build_graph
 from nslora.graph.runs.fork import fork
-from nslora.graph.runs.view import look
-from nslora.graph.runs.replay import differences
-from nslora.graph.runs.replay import replay
+from nslora.graph.runs.replay import differences, replay
 from nslora.graph.runs.run import Run
+from nslora.graph.runs.view import look
 from nslora.tools.errors import RunError
 from nslora.tools.files import sha256_of_file
 from nslora.tools.policy import Policy
 from nslora.tools.prompt import Prompt
-from nslora.tools.tasks.task import Task
-from nslora.tools.tasks.task import task_from_rows
-from nslora.tools.testing.tiny_model import write_tiny_model
-from scripted_runs import BULLETS
-from scripted_runs import ONCE
-from scripted_runs import THRICE
-from scripted_runs import TWICE
-from scripted_runs import begun
-from scripted_runs import edits
+from nslora.tools.tasks.task import Task, task_from_rows
 from nslora.tools.testing.scripted_chat import ScriptedChat
+from nslora.tools.testing.tiny_model import write_tiny_model
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """Hash of every file of a run; SQLite's side files come and go with its readers."""
-    return {str(path.relative_to(folder)): sha256_of_file(path) for path in sorted(folder.rglob("*"))
-            if path.is_file() and not path.name.endswith(("-shm", "-wal", ".lock"))}
+    return {
+        str(path.relative_to(folder)): sha256_of_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith(("-shm", "-wal", ".lock"))
+    }
 
 
 def test_a_replay_calls_nobody_trains_nothing_and_comes_out_the_same(
-        finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nobody(*_: object, **__: object) -> None:
         pytest.fail("a replay generated or trained")
 
@@ -68,19 +68,30 @@ def test_a_forced_action_is_replayed(finished: Run, tmp_path: Path) -> None:
     forced.adapt()
     found = replay(forced, tmp_path / "again")
     assert found.same, found.differences
-    assert found.rounds == 1        # of the two, the first is the original's
+    assert found.rounds == 1  # of the two, the first is the original's
     assert replay(found.run, tmp_path / "once more").same
     later = fork(forced, tmp_path / "later", at=3, settings={"max_rounds": 3})
     later.adapt()
     assert replay(later, tmp_path / "later again").same
 
 
-def test_a_replay_refuses_other_weights(finished: Run, tmp_path: Path, tiny_folder: Callable[..., Path],
-                                        begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replay_refuses_other_weights(
+    finished: Run,
+    tmp_path: Path,
+    tiny_folder: Callable[..., Path],
+    begin: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = shutil.copytree(tiny_folder(), tmp_path / "model")
     task = finished.workspace.task
-    run = Run.create(tmp_path / "run", task=task, model=str(model), strategy="textgrad", max_rounds=1,
-                     device={"threads": 1, "device": "cpu"})
+    run = Run.create(
+        tmp_path / "run",
+        task=task,
+        model=str(model),
+        strategy="textgrad",
+        max_rounds=1,
+        device={"threads": 1, "device": "cpu"},
+    )
     run.adapt()
     write_tiny_model(model, seed=1)
     monkeypatch.setenv("NSLORA_CACHE", str(tmp_path / "empty"))
@@ -88,8 +99,10 @@ def test_a_replay_refuses_other_weights(finished: Run, tmp_path: Path, tiny_fold
         replay(run, tmp_path / "again", begin_at=0)
 
 
-@pytest.mark.parametrize("answer", [{"answer": "reject"}, {"answer": "accept"},
-                                    {"answer": "rewrite", "prompt": Prompt(system="Be short.").render()}])
+@pytest.mark.parametrize(
+    "answer",
+    [{"answer": "reject"}, {"answer": "accept"}, {"answer": "rewrite", "prompt": Prompt(system="Be short.").render()}],
+)
 def test_what_a_person_said_is_replayed(begin: Callable[..., Run], tmp_path: Path, answer: dict[str, str]) -> None:
     run = begin(approve="edits", strategy="textgrad", max_rounds=1)
     with pytest.raises(RunError, match="waits"):
@@ -106,8 +119,9 @@ def test_caps_on_cost_and_time_are_no_hindrance_to_a_replay(begin: Callable[...,
     assert found.same, found.differences
 
 
-def test_a_state_that_was_changed_by_hand_is_named_where_a_replay_differs(begin: Callable[..., Run],
-                                                                           tmp_path: Path) -> None:
+def test_a_state_that_was_changed_by_hand_is_named_where_a_replay_differs(
+    begin: Callable[..., Run], tmp_path: Path
+) -> None:
     run = begin(max_rounds=1, strategy="lora")
     control = RunControl()
 
@@ -137,23 +151,40 @@ def test_an_unfinished_run_is_not_replayed(begin: Callable[..., Run], tmp_path: 
 
 @pytest.mark.parametrize(("reward", "settings"), [(1.0, {}), (0.0, {"max_rounds": 0})])
 def test_a_run_that_ended_before_its_first_round_is_replayed(
-        keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path], reward: float, settings: Any) -> None:
-    rows = {split: [{"question": row.question, "reference": str(row.reference)} for row in getattr(keepers, split)]
-            for split in ("train", "validation", "test")}
-    run = Run.create(tmp_path / "run", task=task_from_rows(**rows, reward=lambda reply: reward, max_new_tokens=8),
-                     model=str(tiny_folder()), device={"threads": 1, "device": "cpu"}, **settings)
+    keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path], reward: float, settings: Any
+) -> None:
+    rows = {
+        split: [{"question": row.question, "reference": str(row.reference)} for row in getattr(keepers, split)]
+        for split in ("train", "validation", "test")
+    }
+    run = Run.create(
+        tmp_path / "run",
+        task=task_from_rows(**rows, reward=lambda reply: reward, max_new_tokens=8),
+        model=str(tiny_folder()),
+        device={"threads": 1, "device": "cpu"},
+        **settings,
+    )
     assert run.adapt()["rounds"] == []
     found = replay(run, tmp_path / "again")
     assert found.same, found.differences
 
 
-@pytest.mark.parametrize(("reply", "error"), [
-    (json.dumps({"system": "Be short.", "question_template": "{question}", "demonstrations": []}), ""),
-    (TimeoutError("late"), "The editor scripted failed 1 times in a row")])
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (json.dumps({"system": "Be short.", "question_template": "{question}", "demonstrations": []}), ""),
+        (TimeoutError("late"), "The editor scripted failed 1 times in a row"),
+    ],
+)
 def test_edits_that_came_as_forms_and_failures_by_name_are_replayed(
-        begin: Callable[..., Run], tmp_path: Path, reply: str | Exception, error: str) -> None:
-    run = begin(editor=StructuredChat([reply], repeat=True), strategy="textgrad", max_rounds=1,
-                editing={"structured": "always", "patience": 1})
+    begin: Callable[..., Run], tmp_path: Path, reply: str | Exception, error: str
+) -> None:
+    run = begin(
+        editor=StructuredChat([reply], repeat=True),
+        strategy="textgrad",
+        max_rounds=1,
+        editing={"structured": "always", "patience": 1},
+    )
     (only,) = run.adapt()["rounds"]
     assert error in (only["error"] or "")
     assert bool(only["candidate"]) is not bool(error)
@@ -173,8 +204,9 @@ def test_a_person_who_is_asked_only_in_the_fork_is_asked_in_its_replay(tmp_path:
         assert found.same, found.differences
 
 
-def test_a_persons_prompt_that_the_budget_refused_is_replayed_as_theirs(begin: Callable[..., Run],
-                                                                        tmp_path: Path) -> None:
+def test_a_persons_prompt_that_the_budget_refused_is_replayed_as_theirs(
+    begin: Callable[..., Run], tmp_path: Path
+) -> None:
     settings: dict[str, Any] = {"approve": "edits", "strategy": "textgrad", "max_rounds": 1}
     free = begin("free", **settings)
     with pytest.raises(RunError):
@@ -193,14 +225,23 @@ def test_a_persons_prompt_that_the_budget_refused_is_replayed_as_theirs(begin: C
 
 
 def test_a_replay_from_a_later_round_knows_which_calls_came_before(tmp_path: Path, task: Task) -> None:
-    rows = {split: [{"question": row.question, "reference": row.reference} for row in getattr(task, split)]
-            for split in ("train", "validation", "test")}
-    one = task_from_rows(train=rows["train"][:1], validation=rows["validation"], test=rows["test"], reward=[
-        {"name": "fact", "check": "contains"},
-        {"name": "style", "check": "regex", "pattern": "- .*", "form": "- {reply}"}])
+    rows = {
+        split: [{"question": row.question, "reference": row.reference} for row in getattr(task, split)]
+        for split in ("train", "validation", "test")
+    }
+    one = task_from_rows(
+        train=rows["train"][:1],
+        validation=rows["validation"],
+        test=rows["test"],
+        reward=[
+            {"name": "fact", "check": "contains"},
+            {"name": "style", "check": "regex", "pattern": "- .*", "form": "- {reply}"},
+        ],
+    )
     # The critique is asked for once and answered from the record from then on, which adds no line.
-    run = begun(tmp_path, one, edits(ONCE, TWICE, TimeoutError("late"), THRICE), max_rounds=4,
-                signal={"textgrad_patience": 9})
+    run = begun(
+        tmp_path, one, edits(ONCE, TWICE, TimeoutError("late"), THRICE), max_rounds=4, signal={"textgrad_patience": 9}
+    )
     errors = [each["error"] for each in run.adapt()["rounds"]]
     assert [bool(error) for error in errors] == [False, False, True, False]
     for number in (1, 2, 3, 4):

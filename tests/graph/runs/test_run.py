@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -12,29 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_runs import results
 from langgraph.errors import GraphDrained
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import RunControl
+from scripted_runs import results
 
-from nslora.graph.build import build_graph
-from nslora.graph.runs.fork import fork
-from nslora.graph.runs.run import Run
-from nslora.graph.cli.stop_signals import stopping
-from nslora.graph.state import AdaptationState
 from nslora.graph import lock as run_lock
-from nslora.tools.training.adapters import OPTIMIZER, WEIGHTS
-from nslora.tools.training.snapshots import Snapshots
+from nslora.graph.build import build_graph
+from nslora.graph.cli.stop_signals import stopping
+from nslora.graph.runs.fork import fork
+from nslora.graph.runs.history import checkpoint_before
+from nslora.graph.runs.run import Run
+from nslora.graph.runs.view import look
+from nslora.graph.state import AdaptationState
 from nslora.tools.errors import DamagedError, RunError, SettingsError
 from nslora.tools.files import read_jsonl, write_json
-from nslora.tools.workspace.workspace import Workspace, register
-from nslora.tools.workspace.record import RUN_FILE
 from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.tasks.task import Task
+from nslora.tools.training.adapters import OPTIMIZER, WEIGHTS
+from nslora.tools.training.snapshots import Snapshots
+from nslora.tools.workspace.record import RUN_FILE
 from nslora.tools.workspace.task_clock import CLOCK_FILE
-import shutil
-from nslora.graph.runs.history import checkpoint_before
-from nslora.graph.runs.view import look
+from nslora.tools.workspace.workspace import Workspace, register
 
 Begin = Callable[..., Run]
 
@@ -113,15 +113,27 @@ def test_the_stream_gives_updates_values_and_progress(begin: Begin) -> None:
     for mode, part in begin(max_rounds=1, strategy="lora").stream(("updates", "values", "custom")):
         seen[mode].append(part)
     assert [next(iter(part)) for part in seen["updates"]] == [
-        "evaluate", "monitor", "classify", "lora_update", "evaluate", "monitor", "finish"]
+        "evaluate",
+        "monitor",
+        "classify",
+        "lora_update",
+        "evaluate",
+        "monitor",
+        "finish",
+    ]
     assert seen["values"][-1]["status"] == "finished"
     assert [part["done"] for part in seen["custom"] if part["node"] == "lora_update"] == [1, 2, 3]
 
 
 def test_runs_in_threads_of_one_process_end_as_they_do_one_by_one(begin: Begin) -> None:
     def settings(seed: int) -> dict[str, Any]:
-        return {"seed": seed, "strategy": "lora", "max_rounds": 2, "reuse_replies": False,
-                "lora": {"rank": 2, "epochs": 6, "dropout": 0.1, "early_stop_patience": None}}
+        return {
+            "seed": seed,
+            "strategy": "lora",
+            "max_rounds": 2,
+            "reuse_replies": False,
+            "lora": {"rank": 2, "epochs": 6, "dropout": 0.1, "early_stop_patience": None},
+        }
 
     def adapters(name: str, seed: int) -> list[str]:
         return [each["candidate"]["adapter"] for each in begin(f"{name}-{seed}", **settings(seed)).adapt()["rounds"]]
@@ -213,6 +225,7 @@ def test_a_folder_that_cannot_be_written_is_named(begin: Begin, monkeypatch: pyt
 def test_a_full_disk_leaves_a_run_that_goes_on(begin: Begin, finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begin()
     with monkeypatch.context() as patch:
+
         def full(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
@@ -263,11 +276,20 @@ def test_a_database_that_is_none_is_named(begin: Begin) -> None:
         run.adapt()
 
 
-@pytest.mark.parametrize(("what", "at"), [
-    (f"adapters/*/{WEIGHTS}", 1), (f"adapters/*/{OPTIMIZER}", 1), ("evaluations/*.jsonl", 0), ("prompts/*.md", 0),
-    ("decisions.jsonl", 2), ("material/1-rows.jsonl", 1)])
+@pytest.mark.parametrize(
+    ("what", "at"),
+    [
+        (f"adapters/*/{WEIGHTS}", 1),
+        (f"adapters/*/{OPTIMIZER}", 1),
+        ("evaluations/*.jsonl", 0),
+        ("prompts/*.md", 0),
+        ("decisions.jsonl", 2),
+        ("material/1-rows.jsonl", 1),
+    ],
+)
 def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_round_that_is_told(
-        begin: Begin, what: str, at: int) -> None:
+    begin: Begin, what: str, at: int
+) -> None:
     run = begin(strategy="lora", max_rounds=2, reuse_replies=False)
     with run.checkpointer() as saver:
         graph, follow = build_graph(saver), {"context": run.context, "durability": "sync"}
@@ -328,8 +350,9 @@ def test_a_result_that_was_removed_is_made_again(begin: Begin, gone: str) -> Non
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     again = Run.open(run.folder).adapt()
     assert path.exists()
-    assert {key: again[key] for key in ("test", "result", "stop")} == {key: first[key] for key in (
-        "test", "result", "stop")}
+    assert {key: again[key] for key in ("test", "result", "stop")} == {
+        key: first[key] for key in ("test", "result", "stop")
+    }
 
 
 def test_a_result_that_cannot_be_made_again_is_told(begin: Begin) -> None:

@@ -1,16 +1,17 @@
 """LangSmith traces a run only where the environment asks for it."""
+
 import os
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
 import pytest
-from fakes import CANARY
-from fakes import FakePolicy
+from fakes import CANARY, FakePolicy
 from langsmith import run_trees
 from langsmith.utils import get_env_var
+
 from nslora.graph.runs.run import Run
 from nslora.tools.tasks.task import Task
 
@@ -26,7 +27,7 @@ def langsmith_server() -> Iterator[tuple[str, list[bytes]]]:
             self.send_response(202)
             self.end_headers()
 
-        do_PATCH = do_POST      # noqa: N815 -- the name that http.server looks for
+        do_PATCH = do_POST  # noqa: N815 -- the name that http.server looks for
 
         def log_message(self, *_: Any) -> None:
             """Nothing: the test looks at what came."""
@@ -39,8 +40,12 @@ def langsmith_server() -> Iterator[tuple[str, list[bytes]]]:
 
 @pytest.mark.parametrize("wanted", [False, True])
 def test_traces_are_sent_where_the_environment_asks_for_them_and_nowhere_else(
-        langsmith_server: tuple[str, list[bytes]], keepers: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        wanted: bool) -> None:
+    langsmith_server: tuple[str, list[bytes]],
+    keepers: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: bool,
+) -> None:
     address, got = langsmith_server
     for name in [name for name in os.environ if name.startswith(("LANGSMITH", "LANGCHAIN"))]:
         monkeypatch.delenv(name)
@@ -53,8 +58,14 @@ def test_traces_are_sent_where_the_environment_asks_for_them_and_nowhere_else(
         monkeypatch.setenv("LANGSMITH_TRACING", "true")
     get_env_var.cache_clear()
     try:
-        Run.create(tmp_path / "run", task=keepers, model=FakePolicy(tmp_path / "run" / "adapters"), max_rounds=1,
-                   strategy="textgrad", reuse_replies=False).adapt()
+        Run.create(
+            tmp_path / "run",
+            task=keepers,
+            model=FakePolicy(tmp_path / "run" / "adapters"),
+            max_rounds=1,
+            strategy="textgrad",
+            reuse_replies=False,
+        ).adapt()
         run_trees.get_cached_client().flush()
     finally:
         get_env_var.cache_clear()

@@ -1,25 +1,22 @@
 """Runs can be looked at as typed objects and as tables, without a model."""
 
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from nslora.graph.cli.app import app
-from nslora.graph.runs.view import look, runs
-from nslora.graph.runs.run import Run
-from nslora.tools.errors import RunError
-import shutil
-from collections.abc import Callable
+from nslora.graph.lock import LOCK_FILE, sole_writer
 from nslora.graph.runs.compare import compare
+from nslora.graph.runs.run import Run
+from nslora.graph.runs.view import look, runs
 from nslora.tools.classifier.verdict_memory import Verdict
-from nslora.tools.errors import DamagedError
-from nslora.tools.files import read_json
-from nslora.tools.files import write_json
-import threading
-from filelock import FileLock
-from nslora.graph.lock import LOCK_FILE
-from nslora.graph.lock import sole_writer
+from nslora.tools.errors import DamagedError, RunError
+from nslora.tools.files import read_json, write_json
 
 
 def test_a_run_is_an_object_with_its_rounds(finished: Run) -> None:
@@ -113,13 +110,20 @@ def test_verdicts_of_a_round_are_those_that_it_went_by(begin: Begin, monkeypatch
     assert view.rounds[0].demand["content"] == 1.0
 
 
-@pytest.mark.parametrize("broken", [
-    {"content": None}, {"corrections": ["content"]}, {"corrections": {"content": {"scale": 1.0}}},
-    {"corrections": {"content": {"scale": "a", "shift": 0.0, "verdicts": 3}}}, {"deficits": [1]},
-    {"deficits": {"train-1": [0.5]}}])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"content": None},
+        {"corrections": ["content"]},
+        {"corrections": {"content": {"scale": 1.0}}},
+        {"corrections": {"content": {"scale": "a", "shift": 0.0, "verdicts": 3}}},
+        {"deficits": [1]},
+        {"deficits": {"train-1": [0.5]}},
+    ],
+)
 def test_material_that_is_none_is_damaged(finished: Run, tmp_path: Path, broken: dict[str, object]) -> None:
     folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
-    file, = (folder / "material").glob("1-*.json")
+    (file,) = (folder / "material").glob("1-*.json")
     write_json(file, {**read_json(file), **broken})
     with pytest.raises(DamagedError, match=rf"{file.name} is damaged"):
         look(folder).round(1)
@@ -128,7 +132,7 @@ def test_material_that_is_none_is_damaged(finished: Run, tmp_path: Path, broken:
 def test_looking_at_a_run_does_not_stop_it_from_being_resumed(begin: Begin) -> None:
     run = begin()
     (run.folder / LOCK_FILE).touch()
-    looking = FileLock(run.folder / LOCK_FILE, thread_local=False)     # released by another thread
+    looking = FileLock(run.folder / LOCK_FILE, thread_local=False)  # released by another thread
     looking.acquire()
     threading.Timer(0.1, looking.release).start()
     with sole_writer(run.folder):

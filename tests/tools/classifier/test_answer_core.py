@@ -5,12 +5,15 @@ import pytest
 from nslora.tools.classifier.answer_core import CoreBook, shared_runs
 
 
-@pytest.mark.parametrize(("question", "reference", "core"), [
-    ("At what time does the ferry leave?", "The ferry leaves at 6:45 every morning.", "6:45"),
-    ("Who leads the team?", "The team is led by Mira Holt today.", "Mira Holt"),
-    ("What colour are the signs?", "The signs are painted in orange.", "orange"),
-    ("How many pens are in 3 boxes of 4 pens?", "Each box holds 4, so there are 3 * 4 = 12.\n#### 12", "12"),
-])
+@pytest.mark.parametrize(
+    ("question", "reference", "core"),
+    [
+        ("At what time does the ferry leave?", "The ferry leaves at 6:45 every morning.", "6:45"),
+        ("Who leads the team?", "The team is led by Mira Holt today.", "Mira Holt"),
+        ("What colour are the signs?", "The signs are painted in orange.", "orange"),
+        ("How many pens are in 3 boxes of 4 pens?", "Each box holds 4, so there are 3 * 4 = 12.\n#### 12", "12"),
+    ],
+)
 def test_the_core_of_a_sentence_is_among_the_first_that_are_tried(question: str, reference: str, core: str) -> None:
     assert core in CoreBook().likely(reference, question)[:4]
 

@@ -39,11 +39,14 @@ def test_the_longest_run_of_marked_lines_is_the_answer() -> None:
     assert marked_block("No list here.\n- one") is None
 
 
-@pytest.mark.parametrize(("reply", "layout"), [
-    (marked(STEPS, "- "), Layout(mark="- ")),
-    ("STEPS\n" + STEPS + "\nEND", Layout("STEPS\n", "\nEND")),
-    ("Do this:\n" + marked(STEPS, "1. "), Layout("Do this:\n", mark="1. ")),
-])
+@pytest.mark.parametrize(
+    ("reply", "layout"),
+    [
+        (marked(STEPS, "- "), Layout(mark="- ")),
+        ("STEPS\n" + STEPS + "\nEND", Layout("STEPS\n", "\nEND")),
+        ("Do this:\n" + marked(STEPS, "1. "), Layout("Do this:\n", mark="1. ")),
+    ],
+)
 def test_a_layout_has_a_mark_for_each_line(reply: str, layout: Layout) -> None:
     assert align(reply, STEPS) == layout
     assert layout.wrap(STEPS, "") == reply

@@ -98,8 +98,10 @@ REPLIES = {
 
 
 def failures_of(reward, replies, rows=ROWS):
-    made = [(row, text.format("in " + YEARS[row.id], year=YEARS[row.id]) if "{" in text and not is_json(text) else text)
-            for row, text in zip(rows, itertools.cycle(replies), strict=False)]
+    made = [
+        (row, text.format("in " + YEARS[row.id], year=YEARS[row.id]) if "{" in text and not is_json(text) else text)
+        for row, text in zip(rows, itertools.cycle(replies), strict=False)
+    ]
     return [Reply(row, text, reward(row, text)) for row, text in made]
 
 
@@ -276,13 +278,16 @@ def test_the_demand_weighs_each_failure_by_what_it_lost():
 
 
 PEOPLE = [("Ann Lee", 20, "Leeds"), ("Bo Park", 21, "Bonn"), ("Cy Dunn", 22, "Lyon"), ("Di Voss", 23, "Turin")]
-RECORDS = [Row(f"train-{i}", f"Extract {name}, {age}, {city}.", json.dumps({"name": name, "age": age, "city": city}))
-           for i, (name, age, city) in enumerate(PEOPLE)]
+RECORDS = [
+    Row(f"train-{i}", f"Extract {name}, {age}, {city}.", json.dumps({"name": name, "age": age, "city": city}))
+    for i, (name, age, city) in enumerate(PEOPLE)
+]
 
 
 @pytest.mark.parametrize("around", ["```json\n{}\n```", "Here is the JSON: {}", "{}\n\nLet me know if you need more."])
 def test_an_answer_that_is_right_but_for_what_stands_around_it_wants_another_form(around):
     """The reference itself begins and ends with brackets, which no window of words holds."""
+
     def reward(row, reply):
         try:
             return Value(float(json.loads(reply) == json.loads(row.reference)))
@@ -310,6 +315,7 @@ def test_an_answer_inside_another_number_is_not_the_replys_own():
 
 def test_in_an_empty_reply_the_reference_is_what_is_missing():
     """Or any other reply would seem to have come nearer to it."""
+
     def contained(row, reply):
         return Value(float(fact(row, reply)))
 
@@ -334,24 +340,28 @@ def bracketed(row, reply):
 SHOWN = {last_number: "The answer is {}", bracketed: "[The answer is {}"}
 
 
-@pytest.mark.parametrize(("reward", "reply", "verdict"), [
-    (last_number, "{} of 60 are gone. The answer is 45", "content"),
-    (last_number, "First {}, then one more: the answer is 45.", "content"),
-    (last_number, "60 - 16 = {} , and one more\n#### 45", "content"),
-    (last_number, "It is {} or so: $\\boxed{{ 45 }}$", "content"),
-    (bracketed, "[{} of 60 are gone. The answer is 45", "content"),
-    (bracketed, "{} of 60 are gone. The answer is 45", "both"),
-    (bracketed, "The answer is {}", "form"),
-    (bracketed, "The answer is below.\n\n{}", "form"),
-    (last_number, "{} of 60 are gone. The answer is $45 in all", "content"),
-    (bracketed, "The answer is in step 2.\n\n{}", "form"),
-    (last_number, "{} are left, of 60", "form"),
-    (last_number, "The answer is {} of 60", "form"),
-])
+@pytest.mark.parametrize(
+    ("reward", "reply", "verdict"),
+    [
+        (last_number, "{} of 60 are gone. The answer is 45", "content"),
+        (last_number, "First {}, then one more: the answer is 45.", "content"),
+        (last_number, "60 - 16 = {} , and one more\n#### 45", "content"),
+        (last_number, "It is {} or so: $\\boxed{{ 45 }}$", "content"),
+        (bracketed, "[{} of 60 are gone. The answer is 45", "content"),
+        (bracketed, "{} of 60 are gone. The answer is 45", "both"),
+        (bracketed, "The answer is {}", "form"),
+        (bracketed, "The answer is below.\n\n{}", "form"),
+        (last_number, "{} of 60 are gone. The answer is $45 in all", "content"),
+        (bracketed, "The answer is in step 2.\n\n{}", "form"),
+        (last_number, "{} are left, of 60", "form"),
+        (last_number, "The answer is {} of 60", "form"),
+    ],
+)
 def test_a_reply_that_mentions_the_reference_and_answers_otherwise_wants_content(reward, reply, verdict):
     rows = COUNTS[:2]
-    failing = [Reply(row, text, Value(reward(row, text)))
-               for row, text in ((row, reply.format(row.reference)) for row in rows)]
+    failing = [
+        Reply(row, text, Value(reward(row, text))) for row, text in ((row, reply.format(row.reference)) for row in rows)
+    ]
     good = Reply(COUNTS[2], SHOWN[reward].format("95"), Value(1.0))
     found = attribute(failing, lambda row, text: Value(reward(row, text)), known_good=[good])
     assert [each.verdict for each in found] == [verdict] * len(rows)
@@ -366,20 +376,36 @@ def after(mark):
     return lambda row, reply: float((mark.search(reply) or [None, None])[1] == row.reference)
 
 
-@pytest.mark.parametrize(("row", "mark", "good", "reply", "verdict"), [
-    (MARKED, "#### ([0-9.]+)", "40 + 55 = 95\n#### 95", "#### Step 1: Add\n48 + 24 = 72. She sold 72 clips.", "form"),
-    (MARKED, "#### ([0-9.]+)", "40 + 55 = 95\n#### 95", "#### Step 1: Add\n48 + 24 = 74. She sold 74 clips.", "both"),
-    (MARKED, "#### ([0-9.]+)", "40 + 55 = 95\n#### 95", "#### Solution\n48 + 24 = 72. She sold 72 clips.", "form"),
-    (MARKED, "#### ([0-9.]+)", "40 + 55 = 95\n#### 95", "48 + 24 = 72, minus 2\n#### 70", "content"),
-    (PARIS, r"answer is (.+?)[.\n]", "The answer is Rome.", "Paris is the capital, so the answer is B.", "form"),
-    (PARIS, r"answer is (.+?)[.\n]", "The answer is Rome.", "The answer is as follows:\n\nParis\n", "form"),
-    (PARIS, r"answer is (.+?)[.\n]", "The answer is Rome.", "The answer is Lyon.", "content"),
-])
+@pytest.mark.parametrize(
+    ("row", "mark", "good", "reply", "verdict"),
+    [
+        (
+            MARKED,
+            "#### ([0-9.]+)",
+            "40 + 55 = 95\n#### 95",
+            "#### Step 1: Add\n48 + 24 = 72. She sold 72 clips.",
+            "form",
+        ),
+        (
+            MARKED,
+            "#### ([0-9.]+)",
+            "40 + 55 = 95\n#### 95",
+            "#### Step 1: Add\n48 + 24 = 74. She sold 74 clips.",
+            "both",
+        ),
+        (MARKED, "#### ([0-9.]+)", "40 + 55 = 95\n#### 95", "#### Solution\n48 + 24 = 72. She sold 72 clips.", "form"),
+        (MARKED, "#### ([0-9.]+)", "40 + 55 = 95\n#### 95", "48 + 24 = 72, minus 2\n#### 70", "content"),
+        (PARIS, r"answer is (.+?)[.\n]", "The answer is Rome.", "Paris is the capital, so the answer is B.", "form"),
+        (PARIS, r"answer is (.+?)[.\n]", "The answer is Rome.", "The answer is as follows:\n\nParis\n", "form"),
+        (PARIS, r"answer is (.+?)[.\n]", "The answer is Rome.", "The answer is Lyon.", "content"),
+    ],
+)
 def test_a_heading_and_other_words_are_no_other_answer(row, mark, good, reply, verdict):
     reward = after(re.compile(mark))
     known = Reply(Row("known", "Another question?", "95" if row is MARKED else "Rome"), good, Value(1.0))
-    found = attribute([Reply(row, reply, Value(reward(row, reply)))], lambda row, text: Value(reward(row, text)),
-                      known_good=[known])
+    found = attribute(
+        [Reply(row, reply, Value(reward(row, reply)))], lambda row, text: Value(reward(row, text)), known_good=[known]
+    )
     assert found[0].verdict == verdict
 
 
@@ -393,32 +419,55 @@ def is_json_object(reply):
 
 REFERENCE_KINDS = {
     "units": (
-        [("How heavy is the bell?", "12.5 kg"), ("How long is the pier?", "340 m"),
-         ("How deep is the well?", "48.2 m")],
-        as_json, is_json_object, lambda row, reply: row.reference in reply.lower(),
-        {"content": [as_json("51 m"), as_json("48.3 m"), as_json("about 50 metres")],
-         "form": ["48.2 m", "The well is 48.2 m deep.", "It is 48.2 M."],
-         "both": ["51 m", "The well is 51 metres deep.", "I do not know."]}),
+        [
+            ("How heavy is the bell?", "12.5 kg"),
+            ("How long is the pier?", "340 m"),
+            ("How deep is the well?", "48.2 m"),
+        ],
+        as_json,
+        is_json_object,
+        lambda row, reply: row.reference in reply.lower(),
+        {
+            "content": [as_json("51 m"), as_json("48.3 m"), as_json("about 50 metres")],
+            "form": ["48.2 m", "The well is 48.2 m deep.", "It is 48.2 M."],
+            "both": ["51 m", "The well is 51 metres deep.", "I do not know."],
+        },
+    ),
     "sentences": (
-        [("Who leads the choir?", "The choir is led by Mira Holt."), ("Who runs the mill?", "Tom Pell runs it."),
-         ("Who keeps the bees?", "The bees are kept by Anna Reed.")],
-        lambda text: as_json(text.removesuffix(" runs it.").removesuffix(".").rpartition(" by ")[2]), is_json_object,
-        lambda row, reply: next(name for name in ("Mira Holt", "Tom Pell", "Anna Reed") if name in row.reference)
-        in reply,
-        {"content": [as_json("Bob Stone"), as_json("The bees are kept by Bob Stone.")],
-         "form": ["Anna Reed", "The bees are kept by Anna Reed.", "I think Anna Reed keeps them."],
-         "both": ["Bob Stone", "The bees are kept by Bob Stone."]}),
+        [
+            ("Who leads the choir?", "The choir is led by Mira Holt."),
+            ("Who runs the mill?", "Tom Pell runs it."),
+            ("Who keeps the bees?", "The bees are kept by Anna Reed."),
+        ],
+        lambda text: as_json(text.removesuffix(" runs it.").removesuffix(".").rpartition(" by ")[2]),
+        is_json_object,
+        lambda row, reply: (
+            next(name for name in ("Mira Holt", "Tom Pell", "Anna Reed") if name in row.reference) in reply
+        ),
+        {
+            "content": [as_json("Bob Stone"), as_json("The bees are kept by Bob Stone.")],
+            "form": ["Anna Reed", "The bees are kept by Anna Reed.", "I think Anna Reed keeps them."],
+            "both": ["Bob Stone", "The bees are kept by Bob Stone."],
+        },
+    ),
     "lines": (
-        [("Which steps open the lock?", "Turn the key\nPull the handle\nPush the door"),
-         ("Which steps start the pump?", "Open the valve\nPress the button"),
-         ("Which steps light the stove?", "Open the flap\nStrike a match\nClose the flap")],
-        lambda text: "- " + text.replace("\n", "\n- "), lambda reply: all(line.startswith("- ") for line in
-                                                                         reply.splitlines()) and bool(reply),
+        [
+            ("Which steps open the lock?", "Turn the key\nPull the handle\nPush the door"),
+            ("Which steps start the pump?", "Open the valve\nPress the button"),
+            ("Which steps light the stove?", "Open the flap\nStrike a match\nClose the flap"),
+        ],
+        lambda text: "- " + text.replace("\n", "\n- "),
+        lambda reply: all(line.startswith("- ") for line in reply.splitlines()) and bool(reply),
         lambda row, reply: all(line in reply for line in row.reference.splitlines()),
-        {"content": ["- Lift the lid\n- Pour the oil\n- Shut the lid"],
-         "form": ["Open the flap\nStrike a match\nClose the flap",
-                  "First:\n1. Open the flap\n2. Strike a match\n3. Close the flap"],
-         "both": ["Lift the lid\nPour the oil\nShut the lid", "You light it with fire."]}),
+        {
+            "content": ["- Lift the lid\n- Pour the oil\n- Shut the lid"],
+            "form": [
+                "Open the flap\nStrike a match\nClose the flap",
+                "First:\n1. Open the flap\n2. Strike a match\n3. Close the flap",
+            ],
+            "both": ["Lift the lid\nPour the oil\nShut the lid", "You light it with fire."],
+        },
+    ),
 }
 
 

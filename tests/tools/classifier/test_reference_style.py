@@ -16,9 +16,15 @@ from nslora.tools.tasks.task import load_task
 
 ANSWERS = ["the grey heron", "Lena Torsby", "in 1864", "96 kg", "white pine", "two eggs", "Saturday", "brass bells"]
 STYLES = {
-    "bold": Layout("**", "**"), "call": Layout('reply("', '")'), "json": Layout('{"answer": "', '"}', escaped=True),
-    "bullet": Layout("- "), "label": Layout("ANSWER: ", " [END]"), "records": Layout("Our records say: ", "."),
-    "tag": Layout("<answer>", "</answer>"), "upper": Layout(case="upper"), "two-lines": Layout("Reply:\n"),
+    "bold": Layout("**", "**"),
+    "call": Layout('reply("', '")'),
+    "json": Layout('{"answer": "', '"}', escaped=True),
+    "bullet": Layout("- "),
+    "label": Layout("ANSWER: ", " [END]"),
+    "records": Layout("Our records say: ", "."),
+    "tag": Layout("<answer>", "</answer>"),
+    "upper": Layout(case="upper"),
+    "two-lines": Layout("Reply:\n"),
     "restate": Layout(f"{QUESTION} That is: "),
 }
 WRONG = "a broken wheel"
@@ -26,8 +32,10 @@ WRONG = "a broken wheel"
 
 def rows_in(style: str) -> list[Example]:
     questions = [f"What is kept in hall {i}?" for i in range(len(ANSWERS))]
-    return [Example(f"train-{i}", question, STYLES[style].wrap(answer, question), {"key": answer})
-            for i, (question, answer) in enumerate(zip(questions, ANSWERS, strict=True))]
+    return [
+        Example(f"train-{i}", question, STYLES[style].wrap(answer, question), {"key": answer})
+        for i, (question, answer) in enumerate(zip(questions, ANSWERS, strict=True))
+    ]
 
 
 def with_references(*references: str | None) -> list[Example]:
@@ -42,7 +50,7 @@ def reward_in(style: str, combine: str = "mean") -> Reward:
         return float(STYLES[style].explains(reply, question))
 
     made = [callable_check(function).model_copy(update={"name": function.__name__}) for function in (fact, formed)]
-    return Reward(made, combine)     # type: ignore[arg-type]
+    return Reward(made, combine)  # type: ignore[arg-type]
 
 
 def failing(style: str, reward: Reward, wording: str, answer: str | None) -> list[Graded]:
@@ -73,27 +81,36 @@ def test_escapes_of_a_framed_answer_are_resolved() -> None:
     assert frame.wrap(answer, "") == texts[0]
 
 
-@pytest.mark.parametrize("references", [
-    ANSWERS,
-    ["in 1911", "in 1864", "in 1738", "in 1802", "in 1777"],
-    ["12 kg", "96 kg", "40 kg", "7 kg", "31 kg"],
-    ["It is open.", "They are shut.", "Nobody may enter.", "Dogs pay two eggs.", "All may use it."],
-    ["A", "B", "C", "D", "A", "B"],
-    ["2021-03-04", "2021-05-06", "2021-07-08", "2021-09-10", "2021-11-12"],
-    ["ann@ex.com", "bob@ex.com", "cyd@ex.com", "dan@ex.com", "eve@ex.com"],
-    ["8:00", "9:00", "10:00", "11:00", "12:00"],
-    ["-12", "-40", "-7", "-96", "-31"],
-    ["$12", "$40", "$7", "$96", "$31"],
-    ["Yes, it is open.", "Yes, they are.", "Yes, always.", "Yes, on Mondays.", "Yes, by boat."],
-    ["grey heron", "white pine", "two eggs", "brass bells", "felt hats"],
-    ["- one\n- two", "- three\n- four", "- five\n- six", "- seven\n- eight", "- nine\n- ten"],
-    ["**one**", "**two**", "three", "four", "five", "six"],
-    ["**one**", "**two**", "**one**", "**two**"],
-    ['{"a": "x", "b": "y"}', '{"a": "z", "b": "w"}', '{"a": "u", "b": "v"}', '{"a": "q", "b": "r"}',
-     '{"a": "s", "b": "t"}'],
-    [None, "", "   "],
-    [],
-], ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    "references",
+    [
+        ANSWERS,
+        ["in 1911", "in 1864", "in 1738", "in 1802", "in 1777"],
+        ["12 kg", "96 kg", "40 kg", "7 kg", "31 kg"],
+        ["It is open.", "They are shut.", "Nobody may enter.", "Dogs pay two eggs.", "All may use it."],
+        ["A", "B", "C", "D", "A", "B"],
+        ["2021-03-04", "2021-05-06", "2021-07-08", "2021-09-10", "2021-11-12"],
+        ["ann@ex.com", "bob@ex.com", "cyd@ex.com", "dan@ex.com", "eve@ex.com"],
+        ["8:00", "9:00", "10:00", "11:00", "12:00"],
+        ["-12", "-40", "-7", "-96", "-31"],
+        ["$12", "$40", "$7", "$96", "$31"],
+        ["Yes, it is open.", "Yes, they are.", "Yes, always.", "Yes, on Mondays.", "Yes, by boat."],
+        ["grey heron", "white pine", "two eggs", "brass bells", "felt hats"],
+        ["- one\n- two", "- three\n- four", "- five\n- six", "- seven\n- eight", "- nine\n- ten"],
+        ["**one**", "**two**", "three", "four", "five", "six"],
+        ["**one**", "**two**", "**one**", "**two**"],
+        [
+            '{"a": "x", "b": "y"}',
+            '{"a": "z", "b": "w"}',
+            '{"a": "u", "b": "v"}',
+            '{"a": "q", "b": "r"}',
+            '{"a": "s", "b": "t"}',
+        ],
+        [None, "", "   "],
+        [],
+    ],
+    ids=lambda value: str(value)[:20],
+)
 def test_what_references_share_by_their_kind_is_no_frame(references: list[str | None]) -> None:
     assert reference_style_of(with_references(*references)) is None
 
@@ -106,8 +123,10 @@ def test_one_reference_in_ten_may_stand_outside_the_style() -> None:
 
 
 def test_a_question_that_is_a_part_of_the_answers_hides_no_frame() -> None:
-    rows = [Example(f"train-{i}", word, f"**{word}s**", {}) for i, word in enumerate(
-        ("heron", "tree", "egg", "bell", "wheel", "key"))]
+    rows = [
+        Example(f"train-{i}", word, f"**{word}s**", {})
+        for i, word in enumerate(("heron", "tree", "egg", "bell", "wheel", "key"))
+    ]
     assert reference_style_of(rows) == Layout("**", "**")
 
 
@@ -130,20 +149,25 @@ def test_right_answers_out_of_style_lack_form_and_wrong_ones_in_style_lack_conte
     reward = reward_in(style, combine)
     assert {each.verdict for each in judged(style, reward, "It is {}!", None)} == {"form"}
     framed = [(row, STYLES[style].wrap(WRONG, row.question)) for row in rows_in(style)]
-    found = classify_failures([Graded(row, text, reward(row, text)) for row, text in framed], reward, train=rows_in(style))
+    found = classify_failures(
+        [Graded(row, text, reward(row, text)) for row, text in framed], reward, train=rows_in(style)
+    )
     assert {each.verdict for each in found} == {"content"}
 
 
 def test_a_reward_that_asks_for_another_style_than_the_references_have_is_heard() -> None:
     reward = reward_in("json")
     rows = rows_in("bold")
-    good = [Graded(row, STYLES["json"].wrap(row.fields["key"], ""), reward(row, STYLES["json"].wrap(
-        row.fields["key"], ""))) for row in rows[:2]]
+    good = [
+        Graded(row, STYLES["json"].wrap(row.fields["key"], ""), reward(row, STYLES["json"].wrap(row.fields["key"], "")))
+        for row in rows[:2]
+    ]
     replies = {"form": "**{}**", "both": f"**{WRONG}**", "content": json.dumps({"answer": WRONG})}
     for verdict, text in replies.items():
         texts = [(row, text.replace("{}", row.fields["key"])) for row in rows[3:]]
-        found = classify_failures([Graded(row, each, reward(row, each)) for row, each in texts], reward, known_good=good,
-                         train=rows)
+        found = classify_failures(
+            [Graded(row, each, reward(row, each)) for row, each in texts], reward, known_good=good, train=rows
+        )
         assert [each.verdict for each in found[3:]] == [verdict] * len(found[3:]), verdict
 
 
@@ -155,8 +179,9 @@ def test_the_reward_is_asked_with_the_row_as_it_came() -> None:
         return float(reply == reference)
 
     reward = Reward([callable_check(exact)])
-    found = classify_failures([Graded(row, row.fields["key"], reward(row, row.fields["key"])) for row in rows], reward,
-                     train=rows)
+    found = classify_failures(
+        [Graded(row, row.fields["key"], reward(row, row.fields["key"])) for row in rows], reward, train=rows
+    )
     assert {each.verdict for each in found} == {"form"}
     assert all(each.repaired_reward == 1.0 for each in found)
 
@@ -164,6 +189,7 @@ def test_the_reward_is_asked_with_the_row_as_it_came() -> None:
 def test_without_a_frame_content_seems_to_be_missing_more() -> None:
     reward, rows = reward_in("bold"), rows_in("bold")
     failures = [Graded(row, f"It is {WRONG}!", reward(row, f"It is {WRONG}!")) for row in rows]
-    content, form = (sum(getattr(each, name) for each in attribute(failures, reward)) for name in (
-        "content_deficit", "form_deficit"))
+    content, form = (
+        sum(getattr(each, name) for each in attribute(failures, reward)) for name in ("content_deficit", "form_deficit")
+    )
     assert content > 1.5 * form

@@ -14,8 +14,11 @@ def attribution(row: str, content: float, form: float, verdict: str) -> Attribut
     return Attribution(row, content, form, p_content, 0.5, verdict, None, 1.0, 3)  # type: ignore[arg-type]
 
 
-LACKS = [attribution("content", 1.0, 0.0, "content"), attribution("form", 0.0, 1.0, "form"),
-         attribution("both", 0.5, 0.5, "both")]
+LACKS = [
+    attribution("content", 1.0, 0.0, "content"),
+    attribution("form", 0.0, 1.0, "form"),
+    attribution("both", 0.5, 0.5, "both"),
+]
 BEFORE = {"content": 0.5, "form": 0.5, "both": 0.0}
 
 
@@ -45,8 +48,12 @@ def test_without_verdicts_nothing_changes() -> None:
 
 
 def test_verdicts_that_agree_change_no_verdict_of_the_classifier() -> None:
-    agreeing = [Verdict("content", 1.0, 0.08, True), Verdict("form", 0.0, 0.08, False),
-                Verdict("form", 1.0, 0.08, True), Verdict("content", 0.0, 0.08, False)] * 10
+    agreeing = [
+        Verdict("content", 1.0, 0.08, True),
+        Verdict("form", 0.0, 0.08, False),
+        Verdict("form", 1.0, 0.08, True),
+        Verdict("content", 0.0, 0.08, False),
+    ] * 10
     after = corrected(LACKS, learn(agreeing))
     assert [each.verdict for each in after] == ["content", "form", "both"]
     assert all(abs(new.p_content - old.p_content) < 0.05 for new, old in zip(after, LACKS, strict=True))
@@ -77,7 +84,10 @@ def test_whatever_happened_more_deficit_never_counts_as_less(happened: list[tupl
 
 
 def test_the_order_of_verdicts_does_not_matter() -> None:
-    verdicts = [Verdict("content", 0.1, 0.03, True), Verdict("content", 0.9, 0.08, False),
-                Verdict("content", 0.4, 0.08, True)]
+    verdicts = [
+        Verdict("content", 0.1, 0.03, True),
+        Verdict("content", 0.9, 0.08, False),
+        Verdict("content", 0.4, 0.08, True),
+    ]
     one, other = learn(verdicts)["content"], learn(verdicts[::-1])["content"]
     assert (one.scale, one.shift) == pytest.approx((other.scale, other.shift))

@@ -30,8 +30,10 @@ from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.tasks.task import Task, load_task
 from nslora.tools.testing.tiny_task import write_tiny_task
 
-PROMPT = Prompt("Begin with a dash.", demonstrations=(Demonstration("Who keeps the mill?", "- ok"),
-                                                      Demonstration("Who keeps the moon?", "- nobody")))
+PROMPT = Prompt(
+    "Begin with a dash.",
+    demonstrations=(Demonstration("Who keeps the mill?", "- ok"), Demonstration("Who keeps the moon?", "- nobody")),
+)
 
 
 class Answers:
@@ -44,8 +46,14 @@ class Answers:
         self._reply = reply
         self.asked: list[tuple[str, str | None]] = []
 
-    def generate(self, dialogues: Sequence[Sequence[dict[str, str]]], *, adapter: str | None, max_new_tokens: int,
-                 on_progress: OnProgress = no_progress) -> Generated:
+    def generate(
+        self,
+        dialogues: Sequence[Sequence[dict[str, str]]],
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        on_progress: OnProgress = no_progress,
+    ) -> Generated:
         questions = [dialogue[-1]["content"] for dialogue in dialogues]
         self.asked += [(question, adapter) for question in questions]
         return Generated(tuple(self._reply(question, adapter) for question in questions), len(questions))
@@ -72,8 +80,9 @@ def remade(task: Task, reply: Callable[[str, str | None], str], **options: Any) 
 def test_a_row_whose_hint_does_not_fit_the_context_is_not_asked_but_put_into_a_layout(task: Task) -> None:
     longer = replace(task.train[1], reference="ab " * 30)
     policy: Any = Answers(lambda question, _: f"- {answer_of(question)}", context_tokens=60)
-    made = remake(policy, None, task.reward, PROMPT, (task.train[0], longer, *task.train[2:]), adapter="a1",
-                  max_new_tokens=12)
+    made = remake(
+        policy, None, task.reward, PROMPT, (task.train[0], longer, *task.train[2:]), adapter="a1", max_new_tokens=12
+    )
     assert not any(longer.question in question for question, _ in policy.asked)
     assert {row.question for row in made.rows} == {row.question for row in task.train}
 
@@ -82,7 +91,9 @@ def test_the_hint_stands_in_the_question_and_in_the_demonstrations_of_train(task
     assert with_hint("Who {reference}?", "a {question}") == "Who {reference}?\n(The answer is: a {question})"
     prompt = hinted(PROMPT, {"who keeps the mill": "ok"})
     assert [each.question for each in prompt.demonstrations] == [
-        "Who keeps the mill?\n(The answer is: ok)", "Who keeps the moon?"]
+        "Who keeps the mill?\n(The answer is: ok)",
+        "Who keeps the moon?",
+    ]
     rows, _ = remade(task, lambda question, _: f"- {answer_of(question)}")
     assert {row.question for row in rows} == {row.question for row in task.train}
     assert not any("The answer is" in json.dumps(row.as_trl(PROMPT)) for row in rows)
@@ -97,14 +108,18 @@ def test_the_adapter_answers_what_the_base_could_not_and_a_layout_what_neither_c
 
     rows, policy = remade(task, reply, edit="1-abc")
     assert [(row.source, row.adapter) for row in rows] == [
-        (task.train[0].id, None), (task.train[1].id, "a1"), (task.train[2].id, LAYOUT), (task.train[3].id, None)]
+        (task.train[0].id, None),
+        (task.train[1].id, "a1"),
+        (task.train[2].id, LAYOUT),
+        (task.train[3].id, None),
+    ]
     assert rows[2].reply == f"- {task.train[2].reference}"
     assert {(row.prompt, row.edit, row.reward) for row in rows} == {(PROMPT.hash, "1-abc", 1.0)}
     assert len([None for _, adapter in policy.asked if adapter == "a1"]) == 2
 
 
 def test_a_layout_is_learnt_from_what_the_reward_pays_for_in_full_or_not_at_all(task: Task) -> None:
-    rows, policy = remade(task, lambda question, adapter: "no idea")        # one demonstration shows the layout
+    rows, policy = remade(task, lambda question, adapter: "no idea")  # one demonstration shows the layout
     assert [row.adapter for row in rows] == [LAYOUT] * 4
     assert all(task.reward(example, row.reply).passed for example, row in zip(task.train, rows, strict=True))
     nothing: Any = remake(policy, None, task.reward, Prompt(), task.train, adapter=None, max_new_tokens=8)  # type: ignore[arg-type]
@@ -132,27 +147,41 @@ def test_a_reply_that_the_length_limit_cut_is_no_row(task: Task, tmp_path: Path)
 
     policy: Any = CutsTheSecond(lambda question, _: f"- {answer_of(question)} and so on")
     for cache in (None, ReplyCache(tmp_path / "replies.sqlite"), ReplyCache(tmp_path / "replies.sqlite")):
-        made = remake(policy, cache, task.reward, Prompt("Begin with a dash."), task.train, adapter=None,
-                      max_new_tokens=12)
+        made = remake(
+            policy, cache, task.reward, Prompt("Begin with a dash."), task.train, adapter=None, max_new_tokens=12
+        )
         assert [row.source for row in made.rows if row.adapter != LAYOUT] == [
-            task.train[0].id, *(row.id for row in task.train[2:])]
-    assert len(policy.asked) == 2 * len(task.train)         # the third time the mark comes from the cache
+            task.train[0].id,
+            *(row.id for row in task.train[2:]),
+        ]
+    assert len(policy.asked) == 2 * len(task.train)  # the third time the mark comes from the cache
 
 
 def test_references_of_rows_that_no_reply_could_be_paid_for_are_put_into_layouts(task: Task) -> None:
     policy: Any = Answers(lambda question, _: f"- {answer_of(question)}")
-    made = remake(policy, None, task.reward, PROMPT, task.train[:2], adapter=None, max_new_tokens=12,
-                  unasked=task.train[2:])
+    made = remake(
+        policy, None, task.reward, PROMPT, task.train[:2], adapter=None, max_new_tokens=12, unasked=task.train[2:]
+    )
     assert [row.adapter for row in made.rows] == [None, None, LAYOUT, LAYOUT]
     assert len(policy.asked) == 2
 
 
 def test_rows_that_are_known_already_stand_in_for_references_that_teach_the_wrong_form(task: Task) -> None:
     one, two, three, four = task.train
-    rows = known_rows(task.reward, PROMPT, task.train, own={one.id: f"- {one.reference}!"},
-                      mended={two.id: f"- It is {two.reference}", three.id: "no idea"}, adapter="a1")
+    rows = known_rows(
+        task.reward,
+        PROMPT,
+        task.train,
+        own={one.id: f"- {one.reference}!"},
+        mended={two.id: f"- It is {two.reference}", three.id: "no idea"},
+        adapter="a1",
+    )
     assert [(row.source, row.adapter) for row in rows] == [
-        (one.id, "a1"), (two.id, LAYOUT), (three.id, LAYOUT), (four.id, LAYOUT)]
+        (one.id, "a1"),
+        (two.id, LAYOUT),
+        (three.id, LAYOUT),
+        (four.id, LAYOUT),
+    ]
     assert rows[1].reply == f"- It is {two.reference}"
     assert all(task.reward(example, row.reply).passed for example, row in zip(task.train, rows, strict=True))
     as_wanted = [replace(row, reference=f"- {row.reference}") for row in task.train]
@@ -165,8 +194,9 @@ def test_rows_are_found_again_by_their_source_and_feed_a_burst(task: Task, tmp_p
     write_rows(tmp_path / "rows.jsonl", rows)
     assert read_rows(tmp_path / "rows.jsonl") == rows
     by_source = rows_by_source(rows)
-    job = training_rows(task.train, Material((), (), ()), PROMPT, by_source, everything=True, replay_share=0.0,
-                          seed="0")
+    job = training_rows(
+        task.train, Material((), (), ()), PROMPT, by_source, everything=True, replay_share=0.0, seed="0"
+    )
     assert [row.completion for row in job] == [row.reply for row in rows]
     assert {row.origin for row in job} == {"remade"}
 
@@ -181,15 +211,26 @@ def test_the_file_is_a_data_set_that_datasets_loads_and_trl_trains_on(
 
     rows, _ = remade(task, lambda question, _: f"- {answer_of(question)}")
     write_jsonl(tmp_path / "remade.jsonl", [row.as_trl(PROMPT) for row in rows])
-    data = load_dataset("json", data_files=str(tmp_path / "remade.jsonl"), split="train",
-                        cache_dir=str(tmp_path / "cache"))
+    data = load_dataset(
+        "json", data_files=str(tmp_path / "remade.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    )
     assert data.column_names == ["prompt", "completion", "source", "prompt_hash", "edit", "adapter", "reward"]
     assert data[0]["completion"] == [{"role": "assistant", "content": "- ok"}]
     model = AutoModelForCausalLM.from_pretrained(tiny_folder())
     trainer = SFTTrainer(
-        model=model, train_dataset=data, peft_config=LoraConfig(task_type="CAUSAL_LM", r=2),
-        args=SFTConfig(output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=2, report_to=[],
-                       use_cpu=True, save_strategy="no", disable_tqdm=True))
+        model=model,
+        train_dataset=data,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=2),
+        args=SFTConfig(
+            output_dir=str(tmp_path / "out"),
+            max_steps=1,
+            per_device_train_batch_size=2,
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+    )
     before = {name: value.clone() for name, value in trainer.model.named_parameters() if "lora_B" in name}
     trainer.train()
     assert any(not value.equal(before[name]) for name, value in trainer.model.named_parameters() if name in before)
@@ -198,13 +239,20 @@ def test_the_file_is_a_data_set_that_datasets_loads_and_trl_trains_on(
 KEPT, NEW = {"prompt": "kept", "rows": 5, "waiting": True}, {"prompt": "new", "rows": 3, "waiting": True}
 
 
-@pytest.mark.parametrize(("edit_kept", "pool", "after"), [
-    (True, None, NEW), (False, None, NEW), (True, KEPT, NEW),
-    (False, KEPT, KEPT),                                    # the prompt in force goes before a dropped one
-    (False, {**KEPT, "waiting": False}, NEW),               # what was trained on waits for nothing
-    (False, {**KEPT, "prompt": "dropped before"}, NEW)])
+@pytest.mark.parametrize(
+    ("edit_kept", "pool", "after"),
+    [
+        (True, None, NEW),
+        (False, None, NEW),
+        (True, KEPT, NEW),
+        (False, KEPT, KEPT),  # the prompt in force goes before a dropped one
+        (False, {**KEPT, "waiting": False}, NEW),  # what was trained on waits for nothing
+        (False, {**KEPT, "prompt": "dropped before"}, NEW),
+    ],
+)
 def test_a_burst_learns_from_the_newest_edit_but_for_the_kept_one_that_still_waits(
-        edit_kept: bool, pool: Any, after: Any) -> None:
+    edit_kept: bool, pool: Any, after: Any
+) -> None:
     state = {**first_state("kept"), "remade": pool}
     proposal: Any = {"kind": "textgrad", "candidate": {"adapter": None, "prompt": "new"}, "new_rows": 3}
     verdict = KeepDecision(edit_kept, "", {})

@@ -43,14 +43,18 @@ def test_each_row_says_why_it_is_there(tmp_path: Path) -> None:
         "t0": "content missing 1.00, form missing 0.25",
         "t1": "mastered (content missing 0.00, form missing 1.00): replayed so that it is not forgotten",
         "t2": "mastered (full reward): replayed so that it is not forgotten",
-        **{f"t{i}": "not in the sample that was looked at" for i in (3, 4, 5)}}
+        **{f"t{i}": "not in the sample that was looked at" for i in (3, 4, 5)},
+    }
 
 
 def test_verified_replies_take_the_place_of_references_and_new_ones_teach_every_row() -> None:
     made = {"t1": [RemadeRow("t1", TRAIN[1].question, '{"answer": "1"}', "p" * 16, None, 1.0)]}
     rows = training_rows(TRAIN, material(), PROMPT, made, everything=True, replay_share=0.25, seed="0")
     assert [(row.source, row.origin, row.completion) for row in rows[:2]] == [
-        ("t0", "reference", "answer 0"), ("t1", "remade", '{"answer": "1"}')]
+        ("t0", "reference", "answer 0"),
+        ("t1", "remade", '{"answer": "1"}'),
+    ]
     assert len(rows) == len(TRAIN)
     assert material().why(rows[1], everything=True) == (
-        "new remade data teaches every row (content missing 0.00, form missing 1.00)")
+        "new remade data teaches every row (content missing 0.00, form missing 1.00)"
+    )

@@ -61,8 +61,10 @@ def test_structured_output_can_be_turned_off() -> None:
     assert chat.asked_for == []
 
 
-@pytest.mark.parametrize("filled", [
-    {"demonstrations": [{"q": "Who?"}]}, {"demonstrations": None}, {"system": 3}, ["Be brief."], None, "text"])
+@pytest.mark.parametrize(
+    "filled",
+    [{"demonstrations": [{"q": "Who?"}]}, {"demonstrations": None}, {"system": 3}, ["Be brief."], None, "text"],
+)
 def test_fields_that_are_not_the_forms_are_read_as_what_was_said(filled: Any) -> None:
     assert reply_of(filled) is None
 
@@ -75,12 +77,19 @@ def test_fields_that_are_not_the_forms_are_read_as_what_was_said(filled: Any) ->
     chat = Loose(["critique", "no document", counted(improved(NEW))])
     edit = Editor(chat).edit(OLD, [failure()])
     assert edit.prompts == (NEW,)
-    assert "no complete" in texts(chat.requests[-1])[3]     # told, and asked again
+    assert "no complete" in texts(chat.requests[-1])[3]  # told, and asked again
     assert edit.usage.input_tokens > 100
 
 
-@pytest.mark.parametrize("error", [ValueError("tool choice is not supported"), ImportError("no such package"),
-                                   AttributeError("bind_tools"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("tool choice is not supported"),
+        ImportError("no such package"),
+        AttributeError("bind_tools"),
+        KeyError("x"),
+    ],
+)
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_model_that_cannot_fill_in_a_form_after_all_writes_tags(error: Exception, at_once: bool) -> None:
     class Unable(StructuredChat):

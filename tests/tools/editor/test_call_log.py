@@ -35,8 +35,16 @@ def test_a_line_holds_what_a_replay_needs_and_no_key(tmp_path: Path) -> None:
     assert [row["purpose"] for row in rows] == ["critique", "improve 1"]
     assert {row["model"] for row in rows} == {"KeyedChat:tiny-1"}
     assert set(rows[0]) == {
-        "request_sha256", "model", "purpose", "reply", "input_tokens", "output_tokens", "estimated", "seconds",
-        "error", "reply_bound",
+        "request_sha256",
+        "model",
+        "purpose",
+        "reply",
+        "input_tokens",
+        "output_tokens",
+        "estimated",
+        "seconds",
+        "error",
+        "reply_bound",
     }
     assert [row["error"] for row in rows] == ["", ""]
     assert "a-plain-secret" not in text

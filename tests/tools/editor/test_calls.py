@@ -75,12 +75,15 @@ class CountingChat(KeyedChat):
         tokens_in = sum(len(str(message.text).encode()) for message in messages)
         said = result.generations[0].message
         said.usage_metadata = UsageMetadata(
-            input_tokens=tokens_in, output_tokens=self.max_tokens or 10**6, total_tokens=tokens_in)
+            input_tokens=tokens_in, output_tokens=self.max_tokens or 10**6, total_tokens=tokens_in
+        )
         return result
 
 
 @given(
-    cap=st.integers(0, 60_000), reply_tokens=st.integers(1, 3000), own=st.none() | st.integers(1, 3000),
+    cap=st.integers(0, 60_000),
+    reply_tokens=st.integers(1, 3000),
+    own=st.none() | st.integers(1, 3000),
     which=st.sampled_from(["tokens", "cost", "calls"]),
 )
 @settings(max_examples=25, deadline=None)
@@ -139,7 +142,7 @@ def test_no_key_reaches_an_error() -> None:
 
 def test_a_provider_that_counts_nothing_is_estimated() -> None:
     said = counted("critique")
-    said.usage_metadata = {"input_tokens": None, "output_tokens": None}     # type: ignore[assignment, typeddict-item]
+    said.usage_metadata = {"input_tokens": None, "output_tokens": None}  # type: ignore[assignment, typeddict-item]
     usage = Editor(KeyedChat([said, improved(NEW)])).edit(OLD, [failure()]).usage
     assert usage.estimated
     assert usage.tokens > 0
@@ -159,7 +162,7 @@ def test_a_count_that_no_call_can_have_is_none_and_lifts_no_cap(went: int, came:
     with suppress(EditFailedError):
         while True:
             editor.edit(OLD, [failure()])
-    assert len(chat.requests) < 40      # the cap ended it, not the script
+    assert len(chat.requests) < 40  # the cap ended it, not the script
     assert editor.spent.tokens <= 20_000
 
 

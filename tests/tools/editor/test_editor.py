@@ -116,8 +116,11 @@ def test_only_the_part_that_may_change_changes(part: Any, expected: Prompt) -> N
     [
         ("system", "# System\n\nS", Prompt("S", OLD.template, OLD.demonstrations)),
         ("question", "# Question template\n\nQ: {question}", Prompt(OLD.system, "Q: {question}", OLD.demonstrations)),
-        ("demonstrations", "# Demonstration 1\n\n## Question\na\n\n## Reply\nb",
-         Prompt(OLD.system, OLD.template, (Demonstration("a", "b"),))),
+        (
+            "demonstrations",
+            "# Demonstration 1\n\n## Question\na\n\n## Reply\nb",
+            Prompt(OLD.system, OLD.template, (Demonstration("a", "b"),)),
+        ),
     ],
 )
 def test_the_part_that_may_change_can_be_sent_alone_and_must_be_sent(part: Any, sent: str, expected: Prompt) -> None:

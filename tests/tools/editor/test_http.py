@@ -18,13 +18,16 @@ from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
 OLD = Prompt("Be brief.")
 NEW = Prompt("Reply in capitals.", demonstrations=(Demonstration("Who?", "ADA"),))
-FAILURE = Graded(Example("train-1", "Who built the mill?", "Ada", {}), "ada",
-                 Score(0.0, {"style": 0.0}, "The reply must be in capitals.\nA reply that would be right here: ADA",
-                       "ADA"))
+FAILURE = Graded(
+    Example("train-1", "Who built the mill?", "Ada", {}),
+    "ada",
+    Score(0.0, {"style": 0.0}, "The reply must be in capitals.\nA reply that would be right here: ADA", "ADA"),
+)
 
 
-def editor(base_url: str, model: str = "tiny-1", *, timeout_s: float = 20, transport_retries: int = 0,
-           **options: Any) -> Editor:
+def editor(
+    base_url: str, model: str = "tiny-1", *, timeout_s: float = 20, transport_retries: int = 0, **options: Any
+) -> Editor:
     chat = connect_editor(model, base_url=base_url, timeout_s=timeout_s, transport_retries=transport_retries)
     return Editor(chat, **options)
 
@@ -37,7 +40,7 @@ def test_a_valid_edit_comes_over_http_with_its_tokens() -> None:
     assert edit.critiques == ("critique",)
     assert edit.usage.calls == 2
     assert edit.usage.input_tokens > 100
-    assert edit.usage.estimated          # the second reply came without a count
+    assert edit.usage.estimated  # the second reply came without a count
     assert [body["model"] for _, body in server.requests] == ["tiny-1"] * 2
 
 

@@ -23,8 +23,12 @@ def test_roles_and_texts_reach_the_policy_and_tokens_are_counted(tiny_policy: Ca
     policy = tiny_policy()
     chat = PolicyChat(policy=lambda: policy, max_tokens=20)
     message = chat.invoke(TURNS)
-    dialogue = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"},
-                {"role": "assistant", "content": "Ada"}, {"role": "user", "content": "Where?"}]
+    dialogue = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Ada"},
+        {"role": "user", "content": "Where?"},
+    ]
     direct = policy.generate([dialogue], adapter=None, max_new_tokens=20)
     assert message.text == direct.replies[0]
     assert message.usage_metadata is not None

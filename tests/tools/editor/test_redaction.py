@@ -1,4 +1,5 @@
 """No file of a run holds a key."""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ class KeyedEditor(RuleEditor):
     """An editor that holds a key and names it in its errors, as careless providers do."""
 
     api_key: str = CANARY
-    headers: dict[str, str] = {"Authorization": f"Bearer {CANARY}"}     # noqa: RUF012
+    headers: dict[str, str] = {"Authorization": f"Bearer {CANARY}"}  # noqa: RUF012
     fails: bool = False
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -27,12 +28,19 @@ class KeyedEditor(RuleEditor):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_no_file_of_a_run_and_no_word_on_the_screen_holds_a_key(
-        begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-        caplog: pytest.LogCaptureFixture, fails: bool) -> None:
+    begin: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    fails: bool,
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     begun = begin(max_rounds=1, strategy="textgrad")
-    workspace = register(Workspace(begun.folder.resolve(), begun.workspace.settings, begun.workspace.task,
-                       editor_chat=KeyedEditor(fails=fails)))
+    workspace = register(
+        Workspace(
+            begun.folder.resolve(), begun.workspace.settings, begun.workspace.task, editor_chat=KeyedEditor(fails=fails)
+        )
+    )
     run = Run(begun.folder, workspace)
     error = run.adapt()["rounds"][0]["error"]
     assert bool(error) is fails
@@ -47,17 +55,27 @@ class PlainKeys(RuleEditor):
 
     api_key: str = "plain-text-of-a-key"
     tokenizer_name: str = "the-name-of-a-tokenizer"
-    model_kwargs: dict[str, Any] = Field(default_factory=lambda: {
-        "extra_headers": {"Authorization": "nested-text-of-a-key", "X-Api-Key": "another-nested-key",
-                          "X-Key-Id": "the-id-of-a-key"}})
+    model_kwargs: dict[str, Any] = Field(
+        default_factory=lambda: {
+            "extra_headers": {
+                "Authorization": "nested-text-of-a-key",
+                "X-Api-Key": "another-nested-key",
+                "X-Key-Id": "the-id-of-a-key",
+            }
+        }
+    )
 
 
 def test_keys_are_found_by_the_names_of_their_fields_and_by_their_looks() -> None:
     found = secrets_of(PlainKeys())
-    assert set(found) == {"plain-text-of-a-key", "nested-text-of-a-key", "another-nested-key",
-                          "the-id-of-a-key"}
-    for text in ("AKIAIOSFODNN7EXAMPLE", "github_pat_11ABCDEFG0abcdefghij", "{'api_key': 'abc-def'}",
-                 "api_key: 'abc-def'", '"x-api-key": "abc-def"'):
+    assert set(found) == {"plain-text-of-a-key", "nested-text-of-a-key", "another-nested-key", "the-id-of-a-key"}
+    for text in (
+        "AKIAIOSFODNN7EXAMPLE",
+        "github_pat_11ABCDEFG0abcdefghij",
+        "{'api_key': 'abc-def'}",
+        "api_key: 'abc-def'",
+        '"x-api-key": "abc-def"',
+    ):
         assert SECRET_MARK in scrub(f"refused {text} here")
         assert "abc-def" not in scrub(text)
     assert scrub("the monkey: 'tis a word; max_tokens: 12") == "the monkey: 'tis a word; max_tokens: 12"

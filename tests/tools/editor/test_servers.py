@@ -29,9 +29,11 @@ from nslora.tools.tasks.task import load_task
 from nslora.tools.testing.tiny_task import write_tiny_task
 
 OLD = Prompt("Be brief.", demonstrations=(Demonstration("Who built the bridge?", "BO"),))
-FAILURE = Graded(Example("train-1", "Who built the mill?", "Ada", {}), "ada",
-                 Score(0.0, {"style": 0.0}, "The reply must be in capitals.\nA reply that would be right here: ADA",
-                       "ADA"))
+FAILURE = Graded(
+    Example("train-1", "Who built the mill?", "Ada", {}),
+    "ada",
+    Score(0.0, {"style": 0.0}, "The reply must be in capitals.\nA reply that would be right here: ADA", "ADA"),
+)
 
 TRANSFORMERS = "from transformers.cli.transformers import main; main()"
 # Ends when its standard input is closed, so that it outlives no test run.
@@ -72,8 +74,13 @@ def serving(log: Path, command: Callable[[int], list[str]]) -> Iterator[Serving]
         port = free.getsockname()[1]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-c", *command(port)], stdin=subprocess.PIPE, stdout=output,
-                                   stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            [sys.executable, "-c", *command(port)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
     try:
         wait_until_it_answers(f"http://127.0.0.1:{port}/health", process, log)
         yield Serving(f"http://127.0.0.1:{port}/v1", process, log)
@@ -130,7 +137,7 @@ def test_the_embedded_model_edits_a_prompt_on_llama_cpps_server(llama_cpp: Servi
     assert edit.critiques[0].strip()
     assert edit.usage.calls == len(log) >= 2
     assert edit.usage.input_tokens > 1000
-    assert not edit.usage.estimated                         # the server counts tokens
+    assert not edit.usage.estimated  # the server counts tokens
     again = Editor(RecordedChat(tmp_path / "editor.jsonl"), edit="system").edit(OLD, [FAILURE])
     assert (again.prompts, again.usage.tokens) == (edit.prompts, edit.usage.tokens)
 
@@ -141,9 +148,16 @@ def test_a_run_measures_what_a_real_editor_proposes_and_keeps_only_what_helps(
 ) -> None:
     task = load_task(write_tiny_task(tmp_path / "task"))
     chat = llama_cpp.chat("smollm2", tokens=120)
-    begun = Run.create(tmp_path / "run", task=task, model=ObedientPolicy(), editor=chat, strategy="textgrad",
-                       max_rounds=1, reuse_replies=False,
-                       editing={"edit": "system", "structured": "always", "failures": 1})
+    begun = Run.create(
+        tmp_path / "run",
+        task=task,
+        model=ObedientPolicy(),
+        editor=chat,
+        strategy="textgrad",
+        max_rounds=1,
+        reuse_replies=False,
+        editing={"edit": "system", "structured": "always", "failures": 1},
+    )
     begun.adapt()
     state = begun.state()
     assert state is not None
@@ -194,8 +208,13 @@ def test_the_embedded_model_without_forms_edits_or_fails_with_a_record(
     log = EditorLog(tmp_path / "editor.jsonl")
     before, problem, proposed = OLD.render(), "", ()
     try:
-        edit = Editor(transformers_serve.chat(str(convert_embedded()), tokens=24), log=log, retries=0,
-                      edit="system", structured="always").edit(OLD, [FAILURE])
+        edit = Editor(
+            transformers_serve.chat(str(convert_embedded()), tokens=24),
+            log=log,
+            retries=0,
+            edit="system",
+            structured="always",
+        ).edit(OLD, [FAILURE])
         usage, proposed = edit.usage, edit.prompts
     except EditFailedError as error:
         usage, problem = error.usage, str(error)

@@ -57,6 +57,7 @@ def test_textgrad_leaves_no_file_no_log_and_no_engine(
     assert os.environ == before
     load_textgrad.cache_clear()  # monkeypatch puts the modules back that were imported before
 
+
 TAGGED = st.lists(st.sampled_from(["<", "\\", "/", " ", "VARIABLE", "think", "feedback-2", ">", "x"])).map("".join)
 
 

@@ -24,11 +24,14 @@ from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
 Wrap = Callable[[Any], Any]
 WRAPPERS: dict[str, Wrap] = {
-    "plain": lambda chat: chat, "config": lambda chat: chat.with_config(tags=["x"]),
-    "bind": lambda chat: chat.bind(stop=["\n\n\n"]), "retry": lambda chat: chat.with_retry(),
+    "plain": lambda chat: chat,
+    "config": lambda chat: chat.with_config(tags=["x"]),
+    "bind": lambda chat: chat.bind(stop=["\n\n\n"]),
+    "retry": lambda chat: chat.with_retry(),
     "fallbacks": lambda chat: chat.with_fallbacks([chat]),
     "configurable": lambda chat: chat.configurable_fields(temperature=ConfigurableField(id="temperature")),
-    "several": lambda chat: chat.bind(stop=["\n\n\n"]).with_config(tags=["x"]).with_fallbacks([chat])}
+    "several": lambda chat: chat.bind(stop=["\n\n\n"]).with_config(tags=["x"]).with_fallbacks([chat]),
+}
 
 
 class NotingChat(KeyedChat):
@@ -133,7 +136,8 @@ def test_what_was_configured_is_what_is_named_and_bound() -> None:
         Editor(dear, caps=Caps(tokens=7000, reply_tokens=100)).edit(OLD, [failure()])
     other = NotingChat(["critique", improved(NEW)], model_name="other")
     chosen = chat.configurable_alternatives(ConfigurableField(id="which"), other=lambda: other).with_config(
-        configurable={"which": "other"})
+        configurable={"which": "other"}
+    )
     assert editor_name(chosen) == "NotingChat:other"
     Editor(chosen, caps=Caps(tokens=100_000, reply_tokens=100)).edit(OLD, [failure()])
     assert [each["max_tokens"] for each in other.seen] == [100, 100]
@@ -141,8 +145,11 @@ def test_what_was_configured_is_what_is_named_and_bound() -> None:
 
 def test_the_key_of_a_model_that_is_made_when_it_is_chosen_is_known() -> None:
     keyed = KeyedChat([RuntimeError("401: bad key otter-loud-77aa")], api_key=SecretStr("otter-loud-77aa"))
-    chosen = KeyedChat([]).configurable_alternatives(ConfigurableField(id="which"), other=lambda: keyed).with_config(
-        configurable={"which": "other"})
+    chosen = (
+        KeyedChat([])
+        .configurable_alternatives(ConfigurableField(id="which"), other=lambda: keyed)
+        .with_config(configurable={"which": "other"})
+    )
     with pytest.raises(EditFailedError, match=r"bad key \[secret\]"):
         Editor(chosen).edit(OLD, [failure()])
 
@@ -181,14 +188,14 @@ def test_a_profile_that_promises_what_the_model_lacks_is_asked_in_words() -> Non
 class OlderChat(StructuredChat):
     """Its method is older than the argument `include_raw`."""
 
-    def with_structured_output(self, schema: Any) -> Any:   # type: ignore[override]
+    def with_structured_output(self, schema: Any) -> Any:  # type: ignore[override]
         raise AssertionError(f"asked for {schema} without the raw message")
 
 
 class HandingOnChat(StructuredChat):
     """Its method hands what it is given on to one that is older."""
 
-    def with_structured_output(self, schema: Any, **kwargs: Any) -> Any:    # type: ignore[override]
+    def with_structured_output(self, schema: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return OlderChat([]).with_structured_output(schema, **kwargs)
 
 
@@ -211,7 +218,7 @@ def test_a_type_error_of_a_model_that_fills_in_a_form_is_told() -> None:
         Editor(Broken([])).edit(OLD, [failure()])
 
     class Wrong(StructuredChat):
-        def with_structured_output(self, schema: Any, **kwargs: Any) -> Any:    # type: ignore[override]
+        def with_structured_output(self, schema: Any, **kwargs: Any) -> Any:  # type: ignore[override]
             raise TypeError("no such schema")
 
     with pytest.raises(TypeError, match="no such schema"):

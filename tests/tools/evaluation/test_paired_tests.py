@@ -91,13 +91,17 @@ def test_the_interval_holds_the_mean_and_narrows_with_rows():
 @pytest.mark.parametrize("rows", [5, 6, 12])
 def test_an_interval_holds_the_true_rate_however_few_rows_there_are(rows: int) -> None:
     """Exact: over all outcomes, by their binomial probability."""
-    intervals = [bootstrap_interval([1.0] * won + [0.0] * (rows - won), bounds=REWARDS, samples=2000)
-                 for won in range(rows + 1)]
+    intervals = [
+        bootstrap_interval([1.0] * won + [0.0] * (rows - won), bounds=REWARDS, samples=2000) for won in range(rows + 1)
+    ]
     for rate in (0.02, 0.05, 0.1, 0.3, 0.5, 0.8, 0.95):
-        covered = sum(math.comb(rows, won) * rate**won * (1 - rate) ** (rows - won)
-                      for won, (low, high) in enumerate(intervals) if low <= rate <= high)
-        assert covered >= 0.92      # the percentile bootstrap alone: 0.10
-    assert intervals[0][1] == pytest.approx(1 - 0.025 ** (1 / rows))      # the exact binomial bound
+        covered = sum(
+            math.comb(rows, won) * rate**won * (1 - rate) ** (rows - won)
+            for won, (low, high) in enumerate(intervals)
+            if low <= rate <= high
+        )
+        assert covered >= 0.92  # the percentile bootstrap alone: 0.10
+    assert intervals[0][1] == pytest.approx(1 - 0.025 ** (1 / rows))  # the exact binomial bound
     assert intervals[-1][0] == pytest.approx(0.025 ** (1 / rows))
 
 
@@ -134,7 +138,9 @@ def test_a_candidate_that_regresses_on_the_anchor_set_is_never_kept():
     assert not verdict.kept
     assert "anchor" in verdict.reason
     lenient = KeepSettings(anchor_tolerance=0.5)
-    assert keep_or_drop([0.0] * 9, [1.0] * 9, regression_old=[1.0, 1.0], regression_new=[1.0, 0.0], settings=lenient).kept
+    assert keep_or_drop(
+        [0.0] * 9, [1.0] * 9, regression_old=[1.0, 1.0], regression_new=[1.0, 0.0], settings=lenient
+    ).kept
 
 
 def test_rows_that_do_not_pair_are_named():

@@ -1,4 +1,5 @@
 """Evaluations on disk."""
+
 from dataclasses import replace
 from pathlib import Path
 

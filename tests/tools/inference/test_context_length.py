@@ -1,4 +1,5 @@
 """Rows that outgrow the model's context."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,15 +16,24 @@ Begin = Callable[..., Run]
 
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_train_rows_beyond_the_context_are_left_out_of_a_burst_and_named(
-        tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task, everywhere: bool) -> None:
+    tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task, everywhere: bool
+) -> None:
     train = rows(keepers, "train")
     for row in train if everywhere else train[:1]:
         row["reference"] = "x" * 5000
-    task = task_from_rows(train=train, validation=rows(keepers, "validation"), test=rows(keepers, "test"),
-                          max_new_tokens=8)
+    task = task_from_rows(
+        train=train, validation=rows(keepers, "validation"), test=rows(keepers, "test"), max_new_tokens=8
+    )
     notes: list[str] = []
-    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
-                     device={"threads": 1, "device": "cpu"}, notify=notes.append)
+    run = Run.create(
+        tmp_path / "run",
+        task=task,
+        model=str(tiny_folder()),
+        strategy="lora",
+        max_rounds=1,
+        device={"threads": 1, "device": "cpu"},
+        notify=notes.append,
+    )
     (only,) = run.adapt()["rounds"]
     told = only["error"] if everywhere else only["note"]
     assert "more than the 2048 tokens of the model's context" in told
@@ -35,12 +45,20 @@ def test_train_rows_beyond_the_context_are_left_out_of_a_burst_and_named(
 
 
 def test_a_question_beyond_the_context_is_named_before_anything_is_spent(
-        begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task) -> None:
+    begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task
+) -> None:
     test = [*rows(keepers, "test"), {"question": "x" * 5000, "reference": "ok"}]
-    task = task_from_rows(train=rows(keepers, "train"), validation=rows(keepers, "validation"), test=test,
-                          max_new_tokens=8)
-    run = Run.create(tmp_path / "run", task=task, model=str(tiny_folder()), strategy="lora", max_rounds=1,
-                     device={"threads": 1, "device": "cpu"})
+    task = task_from_rows(
+        train=rows(keepers, "train"), validation=rows(keepers, "validation"), test=test, max_new_tokens=8
+    )
+    run = Run.create(
+        tmp_path / "run",
+        task=task,
+        model=str(tiny_folder()),
+        strategy="lora",
+        max_rounds=1,
+        device={"threads": 1, "device": "cpu"},
+    )
     with pytest.raises(TooLongError, match=f"test test-{len(test)}"):
         run.adapt()
     assert not list(run.workspace.evaluations.glob("*"))

@@ -16,7 +16,8 @@ from nslora.tools.tasks.task import Task
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_a_token_costs_two_flops_per_weight_and_training_adds_what_gradients_pass_through(
-        tiny_policy: Callable[..., LocalPolicy], family: str) -> None:
+    tiny_policy: Callable[..., LocalPolicy], family: str
+) -> None:
     policy = tiny_policy(family, top_blocks=2)
     rates = FlopRates.of(policy.describe())
     # The reference: every matrix of the decoder's blocks by hand, and the head; look-ups cost nothing.
@@ -54,8 +55,10 @@ def test_token_counts_are_remembered(tmp_path: Path, tiny_policy: Callable[..., 
 def test_cached_replies_cost_what_new_ones_do(begin: Callable[..., Run]) -> None:
     first = begin("first", max_rounds=1).adapt()
     again = begin("again", max_rounds=1).adapt()
-    assert again["rounds"][0]["generated_tokens"] < first["rounds"][0]["generated_tokens"] or \
-        first["rounds"][0]["generated_tokens"] == 0
+    assert (
+        again["rounds"][0]["generated_tokens"] < first["rounds"][0]["generated_tokens"]
+        or first["rounds"][0]["generated_tokens"] == 0
+    )
     assert again["cost"]["tflop"] == first["cost"]["tflop"] > again["cost"]["start_tflop"] > 0
 
 
@@ -85,8 +88,9 @@ def test_the_cost_of_a_round_is_its_update_and_its_evaluation(begin: Callable[..
 
 
 def test_a_cap_is_refused_where_the_policy_does_not_say_what_a_token_costs(keepers: Task, tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", task=keepers, model=FakePolicy(tmp_path / "adapters"), max_tflop=1.0,
-                     reuse_replies=False)
+    run = Run.create(
+        tmp_path / "run", task=keepers, model=FakePolicy(tmp_path / "adapters"), max_tflop=1.0, reuse_replies=False
+    )
     with pytest.raises(SettingsError, match="does not say what a token costs"):
         run.adapt()
 

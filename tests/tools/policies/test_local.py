@@ -36,17 +36,23 @@ def dialogues(system: str = "Answer in few words, please.") -> list[list[dict[st
 
 
 def rows() -> tuple[TrainingRow, ...]:
-    return tuple(TrainingRow(tuple(d), a, str(i), "reference")
-                 for i, (d, a) in enumerate(zip(dialogues(), ANSWERS, strict=True)))
+    return tuple(
+        TrainingRow(tuple(d), a, str(i), "reference") for i, (d, a) in enumerate(zip(dialogues(), ANSWERS, strict=True))
+    )
 
 
 def plain_generate(policy: LocalPolicy, dialogue: list[dict[str, str]], max_new_tokens: int) -> str:
     """transformers' generate with nothing of ours around it but the chat template."""
     ids = torch.tensor([policy.format.prompt_ids(dialogue)], device=policy.device)
-    output = policy.base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens,
-                                  do_sample=False, eos_token_id=list(policy.format.stop_ids),
-                                  pad_token_id=policy.format.pad_id)
-    return policy.format.decode(output[0, ids.shape[1]:].tolist())
+    output = policy.base.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(policy.format.stop_ids),
+        pad_token_id=policy.format.pad_id,
+    )
+    return policy.format.decode(output[0, ids.shape[1] :].tolist())
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
@@ -65,11 +71,16 @@ def test_a_model_without_a_chat_template_answers_a_plain_text(tiny_policy: Make)
 def test_a_reply_that_the_model_did_not_end_is_told(tiny_policy: Make) -> None:
     policy = tiny_policy()
     assert policy.generate(dialogues(), adapter=None, max_new_tokens=2).truncated == frozenset(range(len(QUESTIONS)))
-    first = [policy.base.generate(torch.tensor([policy.format.prompt_ids(dialogue)], device=policy.device),
-                                  max_new_tokens=1, do_sample=False)[0, -1].item() for dialogue in dialogues()]
+    first = [
+        policy.base.generate(
+            torch.tensor([policy.format.prompt_ids(dialogue)], device=policy.device), max_new_tokens=1, do_sample=False
+        )[0, -1].item()
+        for dialogue in dialogues()
+    ]
     policy.format = ChatFormat(policy.format.tokenizer, (*policy.format.stop_ids, first[0]))
     assert policy.generate(dialogues(), adapter=None, max_new_tokens=2).truncated == {
-        i for i, token in enumerate(first) if token != first[0]}
+        i for i, token in enumerate(first) if token != first[0]
+    }
     plain = tiny_policy("gpt2", chat_template=False).format
     assert plain.ended(plain.tokenizer(f"ok{PLAIN_STOP} Who")["input_ids"])
     assert not plain.ended(plain.tokenizer("ok")["input_ids"])
@@ -84,7 +95,7 @@ def test_wide_models_take_smaller_steps_unless_told_otherwise(
     assert told.rate_for(4096) == 1e-4
     policy = tiny_policy()
     assert policy.describe()["learning_rate"] == 4e-3
-    monkeypatch.setattr("nslora.tools.training.settings.MEASURED_WIDTH", 8)       # the tiny model is wide beside that
+    monkeypatch.setattr("nslora.tools.training.settings.MEASURED_WIDTH", 8)  # the tiny model is wide beside that
     rate = policy.describe()["learning_rate"]
     assert rate < 4e-3
     by_width = policy.train(TrainingJob(rows(), 1, seed=1)).adapter
@@ -101,8 +112,11 @@ def test_training_moves_every_adapter_weight_and_no_base_weight(tiny_policy: Mak
     old, new = (load_file(policy.adapters.path(name) / WEIGHTS) for name in (first.adapter, last.adapter))
     assert old.keys() == new.keys()
     assert all(not torch.equal(old[name], new[name]) for name in old)
-    after = {name.replace(".base_layer", ""): tensor for name, tensor in policy.base.state_dict().items()
-             if "lora_" not in name}
+    after = {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in policy.base.state_dict().items()
+        if "lora_" not in name
+    }
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -144,10 +158,11 @@ def test_an_adapter_in_force_leaves_the_base_as_it_was(tiny_policy: Make) -> Non
     assert after == (before if policy.device == "cpu" else pytest.approx(before, rel=1e-6))
 
 
-@pytest.mark.parametrize("killed_after", [3, 17, 22])       # the last one inside the last epoch
+@pytest.mark.parametrize("killed_after", [3, 17, 22])  # the last one inside the last epoch
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
-        tiny_policy: Make, tmp_path: Path, dropout: float, killed_after: int) -> None:
+    tiny_policy: Make, tmp_path: Path, dropout: float, killed_after: int
+) -> None:
     lora = {"batch_size": 1, "epochs": 6, "early_stop_patience": None, "dropout": dropout}
     policy = tiny_policy(**lora)
     whole = policy.train(TrainingJob(rows(), 6, seed=7))
@@ -170,7 +185,8 @@ def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
 
 
 def test_each_step_is_saved_when_it_is_done_also_of_a_large_adapter(
-        tiny_policy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_policy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved: list[int] = []
     take = Snapshots.after_step
 
@@ -187,7 +203,8 @@ def test_each_step_is_saved_when_it_is_done_also_of_a_large_adapter(
 
 
 def test_a_burst_that_is_stopped_keeps_its_last_step_whatever_snapshots_cost(
-        tiny_policy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_policy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nslora.tools.training.snapshots.FREE_S", -1.0)
     monkeypatch.setattr("nslora.tools.training.snapshots.LARGEST_SHARE", -1.0)
 
@@ -240,7 +257,8 @@ def test_a_diverged_burst_stores_nothing(tiny_policy: Make) -> None:
 
 
 def test_an_adapter_is_plain_peft_and_names_no_folder_of_a_machine(
-        tiny_policy: Make, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    tiny_policy: Make, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -283,15 +301,15 @@ def test_a_question_that_does_not_fit_the_context_is_refused(tiny_policy: Make) 
 
 
 def test_a_burst_that_no_longer_learns_ends_early_and_resumes_alike(tiny_policy: Make, tmp_path: Path) -> None:
-    lora = {"learning_rate": 1e-9, "schedule": "constant", "epochs": 12}     # nothing can fall by 2 %
+    lora = {"learning_rate": 1e-9, "schedule": "constant", "epochs": 12}  # nothing can fall by 2 %
     result = tiny_policy(**lora).train(TrainingJob(rows(), 12, seed=1))
-    assert result.steps == 3        # of one step an epoch: two epochs without a drop after the first
+    assert result.steps == 3  # of one step an epoch: two epochs without a drop after the first
     assert len(result.epoch_losses) == 3
     assert tiny_policy(**lora, early_stop_patience=None).train(TrainingJob(rows(), 12, seed=1)).steps == 12
 
 
 def test_a_burst_over_rows_known_by_heart_ends_after_an_epoch(tiny_policy: Make) -> None:
-    known = {"learning_rate": 1e-9, "epochs": 12, "early_stop_loss_nats": 100.0}     # any loss is below it
+    known = {"learning_rate": 1e-9, "epochs": 12, "early_stop_loss_nats": 100.0}  # any loss is below it
     assert len(tiny_policy(**known).train(TrainingJob(rows(), 12, seed=1)).epoch_losses) == 1
     assert tiny_policy(**known, early_stop_patience=None).train(TrainingJob(rows(), 12, seed=1)).steps == 12
 
@@ -305,7 +323,8 @@ def test_a_burst_that_does_not_fit_says_what_to_lower(tiny_policy: Make, monkeyp
 
 
 def test_little_memory_makes_generation_batches_small_and_changes_no_reply(
-        tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_policy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = tiny_policy()
     expected = policy.generate(dialogues(), adapter=None, max_new_tokens=8).replies
     seen: list[int] = []
@@ -316,7 +335,8 @@ def test_little_memory_makes_generation_batches_small_and_changes_no_reply(
 
 
 def test_a_model_without_kernels_of_a_fixed_order_trains_all_the_same(
-        tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_policy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = tiny_policy().train(TrainingJob(rows(), 2, seed=1))
     policy, asked = tiny_policy(), []
 
@@ -326,7 +346,7 @@ def test_a_model_without_kernels_of_a_fixed_order_trains_all_the_same(
 
     monkeypatch.setattr("nslora.tools.training.trainer.fixed_order_of_sums", none_there)
     result = policy.train(TrainingJob(rows(), 2, seed=1))
-    if policy.device == "cpu":      # on a GPU the usual kernels round in another way
+    if policy.device == "cpu":  # on a GPU the usual kernels round in another way
         assert result.adapter == wanted.adapter
     assert NOT_REPEATABLE in result.fast_path
     assert NOT_REPEATABLE not in wanted.fast_path
@@ -334,8 +354,17 @@ def test_a_model_without_kernels_of_a_fixed_order_trains_all_the_same(
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("lora", [{"use_rslora": True}, {"use_dora": True}, {"top_blocks": 4}, {"targets": ["q_proj"]},
-                                  {"schedule": "cosine"}, {"dropout": 0.1}])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"top_blocks": 4},
+        {"targets": ["q_proj"]},
+        {"schedule": "cosine"},
+        {"dropout": 0.1},
+    ],
+)
 def test_every_setting_of_lora_trains(tiny_policy: Make, lora: dict[str, object]) -> None:
     result = tiny_policy(**lora).train(TrainingJob(rows(), 3, seed=1))
     assert result.epoch_losses[-1] < result.epoch_losses[0]
@@ -349,12 +378,25 @@ def test_a_target_that_no_block_has_is_refused_with_what_it_has(tiny_policy: Mak
 def policy_of(model: object, folder: Path, **lora: object) -> LocalPolicy:
     """A policy over a model that is made here."""
     settings = LoraSettings(**{"epochs": 3, "batch_size": 4, **lora})  # type: ignore[arg-type]
-    return LocalPolicy(model, byte_tokenizer(chat_template=True), source=ModelSource("made", "made"),
-                       adapters=AdapterStore(folder), lora=settings, device=DeviceSettings(device="cpu", threads=1))
+    return LocalPolicy(
+        model,
+        byte_tokenizer(chat_template=True),
+        source=ModelSource("made", "made"),
+        adapters=AdapterStore(folder),
+        lora=settings,
+        device=DeviceSettings(device="cpu", threads=1),
+    )
 
 
-SHAPE = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+SHAPE = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
 
 
 @pytest.mark.parametrize("window", [None, 24])
@@ -400,17 +442,19 @@ def test_logits_that_a_model_scales_are_scaled_when_references_are_scored(tmp_pa
 
     torch.manual_seed(0)
     policy = policy_of(GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=4.0)).eval(), tmp_path)
-    for dialogue, answer, loss in zip(dialogues(), ANSWERS, policy.reference_losses(dialogues(), ANSWERS, adapter=None),
-                                      strict=True):
+    for dialogue, answer, loss in zip(
+        dialogues(), ANSWERS, policy.reference_losses(dialogues(), ANSWERS, adapter=None), strict=True
+    ):
         prompt, completion = policy.format.prompt_ids(dialogue), policy.format.completion_ids(answer)
         with torch.no_grad():
-            logits = policy.base(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1:-1]
+            logits = policy.base(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(completion))
         assert loss == pytest.approx(float(wanted), rel=1e-4)
 
 
 def test_little_memory_makes_scoring_batches_small_and_changes_no_loss(
-        tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_policy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = tiny_policy()
     whole = policy.reference_losses(dialogues(), ANSWERS, adapter=None)
     monkeypatch.setattr("nslora.tools.inference.memory.free_bytes", lambda model: 4 * 15 * model.config.vocab_size * 12)
@@ -431,7 +475,7 @@ def test_a_burst_elsewhere_or_in_other_modules_is_another_burst(tiny_policy: Mak
     policy = tiny_policy()
     job, facts = TrainingJob(rows(), 3, seed=1), {**policy.describe(), "fingerprint": policy.fingerprint}
     name = job_sha256(job, policy.lora, facts)
-    assert name == job_sha256(job, policy.lora, json.loads(json.dumps(facts)))      # as a replay knows it
+    assert name == job_sha256(job, policy.lora, json.loads(json.dumps(facts)))  # as a replay knows it
     for change in ({"device": "elsewhere"}, {"lora_targets": {"layers_to_transform": [3]}}, {"fingerprint": "other"}):
         assert job_sha256(job, policy.lora, {**facts, **change}) != name
 
@@ -444,22 +488,30 @@ def test_a_reply_is_tokenised_behind_its_prompt(tiny_policy: Make) -> None:
     core = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
-    tokenizer.chat_template = ("{% for turn in messages %}{{ turn['content'] }}{% endfor %}"
-                               "{% if add_generation_prompt %}A:{% endif %}")
+    tokenizer.chat_template = (
+        "{% for turn in messages %}{{ turn['content'] }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+    )
     spaced = ChatFormat(tokenizer)
     _, completion = spaced.pair_ids([{"role": "user", "content": "who"}], "ok")
     assert [letters[i] for i in completion] == ["o", "k", "</s>"]
-    assert [letters[i] for i in spaced.completion_ids("ok")] == ["▁", "o", "k", "</s>"]     # alone it gets a space
+    assert [letters[i] for i in spaced.completion_ids("ok")] == ["▁", "o", "k", "</s>"]  # alone it gets a space
     policy = tiny_policy()
     assert policy.format.pair_ids(dialogues()[0], "ok") == (
-        policy.format.prompt_ids(dialogues()[0]), policy.format.completion_ids("ok"))
+        policy.format.prompt_ids(dialogues()[0]),
+        policy.format.completion_ids("ok"),
+    )
 
 
-@pytest.mark.parametrize(("template", "written"), [
-    ("{{ strftime_now('%d %b %Y') }} {{ messages[-1]['content'] }}", "26 Jul 2024 Who keeps the mill?"),
-    ("{{ messages[-1]['content'] }}{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}",
-     "Who keeps the mill?<no>"),
-])
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        ("{{ strftime_now('%d %b %Y') }} {{ messages[-1]['content'] }}", "26 Jul 2024 Who keeps the mill?"),
+        (
+            "{{ messages[-1]['content'] }}{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}",
+            "Who keeps the mill?<no>",
+        ),
+    ],
+)
 def test_a_template_gets_a_date_that_stays_and_no_thinking(tiny_policy: Make, template: str, written: str) -> None:
     policy = tiny_policy()
     policy.tokenizer.chat_template = template
@@ -467,7 +519,8 @@ def test_a_template_gets_a_date_that_stays_and_no_thinking(tiny_policy: Make, te
 
 
 def test_a_model_whose_cache_cannot_be_copied_answers_without_it(
-        tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_policy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = tiny_policy()
     expected = policy.generate(dialogues(), adapter=None, max_new_tokens=8).replies
 
@@ -502,7 +555,7 @@ def test_plain_training_is_known_to_need_every_position_of_the_vocabulary(tiny_p
     layout = PaddedLayout(BatchPlan((TokenRow((1,) * 90, (2,) * 10),), 1, 0, 0, policy.lora))
     need = {compact: job_bytes(policy.base, layout, 1, cached=False, compact=compact) for compact in (True, False)}
     vocabulary = policy.base.config.vocab_size
-    assert need[False] - need[True] == 90 * vocabulary * 4 * 4     # positions, float32, four copies
+    assert need[False] - need[True] == 90 * vocabulary * 4 * 4  # positions, float32, four copies
 
 
 def test_max_steps_end_a_burst(tiny_policy: Make) -> None:
@@ -517,27 +570,35 @@ def test_a_loss_that_is_no_number_or_above_the_bound_is_a_diverged_burst(loss: f
     check_loss(19.9, 20.0, 3)
 
 
-@pytest.mark.parametrize("template", [
-    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    "<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}",
-    "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endif %}"
-    "{% endfor %}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}",
+        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endif %}"
+        "{% endfor %}",
+    ],
+)
 def test_a_template_without_system_turns_says_it_in_the_first_user_turn(tiny_policy: Make, template: str) -> None:
     policy = tiny_policy()
     policy.tokenizer.chat_template = template
     assert policy.format.render(dialogues()[0]) == (
-        "<|im_start|>user Answer in few words, please.\n\nWho keeps the mill?<|im_end|>")
+        "<|im_start|>user Answer in few words, please.\n\nWho keeps the mill?<|im_end|>"
+    )
 
 
-def test_a_chat_template_and_a_generation_config_are_part_of_the_fingerprint(tiny_folder: Callable[..., Path],
-                                                                     tmp_path: Path) -> None:
+def test_a_chat_template_and_a_generation_config_are_part_of_the_fingerprint(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     def found() -> str:
         return LocalPolicy.load(str(model), adapters=tmp_path / "a", device=DeviceSettings(device="cpu")).fingerprint
 
     model = shutil.copytree(tiny_folder(), tmp_path / "model")
     seen = {found()}
-    for name, old, new in (("chat_template.jinja", "<|im_end|>", "<|im_end|> "),
-                           ("generation_config.json", "{", '{"repetition_penalty": 1.1,')):
+    for name, old, new in (
+        ("chat_template.jinja", "<|im_end|>", "<|im_end|> "),
+        ("generation_config.json", "{", '{"repetition_penalty": 1.1,'),
+    ):
         path = model / name
         path.write_text(path.read_text().replace(old, new, 1))
         seen.add(found())
@@ -564,10 +625,16 @@ def test_a_reference_beyond_the_context_is_scored_in_part_and_not_trained_on(tin
         policy.train(TrainingJob((TrainingRow(asked, long, "train-1", "reference"),), 1, seed=0))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
-                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    ],
+)
 def test_a_burst_that_finds_no_memory_says_what_to_lower(
-        tiny_policy: Make, monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    tiny_policy: Make, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     def full(*_: object, **__: object) -> NoReturn:
         raise error
 

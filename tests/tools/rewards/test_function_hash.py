@@ -30,6 +30,7 @@ def code(reward: Callable[..., Any]) -> str:
 def paying(full: Any) -> Callable[..., float]:
     def reward(question: str, reference: str, reply: str) -> float:
         return float(full) if reference in reply else 0.0
+
     return reward
 
 
@@ -60,12 +61,14 @@ class Words:
 def with_default(full: float) -> Callable[..., float]:
     def reward(reply: str, most: float = full) -> float:
         return most
+
     return reward
 
 
 def with_keyword(full: float) -> Callable[..., float]:
     def reward(reply: str, *, most: float = full) -> float:
         return most
+
     return reward
 
 
@@ -73,6 +76,7 @@ def wrapping(inner: Callable[..., float], factor: float) -> Callable[..., float]
     @functools.wraps(inner)
     def reward(*args: Any) -> float:
         return factor * inner(*args)
+
     return reward
 
 
@@ -91,16 +95,28 @@ TWO = [lambda question, reference, reply: 1.0, lambda question, reference, reply
 CASES = [lambda reply: float(reply == reply.upper()), lambda reply: float(reply == reply.lower())]
 
 
-@pytest.mark.parametrize(("one", "other"), [
-    (paying(1.0), paying(0.25)), (paying(paying(1.0)), paying(paying(0.25))), (paying(Scale(1.0)), paying(Scale(0.5))),
-    (paying(Words(frozenset("a"))), paying(Words(frozenset("b")))), (with_default(1.0), with_default(0.5)),
-    (with_keyword(1.0), with_keyword(0.5)), (Judge(1.0), Judge(0.5)), (Judge(1.0).score, Judge(0.5).score),
-    (wrapping(ordinary, 1.0), wrapping(ordinary, 0.5)), (wrapping(paying(1.0), 1.0), wrapping(paying(0.5), 1.0)),
-    (functools.cache(paying(1.0)), functools.cache(paying(0.5))),
-    (functools.partial(ordinary, least=Scale(1.0)), functools.partial(ordinary, least=Scale(2.0))),
-    (without_source("1.0"), without_source("0.0")),
-    (without_source("float(reply.isupper())"), without_source("float(reply.islower())")),
-    (without_source("reply in {'a'}"), without_source("reply in {'b'}")), TWO, CASES])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (paying(1.0), paying(0.25)),
+        (paying(paying(1.0)), paying(paying(0.25))),
+        (paying(Scale(1.0)), paying(Scale(0.5))),
+        (paying(Words(frozenset("a"))), paying(Words(frozenset("b")))),
+        (with_default(1.0), with_default(0.5)),
+        (with_keyword(1.0), with_keyword(0.5)),
+        (Judge(1.0), Judge(0.5)),
+        (Judge(1.0).score, Judge(0.5).score),
+        (wrapping(ordinary, 1.0), wrapping(ordinary, 0.5)),
+        (wrapping(paying(1.0), 1.0), wrapping(paying(0.5), 1.0)),
+        (functools.cache(paying(1.0)), functools.cache(paying(0.5))),
+        (functools.partial(ordinary, least=Scale(1.0)), functools.partial(ordinary, least=Scale(2.0))),
+        (without_source("1.0"), without_source("0.0")),
+        (without_source("float(reply.isupper())"), without_source("float(reply.islower())")),
+        (without_source("reply in {'a'}"), without_source("reply in {'b'}")),
+        TWO,
+        CASES,
+    ],
+)
 def test_rewards_that_judge_otherwise_are_told_apart(one: Callable[..., Any], other: Callable[..., Any]) -> None:
     assert code(one) == code(one) != code(other)
 
@@ -112,11 +128,12 @@ def test_of_an_ordinary_function_the_source_alone_counts() -> None:
 def test_a_function_that_holds_itself_or_a_name_without_a_value_is_told() -> None:
     def reward(reply: str) -> float:
         return reward(reply[1:]) if reply else later
+
     assert code(reward)
     later = 1.0
 
 
-REWARDS = '''
+REWARDS = """
 import functools, threading
 from nslora.tools.function_text import told
 from nslora.tools.rewards import build_reward
@@ -146,20 +163,32 @@ held = [lambda reply: reply in {"a", "b", "c"}, lambda reply: 1.0]
 for each in (Judge(), Judge().score, paying({"a", "b", "c"}, Client()), held[0], max,
              functools.partial(judge, words={"a", "b", "c"})):
     print(build_reward(each).spec["checks"][0]["code"])
-'''
+"""
 
 
 def test_one_reward_has_one_name_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "rewards.py").write_text(REWARDS)
-    told = {subprocess.run([sys.executable, "rewards.py"], cwd=tmp_path, env={"PYTHONHASHSEED": seed}, check=True,
-                           capture_output=True, text=True).stdout for seed in ("1", "2", "3")}
+    told = {
+        subprocess.run(
+            [sys.executable, "rewards.py"],
+            cwd=tmp_path,
+            env={"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
     assert len(told) == 1
 
 
-def test_a_run_does_not_go_on_under_another_reward(keepers: Task, tmp_path: Path,
-                                                   tiny_folder: Callable[..., Path]) -> None:
-    rows = {split: [{"question": row.question, "reference": str(row.reference)} for row in getattr(keepers, split)]
-            for split in ("train", "validation", "test")}
+def test_a_run_does_not_go_on_under_another_reward(
+    keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    rows = {
+        split: [{"question": row.question, "reference": str(row.reference)} for row in getattr(keepers, split)]
+        for split in ("train", "validation", "test")
+    }
     task, other = (task_from_rows(**rows, reward=paying(full)) for full in (1.0, 0.5))
     Run.create(tmp_path / "run", task=task, model=str(tiny_folder()))
     with pytest.raises(RunError, match="Another task"):
@@ -179,7 +208,7 @@ def test_a_reward_that_counts_its_calls_stays_the_same_one_in_its_process() -> N
     before = code(owner.judge)
     owner.judge("x")
     assert code(owner.judge) == before
-    assert code(Judge().judge) == before        # made anew, as in another process
+    assert code(Judge().judge) == before  # made anew, as in another process
 
 
 def test_arrays_that_differ_in_their_middle_are_told_apart() -> None:

@@ -22,7 +22,9 @@ from nslora.tools.rewards.score import Score, check_means
 from nslora.tools.schema import Example
 
 ANSWER_OBJECT = {
-    "type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"],
+    "type": "object",
+    "properties": {"answer": {"type": "string"}},
+    "required": ["answer"],
     "additionalProperties": False,
 }
 FACT = {"name": "fact", "check": "contains", "field": "key"}
@@ -54,7 +56,7 @@ def grade(spec, reply, example=None) -> float:
         ({"check": "regex", "pattern": "b+", "full": False}, ["abc"], ["ac"]),
         ({"check": "regex", "pattern": "ok", "ignore_case": True}, ["OK"], ["okay"]),
         ("upper_case", ["IN 1911", "ÉTÉ"], ["In 1911", "1911", "", "in"]),
-        (STYLE, ['{"answer": "x"}', ' {"answer": ""}\n'], ["x", '{"answer": 1}', '{"a": "x"}', '[]', "[" * 100_000]),
+        (STYLE, ['{"answer": "x"}', ' {"answer": ""}\n'], ["x", '{"answer": 1}', '{"a": "x"}', "[]", "[" * 100_000]),
         ({"check": "length", "max_words": 2}, ["", "a b"], ["a b c"]),
         ({"check": "length", "min_words": 2}, ["a b"], ["", "a"]),
         ({"check": "length", "max_chars": 3}, ["abc"], ["abcd"]),
@@ -66,14 +68,28 @@ def test_a_check_tells_right_replies_from_wrong_ones(spec, right, wrong):
     assert [reply for reply in wrong if grade(spec, reply) != 0.0] == []
 
 
-@pytest.mark.parametrize(("text", "reply", "stands"), [
-    *[("25", reply, True) for reply in ("24,25,26", "[23,24,25]", "- 25", "1925-25", "B-25", "25.", "25, and",
-                                        "\u201325")],
-    *[("25", reply, False) for reply in ("-25", "\u221225", "(-25)", "x = -25", "25,5", "1.25", "25.5", "1,250",
-                                         "125")],
-    ("125", "1,125", False), ("125", "2,125,000", False), ("1,234", "11,234", False), ("1,234", "1,234 boats", True),
-    ("-25", "it is -25 today", True), ("2.5", "1.5,2.5,3.5", True), ("2", "1.5,2.5,3.5", False),
-    ("don't", "I don\u2019t know", True), ("X-ray", "an X\u2011ray", True)])
+@pytest.mark.parametrize(
+    ("text", "reply", "stands"),
+    [
+        *[
+            ("25", reply, True)
+            for reply in ("24,25,26", "[23,24,25]", "- 25", "1925-25", "B-25", "25.", "25, and", "\u201325")
+        ],
+        *[
+            ("25", reply, False)
+            for reply in ("-25", "\u221225", "(-25)", "x = -25", "25,5", "1.25", "25.5", "1,250", "125")
+        ],
+        ("125", "1,125", False),
+        ("125", "2,125,000", False),
+        ("1,234", "11,234", False),
+        ("1,234", "1,234 boats", True),
+        ("-25", "it is -25 today", True),
+        ("2.5", "1.5,2.5,3.5", True),
+        ("2", "1.5,2.5,3.5", False),
+        ("don't", "I don\u2019t know", True),
+        ("X-ray", "an X\u2011ray", True),
+    ],
+)
 def test_a_text_stands_in_a_reply_as_whole_words_and_numbers(text: str, reply: str, stands: bool) -> None:
     assert (grade({"check": "contains", "field": "key"}, reply, row(key=text)) == 1.0) is stands
 
@@ -93,11 +109,28 @@ def test_any_text_of_a_list_is_accepted():
         ("72", "9^9^9^9^9", False),
         ("-3", "-3", True),
         ("-3", "3", False),
-        *[("18", reply, True) for reply in ("The answer is **18**.", "*18*", "_18_", "9*2 = **18**", "Answer: **$18**",
-                                            "9*2 = 18", "#### 18")],
+        *[
+            ("18", reply, True)
+            for reply in (
+                "The answer is **18**.",
+                "*18*",
+                "_18_",
+                "9*2 = **18**",
+                "Answer: **$18**",
+                "9*2 = 18",
+                "#### 18",
+            )
+        ],
         *[("204", reply, False) for reply in ("12 * 17", "12*17=12*17", "The product of 12*17 is 12*17.")],
-        *[("18", reply, True) for reply in (r"The answer is \(18\).", r"Answer: \(18\)", r"The answer is: \[ x = 18 \]",
-                                            "The answer is 36/2.")],
+        *[
+            ("18", reply, True)
+            for reply in (
+                r"The answer is \(18\).",
+                r"Answer: \(18\)",
+                r"The answer is: \[ x = 18 \]",
+                "The answer is 36/2.",
+            )
+        ],
         ("1/2", r"The answer is \(\frac{1}{2}\).", True),
         ("2", "The answer is $2(3+4)$.", False),
         ("0.3", "0.30000000000000004", True),
@@ -155,11 +188,25 @@ def test_a_text_is_contained_in_itself_and_matches_itself(text):
     assert grade("exact_match", f"  {text} ", example) == 1.0
 
 
-@pytest.mark.parametrize(("text", "reply", "value"), [
-    ("王芳", "中桥由王芳看守。", 1.0), ("東京", "日本の首都は東京です。", 1.0), ("서울", "수도는 서울입니다", 1.0),
-    ("กรุงเทพ", "เมืองหลวงคือกรุงเทพครับ", 1.0), ("NASA", "由NASA建造", 1.0), ("25", "第25号", 1.0),
-    ("王芳", "由李明看守。", 0.0), ("cat", "concat", 0.0), ("25", "1.25", 0.0), ("$30", "US$30", 0.0),
-    ("é", "cafés", 0.0), ("三", "十三人", 0.0), ("三", "有三人", 1.0), ("NASA", "NASA〇", 1.0)])
+@pytest.mark.parametrize(
+    ("text", "reply", "value"),
+    [
+        ("王芳", "中桥由王芳看守。", 1.0),
+        ("東京", "日本の首都は東京です。", 1.0),
+        ("서울", "수도는 서울입니다", 1.0),
+        ("กรุงเทพ", "เมืองหลวงคือกรุงเทพครับ", 1.0),
+        ("NASA", "由NASA建造", 1.0),
+        ("25", "第25号", 1.0),
+        ("王芳", "由李明看守。", 0.0),
+        ("cat", "concat", 0.0),
+        ("25", "1.25", 0.0),
+        ("$30", "US$30", 0.0),
+        ("é", "cafés", 0.0),
+        ("三", "十三人", 0.0),
+        ("三", "有三人", 1.0),
+        ("NASA", "NASA〇", 1.0),
+    ],
+)
 def test_a_text_stands_between_words_where_its_script_parts_them(text, reply, value):
     assert grade({"check": "contains"}, reply, row(reference=text)) == value
 
@@ -303,7 +350,7 @@ def test_the_reward_stays_within_0_and_1_and_is_full_only_for_a_pass(combine, va
     reward = type(build_reward(["upper_case"]))(checks, combine)
     score = reward(row(), "x")
     assert 0.0 <= score.value <= 1.0 + 1e-12
-    assert score.passed == all(value >= 1 - 1e-9 for value in values)       # rounding is taken off
+    assert score.passed == all(value >= 1 - 1e-9 for value in values)  # rounding is taken off
     if score.passed:
         assert score.value == 1.0
 
@@ -379,9 +426,11 @@ def test_what_a_function_gives_beside_its_number_is_text():
     async def late(question, reference, reply):
         return 1.0
 
-    for function, problem in ((lambda reply: (1.0, 0.0), "returned 0.0 as feedback"),
-                              (lambda reply: Score(0.5, {}, "", 5), "the suggestion 5"),
-                              (late, "an async function is not awaited")):
+    for function, problem in (
+        (lambda reply: (1.0, 0.0), "returned 0.0 as feedback"),
+        (lambda reply: Score(0.5, {}, "", 5), "the suggestion 5"),
+        (late, "an async function is not awaited"),
+    ):
         with pytest.raises(RewardError, match=problem):
             build_reward(function)(row(), "x")
     assert str(build_reward(lambda reply: -0.0)(row(), "x").value) == "0.0"
@@ -478,24 +527,36 @@ def test_a_partial_is_known_by_what_it_calls_and_what_it_binds() -> None:
 
 
 def test_a_schema_with_a_plain_true_for_a_field_is_mended() -> None:
-    check = build_check({"check": "json_schema", "schema": {"type": "object", "properties": {"answer": True},
-                                                            "required": ["answer"]}})
+    check = build_check(
+        {"check": "json_schema", "schema": {"type": "object", "properties": {"answer": True}, "required": ["answer"]}}
+    )
     assert json.loads(check.mend(Example("1", "q", "r", {}), "r")) == {"answer": "r"}
 
 
-@pytest.mark.parametrize(("schema", "words"), [
-    ({"enum": [datetime.date(2024, 1, 1)]}, "in quotes"),
-    ({"$ref": "https://example.invalid/schema.json"}, "leads to nothing"), ({"$ref": "#/$defs/missing"}, "leads to"),
-    ({"enum": [1], "$ref": "#/enum/foo"}, "leads to"), ({"$dynamicRef": "https://example.invalid/x"}, "leads to")])
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"enum": [datetime.date(2024, 1, 1)]}, "in quotes"),
+        ({"$ref": "https://example.invalid/schema.json"}, "leads to nothing"),
+        ({"$ref": "#/$defs/missing"}, "leads to"),
+        ({"enum": [1], "$ref": "#/enum/foo"}, "leads to"),
+        ({"$dynamicRef": "https://example.invalid/x"}, "leads to"),
+    ],
+)
 def test_a_schema_that_could_not_be_used_is_refused(schema: Any, words: str) -> None:
     with pytest.raises(RewardError, match=words):
         build_check({"check": "json_schema", "schema": schema})
 
 
-@pytest.mark.parametrize("schema", [
-    {"$ref": "https://json-schema.org/draft/2020-12/schema"}, {"const": {"$ref": "zz"}},
-    {"$id": "https://example.invalid/a#", "$defs": {"a": {}}, "$ref": "#/$defs/a"},
-    {"$defs": {"b": {"$id": "https://example.invalid/b", "$ref": "c", "$defs": {"c": {"$id": "c"}}}}}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "https://json-schema.org/draft/2020-12/schema"},
+        {"const": {"$ref": "zz"}},
+        {"$id": "https://example.invalid/a#", "$defs": {"a": {}}, "$ref": "#/$defs/a"},
+        {"$defs": {"b": {"$id": "https://example.invalid/b", "$ref": "c", "$defs": {"c": {"$id": "c"}}}}},
+    ],
+)
 def test_sound_references_are_taken(schema: dict[str, Any]) -> None:
     build_check({"check": "json_schema", "schema": schema})
 
@@ -507,8 +568,9 @@ def test_a_schema_may_point_into_itself() -> None:
     assert check.grade(Example("1", "q", "r", {}), '{"a": 1}').value == 0
 
 
-@pytest.mark.parametrize(("expected", "reply", "same"), [("5", "\u22125", False), ("-5", "\u22125", True),
-                                                         ("\u22125", "-5", True)])
+@pytest.mark.parametrize(
+    ("expected", "reply", "same"), [("5", "\u22125", False), ("-5", "\u22125", True), ("\u22125", "-5", True)]
+)
 def test_a_typographers_minus_is_one(expected: str, reply: str, same: bool) -> None:
     assert same_number(expected, reply, 1e-6) is same
 
@@ -517,7 +579,8 @@ def test_parts_of_one_name_hide_none_of_each_other(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(
         "from nslora.tools.rewards.reward import Score\n\n\n"
         "def first(reply):\n    return Score(0.0, {'part': 0.0}, '')\n\n\n"
-        "def second(reply):\n    return Score(1.0, {'part': 1.0}, '')\n")
+        "def second(reply):\n    return Score(1.0, {'part': 1.0}, '')\n"
+    )
     score = build_reward(["two:first", "two:second"], combine="all", folder=tmp_path)(row(), "x")
     assert score.checks == {"part": 0.0, "second.part": 1.0}
     assert not score.passed
@@ -529,8 +592,12 @@ def test_checks_that_only_some_rows_have_are_means_over_those_rows() -> None:
 
 
 def test_brackets_without_end_are_no_json() -> None:
-    check = build_check({"check": "json_schema", "schema": {
-        "$defs": {"nest": {"type": "array", "items": {"$ref": "#/$defs/nest"}}}, "$ref": "#/$defs/nest"}})
+    check = build_check(
+        {
+            "check": "json_schema",
+            "schema": {"$defs": {"nest": {"type": "array", "items": {"$ref": "#/$defs/nest"}}}, "$ref": "#/$defs/nest"},
+        }
+    )
     assert check.grade(row(), "[[]]").value == 1
     assert check.grade(row(), "[" * 400 + "]" * 400).value == 0
 
@@ -541,9 +608,9 @@ def test_arithmetic_that_takes_forever_is_ended_in_any_thread(monkeypatch: pytes
 
     def ask() -> None:
         found.append(same_number("1", r"$\binom{99999999}{4999999}$", 1e-6))
-        assert math_answers._WORKER._process is None        # its pipes are closed
+        assert math_answers._WORKER._process is None  # its pipes are closed
         monkeypatch.setattr(math_answers, "KILL_S", 60.0)
-        found.append(same_number("0.5", r"$\frac{1}{2}$", 1e-6))      # by the process that took its place
+        found.append(same_number("0.5", r"$\frac{1}{2}$", 1e-6))  # by the process that took its place
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -551,15 +618,16 @@ def test_arithmetic_that_takes_forever_is_ended_in_any_thread(monkeypatch: pytes
     assert found == [False, True]
 
 
-@pytest.mark.parametrize("score", [Score(0.0, {"a": 1.0}, ""), Score(1.0, {"a": 0.0}, "bad"),
-                                   Score(0.9, {"a": 1.0, "b": 1.0}, "")])
+@pytest.mark.parametrize(
+    "score", [Score(0.0, {"a": 1.0}, ""), Score(1.0, {"a": 0.0}, "bad"), Score(0.9, {"a": 1.0, "b": 1.0}, "")]
+)
 def test_a_score_that_contradicts_its_checks_is_refused(score: Score) -> None:
     with pytest.raises(RewardError, match=r"row 'train-1'.*it must be 1 where all checks are"):
         build_reward(lambda question, reference, reply: score)(row(), "x")
 
 
 def test_a_score_without_checks_or_with_odd_feedback_is_taken_as_it_is_meant() -> None:
-    odd: Any = Score(0.5, None, 5)     # type: ignore[arg-type]
+    odd: Any = Score(0.5, None, 5)  # type: ignore[arg-type]
     score = build_reward(lambda question, reference, reply: odd)(row(), "x")
     assert (score.value, score.feedback) == (0.5, "5")
 

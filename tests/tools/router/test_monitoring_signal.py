@@ -66,9 +66,16 @@ def test_after_opening_again_it_takes_two_more_useless_updates(kind):
     assert progress_of(kind, [*history, USELESS[kind]]).saturated
 
 
-@pytest.mark.parametrize(("kind", "gain", "saturated"), [
-    ("lora", 0.006, True), ("lora", 0.009, True), ("lora", 0.011, False), ("textgrad", 0.009, True),
-    ("textgrad", 0.011, False)])
+@pytest.mark.parametrize(
+    ("kind", "gain", "saturated"),
+    [
+        ("lora", 0.006, True),
+        ("lora", 0.009, True),
+        ("lora", 0.011, False),
+        ("textgrad", 0.009, True),
+        ("textgrad", 0.011, False),
+    ],
+)
 def test_a_saturated_kind_that_is_run_all_the_same_opens_only_above_twice_its_threshold(kind, gain, saturated):
     # Progress is gain / 0.05; the threshold is 0.10, which is a gain of 0.005, and twice that 0.010.
     again = Update(kind, True, gain, 0.0)
@@ -102,7 +109,7 @@ def test_rows_of_dropped_edits_open_lora_once_until_something_is_kept():
     assert progress_of("lora", in_vain).saturated
     assert not progress_of("lora", [*in_vain, USEFUL["textgrad"]]).saturated
     assert not progress_of("lora", [*in_vain, USEFUL["textgrad"], *[USELESS["lora"]] * 2, dropped]).saturated
-    unasked = [USEFUL["textgrad"], dropped, USELESS["lora"], USELESS["lora"]]      # it was open before those rows came
+    unasked = [USEFUL["textgrad"], dropped, USELESS["lora"], USELESS["lora"]]  # it was open before those rows came
     assert progress_of("lora", unasked).saturated
     assert not progress_of("lora", [*unasked, dropped]).saturated
     helped = [USELESS["lora"], USELESS["lora"], dropped, USEFUL["lora"], *[USELESS["lora"]] * 2]

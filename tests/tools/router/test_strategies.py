@@ -247,7 +247,10 @@ def test_no_history_leaves_the_loop_without_a_decision(name, history, p_content,
     assert decision.action in (*KINDS, "finish")
     assert decision.reason
     if decision.action in KINDS and name not in (
-            "textgrad -> lora -> textgrad", "textgrad once -> lora", "neurosymbolic-without-signal"):
+        "textgrad -> lora -> textgrad",
+        "textgrad once -> lora",
+        "neurosymbolic-without-signal",
+    ):
         assert not progress_of(decision.action, history).saturated
 
 

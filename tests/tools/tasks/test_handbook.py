@@ -10,7 +10,9 @@ from nslora.tools.tasks.task import Task, load_task, same_question
 
 STYLES = ("json", "label", "upper", "bullet")
 RIGHT = {
-    "json": '{{"answer": "{}"}}', "label": "ANSWER: {} [END]", "bullet": "- {}",
+    "json": '{{"answer": "{}"}}',
+    "label": "ANSWER: {} [END]",
+    "bullet": "- {}",
 }
 
 

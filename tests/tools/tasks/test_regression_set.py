@@ -45,11 +45,14 @@ def test_a_candidate_under_which_the_anchor_falls_is_dropped_whatever_it_gains()
     assert "anchor" in verdict.reason
 
 
-@pytest.mark.parametrize(("rows", "message"), [
-    ([], "no rows"),
-    ([{"reference": "a"}], r"anchor.jsonl:1: no question \(found: reference\)"),
-    ([{"question": "Who?", "reference": None}], "needs the field 'reference'"),
-])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows"),
+        ([{"reference": "a"}], r"anchor.jsonl:1: no question \(found: reference\)"),
+        ([{"question": "Who?", "reference": None}], "needs the field 'reference'"),
+    ],
+)
 def test_an_anchor_that_cannot_be_judged_is_refused(
     keepers: Task, tmp_path: Path, rows: list[dict[str, Any]], message: str
 ) -> None:
@@ -86,11 +89,17 @@ def test_small_falls_of_the_anchor_do_not_add_up(begin: Callable[..., Run], tmp_
     run.workspace.evaluations.mkdir(parents=True, exist_ok=True)
     rows = {}
     for name, value in (("start", 1.0), ("kept", 0.92), ("new", 0.84)):
-        rows[name] = [Row("a", "validation", float(name == "new"), {}, float(name == "new"), None),
-                      Row("anchor-1", "anchor", value, {}, value, None)]
+        rows[name] = [
+            Row("a", "validation", float(name == "new"), {}, float(name == "new"), None),
+            Row("anchor-1", "anchor", value, {}, value, None),
+        ]
         write_evaluation(run.workspace.evaluations / f"{name}.jsonl", rows[name], [])
-    state: Any = {"start_measured": {"key": "start"}, "kept_measured": {"key": "kept"}, "measured": {"key": "new"},
-                  "proposal": None}
+    state: Any = {
+        "start_measured": {"key": "start"},
+        "kept_measured": {"key": "kept"},
+        "measured": {"key": "new"},
+        "proposal": None,
+    }
     assert judge(state, run.workspace).numbers["anchor_gain"] == pytest.approx(-0.16)
     assert not judge(state, run.workspace).kept
 

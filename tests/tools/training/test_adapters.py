@@ -1,4 +1,5 @@
 """Adapters on disk."""
+
 from nslora.graph.runs.run import Run
 
 

@@ -83,9 +83,9 @@ def test_a_batch_like_the_recorded_one_is_replayed_and_any_other_is_not(recorder
         found = decoder(**batch(padded=True), use_cache=False, labels=torch.ones(1), output_attentions=None)
         assert torch.equal(found.last_hidden_state, wanted)
         assert recorder.replayed == checked + 1
-        decoder(**batch(padded=True, rows=1), use_cache=False)      # another shape
-        decoder(**batch(padded=False), use_cache=False)             # no padding, hence other kernels
-        decoder(**batch(padded=True), use_cache=True)               # asks for more than hidden states
+        decoder(**batch(padded=True, rows=1), use_cache=False)  # another shape
+        decoder(**batch(padded=False), use_cache=False)  # no padding, hence other kernels
+        decoder(**batch(padded=True), use_cache=True)  # asks for more than hidden states
         with torch.no_grad():
             decoder(**batch(padded=True), use_cache=False)
         decoder.eval()
@@ -106,27 +106,32 @@ def test_a_mask_that_masks_nothing_is_left_out_of_a_recording(recorder: Recorder
 
 def test_cached_states_of_a_frozen_trunk_are_recorded_like_tokens(recorder: Recorder, decoder: Any) -> None:
     given = batch(padded=True)
-    states = {"inputs_embeds": decoder.embed_tokens(given["input_ids"]).detach(),
-              "attention_mask": given["attention_mask"]}
+    states = {
+        "inputs_embeds": decoder.embed_tokens(given["input_ids"]).detach(),
+        "attention_mask": given["attention_mask"],
+    }
     wanted = decoder(**states, use_cache=False).last_hidden_state
     with captured_decoder(decoder) as captured:
         assert captured.record(states, weights(decoder), autocast=False) == ""
         checked = recorder.replayed
         assert torch.equal(decoder(**states, use_cache=False).last_hidden_state, wanted)
-        decoder(**given, use_cache=False)       # tokens instead
+        decoder(**given, use_cache=False)  # tokens instead
         assert recorder.replayed == checked + 1
 
 
 def test_a_recording_with_other_numbers_is_not_used(recorder: Recorder, decoder: Any) -> None:
     recorder.off_by = 1e-3
     with captured_decoder(decoder) as captured:
-        assert captured.record(batch(padded=True), weights(decoder), autocast=False) == \
-            "no CUDA graph (its numbers differ)"
+        assert (
+            captured.record(batch(padded=True), weights(decoder), autocast=False)
+            == "no CUDA graph (its numbers differ)"
+        )
         assert not captured.graphs
 
 
 def test_a_decoder_that_waits_for_the_gpu_is_not_recorded(
-        recorder: Recorder, decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder: Recorder, decoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, modes = decoder.forward, [0]
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
 
@@ -146,15 +151,17 @@ def test_batches_of_a_plan_are_counted_with_and_without_padding() -> None:
     rows = tuple(TokenRow((1,) * length, (2,)) for length in (3, 3, 3, 2))
     plan = BatchPlan(rows, epochs=3, seed=0, pad_id=0, settings=LoraSettings(batch_size=2))
     kinds = PaddedLayout(plan).kinds()
-    padded = {numbers: 3 in numbers for numbers in kinds}       # the short row pads its batch
+    padded = {numbers: 3 in numbers for numbers in kinds}  # the short row pads its batch
     assert sorted(padded.values()) == [False, True]
     assert all(steps == 3 for steps in kinds.values())
 
 
 def test_a_long_burst_is_recorded_on_a_gpu_and_gives_the_adapter_of_plain_training(tiny_policy: Make) -> None:
     questions = ("Who keeps Arlen?", "Who keeps the lighthouse of Bevis?", "Who?", "Who keeps Corin Point?")
-    rows = tuple(TrainingRow(({"role": "user", "content": question},), "Mara.", f"row-{i}", "reference")
-                 for i, question in enumerate(questions))
+    rows = tuple(
+        TrainingRow(({"role": "user", "content": question},), "Mara.", f"row-{i}", "reference")
+        for i, question in enumerate(questions)
+    )
     lora = {"batch_size": 2, "share_prefix": False, "early_stop_patience": None}
     fast = tiny_policy(**lora).train(TrainingJob(rows, 10, seed=3))
     plain = tiny_policy(**lora, fast=False).train(TrainingJob(rows, 10, seed=3))

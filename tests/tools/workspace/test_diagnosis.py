@@ -30,16 +30,23 @@ class ScriptedPolicy:
     def __init__(self, answer: Callable[[str], str]) -> None:
         self.answer, self.asked = answer, list[str]()
 
-    def generate(self, dialogues: Sequence[Any], *, adapter: str | None, max_new_tokens: int,
-                 on_progress: Callable[[int, int], None] = lambda done, total: None) -> Generated:
+    def generate(
+        self,
+        dialogues: Sequence[Any],
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Generated:
         assert adapter is None
         questions = [dialogue[-1]["content"] for dialogue in dialogues]
         self.asked += questions
         on_progress(len(questions), len(questions))
         return Generated(tuple(self.answer(each) for each in questions), 4 * len(questions))
 
-    def reference_losses(self, dialogues: Sequence[Any], references: Sequence[str], *,
-                         adapter: str | None) -> list[float]:
+    def reference_losses(
+        self, dialogues: Sequence[Any], references: Sequence[str], *, adapter: str | None
+    ) -> list[float]:
         return [2.0] * len(references)
 
     def count_tokens(self, dialogue: Sequence[Any]) -> int:
@@ -53,8 +60,10 @@ class ScriptedPolicy:
 
 
 def task(checks: tuple[Any, ...] = ("contains", STYLE), rows: int = 10) -> Task:
-    splits = {split: [{"question": wording.format(word), "reference": code} for word, code in
-                      list(CODES.items())[:rows]] for split, wording in WORDINGS.items()}
+    splits = {
+        split: [{"question": wording.format(word), "reference": code} for word, code in list(CODES.items())[:rows]]
+        for split, wording in WORDINGS.items()
+    }
     return task_from_rows(**splits, reward=checks, max_new_tokens=8)
 
 
@@ -104,8 +113,9 @@ def test_a_gain_too_small_for_the_validation_rows_is_said_to_be_so() -> None:
 
 def test_without_references_a_row_may_gain_what_it_misses() -> None:
     splits = {split: [{"question": wording.format(word)} for word in WORDS] for split, wording in WORDINGS.items()}
-    free = task_from_rows(**splits, reward=(STYLE, {"check": "length", "max_words": 9}), max_new_tokens=8,
-                          fields={"reference": None})
+    free = task_from_rows(
+        **splits, reward=(STYLE, {"check": "length", "max_words": 9}), max_new_tokens=8, fields={"reference": None}
+    )
     diagnosis = diagnose(free, ScriptedPolicy(code_in))  # type: ignore[arg-type]
     assert diagnosis.reward == 0.5
     assert diagnosis.smallest_detectable == smallest_detectable_gain(10, level=0.05, step=0.5)
@@ -128,7 +138,7 @@ def test_costs_are_told_for_each_kind_and_for_a_whole_run() -> None:
     costs = {cost.what: cost for cost in found(lambda question: "- 100").costs}
     assert costs["one evaluation"].tokens == 20 * 4
     job = costs["one LoRA update"]
-    assert job.tokens == RunSettings().lora.epochs * 10 * 4     # "Code of amber?" and its code: four words
+    assert job.tokens == RunSettings().lora.epochs * 10 * 4  # "Code of amber?" and its code: four words
     assert all(0 < low <= high for cost in costs.values() for low, high in [cost.seconds])
     assert costs["a run of up to 6 rounds"].seconds[1] > job.seconds[1]
 
@@ -144,7 +154,8 @@ def test_the_command_names_bounds_what_cannot_be_seen_and_costs(
         (folder / f"{split}.jsonl").write_text("\n".join(rows))
     (folder / "task.yaml").write_text(
         "data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}\nmax_new_tokens: 4\n"
-        "reward: [contains]\n")
+        "reward: [contains]\n"
+    )
     done = CliRunner().invoke(app, ["diagnose", str(folder), "--model", str(tiny_folder()), "--json", str(out)])
     assert done.exit_code == 0, done.output
     for words in ("upper bounds", "too small to see", "about what it would cost", "advice"):

@@ -90,9 +90,12 @@ def test_an_edit_is_remembered_on_one_line() -> None:
     old = Prompt("Be brief.", demonstrations=(Demonstration("a", "b"), Demonstration("c", "d")))
     new = Prompt("Be\nvery   brief.", demonstrations=(Demonstration("c", "d"), Demonstration("e", "f")))
     assert describe_edit(old, new) == (
-        'The system turn became "Be very brief.". 2 demonstrations (added "e"; removed "a").')
+        'The system turn became "Be very brief.". 2 demonstrations (added "e"; removed "a").'
+    )
     assert describe_edit(old, Prompt(old.system, old.template, old.demonstrations[::-1])) == (
-        "2 demonstrations (in another order).")
+        "2 demonstrations (in another order)."
+    )
     assert describe_edit(old, Prompt(old.system, "Q: {question}", old.demonstrations)) == (
-        'The question template became "Q: {question}".')
+        'The question template became "Q: {question}".'
+    )
     assert len(describe_edit(old, Prompt("x" * 10_000))) < 500

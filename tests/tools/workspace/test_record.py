@@ -1,4 +1,5 @@
 """A run's record."""
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -45,8 +45,11 @@ def test_each_failing_reply_gets_its_verdict_and_the_reply_that_proves_it(log: P
     report = classify_replies("handbook", log)
     assert (report.rows, report.passed, report.known_good) == (4, 1, 1)
     verdicts = {each.id: each for each in report.verdicts}
-    assert {name: each.verdict for name, each in verdicts.items()} == \
-        {"row-1": "both", "row-3": "form", "row-4": "content"}
+    assert {name: each.verdict for name, each in verdicts.items()} == {
+        "row-1": "both",
+        "row-3": "form",
+        "row-4": "content",
+    }
     assert verdicts["row-3"].repaired_reward == verdicts["row-4"].repaired_reward == 1.0
     assert report.demand.failures == 3
     assert report.demand.content == report.demand.form == report.demand.both == pytest.approx(1 / 3)
@@ -75,15 +78,21 @@ def test_rows_may_come_from_python_and_all_may_be_right() -> None:
     assert (report.passed, report.demand.failures, report.verdicts) == (1, 0, ())
 
 
-@pytest.mark.parametrize(("rows", "message"), [
-    ([], "no reply came"),
-    ([{"question": "Who?", "reply": "Me."}], r"replies.jsonl:1: no field 'reference' \(found: question, reply\)"),
-    ([{"question": LIGHTHOUSE, "response": "1911"}], r"no field 'reply' \(found: question, response\).*--reply-field"),
-    ([{"prompt": LIGHTHOUSE, "reply": "1911"}], "no field 'question'"),
-    ([{"question": LIGHTHOUSE, "reference": 1911, "reply": "1911"}], "the reference is 1911"),
-    ([{"question": LIGHTHOUSE, "reply": 1911}], "the reply is 1911"),
-    ([{"question": "Who?", "reference": "Ann", "reply": "Bob"}], "needs the field 'key'"),
-])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no reply came"),
+        ([{"question": "Who?", "reply": "Me."}], r"replies.jsonl:1: no field 'reference' \(found: question, reply\)"),
+        (
+            [{"question": LIGHTHOUSE, "response": "1911"}],
+            r"no field 'reply' \(found: question, response\).*--reply-field",
+        ),
+        ([{"prompt": LIGHTHOUSE, "reply": "1911"}], "no field 'question'"),
+        ([{"question": LIGHTHOUSE, "reference": 1911, "reply": "1911"}], "the reference is 1911"),
+        ([{"question": LIGHTHOUSE, "reply": 1911}], "the reply is 1911"),
+        ([{"question": "Who?", "reference": "Ann", "reply": "Bob"}], "needs the field 'key'"),
+    ],
+)
 def test_a_log_that_cannot_be_used_is_refused_in_one_sentence(
     tmp_path: Path, rows: list[dict[str, Any]], message: str
 ) -> None:
@@ -110,10 +119,13 @@ def test_a_log_that_does_not_exist_is_named() -> None:
         classify_replies("handbook", "nowhere.jsonl")
 
 
-@pytest.mark.parametrize(("broken", "message"), [
-    (lambda question, reference, reply: 1 / 0, "ZeroDivisionError"),
-    (lambda question, reference, reply: float("nan"), "nan"),
-])
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda question, reference, reply: 1 / 0, "ZeroDivisionError"),
+        (lambda question, reference, reply: float("nan"), "nan"),
+    ],
+)
 def test_a_reward_that_raises_or_returns_no_number_is_named_with_the_row(broken: Any, message: str) -> None:
     rows = {split: [{"question": f"{split}?", "reference": "yes"}] for split in ("train", "validation", "test")}
     with pytest.raises(RewardError, match=f"(?s)row-1.*{message}|{message}.*row-1"):
@@ -141,6 +153,8 @@ def test_a_log_that_was_mended_is_judged_anew_under_the_same_task() -> None:
         return [{"question": f"{split} question {i}?", "reference": f"answer {i}"} for i in range(3)]
 
     task = task_from_rows(train=rows("train"), validation=rows("validation"), test=rows("test"), reward=["exact_match"])
-    passed = [classify_replies(task, [{"question": "Who?", "reference": reference, "reply": "Bob"}]).passed
-              for reference in ("Ada", "Bob", "Ada")]
+    passed = [
+        classify_replies(task, [{"question": "Who?", "reference": reference, "reply": "Bob"}]).passed
+        for reference in ("Ada", "Bob", "Ada")
+    ]
     assert passed == [0, 1, 0]

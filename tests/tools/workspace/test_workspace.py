@@ -1,4 +1,5 @@
 """What the nodes of one run work with."""
+
 import gc
 import shutil
 import weakref
@@ -17,12 +18,21 @@ Begin = Callable[..., Run]
 
 
 def test_a_run_does_not_go_on_with_other_weights_or_anchors(
-        begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
+    begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
     model = shutil.copytree(tiny_folder(), tmp_path / "model")
     anchor = tmp_path / "anchor.jsonl"
     anchor.write_text('{"question": "Who rows?", "reference": "zz"}\n')
-    run = Run.create(tmp_path / "run", task=begin("other").workspace.task, model=str(model), strategy="textgrad",
-                     approve="edits", anchor=str(anchor), max_rounds=1, device={"threads": 1, "device": "cpu"})
+    run = Run.create(
+        tmp_path / "run",
+        task=begin("other").workspace.task,
+        model=str(model),
+        strategy="textgrad",
+        approve="edits",
+        anchor=str(anchor),
+        max_rounds=1,
+        device={"threads": 1, "device": "cpu"},
+    )
     with pytest.raises(RunError, match="waits"):
         run.adapt()
     write_tiny_model(model, seed=1)
@@ -35,12 +45,14 @@ def test_a_run_does_not_go_on_with_other_weights_or_anchors(
         Run.open(run.folder)
 
 
-def test_a_run_that_nobody_holds_any_more_frees_its_model(keepers: Task, tmp_path: Path,
-                                                          tiny_folder: Callable[..., Path]) -> None:
+def test_a_run_that_nobody_holds_any_more_frees_its_model(
+    keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
     policies = []
     for i in range(4):
-        run = Run.create(tmp_path / str(i), task=keepers, model=str(tiny_folder()),
-                         device={"threads": 1, "device": "cpu"})
+        run = Run.create(
+            tmp_path / str(i), task=keepers, model=str(tiny_folder()), device={"threads": 1, "device": "cpu"}
+        )
         policies.append(weakref.ref(run.workspace.policy))
     del run
     gc.collect()
