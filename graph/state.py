@@ -67,7 +67,9 @@ class Proposal(TypedDict):
 
 
 class RemadePool(TypedDict):
-    """Remade data for the next training job: rows for one prompt, in `remade/<prompt>.jsonl`. waiting: not trained on yet."""
+    """Remade data for the next training job: rows for one prompt, in `remade/<prompt>.jsonl`. waiting: not trained on
+    yet.
+    """
 
     prompt: str
     rows: int

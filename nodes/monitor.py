@@ -109,8 +109,8 @@ def best_regression_rows(state: AdaptationState, kept: Measured, workspace: Work
 def final_choice(state: AdaptationState, rounds: list[RoundRecord], workspace: Workspace) -> Changes:
     """The candidate that the run would end with, of all that were measured; the start where none is better by the test.
 
-    A keep is not for ever: the choice goes by reward, among those that spared the regression set, and is made anew after
-    each round, since every look at another candidate is one more chance to seem better.
+    A keep is not for ever: the choice goes by reward, among those that spared the regression set, and is made anew
+    after each round, since every look at another candidate is one more chance to seem better.
     """
     start, settings = state["start_measured"], workspace.settings.keep
     measured = [record for record in rounds if record["evaluation"] and record["candidate"]]

@@ -67,13 +67,13 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
     kept = workspace.prompts.get(state["kept"]["prompt"])
     failures = failures_to_show(state, workspace)
     until = deadline(state, workspace)
+    workspace.editor.never_swallow = (GraphBubbleUp,)
     workspace.editor.continue_from(
         state["editor_failures"],
         spent_so_far(state),
         adapter=state["kept"]["adapter"],
         until=until,
         tokens_left=editing_tokens(state, workspace),
-        never_swallow=(GraphBubbleUp,),
     )
     try:
         edit = workspace.editor.edit(
@@ -120,7 +120,8 @@ def proposed(
         "generated_tokens": screening.generated_tokens + remade.generated_tokens,
         "new_rows": len(remade.rows),
         "flop": screened.flop + workspace.flop_rates.forward * remade.forward_tokens,
-        "note": f"{len(prompt.demonstrations)} demonstrations, {len(sources)} of {len(workspace.task.train)} rows remade "
+        "note": f"{len(prompt.demonstrations)} demonstrations, "
+        f"{len(sources)} of {len(workspace.task.train)} rows remade "
         f"({len(by_model)} answered by the model, {len(sources - by_model)} put into a layout)"
         f"{screening.describe()}",
     }

@@ -115,7 +115,7 @@ class Policy(Protocol):
     def describe(self) -> dict[str, Any]:
         """Plain facts for the report: model, device, dtype, threads, parameters.
 
-        With `forward_flop_per_token` and `training_flop_per_token` (tools/inference/flops.py) the run's compute can be counted
-        and capped.
+        With `forward_flop_per_token` and `training_flop_per_token` (tools/inference/flops.py) the run's compute can be
+        counted and capped.
         """
         ...

@@ -30,7 +30,8 @@ def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
     rows = workspace.task
     out.print(
         f"task     {rows.name}: {len(rows.train)} train, {len(rows.validation)} validation, {len(rows.test)} "
-        f"test rows; model {workspace.settings.model}; editor {workspace.settings.editor}; strategy {workspace.settings.strategy}; "
+        f"test rows; model {workspace.settings.model}; editor {workspace.settings.editor}; "
+        f"strategy {workspace.settings.strategy}; "
         f"seed {workspace.settings.seed}"
     )
     control = RunControl()

@@ -61,12 +61,12 @@ class Replay:
 def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool = False) -> Replay:
     """Run `source` again from the decision of round `begin_at` into a new run in `folder`; 0 is the first evaluation.
 
-    The editor's replies come from its record and the policy's from the reply cache; training jobs give the recorded adapters,
-    or are trained again with retrain=True, to compare the hashes. A person's answers are given again, and so is an
-    action that a fork forced, with which the replay then begins. Nothing is called over the network.
-    A fork is replayed from its own first round on. A run with max_seconds ends after as many rounds as then, since the
-    clock is another one now; an update that the clock had cut off in its middle shows as a difference.
-    Raises RunError where the run has not finished.
+    The editor's replies come from its record and the policy's from the reply cache; training jobs give the recorded
+    adapters, or are trained again with retrain=True, to compare the hashes. A person's answers are given again, and so
+    is an action that a fork forced, with which the replay then begins. Nothing is called over the network. A fork is
+    replayed from its own first round on. A run with max_seconds ends after as many rounds as then, since the clock is
+    another one now; an update that the clock had cut off in its middle shows as a difference. Raises RunError where the
+    run has not finished.
     """
     started = time.monotonic()
     source.report()

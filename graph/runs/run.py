@@ -194,7 +194,8 @@ class Run:
         refuse_other_regression_set(workspace, record)
         if editor is not None and (name := editor_name(editor)) != workspace.settings.editor:
             notify(
-                f"note     {folder} was begun with the editor {workspace.settings.editor} and goes on with {name}, and the "
+                f"note     {folder} was begun with the editor {workspace.settings.editor} and goes on with {name}, "
+                "and the "
                 "report names the first: fork(run, folder, at=..., editor=...) keeps the two apart"
             )
         return cls(path, register(workspace), saver, place)

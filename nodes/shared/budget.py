@@ -213,7 +213,8 @@ def tokens_per_epoch(workspace: Workspace, state: AdaptationState) -> int:
 
 
 def fitted(job: TrainingJob, state: AdaptationState, workspace: Workspace) -> TrainingJob:
-    """The training job with as many epochs as the train tokens and the compute that are left allow; 0 where not one fits.
+    """The training job with as many epochs as the train tokens and the compute that are left allow; 0 where not one
+    fits.
 
     The count is an upper bound, since the template's opening of a next turn is in it.
     """
@@ -238,7 +239,9 @@ def most_tokens(job: TrainingJob, workspace: Workspace) -> int:
 
 
 def planned_tokens(job: TrainingJob, workspace: Workspace) -> int:
-    """Tokens of the steps that a training job is planned with, which `max_steps` may end before its epochs, an upper bound."""
+    """Tokens of the steps that a training job is planned with, which `max_steps` may end before its epochs, an upper
+    bound.
+    """
     lora = workspace.settings.lora
     steps = math.ceil(job.epochs * len(job.rows) / lora.batch_size)
     share = min(1.0, lora.max_steps / steps) if lora.max_steps is not None else 1.0

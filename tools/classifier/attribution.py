@@ -5,9 +5,9 @@ score is read, never the checks' names, kinds or suggestions.
 
     content deficit  share of the missing reward still missing after mending the form only
     form deficit     share of the missing reward still missing after mending the content only
-    p_content        the chance that content is missing against the chance that form is (`tools/classifier/probability.py`)
-    stake            the missing reward
-    verdict          both, where both deficits are above the tolerance, else the larger
+    p_content        the chance that content is missing against the chance that form is
+    (`tools/classifier/probability.py`) stake            the missing reward verdict          both, where both deficits
+    are above the tolerance, else the larger
 
 Form repair: the reply's own span in a layout of replies that earned full reward. Content repair: the reference in
 place of the reply's span. Where no layout is known, the content deficit comes from the content repair (did the reward

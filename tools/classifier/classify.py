@@ -1,8 +1,9 @@
 """The classifier as the loop uses it: repairs where reward calls are cheap, reward heads where they cost money.
 
-Counterfactual repair (`tools/classifier/attribution.py`) asks the reward about four times a failure. A reward that is declared
-costly is asked about a few failures only, until a reply that earned full reward shows the layout; from then on two
-reward heads (`tools/classifier/bradley_terry.py`) answer without a call. How firm the reward is is measured once, by asking twice.
+Counterfactual repair (`tools/classifier/attribution.py`) asks the reward about four times a failure. A reward that is
+declared costly is asked about a few failures only, until a reply that earned full reward shows the layout; from then on
+two reward heads (`tools/classifier/bradley_terry.py`) answer without a call. How firm the reward is is measured once,
+by asking twice.
 
 Where no single repair earned full reward, the heads' answer is averaged in as a second opinion; where one did, the
 reward itself has spoken.

@@ -1,8 +1,8 @@
 """What good replies look like around their answers: layouts, learnt by aligning them with their references.
 
 Text work only; no reward is asked here. A layout is what stands before and after the reference in a reply that earned
-full reward, with the case and the JSON escaping it was written in. `tools/classifier/answer_spans.py` finds where a failing reply's own
-answer stands; `tools/classifier/attribution.py` puts the two together and asks the reward.
+full reward, with the case and the JSON escaping it was written in. `tools/classifier/answer_spans.py` finds where a
+failing reply's own answer stands; `tools/classifier/attribution.py` puts the two together and asks the reward.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A failure that passes after weights were trained on plain references lacked content, and no form; one that passes after
 an edit of the prompt lacked form, and no content; a reward that only rose says that what the update teaches was
-missing. A training job with remade rows teaches both, so its caller leaves it out; a failure that stayed says nothing either:
-the update may have been bad.
+missing. A training job with remade rows teaches both, so its caller leaves it out; a failure that stayed says nothing
+either: the update may have been bad.
 
 Per head (content, form) a scale and a shift on the logit, counted from the deficit L at which the head says "missing":
 

@@ -97,7 +97,8 @@ def training_rows(
     replay_share: float,
     seed: str,
 ) -> list[TrainingRow]:
-    """The rows of a training job under `prompt`: verified remade replies where there are some, plain references elsewhere.
+    """The rows of a training job under `prompt`: verified remade replies where there are some, plain references
+    elsewhere.
 
     everything: all train rows (new remade data teaches each row its form); else those that want content, and a replay
     of mastered ones, `replay_share` of their number, so that nothing is forgotten.

@@ -64,9 +64,9 @@ class Caps:
     """The most that an editor may cost in a run; None is no cap. reply_tokens: the longest reply, for reservations.
 
     A call is reserved before it is made, at no more tokens than its request has bytes plus reply_tokens, so a cap is
-    not overshot; the reply's length is bound too where the chat model has a setting for it (`tools/editor/wrapped_chat.py`).
-    What the chat model's own settings, or LangChain's with_retry and with_fallbacks around it, send again after an
-    error is one call.
+    not overshot; the reply's length is bound too where the chat model has a setting for it
+    (`tools/editor/wrapped_chat.py`). What the chat model's own settings, or LangChain's with_retry and with_fallbacks
+    around it, send again after an error is one call.
     """
 
     calls: int | None = None

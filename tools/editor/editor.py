@@ -85,6 +85,7 @@ class Editor:
         prices: Mapping[str, Mapping[str, float]] | None = None,
         structured: Structured = "auto",
         rules: Sequence[str] = (),
+        never_swallow: tuple[type[BaseException], ...] = (),
     ) -> None:
         if edit not in get_args(Part):
             raise SettingsError(f"edit={edit!r} is unknown: choose from {', '.join(get_args(Part))}.")
@@ -93,11 +94,21 @@ class Editor:
         self._part: Part = edit
         self._max_failures, self._retries, self._patience = max_failures, retries, patience
         self._rules = tuple(rules)
+        self.never_swallow = never_swallow
 
     @property
     def name(self) -> str:
         """The editor's name for records; holds no key."""
         return self._calls.model
+
+    @property
+    def never_swallow(self) -> tuple[type[BaseException], ...]:
+        """Exceptions that pass through the chat model and are no failed edit, such as LangGraph's interrupts."""
+        return self._calls.never_swallow
+
+    @never_swallow.setter
+    def never_swallow(self, exceptions: tuple[type[BaseException], ...]) -> None:
+        self._calls.never_swallow = exceptions
 
     @property
     def spent(self) -> Usage:
@@ -112,18 +123,15 @@ class Editor:
         adapter: str | None = None,
         until: float | None = None,
         tokens_left: float | None = None,
-        never_swallow: tuple[type[BaseException], ...] = (),
     ) -> None:
         """Take over where a run stands: failed edits in a row, what its edits cost so far, and the adapter in force.
 
         With that, caps hold over a run that goes on in another process; the adapter matters where the policy edits.
         until: time.monotonic() after which no call is begun. tokens_left: for the calls of the next edit together,
-        where the policy edits and its compute is capped. never_swallow: exceptions of whoever calls that are no failed
-        edit, since they pass through the chat model (LangGraph's interrupts).
+        where the policy edits and its compute is capped.
         """
         self.consecutive_failures = failures
         self._calls.spent, self._calls.until, self._calls.tokens_left = spent, until, tokens_left
-        self._calls.never_swallow = never_swallow
         self._calls.use_adapter(adapter)
 
     def edit(

@@ -30,7 +30,7 @@ class EditorSettings(Settings):
     max_calls: int | None = Field(None, ge=0)
     max_tokens: int | None = Field(None, ge=0)  # input and output together
     max_cost: float | None = Field(None, ge=0)  # in the currency of `prices`
-    prices: dict[str, Price] = {}  # by model name, as in "gpt-4o"
+    prices: dict[str, Price] = Field(default_factory=dict)  # by model name, as in "gpt-4o"
     reply_tokens: int = Field(4096, ge=1)  # longest reply that is asked for under a cap
     # Forms instead of tags: where the model's profile says that it can; "always" for a server such as vLLM, llama.cpp.
     structured: Literal["auto", "always", "never"] = "auto"

@@ -1,4 +1,4 @@
-"""A causal model's decoder: where its blocks are, what it takes of a batch, and a head for supervised positions alone."""
+"""A causal model's decoder: where its blocks are, what it takes of a batch, and a head for the supervised positions."""
 
 import itertools
 from collections.abc import Iterator

@@ -51,8 +51,8 @@ def libraries_imported() -> Iterator[None]:
     of CPU for LangGraph, torch and transformers on a busy machine).
 
     Where torch comes in here, what is there at the end is left out of later collections as well: accelerate asks for
-    two full ones a training job, and each walks through half a million objects of the libraries (0.3 s). Only then: objects
-    that are frozen while a model is in memory would keep it there for good.
+    two full ones a training job, and each walks through half a million objects of the libraries (0.3 s). Only then:
+    objects that are frozen while a model is in memory would keep it there for good.
     """
     first, enabled = "torch" not in sys.modules, gc.isenabled()
     gc.disable()
@@ -377,8 +377,8 @@ class LocalPolicy:
             self._peft = PeftModel.from_pretrained(self.base, folder, adapter_name=name, is_trainable=trainable)
         else:
             if self._peft.active_adapter not in self._peft.peft_config:
-                # The training job's was active and is deleted. Where transformers converts a model's weights (experts as one
-                # tensor), PEFT 0.21 asks for the active adapter's config while it loads another.
+                # The training job's was active and is deleted. Where transformers converts a model's weights (experts
+                # as one tensor), PEFT 0.21 asks for the active adapter's config while it loads another.
                 self._peft.active_adapter = name
             self._peft.load_adapter(folder, adapter_name=name, is_trainable=trainable)
 

@@ -17,8 +17,8 @@ class RecordedPolicy:
 
     model: as the settings name it, for the tokenizer.
 
-    Replies come from the reply cache and training jobs from the record before a policy is ever asked, so in a replay of what
-    is all known `load` is never called.
+    Replies come from the reply cache and training jobs from the record before a policy is ever asked, so in a replay of
+    what is all known `load` is never called.
     """
 
     def __init__(self, facts: Path, model: str, load: Callable[[], Policy]) -> None:

@@ -14,12 +14,13 @@ Progress of one update:
     textgrad, dropped  0
     failed             0
 
-A kind's value is that of its last training job (lora) or the mean over its last `window` edits (textgrad). A kind saturates
-when each of its last `patience` updates stayed under its threshold, and stays so until the ground moves: the other
-kind had an update kept, or (for lora) an edit brought verified rows to train on. Then its value goes half-way back to
-the 1.0 of a kind never tried. It has all its patience again after a kept update, but one try after the rows of a
-dropped edit, and none where such a try was in vain since the last update that was kept: in the benchmark's records of
-commit 73abcb6 all 22 training jobs that such rows had opened were dropped too, and each costs two of other training jobs.
+A kind's value is that of its last training job (lora) or the mean over its last `window` edits (textgrad). A kind
+saturates when each of its last `patience` updates stayed under its threshold, and stays so until the ground moves: the
+other kind had an update kept, or (for lora) an edit brought verified rows to train on. Then its value goes half-way
+back to the 1.0 of a kind never tried. It has all its patience again after a kept update, but one try after the rows of
+a dropped edit, and none where such a try was in vain since the last update that was kept: in the benchmark's records of
+commit 73abcb6 all 22 training jobs that such rows had opened were dropped too, and each costs two of other training
+jobs.
 """
 
 import math

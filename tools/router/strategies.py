@@ -1,8 +1,9 @@
 """The choice of the next update: tune weights, rewrite the prompt, or finish. Pure functions of the situation.
 
-The default weighs what the failures need (classifier) against what still moves (signal): see `tools/router/expected_gain.py`.
-The others are for comparison, for ablation, and for people who want them. All share the same ends: target reached,
-nothing left to mend, no round left; and none runs a kind that is saturated, but for a fixed order and a user's own.
+The default weighs what the failures need (classifier) against what still moves (signal): see
+`tools/router/expected_gain.py`. The others are for comparison, for ablation, and for people who want them. All share
+the same ends: target reached, nothing left to mend, no round left; and none runs a kind that is saturated, but for a
+fixed order and a user's own.
 """
 
 import importlib

@@ -1,8 +1,9 @@
 """A decoder's forward and backward pass as CUDA graphs: thousands of small kernels by one launch each.
 
-With a few short rows a step, a GPU waits for Python to launch the next kernel. Batches of a training job have one shape, so
-the launches are recorded once (torch.cuda.make_graphed_callables) and replayed at every step: the same kernels on the
-same numbers, hence the same adapter to the bit. That is checked on a batch before a graph is used at all.
+With a few short rows a step, a GPU waits for Python to launch the next kernel. Batches of a training job have one
+shape, so the launches are recorded once (torch.cuda.make_graphed_callables) and replayed at every step: the same
+kernels on the same numbers, hence the same adapter to the bit. That is checked on a batch before a graph is used at
+all.
 """
 
 import warnings

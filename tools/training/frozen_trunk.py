@@ -1,9 +1,9 @@
 """Two exact short cuts of LoRA training: the frozen trunk and the compact head.
 
 Trunk: the blocks below the lowest LoRA layer are frozen, so their output for a row is the same in every epoch; it is
-computed once a training job. Head: logits are wanted only where a position is supervised. Measured with SmolLM2-135M, LoRA on
-blocks 20-29, fp32, one thread: 0.28-0.30 of plain SFTTrainer's time a step, with bit-identical adapters at equal
-padding.
+computed once a training job. Head: logits are wanted only where a position is supervised. Measured with SmolLM2-135M,
+LoRA on blocks 20-29, fp32, one thread: 0.28-0.30 of plain SFTTrainer's time a step, with bit-identical adapters at
+equal padding.
 """
 
 from collections.abc import Iterator, Sequence

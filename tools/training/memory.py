@@ -14,8 +14,8 @@ KEPT_LOGITS = 4  # logits, their softmax, entropy and gradient, per token that g
 
 
 def job_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, compact: bool) -> int:
-    """An upper estimate of what a training job takes on the model's device beside the base: activations of one batch, logits,
-    and on a CPU the cached states, which are kept in its memory wherever the model is.
+    """An upper estimate of what a training job takes on the model's device beside the base: activations of one batch,
+    logits, and on a CPU the cached states, which are kept in its memory wherever the model is.
 
     cached: the trunk's states are kept. compact: only supervised positions go through the vocabulary.
     """
@@ -36,7 +36,7 @@ def job_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, 
 
 
 def refuse_what_does_not_fit(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, compact: bool) -> None:
-    """Raise ModelError, with the need, what is there and what to lower, where a training job would run out of memory."""
+    """Raise ModelError, with the need, what is there and what to lower, where a job would run out of memory."""
     need, free = job_bytes(model, layout, trained_blocks, cached=cached, compact=compact), free_bytes(model)
     if need > free:
         raise ModelError(

@@ -34,8 +34,8 @@ class LoraSettings(Settings):
     max_loss_nats: float = Field(20.0, gt=0)  # above ln(vocabulary) for any vocabulary: worse than guessing
     early_stop_patience: int | None = Field(2, ge=1)  # epochs without a drop that end a training job; None: never
     early_stop_drop: float = Field(0.02, ge=0, lt=1)  # relative fall of an epoch's loss that counts as a drop
-    # Rows known by heart: on `handbook` a first training job ends at 0.007; a second one over the same rows began at 0.004,
-    # fell by nine tenths and won no row. One such epoch ends a training job; with patience None it does not.
+    # Rows known by heart: on `handbook` a first training job ends at 0.007; a second one over the same rows began at
+    # 0.004, fell by nine tenths and won no row. One such epoch ends a training job; with patience None it does not.
     early_stop_loss_nats: float = Field(0.01, ge=0)
     replay_share: float = Field(0.25, ge=0, le=1)  # of the content rows: rows already right, so that they stay so
     fast: bool = True  # frozen trunk and compact head, where a probe finds them exact

@@ -50,8 +50,8 @@ class Snapshots:
                 saved = {name: file.get_tensor(name) for name in {*file.keys(), "adapter", *MOMENTS}}
                 log: list[dict[str, float]] = json.loads(file.metadata()["log"])
         except SafetensorError:
-            # Not flushed to disk at every step, so a machine that lost power may leave it cut off: the training job begins
-            # again, and ends with the same adapter.
+            # Not flushed to disk at every step, so a machine that lost power may leave it cut off: the training job
+            # begins again, and ends with the same adapter.
             (self.folder / SNAPSHOT).unlink()
             return 0
         named = trainable(model)

@@ -1,7 +1,7 @@
 """One LoRA training job through TRL's SFTTrainer.
 
-Rows, order and number of steps are fixed before the first step, so that a training job that was killed goes on where it was
-and ends with the same adapter.
+Rows, order and number of steps are fixed before the first step, so that a training job that was killed goes on where it
+was and ends with the same adapter.
 """
 
 import math
@@ -53,7 +53,9 @@ class Collator:
 
 @dataclass
 class Outcome:
-    """What a finished training job tells: one entry of the trainer's log a step (loss in nats per token, grad_norm, ...)."""
+    """What a finished training job tells: one entry of the trainer's log a step (loss in nats per token, grad_norm,
+    ...).
+    """
 
     plan: BatchPlan
     log: list[dict[str, float]] = field(default_factory=list)

@@ -1,7 +1,8 @@
 """The record of a run's training jobs, `bursts.jsonl`: what was trained once is not trained again.
 
 A line holds the hash of what was asked for (rows, order, start, settings, base) and the adapter that came of it. A task
-that was killed after its training job finds it here, a fork pays only for training jobs that differ, and a replay trains nothing.
+that was killed after its training job finds it here, a fork pays only for training jobs that differ, and a replay
+trains nothing.
 """
 
 from collections.abc import Callable, Mapping

@@ -131,7 +131,7 @@ def affordable_epochs(
     tflop_per_epoch: float = 0.0,
     evaluation_tflop: float = 0.0,
 ) -> int:
-    """How many epochs of a training job fit into what is left, its evaluation reserved; at most those of the settings."""
+    """How many epochs of a job fit into what is left, its evaluation reserved; at most those of the settings."""
     epochs = settings.lora.epochs
     if settings.max_train_tokens is not None:
         epochs = min(epochs, (settings.max_train_tokens - spent.train_tokens) // max(1, tokens_per_epoch))

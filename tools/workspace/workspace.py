@@ -1,7 +1,7 @@
 """What the nodes of one run work with: task, policy, editor, stores. Plain objects; no graph, no state.
 
-A workspace is opened from the run's folder, so that another process (a resume, `langgraph dev`) finds the same one. What
-cannot be written down there, such as a chat model object, is handed over in this process by `register`.
+A workspace is opened from the run's folder, so that another process (a resume, `langgraph dev`) finds the same one.
+What cannot be written down there, such as a chat model object, is handed over in this process by `register`.
 """
 
 import random
@@ -126,7 +126,7 @@ class Workspace:
         return FlopRates.of(self.policy.describe())
 
     def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
-        """Train, or find what this very training job gave before; then its snapshots are cleared. Raises DivergedError."""
+        """Train, or find what this very job gave before; then its snapshots are cleared. Raises DivergedError."""
         request = job_sha256(
             job, self.settings.lora, {**self.policy.describe(), "fingerprint": self.policy.fingerprint}
         )
@@ -172,8 +172,8 @@ class Workspace:
         return (*self.task.validation, *self.train_sample(round_number), *self.regression_set)
 
 
-# A workspace holds a model: it lives as long as its Run object does; the newest ones longer, since a graph that was invoked
-# without one (by `langgraph dev`) finds them by their folders.
+# A workspace holds a model: it lives as long as its Run object does; the newest ones longer, since a graph that was
+# invoked without one (by `langgraph dev`) finds them by their folders.
 _WORKSPACES: WeakValueDictionary[Path, Workspace] = WeakValueDictionary()
 _NEWEST: deque[Workspace] = deque(maxlen=2)
 
@@ -220,6 +220,6 @@ def refuse_other_regression_set(workspace: Workspace, record: Mapping[str, Any])
     """Raise RunError where the regression set is not the one that the run was begun with."""
     if record.get("anchor", workspace.regression_hash) != workspace.regression_hash:
         raise RunError(
-            f"The anchor set {workspace.settings.anchor} has changed since {workspace.folder} was begun: restore it, or "
-            "begin a new run."
+            f"The anchor set {workspace.settings.anchor} has changed since {workspace.folder} was begun: restore it, "
+            "or begin a new run."
         )

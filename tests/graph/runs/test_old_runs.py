@@ -1,7 +1,7 @@
 """Runs that version 0.1.0 left open, resume, replay, fork and show under the names and folders of today.
 
-`finished` and `stopped` (after its first round) are of `FakePolicy` on the tiny task, `tiny` is of a tiny random Llama on
-`handbook`; made at commit 6b12cf8. Their files are a format: names in Python may change, these may not.
+`finished` and `stopped` (after its first round) are of `FakePolicy` on the tiny task, `tiny` is of a tiny random Llama
+on `handbook`; made at commit 6b12cf8. Their files are a format: names in Python may change, these may not.
 """
 
 import shutil

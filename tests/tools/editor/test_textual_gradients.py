@@ -64,7 +64,7 @@ TAGGED = st.lists(st.sampled_from(["<", "\\", "/", " ", "VARIABLE", "think", "fe
 def test_textgrad_brings_no_client_library_and_finds_it_once_its_own_engine_is_used() -> None:
     code = """
 import sys
-from nslora.tools.textual_gradients import load_textgrad
+from nslora.tools.editor.textual_gradients import load_textgrad
 load_textgrad()
 assert not {"openai", "litellm"} & set(sys.modules), "imported for nothing"
 from textgrad.engine_experimental.openai import OpenAI

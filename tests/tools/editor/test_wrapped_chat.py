@@ -253,6 +253,7 @@ def test_each_reply_that_is_unusable_is_asked_for_in_words_of_its_own(tmp_path: 
 
 def test_an_interrupt_of_a_chat_model_is_no_failed_edit() -> None:
     from langgraph.checkpoint.memory import InMemorySaver
+    from langgraph.errors import GraphBubbleUp
     from langgraph.graph import START, StateGraph
     from langgraph.types import Command
 
@@ -262,7 +263,7 @@ def test_an_interrupt_of_a_chat_model_is_no_failed_edit() -> None:
 
     def node(_: dict[str, Any]) -> dict[str, Any]:
         try:
-            Editor(Person([])).edit(OLD, [failure()])
+            Editor(Person([]), never_swallow=(GraphBubbleUp,)).edit(OLD, [failure()])
         except EditFailedError as error:
             return {"said": str(error)}
         return {}

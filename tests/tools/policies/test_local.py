@@ -507,7 +507,8 @@ def test_a_reply_is_tokenised_behind_its_prompt(tiny_policy: Make) -> None:
     [
         ("{{ strftime_now('%d %b %Y') }} {{ messages[-1]['content'] }}", "26 Jul 2024 Who keeps the mill?"),
         (
-            "{{ messages[-1]['content'] }}{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}",
+            "{{ messages[-1]['content'] }}{% if enable_thinking is defined and enable_thinking is false %}<no>"
+            "{% endif %}",
             "Who keeps the mill?<no>",
         ),
     ],
@@ -575,7 +576,8 @@ def test_a_loss_that_is_no_number_or_above_the_bound_is_a_diverged_burst(loss: f
     [
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}",
-        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endif %}"
+        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>"
+        "{% endif %}"
         "{% endfor %}",
     ],
 )
