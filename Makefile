@@ -14,7 +14,7 @@ TORCH_VERSION := 2.13.0
 EXTRAS := dev,embedded,postgres,serving,llamacpp
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test test-fast lint types lock clean
+.PHONY: help setup demo test test-fast lint types size lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ types: setup build/typing ## mypy, strict
 .PHONY: build/typing
 build/typing:
 	@mkdir -p build/typing/nslora && for folder in graph nodes tools; do ln -sfn ../../../$$folder build/typing/nslora/$$folder; done
+
+size: ## lines of code by folder, without blanks, comments and docstrings
+	@$(PYTHON) tests/size.py
 
 lock: ## write constraints.txt anew: resolve freely into a fresh environment, and freeze it
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -1,18 +1,14 @@
 """classify: what do the failures need, which rows could teach it, and which kind of update goes next?"""
 
-from dataclasses import asdict, replace
-
 from langgraph.runtime import Runtime
 
-from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured, RoundRecord
+from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured
 from nslora.nodes.shared.budget import within_budget
 from nslora.nodes.shared.rounds import history, tries
 from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.classifier.attribution import Need, need_of
-from nslora.tools.classifier.verdict_memory import Verdict, corrected, learn, verdicts_of
 from nslora.tools.dataset.selection import Material, choose_material
 from nslora.tools.evaluation.records import read_evaluation
-from nslora.tools.files import read_whole
 from nslora.tools.router.monitoring_signal import Progress, Update, given_up, progress_of, without_material
 from nslora.tools.router.strategies import RouterInput, strategy_named
 from nslora.tools.schema import KINDS, as_record
@@ -27,29 +23,20 @@ def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     if kept is None:
         return {"stop": "nothing was measured"}
     rows, failures = read_evaluation(workspace.evaluations / f"{kept['key']}.jsonl")
-    memory = learn(remembered(state, workspace))
-    judged = corrected([each.attribution for each in failures], memory)
-    failures = [replace(each, attribution=anew) for each, anew in zip(failures, judged, strict=True)]
     need = need_of([each.attribution for each in failures if each.split == "validation"])
     seed = f"{workspace.settings.seed}/{tries(state['rounds'], 'textgrad')}"
     material_file = f"material/{state['round'] + 1}-{kept['key']}.json"
-    material = replace(choose_material(workspace.task.train, rows, failures, seed=seed), corrections=memory)
+    material = choose_material(workspace.task.train, rows, failures, seed=seed)
     material.save(workspace.folder / material_file)
     strategy = strategy_named(
         workspace.settings.strategy, settings=workspace.settings.routing, signal=workspace.settings.signal
     )
     router_input = router_input_of(state, workspace, kept, need, material)
     choice = within_budget(strategy.choose(router_input), router_input, state, workspace)
-    learnt = {
-        f"{head}_{name}": value
-        for head, each in memory.items()
-        if each.verdicts
-        for name, value in asdict(each).items()
-    }
     decision = Decision(
         action=choice.action,
         reason=choice.reason,
-        evidence={**choice.evidence, **learnt},
+        evidence=dict(choice.evidence),
         demand={key: float(value) for key, value in as_record(need).items()},
         material=material_file,
     )
@@ -57,40 +44,6 @@ def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     if choice.action == "finish":
         changes["stop"] = choice.reason
     return changes
-
-
-def remembered(state: AdaptationState, workspace: Workspace) -> list[Verdict]:
-    """What the updates so far say about the classifier's answers, from the evaluations before and after each."""
-    found: list[Verdict] = []
-    before = state["start_measured"]["key"] if state["start_measured"] else None
-    for record in state["rounds"]:
-        after = record["evaluation"]
-        if before and after:
-            # Evaluations never change, so what an update told is read once a process: a round costs no more than the
-            # one before.
-            key = (record["round"], record["action"], before, after)
-            if key not in workspace.told:
-                workspace.told[key] = told(record, before, after, workspace)
-            found += workspace.told[key]
-        before = after if record["kept"] else before
-    return found
-
-
-def told(record: RoundRecord, before: str, after: str, workspace: Workspace) -> list[Verdict]:
-    """What one update says; nothing where it taught content and form at once."""
-    if record["action"] == "lora" and any(
-        row["origin"] == "remade" for row in read_whole(workspace.folder / "material" / f"{record['round']}-rows.jsonl")
-    ):
-        return []
-    rows, failures = read_evaluation(workspace.evaluations / f"{before}.jsonl")
-    new_rows, _ = read_evaluation(workspace.evaluations / f"{after}.jsonl")
-    # Anchor rows are named by the package, perhaps like a row of the user's.
-    return verdicts_of(
-        record["action"],
-        {row.id: row.value for row in rows if row.split != "anchor"},
-        {row.id: row.value for row in new_rows if row.split != "anchor"},
-        [each.attribution for each in failures],
-    )
 
 
 def router_input_of(

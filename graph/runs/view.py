@@ -5,13 +5,11 @@ look("runs/demo").round(3).failures
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nslora.graph.lock import is_locked
-from nslora.tools.classifier.verdict_memory import corrected
-from nslora.tools.dataset.selection import Material
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.evaluation.records import Failure, read_evaluation
 from nslora.tools.files import read_json, read_jsonl
@@ -75,8 +73,7 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class RoundDetails:
-    """What a round looked at and did. failures: of the kept candidate, with the verdict on each that the round went by:
-    the classifier's, corrected by what earlier updates had mended.
+    """What a round looked at and did. failures: of the kept candidate, with the classifier's verdict on each.
 
     critiques: the editor's textual gradients. diff: of the prompt in force before and the proposed one.
     """
@@ -133,10 +130,7 @@ class RunView:
     def _failures(self, number: int) -> tuple[Failure, ...]:
         for path in sorted((self.folder / "material").glob(f"{number}-*.json")):
             key = path.stem.partition("-")[2]
-            failures = read_evaluation(self.folder / "evaluations" / f"{key}.jsonl")[1]
-            # What later outcomes taught was not known to this round; what earlier ones had taught is in its material.
-            judged = corrected([each.attribution for each in failures], Material.load(path).corrections)
-            return tuple(replace(each, attribution=anew) for each, anew in zip(failures, judged, strict=True))
+            return tuple(read_evaluation(self.folder / "evaluations" / f"{key}.jsonl")[1])
         return ()
 
     def _training_rows(self, number: int) -> tuple[TrainingExample, ...]:

@@ -24,7 +24,6 @@ from form import Figure, figure, publish
 
 from nslora.tools.classifier.attribution import Attribution
 from nslora.tools.classifier.classify import classify_failures
-from nslora.tools.classifier.verdict_memory import HEADS, Verdict, corrected, learn
 from nslora.tools.rewards.functions import callable_check
 from nslora.tools.rewards.reward import Combine, Reward
 from nslora.tools.rewards.score import Graded
@@ -35,7 +34,6 @@ LABELS = ("content", "form", "both")
 SHARE = {"content": 1.0, "form": 0.0, "both": 0.5}
 PER_STYLE_AND_LABEL = 20
 NOISE = 0.1
-REMEMBERED, WRONG = 30, 0.15  # failures of a style whose outcome is known, and how much of that is wrong
 GOALS = {"mean": 0.93, "all": 0.93, "strict": 0.93, "similarity": 0.88, "noisy": 0.88}
 FACTS = {fact.id: fact for fact in read_facts()}
 EXAMPLES = {fact.id: Example(fact.id, fact.question, fact.reference, {}) for fact in FACTS.values()}
@@ -131,36 +129,6 @@ def shown(style: Style, reward: Reward) -> list[Graded]:
     return [Graded(row, text, reward(row, text)) for row, text in zip(rows, texts, strict=True)]
 
 
-def remembered(failures: Sequence[Reply], found: Sequence[Attribution]) -> tuple[list[str], list[str], list[str]]:
-    """(truth, said before, said after) of the failures that are left when 30 of each style have told what mended them.
-
-    Of what they tell, 15 % is wrong; where both was missing, one update mends one side and says nothing of the other.
-    """
-    truth: list[str] = []
-    before: list[str] = []
-    after: list[str] = []
-    for style in sorted({each.style for each in failures}):
-        draw = random.Random(style)
-        rows = [i for i, each in enumerate(failures) if each.style == style]
-        draw.shuffle(rows)
-        happened: list[Verdict] = []
-        for i in rows[:REMEMBERED]:
-            name = failures[i].label
-            told = {draw.choice(HEADS): True} if name == "both" else {head: head == name for head in HEADS}
-            for head, missing in told.items():
-                deficit, limit = (
-                    (found[i].content_deficit, found[i].content_limit)
-                    if head == "content"
-                    else (found[i].form_deficit, found[i].form_limit)
-                )
-                happened.append(Verdict(head, deficit, limit, missing != (draw.random() < WRONG)))
-        rest = rows[REMEMBERED:]
-        truth += [failures[i].label for i in rest]
-        before += [found[i].verdict for i in rest]
-        after += [each.verdict for each in corrected([found[i] for i in rest], learn(happened))]
-    return truth, before, after
-
-
 def macro_f1(truth: Sequence[str], said: Sequence[str]) -> float:
     """Mean of the three labels' F1."""
     scores = []
@@ -199,11 +167,6 @@ def measure(failures: Sequence[Reply], where: str, errors: list[dict[str, object
                 at_most=most,
             ),
             figure(f"{where}, {kind}: calibration error, all", calibration_error(truth, p_content), at_most=most),
-        ]
-        told, before, after = remembered(failures, found)
-        figures += [
-            figure(f"{where}, {kind}: macro-F1 of the rest, before 30 outcomes a style", macro_f1(told, before)),
-            figure(f"{where}, {kind}: macro-F1 of the rest, after them", macro_f1(told, after)),
         ]
         if reported:
             blind, _ = attributions(failures, kind, known=False)

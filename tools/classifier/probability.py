@@ -7,7 +7,7 @@ two probabilities, each counted from the deficit L at which the classifier calls
     P(missing) = sigmoid(STEEPNESS * (logit(deficit) - logit(L)))
     P(content) = P(content missing) / (P(content missing) + P(form missing))
 
-`both` is near a half then, whatever the reward pays for each. Verdict memory moves the same logits.
+`both` is near a half then, whatever the reward pays for each.
 """
 
 import math

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from nslora.tools.classifier.verdict_memory import HEADS, Correction, Head
 from nslora.tools.dataset.remade import RemadeRow
 from nslora.tools.errors import DamagedError
 from nslora.tools.evaluation.records import Failure, Row
@@ -21,15 +20,13 @@ class Material:
 
     content: their content is missing, or nobody looked. mastered: full reward, or right content in the wrong form.
     form: failures whose form is missing, the largest deficit first. deficits: (content, form) of each failure, in
-    [0, 1], as the classifier gave them and outcomes corrected them. corrections: those, for whoever reads the
-    evaluation again.
+    [0, 1], as the classifier gave them.
     """
 
     content: tuple[str, ...]
     mastered: tuple[str, ...]
     form: tuple[str, ...]
     deficits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    corrections: Mapping[Head, Correction] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -42,15 +39,7 @@ class Material:
             deficits = {
                 row: (float(content), float(form)) for row, (content, form) in saved.get("deficits", {}).items()
             }
-            learnt = saved.get("corrections") or {}
-            corrections = {
-                head: Correction(
-                    float(learnt[head]["scale"]), float(learnt[head]["shift"]), int(learnt[head]["verdicts"])
-                )
-                for head in HEADS
-                if learnt
-            }
-            return cls(tuple(saved["content"]), tuple(saved["mastered"]), tuple(saved["form"]), deficits, corrections)
+            return cls(tuple(saved["content"]), tuple(saved["mastered"]), tuple(saved["form"]), deficits)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from nslora.tools.classifier.verdict_memory import Verdict
 from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.editor import Editor
 from nslora.tools.errors import BudgetError, DamagedError, DivergedError, RunError
@@ -56,7 +55,6 @@ class Workspace:
         self.training_cache = TrainingCache(folder / "bursts.jsonl", self.adapters)
         self.task_id = ""  # of the graph's task that works now; the same again after a kill
         self.clock = TaskClock(folder, "")
-        self.told: dict[tuple[int, str, str, str], list[Verdict]] = {}  # by update: round, kind, evaluations
         self.gains: dict[tuple[str, str], list[float]] = {}  # on validation, of the second evaluation over the first
         self.given_policy, self.editor_chat = policy, editor_chat  # None where the settings name them
 

@@ -14,7 +14,7 @@ from nslora.graph.lock import LOCK_FILE, sole_writer
 from nslora.graph.runs.compare import compare
 from nslora.graph.runs.run import Run
 from nslora.graph.runs.view import look, runs
-from nslora.tools.classifier.verdict_memory import Verdict
+from nslora.tools.dataset.selection import Material
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.files import read_json, write_json
 
@@ -99,24 +99,10 @@ def test_scores_and_rounds_that_are_none_are_damaged(finished: Run, tmp_path: Pa
         look(copy)
 
 
-def test_verdicts_of_a_round_are_those_that_it_went_by(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As if 30 edits had mended nothing of what the classifier had called form.
-    monkeypatch.setattr("nslora.nodes.classify.remembered", lambda *_: [Verdict("form", 1.0, 0.08, False)] * 30)
-    run = begin(max_rounds=1, strategy="lora")
-    run.adapt()
-    view = look(run.folder)
-    verdicts = [each.attribution.verdict for each in view.round(1).failures if each.split == "validation"]
-    assert set(verdicts) == {"content"}
-    assert view.rounds[0].demand["content"] == 1.0
-
-
 @pytest.mark.parametrize(
     "broken",
     [
         {"content": None},
-        {"corrections": ["content"]},
-        {"corrections": {"content": {"scale": 1.0}}},
-        {"corrections": {"content": {"scale": "a", "shift": 0.0, "verdicts": 3}}},
         {"deficits": [1]},
         {"deficits": {"train-1": [0.5]}},
     ],
@@ -126,7 +112,7 @@ def test_material_that_is_none_is_damaged(finished: Run, tmp_path: Path, broken:
     (file,) = (folder / "material").glob("1-*.json")
     write_json(file, {**read_json(file), **broken})
     with pytest.raises(DamagedError, match=rf"{file.name} is damaged"):
-        look(folder).round(1)
+        Material.load(file)
 
 
 def test_looking_at_a_run_does_not_stop_it_from_being_resumed(begin: Begin) -> None:
