@@ -54,6 +54,7 @@ types: setup build/typing ## mypy, strict
 .PHONY: build/typing
 build/typing:
 	@mkdir -p build/typing/nslora && for folder in graph nodes tools; do ln -sfn ../../../$$folder build/typing/nslora/$$folder; done
+	@for file in graph/api/*; do ln -sfn ../../../$$file build/typing/nslora/; done
 
 size: ## lines of code by folder, without blanks, comments and docstrings
 	@$(PYTHON) tests/size.py

@@ -8,7 +8,6 @@ START -> evaluate -> monitor -+-> finish -> END
 
 from typing import Any
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
@@ -25,11 +24,12 @@ from nslora.nodes.textgrad_edit import textgrad_edit
 
 STEPS_PER_ROUND = 5  # evaluate, monitor, classify, update, approve
 
+Workflow = StateGraph[AdaptationState, AdaptationContext, AdaptationState, AdaptationState]
 Graph = CompiledStateGraph[AdaptationState, AdaptationContext, AdaptationState, AdaptationState]
 
 
-def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> Graph:
-    """The compiled graph; with a checkpointer its runs can be resumed, inspected, replayed and forked."""
+def build_workflow() -> Workflow:
+    """The loop as a StateGraph, not compiled: to be changed, compiled by hand, or given to `Run.create(graph=...)`."""
     graph = StateGraph(AdaptationState, context_schema=AdaptationContext)
     for node in (evaluate, monitor, classify, lora_update, textgrad_edit, approve, finish):
         graph.add_node(node.__name__, alone(node))
@@ -43,4 +43,14 @@ def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> Graph:
         graph.add_conditional_edges(update, after_update, {name: name for name in ("evaluate", "approve")})
     graph.add_edge("approve", "evaluate")
     graph.add_edge("finish", END)
-    return graph.compile(checkpointer=checkpointer, name="nslora")
+    return graph
+
+
+def build_graph(**compile_options: Any) -> Graph:
+    """The compiled graph of the loop.
+
+    Args:
+        **compile_options: Of LangGraph's `StateGraph.compile`: checkpointer (a run can be resumed, inspected, replayed
+            and forked only with one), store, cache, interrupt_before, interrupt_after, name, ...
+    """
+    return build_workflow().compile(**{"name": "nslora", **compile_options})

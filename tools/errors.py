@@ -55,5 +55,9 @@ class RunError(NsloraError):
     """A run's folder cannot be created, opened, locked or continued."""
 
 
+class StoppedError(RunError):
+    """A run stopped before its end, with every finished step kept: remove the cause and resume it."""
+
+
 class DamagedError(RunError):
     """A file of a run was changed, cut off or lost since it was written: names the file."""

@@ -55,6 +55,14 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def read_text(path: Path) -> str:
+    """The text that `write_text` wrote. Raises DamagedError if the file is missing or damaged."""
+    try:
+        return path.read_bytes().decode("utf-8", "surrogatepass")
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read ({error}).") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

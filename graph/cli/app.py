@@ -3,9 +3,7 @@
 import errno
 import io
 import json
-import re
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +12,10 @@ from rich.text import Text
 
 from nslora.graph.cli import runs as cli_runs
 from nslora.graph.cli.classifier import classify_log, diagnosed
-from nslora.graph.cli.common import err, follow, group, out, parsed, unused
-from nslora.tools.errors import NsloraError
+from nslora.graph.cli.common import BAD_INPUT, RESUMABLE, err, follow, group, out, parsed
+from nslora.tools.errors import NsloraError, StoppedError
 
-NAME_CHARACTERS = 80  # of a task, in the default folder of a run
+USAGE_ERROR = 2  # what click exits with after wrong arguments
 OPTIONS = {
     "model": "--model",
     "editor": "--editor",
@@ -45,8 +43,20 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import nslora
+
+        print(f"nslora {nslora.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Adapt a language model, deciding at every round whether to tune weights or rewrite the prompt."""
 
 
@@ -78,6 +88,7 @@ def run(
 ) -> None:
     """Adapt a model to a task: evaluate, decide, update, until nothing is left to gain."""
     from nslora.graph.cli.tables import show_plan
+    from nslora.graph.runs.adapt import default_folder
     from nslora.graph.runs.checkpoints import check_place
     from nslora.graph.runs.folder import could_begin, read_settings, refuse_unfit_model, refuse_unusable
     from nslora.tools.policies.local import prepare_environment
@@ -87,7 +98,7 @@ def run(
 
     prepare_environment()
     loaded = load_task(task, **{key: value for key, value in (("style", style), ("combine", combine)) if value})
-    path = folder or unused(Path("runs") / f"{slug(loaded.name)}-{datetime.now():%Y%m%d-%H%M%S}")
+    path = folder or default_folder(loaded.name)
     settings = parsed(set_ or [], elsewhere=OPTIONS)
     caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
     if any(value is not None for value in caps.values()):
@@ -138,11 +149,6 @@ def graph(mermaid: Annotated[bool, typer.Option(help="As a Mermaid diagram.")] =
     print(drawing.draw_mermaid() if mermaid else json.dumps(drawing.to_json(), indent=2))
 
 
-def slug(name: str) -> str:
-    """A task's name as part of a folder's."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:NAME_CHARACTERS] or "run"
-
-
 app.command("classify")(classify_log)
 app.command("diagnose")(diagnosed)
 
@@ -151,27 +157,29 @@ cli_runs.register(app)
 
 
 def main() -> None:
-    """Entry point: one clear sentence and exit status 1 where the package refuses, 2 for wrong arguments."""
-    for stream in (sys.stdout, sys.stderr):  # a text of a user's may hold what no terminal can show
+    """Entry point. Exit status: 0 finished, 1 bad input, 3 stopped and resumable, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a user's text may hold what no terminal can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
+    except SystemExit as stop:
+        raise SystemExit(BAD_INPUT if stop.code == USAGE_ERROR else stop.code) from None
+    except StoppedError as error:
+        _say("stopped", str(error))
+        raise SystemExit(RESUMABLE) from None
     except NsloraError as error:
-        err.print(
-            Text.assemble(("error", "bold red"), f" {type(error).__name__.removesuffix('Error').lower()}: {error}")
-        )
-        raise SystemExit(1) from None
+        _say(type(error).__name__.removesuffix("Error").lower(), str(error))
+        raise SystemExit(BAD_INPUT) from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            err.print(
-                Text.assemble(
-                    ("error", "bold red"),
-                    f" name: {error.filename} is too long for a file or a folder: give a shorter one.",
-                )
-            )
-            raise SystemExit(1) from None
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+            _say("name", f"{error.filename} is too long for a file or a folder: give a shorter one.")
+        elif error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+            _say("output", f"it cannot be written: {error.strerror}")
+        else:
             raise
-        err.print(Text.assemble(("error", "bold red"), f" output: it cannot be written: {error.strerror}"))
-        raise SystemExit(1) from None
+        raise SystemExit(BAD_INPUT) from None
+
+
+def _say(kind: str, message: str) -> None:
+    err.print(Text.assemble(("error", "bold red"), f" {kind}: {message}"))

@@ -1,7 +1,6 @@
 """What several commands use: the consoles, following a run, reading --set."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +11,7 @@ from nslora.graph.cli.plain_console import PlainConsole
 from nslora.tools.errors import SettingsError
 
 PRICES = "editing.prices."
+BAD_INPUT, RESUMABLE = 1, 3  # exit statuses; 130 is that of Ctrl-C
 out = PlainConsole(soft_wrap=False)
 err = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 
@@ -50,7 +50,7 @@ def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
     waiting = begun.question()
     if waiting is not None:
         show_question(out, from_here(begun.folder), waiting)
-        return
+        raise typer.Exit(RESUMABLE)
     show_result(out, from_here(begun.folder), begun.report())
 
 
@@ -93,18 +93,4 @@ def group(settings: dict[str, Any], name: str) -> dict[str, Any]:
         raise SettingsError(
             f"--set {name}={found}: {name} is a group of settings: set its fields, as in {name}.FIELD=VALUE."
         )
-    return found
-
-
-def beside(folder: Path, name: str) -> Path:
-    """The first free name beside the original."""
-    return unused(folder.resolve().parent / f"{folder.resolve().name}-{name}")
-
-
-def unused(path: Path) -> Path:
-    """The path, with a number where it exists already."""
-    found, number = path, 1
-    while found.exists():
-        number += 1
-        found = path.with_name(f"{path.name}-{number}")
     return found

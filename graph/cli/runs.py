@@ -1,70 +1,88 @@
-"""Commands on runs that exist: list, show, resume, fork, replay, compare."""
+"""Commands on runs that exist; each has the name of the method of `Run` that it calls."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from nslora.graph.cli.common import beside
+from nslora.graph.cli.common import follow, out, parsed
 from nslora.tools.errors import RunError, SettingsError
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
-Database = Annotated[str | None, typer.Option(help="The run's database, where its URL needs a password.")]
-NewFolder = Annotated[Path | None, typer.Option(help="New folder. Default: beside the original.")]
+Database = Annotated[str | None, typer.Option(help="URL of the run's database, if it needs a password.")]
+NewFolder = Annotated[Path | None, typer.Option(help="Folder of the new run. Default: beside the original.")]
 
 
 def resume(
     folder: Folder,
-    accept: Annotated[bool, typer.Option("--accept", help="Say yes to the update that waits.")] = False,
-    reject: Annotated[bool, typer.Option("--reject", help="Say no to it.")] = False,
-    prompt: Annotated[Path | None, typer.Option(help="Put the prompt in this file in its place.")] = None,
+    accept: Annotated[bool, typer.Option("--accept", help="Accept the update that waits.")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="Reject it.")] = False,
+    prompt: Annotated[Path | None, typer.Option(help="Use the prompt in this file instead.")] = None,
     checkpoints: Database = None,
 ) -> None:
-    """Go on with a run from its last checkpoint; answer it where it waits for a person."""
-    from nslora.graph.cli.common import follow
-    from nslora.graph.runs.run import Run
-    from nslora.tools.policies.local import prepare_environment
+    """Go on with a run from its last checkpoint, and answer the question that waits, if one does."""
     from nslora.tools.workspace.record import QUESTION_FILE
 
-    prepare_environment()
-    run, answer = Run.open(folder, checkpoints=checkpoints), answer_of(accept, reject, prompt)
+    run, answer = _opened(folder, checkpoints), _answer_of(accept, reject, prompt)
     elsewhere = (folder / QUESTION_FILE).exists()  # asked under another checkpointer: then the stream says so
     if answer is not None and run.question() is None and not elsewhere:
         raise RunError(f"{folder} waits for no answer: leave out --accept, --reject or --prompt.")
     follow(run, answer)
 
 
-def answer_of(accept: bool, reject: bool, prompt: Path | None) -> dict[str, str] | None:
-    """The options as an answer. Raises SettingsError where there is more than one, or the file cannot be read."""
-    if sum((accept, reject, prompt is not None)) > 1:
-        raise SettingsError("Give one answer: --accept, --reject or --prompt FILE.")
-    if prompt is not None:
-        try:
-            return {"answer": "rewrite", "prompt": prompt.read_text(encoding="utf-8-sig")}
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"--prompt {prompt}: the file cannot be read ({error}).") from error
-    return {"answer": "accept"} if accept else {"answer": "reject"} if reject else None
+def question(folder: Folder, checkpoints: Database = None) -> None:
+    """Show what a run asks a person, and how to answer."""
+    from nslora.graph.cli.tables import show_question
+
+    waiting = _opened(folder, checkpoints, needs_editor=False).question()
+    if waiting is None:
+        out.print(f"{folder} asks nothing.", highlight=False)
+    else:
+        show_question(out, folder, waiting)
 
 
-def runs(folder: Annotated[Path, typer.Argument(help="Where the runs lie.")] = Path("runs")) -> None:
+def report(folder: Folder, json_: Annotated[bool, typer.Option("--json", help="Print report.json.")] = False) -> None:
+    """Show the result of a finished run: the prompt's diff, base and result on the test split, the cost."""
+    from nslora.graph.cli.progress import show_result
+    from nslora.graph.runs.execution import report_in
+
+    found = report_in(folder)
+    if json_:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        show_result(out, folder, found)
+
+
+def state(folder: Folder, checkpoints: Database = None) -> None:
+    """Print the newest state of a run as JSON."""
+    print(json.dumps(_opened(folder, checkpoints, needs_editor=False).state(), indent=2, ensure_ascii=False))
+
+
+def history(folder: Folder, checkpoints: Database = None) -> None:
+    """List the checkpoints of a run, the newest first."""
+    from nslora.graph.cli.tables import show_history
+
+    show_history(out, _opened(folder, checkpoints, needs_editor=False).history())
+
+
+def runs(folder: Annotated[Path, typer.Argument(help="The folder of the runs.")] = Path("runs")) -> None:
     """List the runs in a folder."""
-    from nslora.graph.cli.common import out
     from nslora.graph.cli.tables import show_runs
     from nslora.graph.runs.view import runs as find
 
     found = find(folder)
-    if not found:
+    if found:
+        show_runs(out, found)
+    else:
         out.print(f"No runs in {folder}.")
-        return
-    show_runs(out, found)
 
 
 def show(
     folder: Folder,
-    number: Annotated[int | None, typer.Option("--round", help="One round in full.")] = None,
+    number: Annotated[int | None, typer.Option("--round", help="Show one round in full.")] = None,
 ) -> None:
     """Show a run's rounds, or one round with its failures, training rows, critiques and diff."""
-    from nslora.graph.cli.common import out
     from nslora.graph.cli.tables import show_round, show_view
     from nslora.graph.runs.view import look
 
@@ -84,24 +102,9 @@ def fork(
     into: NewFolder = None,
     checkpoints: Database = None,
 ) -> None:
-    """Go another way from a round of a run, in a new run; the original stays as it is."""
-    from nslora.graph.cli.common import follow, parsed
-    from nslora.graph.runs.fork import fork as make
-    from nslora.graph.runs.run import Run
-    from nslora.tools.policies.local import prepare_environment
-
-    prepare_environment()
-    source = Run.open(folder, checkpoints=checkpoints, needs_editor=editor is None)
-    follow(
-        make(
-            source,
-            into or beside(folder, f"fork{at}"),
-            at=at,
-            action=action,  # type: ignore[arg-type]
-            editor=editor,
-            settings=parsed(set_ or []),
-        )
-    )
+    """Go another way from a round of a run, in a new run. The original stays as it is."""
+    source = _opened(folder, checkpoints, needs_editor=editor is None)
+    follow(source.fork(into, at=at, action=action, editor=editor, settings=parsed(set_ or [])))
 
 
 def replay(
@@ -112,35 +115,26 @@ def replay(
     checkpoints: Database = None,
 ) -> None:
     """Run again from the records, offline, and say whether everything came out the same."""
-    from nslora.graph.cli.common import out
     from nslora.graph.cli.stop_signals import report_when_stopped
-    from nslora.graph.runs.replay import replay as run_again
-    from nslora.graph.runs.run import Run
+    from nslora.graph.runs.folder import beside
     from nslora.tools.files import from_here
-    from nslora.tools.policies.local import prepare_environment
 
-    prepare_environment()
-    source = Run.open(folder, checkpoints=checkpoints, needs_editor=False)
-    copy = into or beside(folder, "replay")
-    with report_when_stopped(
-        out.print,
-        f"Stopped: what is in {copy} is half a replay, so delete it. The run that was to be replayed is as it was.",
-    ):
-        found = run_again(source, copy, begin_at=from_, retrain=retrain)
+    source, copy = _opened(folder, checkpoints, needs_editor=False), into or beside(folder, "replay")
+    with report_when_stopped(out.print, f"Stopped: {copy} holds half a replay, delete it. {folder} is unchanged."):
+        found = source.replay(copy, begin_at=from_, retrain=retrain)
     rounds = f"{found.rounds} round{'' if found.rounds == 1 else 's'}" if found.rounds else "The end"
     took = f"{found.seconds:.1f} s, the original {found.original_seconds:.1f} s"
     loaded = ", with the model loaded" if found.loaded_model else ""
     out.print(f"{rounds} again in {took}{loaded}: {from_here(found.run.folder)}", highlight=False, soft_wrap=True)
+    for difference in found.differences:
+        out.print(difference, highlight=False)
     if not found.same:
-        for difference in found.differences:
-            out.print(difference, highlight=False)
-        raise RunError(f"The replay of {folder} came out otherwise in {len(found.differences)} places.")
+        raise RunError(f"The replay of {folder} came out differently in {len(found.differences)} places.")
     out.print("Decisions, rewards and hashes came out the same.")
 
 
 def compare(folders: Annotated[list[Path], typer.Argument(help="Finished runs of one task.")]) -> None:
     """Put finished runs side by side, with intervals paired by test question."""
-    from nslora.graph.cli.common import out
     from nslora.graph.cli.tables import show_comparison
     from nslora.graph.runs.compare import compare as put_together
 
@@ -149,5 +143,26 @@ def compare(folders: Annotated[list[Path], typer.Argument(help="Finished runs of
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (resume, runs, show, fork, replay, compare):
+    for command in (resume, question, report, state, history, runs, show, fork, replay, compare):
         app.command()(command)
+
+
+def _opened(folder: Path, checkpoints: str | None, *, needs_editor: bool = True) -> Any:
+    """The run in a folder. Settings of torch and tokenizers must stand before either is imported."""
+    from nslora.graph.runs.run import Run
+    from nslora.tools.policies.local import prepare_environment
+
+    prepare_environment()
+    return Run.open(folder, checkpoints=checkpoints, needs_editor=needs_editor)
+
+
+def _answer_of(accept: bool, reject: bool, prompt: Path | None) -> dict[str, str] | None:
+    """The options as an answer. Raises SettingsError if there is more than one, or the file cannot be read."""
+    if sum((accept, reject, prompt is not None)) > 1:
+        raise SettingsError("Give one answer: --accept, --reject or --prompt FILE.")
+    if prompt is not None:
+        try:
+            return {"answer": "rewrite", "prompt": prompt.read_text(encoding="utf-8-sig")}
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"--prompt {prompt}: the file cannot be read ({error}).") from error
+    return {"answer": "accept"} if accept else {"answer": "reject"} if reject else None

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from langgraph.types import StateSnapshot
 from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
@@ -102,6 +103,21 @@ def show_round(console: Console, details: RoundDetails) -> None:
         console.print(Panel(Text(short(critique, 2000)), title=f"the editor's critique {number}"))
     if details.diff:
         console.print(Panel(Syntax(details.diff, "diff", word_wrap=True), title="prompt"))
+
+
+def show_history(console: Console, checkpoints: Sequence[StateSnapshot]) -> None:
+    """One line per checkpoint, the newest first: what comes next, and how far the run was."""
+    table = Table("checkpoint", "written", "round", "next", "by")
+    for each in checkpoints:
+        metadata = each.metadata or {}
+        table.add_row(
+            str(each.config["configurable"]["checkpoint_id"]),
+            str(each.created_at)[:19],
+            str(each.values.get("round", "")),
+            ", ".join(each.next) or "the end",
+            str(metadata.get("source", "")),
+        )
+    console.print(table)
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:

@@ -15,7 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from nslora.tools.errors import RunError, SettingsError
+from nslora.tools.errors import RunError, SettingsError, StoppedError
 
 CHECKPOINTS_FILE = "checkpoints.sqlite"
 DATABASE_VERSION = 1  # SQLite's user_version of our checkpoint files; a higher one is left alone
@@ -77,7 +77,7 @@ def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
     try:
         yield saver
     except sqlite3.Error as error:
-        raise RunError(
+        raise StoppedError(
             f"The checkpoints {path} could not be written or read ({error}): make room or mend the file; "
             f"every finished step is kept. {WITHOUT}"
         ) from error
@@ -123,7 +123,7 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
     try:
         yield saver
     except (PoolTimeout, Error) as error:
-        raise RunError(
+        raise StoppedError(
             f"The checkpoint database {without_password(url)} broke off ({type(error).__name__}): start it "
             "again, then resume; every finished step is kept."
         ) from None

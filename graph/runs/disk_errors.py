@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nslora.tools.errors import RunError
+from nslora.tools.errors import RunError, StoppedError
 from nslora.tools.files import quoted
 
 ABOUT_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
@@ -18,7 +18,7 @@ OF_SQLITE = re.compile(r"disk is full|disk I/O error|readonly database|unable to
 
 @contextmanager
 def named_disk_problems(folder: Path) -> Iterator[None]:
-    """Raise RunError where the block fails because of the disk; every other error passes as it is."""
+    """Raise StoppedError if the block fails because of the disk; every other error passes as it is."""
     try:
         yield
     except RunError:
@@ -27,7 +27,7 @@ def named_disk_problems(folder: Path) -> Iterator[None]:
         problem = disk_problem(error)
         if problem is None:
             raise
-        raise RunError(
+        raise StoppedError(
             f"The run {folder} cannot be written ({problem}): make room or mend the folder, then go on with "
             f"nslora resume {quoted(folder)}. Every finished step is kept."
         ) from error

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from langgraph.graph import StateGraph
+from langgraph.graph.state import CompiledStateGraph
 from pydantic import ValidationError
 
 from nslora.graph.lock import HOLDER_FILE, LOCK_FILE, sole_writer
@@ -35,6 +37,7 @@ def write_record(
     workspace: Workspace,
     *,
     editor_is_object: bool,
+    graph_is_object: bool = False,
     checkpoints: str | None = None,
     origin: dict[str, Any] | None = None,
 ) -> None:
@@ -56,6 +59,7 @@ def write_record(
                 "thread": f"nslora-{task.name}-{uuid.uuid4().hex[:12]}",
                 "settings": workspace.settings.model_dump(mode="json"),
                 "editor_is_object": editor_is_object,
+                **({"graph_is_object": True} if graph_is_object else {}),
                 "task": {
                     "name": task.name,
                     "source": task.source,
@@ -90,6 +94,14 @@ def refuse_no_task(task: object) -> None:
         raise SettingsError(
             f"task={came} is no Task: give load_task(...) of an embedded task, a folder or a "
             "task.yaml, or task_from_rows(...)."
+        )
+
+
+def refuse_no_graph(graph: object) -> None:
+    """Raise SettingsError if a graph is neither a StateGraph nor a compiled one."""
+    if graph is not None and not isinstance(graph, StateGraph | CompiledStateGraph):
+        raise SettingsError(
+            f"graph={type(graph).__name__} is no graph: give build_workflow() with your changes, or a compiled one."
         )
 
 
@@ -212,3 +224,17 @@ def make_folder(folder: Path) -> None:
         raise RunError(f"The folder {folder} cannot be made ({error.strerror}): name another one.") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RunError(f"Nothing can be written to {folder}: name another one, or change its rights.")
+
+
+def beside(folder: Path, name: str) -> Path:
+    """The first free name beside a run's folder."""
+    return unused(folder.resolve().parent / f"{folder.resolve().name}-{name}")
+
+
+def unused(path: Path) -> Path:
+    """The path, with a number if it exists already."""
+    found, number = path, 1
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.name}-{number}")
+    return found

@@ -5,17 +5,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from langgraph.graph import START
 
-from nslora.graph.build import Graph, build_graph
+from nslora.graph.build import Graph
 from nslora.graph.runs.checkpoints import copy_past
 from nslora.graph.runs.copy_files import copy_past as copy_files
 from nslora.graph.runs.copy_files import copy_records
+from nslora.graph.runs.execution import Execution
 from nslora.graph.runs.folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
 from nslora.graph.runs.history import checkpoint_before, line_of
-from nslora.graph.runs.run import Run
 from nslora.graph.state import Changes
 from nslora.tools.editor.chat_models import editor_name
 from nslora.tools.editor.wrapped_chat import Chat
@@ -28,15 +28,16 @@ from nslora.tools.workspace.record import RUN_FILE, read_run_file
 from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.workspace import Workspace, register
 
+R = TypeVar("R", bound=Execution)  # a Run comes back as a Run
 # Of an adapter; those of one that is trained further are its own.
 SHAPE = ("rank", "alpha", "dropout", "targets", "top_blocks", "use_rslora", "use_dora")
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Beginning(Generic[R]):
     """How a new run takes over from another: which of its rounds is done anew, and what is handed over in memory."""
 
-    source: Run
+    source: R
     folder: Path
     round: int
     kind: Literal["fork", "replay"]
@@ -44,14 +45,14 @@ class Beginning:
 
 
 def fork(
-    source: Run,
+    source: R,
     folder: str | Path,
     *,
     at: int,
     action: Literal["lora", "textgrad"] | None = None,
     editor: str | Chat | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> Run:
+) -> R:
     """A new run in `folder` with the past of `source` before round `at`, which is decided again.
 
     at: from 1; 0 begins with the first evaluation. action: what round `at` does, whatever the strategy would choose.
@@ -85,7 +86,7 @@ def whole_or_gone(folder: Path) -> Iterator[None]:
         raise
 
 
-def complete(new: Run, action: Literal["lora", "textgrad"] | None) -> None:
+def complete(new: Execution, action: Literal["lora", "textgrad"] | None) -> None:
     """Force the action, if there is one, and put on record that the run has all that it begins with.
 
     One that was killed before is not gone on with.
@@ -118,14 +119,14 @@ def same_editor(old: RunSettings, new: RunSettings) -> bool:
 
 
 def begin(
-    beginning: Beginning,
+    beginning: Beginning[R],
     settings: RunSettings,
     *,
     editor: Chat | None = None,
     keeps_editor: bool = True,
     policy: Policy | None = None,
     origin: Mapping[str, Any] | None = None,
-) -> Run:
+) -> R:
     """Make the new run: its record, the files of its past, and its checkpoints up to the decision of the round."""
     source, folder = beginning.source, beginning.folder
     record = read_run_file(source.folder)
@@ -140,7 +141,7 @@ def begin(
             "another model, device or dtype begins at 0, with the first evaluation."
         )
     with source.checkpointer() as saver:
-        graph = build_graph(saver)
+        graph = source.compiled(saver)
         at = checkpoint_before(graph, source.config, source.folder, beginning.round)
         past = line_of(graph, at.config)
         if beginning.round > 0 and at.values["kept"]["adapter"] is not None:
@@ -168,6 +169,7 @@ def begin(
         write_record(
             workspace,
             editor_is_object=is_object,
+            graph_is_object=source.graph is not None,
             origin={
                 "run": source.folder.name,
                 "thread": source.thread,
@@ -188,7 +190,7 @@ def begin(
                 trained=beginning.reuse_training,
                 editor=beginning.kind == "fork" and known and same_editor(old, settings),
             )
-            new = Run(folder, register(workspace))
+            new = type(source)(folder, register(workspace), graph=source.graph)
             found = saver.get_tuple(at.config)
             if found is None:
                 raise RunError(f"The checkpoint before round {beginning.round} of {source.folder} is gone.")
@@ -198,7 +200,7 @@ def begin(
                 copy_past(saver, target, found, new.thread)
                 if beginning.kind == "fork":
                     reopen(
-                        build_graph(target),
+                        new.compiled(target),
                         new,
                         anew=editor is not None or not keeps_editor or settings.editing != old.editing,
                     )
@@ -216,7 +218,7 @@ def refuse_other_shape(old: LoraSettings, new: LoraSettings, number: int) -> Non
             )
 
 
-def reopen(graph: Graph, run: Run, *, anew: bool) -> None:
+def reopen(graph: Graph, run: Execution, *, anew: bool) -> None:
     """Take back an end that was given, since the settings may have changed: `classify` asks again whether to stop.
 
     anew: whether the editor, or how it is asked, is another one; then the old one's failures are not its own.
@@ -229,10 +231,10 @@ def reopen(graph: Graph, run: Run, *, anew: bool) -> None:
         graph.update_state(run.config, changes, as_node=START if "evaluate" in state.next else "monitor")
 
 
-def force(run: Run, action: Literal["lora", "textgrad"]) -> None:
+def force(run: Execution, action: Literal["lora", "textgrad"]) -> None:
     """Let `classify` choose its rows, then overrule its decision."""
     with run.checkpointer() as saver:
-        graph = build_graph(saver)
+        graph = run.compiled(saver)
         graph.invoke(None, run.config, context=run.context, interrupt_after=["classify"], durability="sync")
         decision = graph.get_state(run.config).values["decision"]
         if decision is None:

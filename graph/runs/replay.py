@@ -5,12 +5,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from nslora.graph.build import build_graph
+from nslora.graph.runs.execution import Answer, Execution
 from nslora.graph.runs.fork import Beginning, begin, complete
 from nslora.graph.runs.history import checkpoint_before, line_of
-from nslora.graph.runs.run import Answer, Run
 from nslora.graph.runs.view import RunView, look
 from nslora.tools.editor.call_log import EditorLog, RecordedChat
 from nslora.tools.editor.calls import FREE
@@ -21,7 +19,8 @@ from nslora.tools.policy import Policy
 from nslora.tools.workspace.prompt_store import PromptStore
 from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings
 
-COMPARED = ("action", "reason", "kept", "verdict", "error", "adapter", "prompt", "reward_before", "reward_after")
+COMPARED = ("action", "kept", "adapter", "prompt", "reward_before", "reward_after")
+WORDS = ("reason", "verdict", "error")  # which another version of this package may put otherwise
 
 
 class ReplayedChat(RecordedChat):
@@ -46,7 +45,7 @@ class Replay:
     loaded_model: whether something was not on record, so that the model had to be loaded.
     """
 
-    run: Run
+    run: Execution
     rounds: int
     differences: tuple[str, ...]
     seconds: float
@@ -58,7 +57,7 @@ class Replay:
         return not self.differences
 
 
-def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool = False) -> Replay:
+def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain: bool = False) -> Replay:
     """Run `source` again from the decision of round `begin_at` into a new run in `folder`; 0 is the first evaluation.
 
     The editor's replies come from its record and the policy's from the reply cache; training jobs give the recorded
@@ -122,10 +121,10 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     )
 
 
-def changed_by_hand(source: Run, begin_at: int) -> bool:
+def changed_by_hand(source: Execution, begin_at: int) -> bool:
     """Whether someone wrote into the state behind the place from which round `begin_at` is decided again."""
     with source.checkpointer() as saver:
-        graph = build_graph(saver)
+        graph = source.compiled(saver)
         past = {
             each.config["configurable"]["checkpoint_id"]
             for each in line_of(graph, checkpoint_before(graph, source.config, source.folder, begin_at).config)
@@ -137,7 +136,7 @@ def changed_by_hand(source: Run, begin_at: int) -> bool:
         )
 
 
-def answer_again(new: Run, old: RunView) -> None:
+def answer_again(new: Execution, old: RunView) -> None:
     """Run to the end, answering what waits for a person as it was answered then."""
     answer: Answer | None = None
     while True:
@@ -163,7 +162,7 @@ def answer_of(person: Mapping[str, str], prompts: PromptStore) -> Answer:
     }
 
 
-def recorded_policy(source: Run) -> Policy:
+def recorded_policy(source: Execution) -> Policy:
     """The policy of the original: a stand-in where it is on record, else (a Python object) itself."""
     facts = source.folder / POLICY_FILE
     if source.workspace.given_policy is not None or not facts.is_file():
@@ -172,26 +171,26 @@ def recorded_policy(source: Run) -> Policy:
 
 
 def differences(old: RunView, new: RunView, *, timed: bool = False) -> list[str]:
-    """What came out otherwise, round by round and in the result.
+    """What came out differently, round by round and in the result.
 
-    timed: the run had a limit in seconds, so reasons may name some, which never repeat.
+    Words are compared only if both runs are of one version of this package. timed: the run had a limit in seconds, so
+    reasons may name some, which never repeat.
     """
     found = []
-    compared = [name for name in COMPARED if not (timed and name == "reason")]
+    reports = [read_json(each.folder / "result" / "report.json") for each in (old, new)]
+    one_version = len({each.get("versions", {}).get("nslora") for each in reports}) == 1
+    words = [name for name in WORDS if not (timed and name == "reason")] if one_version else []
     if len(old.rounds) != len(new.rounds):
         found.append(f"{len(new.rounds)} rounds, not {len(old.rounds)}")
     for before, after in zip(old.rounds, new.rounds, strict=False):
-        for name in compared:
+        for name in (*COMPARED, *words):
             was, now = getattr(before, name), getattr(after, name)
             if was != now:
                 found.append(f"round {before.number}: {name} was {was!r}, is {now!r}")
-    for key in ("result",) if timed else ("result", "stop"):
-        was, now = result_of(old, key), result_of(new, key)
+        if bool(before.error) != bool(after.error) and "error" not in words:
+            found.append(f"round {before.number}: error was {before.error!r}, is {after.error!r}")
+    for key in ("result", "stop") if one_version and not timed else ("result",):
+        was, now = (each.get(key) for each in reports)
         if was != now:
             found.append(f"{key} was {was!r}, is {now!r}")
     return found
-
-
-def result_of(view: RunView, key: str) -> Any:
-    path = view.folder / "result" / "report.json"
-    return read_json(path)[key] if path.is_file() else None

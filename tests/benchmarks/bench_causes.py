@@ -71,7 +71,7 @@ def run(model: str, cause: Cause, seed: int, known: list[str]) -> Outcome:
     else:
         task, name = embedded_task(cause, seed, known), "SmolLM2-135M-Instruct"
     begun = Run.create(folder, task=task, model=name, seed=seed, device={"device": "cpu"}, **SETTINGS[model])
-    report = begun.adapt()
+    report = begun.adapt().report
     rounds = report["rounds"]
     need = rounds[0]["demand"] if rounds else {}
     verdict = max(VERDICTS, key=lambda name: need[name]) if need else "none"

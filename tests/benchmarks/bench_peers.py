@@ -130,7 +130,7 @@ def run_ours(task: BenchTask, seed: int, model: str, records: Path) -> None:
             strategy=ROUTER,
             device={"threads": 1, "device": "cpu"},
         )
-        report = run.adapt()
+        report = run.adapt().report
         scores = read_jsonl(folder / "result" / "test.jsonl")
         found = {**record_of(cell, task, report, scores, 0.0), **circumstances(started), "from": "bench-peers"}
     append_jsonl(records, our_record(found))

@@ -124,7 +124,7 @@ def run_cell(cell: Cell, task: BenchTask) -> None:
     pool = FOLDER / "pool" / commit() / task.name / str(cell.seed)  # other code may count, or train, otherwise
     pool.mkdir(parents=True, exist_ok=True)
     copy_records(pool, cell.folder, editor=False, trained=True)
-    report = run.adapt()
+    report = run.adapt().report
     copy_records(cell.folder, pool, editor=False, trained=True)
     append_jsonl(
         RECORDS,

@@ -112,7 +112,7 @@ def begin(tmp_path: Path) -> Callable[..., Run]:
 
 
 def test_the_loop_uses_both_kinds_where_fact_and_style_are_missing(begin: Callable[..., Run]) -> None:
-    report = begin().adapt()
+    report = begin().adapt().report
     assert [record["action"] for record in report["rounds"]][:2] == ["textgrad", "lora"]
     assert report["test"]["base"]["all_checks"] == 0
     assert report["test"]["result"]["all_checks"] == 1
@@ -122,7 +122,7 @@ def test_the_loop_uses_both_kinds_where_fact_and_style_are_missing(begin: Callab
 def test_weights_keep_the_form_that_the_start_prompt_brings_where_references_lack_it(begin: Callable[..., Run]) -> None:
     shown = Prompt(demonstrations=(Demonstration("Who keeps the gap", "<nobody>"),))
     run = begin(task=make_task(prompt=shown), strategy="lora", max_rounds=1)
-    report = run.adapt()
+    report = run.adapt().report
     assert report["test"]["base"]["checks"] == {"fact": 0.0, "style": 1.0}
     assert report["rounds"][0]["kept"]
     assert report["test"]["result"]["all_checks"] == 1
@@ -151,19 +151,19 @@ def test_without_remade_data_plain_references_are_learnt(begin: Callable[..., Ru
 
 @pytest.mark.parametrize("strategy", ["lora", "textgrad"])
 def test_a_single_kind_gets_nowhere_where_both_are_missing(begin: Callable[..., Run], strategy: str) -> None:
-    report = begin(strategy=strategy).adapt()
+    report = begin(strategy=strategy).adapt().report
     assert {record["action"] for record in report["rounds"]} == {strategy}
     assert report["test"]["result"]["all_checks"] <= 0.1  # the facts that demonstrations tell
 
 
 def test_weights_first_gets_through_by_remade_data(begin: Callable[..., Run]) -> None:
     run = begin(strategy="lora -> textgrad -> lora", signal={"lora_patience": 1, "textgrad_patience": 1})
-    report = run.adapt()
+    report = run.adapt().report
     assert report["test"]["result"]["all_checks"] == 1
 
 
 def test_all_or_nothing_rewards_get_through_by_potential(begin: Callable[..., Run]) -> None:
-    report = begin(task=make_task(combine="all")).adapt()
+    report = begin(task=make_task(combine="all")).adapt().report
     assert report["rounds"][0]["kept"]
     assert "potential" in report["rounds"][0]["verdict"]
     assert report["test"]["result"]["all_checks"] == 1
@@ -179,7 +179,9 @@ def test_weights_that_change_no_reply_gain_no_potential(begin: Callable[..., Run
             return f"<{row.reference}>" if len(question) % 2 else str(row.reference)
 
     task = make_task(combine="all")
-    report = begin(task=task, policy=HalfOfThem(tmp_path / "run" / "adapters", learns=False), strategy="lora").adapt()
+    report = (
+        begin(task=task, policy=HalfOfThem(tmp_path / "run" / "adapters", learns=False), strategy="lora").adapt().report
+    )
     assert [(each["kept"], each["numbers"]["potential_gain"]) for each in report["rounds"]] == [(False, 0.0)] * 2
     assert report["result"] == report["start"]
 
@@ -219,7 +221,7 @@ def test_nothing_is_kept_from_a_policy_that_does_not_learn(begin: Callable[..., 
     run = begin(
         task=make_task(style=False), policy=FakePolicy(tmp_path / "run" / "adapters", learns=False), strategy="lora"
     )
-    report = run.adapt()
+    report = run.adapt().report
     assert not any(record["kept"] for record in report["rounds"])
     assert report["result"]["adapter"] is None
     assert not (run.folder / "result" / "adapter").exists()
@@ -230,14 +232,14 @@ def test_nothing_to_gain_changes_nothing(begin: Callable[..., Run]) -> None:
     task = task_from_rows(
         train=rows("a"), validation=rows("b"), test=rows("c"), reward=lambda question, reference, reply: 1.0
     )
-    report = begin(task=task).adapt()
+    report = begin(task=task).adapt().report
     assert report["rounds"] == []
     assert report["result"] == report["start"]
     assert report["test"]["gain"]["all_checks"] == 0
 
 
 def test_an_editor_that_gives_nothing_usable_is_recorded_and_the_run_goes_on(begin: Callable[..., Run]) -> None:
-    report = begin(editor=ScriptedChat(replies=["no tags here"], repeat=True)).adapt()
+    report = begin(editor=ScriptedChat(replies=["no tags here"], repeat=True)).adapt().report
     edits = [record for record in report["rounds"] if record["action"] == "textgrad"]
     assert edits
     assert all(not record["kept"] and record["error"] for record in edits)
@@ -246,7 +248,7 @@ def test_an_editor_that_gives_nothing_usable_is_recorded_and_the_run_goes_on(beg
 
 
 def test_the_same_seed_decides_alike_and_ends_with_the_same_hashes(begin: Callable[..., Run]) -> None:
-    once, again = begin("one", seed=4).adapt(), begin("two", seed=4).adapt()
+    once, again = begin("one", seed=4).adapt().report, begin("two", seed=4).adapt().report
     for report in (once, again):
         for record in report["rounds"]:
             record.pop("wall_s")
@@ -257,7 +259,7 @@ def test_the_same_seed_decides_alike_and_ends_with_the_same_hashes(begin: Callab
 
 def test_the_result_folder_holds_what_others_rely_on(begin: Callable[..., Run]) -> None:
     run = begin()
-    report = run.adapt()
+    report = run.adapt().report
     result = run.folder / "result"
     assert {"adapter", "prompt.md", "remade.jsonl", "decisions.jsonl", "report.json"} <= {
         path.name for path in result.iterdir()
@@ -311,7 +313,7 @@ def test_a_reward_may_name_other_checks_for_each_row(begin: Callable[..., Run]) 
         reward=judge,
         max_new_tokens=8,
     )
-    report = begin(task=task, strategy="lora", max_rounds=1).adapt()
+    report = begin(task=task, strategy="lora", max_rounds=1).adapt().report
     assert len(report["test"]["result"]["checks"]) == len(THINGS)
 
 
@@ -322,7 +324,7 @@ def test_an_evaluation_beyond_the_context_is_a_failed_update(begin: Callable[...
                 raise TooLongError("A question with its prompt and reply takes 9 tokens, the context holds 8.")
             return super().generate(dialogues, adapter=adapter, **options)
 
-    report = begin(policy=Small(tmp_path / "run" / "adapters"), strategy="lora", max_rounds=1).adapt()
+    report = begin(policy=Small(tmp_path / "run" / "adapters"), strategy="lora", max_rounds=1).adapt().report
     assert "takes 9 tokens" in report["rounds"][0]["error"]
     assert not report["rounds"][0]["kept"]
 

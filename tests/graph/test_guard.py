@@ -28,7 +28,7 @@ def test_a_thread_is_not_run_in_another_runs_folder(begin: Begin) -> None:
     with one.checkpointer() as saver, pytest.raises(RunError, match="is another run's than"):
         build_graph(saver).invoke(one.first_state(), one.config, context=other.context)
     assert files_of(other.folder) == before
-    assert one.adapt()["stop"]  # nothing was lost
+    assert one.adapt().report["stop"]  # nothing was lost
 
 
 @pytest.mark.parametrize(

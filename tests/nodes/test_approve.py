@@ -53,7 +53,7 @@ def test_the_question_shows_the_diff_and_a_screening_and_an_accepted_edit_is_mea
     assert 0 <= question["screening"]["proposed"] <= 1
     clock = json.loads((run.folder / CLOCK_FILE).read_text())
     write_json(run.folder / CLOCK_FILE, {**clock, "seconds": 1000})
-    report = in_another_process(run).resume({"answer": "accept"})
+    report = in_another_process(run).resume({"answer": "accept"}).report
     assert report["rounds"][0]["wall_s"] > 1000  # asking is work of the run, and counts
     assert report["rounds"][0]["reward_after"] is not None
     assert run.question() is None
@@ -62,8 +62,8 @@ def test_the_question_shows_the_diff_and_a_screening_and_an_accepted_edit_is_mea
 def test_what_a_person_is_shown_counts_as_compute_and_is_reserved_under_a_cap(begin: Begin) -> None:
     run, question = asked(begin)
     assert question["screening"]["flop"] > 0
-    report = run.resume({"answer": "accept"})
-    unasked = begin("unasked", strategy="textgrad", max_rounds=1).adapt()
+    report = run.resume({"answer": "accept"}).report
+    unasked = begin("unasked", strategy="textgrad", max_rounds=1).adapt().report
     asking_tflop = report["cost"]["tflop"] - unasked["cost"]["tflop"]
     assert asking_tflop == pytest.approx(question["screening"]["flop"] / TERA)
     # Room for the edit alone, not for the screening beside it.
@@ -78,7 +78,7 @@ def test_what_a_person_is_shown_counts_as_compute_and_is_reserved_under_a_cap(be
 
 def test_a_rejected_edit_is_not_measured_and_its_rows_are_not_trained_on(begin: Begin) -> None:
     run, _ = asked(begin)
-    report = in_another_process(run).resume({"answer": "reject"})
+    report = in_another_process(run).resume({"answer": "reject"}).report
     assert report["rounds"][0]["error"] == "rejected by a person"
     assert report["rounds"][0]["reward_after"] is None
     state = run.state()
@@ -94,7 +94,7 @@ def test_a_persons_own_prompt_takes_the_place_of_the_editors(begin: Begin) -> No
     question = run.question()
     assert question is not None
     assert question["problem"]
-    report = run.resume({"answer": "rewrite", "prompt": own.render()})
+    report = run.resume({"answer": "rewrite", "prompt": own.render()}).report
     assert report["rounds"][0]["candidate"]["prompt"] == own.hash
     assert "by a person" in report["rounds"][0]["note"]
 
@@ -114,7 +114,7 @@ def test_a_stop_during_a_rewrite_keeps_the_answer(begin: Begin, monkeypatch: pyt
         list(run.stream(control=control, answer={"answer": "rewrite", "prompt": own.render()}))
     monkeypatch.undo()
     assert run.question() is None
-    assert run.resume()["rounds"][0]["candidate"]["prompt"] == own.hash
+    assert run.resume().report["rounds"][0]["candidate"]["prompt"] == own.hash
 
 
 def test_the_shell_asks_and_takes_the_answer(begin: Begin, tmp_path: Path) -> None:
@@ -218,7 +218,9 @@ def test_a_run_that_another_checkpointer_holds_is_not_begun_anew(begin: Begin) -
     graph.invoke(Command(resume={"answer": "accept"}), run.config, context=run.context)
     with pytest.raises(RunError, match=r"question.json is there.*question.json and decisions.jsonl away"):
         run.adapt()  # the second round's question
-    assert Run.open(run.folder, checkpoints=saver).resume({"answer": "accept"})["rounds"][1]["action"] == "textgrad"
+    assert (
+        Run.open(run.folder, checkpoints=saver).resume({"answer": "accept"}).report["rounds"][1]["action"] == "textgrad"
+    )
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -236,7 +238,7 @@ def test_a_run_whose_checkpoints_are_lost_begins_again_as_it_is_told(begin: Begi
     else:
         for file in run.folder.glob("checkpoints.sqlite*"):
             file.unlink()
-    assert len(run.adapt()["rounds"]) == 2
+    assert len(run.adapt().report["rounds"]) == 2
 
 
 def test_an_answer_that_cannot_be_used_is_told_and_a_prompt_may_be_given_as_one(begin: Begin) -> None:
@@ -253,5 +255,5 @@ def test_an_answer_that_cannot_be_used_is_told_and_a_prompt_may_be_given_as_one(
         with pytest.raises(RunError, match=problem):
             run.resume({"answer": "rewrite", "prompt": prompt})
     mine = Prompt("Reply between < and >.")
-    (only,) = run.resume({"answer": "rewrite", "prompt": mine})["rounds"]
+    (only,) = run.resume({"answer": "rewrite", "prompt": mine}).report["rounds"]
     assert only["person"] == {"answer": "rewrite", "prompt": mine.hash}

@@ -1,6 +1,7 @@
 """Budgets: reserved before each step, never overshot, kept over processes; a plan before anything is spent."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,6 @@ from typer.testing import CliRunner
 
 from nslora.graph.cli.app import app
 from nslora.graph.runs.run import Run
-from nslora.nodes import evaluate as evaluate_node
-from nslora.nodes import textgrad_edit as textgrad_node
 from nslora.nodes.shared import budget as spending
 from nslora.nodes.shared.budget import Steps, planned_tokens, screening_fits, within_budget
 from nslora.tools.errors import DivergedError
@@ -39,6 +38,9 @@ from nslora.tools.workspace.budget import (
 )
 from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.task_clock import CLOCK_FILE, TaskClock
+
+evaluate_node = import_module("nslora.nodes.evaluate")  # the package names its function
+textgrad_node = import_module("nslora.nodes.textgrad_edit")  # the package names its function
 
 FREE = Expected(0.0, 0.0, {"lora": 0.0, "textgrad": 0.0})
 
@@ -93,14 +95,14 @@ def test_a_burst_gets_as_many_epochs_as_fit() -> None:
 
 def test_train_tokens_are_never_overshot(begin: Callable[..., Run]) -> None:
     free = begin("free", strategy="lora", max_rounds=1)
-    whole = free.adapt()["cost"]["trained_tokens"]
-    half = begin("half", strategy="lora", max_rounds=2, max_train_tokens=round(0.75 * whole)).adapt()
+    whole = free.adapt().report["cost"]["trained_tokens"]
+    half = begin("half", strategy="lora", max_rounds=2, max_train_tokens=round(0.75 * whole)).adapt().report
     assert 0 < half["cost"]["trained_tokens"] <= 0.75 * whole
     assert half["stop"].startswith("Budget: ")
 
 
 def test_editor_calls_are_never_overshot(begin: Callable[..., Run]) -> None:
-    report = begin(strategy="textgrad", max_rounds=3, editing={"max_calls": 7, "failures": 4}).adapt()
+    report = begin(strategy="textgrad", max_rounds=3, editing={"max_calls": 7, "failures": 4}).adapt().report
     assert report["cost"]["editor_calls"] <= 7
     assert [each["action"] for each in report["rounds"]] == ["textgrad"]
     assert "editor calls are spent" in report["stop"]
@@ -124,7 +126,7 @@ def test_the_other_kind_takes_over_where_the_strategy_is_free_and_that_kind_open
 
 
 def test_a_run_whose_time_is_up_ends_with_what_it_has(begin: Callable[..., Run]) -> None:
-    report = begin(max_seconds=0.001).adapt()
+    report = begin(max_seconds=0.001).adapt().report
     assert report["rounds"] == []
     assert "seconds are spent" in report["stop"]
 
@@ -138,7 +140,7 @@ def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
         monkeypatch.setattr(evaluate_node, "deadline", lambda *_, **__: 0.0)
         monkeypatch.setattr(evaluate_node, "measuring_flop", lambda *_: 12 * TERA)
     else:
-        made = textgrad_node.progress
+        made = textgrad_node.stream_progress
         monkeypatch.setattr(textgrad_node, "deadline", lambda *_: next(limits))
         monkeypatch.setattr(
             textgrad_node, "stream_progress", lambda node, what, until=None: made(node, what, next(limits))
@@ -151,7 +153,7 @@ def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
         max_seconds=1e6,
         device={"threads": 1, "device": "cpu", "batch_size": 1},
     )
-    (record,) = run.adapt()["rounds"]
+    (record,) = run.adapt().report["rounds"]
     assert "max_seconds leave no" in record["error"]
     assert record["reward_after"] is None
     assert not record["kept"]
@@ -298,6 +300,6 @@ def test_compute_is_not_overspent_where_the_policy_edits_its_own_prompt(
     tmp_path: Path, task: Task, cap_tflop: float
 ) -> None:
     run = begun(tmp_path, task, "policy", model=Counting(edit=improved(ONCE)), max_rounds=2, max_tflop=cap_tflop)
-    report = run.adapt()
+    report = run.adapt().report
     assert any(each["candidate"] for each in report["rounds"]) == (cap_tflop >= 20)  # some are within it
     assert report["cost"]["tflop"] <= cap_tflop

@@ -1,6 +1,7 @@
 """Replies are stored in lots: what a kill or Ctrl-C leaves of a long evaluation is kept, and paid for once."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from langgraph.runtime import RunControl
 from scripted_runs import results
 
 from nslora.graph.runs.run import Run
-from nslora.nodes import evaluate as evaluate_node
 from nslora.nodes.shared.runtime import SAVES_EACH
 from nslora.tools.evaluation import rollouts as evaluation
 from nslora.tools.inference.flops import TERA
@@ -19,6 +19,8 @@ from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import Generated
 from nslora.tools.prompt import Prompt
 from nslora.tools.schema import Dialogue
+
+evaluate_node = import_module("nslora.nodes.evaluate")  # the package names its function
 
 Begin = Callable[..., Run]
 LOT = 4
@@ -123,7 +125,7 @@ def test_time_that_is_up_charges_a_resumed_evaluation_like_a_whole_one(
             run.adapt()
     monkeypatch.setattr(evaluate_node, "deadline", lambda *_, **__: 0.0)
     monkeypatch.setattr(evaluate_node, "measuring_flop", lambda *_: 12 * TERA)
-    (record,) = Run.open(run.folder).resume()["rounds"]
+    (record,) = Run.open(run.folder).resume().report["rounds"]
     assert record["error"].startswith("stopped at 1 of 4 replies")
     assert 9.0 < record["flop"] / TERA < 9.1
 
@@ -155,7 +157,7 @@ def test_a_question_that_comes_twice_is_asked_and_paid_once(
 def test_a_run_charges_each_reply_once(begin: Begin) -> None:
     """The first evaluation by hand: every reply of two splits, and every reference of validation, with its prompt."""
     run = begin("one", max_rounds=0)
-    report = run.adapt()
+    report = run.adapt().report
     policy, task, prompt = run.workspace.policy, run.workspace.task, run.workspace.task.prompt
     tokens = 0
     for row in (*task.train, *task.validation):

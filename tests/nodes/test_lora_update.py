@@ -18,4 +18,4 @@ def test_the_largest_seed_trains(keepers: Task, tmp_path: Path, tiny_folder: Cal
         lora={"epochs": 1},
         device={"threads": 1, "device": "cpu"},
     )
-    assert [each["error"] for each in run.adapt()["rounds"]] == [None]
+    assert [each["error"] for each in run.adapt().report["rounds"]] == [None]

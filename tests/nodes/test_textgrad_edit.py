@@ -346,7 +346,7 @@ def test_each_answer_of_a_person_goes_to_the_question_that_it_was_given_for(tmp_
         if answer != answers[-1]:
             with pytest.raises(RunError, match="waits for a person"):
                 begun.resume(answer)
-    (only,) = begun.resume(answers[-1])["rounds"]
+    (only,) = begun.resume(answers[-1]).report["rounds"]
     assert only["candidate"]["prompt"] == BULLETS.hash
     assert only["editor"]["calls"] == 4
     recorded = [json.loads(line) for line in (begun.folder / "editor.jsonl").read_text().splitlines()]

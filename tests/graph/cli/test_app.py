@@ -166,7 +166,7 @@ def test_settings_errors_name_the_setting() -> None:
     [
         ("seed=5", "--seed"),
         ("model.x=3", "--model"),
-        ("note=x", "in Python only"),
+        ("notify=x", "in Python only"),
         ("folder=x", "--folder"),
         ("lora.rank=[1", "cannot be read"),
         ("lora.rank=2024-13-45", "cannot be read"),

@@ -106,7 +106,7 @@ def test_a_run_with_its_checkpoints_in_postgresql_stops_goes_on_and_forks(databa
     assert state is not None
     assert state["status"] == "finished"
     other = fork(again, run.folder.with_name("fork"), at=1, action="lora")
-    assert [each["action"] for each in other.adapt()["rounds"]] == ["lora"]
+    assert [each["action"] for each in other.adapt().report["rounds"]] == ["lora"]
     assert (other.folder / "checkpoints.sqlite").is_file()
     assert not (run.folder / "checkpoints.sqlite").exists()
 
@@ -160,7 +160,7 @@ def test_a_database_of_a_newer_version_or_one_that_goes_away_is_named(database: 
         other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
         with pytest.raises(RunError, match="broke off"):
             list(stream)
-        assert run.adapt()["rounds"] == []
+        assert run.adapt().report["rounds"] == []
         other.execute("INSERT INTO checkpoint_migrations (v) VALUES (999)")
         rows = other.execute("SELECT count(*) FROM checkpoints").fetchone()
         with pytest.raises(RunError, match="of a newer langgraph"):

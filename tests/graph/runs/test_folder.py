@@ -104,7 +104,7 @@ def test_a_models_folder_may_be_a_path(keepers: Task, tmp_path: Path, tiny_folde
         tmp_path / "run", task=keepers, model=tiny_folder(), max_rounds=0, device={"threads": 1, "device": "cpu"}
     )
     assert run.workspace.settings.model == str(tiny_folder())
-    assert Run.open(run.folder).adapt()["rounds"] == []
+    assert Run.open(run.folder).adapt().report["rounds"] == []
     with pytest.raises(ModelError, match="Unknown model 'nowhere'"):
         Run.create(tmp_path / "other", task=keepers, model=Path("nowhere"))
     assert not (tmp_path / "other").exists()

@@ -44,7 +44,7 @@ def test_a_fork_takes_another_way_and_leaves_the_original_alone(finished: Run, t
     head = finished.state()
     other = fork(finished, tmp_path / "fork", at=3, action="textgrad", settings={"lora": {"rank": 2}})
     assert other.workspace.settings.lora.rank == 2
-    report = other.adapt()
+    report = other.adapt().report
     assert [each["action"] for each in report["rounds"]] == ["textgrad", "textgrad", "textgrad"]
     assert report["rounds"][2]["reason"].startswith("Chosen by hand, in a fork; the strategy said: lora")
     assert report["rounds"][:2] == finished.report()["rounds"][:2]
@@ -57,7 +57,7 @@ def test_a_fork_takes_another_way_and_leaves_the_original_alone(finished: Run, t
 
 def test_a_finished_run_goes_on_where_a_fork_allows_more_rounds(finished: Run, tmp_path: Path) -> None:
     other = fork(finished, tmp_path / "longer", at=4, action="textgrad", settings={"max_rounds": 4})
-    assert [each["action"] for each in other.adapt()["rounds"]] == ["textgrad", "textgrad", "lora", "textgrad"]
+    assert [each["action"] for each in other.adapt().report["rounds"]] == ["textgrad", "textgrad", "lora", "textgrad"]
 
 
 def test_a_round_that_never_was_cannot_be_forked(finished: Run, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_fork_goes_on_with_what_was_kept_as_it_is(own_cache: Path, tmp_path: P
         max_rounds=2,
         lora={"rank": 4},
     )
-    assert run.adapt()["rounds"][0]["kept"]
+    assert run.adapt().report["rounds"][0]["kept"]
     for settings, words in (
         ({"anchor": str(anchor)}, "another anchor set begins at 0"),
         ({"lora": {"rank": 2}}, "lora.rank cannot become 2 in round 2"),
@@ -158,7 +158,7 @@ def test_a_fork_goes_on_with_what_was_kept_as_it_is(own_cache: Path, tmp_path: P
             fork(run, tmp_path / "none", at=2, settings=settings)
         assert not (tmp_path / "none").exists()
     assert fork(run, tmp_path / "first", at=1, settings={"lora": {"rank": 2}}).workspace.settings.lora.rank == 2
-    assert fork(run, tmp_path / "all", at=0, settings={"anchor": str(anchor)}).workspace.anchor
+    assert fork(run, tmp_path / "all", at=0, settings={"anchor": str(anchor)}).workspace.regression_set
 
 
 def test_half_a_fork_is_no_run(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_a_fork_asks_a_chat_model_that_it_is_given_whatever_its_name(begin: Call
     assert len(chat.requests) == asked  # the very one that said it
     new = ScriptedChat(["critique", improved(Prompt(system="Be long."))], repeat=True)
     other = fork(run, tmp_path / "other", at=1, editor=new)
-    (only,) = other.adapt()["rounds"]
+    (only,) = other.adapt().report["rounds"]
     assert new.requests
     assert only["candidate"]["prompt"] == Prompt(system="Be long.").hash
 
@@ -213,7 +213,7 @@ def test_a_fork_that_ends_without_a_round_of_its_own_shows_its_past(tmp_path: Pa
     first.adapt()
     other = fork(first, tmp_path / "fork", at=2, settings={"max_rounds": 4, "target": 0.5})
     assert len(look(other.folder).rounds) == 1
-    assert len(other.adapt()["rounds"]) == 1
+    assert len(other.adapt().report["rounds"]) == 1
     sides = compare([first.folder, other.folder]).runs
     assert sides[0].actions == sides[1].actions
     found = replay(first, tmp_path / "replay", begin_at=2)
@@ -229,7 +229,7 @@ def test_a_fork_is_not_begun_again_on_top_of_its_past(tmp_path: Path, task: Task
             fork(first, tmp_path / f"fork{at}", at=at).first_state()
     with first.checkpointer() as saver, pytest.raises(RunError, match="a run with 1 rounds behind it"):
         build_graph(saver).invoke(state, first.config, context=first.context)
-    assert fork(first, tmp_path / "back", at=1).adapt()["rounds"]
+    assert fork(first, tmp_path / "back", at=1).adapt().report["rounds"]
     with pytest.raises(RunError, match="no state of a run"):
         build_graph().invoke({}, first.config, context=first.context)  # type: ignore[call-overload]
 
@@ -282,24 +282,24 @@ def test_another_editor_does_not_inherit_the_failures_of_the_old_one(tmp_path: P
         max_rounds=6,
         signal={"textgrad_patience": 9},
     )
-    assert "given up" in first.adapt()["stop"]
+    assert "given up" in first.adapt().report["stop"]
     given_up = len(first.report()["rounds"]) + 1
     for number, options in enumerate(({}, {"action": "textgrad"})):
         other = fork(first, tmp_path / f"fork{number}", at=given_up, editor=edits(BULLETS), **options)  # type: ignore[arg-type]
-        rounds = other.adapt()["rounds"]
+        rounds = other.adapt().report["rounds"]
         assert rounds[given_up - 1]["error"] is None
         assert replay(other, tmp_path / f"replay{number}").same
     same = fork(first, tmp_path / "same", at=given_up)
-    assert "given up" in same.adapt()["stop"]
+    assert "given up" in same.adapt().report["stop"]
 
 
 def test_a_raised_cap_opens_editing_again(tmp_path: Path, task: Task) -> None:
     few: dict[str, Any] = {"max_tokens": 4000, "failures": 1, "retries": 0, "reply_tokens": 100}
     first = begun(tmp_path, task, edits(ONCE, BULLETS), editing=few, signal={"textgrad_patience": 9}, max_rounds=6)
-    rounds = first.adapt()["rounds"]
+    rounds = first.adapt().report["rounds"]
     assert "cap on tokens" in rounds[-1]["error"]
     other = fork(first, tmp_path / "fork", at=len(rounds) + 1, settings={"editing": {"max_tokens": 10**7}})
-    assert other.adapt()["rounds"][len(rounds)]["error"] is None
+    assert other.adapt().report["rounds"][len(rounds)]["error"] is None
 
 
 def test_a_fork_from_the_first_evaluation_pays_for_its_own_replies_alone(

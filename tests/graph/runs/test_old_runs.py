@@ -57,7 +57,7 @@ def test_a_finished_run_shows_its_rounds_and_what_each_looked_at(old: Path) -> N
 
 def test_a_stopped_run_resumes_to_what_the_finished_one_came_to(old: Path) -> None:
     run, whole = opened(old / "stopped"), opened(old / "finished").report()
-    report = run.resume()
+    report = run.resume().report
     assert report["result"] == whole["result"]
     assert report["test"] == whole["test"]
     for one, other in zip(report["rounds"], whole["rounds"], strict=True):
@@ -72,7 +72,7 @@ def test_a_finished_run_replays_alike(old: Path, tmp_path: Path) -> None:
 
 def test_a_finished_run_forks(old: Path, tmp_path: Path) -> None:
     other = fork(opened(old / "finished"), tmp_path / "other", at=2, action="textgrad")
-    assert [each["action"] for each in other.adapt()["rounds"]][:2] == ["textgrad", "textgrad"]
+    assert [each["action"] for each in other.adapt().report["rounds"]][:2] == ["textgrad", "textgrad"]
 
 
 def test_a_run_of_a_model_that_is_gone_is_shown_and_replayed_from_the_shell(old: Path, tmp_path: Path) -> None:

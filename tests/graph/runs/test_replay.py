@@ -136,7 +136,7 @@ def test_a_state_that_was_changed_by_hand_is_named_where_a_replay_differs(
         graph = build_graph(saver)
         decision = graph.get_state(run.config).values["decision"]
         graph.update_state(run.config, {"decision": {**decision, "action": "textgrad"}}, as_node="classify")
-    assert run.adapt()["rounds"][0]["action"] == "textgrad"
+    assert run.adapt().report["rounds"][0]["action"] == "textgrad"
     found = replay(run, tmp_path / "again")
     assert "changed by hand (update_state)" in found.differences[0]
     assert any("action was 'textgrad', is 'lora'" in each for each in found.differences)
@@ -164,7 +164,7 @@ def test_a_run_that_ended_before_its_first_round_is_replayed(
         device={"threads": 1, "device": "cpu"},
         **settings,
     )
-    assert run.adapt()["rounds"] == []
+    assert run.adapt().report["rounds"] == []
     found = replay(run, tmp_path / "again")
     assert found.same, found.differences
 
@@ -185,7 +185,7 @@ def test_edits_that_came_as_forms_and_failures_by_name_are_replayed(
         max_rounds=1,
         editing={"structured": "always", "patience": 1},
     )
-    (only,) = run.adapt()["rounds"]
+    (only,) = run.adapt().report["rounds"]
     assert error in (only["error"] or "")
     assert bool(only["candidate"]) is not bool(error)
     found = replay(run, tmp_path / "again")
@@ -199,7 +199,7 @@ def test_a_person_who_is_asked_only_in_the_fork_is_asked_in_its_replay(tmp_path:
         other = fork(first, tmp_path / f"fork{at}", at=at, settings={"approve": "edits"})
         with pytest.raises(RunError, match="waits for a person"):
             other.adapt()
-        assert other.resume({"answer": "reject"})["rounds"][0]["error"] == "rejected by a person"
+        assert other.resume({"answer": "reject"}).report["rounds"][0]["error"] == "rejected by a person"
         found = replay(other, tmp_path / f"replay{at}", begin_at=at)
         assert found.same, found.differences
 
@@ -211,12 +211,12 @@ def test_a_persons_prompt_that_the_budget_refused_is_replayed_as_theirs(
     free = begin("free", **settings)
     with pytest.raises(RunError):
         free.adapt()
-    whole = free.resume({"answer": "accept"})["cost"]["tflop"]
+    whole = free.resume({"answer": "accept"}).report["cost"]["tflop"]
     run = begin("capped", **settings, max_tflop=whole * 1.3)
     with pytest.raises(RunError):
         run.adapt()
     own = Prompt(system="Be short, a dash. " * 25)
-    (only,) = run.resume({"answer": "rewrite", "prompt": own.render()})["rounds"]
+    (only,) = run.resume({"answer": "rewrite", "prompt": own.render()}).report["rounds"]
     assert "too long for what is left of max_tflop" in only["error"]
     assert only["person"] == {"answer": "rewrite", "prompt": own.hash}
     found = replay(run, tmp_path / "replay")
@@ -242,7 +242,7 @@ def test_a_replay_from_a_later_round_knows_which_calls_came_before(tmp_path: Pat
     run = begun(
         tmp_path, one, edits(ONCE, TWICE, TimeoutError("late"), THRICE), max_rounds=4, signal={"textgrad_patience": 9}
     )
-    errors = [each["error"] for each in run.adapt()["rounds"]]
+    errors = [each["error"] for each in run.adapt().report["rounds"]]
     assert [bool(error) for error in errors] == [False, False, True, False]
     for number in (1, 2, 3, 4):
         found = replay(run, tmp_path / f"replay{number}", begin_at=number)
@@ -256,7 +256,7 @@ def test_a_cap_on_tokens_is_reached_at_the_same_call_in_a_replay(tmp_path: Path,
 
     editor = Short(edits(ONCE).replies, repeat=True)
     run = begun(tmp_path, task, editor, max_rounds=1, editing={"max_tokens": cap})
-    (only,) = run.adapt()["rounds"]
+    (only,) = run.adapt().report["rounds"]
     assert ("cap on tokens" in str(only["error"])) == (cap < 8000)
     found = replay(run, tmp_path / "replay")
     assert found.same, found.differences

@@ -136,7 +136,9 @@ def test_runs_in_threads_of_one_process_end_as_they_do_one_by_one(begin: Begin) 
         }
 
     def adapters(name: str, seed: int) -> list[str]:
-        return [each["candidate"]["adapter"] for each in begin(f"{name}-{seed}", **settings(seed)).adapt()["rounds"]]
+        return [
+            each["candidate"]["adapter"] for each in begin(f"{name}-{seed}", **settings(seed)).adapt().report["rounds"]
+        ]
 
     alone = [adapters("alone", seed) for seed in (0, 1)]
     with ThreadPoolExecutor(2) as threads:
@@ -305,7 +307,7 @@ def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_rou
     with pytest.raises(DamagedError, match=rf"{damaged.parent.name}.*nslora fork {run.folder} --at {at}"):
         again.adapt()
     assert damaged.read_bytes() == before
-    assert len(fork(again, run.folder.with_name("fork"), at=at).adapt()["rounds"]) == 2
+    assert len(fork(again, run.folder.with_name("fork"), at=at).adapt().report["rounds"]) == 2
 
 
 def test_a_run_needs_a_new_folder_and_a_database_an_address(begin: Begin, finished: Run) -> None:
@@ -328,7 +330,7 @@ def test_a_damaged_line_is_named_and_one_that_a_kill_cut_off_is_left_out(tmp_pat
 
 def test_a_run_that_was_taken_back_is_not_finished_until_it_ends_again(begin: Begin) -> None:
     run = begin("one", strategy="textgrad", max_rounds=2)
-    first = run.adapt()
+    first = run.adapt().report
     with run.checkpointer() as saver:
         graph = build_graph(saver)
         earlier = checkpoint_before(graph, run.config, run.folder, 1).config
@@ -337,7 +339,7 @@ def test_a_run_that_was_taken_back_is_not_finished_until_it_ends_again(begin: Be
     assert (view.status, view.stop, len(view.rounds)) == ("stopped", "", 1)
     with pytest.raises(RunError, match="has no result yet"):
         run.report()
-    again = run.adapt()
+    again = run.adapt().report
     assert look(run.folder).status == "finished"
     assert [each["evaluation"] for each in again["rounds"]] == [each["evaluation"] for each in first["rounds"]]
 
@@ -345,10 +347,10 @@ def test_a_run_that_was_taken_back_is_not_finished_until_it_ends_again(begin: Be
 @pytest.mark.parametrize("gone", ["result", "result/report.json", "result/test.jsonl", "decisions.jsonl"])
 def test_a_result_that_was_removed_is_made_again(begin: Begin, gone: str) -> None:
     run = begin("one", max_rounds=1)
-    first = run.adapt()
+    first = run.adapt().report
     path = run.folder / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    again = Run.open(run.folder).adapt()
+    again = Run.open(run.folder).adapt().report
     assert path.exists()
     assert {key: again[key] for key in ("test", "result", "stop")} == {
         key: first[key] for key in ("test", "result", "stop")

@@ -42,7 +42,7 @@ def test_no_file_of_a_run_and_no_word_on_the_screen_holds_a_key(
         )
     )
     run = Run(begun.folder, workspace)
-    error = run.adapt()["rounds"][0]["error"]
+    error = run.adapt().report["rounds"][0]["error"]
     assert bool(error) is fails
     said = capsys.readouterr()
     assert CANARY not in said.out + said.err + caplog.text

@@ -34,7 +34,7 @@ def test_train_rows_beyond_the_context_are_left_out_of_a_burst_and_named(
         device={"threads": 1, "device": "cpu"},
         notify=notes.append,
     )
-    (only,) = run.adapt()["rounds"]
+    (only,) = run.adapt().report["rounds"]
     told = only["error"] if everywhere else only["note"]
     assert "more than the 2048 tokens of the model's context" in told
     assert told.endswith("shorten or remove them")

@@ -53,8 +53,8 @@ def test_token_counts_are_remembered(tmp_path: Path, tiny_policy: Callable[..., 
 
 
 def test_cached_replies_cost_what_new_ones_do(begin: Callable[..., Run]) -> None:
-    first = begin("first", max_rounds=1).adapt()
-    again = begin("again", max_rounds=1).adapt()
+    first = begin("first", max_rounds=1).adapt().report
+    again = begin("again", max_rounds=1).adapt().report
     assert (
         again["rounds"][0]["generated_tokens"] < first["rounds"][0]["generated_tokens"]
         or first["rounds"][0]["generated_tokens"] == 0
@@ -64,22 +64,22 @@ def test_cached_replies_cost_what_new_ones_do(begin: Callable[..., Run]) -> None
 
 @pytest.mark.parametrize(("strategy", "share"), [("lora", 0.5), ("textgrad", 0.8), ("textgrad -> lora", 0.7)])
 def test_a_cap_on_compute_is_never_overshot(begin: Callable[..., Run], strategy: str, share: float) -> None:
-    free = begin("free", strategy=strategy, max_rounds=3).adapt()["cost"]["tflop"]
+    free = begin("free", strategy=strategy, max_rounds=3).adapt().report["cost"]["tflop"]
     cap = share * free
-    report = begin("capped", strategy=strategy, max_rounds=3, max_tflop=cap).adapt()
+    report = begin("capped", strategy=strategy, max_rounds=3, max_tflop=cap).adapt().report
     assert report["cost"]["tflop"] <= cap
     assert report["cost"]["tflop"] < free
 
 
 def test_a_cap_below_the_first_evaluation_ends_the_run_with_its_start(begin: Callable[..., Run]) -> None:
-    report = begin(max_tflop=1e-9).adapt()
+    report = begin(max_tflop=1e-9).adapt().report
     assert report["rounds"] == []
     assert "TFLOP are spent" in report["stop"]
 
 
 def test_the_cost_of_a_round_is_its_update_and_its_evaluation(begin: Callable[..., Run]) -> None:
     run = begin(strategy="lora", max_rounds=1)
-    report = run.adapt()
+    report = run.adapt().report
     record = report["rounds"][0]
     rates = FlopRates.of(run.workspace.policy.describe())
     trained = rates.training * record["trained_tokens"]
@@ -97,6 +97,6 @@ def test_a_cap_is_refused_where_the_policy_does_not_say_what_a_token_costs(keepe
 
 def test_without_remade_data_weights_learn_from_references(begin: Callable[..., Run]) -> None:
     run = begin(remade_per_row=0, max_rounds=2)
-    report = run.adapt()
+    report = run.adapt().report
     assert not (run.folder / "result" / "remade.jsonl").read_text()
     assert [each["new_rows"] for each in report["rounds"]] == [0, 0]

@@ -30,7 +30,7 @@ def test_every_candidate_answers_the_anchor_set_and_the_record_says_how(
 ) -> None:
     anchor = written(tmp_path, [{"question": "Who rows the boat?", "reference": "zz"}] * 2)
     run = begin(anchor=anchor, max_rounds=1)
-    (record,) = run.adapt()["rounds"]
+    (record,) = run.adapt().report["rounds"]
     assert record["numbers"]["anchor_gain"] == 0.0
     rows, failures = read_evaluation(run.workspace.evaluations / f"{record['evaluation']}.jsonl")
     assert sum(row.split == "anchor" for row in rows) == 2

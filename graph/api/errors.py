@@ -1,0 +1,33 @@
+"""The errors that this package raises on purpose, all of them NsloraError."""
+
+from nslora.tools.errors import (
+    BudgetError,
+    DamagedError,
+    DivergedError,
+    EditorError,
+    ModelError,
+    NsloraError,
+    PromptError,
+    RewardError,
+    RunError,
+    SettingsError,
+    StoppedError,
+    TaskError,
+    TooLongError,
+)
+
+__all__ = [
+    "BudgetError",
+    "DamagedError",
+    "DivergedError",
+    "EditorError",
+    "ModelError",
+    "NsloraError",
+    "PromptError",
+    "RewardError",
+    "RunError",
+    "SettingsError",
+    "StoppedError",
+    "TaskError",
+    "TooLongError",
+]

@@ -1,0 +1,269 @@
+"""The execution of a run: its folder, its thread of checkpoints, and the graph that works on them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import RunControl
+from langgraph.types import Command, StateSnapshot, StreamMode
+
+from nslora.graph.build import STEPS_PER_ROUND, Graph, build_graph
+from nslora.graph.lock import sole_writer
+from nslora.graph.runs.checkpoints import (
+    CHECKPOINTS_FILE,
+    OBJECT,
+    described,
+    place_of,
+    postgres_checkpoints,
+    sqlite_checkpoints,
+    without_password,
+)
+from nslora.graph.runs.disk_errors import named_disk_problems
+from nslora.graph.runs.history import last_whole_round, line_of
+from nslora.graph.runs.integrity import check_records
+from nslora.graph.runs.view import report_of
+from nslora.graph.state import AdaptationContext, AdaptationState, first_state
+from nslora.tools.errors import DamagedError, RunError
+from nslora.tools.files import quoted, read_jsonl, write_jsonl
+from nslora.tools.prompt import Prompt
+from nslora.tools.workspace.record import (
+    OLD_THREAD,
+    QUESTION_FILE,
+    read_run_file,
+)
+from nslora.tools.workspace.workspace import Workspace
+
+Saver = BaseCheckpointSaver[Any]
+AnyGraph = StateGraph[Any, Any, Any, Any] | Graph
+# To a question of `approve`: {"answer": "accept"}, "reject", or {"answer": "rewrite", "prompt": the document, or a
+# Prompt}; to one that a chat model asks, what that expects.
+Answer = str | Mapping[str, Any]
+
+
+class Execution:
+    """A run's folder, workspace and checkpoints, and the graph that is executed on them.
+
+    Args:
+        folder: The folder of the run.
+        workspace: What the nodes work with.
+        saver: A checkpointer of the user's own. Without one the run's record says where the checkpoints are.
+        place: URL of the database, with the password that the record leaves out.
+        graph: A graph of the user's own. Without one it is `build_graph()`.
+
+    Raises:
+        RunError: If the checkpoints or the graph of this run have to be given, and are not.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        workspace: Workspace,
+        saver: Saver | None = None,
+        place: str | None = None,
+        graph: AnyGraph | None = None,
+    ) -> None:
+        self.folder = folder.absolute()  # stays valid when the working directory changes
+        self.workspace, self.graph = workspace, graph
+        self._saver = saver
+        record = read_run_file(folder)
+        recorded = record.get("checkpoints")
+        if saver is None and (recorded == OBJECT or (place is not None and without_password(place) != recorded)):
+            raise RunError(
+                f"The checkpoints of {folder} are in {described(recorded)}: give that with checkpoints=..., "
+                "or the run would begin again in its own folder."
+            )
+        if graph is None and record.get("graph_is_object"):
+            raise RunError(f"{folder} was begun with a graph of your own: give it again, as Run.open(..., graph=...).")
+        self._place = place or place_of(recorded)
+        self.thread: str = record.get("thread", OLD_THREAD)
+        self.origin: dict[str, Any] | None = record.get("origin")
+
+    def compiled(self, saver: Saver) -> Graph:
+        """The run's graph with this checkpointer."""
+        if self.graph is None:
+            return build_graph(checkpointer=saver)
+        if isinstance(self.graph, CompiledStateGraph):
+            return self.graph.copy({"checkpointer": saver})
+        return self.graph.compile(checkpointer=saver, name="nslora")
+
+    @property
+    def config(self) -> RunnableConfig:
+        """LangGraph's config of this run."""
+        limit = STEPS_PER_ROUND * (self.workspace.settings.max_rounds + 2)
+        return {"configurable": {"thread_id": self.thread}, "recursion_limit": limit}
+
+    @property
+    def context(self) -> AdaptationContext:
+        """What the nodes are given beside the state; pass it with every invoke."""
+        return AdaptationContext(folder=str(self.folder.resolve()))
+
+    def first_state(self) -> AdaptationState:
+        """The state to begin with: the base model under the task's prompt.
+
+        Raises RunError where the run has begun: it would begin anew on top of what is there.
+        """
+        # Rounds without a state were made under a checkpointer that this object does not know.
+        if (self.folder / "decisions.jsonl").exists() or self.state() is not None:
+            raise RunError(
+                f"The run {self.folder} has begun: to go on, give the graph None in the place of "
+                "first_state(), or call adapt()."
+            )
+        return self._first_state()
+
+    def _first_state(self) -> AdaptationState:
+        return first_state(
+            self.workspace.prompts.add(self.workspace.task.prompt), approve=self.workspace.settings.approve
+        )
+
+    def checkpointer(self) -> AbstractContextManager[Saver]:
+        """The run's checkpoints, open as long as the block lasts."""
+        if self._saver is not None:
+            return nullcontext(self._saver)
+        if self._place is not None:
+            return postgres_checkpoints(self._place)
+        return sqlite_checkpoints(self.folder / CHECKPOINTS_FILE)
+
+    def stream(
+        self,
+        modes: Sequence[StreamMode] = ("updates", "custom"),
+        *,
+        control: RunControl | None = None,
+        answer: Answer | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        """Run to the end, yielding (mode, part) of LangGraph's stream as they come.
+
+        modes: "updates" gives {node: changes}, "values" whole states, "custom" progress inside a node. control: its
+        `request_drain()` ends the run after the current step with GraphDrained. answer: to the question of an
+        `approve` node, see `question`. A run that was begun before goes on from its last checkpoint, under the same
+        settings; a finished one yields nothing. Raises RunError where another process is at work on the run, the disk
+        is full, nothing waits for the answer, or another checkpointer holds the run; and DamagedError, with the command
+        that goes on, where a file of the past is damaged.
+        """
+        moved_away = self._saver is None and self._place is None and not (self.folder / CHECKPOINTS_FILE).exists()
+        with named_disk_problems(self.folder), sole_writer(self.folder) as stream, self.checkpointer() as saver:
+            graph = self.compiled(saver)
+            try:
+                self._refuse_where_unasked(graph, answer, begins_anew=moved_away)
+                yield from self._streamed(graph, replace(self.context, stream=stream), modes, control, answer)
+            except DamagedError as error:
+                raise DamagedError(
+                    f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "
+                    f"fork {quoted(self.folder)} --at {last_whole_round(graph, self.config, self.workspace)}"
+                ) from error
+
+    def _refuse_where_unasked(self, graph: Graph, answer: Answer | None, *, begins_anew: bool) -> None:
+        seen = graph.get_state(self.config)
+        traces = [name for name in (QUESTION_FILE, "decisions.jsonl") if (self.folder / name).exists()]
+        if traces and not seen.values and not begins_anew and not (self.origin and self.origin["round"] > 0):
+            where = "this checkpointer" if self._saver else described(read_run_file(self.folder).get("checkpoints"))
+            raise RunError(
+                f"{self.folder} has begun under another checkpointer than {where} ({traces[0]} is there): "
+                "go on with that one, as Run.open(folder, checkpoints=...) or with the graph itself; where "
+                f"it is lost, move {' and '.join(traces)} away, and the run begins again from its records."
+            )
+        if answer is not None and not seen.interrupts:
+            raise RunError(f"{self.folder} waits for no answer: leave out answer, or look at question() first.")
+
+    def _streamed(
+        self,
+        graph: Graph,
+        context: AdaptationContext,
+        modes: Sequence[StreamMode],
+        control: RunControl | None,
+        answer: Answer | None,
+    ) -> Iterator[tuple[str, Any]]:
+        seen = graph.get_state(self.config)
+        config = self.config
+        if seen.values.get("status") == "finished":
+            told = self.folder / "decisions.jsonl"
+            if len(read_jsonl(told)) != len(seen.values["rounds"]):
+                write_jsonl(told, seen.values["rounds"])
+            if (self.folder / "result" / "test.jsonl").is_file() and report_of(self.folder, read_jsonl(told)):
+                return
+            # Somebody removed the result, or a part of it: the last node makes it again, from the same state.
+            end = next((each for each in line_of(graph, config) if "finish" in each.next), None)
+            if end is None:
+                raise RunError(f"{self.folder} has lost its result, and the checkpoint that it could be made from.")
+            config = {**config, **end.config}
+        check_records(self.folder)
+        if not seen.values and self.origin and self.origin["round"] > 0:
+            raise RunError(
+                f"{self.folder} has lost the checkpoints that it was begun with: fork again, into another folder."
+            )
+        start: Any = None if seen.values else self._first_state()
+        if seen.interrupts:
+            if answer is None:
+                return
+            start = Command(resume=storable(answer))
+        for mode, part in graph.stream(
+            start, config, context=context, stream_mode=list(modes), durability="sync", control=control
+        ):
+            yield str(mode), part
+
+    def finish(self, answer: Answer | None = None, **options: Any) -> dict[str, Any]:
+        """Run to the end and return the report. Args as in `stream`. Raises RunError if a person is asked."""
+        for _ in self.stream(answer=answer, **options):
+            pass
+        if (asked := self.question()) is not None:
+            problem = asked.get("problem") if isinstance(asked, Mapping) else None
+            then = (
+                "resume({'answer': 'accept'})"
+                if isinstance(asked, Mapping) and "answers" in asked
+                else "resume(answer)"
+            )
+            raise RunError(
+                (f"{problem} " if problem else "") + f"The run {self.folder} waits for a person: look at "
+                f"question(), then {then}."
+            )
+        return self.report()
+
+    def question(self) -> Any:
+        """What an `approve` node asks: {"kind", "round", "diff", "screening", ...}; None where nothing waits.
+
+        Of a chat model that asks a person, what it gave to `interrupt`.
+        """
+        with self.checkpointer() as saver:
+            interrupts = self.compiled(saver).get_state(self.config).interrupts
+        return interrupts[0].value if interrupts else None
+
+    def state(self) -> AdaptationState | None:
+        """The newest state, None before the first checkpoint."""
+        with self.checkpointer() as saver:
+            values: Any = self.compiled(saver).get_state(self.config).values
+        return values or None
+
+    def history(self) -> list[StateSnapshot]:
+        """The newest checkpoint and all that it grew from, newest first; other branches are left out."""
+        with self.checkpointer() as saver:
+            return line_of(self.compiled(saver), self.config)
+
+    def report(self) -> dict[str, Any]:
+        """`result/report.json` as a dict. Raises RunError while the run has not finished."""
+        return report_in(self.folder)
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    """The report of the finished run in `folder`. Raises RunError if the run has not finished."""
+    read_run_file(folder)
+    report = report_of(folder, read_jsonl(folder / "decisions.jsonl"))
+    if report is None:
+        raise RunError(f"The run {folder} has no result yet: let it finish (nslora resume {quoted(folder)}).")
+    return report
+
+
+def storable(answer: Answer) -> Any:
+    """An answer as checkpoints keep it: a Prompt as its document. Raises RunError for what JSON cannot hold."""
+    if isinstance(answer, Mapping) and isinstance(prompt := answer.get("prompt"), Prompt):
+        answer = {**answer, "prompt": prompt.render()}
+    try:
+        json.dumps(answer, ensure_ascii=False).encode()  # half a surrogate pair would be kept as another character
+    except (TypeError, ValueError) as error:
+        raise RunError(f"The answer cannot be kept ({error}): give text, numbers, lists and dicts.") from error
+    return answer

@@ -1,0 +1,78 @@
+"""What a finished run gives: the pair of prompt and adapter, its test scores, and what they cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nslora.graph.runs.view import Round, round_of
+from nslora.tools.files import read_text
+from nslora.tools.prompt import Prompt, parse
+
+
+class TestScores(NamedTuple):
+    """Shares of test replies that pass every check, in [0, 1].
+
+    Attributes:
+        base: Of the untouched model under the task's own prompt.
+        result: Of the pair that the run chose.
+        gain: `result - base`.
+        low: Lower end of the gain's 95 % bootstrap interval, paired by question.
+        high: Its upper end.
+        n: Test questions.
+    """
+
+    base: float
+    result: float
+    gain: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        prompt: The prompt that was chosen.
+        adapter: Folder of the PEFT adapter that was chosen; None if the weights stay as they are.
+        test: Base and result on the test split, which is looked at once.
+        cost: Tokens, TFLOP, editor calls and editor cost of all rounds.
+        rounds: What each round did.
+        stop: Why the run ended.
+        folder: The run's folder; the result lies in `folder / "result"`.
+        report: `result/report.json`, everything else.
+    """
+
+    prompt: Prompt
+    adapter: Path | None
+    test: TestScores
+    cost: Mapping[str, float]
+    rounds: tuple[Round, ...]
+    stop: str
+    folder: Path
+    report: Mapping[str, Any] = field(repr=False)
+
+
+def result_of(folder: Path, report: Mapping[str, Any]) -> Result:
+    """The result of the finished run in `folder`, whose report this is."""
+    test, adapter = report["test"], folder / "result" / "adapter"
+    low, high = test["gain"]["interval"]
+    return Result(
+        prompt=parse(read_text(folder / "result" / "prompt.md")),
+        adapter=adapter if report["result"]["adapter"] else None,
+        test=TestScores(
+            test["base"]["all_checks"],
+            test["result"]["all_checks"],
+            test["gain"]["all_checks"],
+            low,
+            high,
+            test["questions"],
+        ),
+        cost=report["cost"],
+        rounds=tuple(round_of(each) for each in report["rounds"]),
+        stop=report["stop"],
+        folder=folder,
+        report=report,
+    )
