@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 FOLDER = Path("build/bench")
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parent / "README.md"
 
 
 @dataclass(frozen=True)
