@@ -28,7 +28,9 @@ def run_python(code: str) -> str:
 
 
 def test_importing_the_package_loads_neither_torch_nor_langgraph() -> None:
-    said = run_python("import sys, nslora; print(nslora.__version__, sorted({'torch', 'langgraph'} & sys.modules.keys()))")
+    said = run_python(
+        "import sys, nslora; print(nslora.__version__, sorted({'torch', 'langgraph'} & sys.modules.keys()))"
+    )
     assert re.fullmatch(r"\d+\.\d+\.\d+ \[\]\n", said)
 
 
@@ -48,7 +50,9 @@ def test_the_package_lists_what_it_names_and_refuses_what_it_does_not() -> None:
 
 def test_nobody_imports_the_front_door_by_its_folder() -> None:
     """An editable install also has `nslora.graph.api`, a wheel does not, and its classes would be other ones."""
-    files = [path for folder in ("graph", "nodes", "tools", "tests", "notebooks") for path in (ROOT / folder).rglob("*")]
+    files = [
+        path for folder in ("graph", "nodes", "tools", "tests", "notebooks") for path in (ROOT / folder).rglob("*")
+    ]
     for path in (*files, ROOT / "README.md"):
         if path.suffix in (".py", ".md", ".ipynb") and path != Path(__file__):
             assert "nslora.graph.api" not in path.read_text(encoding="utf-8"), path
