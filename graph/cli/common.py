@@ -72,7 +72,7 @@ def parsed(assignments: list[str], elsewhere: Mapping[str, str] = MappingProxyTy
             place = group(place, each)
         try:
             place[last] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:  # a date such as 2024-13-45 is YAML, and none
+        except (yaml.YAMLError, ValueError) as error:  # 2024-13-45 reads as a date, which it is not
             problem = getattr(error, "problem", None) or "no valid YAML"
             raise SettingsError(f"--set {assignment}: the value cannot be read ({problem}).") from error
     return settings
@@ -87,7 +87,7 @@ def steps(name: str) -> list[str]:
 
 
 def group(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """A group of settings, made where it is missing. Raises SettingsError where a plain value stands in its place."""
+    """A group of settings, made if it is missing. Raises SettingsError if a plain value has its name."""
     found = settings.setdefault(name, {})
     if not isinstance(found, dict):
         raise SettingsError(

@@ -43,7 +43,7 @@ from nslora.tools.workspace.workspace import Workspace
 Saver = BaseCheckpointSaver[Any]
 AnyGraph = StateGraph[Any, Any, Any, Any] | Graph
 # To a question of `approve`: {"answer": "accept"}, "reject", or {"answer": "rewrite", "prompt": the document, or a
-# Prompt}; to one that a chat model asks, what that expects.
+# Prompt}; to a question of a chat model, whatever it expects.
 Answer = str | Mapping[str, Any]
 
 
@@ -107,7 +107,7 @@ class Execution:
     def first_state(self) -> AdaptationState:
         """The state to begin with: the base model under the task's prompt.
 
-        Raises RunError where the run has begun: it would begin anew on top of what is there.
+        Raises RunError if the run has begun: it would begin again on top of what is there.
         """
         # Rounds without a state were made under a checkpointer that this object does not know.
         if (self.folder / "decisions.jsonl").exists() or self.state() is not None:
@@ -142,9 +142,9 @@ class Execution:
         modes: "updates" gives {node: changes}, "values" whole states, "custom" progress inside a node. control: its
         `request_drain()` ends the run after the current step with GraphDrained. answer: to the question of an
         `approve` node, see `question`. A run that was begun before goes on from its last checkpoint, under the same
-        settings; a finished one yields nothing. Raises RunError where another process is at work on the run, the disk
+        settings; a finished one yields nothing. Raises RunError if another process is at work on the run, the disk
         is full, nothing waits for the answer, or another checkpointer holds the run; and DamagedError, with the command
-        that goes on, where a file of the past is damaged.
+        that goes on, if a file of the past is damaged.
         """
         moved_away = self._saver is None and self._place is None and not (self.folder / CHECKPOINTS_FILE).exists()
         with named_disk_problems(self.folder), sole_writer(self.folder) as stream, self.checkpointer() as saver:
@@ -165,8 +165,8 @@ class Execution:
             where = "this checkpointer" if self._saver else described(read_run_file(self.folder).get("checkpoints"))
             raise RunError(
                 f"{self.folder} has begun under another checkpointer than {where} ({traces[0]} is there): "
-                "go on with that one, as Run.open(folder, checkpoints=...) or with the graph itself; where "
-                f"it is lost, move {' and '.join(traces)} away, and the run begins again from its records."
+                "go on with that one, as Run.open(folder, checkpoints=...) or with the graph itself. If it is "
+                f"lost, move {' and '.join(traces)} away, and the run begins again from its records."
             )
         if answer is not None and not seen.interrupts:
             raise RunError(f"{self.folder} waits for no answer: leave out answer, or look at question() first.")
@@ -201,7 +201,7 @@ class Execution:
         if seen.interrupts:
             if answer is None:
                 return
-            start = Command(resume=storable(answer))
+            start = Command(resume=_storable(answer))
         for mode, part in graph.stream(
             start, config, context=context, stream_mode=list(modes), durability="sync", control=control
         ):
@@ -225,9 +225,9 @@ class Execution:
         return self.report()
 
     def question(self) -> Any:
-        """What an `approve` node asks: {"kind", "round", "diff", "screening", ...}; None where nothing waits.
+        """What an `approve` node asks: {"kind", "round", "diff", "screening", ...}; None if nothing waits.
 
-        Of a chat model that asks a person, what it gave to `interrupt`.
+        If a chat model asks the person, what it gave to `interrupt`.
         """
         with self.checkpointer() as saver:
             interrupts = self.compiled(saver).get_state(self.config).interrupts
@@ -258,7 +258,7 @@ def report_in(folder: Path) -> dict[str, Any]:
     return report
 
 
-def storable(answer: Answer) -> Any:
+def _storable(answer: Answer) -> Any:
     """An answer as checkpoints keep it: a Prompt as its document. Raises RunError for what JSON cannot hold."""
     if isinstance(answer, Mapping) and isinstance(prompt := answer.get("prompt"), Prompt):
         answer = {**answer, "prompt": prompt.render()}

@@ -159,7 +159,7 @@ class Run(Execution):
             refuse_no_policy(model)
         if task.hash != record["task"]["hash"]:
             raise RunError(
-                f"Another task than the one that {folder} was begun with (hash {task.hash[:12]}, wanted "
+                f"This is another task than {folder} was begun with (hash {task.hash[:12]}, wanted "
                 f"{record['task']['hash'][:12]})."
             )
         workspace = Workspace(

@@ -29,7 +29,7 @@ REPORT = (
 
 @dataclass(frozen=True)
 class Round:
-    """One finished round. reward_after is None where the update failed before it could be measured."""
+    """One finished round. reward_after is None if the update failed before it could be measured."""
 
     number: int
     action: str
@@ -99,7 +99,7 @@ class RunView:
     problem: str = ""
 
     def round(self, number: int) -> RoundDetails:
-        """Everything about round `number`, from 1. Raises RunError where there is no such round, or a damaged file."""
+        """Everything about round `number`, from 1. Raises RunError."""
         if not 1 <= number <= len(self.rounds):
             raise RunError(f"{self.folder} has no round {number}: it has {len(self.rounds)} finished rounds.")
         found = self.rounds[number - 1]
@@ -138,7 +138,7 @@ class RunView:
 
 
 def runs(folder: str | Path = "runs") -> list[RunView]:
-    """All runs directly under `folder`, the newest first; one that cannot be read is listed with its problem."""
+    """All runs directly under `folder`, the newest first. A run that cannot be read is listed with its problem."""
     found = []
     for path in sorted(Path(folder).glob(f"*/{RUN_FILE}")):
         try:
@@ -149,7 +149,7 @@ def runs(folder: str | Path = "runs") -> list[RunView]:
 
 
 def look(folder: str | Path) -> RunView:
-    """One run. Raises RunError, naming the file, where the folder is no run or a record in it is damaged."""
+    """One run. Raises RunError, naming the file, if the folder holds no run or a record is damaged."""
     path = Path(folder)
     record = read_run_file(path)
     try:
@@ -180,8 +180,8 @@ def look(folder: str | Path) -> RunView:
 
 
 def report_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The report of a finished run; None where there is none, or where the run was taken back to an earlier round
-    since (LangGraph's time travel), so that it tells of other rounds. Raises DamagedError.
+    """The report of a finished run. None if there is no report, or if it is about other rounds, since the run was taken
+    back to an earlier round by LangGraph's time travel. Raises DamagedError.
     """
     path = folder / "result" / "report.json"
     if not path.is_file():
@@ -195,7 +195,7 @@ def report_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, A
             for rounds in (report.get("rounds", records), records)
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path} or {folder}/decisions.jsonl is damaged: one of its rounds is none.") from error
+        raise DamagedError(f"{path} or {folder}/decisions.jsonl is damaged: a line of it is no round.") from error
     return report if told == there else None
 
 
