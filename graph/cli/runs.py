@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nslora.graph.cli.common import follow, out, parsed
+from nslora.graph.cli.common import announce, follow, out, parsed
 from nslora.tools.errors import RunError, SettingsError
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
@@ -28,6 +28,8 @@ def resume(
     elsewhere = (folder / QUESTION_FILE).exists()  # asked under another checkpointer: then the stream says so
     if answer is not None and run.question() is None and not elsewhere:
         raise RunError(f"{folder} waits for no answer: leave out --accept, --reject or --prompt.")
+    settings = run.workspace.settings
+    announce(run.workspace.task, settings.model, settings.editor, settings.strategy, settings.seed)
     follow(run, answer)
 
 
@@ -104,7 +106,10 @@ def fork(
 ) -> None:
     """Go another way from a round of a run, in a new run. The original stays as it is."""
     source = _opened(folder, checkpoints, needs_editor=editor is None)
-    follow(source.fork(into, at=at, action=action, editor=editor, settings=parsed(set_ or [])))
+    new = source.fork(into, at=at, action=action, editor=editor, settings=parsed(set_ or []))
+    settings = new.workspace.settings
+    announce(new.workspace.task, settings.model, settings.editor, settings.strategy, settings.seed)
+    follow(new)
 
 
 def replay(
