@@ -26,16 +26,18 @@ from nslora.graph.runs.checkpoints import (
     without_password,
 )
 from nslora.graph.runs.disk_errors import named_disk_problems
+from nslora.graph.runs.folder import read_settings
 from nslora.graph.runs.history import last_whole_round, line_of
 from nslora.graph.runs.integrity import check_records
 from nslora.graph.runs.view import report_of
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
 from nslora.tools.errors import DamagedError, RunError
-from nslora.tools.files import quoted, read_jsonl, write_jsonl
+from nslora.tools.files import quoted, read_jsonl, write_json, write_jsonl
 from nslora.tools.prompt import Prompt
 from nslora.tools.workspace.record import (
     OLD_THREAD,
     QUESTION_FILE,
+    RUN_FILE,
     read_run_file,
 )
 from nslora.tools.workspace.workspace import Workspace
@@ -224,6 +226,30 @@ class Execution:
             )
         return self.report()
 
+    def allow(self, max_rounds: int) -> None:
+        """Give the run another limit of rounds, and open it again if it has ended.
+
+        The result of an earlier end is set aside as `result.1`, `result.2`, ...; the next report says how often the
+        test split has been looked at.
+
+        Raises:
+            SettingsError: If `max_rounds` is no number of rounds.
+            RunError: If the run has done as many rounds already, or another process works on it.
+        """
+        record = read_run_file(self.folder)
+        settings = read_settings(**{**record["settings"], "max_rounds": max_rounds})
+        with sole_writer(self.folder), self.checkpointer() as saver:
+            graph = self.compiled(saver)
+            values = graph.get_state(self.config).values
+            if (done := values.get("round", 0)) >= settings.max_rounds:
+                raise RunError(f"{self.folder} has done {done} rounds: max_rounds={max_rounds} allows no further one.")
+            write_json(self.folder / RUN_FILE, {**record, "settings": settings.model_dump(mode="json")})
+            self.workspace.settings = settings
+            if values.get("status") == "finished":
+                _set_aside(self.folder / "result")
+                changes = {"status": "running", "stop": "", "decision": None}
+                graph.update_state(self.config, changes, as_node="monitor")
+
     def question(self) -> Any:
         """What an `approve` node asks: {"kind", "round", "diff", "screening", ...}; None if nothing waits.
 
@@ -256,6 +282,13 @@ def report_in(folder: Path) -> dict[str, Any]:
     if report is None:
         raise RunError(f"The run {folder} has no result yet: let it finish (nslora resume {quoted(folder)}).")
     return report
+
+
+def _set_aside(result: Path) -> None:
+    """Rename `result` to the first free of `result.1`, `result.2`, ..."""
+    if result.exists():
+        number = 1 + len(list(result.parent.glob("result.*")))
+        result.rename(result.with_name(f"result.{number}"))
 
 
 def _storable(answer: Answer) -> Any:

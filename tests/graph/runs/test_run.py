@@ -375,3 +375,17 @@ def test_a_run_that_was_taken_back_from_a_question_waits_no_more(begin: Begin) -
         earlier = checkpoint_before(graph, run.config, run.folder, 1).config
         graph.invoke(None, {**run.config, **earlier}, context=run.context, interrupt_after=["classify"])
     assert look(run.folder).status == "stopped"
+
+
+def test_a_run_that_has_ended_goes_on_for_more_rounds_and_says_that_test_was_looked_at_twice(begin: Begin) -> None:
+    run = begin(max_rounds=1)
+    first = run.adapt()
+    assert first.report["test_looks"] == 1
+    with pytest.raises(RunError, match=r"has done 1 rounds: max_rounds=1 allows no further one"):
+        run.resume(max_rounds=1)
+    again = Run.open(run.folder).resume(max_rounds=3)
+    assert [each.action for each in again.rounds] == ["textgrad", "textgrad", "lora"]
+    assert again.report["rounds"][0] == first.report["rounds"][0]
+    assert (again.report["test_looks"], again.report["settings"]["max_rounds"]) == (2, 3)
+    assert json.loads((run.folder / "result.1" / "report.json").read_text()) == first.report
+    assert Run.open(run.folder).report() == again.report
