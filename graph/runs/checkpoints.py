@@ -155,7 +155,7 @@ def check_checkpoints(checkpoints: object) -> None:
         raise SettingsError(
             f"checkpoints={type(checkpoints).__name__}: a Run works without an event loop; give one "
             "that is not asynchronous (and await asyncio.to_thread(run.adapt)), or compile "
-            "build_graph(saver) and await it by hand."
+            "build_graph(checkpointer=saver) and await it by hand."
         )
     elif not isinstance(checkpoints, BaseCheckpointSaver):
         kind = type(checkpoints).__name__

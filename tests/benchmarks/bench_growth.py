@@ -75,7 +75,7 @@ def grow(folder: Path, rounds: int) -> Growth:
     path = folder / CHECKPOINTS_FILE
     sizes, times = [0.0], [time.process_time()]
     with sqlite_checkpoints(path) as saver:
-        graph = adapt.build_graph(saver)
+        graph = adapt.build_graph(checkpointer=saver)
         config: Any = {"configurable": {"thread_id": "growth"}, "recursion_limit": adapt.STEPS_PER_ROUND * (rounds + 2)}
         for part in graph.stream(first_state("0" * 16), config, stream_mode="updates", durability="sync"):
             if "monitor" in part:

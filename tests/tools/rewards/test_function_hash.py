@@ -136,7 +136,7 @@ def test_a_function_that_holds_itself_or_a_name_without_a_value_is_told() -> Non
 REWARDS = """
 import functools, threading
 from nslora.tools.rewards.function_hash import described
-from nslora.tools.rewards import build_reward
+from nslora.tools.rewards.reward import build_reward
 
 class Client:
     def __init__(self):
