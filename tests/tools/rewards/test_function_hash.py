@@ -191,7 +191,7 @@ def test_a_run_does_not_go_on_under_another_reward(
     }
     task, other = (task_from_rows(**rows, reward=paying(full)) for full in (1.0, 0.5))
     Run.create(tmp_path / "run", task=task, model=str(tiny_folder()))
-    with pytest.raises(RunError, match="Another task"):
+    with pytest.raises(RunError, match="another task"):
         Run.open(tmp_path / "run", task=other)
 
 
