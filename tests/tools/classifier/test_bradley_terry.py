@@ -68,6 +68,6 @@ def test_rows_with_one_and_the_same_reference_train_no_head():
 def test_a_blend_averages_the_verdict_and_keeps_what_the_reward_said():
     repair = Attribution("a", 1.0, 0.0, 1.0, 0.5, "content", "- 1777", 1.0, 4)
     head = Attribution("a", 0.9, 0.9, 0.5, 0.5, "both", "- 1777", 0.5, 0)
-    (found,) = blend([repair], [head])
+    found = blend(repair, head)
     assert (found.p_content, found.verdict) == (0.75, "both")
     assert (found.content_deficit, found.form_deficit, found.repaired_reward, found.calls) == (1.0, 0.0, 1.0, 4)

@@ -97,7 +97,7 @@ def test_noise_that_was_not_declared_is_found_by_asking_twice() -> None:
 def test_a_reward_that_wavers_more_than_it_declares_is_named_with_its_row() -> None:
     turns = itertools.cycle([0.0, 0.2])
     wavering = Reward([callable_check(lambda example, reply: next(turns))], noise=0.1)
-    with pytest.raises(RewardError, match=r"Row train-0.*0\.1 can be worked with"):
+    with pytest.raises(RewardError, match=r"Row train-0.*at most 0\.1"):
         classify_failures([Graded(ROWS[0], "in 1066", wavering(ROWS[0], "in 1066"))], wavering)
 
 
