@@ -56,12 +56,12 @@ def test_the_same_seed_gives_the_same_heads():
     assert fit_heads(ROWS, Layout("- "), seed=3) == fit_heads(ROWS, Layout("- "), seed=3)
 
 
-def test_a_row_without_reference_is_form():
+def test_a_row_without_a_reference_lacks_form():
     (found,) = fit_heads(ROWS, Layout("- ")).attribute([Reply(Row("x", "Sing.", None), "la", Value(0.0))])
     assert (found.verdict, found.p_content) == ("form", 0.0)
 
 
-def test_rows_with_one_and_the_same_reference_train_no_head():
+def test_rows_with_equal_references_train_no_head():
     assert fit_heads([Row(str(i), "Is it?", "yes") for i in range(6)], Layout("- ")) is None
 
 
