@@ -106,7 +106,7 @@ def shares_most(reply: str, reference: str, question: str) -> bool:
 def shared_runs(reply: str, reference: str, question: str) -> list[tuple[int, int]]:
     """Find the parts of the reply whose words are in the reference and not in the question.
 
-    If the reply is right, such a part is its own answer.
+    If the reply is right, its own answer is among them.
 
     Returns:
         Start and end of each part as character offsets, longest part first.

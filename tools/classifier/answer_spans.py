@@ -1,4 +1,4 @@
-"""The places where a failing reply's answer may stand, and the content repair: the reference in such a place.
+"""The places where a failing reply's answer may stand, and the content repair: the reference in that place.
 
 This module only compares texts; it asks no reward. The places are ranked: slots of layouts known to be good,
 structures that show where their answer stands, replies that consist of an answer only, then likeness to the reference.

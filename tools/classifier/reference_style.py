@@ -65,7 +65,7 @@ def _is_form(layout: Layout) -> bool:
 
 
 def _with_placeholder(text: str, question: str) -> str:
-    """Put the placeholder `QUESTION` where the text restates its question as whole words."""
+    """Replace the question, as whole words, by the placeholder `QUESTION`."""
     return re.sub(rf"(?<!\w){re.escape(question)}(?!\w)", QUESTION, text) if question.strip() else text
 
 
