@@ -100,17 +100,12 @@ class Check(Settings):
         """Score the reply to this row."""
 
     def mend(self, example: Example, reply: str) -> str:
-        """Repair the reply so that the check accepts it, with as little change as possible; else return it unchanged."""
+        """Repair the reply with as little change as possible; return it unchanged if the check knows no repair."""
         return reply
 
     def problem(self, example: Example) -> str | None:
         """Say why the check cannot score this row, as the end of a sentence; None if it can."""
         return None
-
-    @property
-    def tells(self) -> bool:
-        """Whether feedback and suggestions may show a right reply."""
-        return True
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -138,7 +133,10 @@ class BuiltInCheck(Check):
 
 
 class FieldCheck(BuiltInCheck):
-    """A check against a text of the row: its reference, or the column named by `field` (a list: any of its texts)."""
+    """A check against a text of the row: its reference, or the column named by `field` (a list: any of its texts).
+
+    `reveal: false` hides the text from feedback, and all suggestions of the reward.
+    """
 
     verb: ClassVar[str]  # "The reply {verb} 'text'."
     field: str = "reference"
@@ -147,10 +145,6 @@ class FieldCheck(BuiltInCheck):
     @abstractmethod
     def matches(self, text: str, reply: str) -> bool:
         """Whether the reply passes for this text."""
-
-    @property
-    def tells(self) -> bool:
-        return self.reveal
 
     def texts(self, example: Example) -> list[str]:
         """List the accepted texts. Suggestions use the first."""
@@ -206,8 +200,8 @@ class Contains(FieldCheck):
     def matches(self, text: str, reply: str) -> bool:
         """Whether the reply contains the text.
 
-        24,25,26 contains 25, but 125, 1.25, 25.5 and -25 do not. 十三 does not contain 三. 由王芳看守 contains 王芳, because
-        scripts without spaces between words show no boundary.
+        24,25,26 contains 25, but 125, 1.25, 25.5 and -25 do not. 十三 does not contain 三. 由王芳看守 contains
+        王芳, because scripts without spaces between words show no boundary.
         """
         words, reply = _composed(text).translate(_TYPED).split(), _composed(reply).translate(_TYPED)
         pattern = r"\s+".join(map(re.escape, words))

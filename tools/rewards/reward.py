@@ -84,7 +84,7 @@ class Reward:
         return Score(bare.value, bare.checks, bare.feedback + shown, suggestion)
 
     def suggestion(self, example: Example) -> str | None:
-        """Find a reply that earns full reward on this row: the reference, repaired by each check in turn, then verified.
+        """Find a reply that earns full reward on this row: the reference, repaired by each check in turn and verified.
 
         Returns:
             The reply. None if it does not earn full reward, the row has no reference, or a check hides the answer.
@@ -109,7 +109,7 @@ class Reward:
         return spec | ({"costly": True} if self.costly else {}) | ({"noise": self.noise} if self.noise else {})
 
     def _suggest(self, example: Example) -> str | None:
-        if example.reference is None or not all(check.tells for check in self.checks):
+        if example.reference is None or not all(getattr(check, "reveal", True) for check in self.checks):
             return None
         reply = example.reference
         for check in self.checks:

@@ -42,7 +42,8 @@ def read_regression_set(path: str | None, task: Task) -> tuple[Example, ...]:
         for split, (keys, reason) in splits.items():
             if keys_of(question) & keys:
                 raise TaskError(
-                    f"{row.place}: {question[:80]!r} is also in the {split} split, {reason}: remove it from one of the two."
+                    f"{row.place}: {question[:80]!r} is also in the {split} split, {reason}: "
+                    "remove it from one of the two."
                 )
         text = reference if isinstance(reference, str) and reference.strip() else None
         example = Example(f"anchor-{row.number}", question, text, row.columns)

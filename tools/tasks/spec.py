@@ -216,10 +216,11 @@ def reward_of(spec: TaskSpec, document: Document, style: str | None, combine: st
     if style is not None and style not in spec.styles:
         known = ", ".join(spec.styles) or "none"
         raise TaskError(f"{document.place(['styles'])}: unknown style {style!r} (known: {known}).")
-    checks: list[Check] = []
     keys: tuple[Any, ...] = ("reward",)
+    checks: list[Check] = []
     try:
-        for keys, check in spec.checks(style):
+        for check_keys, check in spec.checks(style):
+            keys = check_keys
             checks.append(build_check(check, document.folder))
         keys = ("reward",)
         return Reward(checks, combine or spec.reward.combine, costly=spec.reward.costly, noise=spec.reward.noise)

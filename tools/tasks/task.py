@@ -245,7 +245,7 @@ def _text(row: SourceRow, role: str, column: str) -> str:
     if column not in row.columns:
         hint = ", or write `reference: null` if the task has no references" if role == "reference" else ""
         raise TaskError(
-            f"{row.place}: there is no column {column!r} (found: {', '.join(map(str, row.columns))}): "
+            f"{row.place}: no field {column!r} (found: {', '.join(map(str, row.columns))}): "
             f"name the column under fields.{role} in task.yaml{hint}."
         )
     value = row.columns[column]
@@ -291,7 +291,7 @@ def _check_overlap(splits: Mapping[str, Sequence[Example]]) -> None:
         copies = [example for example in splits[held_out] if keys_of(example.question) & known]
         if copies:
             raise TaskError(
-                f"The splits overlap: {len(copies)} of the {len(splits[held_out])} {held_out} rows are also in {other}, "
+                f"The splits overlap: {len(copies)} of the {len(splits[held_out])} {held_out} rows are in {other} too, "
                 f"first {copies[0].id} {copies[0].question[:80]!r}: remove them from one of the two."
             )
 

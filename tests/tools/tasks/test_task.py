@@ -327,9 +327,9 @@ def test_a_task_yaml_that_is_no_mapping_is_refused(folder, text, part):
         ("\n[1]\n", "train.jsonl:2: got list, but a row is an object"),
         (
             '{"q": "a", "reference": "r"}',
-            "train.jsonl:1: there is no column 'question' (found: q, reference): name the column",
+            "train.jsonl:1: no field 'question' (found: q, reference): name the column",
         ),
-        ('{"question": "a", "a": "r"}', "train.jsonl:1: there is no column 'reference' (found: question, a)"),
+        ('{"question": "a", "a": "r"}', "train.jsonl:1: no field 'reference' (found: question, a)"),
         ('{"question": "a", "reference": 1911}', "train.jsonl:1: the reference '1911' has the type int"),
         ('{"question": "a", "reference": null}', "train.jsonl:1: the reference 'None' has the type NoneType"),
         ('{"question": "a", "reference": " "}', "train.jsonl:1: the reference is empty"),
@@ -396,13 +396,13 @@ def test_overlapping_splits_are_refused_with_the_count_and_the_first_question(fo
     new = {"question": "What is new?", "reference": "N"}
     (folder / f"{held_out}.jsonl").write_text(jsonl([new, *copies]))
     message = refused(folder)
-    assert f"{len(copies)} of the {len(copies) + 1} {held_out} rows are also in {other}" in message
+    assert f"{len(copies)} of the {len(copies) + 1} {held_out} rows are in {other}" in message
     assert f"first {held_out}-2 {copies[0]['question']!r}" in message
 
 
 @pytest.mark.parametrize("twin", ["What: is a?", "**What** is a", "WHAT IS A!", "\uff37\uff48\uff41\uff54 is a?"])
 def test_a_question_that_a_prompt_would_be_refused_for_overlaps(twin):
-    with pytest.raises(TaskError, match="1 of the 1 validation rows are also in train"):
+    with pytest.raises(TaskError, match="1 of the 1 validation rows are in train"):
         rows_task(validation=[{"question": twin, "reference": "A"}])
 
 
