@@ -8,7 +8,7 @@ from edits import NEW, OLD, StructuredChat, counted, failure, texts
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableLambda
 
-from nslora.tools.editor.answer_format import DocumentForm, SystemForm, reply_of
+from nslora.tools.editor.answer_format import DocumentForm, SystemForm
 from nslora.tools.editor.calls import EditorCalls
 from nslora.tools.editor.editor import Caps, EditFailedError, Editor
 from nslora.tools.prompt import Prompt
@@ -66,8 +66,6 @@ def test_structured_output_can_be_turned_off() -> None:
     [{"demonstrations": [{"q": "Who?"}]}, {"demonstrations": None}, {"system": 3}, ["Be brief."], None, "text"],
 )
 def test_fields_that_are_not_the_forms_are_read_as_what_was_said(filled: Any) -> None:
-    assert reply_of(filled) is None
-
     class Loose(StructuredChat):
         """A method that checks nothing of what it parses."""
 
