@@ -77,7 +77,7 @@ def replay(source: Run, folder: str | Path, *, begin_at: int = 1, retrain: bool 
     settings = recorded_settings(source.folder, record)
     if settings.max_seconds is not None:
         settings = settings.model_copy(update={"max_seconds": None, "max_rounds": len(old.rounds)})
-    # What a form was filled with is on record as the text that it stands for, so none is asked for.
+    # Filled-in fields are on record as text, which is read without structured output.
     settings = settings.model_copy(update={"editing": settings.editing.model_copy(update={"structured": "never"})})
     origin = source.origin or {}
     if origin.get("kind") == "fork" or origin.get("action"):

@@ -37,6 +37,9 @@ REFUSED_STATUS = (400, 404, 415, 422, 501)
 # What chat models without structured output raise when it is asked for; network errors are none of these types.
 UNABLE = (ValueError, TypeError, AttributeError, LookupError, ImportError, NotImplementedError)
 
+Messages = Sequence[BaseMessage]
+Form = type[BaseModel]  # the schema of structured output
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -109,7 +112,7 @@ class EditorCalls:
     Attributes:
         spent: Usage of all calls, recorded ones included, so that a replay counts the same. A run that continues in
             another process sets it.
-        since_begin: Usage since the last `begin`.
+        in_this_edit: Usage of the present edit; the editor sets it to 0 when an edit begins.
         until: `time.monotonic()` at which the last call must have ended. A call is not begun if the slowest call so
             far would not fit.
         tokens_left: Tokens that the calls of one edit may take together.
@@ -137,7 +140,7 @@ class EditorCalls:
         structured: Structured = "auto",
     ) -> None:
         self.caps = caps or Caps()
-        self.spent = self.since_begin = Usage()
+        self.spent = self.in_this_edit = Usage()
         self.until: float | None = None
         self.tokens_left: float | None = None
         self.never_swallow: tuple[type[BaseException], ...] = ()
@@ -156,7 +159,7 @@ class EditorCalls:
                 "to it: set editing.structured to 'auto' or 'never'."
             )
         costs_money = any(model._llm_type not in FREE for model in models)
-        self._price = _highest_price(names, prices or {}, needed=self.caps.cost is not None and costs_money)
+        self._price = _dearest(names, prices or {}, needed=self.caps.cost is not None and costs_money)
 
     @property
     def model(self) -> str:
@@ -168,13 +171,7 @@ class EditorCalls:
         if isinstance(self._chat, PolicyChat):
             self._chat.adapter = adapter
 
-    def begin(self) -> None:
-        """Start counting `since_begin` from 0."""
-        self.since_begin = Usage()
-
-    def ask(
-        self, messages: Sequence[BaseMessage], purpose: str, *, form: type[BaseModel] | None = None, warmer: float = 0.0
-    ) -> str:
+    def ask(self, messages: Messages, purpose: str, *, form: Form | None = None, warmer: float = 0.0) -> str:
         """Get the reply to a request, from the record if it holds one, else from the model.
 
         Args:
@@ -196,42 +193,41 @@ class EditorCalls:
         if call is None or (self._log is not None and self._log.asked_a_person(request)):
             form = form if self._structured else None
             self._reserve(messages, form)
-            call = self._call(messages, request, purpose, form, warmer)
+            call = self._call(messages, purpose, form, warmer)
             if self._log is not None:
                 self._log.append(call)
         cost = self._cost(call.input_tokens, call.output_tokens)
         usage = Usage(1, call.input_tokens, call.output_tokens, cost, call.estimated, call.seconds)
         self._slowest_s = max(self._slowest_s, usage.seconds)
         self.spent += usage
-        self.since_begin += usage
+        self.in_this_edit += usage
         if call.error:
             raise EditFailedError(call.error)
         return call.reply
 
-    def _call(
-        self, messages: Sequence[BaseMessage], request: str, purpose: str, form: type[BaseModel] | None, warmer: float
-    ) -> RecordedCall:
-        reply, error, counted, seconds = "", "", (0, 0), None
+    def _call(self, messages: Messages, purpose: str, form: Form | None, warmer: float) -> RecordedCall:
+        reply, error, seconds = "", "", None
+        counted: tuple[int, int] | None = (0, 0)
         started = time.monotonic()
         try:
-            message, reply = self._invoke(messages, form, warmer)
-            reply = without(reply, self._secrets)  # a server may send back what it was sent
+            message = self._invoke(messages, form, warmer)
+            reply = without(_text(message), self._secrets)  # a server may send back what it was sent
             counted = tokens_of(message)
             seconds = message.response_metadata.get("recorded_seconds")
         except self.never_swallow:  # an interrupt of a chat model that asks a person
             if self._log is not None:
-                self._log.note_person(request)
+                self._log.note_person(request_sha256(messages))
             raise
         except Exception as raised:  # each provider raises its own types; in any case this edit has failed
             error = self._describe(raised)
-        estimated = counted or (sum(_estimate(_text(message)) for message in messages), _estimate(reply))
+        tokens = counted or (sum(_estimate(_text(message)) for message in messages), _estimate(reply))
         return RecordedCall(
-            request_sha256=request,
+            request_sha256=request_sha256(messages),
             model=self.model,
             purpose=purpose,
             reply=reply,
-            input_tokens=estimated[0],
-            output_tokens=estimated[1],
+            input_tokens=tokens[0],
+            output_tokens=tokens[1],
             estimated=counted is None,
             seconds=time.monotonic() - started if seconds is None else seconds,
             error=error,
@@ -247,9 +243,7 @@ class EditorCalls:
             text = ""
         return f"The editor {self.model} failed with {type(error).__name__}: {text or '(no message)'}"
 
-    def _invoke(
-        self, messages: Sequence[BaseMessage], form: type[BaseModel] | None, warmer: float
-    ) -> tuple[AIMessage, str]:
+    def _invoke(self, messages: Messages, form: Form | None, warmer: float) -> AIMessage:
         capped = self.caps.tokens is not None or self.caps.cost is not None
         chat = adjusted(self._chat, warmer=warmer, reply_tokens=self.caps.reply_tokens if capped else None)
         if form is not None:
@@ -262,24 +256,24 @@ class EditorCalls:
                 if getattr(error, "status_code", None) not in REFUSED_STATUS and not unable:
                     raise
                 self._structured = False
-        message = self._checked(chat.invoke(list(messages)))
-        return message, _text(message)
+        return self._checked(chat.invoke(list(messages)))
 
-    def _fill_in(self, chat: Any, messages: Sequence[BaseMessage], form: type[BaseModel]) -> tuple[AIMessage, str]:
+    def _fill_in(self, chat: Any, messages: Messages, form: Form) -> AIMessage:
         """Ask for structured output; the reply is the fields as JSON, or the raw text if they do not fit the schema."""
         try:
             result = chat.invoke(list(messages))
         except Exception as error:
             if (message := reply_in_error(error)) is None:
                 raise
-            return message, _text(message)
+            return message
         if not isinstance(result, dict) or "raw" not in result:
             raise EditFailedError(f"The editor {self.model} gave no raw message beside its structured output.")
         message = self._checked(result["raw"])
         try:
-            return message, form.model_validate(result.get("parsed")).model_dump_json()
+            fields = form.model_validate(result.get("parsed"))
         except ValidationError:
-            return message, _text(message)
+            return message
+        return message.model_copy(update={"content": fields.model_dump_json()})
 
     def _checked(self, message: BaseMessage) -> AIMessage:
         if not isinstance(message, AIMessage):
@@ -292,7 +286,7 @@ class EditorCalls:
         """Tokens that are reserved for the reply of a call."""
         return reply_tokens_of(self._chat, self.caps.reply_tokens)
 
-    def _reserve(self, messages: Sequence[BaseMessage], form: type[BaseModel] | None) -> None:
+    def _reserve(self, messages: Messages, form: Form | None) -> None:
         if self.until is not None and time.monotonic() + self._slowest_s > self.until:
             raise EditFailedError(f"The run's max_seconds leave no time for another call of the editor {self.model}.")
         reply = self._reply_bound
@@ -300,7 +294,7 @@ class EditorCalls:
         if form is not None:  # providers count the schema as part of the request
             texts.append(json.dumps(form.model_json_schema()))
         request = sum(len(text.encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE for text in texts)
-        if self.tokens_left is not None and self.since_begin.tokens + request + reply > self.tokens_left:
+        if self.tokens_left is not None and self.in_this_edit.tokens + request + reply > self.tokens_left:
             raise EditFailedError(f"The run's max_tflop leave no room for another call of the editor {self.model}.")
         caps, spent = self.caps, self.spent
         for name, cap, used, wanted in (
@@ -319,9 +313,7 @@ class EditorCalls:
         return (input_tokens * self._price["input"] + output_tokens * self._price["output"]) / 1e6
 
 
-def _highest_price(
-    models: Sequence[str], prices: Mapping[str, Mapping[str, float]], *, needed: bool
-) -> dict[str, float]:
+def _dearest(models: Sequence[str], prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> dict[str, float]:
     """The highest price among the models of which any may answer."""
     found = [_price(model, prices, needed=needed) for model in models]
     return {kind: max(price[kind] for price in found) for kind in ("input", "output")}

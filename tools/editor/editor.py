@@ -171,7 +171,7 @@ class Editor:
             raise EditFailedError(f"{self._failed_often()}: it is not called any more in this run.", disabled=True)
         if not failures:
             raise EditFailedError("There is no failure to learn from, so the editor was not called.")
-        self._calls.begin()
+        self._calls.in_this_edit = Usage()
         constraints = [*format_rules(self._part), *self._rules, *_past_rules(past)]
         try:
             attempt = _Attempt(self._calls, self._part, self._retries, prompt, validate)
@@ -180,7 +180,7 @@ class Editor:
             self.consecutive_failures += 1
             disabled = getattr(error, "disabled", False) or self.consecutive_failures >= self._patience
             after = f" {self._failed_often()}: it will not be called again in this run." if disabled else ""
-            raise EditFailedError(f"{error}{after}", usage=self._calls.since_begin, disabled=disabled) from error
+            raise EditFailedError(f"{error}{after}", usage=self._calls.in_this_edit, disabled=disabled) from error
         self.consecutive_failures = 0
         return edit
 
@@ -219,7 +219,7 @@ class _Attempt:
                 break
             if prompt not in prompts:
                 prompts.append(prompt)
-        return Edit(tuple(prompts), tuple(critiques), self.calls.since_begin, tuple(self.problems))
+        return Edit(tuple(prompts), tuple(critiques), self.calls.in_this_edit, tuple(self.problems))
 
     def _criticise(self, request: Request) -> str:
         """Ask for a critique; it is neutralised, so it can neither open nor close a tag in the next request."""

@@ -40,6 +40,7 @@ def _secrets_in(value: object, *, named: bool, seen: set[int]) -> Iterator[str]:
         yield from [value] if named else []
     elif isinstance(value, BaseModel | Mapping | list | tuple) and id(value) not in seen:
         seen.add(id(value))
+        parts: list[tuple[object, object]]
         if isinstance(value, BaseModel):
             parts = [(_SECRET_FIELD.search(name), getattr(value, name, None)) for name in type(value).model_fields]
         elif isinstance(value, Mapping):

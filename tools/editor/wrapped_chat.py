@@ -29,12 +29,6 @@ class Branch(NamedTuple):
     model: Any
     bound: Mapping[str, Any]
 
-    @property
-    def reply_length(self) -> int | None:
-        """The longest reply in tokens; None if it is unbounded."""
-        bound = any(name in self.bound for name in REPLY_LENGTH_NAMES)
-        return _length(self.bound if bound else _settings(self.model))
-
 
 def branches(chat: Any) -> Iterator[Branch]:
     """List the models that may answer, the first to be asked in front. chat: a result of `configured`."""
@@ -88,11 +82,13 @@ def reply_tokens_of(chat: Any, unbound: int) -> int:
         unbound: Tokens to assume for a model without a bound of its own.
     """
 
-    def replies(branch: Branch) -> int:
-        count = branch.bound.get("n", getattr(branch.model, "n", None))
-        return count if isinstance(count, int) and count > 0 else 1
+    def most(model: Any, bound: Mapping[str, Any]) -> int:
+        count = bound.get("n", getattr(model, "n", None))
+        bounds_replies = any(name in bound for name in REPLY_LENGTH_NAMES)
+        longest = _length(bound if bounds_replies else _settings(model)) or unbound
+        return longest * (count if isinstance(count, int) and count > 0 else 1)
 
-    return max((branch.reply_length or unbound) * replies(branch) for branch in branches(chat))
+    return max(most(*branch) for branch in branches(chat))
 
 
 def to_fill_in(chat: Any, form: type[BaseModel]) -> Any | None:
