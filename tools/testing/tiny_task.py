@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-PLACES = tuple(
-    ["mill", "bridge", "lamp", "ferry", "anchor", "tower", "garden", "market", "harbour", "quarry", "chapel", "forge"]
-)
+_WORDS = "mill bridge lamp ferry anchor tower garden market harbour quarry chapel forge"
+PLACES = tuple(_WORDS.split())
 KEEPERS = ("ok", "no", "ab")
 SPLITS = {
     "train": "Who keeps the {place}?",
