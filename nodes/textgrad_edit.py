@@ -67,13 +67,13 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
     kept = workspace.prompts.get(state["kept"]["prompt"])
     failures = failures_to_show(state, workspace)
     until = deadline(state, workspace)
-    workspace.editor.never_swallow = (GraphBubbleUp,)
     workspace.editor.continue_from(
         state["editor_failures"],
         spent_so_far(state),
         adapter=state["kept"]["adapter"],
         until=until,
         tokens_left=editing_tokens(state, workspace),
+        never_swallow=(GraphBubbleUp,),
     )
     try:
         edit = workspace.editor.edit(

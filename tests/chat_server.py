@@ -1,10 +1,10 @@
-"""Any LangChain chat model behind HTTP in OpenAI's format, on 127.0.0.1: to try an editor on a server, and for tests.
+"""Serves any LangChain chat model over HTTP in OpenAI's format, on 127.0.0.1, for tests.
 
     with serve_chat(RuleEditor()) as server:
         editor = Editor(connect_editor("any-name", base_url=server.base_url))
 
-It answers one kind of request, without streaming, and is no server for anything but that. What real servers do wrong
-can be scripted: `serve_chat(ScriptedChat(["a critique", ServerFaultError(429), ...]))`.
+It answers chat completions without streaming and nothing else. Faults of real servers can be scripted:
+`serve_chat(ScriptedChat(["a critique", ServerFaultError(429), ...]))`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ MESSAGES: Mapping[str, type[BaseMessage]] = {"system": SystemMessage, "user": Hu
 
 
 class ServerFaultError(Exception):
-    """What a server does instead of answering; raised by the chat model that is served.
+    """A fault for the server to show instead of an answer; the chat model that is served raises it.
 
-    status: with an error in OpenAI's format, and these headers. hangs: no answer at all until the server is closed.
-    cut_off: a right answer of which half arrives before the connection closes. page: HTML where JSON is wanted.
+    Args:
+        status: HTTP status of an error in OpenAI's format.
+        message: Message of that error.
+        headers: Headers of that error.
+        hangs: Send nothing until the server is closed.
+        cut_off: Send half of a right answer, then close the connection.
+        page: Send this HTML instead of JSON.
     """
 
     def __init__(
@@ -47,7 +52,7 @@ class ServerFaultError(Exception):
 
 @dataclass(frozen=True)
 class ChatServer:
-    """A server that runs. requests: headers and body of each request so far."""
+    """A running server. requests: headers and body of each request so far."""
 
     base_url: str
     requests: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
@@ -55,7 +60,7 @@ class ChatServer:
 
 @contextmanager
 def serve_chat(chat: BaseChatModel) -> Iterator[ChatServer]:
-    """Serve a chat model from a thread of this process, on a free port, as long as the block lasts."""
+    """Serve a chat model on a free port, from a thread of this process, until the block ends."""
     closing = threading.Event()
     requests: list[tuple[dict[str, str], dict[str, Any]]] = []
 
@@ -76,7 +81,7 @@ def serve_chat(chat: BaseChatModel) -> Iterator[ChatServer]:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # The default of 5 resets connections of a client that asks from more threads than that.
+    # With the default of 5, connections are reset when more threads than that connect at once.
     request_queue_size = 128
 
 
@@ -125,11 +130,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on the terminal."""
+        """Print nothing."""
 
 
 def completion(message: BaseMessage, model: str) -> dict[str, Any]:
-    """A chat model's reply as OpenAI's `chat.completion` object; `usage` only where the model counted."""
+    """Convert a reply to OpenAI's `chat.completion` object; it has `usage` only if the model counted tokens."""
     reason = message.response_metadata.get("finish_reason", "stop")
     said = {"role": "assistant", "content": str(message.text), "refusal": message.additional_kwargs.get("refusal")}
     choice = {"index": 0, "message": said, "finish_reason": reason}

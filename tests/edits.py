@@ -1,4 +1,4 @@
-"""What the tests of the editor share: two prompts, a failure, and chat models that are nearly real."""
+"""Shared by the tests of the editor: two prompts, a failure, and chat models with the fields of real ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def texts(messages: Sequence[BaseMessage]) -> list[str]:
 
 
 class KeyedChat(ScriptedChat):
-    """A scripted model that holds what real ones hold."""
+    """A scripted model with the fields of real ones: name, key, temperature and longest reply."""
 
     model_name: str = "tiny-1"
     api_key: SecretStr = SecretStr("a-plain-secret")
@@ -39,7 +39,7 @@ class KeyedChat(ScriptedChat):
 
 
 class StructuredChat(ScriptedChat):
-    """A model whose profile says that it can fill in a schema."""
+    """A model whose profile says that it has structured output."""
 
     asked_for: list[Any] = Field(default_factory=list)
     profile: Any = Field(default_factory=lambda: {"structured_output": True})

@@ -1,4 +1,4 @@
-"""What hostile and broken editors reply, shared by the tests of one edit and of a whole run."""
+"""Replies of hostile and broken editors, for the tests of one edit and of a whole run."""
 
 from dataclasses import replace
 

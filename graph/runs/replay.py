@@ -76,7 +76,7 @@ def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain:
     settings = recorded_settings(source.folder, record)
     if settings.max_seconds is not None:
         settings = settings.model_copy(update={"max_seconds": None, "max_rounds": len(old.rounds)})
-    # The record holds structured output as text, so the replay asks for text.
+    # Filled-in fields are on record as text, which is read without structured output.
     settings = settings.model_copy(update={"editing": settings.editing.model_copy(update={"structured": "never"})})
     origin = source.origin or {}
     if origin.get("kind") == "fork" or origin.get("action"):

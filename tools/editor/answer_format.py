@@ -1,7 +1,7 @@
-"""The forms of an edit: the part of the document that may change, how it is to be written, and as which fields.
+"""How an editor writes an edit: the instructions that it gets, the fields of structured output, and their reader.
 
-Where a chat model has structured output, the editor fills in the sections of the document as fields and cannot get a
-heading wrong; elsewhere it writes the sections itself, between TextGrad's tags.
+With structured output the editor fills in the sections of the prompt document as fields, so it cannot get a heading
+wrong. Without it, the editor writes the document itself, between TextGrad's tags.
 """
 
 from __future__ import annotations
@@ -9,25 +9,32 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, UsageMetadata
+from langchain_core.messages import AIMessage
 from pydantic import BaseModel, Field, ValidationError
 
 from nslora.tools import prompt as documents
-from nslora.tools.editor.textual_gradients import answers, as_answer
+from nslora.tools.editor.local_chat import tokens_used
+from nslora.tools.editor.textual_gradients import CLOSE, OPEN, answers, restore
 from nslora.tools.errors import PromptError
-from nslora.tools.prompt import PLACEHOLDER, Demonstration, Prompt, write_document
+from nslora.tools.prompt import PLACEHOLDER, Demonstration, Prompt
 
 Part = Literal["document", "system", "question", "demonstrations"]
-# Whether an editor fills in forms: where its profile says that it can, always, or never.
+# Whether structured output is used: if the model's profile says that it has it, always, or never.
 Structured = Literal["auto", "always", "never"]
 
-SECTIONS: Mapping[Part, str] = {
+# A document longer than this, and than several times the old one, is a runaway reply.
+DOCUMENT_CHARACTERS, GROWTH = 20_000, 4
+
+# For each part that may change alone: its heading in the document, and its attribute of a Prompt.
+_HEADINGS: Mapping[Part, str] = {
     "system": documents.SYSTEM,
     "question": documents.TEMPLATE,
-    "demonstrations": f"{documents.DEMONSTRATION} ...",
+    "demonstrations": documents.DEMONSTRATION,
 }
+_ATTRIBUTES: Mapping[Part, str] = {"system": "system", "question": "template", "demonstrations": "demonstrations"}
 _LAYOUT = (
     f'The variable is a Markdown document with the sections "# {documents.SYSTEM}" (may be empty), '
     f'"# {documents.TEMPLATE}" (holds {PLACEHOLDER} exactly once) and any number of "# {documents.DEMONSTRATION} 1", '
@@ -42,6 +49,7 @@ _DEMONSTRATIONS = (
 _ESCAPE = "Inside a section, a line of text that begins with # is written with a backslash before it."
 
 
+# Names, docstrings and descriptions of these classes are part of the JSON schema that a chat model is sent.
 class PairForm(BaseModel):
     """A question with a reply that would earn the full reward."""
 
@@ -67,20 +75,8 @@ class DemonstrationsForm(BaseModel):
     demonstrations: list[PairForm] = Field(description="Earlier turns of the chat, in their order.")
 
 
-class DocumentForm(BaseModel):
+class DocumentForm(DemonstrationsForm, TemplateForm, SystemForm):
     """The improved variable, section by section."""
-
-    system: str = Field(description="What the language model is told before the chat begins; may be empty.")
-    question_template: str = Field(description=f"The user turn, with {PLACEHOLDER} once, where the question goes.")
-    demonstrations: list[PairForm] = Field(description="Earlier turns of the chat, in their order.")
-
-
-class _Filled(BaseModel):
-    """What any of the forms may hold."""
-
-    system: str | None = None
-    question_template: str | None = None
-    demonstrations: list[PairForm] = []
 
 
 FORMS: Mapping[Part, type[BaseModel]] = {
@@ -92,69 +88,80 @@ FORMS: Mapping[Part, type[BaseModel]] = {
 
 
 def format_rules(part: Part) -> list[str]:
-    """What an editor is told of the document's format, and of the part that may change."""
+    """List the sentences that tell an editor the document's format and the part that may change."""
     if part == "document":
         return [f"{_LAYOUT} Send the whole document.", _DEMONSTRATIONS, _ESCAPE]
-    only = f'Change only "# {SECTIONS[part]}" and send it alone, with its heading: all other sections stay as they are.'
+    heading = _HEADINGS[part] + (" ..." if part == "demonstrations" else "")
+    only = f'Change only "# {heading}" and send it alone, with its heading: all other sections stay as they are.'
     return [_LAYOUT, *([_DEMONSTRATIONS] if part == "demonstrations" else []), _ESCAPE, only]
 
 
-def reply_of(filled: object) -> str | None:
-    """Filled-in fields as the reply that an editor without structured output would have written; None where they are
-    not the form's."""
-    try:
-        fields = _Filled.model_validate(filled)
-    except ValidationError:
-        return None
-    pairs = [Demonstration(_bare(pair.question), _bare(pair.reply)) for pair in fields.demonstrations]
-    system, template = fields.system, fields.question_template
-    return as_answer(
-        write_document(
-            None if system is None else _bare(system), None if template is None else _bare(template), tuple(pairs)
-        )
-    )
+def read_prompt(reply: str, old: Prompt, part: Part) -> Prompt:
+    """Read the prompt that an editor's reply proposes.
 
+    Args:
+        reply: A JSON object with the fields of `FORMS[part]`, or a text with the document between TextGrad's tags.
+        old: The prompt that is edited; parts that may not change are taken from it, whatever was sent.
+        part: The part that may change. In a text it may be sent alone, with its heading.
 
-def read_document(document: str, old: Prompt, part: Part) -> Prompt:
-    """The prompt that an edit of this part makes of the old one; other parts are the old one's, whatever was sent.
-
-    Where one part alone may change, it may be sent alone. Raises PromptError.
+    Raises:
+        PromptError: The reply holds no usable document; the message says why, in words for the editor.
     """
+    try:
+        fields = FORMS[part].model_validate_json(reply)
+    except ValidationError:
+        return _from_tags(reply, old, part)
+    _refuse_runaway(reply, old)
+    changes: dict[str, Any] = {}
+    for name, value in fields:
+        if name == "demonstrations":
+            changes[name] = tuple(Demonstration(_plain(pair.question), _plain(pair.reply)) for pair in value)
+        else:
+            changes["template" if name == "question_template" else name] = _plain(value)
+    return replace(old, **changes)
+
+
+def _from_tags(reply: str, old: Prompt, part: Part) -> Prompt:
+    blocks = answers(reply)
+    if not blocks:
+        raise PromptError(f"It has no complete {OPEN} ... {CLOSE} block; it may have been cut off, or refused.")
+    # A block without a heading is prose that mentions the tags, unless there is nothing else.
+    block = next((block for block in reversed(blocks) if "# " in block), blocks[-1])
+    _refuse_runaway(block, old)
+    document = restore(block).strip()
     if part == "document":
         return documents.parse(document)
-    name = SECTIONS[part].removesuffix(" ...")
-    if not re.search(rf"^#\s+{name}\b", document, re.IGNORECASE | re.MULTILINE):
-        raise PromptError(f'The section "# {name}" is missing: it is the one that may change.')
+    if not re.search(rf"^#\s+{_HEADINGS[part]}\b", document, re.IGNORECASE | re.MULTILINE):
+        raise PromptError(f'The section "# {_HEADINGS[part]}" is missing: it is the one that may change.')
     new = documents.parse(document, template=old.template)
-    if part == "system":
-        return Prompt(new.system, old.template, old.demonstrations)
-    if part == "question":
-        return Prompt(old.system, new.template, old.demonstrations)
-    return Prompt(old.system, old.template, new.demonstrations)
+    return replace(old, **{_ATTRIBUTES[part]: getattr(new, _ATTRIBUTES[part])})
 
 
-def salvaged(error: Exception) -> AIMessage | None:
-    """The reply inside an error of OpenAI's client about a form that came half or not at all; None where there is none.
+def _refuse_runaway(written: str, old: Prompt) -> None:
+    if len(written) > max(DOCUMENT_CHARACTERS, GROWTH * len(old.render())):
+        raise PromptError(f"The document is far too long ({len(written)} characters): keep it about as it was.")
 
-    Such a reply was paid for: it is read like any other, and what is wrong with it is told to the editor.
+
+def _plain(field: str) -> str:
+    """A field's text, without answer tags around it (some editors write them there too) and with tags restored."""
+    return restore((answers(field) or [field])[-1].strip())
+
+
+def reply_in_error(error: Exception) -> AIMessage | None:
+    """Take the reply out of an error that OpenAI's client raises for incomplete or missing structured output.
+
+    Such a reply has been paid for, so it is read like any other, and the editor is told what is wrong with it.
+
+    Returns:
+        The reply, with its token counts if the error has them; None if the error holds no reply.
     """
     completion = getattr(error, "completion", None)
-    if completion is not None and getattr(completion, "choices", None):  # the reply's length ran out
+    if completion is not None and getattr(completion, "choices", None):  # the reply reached its length limit
         usage, text = completion.usage, completion.choices[0].message.content or ""
-        if usage is None:
-            return AIMessage(text)
-        counted = UsageMetadata(
-            input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens
-        )
-        return AIMessage(text, usage_metadata=counted)
-    if isinstance(error, ValidationError):  # a server that passes over the form: tags, or another object
+        return AIMessage(text, usage_metadata=usage and tokens_used(usage.prompt_tokens, usage.completion_tokens))
+    if isinstance(error, ValidationError):  # the server ignored the schema: the reply has tags, or another object
         first = error.errors(include_url=False)[0]
         if len(first["loc"]) <= 1:
-            said = first["input"]
-            return AIMessage(said if isinstance(said, str) else json.dumps(said))
+            content = first["input"]
+            return AIMessage(content if isinstance(content, str) else json.dumps(content))
     return None
-
-
-def _bare(text: str) -> str:
-    """A field's text, out of the tags that the prompt asks for, where the editor set them inside the field too."""
-    return (answers(text) or [text])[-1].strip()

@@ -1,7 +1,7 @@
-"""One door for every call to an editor's chat model: counted, capped, recorded, and never a raw exception.
+"""Every call to an editor's chat model: counted, capped, recorded, and with errors of one type.
 
-Transport errors, rate limits and timeouts are retried by the chat model's own settings; what still comes through
-becomes one EditFailedError, whose message names the exception and holds no key.
+The chat model itself retries transport errors, rate limits and timeouts, by its own settings. Any error that it still
+raises becomes an EditFailedError, whose message names the exception and holds no API key.
 """
 
 from __future__ import annotations
@@ -14,33 +14,45 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from nslora.tools.editor.answer_format import FORMS, Structured, reply_of, salvaged
-from nslora.tools.editor.call_log import TOKENS_ARE_EXACT, EditorLog, RecordedCall, request_sha256
+from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error
+from nslora.tools.editor.call_log import EditorLog, RecordedCall, request_sha256
 from nslora.tools.editor.chat_models import editor_name, names_of
+from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT
 from nslora.tools.editor.policy_editor import PolicyChat
 from nslora.tools.editor.redaction import scrub, secrets_of, without
 from nslora.tools.editor.wrapped_chat import Chat, adjusted, branches, configured, reply_tokens_of, to_fill_in
 from nslora.tools.errors import EditorError, SettingsError
 
-# Rule of thumb for English under today's tokenizers; used only where the provider reports no usage, and marked.
+# Rule of thumb for English under today's tokenizers; used only if the provider reports no usage, and then marked.
 CHARACTERS_PER_TOKEN = 4
-# What a chat template adds to each message, for the reservation only.
-TOKENS_AROUND_A_MESSAGE = 16
-MESSAGE_CHARACTERS = 500
-MOST_TOKENS = 1 << 40  # a server that says more counts something else, and checkpoints end at 64 bits
-# Chat models of this package that run on this machine: a cap on cost needs no price for them.
+TOKENS_AROUND_A_MESSAGE = 16  # what a chat template adds to each message; for the reservation only
+MESSAGE_CHARACTERS = 500  # of a provider's error message
+MOST_TOKENS = 1 << 40  # a larger count is no count of tokens, and checkpoints hold 64 bits
+# `_llm_type` of the chat models that run on this machine: a cap on cost needs no price for them.
 FREE = ("rules", "policy")
-# Answers of servers that know the protocol but not this request: asked again without structured output.
+# HTTP statuses by which a server refuses structured output; the request is then sent again without it.
 REFUSED_STATUS = (400, 404, 415, 422, 501)
-# What chat models raise that have no structured output after all; a network's own errors are none of these.
+# What chat models without structured output raise when it is asked for; network errors are none of these types.
 UNABLE = (ValueError, TypeError, AttributeError, LookupError, ImportError, NotImplementedError)
+
+Messages = Sequence[BaseMessage]
+Form = type[BaseModel]  # the schema of structured output
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What editor calls cost. cost: in the currency of the user's price table; estimated: some tokens were guessed."""
+    """What editor calls cost.
+
+    Attributes:
+        calls: Number of calls, failed ones included.
+        input_tokens: Tokens of the requests.
+        output_tokens: Tokens of the replies.
+        cost: In the currency of the user's price table.
+        estimated: Whether some token counts are estimates.
+        seconds: Wall-clock time.
+    """
 
     calls: int = 0
     input_tokens: int = 0
@@ -61,12 +73,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Caps:
-    """The most that an editor may cost in a run; None is no cap. reply_tokens: the longest reply, for reservations.
+    """The most that an editor may cost in a run; None means no cap.
 
-    A call is reserved before it is made, at no more tokens than its request has bytes plus reply_tokens, so a cap is
-    not overshot; the reply's length is bound too where the chat model has a setting for it
-    (`tools/editor/wrapped_chat.py`). What the chat model's own settings, or LangChain's with_retry and with_fallbacks
-    around it, send again after an error is one call.
+    A call is reserved before it is made, at one token per byte of its request plus `reply_tokens`, so a cap is never
+    overshot. If the chat model has a setting for the reply's length, that is bound too (wrapped_chat.py).
+    Retries by the chat model itself, or by LangChain's with_retry and with_fallbacks around it, count as one call.
+
+    Attributes:
+        calls: Number of calls.
+        tokens: Input and output tokens together.
+        cost: In the currency of the price table.
+        reply_tokens: Longest reply, in tokens, of a chat model that has no bound of its own.
     """
 
     calls: int | None = None
@@ -76,7 +93,12 @@ class Caps:
 
 
 class EditFailedError(EditorError):
-    """An edit that gave nothing usable. usage: what it cost; disabled: the editor will not be called again."""
+    """An edit that gave no usable prompt.
+
+    Attributes:
+        usage: What the edit cost.
+        disabled: Whether the editor will not be called again in this run.
+    """
 
     def __init__(self, message: str, *, usage: Usage | None = None, disabled: bool = False) -> None:
         super().__init__(message)
@@ -85,13 +107,27 @@ class EditFailedError(EditorError):
 
 
 class EditorCalls:
-    """Calls of one chat model in one run. spent: their sum, recorded ones included, so that a replay counts the same;
-    it can be set, by a run that continues in another process. until: time.monotonic() by which a call must have ended;
-    one that may take as long as the slowest so far is not begun where that does not fit. tokens_left: of one edit.
-    never_swallow: exceptions of whoever calls, which pass through the chat model (LangGraph's interrupts).
+    """The calls of one chat model in one run.
 
-    prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
-    Raises SettingsError for a cap on cost without a price for the model, and for structured output that cannot be had.
+    Attributes:
+        spent: Usage of all calls, recorded ones included, so that a replay counts the same. A run that continues in
+            another process sets it.
+        in_this_edit: Usage of the present edit; the editor sets it to 0 when an edit begins.
+        until: `time.monotonic()` at which the last call must have ended. A call is not begun if the slowest call so
+            far would not fit.
+        tokens_left: Tokens that the calls of one edit may take together.
+        never_swallow: Exceptions that pass through the chat model unchanged, such as LangGraph's interrupts.
+
+    Args:
+        chat: The chat model, possibly inside LangChain's wrappers.
+        log: The record to look calls up in and to append to.
+        caps: Limits over the whole run.
+        prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
+        structured: Whether structured output is used.
+
+    Raises:
+        SettingsError: There is a cap on cost but no price for the model, or structured output is required and the
+            model lacks it.
     """
 
     def __init__(
@@ -104,7 +140,7 @@ class EditorCalls:
         structured: Structured = "auto",
     ) -> None:
         self.caps = caps or Caps()
-        self.spent = self.since_begin = Usage()
+        self.spent = self.in_this_edit = Usage()
         self.until: float | None = None
         self.tokens_left: float | None = None
         self.never_swallow: tuple[type[BaseException], ...] = ()
@@ -112,145 +148,145 @@ class EditorCalls:
         names = names_of(chat)
         self._chat = configured(chat)
         self._log = log
-        self._secrets = secrets_of([chat, self._chat])  # one that was chosen may be made only then
+        self._secrets = secrets_of([chat, self._chat])  # `configured` may have created the model, with its key
         models = [branch.model for branch in branches(self._chat)]
         has_it = all((model.profile or {}).get("structured_output") for model in models)
-        self._insisted = structured == "always"
-        self._structured = self._insisted or (structured == "auto" and has_it)
-        if self._insisted and to_fill_in(self._chat, next(iter(FORMS.values()))) is None:
+        self._required = structured == "always"
+        self._structured = self._required or (structured == "auto" and has_it)
+        if self._required and to_fill_in(self._chat, next(iter(FORMS.values()))) is None:
             raise SettingsError(
-                f"The editor {self.model} cannot fill in a form, or not with the arguments that are "
-                "bound to it: set editing.structured to 'auto' or 'never'."
+                f"The editor {self.model} has no structured output, or not together with the arguments that are bound "
+                "to it: set editing.structured to 'auto' or 'never'."
             )
         costs_money = any(model._llm_type not in FREE for model in models)
         self._price = _dearest(names, prices or {}, needed=self.caps.cost is not None and costs_money)
 
     @property
     def model(self) -> str:
-        """The chat model's name for records; that of a policy changes with its adapter."""
+        """The chat model's name for records; a policy's name changes with its adapter."""
         return editor_name(self._chat)
 
     def use_adapter(self, adapter: str | None) -> None:
-        """Where the policy itself is the editor: answer under this adapter from now on."""
+        """Answer under this adapter from now on, if the policy itself is the editor."""
         if isinstance(self._chat, PolicyChat):
             self._chat.adapter = adapter
 
-    def begin(self) -> None:
-        """Start counting `since_begin` anew."""
-        self.since_begin = Usage()
+    def ask(self, messages: Messages, purpose: str, *, form: Form | None = None, warmer: float = 0.0) -> str:
+        """Get the reply to a request, from the record if it holds one, else from the model.
 
-    def ask(
-        self, messages: Sequence[BaseMessage], purpose: str, *, form: type[BaseModel] | None = None, warmer: float = 0.0
-    ) -> str:
-        """The reply's text, from the record where it holds this request, else from the model.
+        Args:
+            messages: The request.
+            purpose: What the call is for; part of its record.
+            form: Schema of the reply, if the model has structured output.
+            warmer: Added to the model's temperature, if it has one set.
 
-        form: what to fill in where the model has structured output; the reply is then what its fields stand for.
-        warmer: added to the model's temperature, where it has one set. Raises EditFailedError.
+        Returns:
+            The reply's text; with structured output the fields as a JSON object.
+
+        Raises:
+            EditFailedError: The call failed, or a cap does not allow it.
         """
         request = request_sha256(messages)
         call = self._log.find(request, self.model) if self._log is not None else None
-        # LangGraph gives answers to interrupts by their order in the node, which is run again for each: a chat model
-        # that asked a person must ask again, or the next one would get this one's answer.
+        # LangGraph runs a node again for each answer to an interrupt and hands out the answers by their order. A chat
+        # model that asked a person must therefore ask again, or the next interrupt would get this one's answer.
         if call is None or (self._log is not None and self._log.asked_a_person(request)):
             form = form if self._structured else None
             self._reserve(messages, form)
-            call = self._call(messages, request, purpose, form, warmer)
+            call = self._call(messages, purpose, form, warmer)
             if self._log is not None:
                 self._log.append(call)
-        self._count(self._usage(call))
+        cost = self._cost(call.input_tokens, call.output_tokens)
+        usage = Usage(1, call.input_tokens, call.output_tokens, cost, call.estimated, call.seconds)
+        self._slowest_s = max(self._slowest_s, usage.seconds)
+        self.spent += usage
+        self.in_this_edit += usage
         if call.error:
             raise EditFailedError(call.error)
         return call.reply
 
-    def _call(
-        self, messages: Sequence[BaseMessage], request: str, purpose: str, form: type[BaseModel] | None, warmer: float
-    ) -> RecordedCall:
+    def _call(self, messages: Messages, purpose: str, form: Form | None, warmer: float) -> RecordedCall:
+        reply, error, seconds = "", "", None
+        counted: tuple[int, int] | None = (0, 0)
         started = time.monotonic()
         try:
-            message, reply = self._invoke(messages, form, warmer)
+            message = self._invoke(messages, form, warmer)
+            reply = without(_text(message), self._secrets)  # a server may send back what it was sent
+            counted = tokens_of(message)
+            seconds = message.response_metadata.get("recorded_seconds")
         except self.never_swallow:  # an interrupt of a chat model that asks a person
             if self._log is not None:
-                self._log.note_person(request)
+                self._log.note_person(request_sha256(messages))
             raise
-        except Exception as error:  # providers raise their own types; whatever it was, this edit has failed
-            seconds = time.monotonic() - started
-            return RecordedCall(
-                request,
-                self.model,
-                purpose,
-                "",
-                0,
-                0,
-                False,
-                seconds,
-                error=self._told_of(error),
-                reply_bound=self._reply_bound,
-            )
-        counted = tokens_of(message)
+        except Exception as raised:  # each provider raises its own types; in any case this edit has failed
+            error = self._describe(raised)
+        tokens = counted or (sum(_estimate(_text(message)) for message in messages), _estimate(reply))
         return RecordedCall(
-            request_sha256=request,
+            request_sha256=request_sha256(messages),
             model=self.model,
             purpose=purpose,
-            reply=without(reply, self._secrets),  # a server may send back what it was sent
-            input_tokens=counted[0] if counted else sum(map(_estimate, map(_text, messages))),
-            output_tokens=counted[1] if counted else _estimate(reply),
+            reply=reply,
+            input_tokens=tokens[0],
+            output_tokens=tokens[1],
             estimated=counted is None,
-            seconds=message.response_metadata.get("recorded_seconds", time.monotonic() - started),
+            seconds=time.monotonic() - started if seconds is None else seconds,
+            error=error,
             reply_bound=self._reply_bound,
         )
 
-    def _told_of(self, error: Exception) -> str:
+    def _describe(self, error: Exception) -> str:
         if isinstance(error, EditorError):
             return str(error)
         try:
-            said = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS].strip()
-        except Exception:  # an exception that cannot tell itself is one of the provider's, too
-            said = ""
-        return f"The editor {self.model} failed with {type(error).__name__}: {said or '(no message)'}"
+            text = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS].strip()
+        except Exception:  # some providers' exceptions fail in __str__
+            text = ""
+        return f"The editor {self.model} failed with {type(error).__name__}: {text or '(no message)'}"
 
-    def _invoke(
-        self, messages: Sequence[BaseMessage], form: type[BaseModel] | None, warmer: float
-    ) -> tuple[AIMessage, str]:
+    def _invoke(self, messages: Messages, form: Form | None, warmer: float) -> AIMessage:
         capped = self.caps.tokens is not None or self.caps.cost is not None
         chat = adjusted(self._chat, warmer=warmer, reply_tokens=self.caps.reply_tokens if capped else None)
         if form is not None:
             try:
                 if (filling_in := to_fill_in(chat, form)) is not None:
-                    return self._filled_in(filling_in, messages)
+                    return self._fill_in(filling_in, messages, form)
             except Exception as error:
-                # A model, or a server by the name of one, that says it could fill in a form, and cannot.
-                unable = isinstance(error, UNABLE) and not self._insisted
+                # The model's profile promised structured output, but the model (or the server behind it) lacks it.
+                unable = isinstance(error, UNABLE) and not self._required
                 if getattr(error, "status_code", None) not in REFUSED_STATUS and not unable:
                     raise
                 self._structured = False
-        return self._told(chat.invoke(list(messages)))
+        return self._checked(chat.invoke(list(messages)))
 
-    def _filled_in(self, chat: Any, messages: Sequence[BaseMessage]) -> tuple[AIMessage, str]:
+    def _fill_in(self, chat: Any, messages: Messages, form: Form) -> AIMessage:
+        """Ask for structured output; the reply is the fields as JSON, or the raw text if they do not fit the schema."""
         try:
             result = chat.invoke(list(messages))
         except Exception as error:
-            if (saved := salvaged(error)) is None:
+            if (message := reply_in_error(error)) is None:
                 raise
-            return self._told(saved)
+            return message
         if not isinstance(result, dict) or "raw" not in result:
             raise EditFailedError(f"The editor {self.model} gave no raw message beside its structured output.")
-        message, said = self._told(result["raw"])
-        parsed = result.get("parsed")
-        reply = reply_of(parsed.model_dump() if isinstance(parsed, BaseModel) else parsed)
-        return message, said if reply is None else reply
+        message = self._checked(result["raw"])
+        try:
+            fields = form.model_validate(result.get("parsed"))
+        except ValidationError:
+            return message
+        return message.model_copy(update={"content": fields.model_dump_json()})
 
-    def _told(self, message: BaseMessage) -> tuple[AIMessage, str]:
+    def _checked(self, message: BaseMessage) -> AIMessage:
         if not isinstance(message, AIMessage):
             found = type(message).__name__
-            raise EditFailedError(f"The editor {self.model} gave a {found} where an AIMessage was wanted.")
-        return message, _text(message)
+            raise EditFailedError(f"The editor {self.model} returned a {found}; an AIMessage was expected.")
+        return message
 
     @property
     def _reply_bound(self) -> int:
-        """Tokens that are reserved for what a call brings back."""
+        """Tokens that are reserved for the reply of a call."""
         return reply_tokens_of(self._chat, self.caps.reply_tokens)
 
-    def _reserve(self, messages: Sequence[BaseMessage], form: type[BaseModel] | None) -> None:
+    def _reserve(self, messages: Messages, form: Form | None) -> None:
         if self.until is not None and time.monotonic() + self._slowest_s > self.until:
             raise EditFailedError(f"The run's max_seconds leave no time for another call of the editor {self.model}.")
         reply = self._reply_bound
@@ -258,46 +294,36 @@ class EditorCalls:
         if form is not None:  # providers count the schema as part of the request
             texts.append(json.dumps(form.model_json_schema()))
         request = sum(len(text.encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE for text in texts)
-        if self.tokens_left is not None and self.since_begin.tokens + request + reply > self.tokens_left:
+        if self.tokens_left is not None and self.in_this_edit.tokens + request + reply > self.tokens_left:
             raise EditFailedError(f"The run's max_tflop leave no room for another call of the editor {self.model}.")
-        self._refuse_beyond("calls", self.caps.calls, self.spent.calls, 1)
-        self._refuse_beyond("tokens", self.caps.tokens, self.spent.tokens, request + reply)
-        self._refuse_beyond("cost", self.caps.cost, self.spent.cost, self._cost(request, reply))
-
-    def _refuse_beyond(self, name: str, cap: float | None, spent: float, wanted: float) -> None:
-        if cap is not None and spent + wanted > cap:
-            raise EditFailedError(
-                f"The editor's cap on {name} ({cap:g}) is reached: {spent:g} are spent and the next call may need "
-                f"{wanted:g}; raise the cap to go on editing.",
-                disabled=True,
-            )
-
-    def _count(self, usage: Usage) -> None:
-        self._slowest_s = max(self._slowest_s, usage.seconds)
-        self.spent += usage
-        self.since_begin += usage
+        caps, spent = self.caps, self.spent
+        for name, cap, used, wanted in (
+            ("calls", caps.calls, spent.calls, 1),
+            ("tokens", caps.tokens, spent.tokens, request + reply),
+            ("cost", caps.cost, spent.cost, self._cost(request, reply)),
+        ):
+            if cap is not None and used + wanted > cap:
+                raise EditFailedError(
+                    f"The editor's cap on {name} ({cap:g}) is reached: {used:g} are spent and the next call may need "
+                    f"{wanted:g}; raise the cap to go on editing.",
+                    disabled=True,
+                )
 
     def _cost(self, input_tokens: int, output_tokens: int) -> float:
         return (input_tokens * self._price["input"] + output_tokens * self._price["output"]) / 1e6
 
-    def _usage(self, call: RecordedCall) -> Usage:
-        cost = self._cost(call.input_tokens, call.output_tokens)
-        return Usage(1, call.input_tokens, call.output_tokens, cost, call.estimated, call.seconds)
-
 
 def _dearest(models: Sequence[str], prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> dict[str, float]:
-    """The highest price among models of which any may answer."""
+    """The highest price among the models of which any may answer."""
     found = [_price(model, prices, needed=needed) for model in models]
     return {kind: max(price[kind] for price in found) for kind in ("input", "output")}
 
 
 def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> Mapping[str, float]:
-    bare = model.partition(":")[2]  # a replay of a run without calls knows its editor as `openai:...` only
-    price = (
-        prices.get(model)
-        or prices.get(bare)
-        or next((value for name, value in prices.items() if bare and name.partition(":")[2] == bare), None)
-    )
+    # Also found without the class or provider: a replay of a run without calls knows its editor only as `openai:...`.
+    bare = model.partition(":")[2]
+    known = {**{name.partition(":")[2]: price for name, price in prices.items()}, **prices}
+    price = known.get(model) or (known.get(bare) if bare else None)
     if price is None and needed:
         setting = f"--set editing.prices.{bare or model}"
         raise SettingsError(
@@ -311,16 +337,21 @@ def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: boo
 
 
 def tokens_of(message: AIMessage) -> tuple[int, int] | None:
-    """Input and output tokens as the provider counted them; None where it gave no two numbers that may be counts.
+    """Read input and output tokens as the provider counted them.
 
-    No request is empty: a server that counts nothing may say 0, which would lift the caps on tokens and cost.
+    LangChain's UsageMetadataCallbackHandler does not replace this: it skips replies whose metadata name no model (local
+    servers, fakes), sees no reply inside an error (`reply_in_error`), and accepts any number.
+
+    Returns:
+        None if there are no plausible counts. A count of 0 for a request is not believed, because it would lift the
+        caps on tokens and cost, unless the chat model marks its counts as exact.
     """
     usage: Mapping[str, Any] = message.usage_metadata or {}
-    went, came = (usage.get(name) for name in ("input_tokens", "output_tokens"))
-    if type(went) is not int or type(came) is not int:
+    sent, received = (usage.get(name) for name in ("input_tokens", "output_tokens"))
+    if type(sent) is not int or type(received) is not int:
         return None
     fewest = 0 if message.response_metadata.get(TOKENS_ARE_EXACT) else 1
-    return (went, came) if fewest <= went < MOST_TOKENS and 0 <= came < MOST_TOKENS else None
+    return (sent, received) if fewest <= sent < MOST_TOKENS and 0 <= received < MOST_TOKENS else None
 
 
 def _text(message: BaseMessage) -> str:

@@ -1,4 +1,4 @@
-"""From what a user names as the editor to a LangChain chat model, and to a name for records that holds no key."""
+"""From the editor's name in the settings to a LangChain chat model, and to a name for records that holds no API key."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
+from nslora.tools.editor.redaction import scrub
 from nslora.tools.editor.wrapped_chat import Branch, Chat, branches, configured
 from nslora.tools.errors import ModelError, first_line
 
@@ -18,11 +19,10 @@ KNOWN = (
     "'anthropic:...' or 'ollama:...', a model's name with base_url= for any OpenAI-compatible server, "
     "'recorded:FILE' for the editor.jsonl of an earlier run, or a LangChain chat model object"
 )
-# Seconds that one request may take, and how often the integration itself sends it again. Left alone, OpenAI's client
-# waits 600 s.
+# Timeout of one request, and how often the integration sends it again. OpenAI's client would wait 600 s.
 TIMEOUT_S, TRANSPORT_RETRIES = 180.0, 2
 MODEL_NAMES = ("model_name", "model", "model_id")
-# Names under which integrations know these two, as fields or as their aliases.
+# The names of these two settings in the integrations, as fields or as aliases of fields.
 TIMEOUT_NAMES, RETRIES_NAMES = ("timeout", "request_timeout", "default_request_timeout"), ("max_retries",)
 
 
@@ -34,16 +34,23 @@ def connect_editor(
     timeout_s: float = TIMEOUT_S,
     transport_retries: int = TRANSPORT_RETRIES,
 ) -> Chat:
-    """The chat model that a spec names; no request is sent.
+    """Create the chat model that a name stands for; no request is sent.
 
-    base_url: an OpenAI-compatible server (vLLM, llama.cpp, Ollama), asked for the model named by spec with the key in
-    OPENAI_API_KEY, if there is one. policy_chat: makes the chat model of "policy". Keys are read from the environment
-    by the integrations themselves. timeout_s of one request and transport_retries (after timeouts, rate limits and
-    server errors) are set where the integration has such settings; an object is taken as it is.
-    Raises ModelError, naming what is known or what to install.
+    Integrations read API keys from the environment themselves.
+
+    Args:
+        spec: A name (see `KNOWN`), or a chat model, which is returned unchanged.
+        base_url: An OpenAI-compatible server (vLLM, llama.cpp, Ollama); `spec` is then the model's name on it. The key
+            is taken from OPENAI_API_KEY, if that is set.
+        policy_chat: Creates the chat model for "policy".
+        timeout_s: Timeout of one request, in seconds, if the integration has this setting.
+        transport_retries: Retries after timeouts, rate limits and server errors, if the integration has this setting.
+
+    Raises:
+        ModelError: The name is unknown, or a package or key is missing; the message says what to do.
     """
     if not isinstance(spec, str):
-        _ = names_of(spec)
+        names_of(spec)
         return spec
     if not spec.strip():
         raise ModelError(f"The editor {spec!r} is unknown: wanted {KNOWN}.")
@@ -53,7 +60,9 @@ def connect_editor(
             "the server calls, as in --editor my-model."
         )
     if base_url is not None:
-        return _openai_server(spec.removeprefix("openai:"), base_url, timeout_s, transport_retries)
+        if not base_url.startswith(("http://", "https://")):
+            raise ModelError(f"base_url={base_url!r} is no address: wanted one such as http://127.0.0.1:8000/v1.")
+        return _chat_openai(spec.removeprefix("openai:"), base_url, timeout_s, transport_retries)
     if spec == "rules":
         from nslora.tools.editor.rule_editor import RuleEditor
 
@@ -62,24 +71,32 @@ def connect_editor(
         if policy_chat is None:
             raise ModelError("The editor 'policy' needs a policy that can chat, and this command has none.")
         return policy_chat()
-    provider, colon, model = spec.partition(":")
-    if not colon or not provider or not model:
+    provider, _, model = spec.partition(":")
+    if not provider or not model:
         raise ModelError(f"The editor {spec!r} is unknown: wanted {KNOWN}.")
     if provider == "recorded":
-        return _recorded(Path(model))
+        from nslora.tools.editor.call_log import RecordedChat
+
+        if not os.path.isfile(model):
+            raise ModelError(f"There is no record {Path(model)}: name the editor.jsonl of an earlier run.")
+        return RecordedChat(model)
     return _of_provider(provider, model, timeout_s, transport_retries)
 
 
 def editor_name(chat: Chat) -> str:
-    """`ChatOpenAI:gpt-4o`, `rules`: class and model, for records and price tables; never an address or a key.
+    """Name an editor for records and price tables: class and model (`ChatOpenAI:gpt-4o`), or `rules`.
 
-    The record of an editor goes by that editor's name, a wrapper by the first model inside. Raises ModelError.
+    The name holds neither an address nor a key. A replayed record has the name of the editor that was recorded, a
+    wrapper the name of the first model inside.
+
+    Raises:
+        ModelError: `chat` is not a chat model.
     """
     return names_of(chat)[0]
 
 
 def names_of(chat: Chat) -> list[str]:
-    """The names of all models that may answer. Raises ModelError where one of them is no chat model."""
+    """Name all models that may answer. Raises ModelError if one of them is not a chat model."""
     return [_name_of(branch) for branch in branches(configured(chat))]
 
 
@@ -97,65 +114,41 @@ def _name_of(branch: Branch) -> str:
     return f"{kind}:{name}" if name else branch.model._llm_type
 
 
-def _recorded(path: Path) -> BaseChatModel:
-    from nslora.tools.editor.call_log import RecordedChat
-
-    if not os.path.isfile(path):
-        raise ModelError(f"There is no record {path}: name the editor.jsonl of an earlier run.")
-    return RecordedChat(path)
-
-
 def _of_provider(provider: str, model: str, timeout_s: float, transport_retries: int) -> BaseChatModel:
-    if importlib.util.find_spec("langchain") is None:
-        if provider != "openai":
-            raise ModelError(
-                f"The editor '{provider}:{model}' needs LangChain's model registry: pip install langchain "
-                f"langchain-{provider}."
-            )
-        return _connected(lambda: _chat_openai(model, None, timeout_s, transport_retries), provider, model)
-    from langchain.chat_models import init_chat_model
+    """Integrations raise errors of their own for a missing package, a missing key or an unknown provider."""
+    name = f"{provider}:{model}"
+    has_registry = importlib.util.find_spec("langchain") is not None
+    if not has_registry and provider != "openai":
+        raise ModelError(
+            f"The editor '{name}' needs LangChain's model registry: pip install langchain langchain-{provider}."
+        )
+    try:
+        if not has_registry:
+            return _chat_openai(model, None, timeout_s, transport_retries)
+        from langchain.chat_models import init_chat_model
 
-    def connect() -> BaseChatModel:
         first: BaseChatModel = init_chat_model(model, model_provider=provider)
         transport = transport_settings(type(first), timeout_s, transport_retries)
         return init_chat_model(model, model_provider=provider, **transport) if transport else first
-
-    return _connected(connect, provider, model)
+    except ImportError as error:
+        said = scrub(first_line(error))
+        raise ModelError(f"The editor '{name}' needs another package: {said}") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {scrub(first_line(error))}"
+        raise ModelError(f"The editor '{name}' cannot be connected ({said}); known are {KNOWN}.") from error
 
 
 def transport_settings(kind: type[BaseChatModel], timeout_s: float, transport_retries: int) -> dict[str, Any]:
-    """The arguments by which this integration takes a timeout and a number of retries; only those that it knows."""
+    """The arguments by which this integration takes a timeout and a number of retries; only those that it has."""
     names = {field.alias or name for name, field in kind.model_fields.items()}
     wanted = [(TIMEOUT_NAMES, timeout_s), (RETRIES_NAMES, transport_retries)]
     settings: dict[str, Any] = {name: value for known, value in wanted for name in known if name in names}
-    # langchain-ollama hands these to the HTTP client under it.
-    if not names & set(TIMEOUT_NAMES) and isinstance(_default(kind, "client_kwargs"), Mapping):
+    # langchain-ollama has no timeout, but passes client_kwargs on to its HTTP client.
+    field = kind.model_fields.get("client_kwargs")
+    default = field.get_default(call_default_factory=True, validated_data={}) if field else None
+    if isinstance(default, Mapping) and not names & set(TIMEOUT_NAMES):
         settings["client_kwargs"] = {"timeout": timeout_s}
     return settings
-
-
-def _default(kind: type[BaseChatModel], name: str) -> Any:
-    field = kind.model_fields.get(name)
-    return field.get_default(call_default_factory=True, validated_data={}) if field else None
-
-
-def _connected(connect: Callable[[], BaseChatModel], provider: str, model: str) -> BaseChatModel:
-    """Integrations raise their own errors for a missing package, a missing key or an unknown provider."""
-    try:
-        return connect()
-    except ImportError as error:
-        raise ModelError(f"The editor '{provider}:{model}' needs another package: {_first_line(error)}") from error
-    except Exception as error:
-        raise ModelError(
-            f"The editor '{provider}:{model}' cannot be connected ({type(error).__name__}: {_first_line(error)}); "
-            f"known are {KNOWN}."
-        ) from error
-
-
-def _openai_server(model: str, base_url: str, timeout_s: float, transport_retries: int) -> BaseChatModel:
-    if not base_url.startswith(("http://", "https://")):
-        raise ModelError(f"base_url={base_url!r} is no address: wanted one such as http://127.0.0.1:8000/v1.")
-    return _chat_openai(model, base_url, timeout_s, transport_retries)
 
 
 def _chat_openai(model: str, base_url: str | None, timeout_s: float, transport_retries: int) -> BaseChatModel:
@@ -164,12 +157,6 @@ def _chat_openai(model: str, base_url: str | None, timeout_s: float, transport_r
 
     if base_url is None:
         return ChatOpenAI(model=model, timeout=timeout_s, max_retries=transport_retries)
-    # A local server asks for no key, but the client refuses to start without one.
+    # A local server asks for no key, but the client does not start without one.
     key = SecretStr(os.environ.get("OPENAI_API_KEY") or "none")
     return ChatOpenAI(model=model, base_url=base_url, api_key=key, timeout=timeout_s, max_retries=transport_retries)
-
-
-def _first_line(error: Exception) -> str:
-    from nslora.tools.editor.redaction import scrub
-
-    return scrub(first_line(error))

@@ -1,20 +1,20 @@
-"""The symbolic editor: failures and their feedback in, a new prompt document out, by TextGrad through any chat model.
+"""The symbolic editor: failures and their feedback in, new prompt documents out, by TextGrad through any chat model.
 
-An edit is one transaction. Each of a few failures is critiqued by TextGrad's backward prompt, its optimizer prompt
-asks for a new document, and the answer is read, parsed and checked here; what was wrong with it is told to the editor
-a bounded number of times. Only a document that passes is handed to TextGrad's own step. Whatever else happens, the
-old prompt stays as it was, and the caller gets one EditorError with what the attempt cost.
+An edit is one transaction. The editor criticises each of a few failures (TextGrad's backward request) and then writes
+a new document (TextGrad's optimizer request). The document is parsed and checked here. If it is unusable, the editor
+is told the reason and asked again, a bounded number of times. On any failure the old prompt stays in force, and the
+caller gets one EditFailedError with what the attempt cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from nslora.tools.editor.answer_format import FORMS, Part, Structured, format_rules, read_document
+from nslora.tools.editor.answer_format import FORMS, Part, Structured, format_rules, read_prompt
 from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.calls import Caps, EditFailedError, EditorCalls, Usage
 from nslora.tools.editor.failures_view import (
@@ -28,7 +28,7 @@ from nslora.tools.editor.failures_view import (
     failure_texts,
 )
 from nslora.tools.editor.redaction import SECRET_MARK
-from nslora.tools.editor.textual_gradients import CLOSE, OPEN, PromptGraph, answers, neutralise, restore
+from nslora.tools.editor.textual_gradients import CLOSE, OPEN, Request, critique_request, improve_request, neutralise
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.errors import EditorError, PromptError, SettingsError
 from nslora.tools.prompt import Prompt, refuse_no_text
@@ -37,14 +37,12 @@ from nslora.tools.rewards.score import Graded
 __all__ = ["Caps", "Edit", "EditFailedError", "Editor", "Part", "PastEdit", "Usage", "choose_failures"]
 
 PAST_EDITS = 5
-# A document longer than this, and than several times the old one, is a runaway reply.
-DOCUMENT_CHARACTERS, GROWTH = 20_000, 4
-WARMER_PER_CANDIDATE = 0.3
+WARMER_PER_CANDIDATE = 0.3  # added to the temperature for each further candidate
 
 
 @dataclass(frozen=True)
 class PastEdit:
-    """An earlier edit in a few words, what it brought in validation reward, and whether it was kept."""
+    """An earlier edit: its summary, its gain in mean validation reward, and whether it was kept."""
 
     summary: str
     gain: float
@@ -53,9 +51,13 @@ class PastEdit:
 
 @dataclass(frozen=True)
 class Edit:
-    """What an edit proposes: one or more prompts, all different and none the old one, the first the editor's first.
+    """What an edit proposes.
 
-    critiques: TextGrad's textual gradients, in the order of the failures. problems: what was wrong on the way.
+    Attributes:
+        prompts: One or more candidates, in the order in which the editor wrote them; all different, none the old one.
+        critiques: TextGrad's textual gradients, one per failure shown.
+        usage: What the edit cost.
+        problems: What was wrong with replies on the way.
     """
 
     prompts: tuple[Prompt, ...]
@@ -65,11 +67,25 @@ class Edit:
 
 
 class Editor:
-    """Edits prompts by textual gradients through a chat model.
+    """Edits prompts by textual gradients, through a chat model.
 
-    edit: the part that may change, the others are restored. retries: how often an unusable reply is answered with the
-    reason. patience: after that many failed edits in a row no call is made any more. rules: further sentences that the
-    editor must follow. Raises SettingsError.
+    Attributes:
+        consecutive_failures: Number of edits that failed in a row.
+
+    Args:
+        chat: The chat model, possibly inside LangChain's wrappers.
+        log: The record of its calls.
+        edit: The part of the prompt that may change; other parts are kept.
+        max_failures: Failures that are shown in one edit.
+        retries: How often an unusable reply is sent back with the reason.
+        patience: After this many failed edits in a row the editor is not called any more.
+        caps: The most that all calls may cost.
+        prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
+        structured: Whether structured output is used.
+        rules: Further sentences that the editor must follow.
+
+    Raises:
+        SettingsError: `edit` is unknown, or as in EditorCalls.
     """
 
     def __init__(
@@ -85,7 +101,6 @@ class Editor:
         prices: Mapping[str, Mapping[str, float]] | None = None,
         structured: Structured = "auto",
         rules: Sequence[str] = (),
-        never_swallow: tuple[type[BaseException], ...] = (),
     ) -> None:
         if edit not in get_args(Part):
             raise SettingsError(f"edit={edit!r} is unknown: choose from {', '.join(get_args(Part))}.")
@@ -94,25 +109,15 @@ class Editor:
         self._part: Part = edit
         self._max_failures, self._retries, self._patience = max_failures, retries, patience
         self._rules = tuple(rules)
-        self.never_swallow = never_swallow
 
     @property
     def name(self) -> str:
-        """The editor's name for records; holds no key."""
+        """The editor's name for records; it holds no API key."""
         return self._calls.model
 
     @property
-    def never_swallow(self) -> tuple[type[BaseException], ...]:
-        """Exceptions that pass through the chat model and are no failed edit, such as LangGraph's interrupts."""
-        return self._calls.never_swallow
-
-    @never_swallow.setter
-    def never_swallow(self, exceptions: tuple[type[BaseException], ...]) -> None:
-        self._calls.never_swallow = exceptions
-
-    @property
     def spent(self) -> Usage:
-        """All calls so far."""
+        """What all calls so far have cost."""
         return self._calls.spent
 
     def continue_from(
@@ -123,15 +128,22 @@ class Editor:
         adapter: str | None = None,
         until: float | None = None,
         tokens_left: float | None = None,
+        never_swallow: tuple[type[BaseException], ...] = (),
     ) -> None:
-        """Take over where a run stands: failed edits in a row, what its edits cost so far, and the adapter in force.
+        """Set the state of the run before an edit, so that caps hold over all processes of a run.
 
-        With that, caps hold over a run that goes on in another process; the adapter matters where the policy edits.
-        until: time.monotonic() after which no call is begun. tokens_left: for the calls of the next edit together,
-        where the policy edits and its compute is capped.
+        Args:
+            failures: Failed edits in a row.
+            spent: What the run's edits have cost so far.
+            adapter: Hash of the kept adapter; used if the policy is the editor.
+            until: `time.monotonic()` after which no call is begun.
+            tokens_left: Tokens for the next edit, if the policy is the editor and its compute is capped.
+            never_swallow: Exceptions that pass through the chat model and are not failed edits, such as LangGraph's
+                interrupts.
         """
         self.consecutive_failures = failures
         self._calls.spent, self._calls.until, self._calls.tokens_left = spent, until, tokens_left
+        self._calls.never_swallow = never_swallow
         self._calls.use_adapter(adapter)
 
     def edit(
@@ -143,128 +155,116 @@ class Editor:
         validate: Callable[[Prompt], None] | None = None,
         candidates: int = 1,
     ) -> Edit:
-        """Propose prompts that mend these failures, the most telling first.
+        """Propose prompts that repair these failures.
 
-        validate raises PromptError for a prompt that must not be proposed; its reason is told to the editor.
-        Raises EditFailedError (an EditorError with .usage and .disabled) where nothing usable came.
+        Args:
+            prompt: The prompt in force.
+            failures: Failing rollouts, the most important first.
+            past: Earlier edits, for the editor to build on.
+            validate: Raises PromptError for a prompt that must not be proposed; the editor is told its message.
+            candidates: Number of prompts to ask for; duplicates are dropped.
+
+        Raises:
+            EditFailedError: The editor gave no usable prompt.
         """
         if self.consecutive_failures >= self._patience:
-            raise EditFailedError(f"{self._tired()}: it is not called any more in this run.", disabled=True)
+            raise EditFailedError(f"{self._failed_often()}: it is not called any more in this run.", disabled=True)
         if not failures:
             raise EditFailedError("There is no failure to learn from, so the editor was not called.")
-        self._calls.begin()
+        self._calls.in_this_edit = Usage()
+        constraints = [*format_rules(self._part), *self._rules, *_past_rules(past)]
         try:
-            edit = _Attempt(self._calls, self._part, self._retries, prompt, validate).run(
-                choose_failures(failures, self._max_failures), [*self._rules, *_past_rules(past)], candidates
-            )
+            attempt = _Attempt(self._calls, self._part, self._retries, prompt, validate)
+            edit = attempt.run(choose_failures(failures, self._max_failures), constraints, candidates)
         except EditorError as error:
             self.consecutive_failures += 1
             disabled = getattr(error, "disabled", False) or self.consecutive_failures >= self._patience
-            after = f" {self._tired()}: it will not be called again in this run." if disabled else ""
-            raise EditFailedError(f"{error}{after}", usage=self._calls.since_begin, disabled=disabled) from error
+            after = f" {self._failed_often()}: it will not be called again in this run." if disabled else ""
+            raise EditFailedError(f"{error}{after}", usage=self._calls.in_this_edit, disabled=disabled) from error
         self.consecutive_failures = 0
         return edit
 
-    def _tired(self) -> str:
+    def _failed_often(self) -> str:
         return f"The editor {self.name} failed {self.consecutive_failures} times in a row"
 
 
+@dataclass
 class _Attempt:
-    """One transaction: the old prompt goes in, checked new ones come out, or an EditorError."""
+    """One edit as a transaction: it ends with checked new prompts or raises an EditorError."""
 
-    def __init__(
-        self, calls: EditorCalls, part: Part, retries: int, prompt: Prompt, validate: Callable[[Prompt], None] | None
-    ) -> None:
-        self._calls, self._part, self._retries = calls, part, retries
-        self._old, self._validate = prompt, validate
-        self._problems: list[str] = []
+    calls: EditorCalls
+    part: Part
+    retries: int
+    old: Prompt
+    validate: Callable[[Prompt], None] | None
+    problems: list[str] = field(default_factory=list)
 
-    def run(self, failures: Sequence[Graded], rules: Sequence[str], candidates: int) -> Edit:
-        graph = PromptGraph(neutralise(self._old.render()), self._critique)
-        critiques = tuple(graph.backward(*failure_texts(failure)) for failure in failures)
+    def run(self, failures: Sequence[Graded], constraints: Sequence[str], candidates: int) -> Edit:
+        document = neutralise(self.old.render())
+        shown = [failure_texts(failure) for failure in failures]
+        critiques = [self._criticise(critique_request(document, failure)) for failure in shown]
         prompts: list[Prompt] = []
         for number in range(1, candidates + 1):
+            other = (
+                f"{ALTERNATIVE_PREFIX} {number} of {candidates}: take another approach than the obvious one, "
+                "for example other or more demonstrations, or instructions in other words."
+            )
+            request = improve_request(document, shown, critiques, [*constraints, *([other] if number > 1 else [])])
             try:
-                prompt = self._step(graph, [*format_rules(self._part), *rules], number, candidates)
+                prompt = self._improve(request, number)
             except EditorError as error:
                 if not prompts:
                     raise
-                self._problems.append(str(error))
+                self.problems.append(str(error))
                 break
             if prompt not in prompts:
                 prompts.append(prompt)
-        return Edit(tuple(prompts), critiques, self._calls.since_begin, tuple(self._problems))
+        return Edit(tuple(prompts), tuple(critiques), self.calls.in_this_edit, tuple(self.problems))
 
-    def _step(self, graph: PromptGraph, constraints: Sequence[str], number: int, of: int) -> Prompt:
-        """TextGrad's step, with an engine that answers only once the document has passed every check."""
-        accepted: list[Prompt] = []
+    def _criticise(self, request: Request) -> str:
+        """Ask for a critique; it is neutralised, so it can neither open nor close a tag in the next request."""
+        for attempt in range(self.retries + 1):
+            again = f"\n\nYour reply {attempt} was empty: give the feedback in plain words." if attempt else ""
+            messages = [SystemMessage(request.system_prompt), HumanMessage(request.prompt + again)]
+            reply = self.calls.ask(messages, f"critique, asked {attempt + 1} times" if attempt else "critique")
+            if critique := _without_thinking(reply).strip():
+                return neutralise(clip(critique, CRITIQUE_CHARACTERS))
+            self.problems.append("The editor's critique was empty.")
+        raise EditFailedError(f"The editor gave no critique in {self.retries + 1} replies: they were empty.")
 
-        def improve(prompt: str, system_prompt: str) -> str:
-            accepted.append(self._ask_for_document(prompt, system_prompt, number))
-            return OPEN + neutralise(accepted[-1].render()) + CLOSE
-
-        if number > 1:
-            constraints = [
-                *constraints,
-                f"{ALTERNATIVE_PREFIX} {number} of {of}: take another approach than the obvious one, "
-                "for example other or more demonstrations, or instructions in other words.",
-            ]
-        graph.step(constraints, improve)
-        return accepted[-1]
-
-    def _ask_for_document(self, prompt: str, system_prompt: str, number: int) -> Prompt:
-        request: list[BaseMessage] = [SystemMessage(system_prompt), HumanMessage(prompt)]
-        messages = request
-        reason = ""
-        for attempt in range(1, self._retries + 2):
+    def _improve(self, request: Request, number: int) -> Prompt:
+        """Ask for candidate `number` until a reply passes all checks."""
+        first: list[BaseMessage] = [SystemMessage(request.system_prompt), HumanMessage(request.prompt)]
+        messages, reason = first, ""
+        for attempt in range(1, self.retries + 2):
             warmer = WARMER_PER_CANDIDATE * (number - 1)
-            reply = self._calls.ask(messages, f"improve {number}", form=FORMS[self._part], warmer=warmer)
+            reply = self.calls.ask(messages, f"improve {number}", form=FORMS[self.part], warmer=warmer)
             try:
-                return self._read(reply)
+                return self._accepted(reply)
             except PromptError as error:
                 reason = str(error)
-                self._problems.append(reason)
+                self.problems.append(reason)
             correction = (
-                f"Your reply {attempt} of {self._retries + 1} cannot be used. {neutralise(reason)} "
+                f"Your reply {attempt} of {self.retries + 1} cannot be used. {neutralise(reason)} "
                 f"Send the whole improved variable again, complete, between {OPEN} and {CLOSE}."
             )
-            said = clip(reply, REPLY_CHARACTERS) if reply.strip() else "(an empty reply)"
-            messages = [*request, AIMessage(said), HumanMessage(correction)]
-        raise EditFailedError(f"The editor gave no usable prompt in {self._retries + 1} replies; the last: {reason}")
+            quoted = clip(reply, REPLY_CHARACTERS) if reply.strip() else "(an empty reply)"
+            messages = [*first, AIMessage(quoted), HumanMessage(correction)]
+        raise EditFailedError(f"The editor gave no usable prompt in {self.retries + 1} replies; the last: {reason}")
 
-    def _critique(self, prompt: str, system_prompt: str) -> str:
-        """The engine of the backward pass: its critiques cannot open or close a tag in the next prompt."""
-        for attempt in range(self._retries + 1):
-            again = f"\n\nYour reply {attempt} was empty: give the feedback in plain words." if attempt else ""
-            messages = [SystemMessage(system_prompt), HumanMessage(prompt + again)]
-            reply = self._calls.ask(messages, "critique" if not attempt else f"critique, asked {attempt + 1} times")
-            critique = _without_thinking(reply).strip()
-            if critique:
-                return neutralise(clip(critique, CRITIQUE_CHARACTERS))
-            self._problems.append("The editor's critique was empty.")
-        raise EditFailedError(f"The editor gave no critique in {self._retries + 1} replies: they were empty.")
-
-    def _read(self, reply: str) -> Prompt:
-        """The prompt in a reply; PromptError with the reason, as it is told to the editor."""
-        blocks = answers(reply)
-        if not blocks:
-            raise PromptError(f"It has no complete {OPEN} ... {CLOSE} block; it may have been cut off, or refused.")
-        # A block without a heading is prose that mentions the tags, unless there is nothing else.
-        block = next((b for b in reversed(blocks) if "# " in b), blocks[-1])
-        if len(block) > max(DOCUMENT_CHARACTERS, GROWTH * len(self._old.render())):
-            raise PromptError(f"The document is far too long ({len(block)} characters): keep it about as it was.")
-        new = read_document(restore(block).strip(), self._old, self._part)
+    def _accepted(self, reply: str) -> Prompt:
+        """The prompt in a reply. Raises PromptError, with the reason in words for the editor."""
+        new = read_prompt(reply, self.old, self.part)
         refuse_no_text(new)
-        bare = Prompt(template=new.template.strip())
-        if new == self._old:
+        if new == self.old:
             raise PromptError("The document is the same as before: change it so that the feedback is met.")
-        if bare == Prompt() and not new.system.strip() and not new.demonstrations:
+        if not new.system.strip() and not new.demonstrations and new.template.strip() == Prompt().template:
             raise PromptError("The document has been emptied: keep or write a system turn or demonstrations.")
-        # The record of a reply has this in place of the chat model's own keys.
-        if SECRET_MARK in block and SECRET_MARK not in self._old.render():
+        # Recorded replies have this mark in place of the chat model's own keys.
+        if SECRET_MARK in new.render() and SECRET_MARK not in self.old.render():
             raise PromptError("The document holds a key: leave it out.")
-        if self._validate is not None:
-            self._validate(new)
+        if self.validate is not None:
+            self.validate(new)
         return new
 
 
@@ -278,6 +278,5 @@ def _past_rules(past: Sequence[PastEdit]) -> list[str]:
 
 
 def _without_thinking(reply: str) -> str:
-    """What follows the last think block, of models that show their reasoning."""
-    _, _, answer = reply.rpartition("</think>")
-    return answer.partition("<think>")[0]
+    """The part of a reply after its last think block."""
+    return reply.rpartition("</think>")[2].partition("<think>")[0]

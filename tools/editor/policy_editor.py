@@ -1,57 +1,51 @@
-"""The editor "policy": the model that is adapted edits its own prompt, under the adapter in force.
+"""The editor "policy": the model under adaptation edits its own prompt, with the kept adapter loaded.
 
-Small models rarely write a whole valid document; what they write is checked like any other editor's reply, and a
-failed edit costs the run nothing but its seconds.
+A small model rarely writes a whole valid document. Its replies are checked like those of any other editor, and a
+failed edit costs the run only the time and compute of its calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatResult
-from pydantic import ConfigDict
+from langchain_core.messages import AIMessage, BaseMessage
 
+from nslora.tools.editor.local_chat import LocalChat, tokens_used
 from nslora.tools.errors import EditorError
 from nslora.tools.policy import Policy
 
 ROLES = {"system": "system", "human": "user", "ai": "assistant"}
-# Room for less than this is no reply.
-SHORTEST_REPLY_TOKENS = 16
+SHORTEST_REPLY_TOKENS = 16  # with less room than this, the request is refused
 
 
-class PolicyChat(BaseChatModel):
-    """A policy as a chat model, greedy.
+class PolicyChat(LocalChat):
+    """A policy as a LangChain chat model with greedy decoding.
 
-    policy: makes the policy, when the first request comes. adapter: hash of the adapter in force, None for the base;
-    set it before each edit. max_tokens: longest reply.
-    Raises EditorError for a request that leaves no room for a reply in the policy's context.
+    Attributes:
+        policy: Loads the policy; called at the first request.
+        adapter: Hash of the adapter to answer with; None for the base model. Set it before each edit.
+        max_tokens: Longest reply, in tokens.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
     policy: Callable[[], Policy]
     adapter: str | None = None
     max_tokens: int = 768
 
     @property
     def model_name(self) -> str:
-        """Names the adapter, so that a recorded reply of one is never taken for another's."""
+        """The adapter's hash, so that a reply recorded under one adapter is never reused under another."""
         return self.adapter or "base"
 
     @property
     def _llm_type(self) -> str:
         return "policy"
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
+    def reply_to(self, messages: list[BaseMessage], stop: Sequence[str]) -> AIMessage:
+        """Answer with the policy.
+
+        Raises:
+            EditorError: The request leaves no room for a reply in the policy's context.
+        """
         policy = self.policy()
         dialogue = [{"role": ROLES.get(each.type, "user"), "content": str(each.text)} for each in messages]
         tokens = policy.count_tokens(dialogue)
@@ -59,12 +53,10 @@ class PolicyChat(BaseChatModel):
         if room < SHORTEST_REPLY_TOKENS:
             raise EditorError(
                 f"The request to edit takes {tokens} of the {policy.context_tokens} tokens that {policy.name} can "
-                "read, which leaves no room for a reply: show fewer failures (editing.failures) or take another editor."
+                "read, which leaves no room for a reply: show fewer failures (editing.failures) or use another editor."
             )
         generated = policy.generate([dialogue], adapter=self.adapter, max_new_tokens=room)
         reply = generated.replies[0]
-        for end in filter(None, stop or ()):
+        for end in filter(None, stop):
             reply = reply.partition(end)[0]
-        total = tokens + generated.tokens
-        usage = UsageMetadata(input_tokens=tokens, output_tokens=generated.tokens, total_tokens=total)
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(reply, usage_metadata=usage))])
+        return AIMessage(reply, usage_metadata=tokens_used(tokens, generated.tokens))

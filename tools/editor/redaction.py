@@ -1,13 +1,15 @@
-"""Keys out of texts: what a chat model holds, and whatever else looks like a key."""
+"""Removes API keys from texts: those that a chat model holds, and anything else that looks like one."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
 
 SECRET_MARK = "[secret]"
+SHORTEST_SECRET = 6  # characters; shorter values would be found in ordinary words
 
 _SECRET = re.compile(
     r"\b(?:sk|pk|rk|hf|gsk|xai|ghp|github_pat|AIza|AKIA)[-_]?[\w-]{12,}"
@@ -17,51 +19,45 @@ _SECRET = re.compile(
     r"|(?<=[-_]key['\"]: ['\"])[^'\"]+|(?<=[-_]key: ['\"])[^'\"]+|(?<=[-_]token['\"]: ['\"])[^'\"]+",
     re.IGNORECASE,
 )
-# Names of what holds a key: of a plain field (api_key, auth_token; not max_tokens or tokenizer_name), and of an entry
-# in a mapping, a header above all, where it is better to hide too much.
+# Field names of a chat model whose plain text is a key (api_key, auth_token; not max_tokens or tokenizer_name), and
+# keys of a mapping. A mapping is often HTTP headers, where it is better to hide too much.
 _SECRET_FIELD = re.compile(r"secret|password|authorization|credential|key$|(?:^|_)(?:auth|token)$", re.IGNORECASE)
 _SECRET_ENTRY = re.compile(r"auth(?!or(?!i))|key|token|secret|password|credential", re.IGNORECASE)
 
 
 def secrets_of(chat: object) -> tuple[str, ...]:
-    """The keys that a chat model holds, or one inside a wrapper: secret fields, and headers that carry one."""
-    found = _secrets_in(chat, named=False, seen=set())
-    return tuple(dict.fromkeys(secret for secret in found if len(secret) >= 6))
+    """List the keys in a chat model (also inside LangChain's wrappers): secret fields, and headers that hold one."""
+    found = [secret for secret in _secrets_in(chat, named=False, seen=set()) if len(secret) >= SHORTEST_SECRET]
+    as_json = [json.dumps(secret, ensure_ascii=False)[1:-1] for secret in found]  # as recorded fields would hold it
+    return tuple(dict.fromkeys([*found, *as_json]))
 
 
-def _secrets_in(value: object, *, named: bool, seen: set[int]) -> list[str]:
-    """The keys in a value, or in what it is made of. named: whether its own name says that it is one."""
+def _secrets_in(value: object, *, named: bool, seen: set[int]) -> Iterator[str]:
+    """Walk through a value and its parts. named: whether the name of this value says that it is a key."""
     if callable(reveal := getattr(value, "get_secret_value", None)):
-        return [str(reveal())]
-    if isinstance(value, BaseModel | Mapping | list | tuple):
-        if id(value) in seen:
-            return []
+        yield str(reveal())
+    elif isinstance(value, str):  # a number under such a name is a count, as of tokens
+        yield from [value] if named else []
+    elif isinstance(value, BaseModel | Mapping | list | tuple) and id(value) not in seen:
         seen.add(id(value))
-    if isinstance(value, BaseModel):
-        fields = [(name, getattr(value, name, None)) for name in type(value).model_fields]
-        return [
-            secret
-            for name, each in fields
-            for secret in _secrets_in(each, named=bool(_SECRET_FIELD.search(name)), seen=seen)
-        ]
-    if isinstance(value, Mapping):
-        return [
-            secret
-            for key, each in value.items()
-            for secret in _secrets_in(each, named=bool(_SECRET_ENTRY.search(str(key))), seen=seen)
-        ]
-    if isinstance(value, list | tuple):
-        return [secret for each in value for secret in _secrets_in(each, named=named, seen=seen)]
-    return [value] if named and isinstance(value, str) else []  # a number is a count, as of tokens
+        parts: list[tuple[object, object]]
+        if isinstance(value, BaseModel):
+            parts = [(_SECRET_FIELD.search(name), getattr(value, name, None)) for name in type(value).model_fields]
+        elif isinstance(value, Mapping):
+            parts = [(_SECRET_ENTRY.search(str(name)), each) for name, each in value.items()]
+        else:
+            parts = [(named, each) for each in value]
+        for secret, each in parts:
+            yield from _secrets_in(each, named=bool(secret), seen=seen)
 
 
 def without(text: str, secrets: Sequence[str]) -> str:
-    """The text without these keys."""
+    """Replace these keys in a text by `[secret]`."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, SECRET_MARK)
     return text
 
 
 def scrub(text: str, secrets: Sequence[str] = ()) -> str:
-    """The text without keys: those given, and whatever looks like one."""
+    """Replace these keys, and anything that looks like a key, by `[secret]`."""
     return _SECRET.sub(SECRET_MARK, without(text, secrets))

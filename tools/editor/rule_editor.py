@@ -1,10 +1,10 @@
-"""The embedded editor: a chat model that is no language model.
+"""The embedded editor "rules": deterministic rules behind the interface of a chat model; it is no language model.
 
-It knows TextGrad's two prompts and nothing else. Asked for a critique, it repeats what the feedback says: the sentences
-that ask for something, and the reply that would be right where the feedback shows one. Asked for a new document, it
-writes those sentences into the system turn and those replies as demonstrations. It invents nothing, understands
-nothing, needs no network, and gives the same answer to the same request. Demonstrations are what helps: measured on
-SmolLM2-135M-Instruct, a format asked for in words is obeyed in 0-8 % of replies, after two demonstrations in 100 %.
+It recognises TextGrad's two requests and nothing else. Asked for a critique, it repeats what the feedback asks for,
+and the suggested reply, if the feedback has one. Asked for a new document, it writes those sentences into the system
+turn and those replies as demonstrations. It adds nothing of its own, needs no network and gives the same answer to the
+same request. Most of the effect comes from demonstrations: SmolLM2-135M-Instruct followed a format that was asked for
+in words in 0-8 % of replies, and after two demonstrations in 100 %.
 """
 
 from __future__ import annotations
@@ -13,16 +13,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import AIMessage, BaseMessage
 
-from nslora.tools.editor.call_log import TOKENS_ARE_EXACT
 from nslora.tools.editor.failures_view import ALTERNATIVE_PREFIX, CLIPPED, PAST_PREFIX
+from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT, LocalChat, tokens_used
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN, neutralise, restore
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import PLACEHOLDER, TEMPLATE, Demonstration, Prompt, normalise, parse
@@ -31,17 +27,18 @@ from nslora.tools.rewards.reward import SUGGESTION_PREFIX
 BACKWARD_MARK = "You are the gradient (feedback) engine"
 FIRST_DEMONSTRATIONS, MOST_DEMONSTRATIONS = 2, 4
 MOST_INSTRUCTIONS = 6
+# How the lines of a critique begin.
 INSTRUCTION, DEMONSTRATION = "Instruction: ", "Demonstration: "
 PERHAPS = "Instruction, unless it is about this row: "
 NO_LANGUAGE_MODEL = "I am the embedded rule editor and no language model: I can only answer TextGrad's own prompts."
 
-# A sentence that asks for something, as opposed to one that only says what was wrong in this row.
+# A sentence that asks for something; other sentences only say what was wrong in this row.
 _ASKS = re.compile(
     r"\b(?:should|must|has to|have to|needs? to|only|always|never)\b"
     r"|^(?:reply|answer|write|use|begin|start|end|give|return|put|keep|wrap|include|avoid|respond|do not|don't)\b",
     re.IGNORECASE,
 )
-# Where a sentence leaves the rule and speaks of this row: what was found instead, or an example.
+# After this, a sentence is about this row only: what was found instead, or an example.
 _THIS_ROW = re.compile(
     r", not (?=['\"“\d][^,]*$)|, but (?=.*(?:['\"“\d]|\b(?:is|are|was|has|found|got)\b))"
     r"|,? (?:such as|for example|for instance|e\.g\.),? ",
@@ -49,41 +46,39 @@ _THIS_ROW = re.compile(
 )
 
 
-class RuleEditor(BaseChatModel):
-    """Deterministic, stateless, offline; see the module's docstring for what it is not."""
+class RuleEditor(LocalChat):
+    """A deterministic, stateless chat model that needs no network; the module's docstring says what it cannot do."""
 
     @property
     def _llm_type(self) -> str:
         return "rules"
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        # No tokenizer is at work here, so there are no tokens to count.
-        usage = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)
-        message = AIMessage(answer(messages), usage_metadata=usage, response_metadata={TOKENS_ARE_EXACT: True})
-        return ChatResult(generations=[ChatGeneration(message=message)])
+    def reply_to(self, messages: list[BaseMessage], stop: Sequence[str]) -> AIMessage:
+        """Answer one of TextGrad's requests; without a tokenizer, there are no tokens to count."""
+        return AIMessage(answer(messages), usage_metadata=tokens_used(0, 0), response_metadata={TOKENS_ARE_EXACT: True})
 
 
 def answer(messages: Sequence[BaseMessage]) -> str:
-    """The reply to one of TextGrad's prompts."""
-    texts = {kind: [str(m.text) for m in messages if m.type == kind] for kind in ("system", "human", "ai")}
-    request = next(iter(texts["human"]), "")
-    if any(BACKWARD_MARK in text for text in texts["system"]):
-        return critique(_between(request, "<LM_INPUT>", "</LM_INPUT>"), _objective(request))
+    """Answer one of TextGrad's two requests, with or without earlier corrections."""
+    system = "\n".join(str(message.text) for message in messages if message.type == "system")
+    request, *corrections = [str(message.text) for message in messages if message.type == "human"] or [""]
+    if BACKWARD_MARK in system:
+        objective = _between(request, "<OBJECTIVE_FUNCTION>", "</OBJECTIVE_FUNCTION>")
+        feedback = objective.partition("following feedback on the LM_OUTPUT: ")[2] or objective
+        return critique(_between(request, "<LM_INPUT>", "</LM_INPUT>"), feedback)
     if "<VARIABLE>" in request and "<CONTEXT>" in request:
-        return OPEN + "\n" + improve(request, texts["human"][1:]) + CLOSE
+        return OPEN + "\n" + neutralise(improve(request, corrections)) + CLOSE
     return NO_LANGUAGE_MODEL
 
 
 def critique(question: str, feedback: str) -> str:
-    """What the feedback asks for, one line each: instructions, then the pair of question and right reply.
+    """List what the feedback asks for, one line each: instructions, then the question with the suggested reply.
 
-    Pairs are written as JSON without `<`, so that they pass through TextGrad's tags unharmed.
+    The pair is JSON without `<`, so that `neutralise` leaves it unchanged.
+
+    Args:
+        question: The question that was answered wrongly, neutralised.
+        feedback: The reward's feedback, with a suggested reply after SUGGESTION_PREFIX if there is one.
     """
     said, _, suggestion = feedback.partition(SUGGESTION_PREFIX.strip())
     lines = [(PERHAPS if _quotes(sentence, suggestion) else INSTRUCTION) + sentence for sentence in _instructions(said)]
@@ -94,90 +89,81 @@ def critique(question: str, feedback: str) -> str:
 
 
 def improve(request: str, corrections: Sequence[str]) -> str:
-    """The new document (neutralised) for TextGrad's optimizer prompt and what was wrong with earlier answers to it."""
+    """Write the new document.
+
+    Args:
+        request: TextGrad's optimizer request.
+        corrections: What was wrong with earlier answers to it.
+    """
     before, _, after = request.partition("<CONTEXT>")
     value = restore(_between(before, "<VARIABLE>", "</VARIABLE>"))
     context, _, rest = after.partition("</CONTEXT>")
     context = re.sub(r"<CONVERSATION>.*?</CONVERSATION>", "", context, flags=re.DOTALL)
-    found = _Found.read(re.findall(r"<FEEDBACK>(.*?)</FEEDBACK>", context, flags=re.DOTALL))
+    instructions, pairs = _read_critiques(re.findall(r"<FEEDBACK>(.*?)</FEEDBACK>", context, flags=re.DOTALL))
     try:
         old = parse(value)
-    except PromptError:  # a variable of somebody else's TextGrad graph
-        return neutralise("\n".join([value, *found.instructions]))
+    except PromptError:  # a variable of another program's TextGrad graph
+        return "\n".join([value, *instructions])
     if f'Change only "# {TEMPLATE}"' in rest:
-        return neutralise(replace(old, template=_with_instructions(old.template, found.instructions)).render())
-    dropped = len(re.findall(rf"{re.escape(PAST_PREFIX)}[^\n]*was dropped\.", rest))
+        return replace(old, template=_with_instructions(old.template, instructions)).render()
+    tried = len(re.findall(rf"{re.escape(PAST_PREFIX)}[^\n]*was dropped\.", rest)) + len(corrections)
     alternative = re.search(rf"{re.escape(ALTERNATIVE_PREFIX)} (\d+)", rest)
-    tried = dropped + len(corrections)
+    more = int(alternative[1]) - 1 if alternative else 0
+    demonstrations = _demonstrations(old.demonstrations, pairs, tried, more)
     too_long = sum("too long" in text for text in corrections)
-    demonstrations = _demonstrations(
-        old.demonstrations, found.pairs, tried, more=int(alternative[1]) - 1 if alternative else 0
-    )
-    demonstrations = demonstrations[: max(0, len(demonstrations) - too_long)] if too_long else demonstrations
-    system = _with_instructions(old.system, found.instructions)
-    return neutralise(Prompt(system, old.template, tuple(demonstrations)).render())
+    kept = demonstrations[: max(0, len(demonstrations) - too_long)]
+    return Prompt(_with_instructions(old.system, instructions), old.template, tuple(kept)).render()
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the critiques hold: instructions by how often they are given, pairs with the newest first."""
-
-    instructions: tuple[str, ...]
-    pairs: tuple[Demonstration, ...]
-
-    @classmethod
-    def read(cls, critiques: Sequence[str]) -> _Found:
-        count: Counter[str] = Counter()
-        quoting: Counter[str] = Counter()
-        pairs: list[Demonstration] = []
-        for text in critiques:
-            lines = [line.strip() for line in text.strip().split("\n")]
-            marked = any(line.startswith((INSTRUCTION, PERHAPS, DEMONSTRATION)) for line in lines)
-            count.update(_marked(lines, INSTRUCTION) if marked else _instructions(text))
-            quoting.update(_marked(lines, PERHAPS))
-            pairs += [pair for line in _marked(lines, DEMONSTRATION) for pair in _pair(line)]
-        # What only one row of several was told is likely to hold for that row only.
-        shared = [sentence for sentence, times in count.items() if times > 1 or len(critiques) < 3] or list(count)
-        if len({pair.reply for pair in pairs}) > 1:
-            shared += [sentence for sentence, times in quoting.items() if times == len(critiques)]
-        return cls(tuple(shared)[:MOST_INSTRUCTIONS], tuple(dict.fromkeys(reversed(pairs))))
+def _read_critiques(critiques: Sequence[str]) -> tuple[list[str], list[Demonstration]]:
+    """The instructions in the critiques, in order, and the pairs, the newest first."""
+    count: Counter[str] = Counter()
+    quoting: Counter[str] = Counter()
+    pairs: list[Demonstration] = []
+    for text in critiques:
+        lines = [line.strip() for line in text.strip().split("\n")]
+        marked = any(line.startswith((INSTRUCTION, PERHAPS, DEMONSTRATION)) for line in lines)
+        count.update(_marked(lines, INSTRUCTION) if marked else _instructions(text))
+        quoting.update(_marked(lines, PERHAPS))
+        pairs += [pair for line in _marked(lines, DEMONSTRATION) for pair in _pair(line)]
+    # An instruction that only one of several rows got probably holds for that row only.
+    shared = [sentence for sentence, times in count.items() if times > 1 or len(critiques) < 3] or list(count)
+    if len({pair.reply for pair in pairs}) > 1:
+        shared += [sentence for sentence, times in quoting.items() if times == len(critiques)]
+    return shared[:MOST_INSTRUCTIONS], list(dict.fromkeys(reversed(pairs)))
 
 
 def _demonstrations(
     old: Sequence[Demonstration], pairs: Sequence[Demonstration], tried: int, more: int
 ) -> list[Demonstration]:
-    """The demonstrations of the new document; other ones, or in another order, each time that something was tried.
+    """The demonstrations of the new document; others, or in another order, for each earlier attempt (`tried`).
 
-    None yet: two with different replies. Some: one more while there is room and adding was not what was just dropped,
-    otherwise the oldest gives way.
+    If there are none yet: two with different replies. Otherwise one more while there is room and adding was not what
+    was just dropped; else the oldest is replaced. `more`: how many more than that an alternative has.
     """
     known = {normalise(demonstration.question) for demonstration in old}
     fresh = _varied([pair for pair in pairs if normalise(pair.question) not in known])
     if not fresh:
         turn = (1 + tried + more) % len(old) if old else 0
         return [*old[turn:], *old[:turn]]
-    fresh = [*fresh[tried % len(fresh) :], *fresh[: tried % len(fresh)]]
+    turn = tried % len(fresh)
+    fresh = [*fresh[turn:], *fresh[:turn]]
     if not old:
         return fresh[: min(MOST_DEMONSTRATIONS, FIRST_DEMONSTRATIONS + more + tried // 2)]
     adds = len(old) < MOST_DEMONSTRATIONS and tried % 2 == 0
     new = fresh[: 1 + more]
-    kept = list(old) if adds else list(old[len(new) :])
-    return [*kept, *new][-MOST_DEMONSTRATIONS:]
+    return [*(old if adds else old[len(new) :]), *new][-MOST_DEMONSTRATIONS:]
 
 
 def _varied(pairs: Sequence[Demonstration]) -> list[Demonstration]:
-    """One pair per question; those whose replies differ in their words come first."""
+    """One pair per question; the first pair of each different reply comes in front of the others."""
     by_question = list({normalise(pair.question): pair for pair in reversed(pairs)}.values())[::-1]
-    chosen: list[Demonstration] = []
-    later: list[Demonstration] = []
-    for pair in by_question:
-        same = any(normalise(pair.reply) == normalise(known.reply) for known in chosen)
-        (later if same else chosen).append(pair)
-    return [*chosen, *later]
+    first_of = {normalise(pair.reply): pair for pair in reversed(by_question)}
+    return sorted(by_question, key=lambda pair: first_of[normalise(pair.reply)] is not pair)
 
 
 def _instructions(feedback: str) -> list[str]:
-    """The sentences that ask for something, without what they say of this row only."""
+    """The sentences that ask for something, without the part that is about this row only."""
     found = []
     for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])|\n+", feedback.strip()):
         rule = _THIS_ROW.split(sentence.strip(), maxsplit=1)[0].rstrip(" .:;,")
@@ -187,7 +173,7 @@ def _instructions(feedback: str) -> list[str]:
 
 
 def _quotes(rule: str, suggestion: str) -> bool:
-    """Whether the sentence quotes a text of this row's right reply, which may be the answer itself."""
+    """Whether the sentence quotes part of this row's suggested reply; it may then give the answer away."""
     quoted = re.findall(r"'([^']+)'|\"([^\"]+)\"|“([^”]+)”", rule)
     texts = [normalise(text) for group in quoted for text in group if text]
     return any(text and f" {text} " in f" {normalise(suggestion)} " for text in texts)
@@ -199,11 +185,9 @@ def _marked(lines: Sequence[str], mark: str) -> list[str]:
 
 def _with_instructions(text: str, instructions: Sequence[str]) -> str:
     known = normalise(text)
-    new = [sentence for sentence in instructions if normalise(sentence) not in known]
-    if not new:
-        return text
+    new = " ".join(sentence for sentence in instructions if normalise(sentence) not in known)
     apart = "\n\n" if PLACEHOLDER in text else "\n"
-    return apart.join(part for part in (text, " ".join(new)) if part)
+    return apart.join(part for part in (text, new) if part)
 
 
 def _pair(line: str) -> list[Demonstration]:
@@ -211,14 +195,9 @@ def _pair(line: str) -> list[Demonstration]:
         row = json.loads(line)
         return [Demonstration(str(row["question"]), str(row["reply"]))]
     except (ValueError, KeyError, TypeError):
-        return []  # a line of somebody else's critique that only looks like one of ours
-
-
-def _objective(request: str) -> str:
-    objective = _between(request, "<OBJECTIVE_FUNCTION>", "</OBJECTIVE_FUNCTION>")
-    return objective.partition("following feedback on the LM_OUTPUT: ")[2] or objective
+        return []  # a line of another critic that only looks like ours
 
 
 def _between(text: str, start: str, end: str) -> str:
-    """The text between two tags, without the blanks that TextGrad sets around it."""
+    """The text between two tags, without the blanks that TextGrad puts around it."""
     return text.partition(start)[2].partition(end)[0].strip()

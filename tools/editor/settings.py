@@ -8,7 +8,7 @@ from nslora.tools.schema import Settings
 
 
 class Price(Settings):
-    """Of a chat model, in any currency, per million tokens."""
+    """Price of a chat model per million tokens, in any currency."""
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
@@ -17,22 +17,23 @@ class Price(Settings):
 class EditorSettings(Settings):
     """How the symbolic editor is asked, and the most that it may cost in a run.
 
-    Each failure that is shown is one call and about 2000 tokens of the last one. timeout_s and transport_retries go to
-    chat models that are named; a chat model object keeps its own.
+    Each failure that is shown costs one call, and about 2000 tokens of the request for the document. timeout_s and
+    transport_retries are used when a chat model is created by name; a chat model object keeps its own settings.
     """
 
     edit: Literal["document", "system", "question", "demonstrations"] = "document"
-    failures: int = Field(4, ge=1)  # shown at once
-    candidates: int = Field(1, ge=1)  # of an edit; several are screened before one is proposed
-    screening_rows: int = Field(8, ge=2)  # train rows for that, half of them failing, half passing
-    retries: int = Field(2, ge=0)  # an unusable reply is sent back with the reason, so often
-    patience: int = Field(3, ge=1)  # failed edits in a row after which the editor is left alone
+    failures: int = Field(4, ge=1)  # shown in one edit
+    candidates: int = Field(1, ge=1)  # prompts per edit; if several, they are screened and the best is proposed
+    screening_rows: int = Field(8, ge=2)  # train rows for screening, half failing, half passing
+    retries: int = Field(2, ge=0)  # times that an unusable reply is sent back with the reason
+    patience: int = Field(3, ge=1)  # failed edits in a row, then the editor is not called any more
     max_calls: int | None = Field(None, ge=0)
     max_tokens: int | None = Field(None, ge=0)  # input and output together
     max_cost: float | None = Field(None, ge=0)  # in the currency of `prices`
     prices: dict[str, Price] = Field(default_factory=dict)  # by model name, as in "gpt-4o"
-    reply_tokens: int = Field(4096, ge=1)  # longest reply that is asked for under a cap
-    # Forms instead of tags: where the model's profile says that it can; "always" for a server such as vLLM, llama.cpp.
+    reply_tokens: int = Field(4096, ge=1)  # longest reply that is requested under a cap
+    # Structured output instead of tags. "auto": if the model's profile says that it has it. "always": for a server that
+    # has it with any model (vLLM, llama.cpp, Ollama).
     structured: Literal["auto", "always", "never"] = "auto"
     protected: tuple[str, ...] = ()  # texts that must stay in the prompt, word for word
     rules: tuple[str, ...] = ()  # further sentences that the editor must follow

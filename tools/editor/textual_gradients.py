@@ -1,15 +1,16 @@
-r"""TextGrad, bound to any engine: its own backward and optimizer prompts, over a graph that lives for one edit.
+r"""TextGrad's requests to a chat model, built from its own templates, and the reading of replies to them.
 
-TextGrad 0.1.8 was read and measured for this; what is worked around here, and why:
+An edit sends two kinds of request. TextGrad's backward pass asks for a critique of the prompt document, given one
+failing reply and its feedback (a "textual gradient"). Its optimizer step asks for an improved document, given all
+critiques. The texts are those of TextGrad 0.1.8 to the letter: `tests/tools/editor/test_textual_gradients.py` compares
+them with what TextGrad's own classes send. The classes themselves are not used, for these reasons:
 
-- importing it opens a log of every prompt in the working directory, and imports two client libraries, one of which
-  asks the network for a price list;
-- its variables hash by identity, so gradients come in another order in every process, and no variable can be pickled:
-  a graph is made for one edit out of plain strings, its gradients are kept in a list, only strings leave it;
-- it shows an optimizer ten words from either end of the variable: here the whole document is shown;
-- it escapes nothing: tags inside questions, replies, feedback, critiques and documents are neutralised, `<VARIABLE>`
-  becoming `<\VARIABLE>`, and given back in the answer;
-- it takes the text after the first opening tag of a reply, finished or not: replies are read by `answers` instead.
+- importing the package opens a log of every prompt in the working directory and imports two client libraries;
+- variables hash by identity, so gradients come in another order in every process, and they cannot be pickled;
+- the optimizer sees only the first and last ten words of the variable; here it sees the whole document;
+- nothing is escaped: tags inside questions, replies, feedback, critiques and documents act as TextGrad's own. Here
+  `<VARIABLE>` in such a text becomes `<\VARIABLE>`, and answers are translated back;
+- the optimizer takes the text after the first opening tag, even if the reply was cut off; here `answers` reads it.
 
 Source: Yuksekgonul et al., "TextGrad: Automatic Differentiation via Text", arXiv 2406.07496.
 """
@@ -21,18 +22,17 @@ import importlib
 import logging
 import os
 import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 OPEN, CLOSE = "<IMPROVED_VARIABLE>", "</IMPROVED_VARIABLE>"
 DOCUMENT_ROLE = "prompt document for a language model: system turn, question template and demonstrations"
 REPLY_ROLE = "reply of the language model"
-# The document stands in the prompt once, as the variable; repeating it in each conversation only costs tokens.
+# The document is in each request once, as the variable; repeating it as the system prompt would only cost tokens.
 SYSTEM_PROMPT_NOTE = "(made from the prompt document that is to be improved)"
 
 # Every tag that TextGrad's prompts use, and the think blocks of reasoning models, which `answers` skips.
@@ -45,14 +45,80 @@ _NEUTRAL_TAG = re.compile(rf"<\\(\\*)(?=\s*/?\s*(?:{_NAMES})\b)", re.IGNORECASE)
 _REPLY_TAG = re.compile(r"<(/?)(IMPROVED_VARIABLE|think|thinking)>", re.IGNORECASE)
 
 
-class Engine(Protocol):
-    """What TextGrad calls: a prompt and a system prompt in, the reply's text out."""
+class ShownFailure(NamedTuple):
+    """A failing rollout as the editor sees it; all three texts are neutralised (see `neutralise`)."""
 
-    def __call__(self, prompt: str, system_prompt: str) -> str: ...
+    question: str
+    reply: str
+    feedback: str
+
+
+class Request(NamedTuple):
+    """A request to the editor's chat model."""
+
+    system_prompt: str
+    prompt: str
+
+
+def critique_request(document: str, failure: ShownFailure) -> Request:
+    """Build the request of TextGrad's backward pass: how did the document cause this failure?
+
+    Args:
+        document: The rendered prompt, neutralised.
+        failure: The failing reply, with its question and feedback.
+    """
+    load_textgrad()
+    from textgrad.autograd import llm_backward_prompts as templates
+
+    template = (
+        templates.CONVERSATION_START_INSTRUCTION_CHAIN
+        + templates.OBJECTIVE_INSTRUCTION_CHAIN
+        + templates.EVALUATE_VARIABLE_INSTRUCTION
+    )
+    values = {"conversation": _conversation(failure), "response_gradient": failure.feedback}
+    return Request(templates.BACKWARD_SYSTEM_PROMPT, template.format(**_variable(document), **values))
+
+
+def improve_request(
+    document: str, failures: Sequence[ShownFailure], critiques: Sequence[str], constraints: Sequence[str]
+) -> Request:
+    """Build the request of TextGrad's optimizer step (textual gradient descent): write a better document.
+
+    Args:
+        document: The rendered prompt, neutralised.
+        failures: The failures that were criticised.
+        critiques: One neutralised critique per failure.
+        constraints: Rules that the new document must follow; at least one.
+    """
+    load_textgrad()
+    from textgrad.optimizer import optimizer_prompts as templates
+
+    variable = _variable(document)
+    tags = {"new_variable_start_tag": OPEN, "new_variable_end_tag": CLOSE}
+    gradients = [
+        templates.GRADIENT_TEMPLATE.format(**variable, context=_conversation(failure), feedback=critique)
+        for failure, critique in zip(failures, critiques, strict=True)
+    ]
+    numbered = "\n".join(f"Constraint {number}: {text}" for number, text in enumerate(constraints, 1))
+    prompt = templates.construct_tgd_prompt(
+        do_constrained=True, **variable, **tags, variable_grad="\n".join(gradients), constraint_text=numbered
+    )
+    return Request(templates.OPTIMIZER_SYSTEM_PROMPT.format(**tags), str(prompt))
+
+
+def _variable(document: str) -> Mapping[str, str]:
+    return {"variable_desc": DOCUMENT_ROLE, "variable_short": document, "response_desc": REPLY_ROLE}
+
+
+def _conversation(failure: ShownFailure) -> str:
+    from textgrad.autograd.llm_backward_prompts import CONVERSATION_TEMPLATE
+
+    values = {"system_prompt": SYSTEM_PROMPT_NOTE, "prompt": failure.question, "response_value": failure.reply}
+    return str(CONVERSATION_TEMPLATE.format(**values))
 
 
 def neutralise(text: str) -> str:
-    """The text with a backslash in each of TextGrad's tags, so that it can open or close none."""
+    """Put a backslash into each of TextGrad's tags, so that the text can neither open nor close one."""
     return _TAG.sub(r"<\\\1", text)
 
 
@@ -61,16 +127,11 @@ def restore(text: str) -> str:
     return _NEUTRAL_TAG.sub(r"<\1", text)
 
 
-def as_answer(document: str) -> str:
-    """The document as an optimizer's reply; tags that would end it early are neutralised."""
-    return f"{OPEN}\n{_REPLY_TAG.sub(lambda tag: neutralise(tag[0]), document)}\n{CLOSE}"
-
-
 def answers(reply: str) -> list[str]:
-    """The complete answer blocks of an optimizer's reply, first to last, without those inside think blocks.
+    """Find the complete answer blocks of a reply, first to last, outside think blocks. Linear in the reply's length.
 
-    A block that was opened twice begins at the last opening tag. A closing think tag without an opening one ends
-    thinking that began in the chat template, so what stands before it is no answer. Linear in the reply's length.
+    A block that was opened twice begins at the last opening tag. A closing think tag without an opening one ends a
+    think block that the chat template had opened, so blocks before it do not count.
     """
     found: list[str] = []
     start: int | None = None
@@ -96,72 +157,31 @@ def answers(reply: str) -> list[str]:
     return found
 
 
-class _InOrder(list[Any]):
-    """A list where TextGrad expects a set: gradients in the order of the failures, in every process."""
-
-    def add(self, gradient: Any) -> None:
-        self.append(gradient)
-
-
-class PromptGraph:
-    """One prompt document with the critiques of the failures under it, for the length of one edit.
-
-    Everything that is given must be neutralised already; everything that comes back is.
-    """
-
-    def __init__(self, document: str, engine: Engine) -> None:
-        self._document = document
-        self._engine = engine
-        self._textgrad = load_textgrad()
-        self._variable = _whole_variable(self._textgrad)(document, role_description=DOCUMENT_ROLE)
-        self._variable.gradients = _InOrder()
-
-    def backward(self, question: str, reply: str, feedback: str) -> str:
-        """Ask the engine how the document caused a failure; returns its critique. One call."""
-        from textgrad.autograd.function import BackwardContext
-        from textgrad.autograd.llm_ops import LLMCall
-
-        variable = self._textgrad.Variable
-        response = variable(reply, predecessors=[self._variable], role_description=REPLY_ROLE)
-        response.gradients = _InOrder([variable(feedback, role_description="feedback to the reply")])
-        call = LLMCall(self._engine, self._variable)
-        response.set_grad_fn(
-            BackwardContext(call.backward, response=response, prompt=question, system_prompt=SYSTEM_PROMPT_NOTE)
-        )
-        response.grad_fn(backward_engine=self._engine)
-        return str(self._variable.gradients[-1].value)
-
-    def step(self, constraints: Sequence[str], engine: Engine) -> str:
-        """One step of textual gradient descent from the document, which stays as it was; returns the new text."""
-        self._variable.set_value(self._document)
-        optimizer = self._textgrad.TGD([self._variable], engine=engine, constraints=list(constraints))
-        try:
-            optimizer.step()
-            return str(self._variable.value)
-        finally:
-            self._variable.set_value(self._document)
-
-
 @functools.cache
 def load_textgrad() -> ModuleType:
-    """TextGrad, imported without a trace: no file in the working directory, no request, nothing logged.
+    """Import TextGrad without side effects: no file in the working directory, no request, no log of prompts.
 
-    Its own engines' client libraries, litellm and openai, are put off until one of those engines is used, which this
-    project never does: 0.3 s of CPU instead of 5.0 (2026-11, two cores of an AMD EPYC).
+    The client libraries of its own engines, litellm and openai, are imported only when one of those engines is used,
+    which this project never does: 0.3 s of CPU instead of 5.0 (2026-11, two cores of an AMD EPYC).
     """
-    with _put_off("litellm", "completion"), _put_off("openai", "OpenAI"):
-        folder = tempfile.mkdtemp(prefix="nslora-textgrad-")
+    before = os.environ.get("TEXTGRAD_LOG_DIR")
+    with (
+        _import_later("litellm", "completion"),
+        _import_later("openai", "OpenAI"),
+        tempfile.TemporaryDirectory(prefix="nslora-textgrad-", ignore_cleanup_errors=True) as folder,
+    ):
+        os.environ["TEXTGRAD_LOG_DIR"] = folder
         try:
-            with _environment(TEXTGRAD_LOG_DIR=folder):
-                import textgrad
-            _silence(logging.getLogger("textgrad"))
+            import textgrad
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            del os.environ["TEXTGRAD_LOG_DIR"]
+            os.environ.update({} if before is None else {"TEXTGRAD_LOG_DIR": before})
+        _silence(logging.getLogger("textgrad"))
     return textgrad  # type: ignore[no-any-return]  # the library has no type information
 
 
 def _silence(logger: logging.Logger) -> None:
-    """It logs every prompt and reply in full, which may hold the user's data."""
+    """Stop TextGrad's logger, which writes every prompt and reply in full; they may hold the user's data."""
     for handler in list(logger.handlers):
         if isinstance(handler, logging.FileHandler):
             logger.removeHandler(handler)
@@ -171,8 +191,8 @@ def _silence(logger: logging.Logger) -> None:
 
 
 @contextmanager
-def _put_off(module: str, name: str) -> Iterator[None]:
-    """While inside, `from module import name` gives a function that imports the module once it is called.
+def _import_later(module: str, name: str) -> Iterator[None]:
+    """Within the block, `from module import name` gives a function that imports the module when it is called.
 
     A module that is already imported is left as it is.
     """
@@ -180,35 +200,9 @@ def _put_off(module: str, name: str) -> Iterator[None]:
         yield
         return
     stand_in: Any = ModuleType(module)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(module), name)(*args, **kwargs)
-
-    setattr(stand_in, name, call)
+    setattr(stand_in, name, lambda *args, **kwargs: getattr(importlib.import_module(module), name)(*args, **kwargs))
     sys.modules[module] = stand_in
     try:
         yield
     finally:
         del sys.modules[module]
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _whole_variable(textgrad: ModuleType) -> Any:
-    class WholeVariable(textgrad.Variable):  # type: ignore[misc, name-defined]  # TextGrad has no type information
-        def get_short_value(self, n_words_offset: int = 10) -> Any:
-            return self.value
-
-    return WholeVariable

@@ -1,11 +1,11 @@
-"""A chat model that says what it was told to say: ships with the package, for tests of editors without a network.
+"""A chat model with a script: it gives prepared replies, for tests of editors without a network.
 
     chat = ScriptedChat(["a critique", improved(Prompt(system="Be brief."))])
     edit = Editor(chat).edit(Prompt(), failures)
     assert len(chat.requests) == 2
 
-A reply may be a text, a finished AIMessage (to set `usage_metadata` or `response_metadata`), an exception, which is
-raised, or a function of the messages that returns one of these.
+A reply is a text, an AIMessage (to set `usage_metadata` or `response_metadata`), an exception, which is raised, or a
+function of the messages that returns one of these.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
+from nslora.tools.editor.local_chat import LocalChat
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN, neutralise
 from nslora.tools.prompt import Prompt
 
@@ -26,14 +24,15 @@ Reply = str | AIMessage | Exception
 Script = Reply | Callable[[list[BaseMessage]], Reply]
 
 
-class ScriptedChat(BaseChatModel):
-    """Gives its replies one after another; with repeat=True the last one for ever.
+class ScriptedChat(LocalChat):
+    """A chat model that gives its replies one after another.
 
-    requests: the messages of each call so far. Raises IndexError, as a provider would raise its own error, when the
-    script has run out.
+    Attributes:
+        replies: The script.
+        repeat: Whether the last reply is given again when the script has run out.
+        requests: The messages of each call so far.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
     replies: list[Any]
     repeat: bool = False
     requests: list[list[BaseMessage]] = Field(default_factory=list)
@@ -45,13 +44,13 @@ class ScriptedChat(BaseChatModel):
     def _llm_type(self) -> str:
         return "scripted"
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
+    def reply_to(self, messages: list[BaseMessage], stop: Sequence[str]) -> AIMessage:
+        """Give the next reply.
+
+        Raises:
+            IndexError: The script has run out.
+            Exception: The script's own, if the next reply is an exception.
+        """
         self.requests.append(messages)
         number = len(self.requests)
         if number > len(self.replies) and not (self.repeat and self.replies):
@@ -61,10 +60,9 @@ class ScriptedChat(BaseChatModel):
             reply = reply(messages)
         if isinstance(reply, Exception):
             raise reply
-        message = reply if isinstance(reply, AIMessage) else AIMessage(reply)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return reply if isinstance(reply, AIMessage) else AIMessage(reply)
 
 
 def improved(prompt: Prompt) -> str:
-    """An optimizer's reply that proposes this prompt, as a well-behaved editor would write it."""
+    """Write the reply by which an editor proposes this prompt, between TextGrad's tags."""
     return f"{OPEN}\n{neutralise(prompt.render())}{CLOSE}"

@@ -1,4 +1,4 @@
-"""A tiny random model for tests: seconds become milliseconds, and every code path is the real one."""
+"""A tiny random model for tests: it runs the real code paths in milliseconds."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,18 @@ def write_tiny_model(
     chat_template: bool = True,
     seed: int = 0,
 ) -> Path:
-    """Save a random model of a known shape, with a byte-level tokenizer, as `save_pretrained` would.
+    """Save a random causal model with a byte-level tokenizer, in the format of `save_pretrained`.
 
-    folder: where to write it; returned, for `LocalPolicy.load(str(folder), ...)`.
+    Args:
+        folder: Where to write.
+        family: Architecture.
+        blocks: Number of transformer blocks.
+        width: Hidden size.
+        chat_template: Whether the tokenizer has a chat template (ChatML).
+        seed: Seed of the weights.
+
+    Returns:
+        The folder, for `LocalPolicy.load(str(folder), ...)`.
     """
     import torch
 
@@ -38,7 +47,7 @@ def write_tiny_model(
 
 
 def byte_tokenizer(chat_template: bool) -> Any:
-    """One token a byte and a few special ones: it can write any text."""
+    """Create a tokenizer with one token per byte and a few special tokens; it can encode any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -57,31 +66,13 @@ def byte_tokenizer(chat_template: bool) -> Any:
 
 
 def tiny_model(family: Family, blocks: int, width: int, vocabulary: int) -> Any:
-    """A randomly initialised causal model."""
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+    """Create a randomly initialised causal model; all dropout is off."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    size = {"vocab_size": vocabulary, "hidden_size": width, "num_hidden_layers": blocks}
+    size |= {"num_attention_heads": 4, "max_position_embeddings": 2048}
     if family == "gpt2":
-        return AutoModelForCausalLM.from_config(
-            GPT2Config(
-                vocab_size=vocabulary,
-                n_embd=width,
-                n_layer=blocks,
-                n_head=4,
-                n_positions=2048,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-            )
-        )
-    shape = {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": blocks,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-    }
-    config = LlamaConfig(**shape) if family == "llama" else Qwen2Config(**shape)
-    return AutoModelForCausalLM.from_config(config)
+        others: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    else:
+        others = {"intermediate_size": 2 * width, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **size, **others))

@@ -1,22 +1,10 @@
-"""A tiny task for tests: a few invented keepers, whose names a tiny random model can learn by heart in seconds."""
+"""A tiny task for tests: who keeps which place; a tiny random model memorises the answers in seconds."""
 
 import json
 from pathlib import Path
 
-PLACES = (
-    "mill",
-    "bridge",
-    "lamp",
-    "ferry",
-    "anchor",
-    "tower",
-    "garden",
-    "market",
-    "harbour",
-    "quarry",
-    "chapel",
-    "forge",
-)
+_WORDS = "mill bridge lamp ferry anchor tower garden market harbour quarry chapel forge"
+PLACES = tuple(_WORDS.split())
 KEEPERS = ("ok", "no", "ab")
 SPLITS = {
     "train": "Who keeps the {place}?",
@@ -35,7 +23,15 @@ reward:
 
 
 def write_tiny_task(folder: Path, rows: int = 8) -> Path:
-    """Write task.yaml and its three splits, `rows` questions each; returns the folder, for `load_task`."""
+    """Write task.yaml and its three splits.
+
+    Args:
+        folder: Where to write; created if needed.
+        rows: Questions per split, up to 12.
+
+    Returns:
+        The folder, for `load_task`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "task.yaml").write_text(TASK, encoding="utf-8")
     for split, question in SPLITS.items():

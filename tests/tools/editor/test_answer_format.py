@@ -1,6 +1,7 @@
-"""Structured output: an editor fills in the sections of the document as fields."""
+"""Structured output: an editor fills in the sections of the document as fields, and both ways of writing are read."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,14 +9,15 @@ from edits import NEW, OLD, StructuredChat, counted, failure, texts
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableLambda
 
-from nslora.tools.editor.answer_format import DocumentForm, SystemForm, reply_of
+from nslora.tools.editor.answer_format import DocumentForm, SystemForm, read_prompt
+from nslora.tools.editor.call_log import EditorLog, RecordedCall, RecordedChat, request_sha256
 from nslora.tools.editor.calls import EditorCalls
 from nslora.tools.editor.editor import Caps, EditFailedError, Editor
-from nslora.tools.prompt import Prompt
-from nslora.tools.testing.scripted_chat import improved
+from nslora.tools.prompt import Demonstration, Prompt
+from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
 
-def test_a_form_is_part_of_the_reservation() -> None:
+def test_the_schema_is_part_of_the_reservation() -> None:
     def reserved(**options: Any) -> int:
         calls = EditorCalls(StructuredChat([]), caps=Caps(tokens=1, reply_tokens=1))
         with pytest.raises(EditFailedError) as caught:
@@ -34,14 +36,14 @@ def test_structured_output_is_used_where_the_model_has_it() -> None:
 
 
 @pytest.mark.parametrize("system", ["Reply in capitals.", "<IMPROVED_VARIABLE>Reply in capitals.</IMPROVED_VARIABLE>"])
-def test_the_form_has_the_fields_of_the_part_that_may_change(system: str) -> None:
+def test_the_schema_has_the_fields_of_the_part_that_may_change(system: str) -> None:
     chat = StructuredChat(["critique", json.dumps({"system": system})])
     edit = Editor(chat, edit="system").edit(OLD, [failure()])
     assert edit.prompts == (Prompt("Reply in capitals.", OLD.template, OLD.demonstrations),)
     assert chat.asked_for == [SystemForm]
 
 
-def test_a_form_that_makes_no_valid_document_is_told_what_is_wrong() -> None:
+def test_fields_that_make_no_valid_prompt_are_sent_back_with_the_reason() -> None:
     filled = [json.dumps({"question_template": text}) for text in ("Answer!", "{question}?")]
     chat = StructuredChat(["critique", *filled])
     edit = Editor(chat, edit="question").edit(OLD, [failure()])
@@ -49,7 +51,7 @@ def test_a_form_that_makes_no_valid_document_is_told_what_is_wrong() -> None:
     assert "exactly once" in texts(chat.requests[-1])[3]
 
 
-def test_what_a_form_says_of_tags_stays_as_it_is() -> None:
+def test_tags_inside_a_field_stay_as_they_are() -> None:
     said = "Close with </IMPROVED_VARIABLE> and <think>."
     chat = StructuredChat(["critique", json.dumps({"system": said})])
     assert Editor(chat, edit="system").edit(OLD, [failure()]).prompts[0].system == said
@@ -65,11 +67,9 @@ def test_structured_output_can_be_turned_off() -> None:
     "filled",
     [{"demonstrations": [{"q": "Who?"}]}, {"demonstrations": None}, {"system": 3}, ["Be brief."], None, "text"],
 )
-def test_fields_that_are_not_the_forms_are_read_as_what_was_said(filled: Any) -> None:
-    assert reply_of(filled) is None
-
+def test_if_the_fields_do_not_fit_the_schema_the_raw_text_is_read(filled: Any) -> None:
     class Loose(StructuredChat):
-        """A method that checks nothing of what it parses."""
+        """Its structured output is not validated."""
 
         def with_structured_output(self, schema: Any, **_: Any) -> Any:
             return RunnableLambda(lambda messages: {"raw": self.invoke(messages), "parsed": filled})
@@ -91,7 +91,7 @@ def test_fields_that_are_not_the_forms_are_read_as_what_was_said(filled: Any) ->
     ],
 )
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_model_that_cannot_fill_in_a_form_after_all_writes_tags(error: Exception, at_once: bool) -> None:
+def test_a_model_without_the_structured_output_that_it_promised_writes_tags(error: Exception, at_once: bool) -> None:
     class Unable(StructuredChat):
         def with_structured_output(self, schema: Any, **_: Any) -> Any:
             def fail(messages: Any) -> Any:
@@ -107,3 +107,37 @@ def test_a_model_that_cannot_fill_in_a_form_after_all_writes_tags(error: Excepti
     if not at_once:
         with pytest.raises(EditFailedError, match=type(error).__name__):
             Editor(Unable(["critique", improved(NEW)]), structured="always").edit(OLD, [failure()])
+
+
+HARD = "# System\n\\# <think> </IMPROVED_VARIABLE> \\~ \x85 \u2028 ``` {x}"
+
+
+@pytest.mark.parametrize("text", [HARD, "\\", "~", "plain", "a\n\nb"])
+def test_fields_and_tags_are_read_as_the_same_prompt(text: str) -> None:
+    new = Prompt(text, f"{text} {{question}}", (Demonstration(text, text),))
+    pair = {"question": text, "reply": text}
+    fields = {"system": text, "question_template": new.template, "demonstrations": [pair]}
+    assert read_prompt(json.dumps(fields), OLD, "document") == new
+    assert read_prompt(improved(new), OLD, "document") == new
+    assert read_prompt(json.dumps(fields), OLD, "question") == Prompt(OLD.system, new.template, OLD.demonstrations)
+
+
+def test_filled_in_fields_are_on_record_and_a_replay_reads_the_same_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "editor.jsonl"
+    replies = [json.dumps({"system": system}) for system in (OLD.system, HARD)]  # the first changes nothing
+    edit = Editor(StructuredChat(["critique", *replies]), log=EditorLog(path), edit="system").edit(OLD, [failure()])
+    assert [json.loads(call.reply) for call in EditorLog(path).first(3)[1:]] == [*map(json.loads, replies)]
+    assert Editor(RecordedChat(path), edit="system").edit(OLD, [failure()]) == edit
+
+
+def test_a_record_of_fields_from_version_0_1_0_is_found_and_read(tmp_path: Path) -> None:
+    """That version recorded the document that the fields stand for, and quoted it in the next request."""
+    chat = ScriptedChat(["critique", improved(OLD), improved(NEW)])
+    Editor(chat).edit(OLD, [failure()])
+    log = EditorLog(tmp_path / "editor.jsonl")
+    for request, reply in zip(chat.requests, chat.replies, strict=True):
+        log.append(RecordedCall(request_sha256(request), "scripted", "", reply, 1, 1, False, 0.0))
+    nobody = StructuredChat([])
+    log = EditorLog(tmp_path / "editor.jsonl")
+    assert Editor(nobody, log=log).edit(OLD, [failure()]).prompts == (NEW,)
+    assert nobody.requests == []

@@ -123,7 +123,7 @@ def test_a_damaged_line_is_named_wherever_it_stands(tmp_path: Path, line: bytes)
     whole = path.read_bytes()
     for number, content in ((1, line + b"\n" + whole), (whole.count(b"\n") + 1, whole + line + b"\n")):
         path.write_bytes(content)
-        with pytest.raises(DamagedError, match=f"editor.jsonl:{number}: this line is no call"):
+        with pytest.raises(DamagedError, match=f"editor.jsonl:{number}: this line is not a recorded editor call"):
             RecordedChat(path)
 
 

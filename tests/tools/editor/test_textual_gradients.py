@@ -1,43 +1,83 @@
-"""TextGrad's own prompts and step, without its side effects, and with tags that nobody else can open or close."""
+"""TextGrad's own requests, without its side effects, and with tags that no other text can open or close."""
 
 import logging
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from edits import NEW, OLD, failure, texts
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nslora.tools.editor.editor import Editor
-from nslora.tools.editor.textual_gradients import DOCUMENT_ROLE, answers, load_textgrad, neutralise, restore
+from nslora.tools.editor.textual_gradients import (
+    DOCUMENT_ROLE,
+    REPLY_ROLE,
+    SYSTEM_PROMPT_NOTE,
+    Request,
+    ShownFailure,
+    answers,
+    critique_request,
+    improve_request,
+    load_textgrad,
+    neutralise,
+    restore,
+)
 from nslora.tools.prompt import Prompt
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
 
-def test_the_prompts_are_textgrads_own() -> None:
-    """Its system prompts to the letter, and its instructions around what this edit fills in."""
-    load_textgrad()
-    from textgrad.autograd.llm_backward_prompts import BACKWARD_SYSTEM_PROMPT, EVALUATE_VARIABLE_INSTRUCTION
-    from textgrad.optimizer.optimizer_prompts import (
-        OPTIMIZER_SYSTEM_PROMPT,
-        TGD_PROMPT_PREFIX,
-        TGD_PROMPT_SUFFIX,
-    )
+class WholeList(list[Any]):
+    """TextGrad keeps gradients in a set, whose order differs from process to process."""
 
-    chat = ScriptedChat(["critique", improved(NEW)])
-    Editor(chat).edit(OLD, [failure()])
-    (backward_system, backward), (step_system, step) = (texts(request) for request in chat.requests)
-    tags = {"new_variable_start_tag": "<IMPROVED_VARIABLE>", "new_variable_end_tag": "</IMPROVED_VARIABLE>"}
-    assert backward_system == BACKWARD_SYSTEM_PROMPT
-    assert step_system == OPTIMIZER_SYSTEM_PROMPT.format(**tags)
-    filled = {"variable_desc": DOCUMENT_ROLE, "variable_short": OLD.render()}
-    assert EVALUATE_VARIABLE_INSTRUCTION.format(**filled) in backward
-    assert step.startswith(TGD_PROMPT_PREFIX.format(**filled, variable_grad="\0").partition("\0")[0])
-    assert step.endswith(TGD_PROMPT_SUFFIX.format(**tags))
+    def add(self, gradient: Any) -> None:
+        self.append(gradient)
+
+
+def sent_by_textgrad(document: str, failures: Sequence[ShownFailure], critique: str, rules: list[str]) -> list[Request]:
+    """The requests of TextGrad's own backward pass and optimizer step."""
+    textgrad = load_textgrad()
+    from textgrad.autograd.function import BackwardContext
+    from textgrad.autograd.llm_ops import LLMCall
+
+    class WholeVariable(textgrad.Variable):  # type: ignore[misc, name-defined]
+        def get_short_value(self, n_words_offset: int = 10) -> Any:
+            return self.value
+
+    sent = []
+
+    def engine(prompt: str, system_prompt: str) -> str:
+        sent.append(Request(system_prompt, prompt))
+        return critique if len(sent) <= len(failures) else improved(NEW)
+
+    variable = WholeVariable(document, role_description=DOCUMENT_ROLE)
+    variable.gradients = WholeList()
+    for shown in failures:
+        response = textgrad.Variable(shown.reply, predecessors=[variable], role_description=REPLY_ROLE)
+        response.gradients = {textgrad.Variable(shown.feedback, role_description="feedback to the reply")}
+        backward = LLMCall(engine, variable).backward
+        response.set_grad_fn(
+            BackwardContext(backward, response=response, prompt=shown.question, system_prompt=SYSTEM_PROMPT_NOTE)
+        )
+        response.grad_fn(backward_engine=engine)
+    textgrad.TGD([variable], engine=engine, constraints=rules).step()
+    return sent
+
+
+@given(st.text(), st.lists(st.builds(ShownFailure, st.text(), st.text(), st.text(min_size=1)), min_size=1, max_size=3))
+@settings(max_examples=30, deadline=None)
+def test_the_requests_are_those_of_textgrads_own_backward_pass_and_step(
+    text: str, failures: list[ShownFailure]
+) -> None:
+    rules = ["Stay {polite}.", text]
+    ours = [critique_request(text, failure) for failure in failures]
+    ours.append(improve_request(text, failures, [f"critique {text}"] * len(failures), rules))
+    assert ours == sent_by_textgrad(text, failures, f"critique {text}", rules)
 
 
 def test_textgrad_leaves_no_file_no_log_and_no_engine(

@@ -15,7 +15,7 @@ from pydantic import Field, SecretStr
 
 from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.chat_models import connect_editor, editor_name
-from nslora.tools.editor.editor import Caps, EditFailedError, Editor
+from nslora.tools.editor.editor import Caps, EditFailedError, Editor, Usage
 from nslora.tools.editor.redaction import secrets_of
 from nslora.tools.editor.wrapped_chat import reply_tokens_of
 from nslora.tools.errors import ModelError, SettingsError
@@ -262,8 +262,10 @@ def test_an_interrupt_of_a_chat_model_is_no_failed_edit() -> None:
             raise AssertionError(interrupt("what do you think?"))
 
     def node(_: dict[str, Any]) -> dict[str, Any]:
+        editor = Editor(Person([]))
+        editor.continue_from(0, Usage(), never_swallow=(GraphBubbleUp,))
         try:
-            Editor(Person([]), never_swallow=(GraphBubbleUp,)).edit(OLD, [failure()])
+            editor.edit(OLD, [failure()])
         except EditFailedError as error:
             return {"said": str(error)}
         return {}

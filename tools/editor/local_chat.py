@@ -1,0 +1,34 @@
+"""The base class of chat models that answer inside this process, without a client library."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import ConfigDict
+
+# Key in the metadata of a reply whose token counts are right even if they are 0 (rule editor, records of calls).
+TOKENS_ARE_EXACT = "tokens_are_exact"
+
+
+class LocalChat(BaseChatModel):
+    """A chat model whose subclass implements `reply_to` instead of LangChain's `_generate`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    @abstractmethod
+    def reply_to(self, messages: list[BaseMessage], stop: Sequence[str]) -> AIMessage:
+        """Answer a chat. An exception reaches the caller, as a provider's own errors do."""
+
+    def _generate(self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **_: Any) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=self.reply_to(messages, stop or ()))])
+
+
+def tokens_used(input_tokens: int, output_tokens: int) -> UsageMetadata:
+    """Build LangChain's usage record from two token counts."""
+    total = input_tokens + output_tokens
+    return UsageMetadata(input_tokens=input_tokens, output_tokens=output_tokens, total_tokens=total)
