@@ -91,7 +91,7 @@ def run(
     from nslora.graph.runs.adapt import default_folder
     from nslora.graph.runs.checkpoints import check_place
     from nslora.graph.runs.folder import could_begin, read_settings, refuse_unfit_model, refuse_unusable
-    from nslora.tools.policies.local import prepare_environment
+    from nslora.tools.policies.environment import prepare_environment
     from nslora.tools.tasks.task import load_task
     from nslora.tools.workspace.budget import plan_of
     from nslora.tools.workspace.workspace import Workspace
