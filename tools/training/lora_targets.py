@@ -33,7 +33,7 @@ def lora_targets(model: Any, settings: LoraSettings, *, on_cpu: bool) -> dict[st
     blocks = getattr(decoder, name)
     top = settings.top_blocks or (max(1, round(len(blocks) * TOP_SHARE)) if on_cpu else len(blocks))
     if top > len(blocks):
-        raise ModelError(f"lora.top_blocks is {top}, but the model has {len(blocks)} blocks: lower it.")
+        raise ModelError(f"lora.top_blocks is {top}, the model has {len(blocks)} blocks: lower it.")
     # Blocks may differ: some architectures alternate attention with convolutions.
     modules = [named for block in list(blocks)[-top:] for named in block.named_modules()]
     linear = sorted({path.rsplit(".", 1)[-1] for path, child in modules if _is_linear(child)} - _refused(model, blocks))
