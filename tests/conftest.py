@@ -10,7 +10,8 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from nslora.graph.runs.run import Run
-from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.policies.environment import prepare_environment
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.tasks.task import Task, load_task
 from nslora.tools.testing.tiny_model import Family, write_tiny_model

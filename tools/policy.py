@@ -1,7 +1,7 @@
 """The policy: the model that is adapted, behind one protocol.
 
-`tools/policies/local.py` holds one base in this process's memory. A policy that is served elsewhere (a vLLM server that
-loads LoRA adapters, say) takes its place by offering the same methods; nothing outside knows torch.
+`tools/policies/local.py` implements it with a model in this process. Any other implementation works too, for example a
+client of a vLLM server that loads LoRA adapters: no code outside `inference/`, `training/` and `policies/` uses torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +12,22 @@ from typing import Any, Literal, Protocol
 from nslora.tools.schema import Dialogue
 
 Origin = Literal["reference", "remade", "replay"]
-OnProgress = Callable[[int, int], None]  # (done, total), in the unit that the caller names
+OnProgress = Callable[[int, int], None]  # (done, total), in the caller's unit
 
 
 def no_progress(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """One dialogue and the reply that training should make likely.
+    """One dialogue and the reply to train on.
 
-    source: id of the train example behind it. origin: why it is in the training job ("reference", "remade", "replay").
+    Attributes:
+        dialogue: Turns before the reply.
+        completion: The reply. Only its tokens are scored.
+        source: Id of the train example that the row comes from.
+        origin: Why the row is in the training job.
     """
 
     dialogue: tuple[dict[str, str], ...]
@@ -34,10 +38,14 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One LoRA update: these rows, this often, from this adapter on.
+    """One LoRA update.
 
-    start: hash of the adapter to continue (with its optimizer state), None for a new one.
-    progress: folder where a killed training job finds its own steps again, None to keep none.
+    Attributes:
+        rows: Rows to train on.
+        epochs: Passes over the rows.
+        seed: Seed of the row order, of new LoRA weights and of dropout.
+        start: Hash of the adapter to continue, with its optimizer state. None starts a new adapter.
+        progress: Folder of snapshots, from which a killed training job resumes. None writes none.
     """
 
     rows: tuple[TrainingRow, ...]
@@ -49,10 +57,18 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training job left: the new adapter's hash and the trainer's log.
+    """The result of a training job.
 
-    epoch_losses: nats per scored token, mean of each epoch. grad_norms: mean of each epoch, before clipping.
-    steps_done: optimizer steps of this process; less than `steps` where a killed training job was continued.
+    Attributes:
+        adapter: Hash of the new adapter.
+        steps: Optimizer steps of the whole job.
+        steps_done: Optimizer steps of this process: fewer than `steps` if the job was resumed.
+        trained_tokens: Tokens of all steps, without padding.
+        epoch_losses: Mean loss of each epoch, nats per scored token.
+        grad_norms: Mean gradient norm of each epoch, before clipping.
+        wall_s: Seconds of this process.
+        fast_path: The shortcuts that were used.
+        log: The trainer's log, one entry a step.
     """
 
     adapter: str
@@ -68,9 +84,12 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class Generated:
-    """Replies in the order of the dialogues, and what they cost.
+    """Replies in the order of the dialogues, and their cost.
 
-    cut: places of the replies that reached the length limit before the model ended them.
+    Attributes:
+        replies: One reply per dialogue.
+        tokens: Generated tokens, over all replies.
+        truncated: Indices of the replies that reached the length limit before the model ended them.
     """
 
     replies: tuple[str, ...]
@@ -79,10 +98,16 @@ class Generated:
 
 
 class Policy(Protocol):
-    """A language model with LoRA adapters, named by content hash."""
+    """A language model with LoRA adapters, which are named by content hash.
+
+    Attributes:
+        name: The model's name in reports.
+        fingerprint: Hash of the base weights and of whatever else changes a reply (chat template, dtype).
+        context_tokens: Length of the context.
+    """
 
     name: str
-    fingerprint: str  # of the base weights and whatever else changes a reply (dtype)
+    fingerprint: str
     context_tokens: int
 
     def generate(
@@ -93,29 +118,39 @@ class Policy(Protocol):
         max_new_tokens: int,
         on_progress: OnProgress = no_progress,
     ) -> Generated:
-        """Greedy replies. Raises ModelError where a dialogue does not fit the context."""
+        """Generate greedy replies.
+
+        Raises:
+            ModelError: If a dialogue with its reply does not fit the context.
+        """
         ...
 
     def reference_losses(
         self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None
     ) -> list[float]:
-        """Mean negative log-likelihood of each reference under its dialogue, nats per token."""
+        """Return the mean negative log-likelihood of each reference after its dialogue, nats per token."""
         ...
 
     def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
-        """Train and store a new adapter. Raises DivergedError, ModelError."""
+        """Train and store a new adapter.
+
+        Raises:
+            DivergedError: If a loss is not finite or above its bound.
+            ModelError: If the rows do not fit the context or the memory.
+        """
         ...
 
     def count_tokens(self, dialogue: Dialogue) -> int:
-        """Tokens that go through the model: of the prompt with the opening of the reply, or, where the last turn is a
-        reply, with the reply and its end.
+        """Count the tokens that go through the model.
+
+        If the last turn is a reply, its tokens and the end of its turn count too; else the opening of the reply.
         """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Plain facts for the report: model, device, dtype, threads, parameters.
+        """Return plain facts for the report: model, device, dtype, threads, parameters.
 
-        With `forward_flop_per_token` and `training_flop_per_token` (tools/inference/flops.py) the run's compute can be
-        counted and capped.
+        With `forward_flop_per_token` and `training_flop_per_token` (`tools/inference/flops.py`) a run can count and
+        limit its compute.
         """
         ...

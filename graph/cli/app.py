@@ -87,7 +87,7 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as lora.rank=16.")] = None,
 ) -> None:
     """Adapt a model to a task: evaluate, decide, update, until nothing is left to gain."""
-    from nslora.tools.policies.local import prepare_environment
+    from nslora.tools.policies.environment import prepare_environment
     from nslora.tools.tasks.task import load_task
 
     prepare_environment()

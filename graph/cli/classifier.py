@@ -70,7 +70,8 @@ def diagnosed(
     from nslora.graph.cli.stop_signals import report_when_stopped
     from nslora.tools.inference.reply_cache import ReplyCache
     from nslora.tools.inference.weights import cache_folder
-    from nslora.tools.policies.local import LocalPolicy, prepare_environment
+    from nslora.tools.policies.environment import prepare_environment
+    from nslora.tools.policies.local import LocalPolicy
     from nslora.tools.tasks.task import load_task
     from nslora.tools.workspace.diagnosis import diagnose
 

@@ -158,7 +158,7 @@ def register(app: typer.Typer) -> None:
 def _opened(folder: Path, checkpoints: str | None, *, needs_editor: bool = True) -> Any:
     """The run in a folder. Settings of torch and tokenizers must stand before either is imported."""
     from nslora.graph.runs.run import Run
-    from nslora.tools.policies.local import prepare_environment
+    from nslora.tools.policies.environment import prepare_environment
 
     prepare_environment()
     return Run.open(folder, checkpoints=checkpoints, needs_editor=needs_editor)

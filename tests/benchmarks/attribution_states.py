@@ -13,7 +13,8 @@ from attribution_styles import STYLES, TUNED_DOMAINS, Fact, Style, label, read_f
 from nslora.tools.evaluation.rollouts import ask
 from nslora.tools.files import write_json, write_jsonl
 from nslora.tools.inference.reply_cache import ReplyCache
-from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.policies.environment import prepare_environment
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.prompt import Demonstration, Prompt

@@ -21,7 +21,8 @@ from form import Figure, figure, publish
 from nslora.graph.runs.run import Run
 from nslora.tools.files import append_jsonl, read_jsonl
 from nslora.tools.inference.reply_cache import ReplyCache
-from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.policies.environment import prepare_environment
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.training.settings import LoraSettings
 

@@ -32,7 +32,8 @@ from strategy_tasks import BenchTask, bench_tasks
 from nslora.graph.runs.run import Run
 from nslora.tools.files import append_jsonl, read_jsonl
 from nslora.tools.inference.flops import FlopRates
-from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.policies.environment import prepare_environment
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.workspace.settings import RunSettings
 

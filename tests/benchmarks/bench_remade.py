@@ -29,7 +29,8 @@ from nslora.tools.evaluation.paired_tests import REWARDS, bootstrap_interval
 from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import sha256_of_json, write_json
 from nslora.tools.inference.reply_cache import ReplyCache
-from nslora.tools.policies.local import LocalPolicy, prepare_environment
+from nslora.tools.policies.environment import prepare_environment
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.prompt import Prompt

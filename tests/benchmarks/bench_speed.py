@@ -25,7 +25,7 @@ from speed_sides import SHAPES, load
 from speed_training import training_figures
 
 from nslora.tools.inference.weights import EMBEDDED_NAME, resolve_model
-from nslora.tools.policies.local import prepare_environment
+from nslora.tools.policies.environment import prepare_environment
 from nslora.tools.tasks.task import load_task
 
 PARTS = ("training", "evaluation", "rows", "adapters", "rounds", "demo")

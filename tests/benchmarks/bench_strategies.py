@@ -21,7 +21,7 @@ from strategy_cells import STRATEGIES, Cell, cells_of, finished, groups_of, impo
 from strategy_tables import publish_all
 from strategy_tasks import BenchTask, bench_tasks
 
-from nslora.tools.policies.local import default_threads, prepare_environment
+from nslora.tools.policies.environment import default_threads, prepare_environment
 
 
 def arguments() -> argparse.Namespace:

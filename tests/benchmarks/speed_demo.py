@@ -21,6 +21,7 @@ from typing import Any
 
 AT_WORK = ("training", "generating", "scoring")
 POLICY, SAVER = "nslora.tools.policies.local.LocalPolicy", "langgraph.checkpoint.sqlite.SqliteSaver"
+PEFT = "nslora.tools.policies.peft_adapters.PeftAdapters"
 PARTS = {
     "training": ("nslora.tools.training.trainer.train",),
     "generating": ("nslora.tools.inference.generation.generate_ids",),
@@ -28,8 +29,8 @@ PARTS = {
     "making trainers": ("nslora.tools.training.trainer.job_trainer",),
     "snapshots": ("nslora.tools.training.snapshots.Snapshots.after_step",),
     "loading the model": (f"{POLICY}.load",),
-    "storing adapters": (f"{POLICY}._store",),
-    "fetching adapters": (f"{POLICY}._load", f"{POLICY}._new_adapter"),
+    "storing adapters": (f"{PEFT}.save",),
+    "fetching adapters": (f"{PEFT}._load", f"{PEFT}.begin"),
     "rewards and classifier": ("nslora.nodes.evaluate.measure", "nslora.nodes.evaluate.attributed_anew"),
     "checkpoints": (f"{SAVER}.put", f"{SAVER}.put_writes"),
 }

@@ -59,7 +59,7 @@ def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
     from transformers.utils import logging
 
     from nslora.tools.inference.weights import ModelSource
-    from nslora.tools.policies.local import silence_known_warnings
+    from nslora.tools.policies.environment import silence_known_warnings
     from nslora.tools.testing.tiny_model import byte_tokenizer
     from nslora.tools.training.adapters import AdapterStore
 

@@ -104,11 +104,16 @@ def hand_written(policy: LocalPolicy, job: TrainingJob) -> None:
     import torch
     from transformers import get_scheduler
 
-    from nslora.tools.training.trainer import cached_states
+    from nslora.tools.training.shortcuts import cached_states
 
     plan = plan_of(policy, job)
-    model, base, layout, size = policy._new_adapter(job), policy.base, PaddedLayout(plan), plan.settings.batch_size
-    cut = lowest_trained_block(base, [n for n, p in model.named_parameters() if p.requires_grad]) or 0
+    model, base, layout, size = (
+        policy.peft.begin(job, policy.lora),
+        policy.base,
+        PaddedLayout(plan),
+        plan.settings.batch_size,
+    )
+    cut = lowest_trained_block(base, [n for n, p in model.named_parameters() if p.requires_grad])
     parameters = [p for p in model.parameters() if p.requires_grad]
     rate = plan.settings.rate_for(base.config.get_text_config().hidden_size)
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
@@ -137,8 +142,8 @@ def hand_written(policy: LocalPolicy, job: TrainingJob) -> None:
             scheduler.step()
             optimizer.zero_grad()
     model.eval()
-    policy._store({})
-    policy._forget("burst")
+    policy.peft.save({})
+    policy.peft.forget()
 
 
 def matrix_products_s(policy: LocalPolicy, job: TrainingJob) -> float:

@@ -1,16 +1,22 @@
-"""A causal model's decoder: where its blocks are, what it takes of a batch, and a head for the supervised positions."""
+"""A causal model's decoder: its blocks, its inputs, its limits, and a head for supervised positions only."""
 
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from nslora.tools.errors import ModelError
+
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
+
 
 def blocks_of(model: Any) -> tuple[Any, str]:
-    """The module that holds a causal model's decoder blocks and the attribute's name ('layers', 'h', ...).
+    """Return the module that holds a causal model's decoder blocks, and the attribute's name ('layers', 'h', ...).
 
-    A model that sees has blocks of another kind too: those that write are looked for first.
-    Raises ValueError where no module list has as many entries as the config has layers.
+    The decoder is searched before the rest of the model, because a vision tower has blocks too.
+
+    Raises:
+        ModelError: If no module list has as many entries as the config has layers.
     """
     from torch.nn import ModuleList
 
@@ -19,17 +25,49 @@ def blocks_of(model: Any) -> tuple[Any, str]:
         for name, child in parent.named_children():
             if isinstance(child, ModuleList) and len(child) == count:
                 return parent, name
-    raise ValueError(f"no list of {count} decoder blocks in {type(model).__name__}")
+    raise ModelError(
+        f"{type(model).__name__} has no list of {count} decoder blocks, as its config says: choose a causal model."
+    )
 
 
 def inputs_of(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """What a decoder takes of a batch, on its device."""
+    """Return a batch without its labels, on the model's device."""
     return {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
 
 
+def beyond_window(model: Any, longest: int) -> bool:
+    """Return whether a row of `longest` tokens outgrows the attention's window or chunk, or changes the positions.
+
+    A shared prefix and a frozen trunk are exact only within these limits.
+    """
+    config = model.config.get_text_config()
+    windows = [getattr(config, name, None) for name in WINDOWS]
+    return changes_positions(model, longest) or any(window and longest > window for window in windows)
+
+
+def changes_positions(model: Any, longest: int) -> bool:
+    """Return whether a row of `longest` tokens changes the rotary frequencies of its batch (LongRoPE, as in Phi-3)."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return bool(rope.get("rope_type") == "longrope" and limit and longest > limit)
+
+
+class SupervisedPositions:
+    """The positions of the current batch that predict a scored token."""
+
+    def __init__(self) -> None:
+        self.mask: Any = None  # (B, T-1) bool; None selects all positions
+
+    def set(self, labels: Any) -> Any:
+        """Select the positions of `labels` (B, T) and return their targets, (1, N), as `shift_labels`."""
+        self.mask = labels[:, 1:] != -100
+        return labels[:, 1:][self.mask][None]
+
+
 @contextmanager
-def compact_head(model: Any) -> Iterator["SupervisedPositions"]:
-    """While inside, the decoder hands on only the positions that the current batch supervises."""
+def compact_head(model: Any) -> Iterator[SupervisedPositions]:
+    """Make the decoder return only the selected positions, so that the head computes no other logits."""
     positions = SupervisedPositions()
     decoder, _ = blocks_of(model)
 
@@ -43,15 +81,3 @@ def compact_head(model: Any) -> Iterator["SupervisedPositions"]:
         yield positions
     finally:
         handle.remove()
-
-
-class SupervisedPositions:
-    """Which positions of the current batch predict a scored token."""
-
-    def __init__(self) -> None:
-        self.mask: Any = None  # (B, T-1) bool, None: all positions
-
-    def set(self, labels: Any) -> Any:
-        """Note the positions of `labels` (B, T) and return their targets, (1, N), as `shift_labels`."""
-        self.mask = labels[:, 1:] != -100
-        return labels[:, 1:][self.mask][None]

@@ -1,23 +1,25 @@
-"""Batched greedy generation with the shared prefix computed once.
+"""Batched greedy generation, with the shared prefix computed once.
 
-All questions of an evaluation share the system turn and the demonstrations. Their keys and values are computed in one
-forward pass and copied into each batch; what is left per question is its own tail.
+All questions of an evaluation share the system turn and the demonstrations. One forward pass computes their keys and
+values, each batch gets a copy, and only the rest of each question is computed per row.
 """
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nslora.tools.inference.decoder import beyond_window
+from nslora.tools.inference.memory import halving_batches
 from nslora.tools.policy import OnProgress
 
-# Below this, copying the cache costs more than the prefix; measured with SmolLM2-135M on two cores.
+# Below this, copying the cache costs more than computing the prefix; measured with SmolLM2-135M on two cores.
 SHORTEST_SHARED_PREFIX_TOKENS = 8
-# What two orders of the same arithmetic may differ by, relative to the largest value, by dtype.
+# Largest difference between two orders of the same arithmetic, relative to the largest value, by dtype.
 ROUNDING, COARSE_ROUNDING = {"torch.float32": 1e-4}, 5e-2
-WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
-# A model's own generation config may ask for sampling (which greedy decoding ignores, loudly, unless unset), for no
-# cache or one of another kind, for a dict, or for stops that need a tokenizer.
+# Overrides of a model's generation config, which may ask for sampling (transformers warns of unused sampling settings
+# unless they are unset), no cache, another cache, a dict, or stops that need a tokenizer.
 GREEDY = {
     "do_sample": False,
     "num_beams": 1,
@@ -29,59 +31,44 @@ GREEDY = {
     "return_dict_in_generate": False,
     "stop_strings": None,
 }
-PROBED_STEPS = 2  # the second is the first that sees what the first left in the cache
+PROBED_STEPS = 2  # the second step is the first that reads what the first wrote into the cache
 
 
 def rounding(model: Any) -> float:
-    """The largest relative difference that this model's dtype explains."""
+    """Return the largest relative difference that rounding explains in this model's dtype."""
     return ROUNDING.get(str(model.dtype), COARSE_ROUNDING)
 
 
-def beyond_window(model: Any, longest: int) -> bool:
-    """Whether a row of so many tokens outgrows a sliding window (or a chunk) of the model's attention, or the length
-    at which it changes its positions.
-
-    What rearranges the tokens of a batch, or its blocks, is exact only within it.
-    """
-    config = model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in WINDOWS]
-    return changes_positions(model, longest) or any(window and longest > window for window in windows)
-
-
-def changes_positions(model: Any, longest: int) -> bool:
-    """Whether rotary frequencies depend on whether a batch has a row of so many tokens (LongRoPE, of Phi-3)."""
-    config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    limit = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    return bool(rope.get("rope_type") == "longrope" and limit and longest > limit)
-
-
 def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
-    """Tokens with which all rows begin; every row keeps at least one token of its own."""
-    smallest, largest = min(map(tuple, rows)), max(map(tuple, rows))
-    limit = min(len(row) for row in rows) - 1
-    shared = 0
-    # The lexicographically smallest and largest row differ first where any two rows do.
-    while shared < limit and smallest[shared] == largest[shared]:
-        shared += 1
-    return shared
+    """Count the tokens that all rows begin with; every row keeps at least one token of its own."""
+    common = os.path.commonprefix([list(row) for row in rows])  # noqa: RUF071 (it compares items of any sequence)
+    return min(len(common), min(len(row) for row in rows) - 1)
 
 
 def shareable_prefix(model: Any, rows: Sequence[Sequence[int]], longest: int) -> int:
-    """Tokens of a prefix that may be computed once for all rows; 0 where there is none, or it would not be exact.
+    """Count the tokens of a prefix that can be computed once for all rows; 0 if that is inexact or does not pay.
 
-    longest: tokens of the longest row with its reply. Padding stands between the prefix and a row's tail, and a sliding
-    window would count it: a model that has one is given whole rows once they outgrow it.
+    Args:
+        model: A causal language model.
+        rows: Token ids of the prompts.
+        longest: Tokens of the longest row with its reply. Padding stands between the prefix and the rest of a row, and
+            a sliding window would count it, so rows beyond the window are computed whole.
     """
     shared = shared_prefix_length(rows) if len(rows) > 1 else 0
     return shared if shared >= SHORTEST_SHARED_PREFIX_TOKENS and not beyond_window(model, longest) else 0
 
 
 def replies_alike(model: Any, rows: Sequence[Sequence[int]], shared: int, pad_id: int) -> bool:
-    """Whether the shortest and the longest row get the logits of their first new tokens in one batch as alone.
+    """Return whether the shortest and the longest row get the same first logits in one batch as alone.
 
-    shared: tokens of a prefix that is computed once, 0 for none. An architecture whose cache cannot be copied, that is
-    no pure attention, or that does not leave padding out is found out here. Asked of these rows, of no longer ones.
+    This finds architectures whose cache cannot be copied, that mix tokens other than by attention, or that do not mask
+    padding. The answer holds for rows up to this length.
+
+    Args:
+        model: A causal language model.
+        rows: Token ids of the prompts.
+        shared: Tokens of the prefix that is computed once, 0 for none.
+        pad_id: Token id of the padding.
     """
     import torch
 
@@ -94,27 +81,19 @@ def replies_alike(model: Any, rows: Sequence[Sequence[int]], shared: int, pad_id
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
     differences = (together - alone).abs().amax(dim=2)
-    # Where rounding alone tipped the first token, the second follows another one and says nothing.
+    # If rounding alone changed the first token, the second follows another token and cannot be compared.
     tipped = together[:, 0].argmax(dim=1) != alone[:, 0].argmax(dim=1)
     differences[:, 1:][tipped] = 0.0
     return bool(differences.max() <= rounding(model) * alone.abs().max())
 
 
 def first_logits(model: Any, rows: Sequence[Sequence[int]], shared: int, prefix: Any, pad_id: int) -> Any:
-    """Logits of the first tokens of each reply, (B, PROBED_STEPS, V) float32."""
+    """Return the logits of each reply's first tokens, (B, PROBED_STEPS, V) float32."""
     import torch
 
-    ids, mask = padded(rows, shared, pad_id, model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        past_key_values=copied(prefix, len(rows)),
-        max_new_tokens=PROBED_STEPS,
-        min_new_tokens=PROBED_STEPS,
-        pad_token_id=pad_id,
-        **{**GREEDY, "return_dict_in_generate": True},
-        output_logits=True,
-    )
+    length = {"max_new_tokens": PROBED_STEPS, "min_new_tokens": PROBED_STEPS}
+    dict_of_logits = {"return_dict_in_generate": True, "output_logits": True}
+    output = _generate(model, rows, shared, prefix, pad_id, {**length, **dict_of_logits})
     return torch.stack(output.logits, dim=1).float()
 
 
@@ -130,30 +109,48 @@ def generate_ids(
     shared: int,
     pads: bool = True,
 ) -> list[list[int]]:
-    """Greedy continuations of `rows` (token ids), in their order, each cut after its first stop token.
+    """Generate the greedy continuations of `rows`, in their order.
 
-    model: a causal language model in eval mode, on one device. Rows are batched by length, so that little is padded.
-    shared: tokens that all rows begin with and that are computed once, 0 for none. pads: whether rows of different
-    lengths may go together.
+    Rows are batched by length, to pad little. A batch that runs out of memory is halved.
+
+    Args:
+        model: A causal language model in eval mode, on one device.
+        rows: Token ids of the prompts.
+        max_new_tokens: Length limit of a reply.
+        stop_ids: Tokens that end a reply; the first one is kept.
+        pad_id: Token id of the padding.
+        batch_size: Rows of the first batch.
+        on_progress: Called with (rows done, all rows) after each batch.
+        shared: Tokens that all rows begin with and that are computed once, 0 for none.
+        pads: Whether rows of different lengths may share a batch.
+
+    Raises:
+        ModelError: If a batch of one row runs out of memory.
     """
     import torch
 
-    replies: list[list[int]] = [[] for _ in rows]
-    done = 0
+    replies: dict[int, list[int]] = {}
+    wanted = {"max_new_tokens": max_new_tokens, "eos_token_id": list(stop_ids)}
+
+    def generate_rest(size: int) -> None:
+        rest = {i: len(row) for i, row in enumerate(rows) if i not in replies}
+        for batch in _batches(rest, size, pads):
+            output = _generate(model, [rows[i] for i in batch], shared, prefix, pad_id, wanted)
+            start = max(len(rows[i]) for i in batch)
+            replies.update(
+                (i, _until_stop(ids, stop_ids)) for i, ids in zip(batch, output[:, start:].tolist(), strict=True)
+            )
+            on_progress(len(replies), len(rows))
+
     with torch.inference_mode():
         prefix = prefix_cache(model, rows[0][:shared]) if shared else None
-        for batch in batches([len(row) for row in rows], batch_size, pads):
-            new = generate_batch(model, [rows[i] for i in batch], shared, prefix, max_new_tokens, stop_ids, pad_id)
-            for i, ids in zip(batch, new, strict=True):
-                replies[i] = ids
-            done += len(batch)
-            on_progress(done, len(rows))
-    return replies
+        halving_batches(generate_rest, batch_size)
+    return [replies[i] for i in range(len(rows))]
 
 
-def batches(lengths: Sequence[int], size: int, pads: bool) -> Iterator[list[int]]:
-    """Places of rows that go together, at most `size` of them, the shortest first; of one length unless it `pads`."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+def _batches(lengths: Mapping[int, int], size: int, pads: bool) -> Iterator[list[int]]:
+    """Split rows into batches, the shortest rows first; without padding, all rows of a batch have one length."""
+    order = sorted(lengths, key=lambda i: (lengths[i], i))
     groups = [order] if pads else [list(group) for _, group in itertools.groupby(order, lambda i: lengths[i])]
     for group in groups:
         for start in range(0, len(group), size):
@@ -161,7 +158,7 @@ def batches(lengths: Sequence[int], size: int, pads: bool) -> Iterator[list[int]
 
 
 def prefix_cache(model: Any, prefix: Sequence[int]) -> Any:
-    """Keys and values of `prefix` (one row), as transformers' DynamicCache."""
+    """Compute the keys and values of `prefix` (one row), as transformers' DynamicCache."""
     import torch
     from transformers import DynamicCache
 
@@ -171,45 +168,8 @@ def prefix_cache(model: Any, prefix: Sequence[int]) -> Any:
     return cache
 
 
-def generate_batch(
-    model: Any,
-    rows: Sequence[Sequence[int]],
-    shared: int,
-    prefix: Any,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    pad_id: int,
-) -> list[list[int]]:
-    """One batch. Rows are padded between the shared prefix and their tail, so that all replies start at one column."""
-    ids, mask = padded(rows, shared, pad_id, model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        past_key_values=copied(prefix, len(rows)),
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(stop_ids),
-        pad_token_id=pad_id,
-        **GREEDY,
-    )
-    return [cut_after_stop(row, stop_ids) for row in output[:, ids.shape[1] :].tolist()]
-
-
-def padded(rows: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any) -> tuple[Any, Any]:
-    """Token ids and mask, (B, longest) int64 each; the padding stands between the shared prefix and each row's tail."""
-    import torch
-
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for i, row in enumerate(rows):
-        tail = len(row) - shared
-        ids[i, :shared], ids[i, longest - tail :] = torch.tensor(row[:shared]), torch.tensor(row[shared:])
-        mask[i, :shared], mask[i, longest - tail :] = 1, 1
-    return ids.to(device), mask.to(device)
-
-
 def copied(prefix: Any, count: int) -> Any:
-    """The prefix's cache for a batch of `count` rows, of its own; None for none."""
+    """Copy the prefix's cache for a batch of `count` rows; None stays None."""
     if prefix is None:
         return None
     cache = copy.deepcopy(prefix)
@@ -217,9 +177,32 @@ def copied(prefix: Any, count: int) -> Any:
     return cache
 
 
-def cut_after_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
-    """`ids` up to and with the first stop token; what follows in a batch is padding."""
-    for position, token in enumerate(ids):
-        if token in stop_ids:
-            return list(ids[: position + 1])
-    return list(ids)
+def _generate(
+    model: Any, rows: Sequence[Sequence[int]], shared: int, prefix: Any, pad_id: int, wanted: Mapping[str, Any]
+) -> Any:
+    """Call the model's greedy `generate` for one batch.
+
+    The padding stands between the shared prefix and the rest of a row, so that all replies start at one column.
+    """
+    import torch
+
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tail = longest - len(row) + shared
+        ids[i, :shared], ids[i, tail:] = torch.tensor(row[:shared]), torch.tensor(row[shared:])
+        mask[i, :shared], mask[i, tail:] = 1, 1
+    return model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        past_key_values=copied(prefix, len(rows)),
+        pad_token_id=pad_id,
+        **{**GREEDY, **wanted},
+    )
+
+
+def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+    """Cut `ids` after the first stop token; what follows in a batch is padding."""
+    end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
+    return list(ids[: end + 1])

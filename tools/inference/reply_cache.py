@@ -1,4 +1,4 @@
-"""Replies that were generated once are not generated again, in this run or another."""
+"""A cache of greedy replies, which all runs of a user share."""
 
 import hashlib
 import sqlite3
@@ -8,12 +8,19 @@ from pathlib import Path
 
 from nslora.tools.errors import RunError
 
-RENDERING = 3  # to be counted up when a dialogue is written, or a reply read, in another way than before
+RENDERING = 3  # raise it if a change alters how a dialogue is written or a reply is read
 LOOKUP_CHUNK = 500  # keys in one SQL statement; SQLite's own limit is 999 in old builds
 
 
 def reply_key(policy: str, adapter: str | None, request: str, max_new_tokens: int) -> str:
-    """What a greedy reply depends on: the base (weights and dtype), the adapter, the text sent and its length limit."""
+    """Return the SHA-256 of everything that a greedy reply depends on.
+
+    Args:
+        policy: Fingerprint of the base (weights and dtype).
+        adapter: Hash of the adapter, None for the base alone.
+        request: The text that is sent.
+        max_new_tokens: Length limit of the reply.
+    """
     parts = "\x1f".join((str(RENDERING), policy, adapter or "base", str(max_new_tokens), request))
     return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -21,8 +28,10 @@ def reply_key(policy: str, adapter: str | None, request: str, max_new_tokens: in
 class ReplyCache:
     """A SQLite file of replies by key; several processes may use it at once.
 
-    payer: the task of the graph on whose account replies are generated. A task that was killed starts again from its
-    top under the same name, finds its replies here, and must still count them as its own.
+    Attributes:
+        path: The file.
+        payer: Id of the LangGraph task that pays for new replies. After a kill the task runs again under the same id,
+            finds its replies here, and must still count their cost.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,8 +41,8 @@ class ReplyCache:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(
-                f"The folder {path.parent} of the reply cache cannot be made ({error.strerror}): set "
-                "NSLORA_CACHE to a folder of yours."
+                f"The folder {path.parent} of the reply cache cannot be made ({error.strerror}): set NSLORA_CACHE to a "
+                "folder that you may write."
             ) from error
         with self._connect() as connection:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -44,7 +53,7 @@ class ReplyCache:
             )
 
     def find(self, keys: Sequence[str]) -> dict[str, str]:
-        """The replies that are known, by key."""
+        """Return the stored replies among `keys`."""
         found: dict[str, str] = {}
         with self._connect() as connection:
             for start in range(0, len(keys), LOOKUP_CHUNK):
@@ -55,8 +64,12 @@ class ReplyCache:
         return found
 
     def add(self, replies: Mapping[str, str], request: str = "", tokens: int = 0) -> None:
-        """Store replies, and in the same transaction what the payer's `request` spent on them, added to what it spent
-        before. A reply that is already there stays.
+        """Store replies, and add their cost to the payer's account in the same transaction.
+
+        Args:
+            replies: Replies by key; a stored reply stays.
+            request: Name of the payer's request.
+            tokens: Tokens that were generated for these replies.
         """
         with self._connect() as connection:
             connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", list(replies.items()))
@@ -68,7 +81,7 @@ class ReplyCache:
                 )
 
     def paid(self, request: str) -> tuple[int, int]:
-        """Tokens and replies that the payer's `request` generated before its process was killed; (0, 0) else."""
+        """Return the tokens and replies that an earlier process generated for the payer's `request`, or (0, 0)."""
         with self._connect() as connection:
             row = connection.execute(
                 "SELECT tokens, replies FROM paid WHERE payer = ? AND request = ?", (self.payer, request)
@@ -77,22 +90,22 @@ class ReplyCache:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        """A connection that commits or rolls back, and closes. Raises RunError where the file cannot be used."""
+        """Open a connection that commits or rolls back, and closes. Raises RunError if the file cannot be used."""
         try:
             with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
                 yield connection
         except sqlite3.Error as error:
             raise RunError(
-                f"The reply cache {self.path} cannot be used ({error}): {remedy(error)}. Every finished "
-                "step of a run is kept."
+                f"The reply cache {self.path} cannot be used ({error}): {_remedy(error)}. Every finished step of a run "
+                "is kept."
             ) from error
 
 
-def remedy(error: sqlite3.Error) -> str:
-    """What a person can do about an error of the cache's file."""
+def _remedy(error: sqlite3.Error) -> str:
+    """Advise what to do about an error of the cache's file."""
     said = str(error)
     if "malformed" in said or "not a database" in said:
-        return "delete it, it holds nothing but replies that can be generated again"
+        return "delete the file, it contains only replies that can be generated again"
     if "locked" in said or "busy" in said:
-        return "another process holds it: wait for that, then go on"
-    return "make room, or see that its folder can be written, then go on"
+        return "wait for the other process that uses it, then resume the run"
+    return "free some disk space or make the folder writable, then resume the run"

@@ -1,1 +1,1 @@
-"""Policies: the model that is adapted, in this process or from the record of an earlier run."""
+"""Policies: the model that is adapted, in this process or recorded by an earlier run."""

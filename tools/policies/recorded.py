@@ -1,4 +1,4 @@
-"""A policy that answers from what is known, and loads the model only for what is not."""
+"""A policy for replays: it knows an earlier run's facts, and loads the model only for what is not recorded."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -13,25 +13,28 @@ from nslora.tools.schema import Dialogue
 
 
 class RecordedPolicy:
-    """Stands in for the policy of an earlier run, of which `facts` (its `policy.json`) tells name and fingerprint.
+    """Takes the place of an earlier run's policy.
 
-    model: as the settings name it, for the tokenizer.
+    The reply cache and the record of training jobs answer before a policy is called, so a replay of recorded work never
+    calls `load`.
 
-    Replies come from the reply cache and training jobs from the record before a policy is ever asked, so in a replay of
-    what is all known `load` is never called.
+    Args:
+        facts: The run's `policy.json`, which contains the policy's name and fingerprint.
+        model: The model's name in the settings, for its tokenizer.
+        load: Loads the policy.
     """
 
     def __init__(self, facts: Path, model: str, load: Callable[[], Policy]) -> None:
-        known = read_json(facts)
-        self.name: str = known.pop("name")
-        self.fingerprint: str = known.pop("fingerprint")
-        self.context_tokens: int = known["context_tokens"]
-        self._facts, self._model, self.load = known, model, load
+        self._facts = read_json(facts)
+        self.name: str = self._facts.pop("name")
+        self.fingerprint: str = self._facts.pop("fingerprint")
+        self.context_tokens: int = self._facts["context_tokens"]
+        self._model, self.load = model, load
         self.loaded = False
 
     @cached_property
     def policy(self) -> Policy:
-        """The real one. Raises RunError where its files are no longer those of the record."""
+        """The policy itself, loaded on first use. Raises RunError if it is another model than the recorded one."""
         self.loaded = True
         found = self.load()
         refuse_other_weights(found.name, found.fingerprint, self.fingerprint)
@@ -39,7 +42,7 @@ class RecordedPolicy:
 
     @cached_property
     def _format(self) -> ChatFormat:
-        """Tokenizer and chat template alone; the weights stay where they are."""
+        """The chat template, without the weights."""
         from transformers import AutoTokenizer
 
         return ChatFormat(AutoTokenizer.from_pretrained(resolve_model(self._model).location), ())
@@ -52,6 +55,7 @@ class RecordedPolicy:
         max_new_tokens: int,
         on_progress: OnProgress = no_progress,
     ) -> Generated:
+        """Generate replies with the loaded policy; no dialogues load nothing."""
         if not dialogues:
             return Generated((), 0)
         return self.policy.generate(dialogues, adapter=adapter, max_new_tokens=max_new_tokens, on_progress=on_progress)
@@ -59,15 +63,17 @@ class RecordedPolicy:
     def reference_losses(
         self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None
     ) -> list[float]:
-        if not dialogues:
-            return []
-        return self.policy.reference_losses(dialogues, references, adapter=adapter)
+        """Score references with the loaded policy; no dialogues load nothing."""
+        return self.policy.reference_losses(dialogues, references, adapter=adapter) if dialogues else []
 
     def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+        """Train with the loaded policy."""
         return self.policy.train(job, on_progress)
 
     def count_tokens(self, dialogue: Dialogue) -> int:
+        """Count tokens with the tokenizer alone."""
         return self._format.count(dialogue)
 
     def describe(self) -> dict[str, Any]:
+        """Return the recorded facts."""
         return dict(self._facts)

@@ -1,1 +1,1 @@
-"""LoRA training through TRL's SFTTrainer: batches, snapshots, exact short cuts, adapters on disk."""
+"""LoRA training through TRL's SFTTrainer: batches, snapshots, exact shortcuts, adapters on disk."""

@@ -1,4 +1,4 @@
-"""What a training job will do, fixed before its first step: rows, order, and how a batch is laid out."""
+"""The plan of a training job (rows, order, steps), and the two layouts of its batches."""
 
 import math
 import random
@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nslora.tools.inference.generation import shared_prefix_length
+from nslora.tools.inference.generation import SHORTEST_SHARED_PREFIX_TOKENS, shared_prefix_length
 from nslora.tools.training.settings import LoraSettings
-
-SHORTEST_SHARED_PREFIX_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """A training row as tokens: what is given, and what is learnt."""
+    """A training row as token ids: the prompt, and the completion that is scored."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -27,7 +25,15 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Everything about a training job that is known before its first step."""
+    """A training job before its first step. It fixes the order of rows, so that a killed job can resume.
+
+    Attributes:
+        rows: The rows as token ids.
+        epochs: Passes over the rows.
+        seed: Seed of the order.
+        pad_id: Token id of the padding.
+        settings: The LoRA settings.
+    """
 
     rows: tuple[TokenRow, ...]
     epochs: int
@@ -37,10 +43,7 @@ class BatchPlan:
 
     @cached_property
     def order(self) -> tuple[int, ...]:
-        """Row numbers in the order of training, all epochs one after the other; each epoch is a permutation.
-
-        `settings.max_steps` cuts it off.
-        """
+        """Row numbers in the order of training: one permutation per epoch, up to `settings.max_steps` batches."""
         order: list[int] = []
         for epoch in range(self.epochs):
             numbers = list(range(len(self.rows)))
@@ -54,11 +57,11 @@ class BatchPlan:
         return math.ceil(len(self.order) / self.settings.batch_size)
 
     def epoch_of(self, step: int) -> int:
-        """The epoch that step `step` (from 0) begins in."""
+        """Return the epoch in which step `step` (from 0) begins."""
         return min(step * self.settings.batch_size // len(self.rows), self.epochs - 1)
 
     def rest(self, steps_done: int) -> tuple[int, ...]:
-        """What remains of `order` after so many steps."""
+        """Return the part of `order` that is left after `steps_done` steps."""
         return self.order[steps_done * self.settings.batch_size :]
 
 
@@ -66,7 +69,7 @@ class BatchPlan:
 class PaddedLayout:
     """One row of the batch per training row, padded on the right.
 
-    Every batch has the same width: equal padding is what makes cached states exact to the bit.
+    All batches have the same width, because cached states are exact to the bit only at equal padding.
     """
 
     plan: BatchPlan
@@ -76,9 +79,9 @@ class PaddedLayout:
         return max(len(row) for row in self.plan.rows)
 
     def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """input_ids, attention_mask and labels of these rows, (B, width) int64.
+        """Return input_ids, attention_mask and labels of these rows, (B, width) int64.
 
-        Labels are masked by length and never by the pad token, which may be the end token that is to be learnt.
+        Labels are masked by length, never by the pad token, which may be the end token that the model should learn.
         """
         import torch
 
@@ -93,11 +96,11 @@ class PaddedLayout:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def kinds(self) -> dict[tuple[int, ...], int]:
-        """A batch with padding and one without, as far as the plan has such whole batches, and how often each comes."""
-        return kinds_of(self.plan, lambda numbers: all(len(self.plan.rows[number]) == self.width for number in numbers))
+        """Return the plan's first whole batch with padding and the first without, and the steps of each kind."""
+        return _kinds_of(self.plan, lambda numbers: all(len(self.plan.rows[i]) == self.width for i in numbers))
 
     def split(self, states: Any) -> list[Any]:
-        """(B, width, H) states of a batch to one (width, H) tensor per row."""
+        """Split a batch's states (B, width, H) into one (width, H) tensor per row."""
         return list(states.unbind(0))
 
     def join(self, states: Sequence[Any]) -> Any:
@@ -109,11 +112,11 @@ class PaddedLayout:
 
 @dataclass(frozen=True)
 class SharedPrefixLayout:
-    """All rows of a batch in one sequence: the prefix that they share once, then each row's own tail.
+    """All rows of a batch in one sequence: the shared prefix once, then each row's own tail.
 
-    A tail sees the prefix and itself, at the positions it would have behind the prefix, so the numbers are those of
+    A tail attends to the prefix and to itself, at its positions after the prefix, so the numbers are those of
     `PaddedLayout` up to rounding. With a system turn and two demonstrations before a short question this is less than
-    half the tokens. Dropout would draw the prefix once for all rows, so it is used only without.
+    half the tokens. It is not used with dropout, which would be drawn once for the prefix of all rows.
     """
 
     plan: BatchPlan
@@ -121,11 +124,14 @@ class SharedPrefixLayout:
 
     @cached_property
     def width(self) -> int:
-        """Tokens of the longest tail."""
+        """The tokens of the longest tail."""
         return max(len(row) for row in self.plan.rows) - self.shared
 
     def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """input_ids, position_ids, labels (1, L) int64 and attention_mask (1, 1, L, L) bool; L = shared + B * width."""
+        """Return input_ids, position_ids, labels, each (1, L) int64, and attention_mask, (1, 1, L, L) bool.
+
+        L = shared + B * width.
+        """
         import torch
 
         length = self.shared + len(numbers) * self.width
@@ -145,11 +151,11 @@ class SharedPrefixLayout:
         return {"input_ids": ids, "attention_mask": mask[None, None], "position_ids": positions, "labels": labels}
 
     def kinds(self) -> dict[tuple[int, ...], int]:
-        """A whole batch of the plan, and how often such a one comes."""
-        return kinds_of(self.plan, lambda _: True)
+        """Return the plan's first whole batch, and the number of whole batches."""
+        return _kinds_of(self.plan, lambda _: True)
 
     def split(self, states: Any) -> list[Any]:
-        """(1, L, H) states of a batch to one (shared + width, H) tensor per row; the prefix's states are repeated."""
+        """Split a batch's states (1, L, H) into one (shared + width, H) tensor per row, each with the prefix."""
         import torch
 
         prefix, tails = states[0, : self.shared], states[0, self.shared :].split(self.width)
@@ -165,8 +171,8 @@ class SharedPrefixLayout:
 Layout = PaddedLayout | SharedPrefixLayout
 
 
-def kinds_of(plan: BatchPlan, kind: Callable[[Sequence[int]], bool]) -> dict[tuple[int, ...], int]:
-    """The first whole batch of each kind in the plan's order, and how many there are of it."""
+def _kinds_of(plan: BatchPlan, kind: Callable[[Sequence[int]], bool]) -> dict[tuple[int, ...], int]:
+    """Return the first whole batch of each kind in the plan's order, and the number of batches of this kind."""
     size = plan.settings.batch_size
     first: dict[bool, tuple[int, ...]] = {}
     steps: Counter[tuple[int, ...]] = Counter()
@@ -177,7 +183,7 @@ def kinds_of(plan: BatchPlan, kind: Callable[[Sequence[int]], bool]) -> dict[tup
 
 
 def shared_layout(plan: BatchPlan) -> SharedPrefixLayout | None:
-    """The layout that computes the shared prefix once, or None where there is no prefix worth it."""
+    """Return the layout that computes the shared prefix once, or None if the prefix is too short for it to pay."""
     if plan.settings.dropout or len(plan.rows) < 2 or plan.settings.batch_size < 2:
         return None
     shared = shared_prefix_length([row.prompt_ids for row in plan.rows])

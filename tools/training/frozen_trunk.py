@@ -1,26 +1,26 @@
-"""Two exact short cuts of LoRA training: the frozen trunk and the compact head.
+"""The frozen trunk: the blocks below the lowest LoRA layer.
 
-Trunk: the blocks below the lowest LoRA layer are frozen, so their output for a row is the same in every epoch; it is
-computed once a training job. Head: logits are wanted only where a position is supervised. Measured with SmolLM2-135M,
-LoRA on blocks 20-29, fp32, one thread: 0.28-0.30 of plain SFTTrainer's time a step, with bit-identical adapters at
-equal padding.
+Their output for a row is the same in every epoch, so a training job computes it once. Together with the compact head
+(logits at supervised positions only) a step takes 0.28-0.30 of plain SFTTrainer's time, with bit-identical adapters at
+equal padding; measured with SmolLM2-135M, LoRA on blocks 20-29, fp32, one thread.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from nslora.tools.inference.decoder import blocks_of, inputs_of
 
-LARGEST_TRUNK_DIFFERENCE = 1e-4  # of the probe, relative; embeddings that are treated specially are far above
+LARGEST_TRUNK_DIFFERENCE = 1e-4  # relative; an architecture that treats its embeddings specially differs by far more
 
 
 class _Reached(Exception):  # noqa: N818 - control flow, not an error
-    """The trunk's last block has answered; the rest of the forward pass is not needed."""
+    """Ends a forward pass after the trunk's last block."""
 
 
 def trunk_states(model: Any, batch: dict[str, Any], cut: int) -> Any:
-    """What enters block `cut`: (B, T, H). batch: a batch of a layout; its labels are left out."""
+    """Return the input of block `cut`, (B, T, H), for a batch of a layout."""
     import torch
 
     decoder, name = blocks_of(model)
@@ -43,9 +43,9 @@ def trunk_states(model: Any, batch: dict[str, Any], cut: int) -> Any:
 
 @contextmanager
 def without_trunk(model: Any, cut: int) -> Iterator[None]:
-    """While inside, the model consists of blocks `cut` and above and takes cached states as `inputs_embeds`.
+    """Reduce the model to blocks `cut` and above, so that it takes cached states as `inputs_embeds`.
 
-    Names of parameters shift meanwhile, so nothing may be saved inside.
+    The names of its parameters shift meanwhile, so save nothing by name inside.
     """
     from torch.nn import ModuleList
 
@@ -59,15 +59,15 @@ def without_trunk(model: Any, cut: int) -> Iterator[None]:
 
 
 def trunk_is_exact(model: Any, batch: dict[str, Any], cut: int) -> bool:
-    """Whether the top blocks give on the trunk's states what the whole model gives on the batch's token ids.
+    """Return whether the top blocks compute from the trunk's states what the whole model computes from token ids.
 
-    An architecture that scales its embeddings, adds positions to them or routes by block number is found out here,
-    and trains in the plain way.
+    An architecture that scales its embeddings, adds positions to them or routes by block number fails, and trains
+    without a frozen trunk.
     """
     import torch
 
     if model.config.model_type == "mpt":
-        return False  # PEFT 0.21 lets no states in
+        return False  # with PEFT 0.21 it takes no `inputs_embeds`
     decoder, _ = blocks_of(model)
     inputs = inputs_of(model, batch)
     states = trunk_states(model, batch, cut)
@@ -86,37 +86,32 @@ def trunk_is_exact(model: Any, batch: dict[str, Any], cut: int) -> bool:
 
 
 def drops_out(model: Any, cut: int | None = None) -> bool:
-    """Whether the base itself draws in training (dropout, jitter of a router): anywhere, or below block `cut`.
+    """Return whether the base draws random numbers in training (dropout, a router's jitter), without LoRA's dropout.
 
-    Modules of torch say it with `p`; attention that drops inside its kernel keeps the number as an attribute whose name
-    says so, and so do routers that jitter. LoRA's own dropout is none of the base's.
+    torch's dropout modules have `p`. Attention that drops inside its kernel has an attribute with "drop" in its name,
+    and routers have one with "jitter".
+
+    Args:
+        model: The base.
+        cut: Look only below this block; None looks everywhere.
     """
     from torch.nn.modules.dropout import _DropoutNd
 
     decoder, name = blocks_of(model)
     blocks = getattr(decoder, name)
     above = {id(module) for block in blocks[cut:] for module in block.modules()} if cut is not None else set()
-    for path, module in decoder.named_modules():
-        if id(module) in above or "lora_" in path:
-            continue
-        if isinstance(module, _DropoutNd) and module.p > 0:
-            return True
-        if any(
-            ("drop" in key or "jitter" in key) and isinstance(value, float) and value > 0
-            for key, value in vars(module).items()
-        ):
-            return True
-    return False
+    below = [module for path, module in decoder.named_modules() if id(module) not in above and "lora_" not in path]
+    return any(
+        ((key == "p" and isinstance(module, _DropoutNd)) or "drop" in key or "jitter" in key)
+        and isinstance(value, float)
+        and value > 0
+        for module in below
+        for key, value in vars(module).items()
+    )
 
 
-def lowest_trained_block(model: Any, trainable: Sequence[str]) -> int | None:
-    """Index of the lowest block that holds one of the `trainable` parameter names; None where one lies outside them."""
+def lowest_trained_block(model: Any, trainable: Sequence[str]) -> int:
+    """Return the index of the lowest block with one of the `trainable` parameters; 0 if one lies outside the blocks."""
     _, name = blocks_of(model)
-    lowest: int | None = None
-    for parameter in trainable:
-        parts = parameter.split(".")
-        if name not in parts or not parts[parts.index(name) + 1].isdigit():
-            return None
-        block = int(parts[parts.index(name) + 1])
-        lowest = block if lowest is None else min(lowest, block)
-    return lowest
+    found = [re.search(rf"\.{name}\.(\d+)\.", parameter) for parameter in trainable]
+    return min(int(match[1]) if match else 0 for match in found)

@@ -1,4 +1,4 @@
-"""What a training job needs of memory, and what is there."""
+"""Memory that a training job needs."""
 
 from typing import Any
 
@@ -14,10 +14,17 @@ KEPT_LOGITS = 4  # logits, their softmax, entropy and gradient, per token that g
 
 
 def job_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, compact: bool) -> int:
-    """An upper estimate of what a training job takes on the model's device beside the base: activations of one batch,
-    logits, and on a CPU the cached states, which are kept in its memory wherever the model is.
+    """Estimate, from above, the memory that a training job takes on the model's device beside the base.
 
-    cached: the trunk's states are kept. compact: only supervised positions go through the vocabulary.
+    Args:
+        model: The base.
+        layout: The layout of the job's batches.
+        trained_blocks: Blocks that gradients pass through.
+        cached: Whether the hidden states below these blocks are cached (in main memory, wherever the model is).
+        compact: Whether only supervised positions go through the head.
+
+    Returns:
+        Bytes of the activations and logits of one batch, and of the cached states if the model is on a CPU.
     """
     config, rows = model.config.get_text_config(), layout.plan.rows
     size = next(model.parameters()).element_size()
@@ -26,7 +33,7 @@ def job_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, 
     tokens = batch * longest if isinstance(layout, PaddedLayout) else layout.shared + batch * layout.width
     hidden = config.hidden_size
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
-    if not isinstance(intermediate, int):  # one a block
+    if not isinstance(intermediate, int):  # one width per block
         intermediate = max(intermediate)
     activations = tokens * trained_blocks * (KEPT_HIDDEN * hidden + KEPT_INTERMEDIATE * intermediate) * size
     scored = batch * max(len(row.completion_ids) for row in rows) if compact else tokens
@@ -36,10 +43,14 @@ def job_bytes(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, 
 
 
 def refuse_what_does_not_fit(model: Any, layout: Layout, trained_blocks: int, *, cached: bool, compact: bool) -> None:
-    """Raise ModelError, with the need, what is there and what to lower, where a job would run out of memory."""
+    """Check that a training job fits the free memory; the arguments are those of `job_bytes`.
+
+    Raises:
+        ModelError: If it does not fit.
+    """
     need, free = job_bytes(model, layout, trained_blocks, cached=cached, compact=compact), free_bytes(model)
     if need > free:
         raise ModelError(
-            f"A burst of training needs about {need / 2**30:.1f} GiB beside the model, {free / 2**30:.1f} GiB are "
-            f"free: {LOWER}."
+            f"A training job needs about {need / 2**30:.1f} GiB beside the model, {free / 2**30:.1f} GiB are free: "
+            f"{LOWER}."
         )

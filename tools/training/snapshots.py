@@ -1,8 +1,8 @@
-"""Progress of a training job on disk, so that a kill inside training costs the step that was under way.
+"""Snapshots of a training job on disk: a kill loses only the step in progress.
 
-A snapshot is one safetensors file: the adapter and AdamW's moments, each as one vector (hundreds of small tensors take
-longer to write than their bytes), and the state of the random number generator, with the trainer's log in its header.
-It takes the place of the one before by a rename, so there is a whole one at any time.
+A snapshot is one safetensors file: the adapter and AdamW's state, each as one vector (many small tensors take longer to
+write), the state of the random number generators, and the trainer's log in the header. A rename replaces the previous
+snapshot, so a complete one exists at any time.
 """
 
 import json
@@ -11,31 +11,35 @@ from pathlib import Path
 from typing import Any
 
 SNAPSHOT = "newest.safetensors"
-LARGEST_SHARE = 0.05  # of a training job's time that snapshots may take
-FREE_S = 3.0  # below this nobody minds
-MATRICES = ("exp_avg", "exp_avg_sq")  # of AdamW's state, in the shape of the parameter
+LARGEST_SHARE = 0.05  # of a training job's time for snapshots
+FREE_S = 3.0  # seconds for snapshots whatever their share
+MATRICES = ("exp_avg", "exp_avg_sq")  # AdamW's state in the shape of the parameter
 MOMENTS = (*MATRICES, "step")
 
 
 class Snapshots:
-    """Snapshots of one training job in `folder`; without a folder nothing is written.
+    """Snapshots of one training job.
 
-    start_optimizer: moments to begin with (those of the adapter that the training job continues), None for none.
-    A snapshot is taken at every step, so that no step is done twice, unless snapshots come to cost more than
-    `LARGEST_SHARE` of the training job.
+    Each step takes a snapshot, unless snapshots cost more than `LARGEST_SHARE` of the job's time.
+
+    Attributes:
+        folder: Folder of the snapshots; None writes none.
+        start_optimizer: File of the optimizer state to begin with, from the adapter that the job continues.
+        log: The trainer's log in the restored snapshot.
+        moments: The restored optimizer state.
     """
 
     def __init__(self, folder: Path | None, start_optimizer: Path | None = None) -> None:
         self.folder = folder
         self._began, self._spent_s = time.monotonic(), 0.0
-        self._saved = 0  # steps in the snapshot that this process took last
+        self._saved = 0  # steps in this process's last snapshot
         self.start_optimizer = start_optimizer
         self.log: list[dict[str, float]] = []
         self.moments: dict[str, Any] = {}
         self._random: dict[str, Any] = {}
 
     def restore(self, model: Any) -> int:
-        """Put the newest snapshot into the model's active adapter; returns the steps it had done (0 without one)."""
+        """Load the newest snapshot into the model's active adapter, and return its number of steps (0 without one)."""
         import torch
         from safetensors import SafetensorError, safe_open
         from safetensors.torch import load_file
@@ -46,12 +50,12 @@ class Snapshots:
             return 0
         try:
             with safe_open(self.folder / SNAPSHOT, "pt") as file:
-                # One that lacks a part, from another version, is refused like a damaged one.
+                # A snapshot of another version lacks a part; it is treated as damaged.
                 saved = {name: file.get_tensor(name) for name in {*file.keys(), "adapter", *MOMENTS}}
                 log: list[dict[str, float]] = json.loads(file.metadata()["log"])
         except SafetensorError:
-            # Not flushed to disk at every step, so a machine that lost power may leave it cut off: the training job
-            # begins again, and ends with the same adapter.
+            # Snapshots are not flushed to disk, so a power failure can cut one off: the job begins again, and ends with
+            # the same adapter.
             (self.folder / SNAPSHOT).unlink()
             return 0
         named = trainable(model)
@@ -71,22 +75,19 @@ class Snapshots:
         return len(log)
 
     def restore_random(self) -> None:
-        """Put the generators back to where the snapshot was taken; later calls do nothing.
+        """Restore the random number generators; later calls do nothing.
 
-        To be called when the first step begins: making a trainer and a data loader draws from them.
+        Call it at the first step, because making a trainer and a data loader draws random numbers.
         """
         import torch
 
         if "random.cpu" in self._random:
-            torch.set_rng_state(self._random["random.cpu"])
+            torch.set_rng_state(self._random.pop("random.cpu"))
         if "random.cuda" in self._random:
-            torch.cuda.set_rng_state(self._random["random.cuda"])
-        self._random = {}
+            torch.cuda.set_rng_state(self._random.pop("random.cuda"))
 
     def restore_optimizer(self, model: Any, optimizer: Any) -> None:
-        """Give the optimizer the moments that belong to the restored (or continued) adapter."""
-        if not self.moments:
-            return
+        """Load the restored state, or that of the continued adapter, into the optimizer."""
         for name, parameter in trainable(model):
             if f"{name}.step" in self.moments:
                 optimizer.state[parameter] = {
@@ -95,12 +96,12 @@ class Snapshots:
                 }
 
     def after_step(self, optimizer: Any, log: list[dict[str, float]]) -> None:
-        """Take a snapshot, unless they have become too dear."""
+        """Take a snapshot, unless snapshots cost too much time."""
         if self._spent_s <= max(FREE_S, LARGEST_SHARE * (time.monotonic() - self._began)):
             self.save(optimizer, log)
 
     def save(self, optimizer: Any, log: list[dict[str, float]]) -> None:
-        """Take a snapshot of this step, unless there is one."""
+        """Take a snapshot of this step, unless it has one."""
         started = time.monotonic()
         if self.folder is None or len(log) == self._saved:
             return
@@ -108,20 +109,20 @@ class Snapshots:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{SNAPSHOT}.partial"
-        save_file(snapshot(optimizer), partial, metadata={"log": json.dumps(log)})
+        save_file(_snapshot(optimizer), partial, metadata={"log": json.dumps(log)})
         partial.replace(self.folder / SNAPSHOT)
         self._saved = len(log)
         self._spent_s += time.monotonic() - started
 
 
-def snapshot(optimizer: Any) -> dict[str, Any]:
-    """Everything that the next step depends on: the optimizer's parameters and their moments, end to end."""
+def _snapshot(optimizer: Any) -> dict[str, Any]:
+    """Collect everything that the next step depends on: parameters and optimizer state as vectors, random state."""
     import torch
     from torch.nn.utils import parameters_to_vector
 
-    # In the order of `trainable`; walking through the modules for them takes longer than copying them.
+    # In the order of `trainable`, which walks through the modules; that takes longer than the copy.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # A parameter that has had no gradient yet has no state: zero steps.
+    # A parameter without a gradient so far has no state: zero steps.
     states = [
         optimizer.state.get(parameter)
         or {"step": torch.zeros(()), **dict.fromkeys(MATRICES, torch.zeros_like(parameter))}
@@ -138,18 +139,18 @@ def snapshot(optimizer: Any) -> dict[str, Any]:
 
 
 def trainable(model: Any) -> list[tuple[str, Any]]:
-    """(name, parameter) of everything that trains.
+    """List (name, parameter) of all trainable parameters.
 
-    Names are running numbers: inside `without_trunk` the blocks have others, and the order is the same.
+    The names are running numbers, because `without_trunk` changes the names of blocks but not their order.
     """
     found = [parameter for _, parameter in model.named_parameters() if parameter.requires_grad]
     return [(f"{i:05d}", parameter) for i, parameter in enumerate(found)]
 
 
 def moments(model: Any, optimizer: Any) -> dict[str, Any]:
-    """AdamW's state as named tensors."""
-    named = {}
-    for name, parameter in trainable(model):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            named[f"{name}.{key}"] = value.detach().clone().contiguous()
-    return named
+    """Return AdamW's state as named tensors."""
+    return {
+        f"{name}.{key}": value.detach().clone().contiguous()
+        for name, parameter in trainable(model)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }

@@ -1,8 +1,7 @@
-"""The record of a run's training jobs, `bursts.jsonl`: what was trained once is not trained again.
+"""A run's cache of training jobs, `bursts.jsonl`.
 
-A line holds the hash of what was asked for (rows, order, start, settings, base) and the adapter that came of it. A task
-that was killed after its training job finds it here, a fork pays only for training jobs that differ, and a replay
-trains nothing.
+A line contains the hash of a job's inputs (rows, seed, start, settings, base) and its adapter. So a task that was
+killed after its job does not train again, a fork trains only the jobs that differ, and a replay trains nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,10 +20,13 @@ Train = Callable[[TrainingJob, OnProgress], TrainingResult]
 
 
 def job_sha256(job: TrainingJob, lora: LoraSettings, policy: Mapping[str, Any]) -> str:
-    """The name of a training job: everything that its adapter depends on.
+    """Return the SHA-256 of everything that a training job's adapter depends on.
 
-    policy: its fingerprint and what it says of itself; of the latter, the device and where the adapter sits (a setting
-    that is left open means something else on a CPU than on a GPU).
+    Args:
+        job: The training job.
+        lora: Its settings.
+        policy: The policy's `describe()` with its `fingerprint`. The device and the place of the adapter count, because
+            a setting of None means something else on a CPU than on a GPU.
     """
     rows = [[list(row.dialogue), row.completion] for row in job.rows]
     place = [policy.get(name) for name in ("fingerprint", "device", "lora_targets")]
@@ -32,25 +34,29 @@ def job_sha256(job: TrainingJob, lora: LoraSettings, policy: Mapping[str, Any]) 
 
 
 class TrainingCache:
-    """`bursts.jsonl` of one run, read when it is asked."""
+    """`bursts.jsonl` of one run; each look-up reads the file."""
 
     def __init__(self, path: Path, adapters: AdapterStore) -> None:
         self.path, self.adapters = path, adapters
 
     def find(self, request: str) -> dict[str, Any] | None:
-        """The record of this training job, if it diverged or its adapter is still there and whole."""
-        for record in read_jsonl(self.path):
-            if record["request_sha256"] == request and ("error" in record or self.adapters.is_whole(record["adapter"])):
-                found: dict[str, Any] = record
-                return found
-        return None
+        """Return the record of a training job, if it diverged or its adapter is still undamaged."""
+        records: list[dict[str, Any]] = [row for row in read_jsonl(self.path) if row["request_sha256"] == request]
+        return next((row for row in records if "error" in row or self.adapters.is_whole(row["adapter"])), None)
 
     def train_once(
         self, train: Train, job: TrainingJob, request: str, on_progress: OnProgress = no_progress
     ) -> TrainingResult:
-        """The recorded result of this training job, or a new one, recorded before its snapshots are cleared.
+        """Return the recorded result of a training job, or train and record it.
 
-        Raises DivergedError as the training did, recorded or not.
+        Args:
+            train: Trains a job.
+            job: The job.
+            request: Its `job_sha256`.
+            on_progress: Called with (steps done, all steps).
+
+        Raises:
+            DivergedError: If the job diverges, now or in its record.
         """
         record = self.find(request)
         reached: list[int] = []
@@ -69,12 +75,11 @@ class TrainingCache:
             del record["log"]
             append_jsonl(self.path, record)
         if "error" in record:
-            if record.get("steps"):  # what it cost is charged to this run as it was to the first
+            if record.get("steps"):  # this run pays for these steps too
                 on_progress(*record["steps"])
             raise DivergedError(record["error"])
         values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in record.items()
-            if key != "request_sha256"
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
         }
+        del values["request_sha256"]
         return TrainingResult(**values)

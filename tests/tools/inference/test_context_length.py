@@ -15,7 +15,7 @@ Begin = Callable[..., Run]
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_train_rows_beyond_the_context_are_left_out_of_a_burst_and_named(
+def test_train_rows_beyond_the_context_are_left_out_of_a_job_and_named(
     tmp_path: Path, tiny_folder: Callable[..., Path], keepers: Task, everywhere: bool
 ) -> None:
     train = rows(keepers, "train")

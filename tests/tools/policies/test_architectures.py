@@ -1,4 +1,4 @@
-"""Architectures that are not Llama's: tiny random ones of each kind that once gave another reply, or none."""
+"""Architectures other than Llama's: a tiny random model of each kind that once gave a wrong reply, or none."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 
 from nslora.tools.errors import ModelError
 from nslora.tools.inference.chat_template import ChatFormat
-from nslora.tools.inference.generation import changes_positions, replies_alike
-from nslora.tools.inference.memory import generation_batch, scoring_batch
+from nslora.tools.inference.decoder import changes_positions
+from nslora.tools.inference.generation import replies_alike
 from nslora.tools.inference.weights import ModelSource
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.settings import DeviceSettings
@@ -246,8 +246,9 @@ def test_where_frequencies_depend_on_the_length_rows_are_asked_one_by_one(tmp_pa
     steps: list[int] = []
     policy.generate(asked(LONG), adapter=None, max_new_tokens=4, on_progress=lambda done, total: steps.append(done))
     assert steps == [1, 2, 3]
-    assert generation_batch(policy.base, 101, 32) == scoring_batch(policy.base, 101, 4, 32) == 1
-    assert generation_batch(policy.base, 100, 32) == scoring_batch(policy.base, 100, 4, 32) == 32
+    answers = ["Ada it was"] * 3
+    alone = [policy.reference_losses([each], answers[:1], adapter=None)[0] for each in asked(LONG)]
+    assert policy.reference_losses(asked(LONG), answers, adapter=None) == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("blocks_that_see", [3, 4])

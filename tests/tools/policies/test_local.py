@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from conftest import DEVICE
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nslora.tools.errors import DamagedError, DivergedError, ModelError, TooLongError
 from nslora.tools.inference.chat_template import PLAIN_STOP, ChatFormat
-from nslora.tools.inference.memory import scoring_batch
 from nslora.tools.inference.weights import ModelSource
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.settings import DeviceSettings
@@ -27,6 +27,7 @@ from nslora.tools.training.trainer import NOT_REPEATABLE, check_loss
 from nslora.tools.training.training_cache import job_sha256
 
 Make = Callable[..., LocalPolicy]
+ON_CPU = DEVICE.device == "cpu"
 QUESTIONS = ["Who keeps the mill?", "When was the bridge opened?", "What hangs in the old hall of the town?", "Where?"]
 ANSWERS = ["Orla Vint", "in 1864", "a brass lantern", "by the well"]
 
@@ -121,7 +122,7 @@ def test_training_moves_every_adapter_weight_and_no_base_weight(tiny_policy: Mak
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
-def test_short_cuts_and_plain_training_give_the_same_adapter(tiny_policy: Make, family: str) -> None:
+def test_shortcuts_and_plain_training_give_the_same_adapter(tiny_policy: Make, family: str) -> None:
     fast = tiny_policy(family, share_prefix=False, top_blocks=1).train(TrainingJob(rows(), 4, seed=3))
     plain = tiny_policy(family, fast=False, top_blocks=1).train(TrainingJob(rows(), 4, seed=3))
     assert plain.fast_path == "plain (switched off)"
@@ -160,7 +161,7 @@ def test_an_adapter_in_force_leaves_the_base_as_it_was(tiny_policy: Make) -> Non
 
 @pytest.mark.parametrize("killed_after", [3, 17, 22])  # the last one inside the last epoch
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_burst_that_was_killed_goes_on_and_ends_with_the_same_adapter(
+def test_a_job_that_was_killed_goes_on_and_ends_with_the_same_adapter(
     tiny_policy: Make, tmp_path: Path, dropout: float, killed_after: int
 ) -> None:
     lora = {"batch_size": 1, "epochs": 6, "early_stop_patience": None, "dropout": dropout}
@@ -202,7 +203,7 @@ def test_each_step_is_saved_when_it_is_done_also_of_a_large_adapter(
     assert saved == list(range(1, result.steps + 1))
 
 
-def test_a_burst_that_is_stopped_keeps_its_last_step_whatever_snapshots_cost(
+def test_a_job_that_is_stopped_keeps_its_last_step_whatever_snapshots_cost(
     tiny_policy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nslora.tools.training.snapshots.FREE_S", -1.0)
@@ -219,7 +220,7 @@ def test_a_burst_that_is_stopped_keeps_its_last_step_whatever_snapshots_cost(
     assert resumed.steps_done == resumed.steps - 3
 
 
-def test_a_snapshot_that_was_cut_off_begins_the_burst_again(tiny_policy: Make, tmp_path: Path) -> None:
+def test_a_snapshot_that_was_cut_off_begins_the_job_again(tiny_policy: Make, tmp_path: Path) -> None:
     whole = tiny_policy().train(TrainingJob(rows(), 2, seed=7))
     (tmp_path / "progress").mkdir()
     (tmp_path / "progress" / SNAPSHOT).write_bytes(b"half a file")
@@ -227,7 +228,7 @@ def test_a_snapshot_that_was_cut_off_begins_the_burst_again(tiny_policy: Make, t
     assert (again.adapter, again.steps_done) == (whole.adapter, whole.steps)
 
 
-def test_a_burst_goes_on_from_the_optimizer_state_of_its_start(tiny_policy: Make) -> None:
+def test_a_job_goes_on_from_the_optimizer_state_of_its_start(tiny_policy: Make) -> None:
     policy = tiny_policy()
     first = policy.train(TrainingJob(rows(), 2, seed=1))
     second = policy.train(TrainingJob(rows(), 2, seed=2, start=first.adapter))
@@ -249,7 +250,7 @@ def test_an_adapter_that_is_there_is_never_written_again(tiny_policy: Make) -> N
     assert [each.name for each in policy.adapters.folder.iterdir()] == [name]
 
 
-def test_a_diverged_burst_stores_nothing(tiny_policy: Make) -> None:
+def test_a_diverged_job_stores_nothing(tiny_policy: Make) -> None:
     policy = tiny_policy(max_loss_nats=0.01)
     with pytest.raises(DivergedError, match="learning_rate"):
         policy.train(TrainingJob(rows(), 1, seed=1))
@@ -275,7 +276,7 @@ def test_an_adapter_is_plain_peft_and_names_no_folder_of_a_machine(
         assert torch.equal(plain(ids).logits, model(ids).logits)
 
 
-def test_the_base_answers_as_before_after_a_burst_and_after_one_that_diverged(tiny_policy: Make) -> None:
+def test_the_base_answers_as_before_after_a_job_and_after_one_that_diverged(tiny_policy: Make) -> None:
     policy = tiny_policy()
     before = policy.generate(dialogues(), adapter=None, max_new_tokens=6).replies
     adapter = policy.train(TrainingJob(rows(), 1, seed=1)).adapter
@@ -300,7 +301,7 @@ def test_a_question_that_does_not_fit_the_context_is_refused(tiny_policy: Make) 
         tiny_policy().generate([[{"role": "user", "content": "x" * 3000}]], adapter=None, max_new_tokens=2)
 
 
-def test_a_burst_that_no_longer_learns_ends_early_and_resumes_alike(tiny_policy: Make, tmp_path: Path) -> None:
+def test_a_job_that_no_longer_learns_ends_early_and_resumes_alike(tiny_policy: Make, tmp_path: Path) -> None:
     lora = {"learning_rate": 1e-9, "schedule": "constant", "epochs": 12}  # nothing can fall by 2 %
     result = tiny_policy(**lora).train(TrainingJob(rows(), 12, seed=1))
     assert result.steps == 3  # of one step an epoch: two epochs without a drop after the first
@@ -308,13 +309,13 @@ def test_a_burst_that_no_longer_learns_ends_early_and_resumes_alike(tiny_policy:
     assert tiny_policy(**lora, early_stop_patience=None).train(TrainingJob(rows(), 12, seed=1)).steps == 12
 
 
-def test_a_burst_over_rows_known_by_heart_ends_after_an_epoch(tiny_policy: Make) -> None:
+def test_a_job_over_rows_known_by_heart_ends_after_an_epoch(tiny_policy: Make) -> None:
     known = {"learning_rate": 1e-9, "epochs": 12, "early_stop_loss_nats": 100.0}  # any loss is below it
     assert len(tiny_policy(**known).train(TrainingJob(rows(), 12, seed=1)).epoch_losses) == 1
     assert tiny_policy(**known, early_stop_patience=None).train(TrainingJob(rows(), 12, seed=1)).steps == 12
 
 
-def test_a_burst_that_does_not_fit_says_what_to_lower(tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_does_not_fit_says_what_to_lower(tiny_policy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nslora.tools.training.memory.free_bytes", lambda model: 1000)
     policy = tiny_policy()
     with pytest.raises(ModelError, match=r"needs about .* GiB .* lower lora.batch_size or lora.top_blocks"):
@@ -330,8 +331,92 @@ def test_little_memory_makes_generation_batches_small_and_changes_no_reply(
     seen: list[int] = []
     monkeypatch.setattr("nslora.tools.inference.memory.free_bytes", lambda model: 1)
     policy.generate(dialogues(), adapter=None, max_new_tokens=8, on_progress=lambda done, total: seen.append(done))
-    assert seen == [1, 2, 3, 4]
+    assert seen == ([1, 2, 3, 4] if ON_CPU else [4])  # a GPU says itself when memory is short
     assert policy.generate(dialogues(), adapter=None, max_new_tokens=8).replies == expected
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+]
+
+
+def limit_rows(policy: LocalPolicy, monkeypatch: pytest.MonkeyPatch, most: int, error: RuntimeError) -> list[int]:
+    """Let the base run out of memory on more rows than `most`; returns the rows of each forward pass that fits."""
+    fitting: list[int] = []
+    forward = policy.base.forward
+
+    def limited(*args: Any, **inputs: Any) -> Any:
+        if (rows_given := len(inputs["input_ids"])) > most:
+            raise error
+        fitting.append(rows_given)
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(policy.base, "forward", limited)
+    return fitting
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_batch_that_runs_out_of_memory_is_halved_and_changes_no_reply(
+    tiny_policy: Make, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    policy, seen = tiny_policy(), []
+    expected = policy.generate(dialogues(), adapter=None, max_new_tokens=8).replies
+    fitting = limit_rows(policy, monkeypatch, 2, error)
+    found = policy.generate(
+        dialogues(), adapter=None, max_new_tokens=8, on_progress=lambda done, total: seen.append(done)
+    )
+    assert found.replies == expected
+    assert seen == [2, 4]
+    assert set(fitting) == {1, 2}  # one row: the shared prefix
+
+
+def test_rows_that_were_answered_before_memory_ran_out_are_not_answered_again(
+    tiny_policy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, seen = tiny_policy(), []
+    policy.batch_size = 2
+    expected = policy.generate(dialogues(), adapter=None, max_new_tokens=4).replies
+
+    def watch(done: int, total: int) -> None:
+        seen.append(done)
+        if done == 2:
+            limit_rows(policy, monkeypatch, 1, OUT_OF_MEMORY[0])
+
+    assert policy.generate(dialogues(), adapter=None, max_new_tokens=4, on_progress=watch).replies == expected
+    assert seen == [2, 3, 4]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_references_that_run_out_of_memory_are_scored_in_smaller_batches(
+    tiny_policy: Make, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    policy = tiny_policy()
+    whole = policy.reference_losses(dialogues(), ANSWERS, adapter=None)
+    fitting = limit_rows(policy, monkeypatch, 1, error)
+    assert policy.reference_losses(dialogues(), ANSWERS, adapter=None) == pytest.approx(whole, rel=1e-5)
+    assert set(fitting) == {1}
+
+
+def test_a_single_row_that_runs_out_of_memory_is_an_error_with_a_remedy(
+    tiny_policy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny_policy()
+    policy.generate(dialogues(), adapter=None, max_new_tokens=2)  # probes are done
+    monkeypatch.setattr("nslora.tools.inference.generation.shareable_prefix", lambda *_: 0)
+    limit_rows(policy, monkeypatch, 0, OUT_OF_MEMORY[0])
+    with pytest.raises(ModelError, match="one row ran out of memory: shorten"):
+        policy.generate(dialogues()[:1], adapter=None, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_neither_padding_nor_the_batch_changes_a_reply(tiny_policy: Make, family: str) -> None:
+    policy = tiny_policy(family)
+    replies = set()
+    for size in (1, 2, 3, 4):
+        policy.batch_size = size
+        replies.add(policy.generate(dialogues(), adapter=None, max_new_tokens=12).replies)
+    assert len(replies) == 1
 
 
 def test_a_model_without_kernels_of_a_fixed_order_trains_all_the_same(
@@ -457,9 +542,10 @@ def test_little_memory_makes_scoring_batches_small_and_changes_no_loss(
 ) -> None:
     policy = tiny_policy()
     whole = policy.reference_losses(dialogues(), ANSWERS, adapter=None)
-    monkeypatch.setattr("nslora.tools.inference.memory.free_bytes", lambda model: 4 * 15 * model.config.vocab_size * 12)
-    assert scoring_batch(policy.base, 1, 15, 32) == 1
+    fitting = limit_rows(policy, monkeypatch, 4, OUT_OF_MEMORY[0])  # limits nothing, and tells the batches
+    monkeypatch.setattr("nslora.tools.inference.memory.free_bytes", lambda model: 1)
     assert policy.reference_losses(dialogues(), ANSWERS, adapter=None) == pytest.approx(whole, rel=1e-5)
+    assert max(fitting) == (1 if ON_CPU else 4)
 
 
 def test_blocks_that_differ_are_all_searched_for_their_linear_layers(tmp_path: Path) -> None:
@@ -471,7 +557,7 @@ def test_blocks_that_differ_are_all_searched_for_their_linear_layers(tmp_path: P
     assert policy_of(model, tmp_path, top_blocks=2, targets=["q_proj"])._targets["target_modules"] == ["q_proj"]
 
 
-def test_a_burst_elsewhere_or_in_other_modules_is_another_burst(tiny_policy: Make) -> None:
+def test_a_job_elsewhere_or_in_other_modules_is_another_job(tiny_policy: Make) -> None:
     policy = tiny_policy()
     job, facts = TrainingJob(rows(), 3, seed=1), {**policy.describe(), "fingerprint": policy.fingerprint}
     name = job_sha256(job, policy.lora, facts)
@@ -559,13 +645,13 @@ def test_plain_training_is_known_to_need_every_position_of_the_vocabulary(tiny_p
     assert need[False] - need[True] == 90 * vocabulary * 4 * 4  # positions, float32, four copies
 
 
-def test_max_steps_end_a_burst(tiny_policy: Make) -> None:
+def test_max_steps_end_a_job(tiny_policy: Make) -> None:
     result = tiny_policy(batch_size=1, max_steps=5).train(TrainingJob(rows(), 3, seed=1))
     assert (result.steps, len(result.epoch_losses)) == (5, 2)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 20.1])
-def test_a_loss_that_is_no_number_or_above_the_bound_is_a_diverged_burst(loss: float) -> None:
+def test_a_loss_that_is_no_number_or_above_the_bound_is_a_diverged_job(loss: float) -> None:
     with pytest.raises(DivergedError, match="at step 3"):
         check_loss(loss, 20.0, 3)
     check_loss(19.9, 20.0, 3)
@@ -627,20 +713,14 @@ def test_a_reference_beyond_the_context_is_scored_in_part_and_not_trained_on(tin
         policy.train(TrainingJob((TrainingRow(asked, long, "train-1", "reference"),), 1, seed=0))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."),
-    ],
-)
-def test_a_burst_that_finds_no_memory_says_what_to_lower(
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_job_that_finds_no_memory_says_what_to_lower(
     tiny_policy: Make, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
     def full(*_: object, **__: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr("nslora.tools.training.trainer.short_cuts", full)
+    monkeypatch.setattr("nslora.tools.training.trainer.exact_shortcuts", full)
     with pytest.raises(ModelError, match=r"lower lora\.batch_size"):
         tiny_policy().train(TrainingJob(rows(), 1, seed=1))
 

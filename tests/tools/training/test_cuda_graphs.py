@@ -156,7 +156,7 @@ def test_batches_of_a_plan_are_counted_with_and_without_padding() -> None:
     assert all(steps == 3 for steps in kinds.values())
 
 
-def test_a_long_burst_is_recorded_on_a_gpu_and_gives_the_adapter_of_plain_training(tiny_policy: Make) -> None:
+def test_a_long_job_is_recorded_on_a_gpu_and_gives_the_adapter_of_plain_training(tiny_policy: Make) -> None:
     questions = ("Who keeps Arlen?", "Who keeps the lighthouse of Bevis?", "Who?", "Who keeps Corin Point?")
     rows = tuple(
         TrainingRow(({"role": "user", "content": question},), "Mara.", f"row-{i}", "reference")

@@ -1,4 +1,4 @@
-"""Snapshots of a burst: what comes back is what was saved, to the bit."""
+"""Snapshots of a training job restore what was saved, to the bit."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def test_a_parameter_without_a_gradient_so_far_comes_back_without_moments(tmp_pa
     assert {name for name, parameter in fresh.named_parameters() if parameter not in again.state} == {"1.bias"}
 
 
-def test_a_snapshot_of_another_layout_begins_the_burst_again(tmp_path: Path) -> None:
+def test_a_snapshot_of_another_layout_begins_the_job_again(tmp_path: Path) -> None:
     save_file({"adapter.00000": torch.zeros(2)}, tmp_path / SNAPSHOT, metadata={"log": "[]"})
     assert Snapshots(tmp_path).restore(model()) == 0
     assert not (tmp_path / SNAPSHOT).exists()
