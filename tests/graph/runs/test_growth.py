@@ -19,5 +19,5 @@ def test_a_round_adds_as_many_bytes_at_the_end_as_at_the_beginning(
     first, last = sum(found.bytes_[1:21]), sum(found.bytes_[-20:])
     assert last <= 1.1 * first
     with sqlite_checkpoints(tmp_path / CHECKPOINTS_FILE) as saver:
-        state = build_graph(saver).get_state({"configurable": {"thread_id": "growth"}}).values
+        state = build_graph(checkpointer=saver).get_state({"configurable": {"thread_id": "growth"}}).values
     assert [record["round"] for record in state["rounds"]] == list(range(1, 61))
