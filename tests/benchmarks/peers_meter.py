@@ -90,9 +90,9 @@ class _Request:
 class Batcher:
     """Greedy replies of one policy to requests from any thread.
 
-    wait_s: how long a batch waits for more requests. most: requests per batch. ahead: gives dialogues that will
-    probably follow a single request. They join its batch, which saves most of the wait of a peer that asks one by one. They are
-    counted only if the peer asks for them.
+    wait_s: how long a batch waits for more requests. most: requests per batch.
+    ahead: gives dialogues that will probably follow a single request. They join its batch, which saves most of the wait
+    of a peer that asks one by one. They are counted only if the peer asks for them.
     """
 
     ahead: Callable[[Dialogue], Sequence[Dialogue]] | None = None
