@@ -16,7 +16,7 @@ Node = Callable[..., Changes]
 
 
 def alone(node: Node) -> Node:
-    """The node, working only where no other process works on the same run."""
+    """Let a node work only while no other process works on the same run."""
 
     @functools.wraps(node)
     def guarded(state: AdaptationState, **given: Any) -> Changes:
@@ -28,7 +28,7 @@ def alone(node: Node) -> Node:
                 f"The graph was invoked with the context of another one ({type(context).__name__}): call it "
                 "from a node of yours, with context=run.context."
             )
-        refuse_another_runs_thread(Path(context.folder), thread_of(given["runtime"]))
+        _refuse_another_runs_thread(Path(context.folder), thread_of(given["runtime"]))
         with only_while_alone(Path(context.folder), context.stream):
             if node.__name__ != "approve":
                 (Path(context.folder) / QUESTION_FILE).unlink(missing_ok=True)  # the run went on, or was taken back
@@ -37,10 +37,10 @@ def alone(node: Node) -> Node:
     return guarded
 
 
-def refuse_another_runs_thread(folder: Path, thread: str) -> None:
-    """Raise RunError where the thread is one that another run made: its state would be written into this folder.
+def _refuse_another_runs_thread(folder: Path, thread: str) -> None:
+    """Raise RunError if another run made this thread: its state would be written into this folder.
 
-    A server, or a parent graph, has threads of its own.
+    A server or a parent graph may name its threads as it likes.
     """
     if not OWN_THREAD.fullmatch(thread) or not (folder / RUN_FILE).is_file():
         return

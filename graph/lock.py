@@ -26,7 +26,7 @@ _OWN: dict[Path, str] = {}  # folders whose run streams in this process, and the
 def only_while_alone(folder: Path, stream: str) -> Iterator[None]:
     """For one node: hold the lock, unless this node belongs to the stream of a Run that holds it already.
 
-    stream: what `sole_writer` gave; empty where a graph was invoked by hand or by LangGraph's own server.
+    stream: what `sole_writer` gave; empty if a graph is invoked by hand or by LangGraph's own server.
     Raises RunError as `sole_writer` does.
     """
     if stream and _OWN.get(folder.resolve()) == stream:
@@ -40,8 +40,8 @@ def only_while_alone(folder: Path, stream: str) -> Iterator[None]:
 def sole_writer(folder: Path) -> Iterator[str]:
     """Hold the run's lock as long as the block lasts; gives a name to pass to the nodes that may work under it.
 
-    Raises RunError naming the holder (process, host, since when) where another process, or another Run object of this
-    one, holds it, and where nothing can be written to the folder.
+    Raises RunError, naming the holder (process, host, since when), if another process or another Run object of this
+    process holds the lock, and if nothing can be written to the folder.
     """
     with _locked(folder):
         stream = _OWN[folder.resolve()] = uuid4().hex
@@ -58,7 +58,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(f"{folder} is in use by {holder(folder)}.") from None
+        raise RunError(f"{folder} is in use by {_holder(folder)}.") from None
     except OSError as error:
         raise RunError(
             f"Nothing can be written to {folder} ({error.strerror}): mend that, then nslora resume {quoted(folder)}."
@@ -93,7 +93,7 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def holder(folder: Path) -> str:
+def _holder(folder: Path) -> str:
     """Who holds the lock, and what to do about it, in words."""
     try:
         record = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))

@@ -143,8 +143,8 @@ class AdaptationState(TypedDict):
 class AdaptationContext:
     """What a node is given beside the state, never persisted. Plain, so that JSON can carry it.
 
-    folder: where the run lives; empty where a server was given no context. stream: of the Run that holds its lock,
-    empty where the graph is invoked by hand.
+    folder: the run's folder; empty if a server got no context. stream: of the Run that holds the lock, empty if the
+    graph is invoked by hand.
     """
 
     folder: str = ""

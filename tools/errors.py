@@ -1,26 +1,25 @@
-"""Errors, named for the boundary that was crossed.
+"""Errors. Each message says in one sentence what came, what was wanted and what to do.
 
-Each message is one sentence for the person at the keyboard: what came, what was wanted, what to do.
-An update that failed (`EditorError`, `DivergedError`, `BudgetError`, `TooLongError`) is recorded as data and the loop
-goes on, and a `PromptError` goes back to the editor or the person; the others end a run.
+A failed update (`EditorError`, `DivergedError`, `BudgetError`, `TooLongError`) is recorded as data and the loop
+continues. A `PromptError` goes back to the editor or the user. All others end the run.
 """
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, shortened to one line."""
+    """The first line of an error's message, or its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class NsloraError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of all errors of this package."""
 
 
 class TaskError(NsloraError):
-    """A task cannot be read: names the file, the line and the field."""
+    """A task cannot be read. The message names file, line and field."""
 
 
 class RewardError(NsloraError):
-    """A reward or one of its checks raised, returned no number in [0, 1], or does not exist: names the row."""
+    """A check does not exist, raised, or did not return a number in [0, 1]. The message names the row."""
 
 
 class SettingsError(NsloraError):
@@ -32,23 +31,23 @@ class ModelError(NsloraError):
 
 
 class TooLongError(ModelError):
-    """A row, with its prompt and reply, does not fit the model's context; under another prompt it may."""
+    """A row does not fit the model's context with this prompt and reply; a shorter prompt may help."""
 
 
 class PromptError(NsloraError):
-    """A prompt document is refused, with the reason; the prompt in force stays as it was."""
+    """A prompt document is rejected. The current prompt stays."""
 
 
 class EditorError(NsloraError):
-    """The symbolic editor gave nothing usable: one failed edit, which the loop records and survives."""
+    """The symbolic editor returned no usable edit. The loop records a failed edit and continues."""
 
 
 class DivergedError(NsloraError):
-    """A training job left the finite numbers or rose above its bound; its adapter is not kept."""
+    """The loss of a training job became non-finite or exceeded its bound; the adapter is dropped."""
 
 
 class BudgetError(NsloraError):
-    """An update ran out of what the run may spend; it is recorded as failed, and the run ends with what it has."""
+    """An update exceeded the run's budget. It is recorded as failed, and the run ends with the current candidate."""
 
 
 class RunError(NsloraError):
@@ -60,4 +59,4 @@ class StoppedError(RunError):
 
 
 class DamagedError(RunError):
-    """A file of a run was changed, cut off or lost since it was written: names the file."""
+    """A file of a run was changed, truncated or deleted since it was written. The message names the file."""

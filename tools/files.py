@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, content hashes, JSON lines."""
+"""Atomic writes, content hashes and JSON lines."""
 
 import functools
 import hashlib
@@ -14,35 +14,31 @@ from typing import Any, TypeVar
 
 from nslora.tools.errors import DamagedError
 
-BLOCK_BYTES = 1 << 20
-FILES_REMEMBERED = 512  # by each reader
+_FILES_CACHED = 512  # per reader
 T = TypeVar("T")
 
 
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex characters."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(value: Any) -> str:
-    """SHA-256 of a JSON-like value in its canonical form (sorted keys, no white space), 64 hex characters."""
+    """SHA-256 of a JSON value in canonical form (sorted keys, no white space), as 64 hex characters."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def as_text(value: Any) -> str:
-    """A value that JSON lacks, the same in every process: dates as they read, objects without their address."""
+    """Convert a value that JSON lacks to text that is the same in every process: `str`, without memory addresses."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed into place."""
+    """Write a file atomically: to a temporary file in the same folder, flushed to disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by mkstemp, whose files nobody else may read whatever the umask says.
+    # mkstemp would ignore the umask and make the file readable by its owner only.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         with temporary.open("x", encoding="utf-8", errors="surrogatepass", newline="") as file:
@@ -64,17 +60,17 @@ def read_text(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def quoted(path: Path) -> str:
-    """A path as a shell takes it, for commands that are printed to be typed."""
+    """Quote a path for the shell, for commands that the user copies."""
     return shlex.quote(str(from_here(path)))
 
 
 def from_here(path: Path) -> Path:
-    """The path as people would type it: without the working directory's, where it lies below that."""
+    """Give the path relative to the working directory, if it is below it."""
     try:
         return path.relative_to(Path.cwd())
     except (OSError, ValueError):  # the working directory is gone, or the path is elsewhere
@@ -82,12 +78,12 @@ def from_here(path: Path) -> Path:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line, atomically."""
+    """Write one JSON value per line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def append_jsonl(path: Path, row: Any) -> None:
-    """Append one JSON line and flush it to disk; a half line that a kill left behind is cut off first."""
+    """Append one JSON line and flush it to disk. First removes the partial line of a killed writer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
     with path.open("a+b") as file:
@@ -100,17 +96,22 @@ def append_jsonl(path: Path, row: Any) -> None:
 
 
 def read_whole(path: Path) -> list[Any]:
-    """All lines of a JSONL file that must be there. Raises DamagedError where it is missing or damaged."""
+    """Read a JSONL file that was written atomically. Raises DamagedError if it is missing or damaged."""
     if not path.exists():
         raise DamagedError(f"{path} is missing.")
     return read_jsonl(path, written_whole=True)
 
 
 def read_jsonl(path: Path, *, written_whole: bool = False) -> list[Any]:
-    """All lines of a JSONL file; none where there is no file.
+    """Read a JSONL file.
 
-    A last line that a kill cut off while it was appended is left out, since its writer never returned. A file that is
-    `written_whole` has no such line. Raises DamagedError, naming the line, where one is damaged.
+    Args:
+        path: The file. If it does not exist, the result is empty.
+        written_whole: True if the file was written atomically. False: lines were appended, so the last line may be
+            partial (its writer was killed) and is left out.
+
+    Raises:
+        DamagedError: If a line is damaged. The message names the line.
     """
     if not path.exists():
         return []
@@ -128,7 +129,7 @@ def read_jsonl(path: Path, *, written_whole: bool = False) -> list[Any]:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises DamagedError where it is missing or damaged."""
+    """Read a JSON file. Raises DamagedError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
     except (OSError, ValueError) as error:
@@ -136,30 +137,28 @@ def read_json(path: Path) -> Any:
 
 
 def unless_changed(read: Callable[[Path], T]) -> Callable[[Path], T]:
-    """The reader, with what it read last of each file; it reads again once a file's size or time of change differs.
+    """Cache a reader: it reads a file again only if the file's size, time of change or inode differs.
 
-    What it gives is shared, so it must be a plain value that nobody changes.
+    Callers share the cached value, so nobody may change it.
     """
-    known: dict[Path, tuple[tuple[int, int, int], T]] = {}
+
+    @functools.lru_cache(_FILES_CACHED)
+    def cached(path: Path, *_version: int) -> T:
+        return read(path)
 
     @functools.wraps(read)
     def reader(path: Path) -> T:
         try:
             found = path.stat()
         except OSError:
-            return read(path)  # which knows what to say of it
-        mark = (found.st_mtime_ns, found.st_size, found.st_ino)
-        if path not in known or known[path][0] != mark:
-            while len(known) >= FILES_REMEMBERED:
-                del known[next(iter(known))]
-            known[path] = (mark, read(path))
-        return known[path][1]
+            return read(path)  # raises the reader's own error
+        return cached(path, found.st_mtime_ns, found.st_size, found.st_ino)
 
     return reader
 
 
 def publish_folder(partial: Path, final: Path) -> None:
-    """Rename a finished folder into place; a folder of that name (same content, by its hash) stays as it is."""
+    """Rename a finished folder. Keeps an existing `final`, because the name is a hash of the content."""
     if final.exists():
         shutil.rmtree(partial)
         return

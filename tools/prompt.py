@@ -1,4 +1,4 @@
-r"""The prompt: one readable document that an editor rewrites as a whole, and the chat turns that it stands for.
+r"""The prompt: a readable document that an editor rewrites as a whole, and the chat turns that it describes.
 
     # System
 
@@ -18,10 +18,10 @@ r"""The prompt: one readable document that an editor rewrites as a whole, and th
 
     {"answer": "Ada Brandt"}
 
-Rendering is lossless for any text. A line of a text that would read as a heading is written with a backslash before it
-(`\# like this`), an empty line at the edge of a text as a lone backslash, and a line with control characters or
-unpaired surrogates as `\~` and Python's unicode escapes; so the document is always valid UTF-8 and holds no `\r`.
-Empty lines around a section, a code fence around the whole document and a missing number do no harm when parsing.
+Rendering is lossless for any text. A line that would parse as a heading gets a backslash in front (`\# like this`), an
+empty line at the edge of a text becomes a lone backslash, and a line with control characters or unpaired surrogates
+becomes `\~` and Python's unicode escapes. So the document is always valid UTF-8 and has no `\r`. The parser accepts
+empty lines around a section, a code fence around the document and demonstrations without a number.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ PLACEHOLDER = "{question}"
 SYSTEM, TEMPLATE, DEMONSTRATION = "System", "Question template", "Demonstration"
 QUESTION, REPLY = "Question", "Reply"
 
-# From this many words on, a held-out question that stands in the system turn or the template was copied there.
-COPIED_WORDS = 4
+# A held-out question of at least this many words counts as copied if it appears in another text.
+_COPIED_WORDS = 4
 
-MINUS = str.maketrans("\u2212\u2010\u2011", "---")  # what typographers write for the sign
-LINE_MARKS = re.compile(r"^\s*(?:[#>*+-]+\s+)+", re.MULTILINE)
-EMPHASIS = re.compile(r"(?<!\w)(\*{1,3})(\S(?:.*?\S)?)\1(?!\w)")
-# The sign of a number and a factorial become characters that no text holds: a hyphen and an exclamation mark tell
-# nothing apart. (Of the private use area, and the minus sign, since every one in a text has become a hyphen by then.)
-SIGN, FACTORIAL = re.compile(r"-(?=\s*\d)"), re.compile(r"(?<=[\d)\]])!")
-TELLING = frozenset("+*/\\^=<>#&@%()[]{}\ue000")  # besides all that Unicode calls a symbol
+MINUS = str.maketrans("\u2212\u2010\u2011", "---")  # typographic minus sign and hyphens
+_LINE_MARKS = re.compile(r"^\s*(?:[#>*+-]+\s+)+", re.MULTILINE)
+_EMPHASIS = re.compile(r"(?<!\w)(\*{1,3})(\S(?:.*?\S)?)\1(?!\w)")
+# `normalise` drops hyphens and exclamation marks, but keeps the sign of a number and the factorial. It writes them as
+# U+2212 and as U+E000 (private use), which no normalised text contains otherwise.
+_SIGN, _FACTORIAL = re.compile(r"-(?=\s*\d)"), re.compile(r"(?<=[\d)\]])!")
+_MEANINGFUL = frozenset("+*/\\^=<>#&@%()[]{}\ue000")  # besides the characters that Unicode calls symbols
 _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNORECASE)
-# What a text file does not carry from one machine to the next: control characters, other line ends, surrogates.
+# Characters that a text file does not keep across machines: control characters, other line ends, surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
-_NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ud800-\udfff]")
-_NOTHING = "\\~"  # an empty text, where a section left empty would be a mistake
+_NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ud800-\udfff]")
+_NOTHING = "\\~"  # an empty text, because the parser rejects an empty part
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A question with the reply that would be right, sent as a pair of turns before the question that is asked."""
+    """A question with a right reply, sent as two chat turns before the actual question."""
 
     question: str
     reply: str
@@ -66,10 +66,15 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the policy is sent around a question.
+    """The text that the policy gets around a question.
 
-    system: "" sends no system turn. template: the user turn, with `{question}` exactly once.
-    Raises PromptError where the template has lost the placeholder or holds it twice.
+    Attributes:
+        system: The system turn; "" sends no system turn.
+        template: The user turn, with `{question}` exactly once.
+        demonstrations: Sent before the question, in this order.
+
+    Raises:
+        PromptError: If the template does not contain `{question}` exactly once.
     """
 
     system: str = ""
@@ -80,17 +85,17 @@ class Prompt:
         object.__setattr__(self, "demonstrations", tuple(self.demonstrations))
         count = self.template.count(PLACEHOLDER)
         if count != 1:
-            found = "does not hold it" if count == 0 else f"holds it {count} times"
             raise PromptError(
-                f"The question template needs {PLACEHOLDER} exactly once, but {found}: put it where the question goes."
+                f"The question template must contain {PLACEHOLDER} exactly once, but contains it {count} times: "
+                "put it where the question goes."
             )
 
     def ask(self, question: str) -> str:
-        """The user turn for a question."""
+        """Fill the question into the template: the user turn."""
         return self.template.replace(PLACEHOLDER, question)
 
     def messages(self, question: str) -> list[dict[str, str]]:
-        """The chat turns, as `{"role", "content"}`; demonstrations pass through the template too."""
+        """Give the chat turns, as `{"role", "content"}`. Demonstrations also go through the template."""
         turns = [{"role": "system", "content": self.system}] if self.system else []
         for demonstration in self.demonstrations:
             turns.append({"role": "user", "content": self.ask(demonstration.question)})
@@ -98,17 +103,17 @@ class Prompt:
         return [*turns, {"role": "user", "content": self.ask(question)}]
 
     def render(self) -> str:
-        """The document; `parse(p.render()) == p` for every prompt."""
+        """Write the document; `parse(p.render()) == p` for every prompt."""
         return write_document(self.system, self.template, self.demonstrations)
 
     @property
     def hash(self) -> str:
-        """The first 16 characters of the document's sha256, its name on disk and in the state."""
+        """First 16 hex characters of the document's SHA-256; names the prompt on disk and in the state."""
         return hashlib.sha256(self.render().encode()).hexdigest()[:16]
 
 
 def write_document(system: str | None, template: str | None, demonstrations: Sequence[Demonstration]) -> str:
-    """A document of these sections, without those that are None; whether it is a valid one is seen by `parse`."""
+    """Write a document without the sections that are None. The result may be invalid; `parse` checks it."""
     sections = [] if system is None else [f"# {SYSTEM}", _body(system)]
     sections += [] if template is None else [f"# {TEMPLATE}", _body(template)]
     for number, demonstration in enumerate(demonstrations, 1):
@@ -123,34 +128,27 @@ def write_document(system: str | None, template: str | None, demonstrations: Seq
 
 
 def parse(document: str, *, template: str | None = None) -> Prompt:
-    """The prompt that a document stands for. template: that of a document which leaves the section out.
+    """Parse a document.
 
-    Raises PromptError, with the reason, where the placeholder is lost or doubled, a section is unknown or stands
-    twice, or a demonstration lacks its question or its reply.
+    Args:
+        document: Text with the sections System, Question template and Demonstration.
+        template: The question template, if the document leaves this section out.
+
+    Raises:
+        PromptError: If the placeholder is missing or repeated, a section is unknown or repeated, or a demonstration
+            lacks its question or reply.
     """
-    found: dict[str, list[str]] = {}
-    body: list[str] | None = None
-    for line in _without_fence(document.removeprefix("\ufeff").split("\n")):  # Windows marks files so
-        if _HEADING.match(line) and line.startswith("# "):
-            name = _section(line)
-            if name in found:
-                raise PromptError(f'The section "# {name}" stands twice: merge them, or number demonstrations apart.')
-            body = found[name] = []
-        elif re.match(r"#\s*$", line):
-            raise PromptError("A heading has no name: give it one, or write a line of text that begins with # as \\#.")
-        elif body is not None:
-            body.append(line)
-        elif line.strip():
-            raise PromptError(f'The document must begin with "# {SYSTEM}", but this stands before it: {line[:80]!r}.')
+    lines = _without_fence(document.removeprefix("\ufeff").split("\n"))  # the byte order mark of Windows editors
+    found = _split(lines, _section, "The document", f"# {SYSTEM}")
     if TEMPLATE not in found and (template is None or not found):
-        raise PromptError(f'The section "# {TEMPLATE}" is missing: it holds the user turn, with {PLACEHOLDER} in it.')
+        raise PromptError(f'The section "# {TEMPLATE}" is missing: add the user turn, with {PLACEHOLDER} in it.')
     demonstrations = [_demonstration(name, lines) for name, lines in found.items() if name.startswith(DEMONSTRATION)]
     user_turn = _text(found[TEMPLATE]) if TEMPLATE in found else template or ""
     return Prompt(_text(found.get(SYSTEM, [])), user_turn, tuple(demonstrations))
 
 
 def difference(old: Prompt, new: Prompt) -> str:
-    """A unified diff of the two documents, for people; "" where they are the same."""
+    """Give a unified diff of the two documents; "" if they are equal."""
     lines = difflib.unified_diff(
         old.render().splitlines(), new.render().splitlines(), f"prompt {old.hash}", f"prompt {new.hash}", lineterm=""
     )
@@ -168,21 +166,29 @@ def check_prompt(
     allowed_questions: Iterable[str] = (),
     protected: Iterable[str] = (),
 ) -> None:
-    """Refuse, with a PromptError that gives the reason, a prompt that must not be proposed.
+    """Check a prompt before it is proposed.
 
-    count_tokens counts the tokens of chat turns, for which the model's context of context_tokens must hold the prompt
-    with its longest question and max_new_tokens of reply. forbidden_questions are the questions of validation and
-    test; allowed_questions, those of train, may stand in a demonstration even where one of them holds a forbidden one.
-    protected are texts that the user wants to stay in the document.
+    Args:
+        prompt: The prompt.
+        count_tokens: Counts the tokens of chat turns. None skips the check of the length.
+        context_tokens: The model's context, which must hold the prompt, the longest question and the reply.
+        longest_question: The longest question of the task.
+        max_new_tokens: Longest reply, in tokens.
+        forbidden_questions: Questions of validation and test, which must not appear in the prompt.
+        allowed_questions: Questions of train. A demonstration may use one even if it contains a forbidden question.
+        protected: Texts that must stay in the prompt, word for word.
+
+    Raises:
+        PromptError: If a check fails.
     """
     refuse_no_text(prompt)
     for number, demonstration in enumerate(prompt.demonstrations, 1):
         if not demonstration.question.strip() or not demonstration.reply.strip():
-            raise PromptError(f"Demonstration {number} is empty on one side: give it a question and a reply.")
+            raise PromptError(f"Demonstration {number} has an empty question or reply: write both.")
     everything = _everything(prompt)
     for text in protected:
         if text not in everything:
-            raise PromptError(f"A protected text has vanished: {text[:80]!r} must stay in the prompt, word for word.")
+            raise PromptError(f"A protected text is missing: keep {text[:80]!r} in the prompt, word for word.")
     _check_copies(prompt, forbidden_questions, allowed_questions)
     if count_tokens is not None and context_tokens is not None:
         tokens = count_tokens(prompt.messages(longest_question))
@@ -194,27 +200,23 @@ def check_prompt(
 
 
 def refuse_no_text(prompt: Prompt) -> None:
-    """Raise PromptError for control characters, halves of characters and marks of bytes that were lost."""
-    if found := _NO_TEXT.search(_everything(prompt)):
-        raise PromptError(
-            f"The document holds bytes that are no text ({found[0]!a}): send valid UTF-8 only, without "
-            "control characters."
-        )
+    """Raise PromptError if the prompt contains control characters, unpaired surrogates or U+FFFD."""
+    if found := _NOT_TEXT.search(_everything(prompt)):
+        raise PromptError(f"The prompt contains {found[0]!a}: send valid UTF-8 without control characters.")
 
 
 def _everything(prompt: Prompt) -> str:
-    """All that the policy may be sent."""
     return "\n".join([prompt.system, prompt.template, *(f"{d.question}\n{d.reply}" for d in prompt.demonstrations)])
 
 
 class _AsRead(dict[int, str]):
-    """What is left of each character: words stay whole, symbols stand alone, punctuation parts words."""
+    """Maps each character for `normalise`: word characters stay, symbols become words, the rest become spaces."""
 
     def __missing__(self, code: int) -> str:
         character, category = chr(code), unicodedata.category(chr(code))
         if category[0] in "LNM" or character == "_":
             self[code] = character
-        elif character in TELLING or category in ("Sm", "Sc", "So"):
+        elif character in _MEANINGFUL or category in ("Sm", "Sc", "So"):
             self[code] = f" {character} "
         else:
             self[code] = " "
@@ -225,62 +227,73 @@ _AS_READ = _AsRead()
 
 
 def normalise(text: str) -> str:
-    """A text without case, punctuation and spacing, to tell whether two questions are the same one.
+    """Remove case, punctuation, spacing and Markdown marks from a text. Equal results are the same question.
 
-    Symbols that carry meaning stay, Markdown's marks do not: C, C++ and C# are three languages, 10 + 11 and 10 * 11 two
-    sums, and **Who** is who.
+    Meaningful symbols stay: C, C++ and C# differ, and so do 10 + 11 and 10 * 11.
     """
     plain = unicodedata.normalize("NFC", text.casefold()).translate(MINUS)
-    plain = EMPHASIS.sub(r"\2", LINE_MARKS.sub("", plain))
-    return " ".join(FACTORIAL.sub("\ue000", SIGN.sub("\u2212", plain)).translate(_AS_READ).split())
+    plain = _EMPHASIS.sub(r"\2", _LINE_MARKS.sub("", plain))
+    return " ".join(_FACTORIAL.sub("\ue000", _SIGN.sub("\u2212", plain)).translate(_AS_READ).split())
 
 
 def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise PromptError if a forbidden question is a demonstration, or is quoted anywhere in the prompt."""
     known = {normalise(question) for question in allowed}
-    asked = [normalise(each.question) for each in prompt.demonstrations]
-    told = [
-        f" {words if words not in known else ''} / {normalise(each.reply)} "
-        for words, each in zip(asked, prompt.demonstrations, strict=True)
-    ]
     around = f" {normalise(prompt.system)} / {normalise(prompt.template)} "
+    demonstrations = []
+    for each in prompt.demonstrations:
+        asked = normalise(each.question)
+        demonstrations.append((asked, f" {'' if asked in known else asked} / {normalise(each.reply)} "))
     for question in forbidden:
         words = normalise(question)
-        long_enough = len(re.findall(r"\w+", words)) >= COPIED_WORDS
-        for number, text in enumerate(told, 1):
-            if words == asked[number - 1] or (long_enough and f" {words} " in text):
-                copied = f"Demonstration {number} copies a validation or test row"
-                raise PromptError(f"{copied}: take one from train instead.")
+        long_enough = len(re.findall(r"\w+", words)) >= _COPIED_WORDS
+        for number, (asked, text) in enumerate(demonstrations, 1):
+            if words == asked or (long_enough and f" {words} " in text):
+                raise PromptError(f"Demonstration {number} copies a validation or test row: use a train row instead.")
         if long_enough and f" {words} " in around:
-            raise PromptError("The system turn or the template quotes a validation or test question: leave it out.")
+            raise PromptError("The system turn or the template quotes a validation or test question: remove it.")
+
+
+def _split(lines: Sequence[str], title_of: Callable[[str], str | None], owner: str, first: str) -> dict[str, list[str]]:
+    """Split lines at headings: title -> lines. `title_of` gives the title of a heading, None for a line of text."""
+    found: dict[str, list[str]] = {}
+    body: list[str] | None = None
+    for line in lines:
+        title = title_of(line)
+        if title is not None:
+            if title in found:
+                raise PromptError(f'{owner} has "{title}" twice: merge them, or number the demonstrations.')
+            body = found[title] = []
+        elif body is not None:
+            body.append(line)
+        elif line.strip():
+            raise PromptError(f'{owner} must begin with "{first}", but begins with {line[:80]!r}.')
+    return found
 
 
 def _demonstration(name: str, lines: Sequence[str]) -> Demonstration:
-    parts: dict[str, list[str]] = {}
-    part: list[str] | None = None
-    for line in lines:
-        heading = re.match(r"##\s*(question|reply)\s*:?\s*$", line, re.IGNORECASE)
-        if heading:
-            title = heading[1].capitalize()
-            if title in parts:
-                raise PromptError(f'{name} has two parts "## {title}": number the second demonstration apart.')
-            part = parts[title] = []
-        elif part is not None:
-            part.append(line)
-        elif line.strip():
-            raise PromptError(f'{name} must begin with "## {QUESTION}", but this stands before it: {line[:80]!r}.')
+    parts = _split(lines, _part, name, f"## {QUESTION}")
     for title in (QUESTION, REPLY):
         if not any(line.strip() for line in parts.get(title, [])):
             raise PromptError(f'{name} has no {title.lower()}: write it under "## {title}", or remove {name}.')
     return Demonstration(_text(parts[QUESTION]), _text(parts[REPLY]))
 
 
-def _section(line: str) -> str:
+def _part(line: str) -> str | None:
+    heading = re.match(r"##\s*(question|reply)\s*:?\s*$", line, re.IGNORECASE)
+    return heading[1].capitalize() if heading else None
+
+
+def _section(line: str) -> str | None:
+    if re.match(r"#\s*$", line):
+        raise PromptError("A heading has no name: name it, or write a line of text that begins with # as \\#.")
+    if not (_HEADING.match(line) and line.startswith("# ")):
+        return None
     title = line.lstrip("#").strip().rstrip(":").strip()
     for known in (SYSTEM, TEMPLATE):
         if title.casefold() == known.casefold():
             return known
-    numbered = re.fullmatch(r"demonstration\s*(\d*)", title, re.IGNORECASE)
-    if numbered:
+    if numbered := re.fullmatch(r"demonstration\s*(\d*)", title, re.IGNORECASE):
         return f"{DEMONSTRATION} {numbered[1]}".strip()
     raise PromptError(
         f'The section "# {title[:80]}" is unknown (known: {SYSTEM}, {TEMPLATE}, {DEMONSTRATION} 1, 2, ...): '
@@ -289,7 +302,7 @@ def _section(line: str) -> str:
 
 
 def _without_fence(lines: list[str]) -> list[str]:
-    """The lines inside a code fence that an editor put around the whole document."""
+    """Remove a code fence around the whole document."""
     filled = [index for index, line in enumerate(lines) if line.strip()]
     if len(filled) > 1 and re.fullmatch(r"```\w*\s*", lines[filled[0]]) and lines[filled[-1]].strip() == "```":
         return lines[filled[0] + 1 : filled[-1]]
@@ -297,16 +310,14 @@ def _without_fence(lines: list[str]) -> list[str]:
 
 
 def _body(text: str) -> str:
-    """A text as the lines of a section; "" for the empty text."""
-    if not text:
-        return ""
+    """Write a text as the body of a section."""
     lines = text.split("\n")
     edges = {0, len(lines) - 1}
-    return "\n".join(_escape(line, index in edges) for index, line in enumerate(lines))
+    return text and "\n".join(_escape(line, index in edges) for index, line in enumerate(lines))
 
 
 def _text(lines: Sequence[str]) -> str:
-    """The text of a section's lines, without the empty lines around it."""
+    """Read the text of a section, without empty lines around it."""
     filled = [index for index, line in enumerate(lines) if line.strip()]
     return "\n".join(_unescape(line) for line in lines[filled[0] : filled[-1] + 1]) if filled else ""
 
@@ -315,7 +326,7 @@ def _escape(line: str, at_edge: bool) -> str:
     if _UNSAFE.search(line):
         return "\\~" + line.encode("unicode_escape").decode("ascii")
     bare = line.lstrip("\\")
-    meant = bare == line  # no backslash of its own: only what would be misread needs one
+    meant = bare == line  # has no backslash: only a line that would be misread needs one
     if _HEADING.match(bare) or (not bare.strip() and (at_edge or not meant)) or (bare.startswith("~") and not meant):
         return "\\" + line
     return line
@@ -330,7 +341,7 @@ def _unescape(line: str) -> str:
             return bare[1:].encode("ascii").decode("unicode_escape")
         except (UnicodeDecodeError, UnicodeEncodeError) as error:
             raise PromptError(
-                f"A line that begins with \\~ holds no Python escapes ({error.reason}): {line[:80]!r}."
+                f"A line that begins with \\~ must hold Python escapes ({error.reason}), but is {line[:80]!r}."
             ) from error
     if _HEADING.match(bare) or not bare.strip() or bare.startswith("~"):
         return line[1:]

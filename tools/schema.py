@@ -1,4 +1,4 @@
-"""What everything here agrees on: the base of all settings, a row, a chat turn, the two kinds of update, records."""
+"""Shared types: base of all settings, row, chat turn, kinds of update, conversion to records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -8,16 +8,20 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and an unknown key is an error."""
+    """Base of all settings: immutable; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row. id is unique in its task: the row's own, or "<split>-<number of the row in its source, from 1>".
+    """One row of a task.
 
-    reference is None where the task has none; fields holds every column, for checks that name one.
+    Attributes:
+        id: Unique in the task: the row's own id, or "<split>-<number of the row in its source, from 1>".
+        question: Text.
+        reference: Text; None if the task has no references.
+        fields: All columns, for checks that name one.
     """
 
     id: str
@@ -34,10 +38,10 @@ T = TypeVar("T")
 
 
 def as_record(value: Any) -> Any:
-    """A dataclass as a dict, and so whatever stands inside; other values as they are.
+    """Convert dataclasses to dicts, recursively; keep other values.
 
-    A field stands under its name, or under the one that the class's `RECORD_NAMES` gives it: records are a format, and
-    outlive names in Python.
+    The class attribute `RECORD_NAMES` maps a field to its key on disk, so that old records stay readable when a field
+    gets a new name.
     """
     if is_dataclass(value) and not isinstance(value, type):
         names = getattr(value, "RECORD_NAMES", {})
@@ -50,6 +54,6 @@ def as_record(value: Any) -> Any:
 
 
 def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
-    """The inverse of `as_record` for a flat dataclass. Raises TypeError where a field is missing or unknown."""
+    """Invert `as_record` for a flat dataclass. Raises TypeError if a field is missing or unknown."""
     names = {recorded: name for name, recorded in getattr(kind, "RECORD_NAMES", {}).items()}
     return kind(**{names.get(key, key): value for key, value in record.items()})

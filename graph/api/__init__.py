@@ -8,50 +8,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nslora.graph.build import build_graph, build_workflow
-    from nslora.graph.runs.adapt import adapt
-    from nslora.graph.runs.result import Result
-    from nslora.graph.runs.run import Run
-    from nslora.tools.policy import Policy
-    from nslora.tools.prompt import Demonstration, Prompt
-    from nslora.tools.rewards.score import Score
-    from nslora.tools.schema import Example
-    from nslora.tools.tasks.task import Task, load_task, task_from_rows
+    from nslora.graph.build import build_graph as build_graph
+    from nslora.graph.build import build_workflow as build_workflow
+    from nslora.graph.runs.adapt import adapt as adapt
+    from nslora.graph.runs.result import Result as Result
+    from nslora.graph.runs.run import Run as Run
+    from nslora.tools.policy import Policy as Policy
+    from nslora.tools.prompt import Demonstration as Demonstration
+    from nslora.tools.prompt import Prompt as Prompt
+    from nslora.tools.rewards.score import Score as Score
+    from nslora.tools.schema import Example as Example
+    from nslora.tools.tasks.task import Task as Task
+    from nslora.tools.tasks.task import load_task as load_task
+    from nslora.tools.tasks.task import task_from_rows as task_from_rows
 
     __version__: str
 
-_HOME = {
-    "Demonstration": "nslora.tools.prompt",
-    "Example": "nslora.tools.schema",
-    "Policy": "nslora.tools.policy",
-    "Prompt": "nslora.tools.prompt",
-    "Result": "nslora.graph.runs.result",
-    "Run": "nslora.graph.runs.run",
-    "Score": "nslora.tools.rewards.score",
-    "Task": "nslora.tools.tasks.task",
-    "adapt": "nslora.graph.runs.adapt",
-    "build_graph": "nslora.graph.build",
-    "build_workflow": "nslora.graph.build",
-    "load_task": "nslora.tools.tasks.task",
-    "task_from_rows": "nslora.tools.tasks.task",
+_MODULES = ("errors", "nodes", "router", "settings", "testing")
+_NAMES = {
+    "nslora.graph.build": ("build_graph", "build_workflow"),
+    "nslora.graph.runs.adapt": ("adapt",),
+    "nslora.graph.runs.result": ("Result",),
+    "nslora.graph.runs.run": ("Run",),
+    "nslora.tools.policy": ("Policy",),
+    "nslora.tools.prompt": ("Demonstration", "Prompt"),
+    "nslora.tools.rewards.score": ("Score",),
+    "nslora.tools.schema": ("Example",),
+    "nslora.tools.tasks.task": ("Task", "load_task", "task_from_rows"),
 }
-
-__all__ = [
-    "Demonstration",
-    "Example",
-    "Policy",
-    "Prompt",
-    "Result",
-    "Run",
-    "Score",
-    "Task",
-    "__version__",
-    "adapt",
-    "build_graph",
-    "build_workflow",
-    "load_task",
-    "task_from_rows",
-]
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
@@ -61,7 +47,7 @@ def __getattr__(name: str) -> Any:
         return version("nslora")
     if name in _HOME:
         found = getattr(import_module(_HOME[name]), name)
-    elif name in ("errors", "settings", "testing", "router", "nodes"):
+    elif name in _MODULES:
         found = import_module(f"nslora.{name}")
     else:
         raise AttributeError(f"module 'nslora' has no attribute {name!r}")
@@ -70,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "errors", "nodes", "router", "settings", "testing"]
+    return [*__all__, *_MODULES]

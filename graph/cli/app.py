@@ -5,14 +5,14 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from nslora.graph.cli import runs as cli_runs
 from nslora.graph.cli.classifier import classify_log, diagnosed
-from nslora.graph.cli.common import BAD_INPUT, RESUMABLE, err, follow, group, out, parsed
+from nslora.graph.cli.common import BAD_INPUT, RESUMABLE, announce, err, follow, group, out, parsed
 from nslora.tools.errors import NsloraError, StoppedError
 
 USAGE_ERROR = 2  # what click exits with after wrong arguments
@@ -52,7 +52,7 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def root(
+def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -87,18 +87,11 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as lora.rank=16.")] = None,
 ) -> None:
     """Adapt a model to a task: evaluate, decide, update, until nothing is left to gain."""
-    from nslora.graph.cli.tables import show_plan
-    from nslora.graph.runs.adapt import default_folder
-    from nslora.graph.runs.checkpoints import check_place
-    from nslora.graph.runs.folder import could_begin, read_settings, refuse_unfit_model, refuse_unusable
     from nslora.tools.policies.local import prepare_environment
     from nslora.tools.tasks.task import load_task
-    from nslora.tools.workspace.budget import plan_of
-    from nslora.tools.workspace.workspace import Workspace
 
     prepare_environment()
     loaded = load_task(task, **{key: value for key, value in (("style", style), ("combine", combine)) if value})
-    path = folder or default_folder(loaded.name)
     settings = parsed(set_ or [], elsewhere=OPTIONS)
     caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
     if any(value is not None for value in caps.values()):
@@ -113,18 +106,18 @@ def run(
         "approve": approve,
         "editor_base_url": base_url,
     }
-    if dry_run:
-        check_place(checkpoints)
-        values = read_settings(model=model, editor=editor, **settings)
-        if not overwrite:
-            refuse_unusable(path)
-        could_begin(Workspace(path, values, loaded), ask_reward=not loaded.reward.costly)
-        if values.lora.targets or values.lora.top_blocks:  # else it fits every model, which need not be looked at
-            refuse_unfit_model(model, values.lora, out.print)
-        show_plan(out, plan_of(loaded, values))
-        return
+    if not dry_run:
+        announce(loaded, model, editor, strategy, seed)
+    # From here on imports take seconds.
+    from nslora.graph.runs.adapt import default_folder
     from nslora.graph.runs.run import Run
 
+    path = folder or default_folder(loaded.name)
+    if dry_run:
+        from nslora.graph.cli.tables import show_plan
+
+        show_plan(out, _planned(path, loaded, checkpoints, overwrite, model=model, editor=editor, **settings))
+        return
     follow(
         Run.create(
             path,
@@ -137,6 +130,23 @@ def run(
             **settings,
         )
     )
+
+
+def _planned(path: Path, task: Any, checkpoints: str | None, overwrite: bool, **settings: Any) -> Any:
+    """The plan of a run, after every check that `Run.create` would make without loading the model."""
+    from nslora.graph.runs.checkpoints import check_place
+    from nslora.graph.runs.folder import could_begin, read_settings, refuse_unfit_model, refuse_unusable
+    from nslora.tools.workspace.budget import plan_of
+    from nslora.tools.workspace.workspace import Workspace
+
+    check_place(checkpoints)
+    values = read_settings(**settings)
+    if not overwrite:
+        refuse_unusable(path)
+    could_begin(Workspace(path, values, task), ask_reward=not task.reward.costly)
+    if values.lora.targets or values.lora.top_blocks:  # otherwise LoRA fits every model
+        refuse_unfit_model(values.model, values.lora, out.print)
+    return plan_of(task, values)
 
 
 @app.command()

@@ -43,7 +43,7 @@ def classify_log(
     from nslora.tools.workspace.reply_log import classify_replies
 
     out = PlainConsole(soft_wrap=False)
-    refuse_unwritable(json_)
+    _refuse_unwritable(json_)
     report = classify_replies(
         load_task(task, style=style, combine=combine),
         replies,
@@ -51,7 +51,7 @@ def classify_log(
         question_field=question_field,
         reference_field=reference_field,
     )
-    show_report(out, report)
+    _show_report(out, report)
     if json_:
         save(json_, report)
         out.print(f"all of them: {json_}", highlight=False)
@@ -77,7 +77,7 @@ def diagnosed(
     prepare_environment()
     out = PlainConsole(soft_wrap=False)
     loaded = load_task(task, style=style, combine=combine)
-    refuse_unwritable(json_)
+    _refuse_unwritable(json_)
     stopped = report_when_stopped(out.print, "Stopped: nothing was written, and the same command begins again.")
     with stopped, tempfile.TemporaryDirectory() as scratch, out.status("asking the model") as status:
         policy = LocalPolicy.load(model, adapters=Path(scratch), notify=out.print)
@@ -86,14 +86,14 @@ def diagnosed(
             status.update(f"asking the model: {done} of {total} replies")
 
         found = diagnose(loaded, policy, cache=ReplyCache(cache_folder() / "replies.sqlite"), on_progress=on_progress)
-    show_diagnosis(out, found)
+    _show_diagnosis(out, found)
     if json_:
         save(json_, found)
         out.print(f"all of it: {json_}", highlight=False)
 
 
-def refuse_unwritable(path: Path | None) -> None:
-    """Raise SettingsError where nothing can be written there, before the work that is to be written is done."""
+def _refuse_unwritable(path: Path | None) -> None:
+    """Raise SettingsError, before any work is done, if the file could not be written."""
     if path is None:
         return
     try:
@@ -106,14 +106,14 @@ def refuse_unwritable(path: Path | None) -> None:
 
 
 def save(path: Path, found: "ReplyReport | Diagnosis") -> None:
-    """Write all that was found. Raises SettingsError where the file cannot be written."""
+    """Write all results. Raises SettingsError if the file cannot be written."""
     try:
         write_json(path, as_record(found))
     except OSError as error:
         raise SettingsError(f"--json {path}: the file cannot be written ({error.strerror}).") from error
 
 
-def show_report(out: Console, report: "ReplyReport") -> None:
+def _show_report(out: Console, report: "ReplyReport") -> None:
     """Shares, then examples with the repaired replies."""
     need = report.demand
     out.print(
@@ -136,7 +136,7 @@ def show_report(out: Console, report: "ReplyReport") -> None:
     out.print(f"layouts  from {layouts}; {report.reward_calls} reward calls{noise}", highlight=False)
     for verdict in ("content", "form", "both"):
         for each in [each for each in report.verdicts if each.verdict == verdict][:EXAMPLES]:
-            show_reply(out, each)
+            _show_reply(out, each)
 
 
 def shares(need: Any) -> Table:
@@ -148,15 +148,15 @@ def shares(need: Any) -> Table:
     return table
 
 
-def show_reply(out: Console, each: "ReplyVerdict") -> None:
-    mended = "no single repair was paid for" if each.repaired is None else one_line(each.repaired)
+def _show_reply(out: Console, each: "ReplyVerdict") -> None:
+    mended = "no single repair was paid for" if each.repaired is None else _one_line(each.repaired)
     earned = "" if each.repaired_reward is None else f"  (reward {each.repaired_reward:.2f})"
-    out.print(Text.assemble("\n", (each.verdict, "bold"), f"  {each.id}: {one_line(each.question)}"))
-    out.print(f"  reply     {one_line(each.reply)}  (reward {each.reward:.2f})", highlight=False)
+    out.print(Text.assemble("\n", (each.verdict, "bold"), f"  {each.id}: {_one_line(each.question)}"))
+    out.print(f"  reply     {_one_line(each.reply)}  (reward {each.reward:.2f})", highlight=False)
     out.print(f"  repaired  {mended}{earned}", highlight=False)
 
 
-def show_diagnosis(out: Console, found: "Diagnosis") -> None:
+def _show_diagnosis(out: Console, found: "Diagnosis") -> None:
     """What stands in the way, what could be mended, what cannot be seen, what it costs, and the advice."""
     checks = ", ".join(f"{name} {value:.2f}" for name, value in found.checks.items())
     low, high = found.interval
@@ -170,22 +170,23 @@ def show_diagnosis(out: Console, found: "Diagnosis") -> None:
         out.print(shares(found.demand))
         for each in found.examples:
             out.print(
-                f"  {each.attribution.verdict:<8}{one_line(each.question)}\n          reply     {one_line(each.reply)}",
+                f"  {each.attribution.verdict:<8}{_one_line(each.question)}\n"
+                f"          reply     {_one_line(each.reply)}",
                 highlight=False,
             )
             if each.attribution.repaired is not None:
-                out.print(f"          repaired  {one_line(each.attribution.repaired)}", highlight=False)
-        out.print(bounds_table(found))
+                out.print(f"          repaired  {_one_line(each.attribution.repaired)}", highlight=False)
+        out.print(_bounds_table(found))
         out.print(
             f"too small to see on {found.validation_rows} validation rows: gains in mean reward below "
             f"{found.smallest_detectable:.3f} (one-sided paired test, level {found.level:g})",
             highlight=False,
         )
-        out.print(cost_table(found))
+        out.print(_cost_table(found))
     out.print(Text.assemble(("advice", "bold"), f"   {found.advice}: {found.reason}"))
 
 
-def bounds_table(found: "Diagnosis") -> Table:
+def _bounds_table(found: "Diagnosis") -> Table:
     table = Table(title="upper bounds, from repairs that the reward paid for", title_justify="left")
     for column in ("mended", "reward", "gain", "95 % interval"):
         table.add_column(column, justify="left" if column == "mended" else "right")
@@ -195,7 +196,7 @@ def bounds_table(found: "Diagnosis") -> Table:
     return table
 
 
-def cost_table(found: "Diagnosis") -> Table:
+def _cost_table(found: "Diagnosis") -> Table:
     table = Table(title="about what it would cost here, at the speed of this evaluation", title_justify="left")
     for column in ("", "tokens", "seconds"):
         table.add_column(column, justify="right" if column else "left")
@@ -205,7 +206,7 @@ def cost_table(found: "Diagnosis") -> Table:
     return table
 
 
-def one_line(text: str) -> str:
-    """One line of a text, cut where it is long."""
+def _one_line(text: str) -> str:
+    """A text on one line, shortened if it is long."""
     line = text.replace("\n", "\\n")
     return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"

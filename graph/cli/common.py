@@ -16,6 +16,14 @@ out = PlainConsole(soft_wrap=False)
 err = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 
 
+def announce(task: Any, model: str, editor: str, strategy: str, seed: int) -> None:
+    """The first line of a run, said before the libraries are imported, which takes seconds."""
+    out.print(
+        f"task     {task.name}: {len(task.train)} train, {len(task.validation)} validation, {len(task.test)} test "
+        f"rows; model {model}; editor {editor}; strategy {strategy}; seed {seed}"
+    )
+
+
 def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
     """Show a run until it ends, is stopped or asks a person; then say how to go on with it."""
     from langgraph.errors import GraphDrained
@@ -26,14 +34,6 @@ def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
     from nslora.graph.cli.tables import show_question
     from nslora.tools.files import from_here, quoted
 
-    workspace = begun.workspace
-    rows = workspace.task
-    out.print(
-        f"task     {rows.name}: {len(rows.train)} train, {len(rows.validation)} validation, {len(rows.test)} "
-        f"test rows; model {workspace.settings.model}; editor {workspace.settings.editor}; "
-        f"strategy {workspace.settings.strategy}; "
-        f"seed {workspace.settings.seed}"
-    )
     control = RunControl()
     go_on = f"Go on with: nslora resume {quoted(begun.folder)}"
 
@@ -72,7 +72,7 @@ def parsed(assignments: list[str], elsewhere: Mapping[str, str] = MappingProxyTy
             place = group(place, each)
         try:
             place[last] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:  # a date such as 2024-13-45 is YAML, and none
+        except (yaml.YAMLError, ValueError) as error:  # 2024-13-45 reads as a date, which it is not
             problem = getattr(error, "problem", None) or "no valid YAML"
             raise SettingsError(f"--set {assignment}: the value cannot be read ({problem}).") from error
     return settings
@@ -87,7 +87,7 @@ def steps(name: str) -> list[str]:
 
 
 def group(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """A group of settings, made where it is missing. Raises SettingsError where a plain value stands in its place."""
+    """A group of settings, made if it is missing. Raises SettingsError if a plain value has its name."""
     found = settings.setdefault(name, {})
     if not isinstance(found, dict):
         raise SettingsError(

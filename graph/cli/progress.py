@@ -74,12 +74,12 @@ def show_node(console: Console, node: str, changes: Mapping[str, Any]) -> None:
             f"({start['failures']} failures)"
         )
     for record in changes.get("rounds", ()):
-        console.print(round_line(record), highlight=False)
+        console.print(_round_line(record), highlight=False)
     if changes.get("stop"):
         console.print(f"stop     {changes['stop']}")
 
 
-def round_line(record: Mapping[str, Any]) -> Text:
+def _round_line(record: Mapping[str, Any]) -> Text:
     """action, why, reward before and after, kept or dropped, cost."""
     after = record["reward_after"]
     colour = "green" if record["kept"] else "yellow"
@@ -103,7 +103,7 @@ def round_line(record: Mapping[str, Any]) -> Text:
 
 
 def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> None:
-    """The prompt's diff, base against result on the test split, and where the result lies."""
+    """The prompt's diff, base and result on the test split, and the folder of the result."""
     if report["prompt_diff"]:
         console.print(Panel(Syntax(report["prompt_diff"], "diff", word_wrap=True), title="prompt"))
     else:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nslora.graph.cli.common import follow, out, parsed
+from nslora.graph.cli.common import announce, follow, out, parsed
 from nslora.tools.errors import RunError, SettingsError
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
@@ -19,6 +19,7 @@ def resume(
     accept: Annotated[bool, typer.Option("--accept", help="Accept the update that waits.")] = False,
     reject: Annotated[bool, typer.Option("--reject", help="Reject it.")] = False,
     prompt: Annotated[Path | None, typer.Option(help="Use the prompt in this file instead.")] = None,
+    max_rounds: Annotated[int | None, typer.Option(help="Allow so many rounds; a run that has ended goes on.")] = None,
     checkpoints: Database = None,
 ) -> None:
     """Go on with a run from its last checkpoint, and answer the question that waits, if one does."""
@@ -28,6 +29,10 @@ def resume(
     elsewhere = (folder / QUESTION_FILE).exists()  # asked under another checkpointer: then the stream says so
     if answer is not None and run.question() is None and not elsewhere:
         raise RunError(f"{folder} waits for no answer: leave out --accept, --reject or --prompt.")
+    if max_rounds is not None:
+        run.allow(max_rounds)
+    settings = run.workspace.settings
+    announce(run.workspace.task, settings.model, settings.editor, settings.strategy, settings.seed)
     follow(run, answer)
 
 
@@ -104,7 +109,10 @@ def fork(
 ) -> None:
     """Go another way from a round of a run, in a new run. The original stays as it is."""
     source = _opened(folder, checkpoints, needs_editor=editor is None)
-    follow(source.fork(into, at=at, action=action, editor=editor, settings=parsed(set_ or [])))
+    new = source.fork(into, at=at, action=action, editor=editor, settings=parsed(set_ or []))
+    settings = new.workspace.settings
+    announce(new.workspace.task, settings.model, settings.editor, settings.strategy, settings.seed)
+    follow(new)
 
 
 def replay(

@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopper:
-    """Asks a run to stop when a signal comes. signal: the one that came first, None while there was none.
+    """Asks a run to stop when a signal comes. signal: the first that came, or None.
 
     at_once: what is still said when the process ends at once.
     """

@@ -55,7 +55,7 @@ def show_view(console: Console, run: RunView) -> None:
             str(each.number),
             each.action,
             signal(each),
-            demand(each),
+            _demand(each),
             change(each.reward_before, each.reward_after),
             fate,
             cost(each),
@@ -66,7 +66,7 @@ def show_view(console: Console, run: RunView) -> None:
     if run.stop:
         console.print(f"stop: {run.stop}")
     if run.status == "waiting":
-        answers_line(console, run.folder)
+        _answers_line(console, run.folder)
 
 
 def show_round(console: Console, details: RoundDetails) -> None:
@@ -169,10 +169,10 @@ def show_question(console: Console, folder: Path, asked: Mapping[str, Any]) -> N
         console.print(
             Text.assemble(("Your last answer could not be used:", "red"), f" {short(asked['problem'], 1000)}")
         )
-    answers_line(console, folder)
+    _answers_line(console, folder)
 
 
-def answers_line(console: Console, folder: Path) -> None:
+def _answers_line(console: Console, folder: Path) -> None:
     """The commands that answer, in one line that can be copied."""
     console.print(
         f"answer   nslora resume {quoted(folder)} --accept | --reject | --prompt FILE", highlight=False, soft_wrap=True
@@ -202,7 +202,7 @@ def signal(each: Round) -> str:
     )
 
 
-def demand(each: Round) -> str:
+def _demand(each: Round) -> str:
     if not each.demand:
         return ""
     return f"{each.demand['failures']:.0f} fail\ncontent share {each.demand['p_content']:.2f}"

@@ -24,18 +24,18 @@ WITHOUT = (
     "If it cannot be mended, move it away and resume: the run begins again from its records, which hold what "
     "was paid for."
 )
-OBJECT = "object"  # on record where the user's own checkpointer was given
+OBJECT = "object"  # in the record if the user gave a checkpointer
 POSTGRES = ("postgresql://", "postgres://")
 
 
-def strict_serialiser() -> JsonPlusSerializer:
+def _strict_serialiser() -> JsonPlusSerializer:
     """Plain values only; the default one imports and calls what a row names."""
     return JsonPlusSerializer(pickle_fallback=False, allowed_msgpack_modules=None)
 
 
 @contextmanager
 def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
-    """The checkpoints of one run, in one SQLite file. Raises RunError where it cannot be opened.
+    """The checkpoints of one run, in one SQLite file. Raises RunError if it cannot be opened.
 
     Those in a folder that is only to be read are copied first, since SQLite writes beside what it reads.
     """
@@ -54,7 +54,7 @@ def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
         connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version <= DATABASE_VERSION:
-            saver = SqliteSaver(connection, serde=strict_serialiser())
+            saver = SqliteSaver(connection, serde=_strict_serialiser())
             saver.setup()
             if new:
                 connection.execute(f"PRAGMA user_version = {DATABASE_VERSION}")
@@ -87,7 +87,7 @@ def sqlite_checkpoints(path: Path) -> Iterator[BaseCheckpointSaver[Any]]:
 
 @contextmanager
 def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
-    """Checkpoints in PostgreSQL, through a small pool. Raises RunError where the server cannot be reached.
+    """Checkpoints in PostgreSQL, through a small pool. Raises RunError if the server cannot be reached.
 
     Where the URL holds no password, libpq's own places are asked: PGPASSWORD, ~/.pgpass.
     """
@@ -107,12 +107,12 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
         "client_encoding": "utf8",
         "connect_timeout": CONNECT_TIMEOUT_S,
     }
-    logging.getLogger("psycopg.pool").addFilter(hide_password)
+    logging.getLogger("psycopg.pool").addFilter(_hide_password)
     pool: Any = ConnectionPool(url, min_size=1, max_size=4, kwargs=options, open=False, timeout=CONNECT_TIMEOUT_S)
     try:
         pool.open(wait=True, timeout=CONNECT_TIMEOUT_S)
-        saver = PostgresSaver(pool, serde=strict_serialiser())
-        refuse_newer(pool, len(saver.MIGRATIONS), without_password(url))
+        saver = PostgresSaver(pool, serde=_strict_serialiser())
+        _refuse_newer(pool, len(saver.MIGRATIONS), without_password(url))
         saver.setup()
     except (PoolTimeout, Error) as error:
         pool.close()
@@ -131,8 +131,8 @@ def postgres_checkpoints(url: str) -> Iterator[BaseCheckpointSaver[Any]]:
         pool.close()
 
 
-def refuse_newer(pool: Any, known: int, url: str) -> None:
-    """Raise RunError where the tables were laid out by a newer langgraph than this one, before anything is written."""
+def _refuse_newer(pool: Any, known: int, url: str) -> None:
+    """Raise RunError, before anything is written, if a newer langgraph laid out the tables."""
     with pool.connection() as connection:
         if connection.execute("SELECT to_regclass('checkpoint_migrations') AS name").fetchone()["name"] is None:
             return
@@ -145,10 +145,9 @@ def refuse_newer(pool: Any, known: int, url: str) -> None:
 
 
 def check_checkpoints(checkpoints: object) -> None:
-    """Raise SettingsError where a run cannot keep its checkpoints there: see `check_place`; in no asynchronous one; and
-    in nothing else than a checkpointer.
+    """Raise SettingsError if `checkpoints` is neither a place (see `check_place`) nor a synchronous checkpointer.
 
-    A Run asks its checkpoints from outside an event loop, which those do not bear.
+    A Run works outside an event loop, which asynchronous checkpointers do not support.
     """
     if checkpoints is None or isinstance(checkpoints, str):
         check_place(checkpoints)
@@ -156,7 +155,7 @@ def check_checkpoints(checkpoints: object) -> None:
         raise SettingsError(
             f"checkpoints={type(checkpoints).__name__}: a Run works without an event loop; give one "
             "that is not asynchronous (and await asyncio.to_thread(run.adapt)), or compile "
-            "build_graph(saver) and await it by hand."
+            "build_graph(checkpointer=saver) and await it by hand."
         )
     elif not isinstance(checkpoints, BaseCheckpointSaver):
         kind = type(checkpoints).__name__
@@ -170,7 +169,7 @@ def check_checkpoints(checkpoints: object) -> None:
 
 
 def check_place(place: str | None) -> None:
-    """Raise SettingsError where `place` is neither None nor the URL of a PostgreSQL database."""
+    """Raise SettingsError if `place` is neither None nor the URL of a PostgreSQL database."""
     if place is None:
         return
     if not place.startswith(POSTGRES):
@@ -195,11 +194,11 @@ def check_place(place: str | None) -> None:
 def without_password(url: str) -> str:
     """The URL as it may be written down."""
     # Up to the last @ before the query, so that a password that should have been percent-encoded goes as a whole; what
-    # stands after the first colon is a port, not a password, where it is digits alone.
+    # stands after the first colon is a port, not a password, if it is digits alone.
     return re.sub(r"(://[^:/@]*):(?!\d+(?:[/?#]|$))[^?#]*@", r"\1@", re.sub(r"password=[^&\s]*", "password=", url))
 
 
-def hide_password(record: logging.LogRecord) -> bool:
+def _hide_password(record: logging.LogRecord) -> bool:
     """Filter of a logger whose warnings quote the URL, password and all."""
     record.msg, record.args = without_password(record.getMessage()), ()
     return True

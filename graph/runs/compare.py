@@ -48,14 +48,14 @@ class Comparison:
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:
-    """Compare finished runs. Raises RunError where one has no result, or they answered other test questions."""
+    """Compare finished runs. Raises RunError if a run has no result, or the runs answered different test questions."""
     if not folders:
         raise RunError("There is nothing to compare: name at least one run.")
     views = [look(folder) for folder in folders]
-    tests = [question_scores(view) for view in views]
-    first = [question_key(row) for row in tests[0]]
+    tests = [_question_scores(view) for view in views]
+    first = [_question_key(row) for row in tests[0]]
     for view, rows in zip(views, tests, strict=True):
-        if [question_key(row) for row in rows] != first:
+        if [_question_key(row) for row in rows] != first:
             raise RunError(
                 f"{view.folder} and {views[0].folder} were tested on other questions: compare runs of one task."
             )
@@ -65,7 +65,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     return Comparison(len(first), len(hashes) == 1, runs, gains)
 
 
-def question_scores(view: RunView) -> list[dict[str, Any]]:
+def _question_scores(view: RunView) -> list[dict[str, Any]]:
     """The result's score on each test question."""
     path = view.folder / "result" / "test.jsonl"
     if not path.is_file():
@@ -80,8 +80,8 @@ def question_scores(view: RunView) -> list[dict[str, Any]]:
     return rows
 
 
-def question_key(row: dict[str, Any]) -> tuple[str, str]:
-    """Which question a score belongs to: ids alone are given by number where the task has none of its own."""
+def _question_key(row: dict[str, Any]) -> tuple[str, str]:
+    """The question that a score belongs to. Ids alone do not tell: a task without ids numbers its rows."""
     return str(row["id"]), str(row.get("question_sha256", ""))
 
 

@@ -19,11 +19,11 @@ from nslora.tools.training.adapters import ADAPTER_NAME
 State = Mapping[str, Any]
 
 
-def link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path) -> None:
     """Make `target` the same file or folder of files as `source`; what is not there is left out."""
     if source.is_dir():
         for each in sorted(source.iterdir()):
-            link(each, target / each.name)
+            _link(each, target / each.name)
         return
     if not source.is_file() or target.exists():
         return
@@ -42,8 +42,8 @@ def candidates_of(state: State) -> list[Mapping[str, Any]]:
     return [each for each in found if each]
 
 
-def prompts_of_people(state: State) -> list[str]:
-    """Prompts that a person gave, also where nothing came of them."""
+def _prompts_of_people(state: State) -> list[str]:
+    """Prompts that a person gave, also if nothing came of them."""
     answers = [record.get("person") or {} for record in state.get("rounds", ())]
     return [answer["prompt"] for answer in answers if "prompt" in answer]
 
@@ -58,21 +58,23 @@ def copy_past(source: Path, target: Path, states: Iterable[State], rounds_done: 
     """Bring into `target` what the `states` of the past name, and the material of its finished rounds."""
     for state in states:
         for candidate in candidates_of(state):
-            link(source / "prompts" / f"{candidate['prompt']}.md", target / "prompts" / f"{candidate['prompt']}.md")
-            link(source / "remade" / f"{candidate['prompt']}.jsonl", target / "remade" / f"{candidate['prompt']}.jsonl")
+            _link(source / "prompts" / f"{candidate['prompt']}.md", target / "prompts" / f"{candidate['prompt']}.md")
+            _link(
+                source / "remade" / f"{candidate['prompt']}.jsonl", target / "remade" / f"{candidate['prompt']}.jsonl"
+            )
             if candidate["adapter"]:
-                link(source / "adapters" / candidate["adapter"], target / "adapters" / candidate["adapter"])
-        for name in prompts_of_people(state):
-            link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
+                _link(source / "adapters" / candidate["adapter"], target / "adapters" / candidate["adapter"])
+        for name in _prompts_of_people(state):
+            _link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
         for key in evaluations_of(state):
-            link(source / "evaluations" / f"{key}.jsonl", target / "evaluations" / f"{key}.jsonl")
+            _link(source / "evaluations" / f"{key}.jsonl", target / "evaluations" / f"{key}.jsonl")
     for path in material_of_rounds(source, rounds_done):
-        link(path, target / path.parent.name / path.name)
+        _link(path, target / path.parent.name / path.name)
     for path in sorted((target / "edits").glob("*.json")):
-        for name in candidates_in(path):
-            link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
+        for name in _candidates_in(path):
+            _link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
     if rounds_done >= 0:  # begun with the first evaluation, the new run may have another model
-        link(source / "policy.json", target / "policy.json")
+        _link(source / "policy.json", target / "policy.json")
 
 
 def material_of_rounds(run: Path, rounds_done: int) -> list[Path]:
@@ -85,14 +87,14 @@ def material_of_rounds(run: Path, rounds_done: int) -> list[Path]:
     ]
 
 
-def candidates_in(edit: Path) -> list[str]:
+def _candidates_in(edit: Path) -> list[str]:
     """Hashes of the prompts that an edit proposed."""
     names: list[str] = read_json(edit).get("candidates", [])
     return names
 
 
 def copy_records(source: Path, target: Path, *, editor: bool, trained: bool) -> None:
-    """Copy what the editor said, what training jobs gave and replies of the run's own, so that none is paid for again.
+    """Copy the records of editor calls, training jobs and the run's own replies, so that nothing is paid for twice.
 
     Calls that failed are left out: a fork makes them again, and its own replay must not meet them first.
     """
@@ -105,17 +107,21 @@ def copy_records(source: Path, target: Path, *, editor: bool, trained: bool) -> 
     if editor and (source / "editor.jsonl").is_file():
         write_jsonl(
             target / "editor.jsonl",
-            [each for each in whole_lines(source / "editor.jsonl") if isinstance(each, dict) and not each.get("error")],
+            [
+                each
+                for each in _whole_lines(source / "editor.jsonl")
+                if isinstance(each, dict) and not each.get("error")
+            ],
         )
     if trained and (source / "bursts.jsonl").is_file():
-        records = whole_lines(source / "bursts.jsonl")
+        records = _whole_lines(source / "bursts.jsonl")
         write_jsonl(target / "bursts.jsonl", records)
         for record in records:
             if ADAPTER_NAME.fullmatch(str(record.get("adapter"))):
-                link(source / "adapters" / record["adapter"], target / "adapters" / record["adapter"])
+                _link(source / "adapters" / record["adapter"], target / "adapters" / record["adapter"])
 
 
-def whole_lines(path: Path) -> list[Any]:
+def _whole_lines(path: Path) -> list[Any]:
     """The lines of a record that can be read: what a damaged one held is trained, or asked for, again."""
     found = []
     for line in path.read_bytes().decode("utf-8", "replace").split("\n"):

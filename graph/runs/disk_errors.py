@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or failing, told in one sentence whoever met it: Python, SQLite or safetensors."""
+"""One sentence for a disk that is full, read-only or failing, whether Python, SQLite or safetensors met it."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def named_disk_problems(folder: Path) -> Iterator[None]:
     except RunError:
         raise
     except Exception as error:
-        problem = disk_problem(error)
+        problem = _disk_problem(error)
         if problem is None:
             raise
         raise StoppedError(
@@ -33,8 +33,8 @@ def named_disk_problems(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def disk_problem(error: BaseException) -> str | None:
-    """What is wrong with the disk, in words; None where the error is about something else."""
+def _disk_problem(error: BaseException) -> str | None:
+    """What is wrong with the disk, in words; None if the error is about something else."""
     if isinstance(error, OSError) and error.errno in ABOUT_THE_DISK:
         return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
     if isinstance(error, sqlite3.OperationalError) and OF_SQLITE.search(str(error)):

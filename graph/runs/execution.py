@@ -26,16 +26,18 @@ from nslora.graph.runs.checkpoints import (
     without_password,
 )
 from nslora.graph.runs.disk_errors import named_disk_problems
+from nslora.graph.runs.folder import read_settings
 from nslora.graph.runs.history import last_whole_round, line_of
 from nslora.graph.runs.integrity import check_records
 from nslora.graph.runs.view import report_of
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
 from nslora.tools.errors import DamagedError, RunError
-from nslora.tools.files import quoted, read_jsonl, write_jsonl
+from nslora.tools.files import quoted, read_jsonl, write_json, write_jsonl
 from nslora.tools.prompt import Prompt
 from nslora.tools.workspace.record import (
     OLD_THREAD,
     QUESTION_FILE,
+    RUN_FILE,
     read_run_file,
 )
 from nslora.tools.workspace.workspace import Workspace
@@ -43,7 +45,7 @@ from nslora.tools.workspace.workspace import Workspace
 Saver = BaseCheckpointSaver[Any]
 AnyGraph = StateGraph[Any, Any, Any, Any] | Graph
 # To a question of `approve`: {"answer": "accept"}, "reject", or {"answer": "rewrite", "prompt": the document, or a
-# Prompt}; to one that a chat model asks, what that expects.
+# Prompt}; to a question of a chat model, whatever it expects.
 Answer = str | Mapping[str, Any]
 
 
@@ -107,7 +109,7 @@ class Execution:
     def first_state(self) -> AdaptationState:
         """The state to begin with: the base model under the task's prompt.
 
-        Raises RunError where the run has begun: it would begin anew on top of what is there.
+        Raises RunError if the run has begun: it would begin again on top of what is there.
         """
         # Rounds without a state were made under a checkpointer that this object does not know.
         if (self.folder / "decisions.jsonl").exists() or self.state() is not None:
@@ -142,9 +144,9 @@ class Execution:
         modes: "updates" gives {node: changes}, "values" whole states, "custom" progress inside a node. control: its
         `request_drain()` ends the run after the current step with GraphDrained. answer: to the question of an
         `approve` node, see `question`. A run that was begun before goes on from its last checkpoint, under the same
-        settings; a finished one yields nothing. Raises RunError where another process is at work on the run, the disk
+        settings; a finished one yields nothing. Raises RunError if another process is at work on the run, the disk
         is full, nothing waits for the answer, or another checkpointer holds the run; and DamagedError, with the command
-        that goes on, where a file of the past is damaged.
+        that goes on, if a file of the past is damaged.
         """
         moved_away = self._saver is None and self._place is None and not (self.folder / CHECKPOINTS_FILE).exists()
         with named_disk_problems(self.folder), sole_writer(self.folder) as stream, self.checkpointer() as saver:
@@ -165,8 +167,8 @@ class Execution:
             where = "this checkpointer" if self._saver else described(read_run_file(self.folder).get("checkpoints"))
             raise RunError(
                 f"{self.folder} has begun under another checkpointer than {where} ({traces[0]} is there): "
-                "go on with that one, as Run.open(folder, checkpoints=...) or with the graph itself; where "
-                f"it is lost, move {' and '.join(traces)} away, and the run begins again from its records."
+                "go on with that one, as Run.open(folder, checkpoints=...) or with the graph itself. If it is "
+                f"lost, move {' and '.join(traces)} away, and the run begins again from its records."
             )
         if answer is not None and not seen.interrupts:
             raise RunError(f"{self.folder} waits for no answer: leave out answer, or look at question() first.")
@@ -201,7 +203,7 @@ class Execution:
         if seen.interrupts:
             if answer is None:
                 return
-            start = Command(resume=storable(answer))
+            start = Command(resume=_storable(answer))
         for mode, part in graph.stream(
             start, config, context=context, stream_mode=list(modes), durability="sync", control=control
         ):
@@ -224,10 +226,34 @@ class Execution:
             )
         return self.report()
 
-    def question(self) -> Any:
-        """What an `approve` node asks: {"kind", "round", "diff", "screening", ...}; None where nothing waits.
+    def allow(self, max_rounds: int) -> None:
+        """Give the run another limit of rounds, and open it again if it has ended.
 
-        Of a chat model that asks a person, what it gave to `interrupt`.
+        The result of an earlier end is set aside as `result.1`, `result.2`, ...; the next report says how often the
+        test split has been looked at.
+
+        Raises:
+            SettingsError: If `max_rounds` is no number of rounds.
+            RunError: If the run has done as many rounds already, or another process works on it.
+        """
+        record = read_run_file(self.folder)
+        settings = read_settings(**{**record["settings"], "max_rounds": max_rounds})
+        with sole_writer(self.folder), self.checkpointer() as saver:
+            graph = self.compiled(saver)
+            values = graph.get_state(self.config).values
+            if (done := values.get("round", 0)) >= settings.max_rounds:
+                raise RunError(f"{self.folder} has done {done} rounds: max_rounds={max_rounds} allows no further one.")
+            write_json(self.folder / RUN_FILE, {**record, "settings": settings.model_dump(mode="json")})
+            self.workspace.settings = settings
+            if values.get("status") == "finished":
+                _set_aside(self.folder / "result")
+                changes = {"status": "running", "stop": "", "decision": None}
+                graph.update_state(self.config, changes, as_node="monitor")
+
+    def question(self) -> Any:
+        """What an `approve` node asks: {"kind", "round", "diff", "screening", ...}; None if nothing waits.
+
+        If a chat model asks the person, what it gave to `interrupt`.
         """
         with self.checkpointer() as saver:
             interrupts = self.compiled(saver).get_state(self.config).interrupts
@@ -258,7 +284,14 @@ def report_in(folder: Path) -> dict[str, Any]:
     return report
 
 
-def storable(answer: Answer) -> Any:
+def _set_aside(result: Path) -> None:
+    """Rename `result` to the first free of `result.1`, `result.2`, ..."""
+    if result.exists():
+        number = 1 + len(list(result.parent.glob("result.*")))
+        result.rename(result.with_name(f"result.{number}"))
+
+
+def _storable(answer: Answer) -> Any:
     """An answer as checkpoints keep it: a Prompt as its document. Raises RunError for what JSON cannot hold."""
     if isinstance(answer, Mapping) and isinstance(prompt := answer.get("prompt"), Prompt):
         answer = {**answer, "prompt": prompt.render()}

@@ -41,7 +41,7 @@ def write_record(
     checkpoints: str | None = None,
     origin: dict[str, Any] | None = None,
 ) -> None:
-    """Write `run.json`, the last thing before a run exists. Raises RunError where another process was faster.
+    """Write `run.json`, the last thing before a run exists. Raises RunError if another process was faster.
 
     checkpoints: URL of a database (its password is left out), `OBJECT`, None for a file in the folder. origin: of a
     fork or a replay, {"run", "kind", "round", ...}.
@@ -75,20 +75,20 @@ def write_record(
 
 
 def read_settings(**values: Any) -> RunSettings:
-    """RunSettings, with a readable SettingsError where a value is unknown or out of range."""
+    """RunSettings, with a readable SettingsError if a value is unknown or out of range."""
     try:
         return RunSettings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         unknown = first["type"] == "extra_forbidden"
-        known = f"; known: {', '.join(fields_at(first['loc'][:-1]))}" if unknown else ""
+        known = f"; known: {', '.join(_fields_at(first['loc'][:-1]))}" if unknown else ""
         came = "" if place == "editor_base_url" else f" (came: {first['input']!r})"  # there, a secret was in it
         raise SettingsError(f"Setting {place}: {first['msg']}{came}{known}.") from None
 
 
 def refuse_no_task(task: object) -> None:
-    """Raise SettingsError where a task is none."""
+    """Raise SettingsError if `task` is not a Task."""
     if not isinstance(task, Task):
         came = repr(task) if isinstance(task, str | Path) else type(task).__name__
         raise SettingsError(
@@ -106,7 +106,7 @@ def refuse_no_graph(graph: object) -> None:
 
 
 def refuse_no_policy(model: object) -> None:
-    """Raise SettingsError where an object in the place of a model lacks what a Policy has."""
+    """Raise SettingsError if an object given as the model lacks a method of Policy."""
     # A property is not asked: it may load weights.
     lacking = [
         name for name in POLICY if inspect.getattr_static(model, name, None) is None and not hasattr(model, name)
@@ -120,8 +120,8 @@ def refuse_no_policy(model: object) -> None:
         )
 
 
-def fields_at(place: Sequence[int | str]) -> list[str]:
-    """The settings that are known in that group; all groups where the place is none."""
+def _fields_at(place: Sequence[int | str]) -> list[str]:
+    """The known settings of a group; all groups if `place` is empty."""
     fields = RunSettings.model_fields
     for part in place:
         group = fields[str(part)].annotation if str(part) in fields else None
@@ -134,7 +134,7 @@ def could_begin(workspace: Workspace, *, ask_reward: bool = True) -> None:
 
     ask_reward: about one row of each split.
     """
-    refuse_unnameable(workspace.folder)
+    _refuse_unnameable(workspace.folder)
     strategy_named(workspace.settings.strategy)
     device = workspace.settings.device.device
     if device is not None and not DEVICE.fullmatch(device):
@@ -144,13 +144,13 @@ def could_begin(workspace: Workspace, *, ask_reward: bool = True) -> None:
         )
     if ask_reward:
         probe(workspace.task)
-    _ = workspace.editor  # connects, and checks prices where there is a cap on cost
+    _ = workspace.editor  # connects, and checks prices if there is a cap on cost
     if workspace.given_policy is None and workspace.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
         resolve_model(workspace.settings.model)
 
 
 def refuse_unfit_model(name: str, lora: LoraSettings, notify: Notify = lambda _: None) -> None:
-    """Raise ModelError where a model cannot be had from here, or lacks what LoRA is to go on. No weights are read."""
+    """Raise ModelError if the model cannot be found or lacks modules that LoRA is to target. Reads no weights."""
     source = resolve_model(name, notify)
     refuse_unreachable(source)
     refuse_unknown_targets(source, lora)
@@ -163,8 +163,8 @@ def probe(task: Task) -> None:
 
 
 def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
-    """Raise RunError where a new run cannot live in `folder`, of which `overwrite` lets an earlier run be deleted."""
-    refuse_unnameable(folder)
+    """Raise RunError if `folder` cannot take a new run. overwrite: an earlier run in it will be deleted."""
+    _refuse_unnameable(folder)
     occupied = taken(folder)
     if overwrite and folder.is_symlink():
         raise RunError(f"{folder} is a link: to overwrite a run, name its folder itself, {folder.resolve()}.")
@@ -201,8 +201,8 @@ def delete_earlier(folder: Path) -> None:
             shutil.rmtree(folder)
 
 
-def refuse_unnameable(folder: Path) -> None:
-    """Raise RunError where the file system takes no such name, before anything looks for a file in the folder."""
+def _refuse_unnameable(folder: Path) -> None:
+    """Raise RunError if the file system cannot take this name."""
     try:
         for each in (folder, *map(Path, folder.parts)):  # below a folder that is missing, a part alone tells
             each.exists()
@@ -217,7 +217,7 @@ def begun(path: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of a new run. Raises RunError where that is not allowed."""
+    """Create the folder of a new run. Raises RunError if that is not allowed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

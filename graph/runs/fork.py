@@ -29,19 +29,19 @@ from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.workspace import Workspace, register
 
 R = TypeVar("R", bound=Execution)  # a Run comes back as a Run
-# Of an adapter; those of one that is trained further are its own.
+# The shape of an adapter, which further training cannot change.
 SHAPE = ("rank", "alpha", "dropout", "targets", "top_blocks", "use_rslora", "use_dora")
 
 
 @dataclass(frozen=True)
 class Beginning(Generic[R]):
-    """How a new run takes over from another: which of its rounds is done anew, and what is handed over in memory."""
+    """How a new run takes over from another, and from which round on."""
 
     source: R
     folder: Path
     round: int
     kind: Literal["fork", "replay"]
-    reuse_training: bool = True  # whether what the source trained is taken over where the same is to be trained again
+    reuse_training: bool = True  # take the source's adapters for the same training jobs
 
 
 def fork(
@@ -55,10 +55,8 @@ def fork(
 ) -> R:
     """A new run in `folder` with the past of `source` before round `at`, which is decided again.
 
-    at: from 1; 0 begins with the first evaluation. action: what round `at` does, whatever the strategy would choose.
-    editor: another one from there on; an object is asked anew, a name only where it is another one. settings: other
-    fields of RunSettings; {"lora": {"rank": 16}} changes that one field of the group. The source is only read.
-    Raises RunError where it never came to that round, SettingsError where there is no such action.
+    The source is only read; see `Run.fork` for the arguments. An editor object is always asked again; a name only if
+    it is another name than the source's.
     """
     if action not in (None, *KINDS):
         raise SettingsError(f"action={action!r}: wanted {' or '.join(KINDS)}.")
@@ -77,8 +75,8 @@ def fork(
 
 
 @contextmanager
-def whole_or_gone(folder: Path) -> Iterator[None]:
-    """Delete the folder where the block fails: half a past would be taken for a run that has yet to begin."""
+def _whole_or_gone(folder: Path) -> Iterator[None]:
+    """Delete the folder if the block fails: half a past would look like a run that has yet to begin."""
     try:
         yield
     except BaseException:
@@ -89,9 +87,9 @@ def whole_or_gone(folder: Path) -> Iterator[None]:
 def complete(new: Execution, action: Literal["lora", "textgrad"] | None) -> None:
     """Force the action, if there is one, and put on record that the run has all that it begins with.
 
-    One that was killed before is not gone on with.
+    A fork that was killed before that cannot be resumed.
     """
-    with whole_or_gone(new.folder):
+    with _whole_or_gone(new.folder):
         if action is not None:
             force(new, action)
         record = read_run_file(new.folder)
@@ -99,7 +97,7 @@ def complete(new: Execution, action: Literal["lora", "textgrad"] | None) -> None
         write_json(new.folder / RUN_FILE, record)
 
 
-def same_editor(old: RunSettings, new: RunSettings) -> bool:
+def _same_editor(old: RunSettings, new: RunSettings) -> bool:
     """Whether what the editor said under the old settings is what it would say under the new ones.
 
     The records go by the editor's name and the request; this is what else a reply depends on.
@@ -145,7 +143,7 @@ def begin(
         at = checkpoint_before(graph, source.config, source.folder, beginning.round)
         past = line_of(graph, at.config)
         if beginning.round > 0 and at.values["kept"]["adapter"] is not None:
-            refuse_other_shape(old.lora, settings.lora, beginning.round)
+            _refuse_other_shape(old.lora, settings.lora, beginning.round)
         chat = editor or (source.workspace.editor_chat if keeps_editor else None)
         workspace = Workspace(
             folder.resolve(),
@@ -179,7 +177,7 @@ def begin(
                 "whole": False,
             },
         )
-        with whole_or_gone(folder):  # from here on it is this run's own
+        with _whole_or_gone(folder):  # from here on it is this run's own
             workspace.prompts.add(workspace.task.prompt)
             copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
             # Two objects of one name may be asked at other servers, or at another temperature.
@@ -188,7 +186,7 @@ def begin(
                 source.folder,
                 folder,
                 trained=beginning.reuse_training,
-                editor=beginning.kind == "fork" and known and same_editor(old, settings),
+                editor=beginning.kind == "fork" and known and _same_editor(old, settings),
             )
             new = type(source)(folder, register(workspace), graph=source.graph)
             found = saver.get_tuple(at.config)
@@ -202,13 +200,13 @@ def begin(
                     reopen(
                         new.compiled(target),
                         new,
-                        anew=editor is not None or not keeps_editor or settings.editing != old.editing,
+                        new_editor=editor is not None or not keeps_editor or settings.editing != old.editing,
                     )
     return new
 
 
-def refuse_other_shape(old: LoraSettings, new: LoraSettings, number: int) -> None:
-    """Raise RunError where round `number`, which goes on with a kept adapter, is to give it another shape."""
+def _refuse_other_shape(old: LoraSettings, new: LoraSettings, number: int) -> None:
+    """Raise RunError if round `number` would give a kept adapter another shape."""
     for name in SHAPE:
         was, wanted = getattr(old, name), getattr(new, name)
         if was != wanted:
@@ -218,13 +216,13 @@ def refuse_other_shape(old: LoraSettings, new: LoraSettings, number: int) -> Non
             )
 
 
-def reopen(graph: Graph, run: Execution, *, anew: bool) -> None:
-    """Take back an end that was given, since the settings may have changed: `classify` asks again whether to stop.
+def reopen(graph: Graph, run: Execution, *, new_editor: bool) -> None:
+    """Take back a decision to stop: the settings may have changed, so `classify` decides again.
 
-    anew: whether the editor, or how it is asked, is another one; then the old one's failures are not its own.
+    new_editor: whether the editor, or how it is asked, has changed; the old editor's failures do not count then.
     """
     state = graph.get_state(run.config)
-    changes: Changes = {"approve": run.workspace.settings.approve, **({"editor_failures": 0} if anew else {})}
+    changes: Changes = {"approve": run.workspace.settings.approve, **({"editor_failures": 0} if new_editor else {})}
     if "finish" in state.next:
         graph.update_state(run.config, {**changes, "stop": "", "decision": None}, as_node="monitor")
     elif any(state.values.get(name) != value for name, value in changes.items()):

@@ -1,4 +1,4 @@
-"""The past of a run in its checkpoints: where a round was decided, what it grew from, and how far it is whole."""
+"""The past of a run in its checkpoints: which checkpoint decided a round, its ancestors, and which files are whole."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from nslora.tools.workspace.workspace import Workspace
 def checkpoint_before(graph: Graph, config: RunnableConfig, folder: Path, number: int) -> StateSnapshot:
     """The checkpoint from which round `number` was decided; for the round after the last, that of the end.
 
-    Round 0 is the first evaluation. Raises RunError where the run never came so far.
+    Round 0 is the first evaluation. Raises RunError if the run never came so far.
     """
     if number < 0:
         raise RunError(f"Round {number}: wanted a round from 1, or 0 for the first evaluation.")
-    # A proposal waits only where the first round's is to be measured, not the start.
+    # In round 0 a proposal waits when the first update is to be measured, and none when the start is.
     line = [
         each
         for each in line_of(graph, config)

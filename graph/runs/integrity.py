@@ -11,7 +11,7 @@ from nslora.tools.workspace.workspace import Workspace
 
 
 def check_past(workspace: Workspace, states: Iterable[State], rounds_done: int) -> None:
-    """Raise DamagedError where a file that the `states` of the past name is missing or damaged."""
+    """Raise DamagedError if a file that the states of the past name is missing or damaged."""
     candidates = {(each["adapter"], each["prompt"]) for state in states for each in candidates_of(state)}
     for adapter, prompt in sorted(candidates, key=str):
         workspace.prompts.get(prompt)
@@ -25,9 +25,9 @@ def check_past(workspace: Workspace, states: Iterable[State], rounds_done: int) 
 
 
 def check_records(folder: Path) -> None:
-    """Raise DamagedError where a record is damaged that a run goes on writing.
+    """Raise DamagedError if a record that the run appends to is damaged.
 
-    The last line of one that is appended to may be cut off, since that is what a kill leaves behind.
+    A last line that is cut off is no damage: a kill leaves it behind.
     """
     read_jsonl(folder / "decisions.jsonl", written_whole=True)
     for name in ("bursts.jsonl", "editor.jsonl"):

@@ -40,7 +40,7 @@ class ReplayedChat(RecordedChat):
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay found. differences: one sentence each, none where everything came out the same.
+    """What a replay found. differences: one sentence each; empty if everything came out the same.
 
     loaded_model: whether something was not on record, so that the model had to be loaded.
     """
@@ -64,7 +64,7 @@ def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain:
     adapters, or are trained again with retrain=True, to compare the hashes. A person's answers are given again, and so
     is an action that a fork forced, with which the replay then begins. Nothing is called over the network. A fork is
     replayed from its own first round on. A run with max_seconds ends after as many rounds as then, since the clock is
-    another one now; an update that the clock had cut off in its middle shows as a difference. Raises RunError where the
+    another one now; an update that the clock had cut off in its middle shows as a difference. Raises RunError if the
     run has not finished.
     """
     started = time.monotonic()
@@ -76,13 +76,13 @@ def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain:
     settings = recorded_settings(source.folder, record)
     if settings.max_seconds is not None:
         settings = settings.model_copy(update={"max_seconds": None, "max_rounds": len(old.rounds)})
-    # What a form was filled with is on record as the text that it stands for, so none is asked for.
+    # The record holds structured output as text, so the replay asks for text.
     settings = settings.model_copy(update={"editing": settings.editing.model_copy(update={"structured": "never"})})
     origin = source.origin or {}
     if origin.get("kind") == "fork" or origin.get("action"):
         begin_at = max(begin_at, origin["round"])  # earlier rounds are its source's, under other settings perhaps
     forced = origin.get("action") if begin_at == origin.get("round") else None
-    policy = recorded_policy(source)
+    policy = _recorded_policy(source)
     name = record["settings"]["editor"]
     log = EditorLog(source.folder / "editor.jsonl")
     # Calls of the rounds before; a fork's record begins with replies alone, whichever round they are of.
@@ -105,11 +105,11 @@ def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain:
     if isinstance(policy, RecordedPolicy):
         policy.load = new.workspace.load_policy  # with the adapters of the new run's folder
     complete(new, forced)
-    answer_again(new, old)
+    _answer_again(new, old)
     again = look(new.folder)
     first = max(1, begin_at)
     found = differences(old, again, timed=old.settings["max_seconds"] is not None)
-    if found and changed_by_hand(source, begin_at):
+    if found and _changed_by_hand(source, begin_at):
         found.insert(0, "the state was changed by hand (update_state), which a replay does not repeat")
     return Replay(
         new,
@@ -121,7 +121,7 @@ def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain:
     )
 
 
-def changed_by_hand(source: Execution, begin_at: int) -> bool:
+def _changed_by_hand(source: Execution, begin_at: int) -> bool:
     """Whether someone wrote into the state behind the place from which round `begin_at` is decided again."""
     with source.checkpointer() as saver:
         graph = source.compiled(saver)
@@ -136,7 +136,7 @@ def changed_by_hand(source: Execution, begin_at: int) -> bool:
         )
 
 
-def answer_again(new: Execution, old: RunView) -> None:
+def _answer_again(new: Execution, old: RunView) -> None:
     """Run to the end, answering what waits for a person as it was answered then."""
     answer: Answer | None = None
     while True:
@@ -151,19 +151,19 @@ def answer_again(new: Execution, old: RunView) -> None:
                 f"The replay in {new.folder} asks something in round {asked['round']} that the run was "
                 "never asked, so it has gone another way before."
             )
-        answer = answer_of(then.person, PromptStore(old.folder / "prompts"))
+        answer = _answer_of(then.person, PromptStore(old.folder / "prompts"))
 
 
-def answer_of(person: Mapping[str, str], prompts: PromptStore) -> Answer:
-    """What a person said, as it was said: with the whole prompt where they gave one of their own."""
+def _answer_of(person: Mapping[str, str], prompts: PromptStore) -> Answer:
+    """A person's recorded answer, with the whole prompt if they gave one."""
     return {
         "answer": person["answer"],
         **({"prompt": prompts.get(name).render()} if (name := person.get("prompt")) is not None else {}),
     }
 
 
-def recorded_policy(source: Execution) -> Policy:
-    """The policy of the original: a stand-in where it is on record, else (a Python object) itself."""
+def _recorded_policy(source: Execution) -> Policy:
+    """A stand-in for the recorded policy of the original; the policy itself if it is a Python object."""
     facts = source.folder / POLICY_FILE
     if source.workspace.given_policy is not None or not facts.is_file():
         return source.workspace.policy

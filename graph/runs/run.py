@@ -159,7 +159,7 @@ class Run(Execution):
             refuse_no_policy(model)
         if task.hash != record["task"]["hash"]:
             raise RunError(
-                f"Another task than the one that {folder} was begun with (hash {task.hash[:12]}, wanted "
+                f"This is another task than {folder} was begun with (hash {task.hash[:12]}, wanted "
                 f"{record['task']['hash'][:12]})."
             )
         workspace = Workspace(
@@ -181,16 +181,20 @@ class Run(Execution):
         """
         return self.resume()
 
-    def resume(self, answer: Answer | None = None) -> Result:
+    def resume(self, answer: Answer | None = None, *, max_rounds: int | None = None) -> Result:
         """Go on from the last checkpoint to the end.
 
         Args:
+            max_rounds: Allow so many rounds from now on; a run that has ended goes on. Its earlier result is kept as
+                `result.1`, and the report says how often the test split has been looked at.
             answer: To the question that waits: "accept", "reject", or {"answer": "rewrite", "prompt": a Prompt or its
                 document}; to a chat model that asks a person, whatever it expects.
 
         Raises:
             RunError: If a person is asked, no question waits for the answer, or another process works on the run.
         """
+        if max_rounds is not None:
+            self.allow(max_rounds)
         return result_of(self.folder, self.finish(answer))
 
     def fork(

@@ -5,7 +5,7 @@ look("runs/demo").round(3).failures
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,19 @@ from nslora.tools.prompt import Prompt, difference
 from nslora.tools.workspace.prompt_store import PromptStore
 from nslora.tools.workspace.record import QUESTION_FILE, RUN_FILE, read_run_file
 
-CANDIDATE_FIELDS: Mapping[str, Any] = {"checks": {}, "all_checks": {}, "interval": {}, "reward": {}}
-# What is read of a report, as nested names.
-REPORT_FIELDS: Mapping[str, Any] = {
-    "stop": {},
-    "wall_s": {},
-    "prompt_diff": {},
-    "peak_rss_mb": {},
-    "validation": {"base": {"reward": {}}, "result": {"reward": {}}},
-    "test": {
-        "questions": {},
-        "base": CANDIDATE_FIELDS,
-        "result": CANDIDATE_FIELDS,
-        "gain": {"all_checks": {}, "interval": {}},
-    },
-    "cost": {"trained_tokens": {}, "generated_tokens": {}, "tflop": {}, "editor_calls": {}},
-}
+# What is read of a report; a candidate's fields are those of base and of result.
+CANDIDATE = ("checks", "all_checks", "interval", "reward")
+REPORT = (
+    *("stop", "wall_s", "prompt_diff", "peak_rss_mb", "test.questions", "test.gain.all_checks", "test.gain.interval"),
+    *("validation.base.reward", "validation.result.reward"),
+    *(f"test.{which}.{name}" for which in ("base", "result") for name in CANDIDATE),
+    *("cost.trained_tokens", "cost.generated_tokens", "cost.tflop", "cost.editor_calls"),
+)
 
 
 @dataclass(frozen=True)
 class Round:
-    """One finished round. reward_after is None where the update failed before it could be measured."""
+    """One finished round. reward_after is None if the update failed before it could be measured."""
 
     number: int
     action: str
@@ -107,7 +99,7 @@ class RunView:
     problem: str = ""
 
     def round(self, number: int) -> RoundDetails:
-        """Everything about round `number`, from 1. Raises RunError where there is no such round, or a damaged file."""
+        """Everything about round `number`, from 1. Raises RunError."""
         if not 1 <= number <= len(self.rounds):
             raise RunError(f"{self.folder} has no round {number}: it has {len(self.rounds)} finished rounds.")
         found = self.rounds[number - 1]
@@ -146,7 +138,7 @@ class RunView:
 
 
 def runs(folder: str | Path = "runs") -> list[RunView]:
-    """All runs directly under `folder`, the newest first; one that cannot be read is listed with its problem."""
+    """All runs directly under `folder`, the newest first. A run that cannot be read is listed with its problem."""
     found = []
     for path in sorted(Path(folder).glob(f"*/{RUN_FILE}")):
         try:
@@ -157,7 +149,7 @@ def runs(folder: str | Path = "runs") -> list[RunView]:
 
 
 def look(folder: str | Path) -> RunView:
-    """One run. Raises RunError, naming the file, where the folder is no run or a record in it is damaged."""
+    """One run. Raises RunError, naming the file, if the folder holds no run or a record is damaged."""
     path = Path(folder)
     record = read_run_file(path)
     try:
@@ -170,6 +162,7 @@ def look(folder: str | Path) -> RunView:
     report = report_of(path, records)
     asked = read_json(path / QUESTION_FILE) if (path / QUESTION_FILE).is_file() else None
     waits = isinstance(asked, dict) and asked.get("round") == len(rounds) + 1
+    start, best = _rewards(report, rounds)
     status = "finished" if report else "running" if is_locked(path) else "waiting" if waits else "stopped"
     return RunView(
         folder=path,
@@ -178,8 +171,8 @@ def look(folder: str | Path) -> RunView:
         task=record["task"]["name"],
         settings=record["settings"],
         origin=record.get("origin"),
-        start_reward=start_reward(report, rounds),
-        best_reward=best_reward(report, rounds),
+        start_reward=start,
+        best_reward=best,
         stop=report["stop"] if report else "",
         wall_s=report["wall_s"] if report else sum(each.wall_s for each in rounds),
         rounds=rounds,
@@ -187,85 +180,57 @@ def look(folder: str | Path) -> RunView:
 
 
 def report_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The report of a finished run; None where there is none, or where the run was taken back to an earlier round
-    since (LangGraph's time travel), so that it tells of other rounds. Raises DamagedError.
+    """The report of a finished run. None if there is no report, or if it is about other rounds, since the run was taken
+    back to an earlier round by LangGraph's time travel. Raises DamagedError.
     """
     path = folder / "result" / "report.json"
     if not path.is_file():
         return None
     report = read_json(path)
-    check_report(report, path)
+    if missing := [name for name in REPORT if not _holds(report, name)]:
+        raise DamagedError(f"{path} is damaged: it lacks {', '.join(missing)}.")
     try:
         told, there = (
             [(each["round"], each["action"], each.get("evaluation")) for each in rounds]
             for rounds in (report.get("rounds", records), records)
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path} or {folder}/decisions.jsonl is damaged: one of its rounds is none.") from error
+        raise DamagedError(f"{path} or {folder}/decisions.jsonl is damaged: a line of it is no round.") from error
     return report if told == there else None
 
 
-def check_report(report: Any, path: Path) -> None:
-    """Raise DamagedError where a report is not one."""
-    missing = lacks(report, REPORT_FIELDS)
-    if missing:
-        raise DamagedError(f"{path} is damaged: it lacks {', '.join(missing)}.")
+def _holds(report: Any, name: str) -> bool:
+    """Whether a report has the field "test.base.reward"."""
+    for part in name.split("."):
+        if not isinstance(report, dict) or part not in report:
+            return False
+        report = report[part]
+    return True
 
 
-def lacks(value: Any, wanted: Mapping[str, Any]) -> list[str]:
-    """Names of wanted fields that are not there, as "test.base.reward"."""
-    if not isinstance(value, dict):
-        return sorted(wanted)
-    missing = sorted(wanted.keys() - value.keys())
-    inner = [
-        f"{name}.{each}"
-        for name, fields in wanted.items()
-        if name in value and fields
-        for each in lacks(value[name], fields)
-    ]
-    return missing + inner
+_NAMED_OTHERWISE = {"number", "adapter", "prompt", "person", "editor_lines"}
+_AS_RECORDED = [each.name for each in fields(Round) if each.name not in _NAMED_OTHERWISE]
 
 
 def round_of(record: Mapping[str, Any]) -> Round:
-    """A line of decisions.jsonl as an object."""
+    """A line of decisions.jsonl as an object. Raises KeyError, TypeError or AttributeError if it is no round."""
     candidate = record["candidate"] or {}
     return Round(
+        **{name: record[name] for name in _AS_RECORDED},
         number=record["round"],
-        action=record["action"],
-        reason=record["reason"],
-        kept=record["kept"],
-        verdict=record["verdict"],
-        error=record["error"],
         adapter=candidate.get("adapter"),
         prompt=candidate.get("prompt"),
-        reward_before=record["reward_before"],
-        reward_after=record["reward_after"],
-        demand=record["demand"],
-        signal=record["signal"],
-        numbers=record["numbers"],
-        wall_s=record["wall_s"],
-        trained_tokens=record["trained_tokens"],
-        generated_tokens=record["generated_tokens"],
-        flop=record["flop"],
-        editor=record["editor"],
-        note=record["note"],
         person=record.get("person"),
         editor_lines=record.get("editor_lines", 0),
     )
 
 
-def start_reward(report: Mapping[str, Any] | None, rounds: Sequence[Round]) -> float | None:
-    if rounds:
-        return rounds[0].reward_before
-    reward: float | None = report["validation"]["base"]["reward"] if report else None
-    return reward
-
-
-def best_reward(report: Mapping[str, Any] | None, rounds: Sequence[Round]) -> float | None:
-    """Validation reward of the result; of the best that was kept so far, while there is none."""
+def _rewards(report: Mapping[str, Any] | None, rounds: Sequence[Round]) -> tuple[float | None, float | None]:
+    """Validation reward of the start, and of the result or, without one, of the best candidate kept so far."""
     if report:
-        reward: float | None = report["validation"]["result"]["reward"]
-        return reward
-    rewards = [rounds[0].reward_before] if rounds else []
-    kept = (each.reward_after for each in rounds if each.kept and each.reward_after is not None)
-    return max([*rewards, *kept], default=None)
+        base, result = (report["validation"][which]["reward"] for which in ("base", "result"))
+        return (rounds[0].reward_before if rounds else base), result
+    if not rounds:
+        return None, None
+    kept = [each.reward_after for each in rounds if each.kept and each.reward_after is not None]
+    return rounds[0].reward_before, max([rounds[0].reward_before, *kept])

@@ -114,7 +114,7 @@ def test_a_run_takes_a_graph_of_the_users_own_and_wants_it_again(begin: Any) -> 
     run = begin(graph=workflow, max_rounds=1)
     run.adapt()
     assert visited == [1]
-    assert [each.next for each in run.history()][0] == ()
+    assert run.history()[0].next == ()
     with pytest.raises(RunError, match=r"graph of your own: give it again, as Run.open\(..., graph=...\)"):
         nslora.Run.open(run.folder)
     assert nslora.Run.open(run.folder, graph=workflow).report()

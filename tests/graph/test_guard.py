@@ -26,7 +26,7 @@ def test_a_thread_is_not_run_in_another_runs_folder(begin: Begin) -> None:
     one, other = begin("one", max_rounds=1), begin("other", max_rounds=1)
     before = files_of(other.folder)
     with one.checkpointer() as saver, pytest.raises(RunError, match="is another run's than"):
-        build_graph(saver).invoke(one.first_state(), one.config, context=other.context)
+        build_graph(checkpointer=saver).invoke(one.first_state(), one.config, context=other.context)
     assert files_of(other.folder) == before
     assert one.adapt().report["stop"]  # nothing was lost
 
@@ -45,7 +45,10 @@ def test_a_server_may_name_threads_as_it_likes(begin: Begin, thread: str) -> Non
     run = begin("one", max_rounds=0)
     with run.checkpointer() as saver:
         config: Any = {**run.config, "configurable": {"thread_id": thread}}
-        assert build_graph(saver).invoke(run.first_state(), config, context=run.context)["status"] == "finished"
+        assert (
+            build_graph(checkpointer=saver).invoke(run.first_state(), config, context=run.context)["status"]
+            == "finished"
+        )
 
 
 def test_a_run_from_before_threads_had_names_is_no_place_for_another(begin: Begin) -> None:
@@ -54,4 +57,4 @@ def test_a_run_from_before_threads_had_names_is_no_place_for_another(begin: Begi
     del record["thread"]
     write_json(old.folder / "run.json", record)
     with one.checkpointer() as saver, pytest.raises(RunError, match="whose thread is adaptation"):
-        build_graph(saver).invoke(one.first_state(), one.config, context=old.context)
+        build_graph(checkpointer=saver).invoke(one.first_state(), one.config, context=old.context)

@@ -205,7 +205,7 @@ def test_no_answer_is_lost_without_a_word(begin: Begin, finished: Run, when: str
 
 def test_a_run_that_another_checkpointer_holds_is_not_begun_anew(begin: Begin) -> None:
     run, saver = begin(approve="edits", strategy="textgrad", max_rounds=2), InMemorySaver()
-    graph = build_graph(saver)
+    graph = build_graph(checkpointer=saver)
     graph.invoke(run.first_state(), run.config, context=run.context)
     question = (run.folder / QUESTION_FILE).read_text()
     for other in (run, Run.open(run.folder, checkpoints=InMemorySaver())):

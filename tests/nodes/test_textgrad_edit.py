@@ -259,7 +259,7 @@ def test_protected_texts_and_rules_of_the_user_hold(tmp_path: Path, task: Task) 
     begun = run(tmp_path, task, chat, max_rounds=1, editing={"protected": ["Stay polite."], "rules": ["No jokes."]})
     assert "Stay polite." in (begun.folder / "result" / "prompt.md").read_text()
     written = json.loads(next((begun.folder / "edits").glob("*.json")).read_text())
-    assert "protected text has vanished" in written["problems"][0]
+    assert "protected text is missing" in written["problems"][0]
     assert "No jokes." in str(chat.requests[-1][1].text)
 
 

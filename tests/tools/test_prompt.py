@@ -85,19 +85,22 @@ def test_latex_at_the_start_of_a_line_keeps_its_backslash() -> None:
     ("document", "reason"),
     [
         ("", "missing"),
-        ("Be brief: {question}", "before it"),
+        ("Be brief: {question}", "must begin with"),
         ("# System\nBe brief.", '"# Question template" is missing'),
-        ("# Question template\nQ:", "exactly once, but does not hold it"),
-        ("# Question template\n{question} {question}", "holds it 2 times"),
-        ("# System\na\n# System\nb\n# Question template\n{question}", '"# System" stands twice'),
+        ("# Question template\nQ:", "exactly once, but contains it 0 times"),
+        ("# Question template\n{question} {question}", "contains it 2 times"),
+        ("# System\na\n# System\nb\n# Question template\n{question}", '"System" twice'),
         ("# Rules\na\n# Question template\n{question}", '"# Rules" is unknown'),
         ("#\n# Question template\n{question}", "no name"),
         ("# Question template\n{question}\n# Demonstration 1\n## Question\nWho?", "Demonstration 1 has no reply"),
         ("# Question template\n{question}\n# Demonstration 1\n## Question\nWho?\n## Reply\n\n", "has no reply"),
         ("# Question template\n{question}\n# Demonstration 1\n## Reply\nADA", "Demonstration 1 has no question"),
         ("# Question template\n{question}\n# Demonstration 1\nWho?", "must begin with"),
-        ("# Question template\n{question}\n# Demonstration 1\n## Reply\nA\n## Reply\nB", "two parts"),
-        ("# System\n\\~\\xq\n# Question template\n{question}", "no Python escapes"),
+        (
+            "# Question template\n{question}\n# Demonstration 1\n## Reply\nA\n## Reply\nB",
+            'Demonstration 1 has "Reply" twice',
+        ),
+        ("# System\n\\~\\xq\n# Question template\n{question}", "must hold Python escapes"),
     ],
 )
 def test_a_document_that_does_not_parse_is_refused_with_the_reason(document: str, reason: str) -> None:
@@ -164,7 +167,7 @@ def test_a_protected_text_must_stay() -> None:
 
 
 def test_a_demonstration_with_an_empty_side_is_refused() -> None:
-    with pytest.raises(PromptError, match="Demonstration 1 is empty on one side"):
+    with pytest.raises(PromptError, match="Demonstration 1 has an empty question or reply"):
         check_prompt(Prompt(demonstrations=(Demonstration("Who?", " "),)))
 
 

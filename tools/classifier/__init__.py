@@ -1,1 +1,1 @@
-"""The reward-based classifier: does a failing reply need other content, another form, or both?"""
+"""The reward-based classifier: does a failing reply lack content, form, or both?"""

@@ -1,36 +1,30 @@
-"""The classifier as the loop uses it: repairs where reward calls are cheap, reward heads where they cost money.
+"""The classifier as the loop uses it: repairs if reward calls are cheap, reward heads if they cost money.
 
-Counterfactual repair (`tools/classifier/attribution.py`) asks the reward about four times a failure. A reward that is
-declared costly is asked about a few failures only, until a reply that earned full reward shows the layout; from then on
-two reward heads (`tools/classifier/bradley_terry.py`) answer without a call. How firm the reward is is measured once,
-by asking twice.
+Counterfactual repair (`tools/classifier/attribution.py`) calls the reward about four times a failure. A reward that is
+declared costly is called for a few failures only, until a reply with full reward shows the layout; from then on two
+reward heads (`tools/classifier/bradley_terry.py`) answer without a call. The noise of a reward is measured once, by
+scoring a few replies twice.
 
-Where no single repair earned full reward, the heads' answer is averaged in as a second opinion; where one did, the
-reward itself has spoken.
+If no single repair of a failure earned full reward, the heads' answer is averaged in as a second opinion.
 """
 
-from __future__ import annotations
-
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from nslora.tools.classifier.attribution import DEFAULTS, Attribution, AttributionSettings, attribute
+from nslora.tools.classifier.attribution import Attribution, attribute
 from nslora.tools.classifier.bradley_terry import RewardHeads, blend, fit_heads
+from nslora.tools.classifier.counterfactuals import DEFAULTS, AttributionSettings
 from nslora.tools.classifier.layouts import Layout, align, learn_layouts
 from nslora.tools.classifier.probability import p_content
 from nslora.tools.classifier.reference_style import bare, reference_style_of, without_reference_style
 from nslora.tools.classifier.reward_probe import LARGEST_NOISE, measure_tolerance
+from nslora.tools.rewards.reward import Reward
+from nslora.tools.rewards.score import Graded
+from nslora.tools.schema import Example
 
-if TYPE_CHECKING:
-    from nslora.tools.rewards.reward import Reward
-    from nslora.tools.rewards.score import Graded
-    from nslora.tools.schema import Example
-
-ASKED_TWICE = 5  # replies that are judged twice, to learn how firm a reward is
-FIRM = 1e-9
-COSTLY_CALLS = 3  # a failure, of a costly reward, while no layout is known
-COSTLY_FAILURES = 8  # failures that are repaired then; the others are given their mean
+COSTLY_CALLS = 3  # per failure, of a costly reward while no layout is known
+COSTLY_FAILURES = 8  # failures that are repaired then; the others get the mean of these
 
 
 def classify_failures(
@@ -41,10 +35,20 @@ def classify_failures(
     train: Sequence[Example] = (),
     settings: AttributionSettings = DEFAULTS,
 ) -> list[Attribution]:
-    """What each failing reply needs, in their order.
+    """Attribute each failing reply to content, form or both.
 
-    known_good: replies that earned full reward, from which layouts are learnt. train: rows that reward heads are
-    fitted on; without them there are none. Raises RewardError, with the row, where the reward misbehaves.
+    Args:
+        failures: Failing replies.
+        reward: The reward that scored them.
+        known_good: Replies that earned full reward, from which layouts are learnt.
+        train: Rows for the reference style and the reward heads; without them there are no heads.
+        settings: Call limits and tolerances.
+
+    Returns:
+        One attribution per failure, in the order of the failures.
+
+    Raises:
+        RewardError: The reward fails, or varies more than it declares; the message names the row.
     """
     if not failures:
         return []
@@ -52,90 +56,78 @@ def classify_failures(
     style = reference_style_of(train or [each.example for each in failures])
     plain = [without_reference_style(each, style) for each in failures]
     if reward.costly:
-        heads = heads_for(plain, known_good, train, style)
-        return without_calls(plain, heads) if heads else sparing(failures, reward, settings, style)
+        heads = _heads_for(plain, known_good, train, style)
+        return _without_calls(plain, heads) if heads else _with_few_calls(failures, reward, settings, style)
     repairs = attribute(failures, reward, known_good=known_good, style=style, settings=settings)
-    full = 1.0 - settings.tolerance - FIRM
-    open_ = [
+    doubtful = [
         i
         for i, each in enumerate(repairs)
-        if each.repaired_reward < full or each.repaired_reward <= 1.0 - each.missing_reward
+        if each.repaired_reward < settings.full_reward or each.repaired_reward <= 1.0 - each.missing_reward
     ]
-    heads = heads_for(plain, known_good, train, style) if open_ and settings.heads_weight > 0 else None
-    if heads is None:
-        return repairs
-    second = heads.attribute([plain[i] for i in open_])
-    blended = dict(zip(open_, blend([repairs[i] for i in open_], second, weight=settings.heads_weight), strict=True))
-    return [blended.get(i, each) for i, each in enumerate(repairs)]
+    heads = _heads_for(plain, known_good, train, style) if doubtful and settings.heads_weight > 0 else None
+    if heads is not None:
+        for i, second in zip(doubtful, heads.attribute([plain[i] for i in doubtful]), strict=True):
+            repairs[i] = blend(repairs[i], second, weight=settings.heads_weight)
+    return repairs
 
 
 def tolerance_of(reward: Reward, graded: Sequence[Graded]) -> float:
-    """What the task declares, else what a few replies judged twice say; measured once and remembered by the reward.
+    """Return the noise that the task declares or, if it declares none, the measured noise.
 
-    A costly reward is not asked twice: what it declares is believed. Raises RewardError, naming the row, where the
-    reward changes its mind by more than it declares.
+    The reward remembers the result, so that it is scored twice only once. The declared noise of a costly reward is
+    believed without a call.
+
+    Raises:
+        RewardError: Two scores of one reply differ by more than the declared noise; the message names the row.
     """
     if reward.costly:
         return reward.noise or 0.0
     if reward.tolerance is None:
         allowed = LARGEST_NOISE if reward.noise is None else reward.noise
-        measured = measure_tolerance(reward.fresh, graded, rows=ASKED_TWICE, largest=allowed)
+        measured = measure_tolerance(reward.fresh, graded, largest=allowed)
         reward.tolerance = measured if reward.noise is None else reward.noise
     return reward.tolerance
 
 
-def heads_for(
-    failures: Sequence[Graded], known_good: Sequence[Graded], train: Sequence[Example], style: Layout | None = None
+def _heads_for(
+    plain: Sequence[Graded], known_good: Sequence[Graded], train: Sequence[Example], style: Layout | None
 ) -> RewardHeads | None:
-    """Heads fitted on the train rows; None where no layout is known or the references do not differ.
-
-    frame: of the references; those of the failures come without it.
-    """
-    known_good, train = (
-        [without_reference_style(each, style) for each in known_good],
-        [bare(row, style) for row in train],
-    )
+    """Fit heads on the train rows; None if no layout is known or the references do not differ."""
+    known_good = [without_reference_style(each, style) for each in known_good]
     layouts = learn_layouts(known_good, limit=1)
     if not layouts or not train:
         return None
-    failing = [align(each.reply, each.example.reference) for each in failures if each.example.reference]
-    return fit_heads(
-        train,
-        layouts[0],
-        failing=list(dict.fromkeys(each for each in failing if each is not None)),
-        known_good=known_good,
-    )
+    aligned = [align(each.reply, each.example.reference) for each in plain if each.example.reference]
+    failing = list(dict.fromkeys(layout for layout in aligned if layout is not None))
+    return fit_heads([bare(row, style) for row in train], layouts[0], failing=failing, known_good=known_good)
 
 
-def without_calls(failures: Sequence[Graded], heads: RewardHeads) -> list[Attribution]:
-    """The heads' answers; the reward after one repair is what their deficits leave, since nobody asked the reward."""
+def _without_calls(failures: Sequence[Graded], heads: RewardHeads) -> list[Attribution]:
+    """The heads' attributions, with the reward after one repair that their deficits predict."""
     return [
         replace(each, repaired_reward=1.0 - each.missing_reward * min(each.content_deficit, each.form_deficit))
         for each in heads.attribute(failures)
     ]
 
 
-def sparing(
-    failures: Sequence[Graded], reward: Reward, settings: AttributionSettings, style: Layout | None = None
+def _with_few_calls(
+    failures: Sequence[Graded], reward: Reward, settings: AttributionSettings, style: Layout | None
 ) -> list[Attribution]:
-    """A few failures by repair, with few calls each; the others are given the mean of what those need."""
+    """Repair a few failures with few calls each; the others get the mean of these."""
     few = settings.model_copy(update={"max_calls_per_failure": min(COSTLY_CALLS, settings.max_calls_per_failure)})
-    asked = attribute(spread(failures, COSTLY_FAILURES), reward, style=style, settings=few)
-    content = sum(each.content_deficit for each in asked) / len(asked)
-    form = sum(each.form_deficit for each in asked) / len(asked)
+    # At equal distances, since the first rows of a sorted file would be alike.
+    count = min(COSTLY_FAILURES, len(failures))
+    chosen = [failures[i * len(failures) // count] for i in range(count)]
+    asked = attribute(chosen, reward, style=style, settings=few)
+    content = sum(each.content_deficit for each in asked) / count
+    form = sum(each.form_deficit for each in asked) / count
     limit = max(settings.deficit_tolerance, settings.tolerance)
     share = p_content(content, form, limit, limit) if content + form else 0.5
-    common = max({each.verdict for each in asked}, key=[each.verdict for each in asked].count)
+    common = statistics.mode(each.verdict for each in asked)
     known = {each.example_id: each for each in asked}
-    return [
-        known.get(each.example.id)
-        or Attribution(
-            each.example.id, content, form, share, max(0.0, 1.0 - each.score.value), common, None, each.score.value, 0
-        )
-        for each in failures
-    ]
 
+    def assumed(failure: Graded) -> Attribution:
+        row, own = failure.example.id, failure.score.value
+        return Attribution(row, content, form, share, max(0.0, 1.0 - own), common, None, own, 0)
 
-def spread(graded: Sequence[Graded], count: int) -> list[Graded]:
-    """So many of them at equal distances, for all: the first of a file that is sorted would be of one kind."""
-    return [graded[i * len(graded) // count] for i in range(count)] if len(graded) > count else list(graded)
+    return [known.get(each.example.id) or assumed(each) for each in failures]

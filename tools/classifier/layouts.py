@@ -1,45 +1,62 @@
-"""What good replies look like around their answers: layouts, learnt by aligning them with their references.
+"""Layouts: the text around the answer in replies that earned full reward.
 
-Text work only; no reward is asked here. A layout is what stands before and after the reference in a reply that earned
-full reward, with the case and the JSON escaping it was written in. `tools/classifier/answer_spans.py` finds where a
-failing reply's own answer stands; `tools/classifier/attribution.py` puts the two together and asks the reward.
+This module only compares texts. A layout is what stands before and after the reference in a good reply, with its case
+and its JSON escaping. `tools/classifier/answer_spans.py` finds the answer inside a failing reply;
+`tools/classifier/counterfactuals.py` combines the two and asks the reward.
 """
-
-from __future__ import annotations
 
 import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from nslora.tools.classifier.answer_core import FUNCTION_WORDS, NUMBER, WORD, CoreBook
 from nslora.tools.classifier.answer_lines import find_lines, lines_of, mark_of, marked, several, unmarked
-
-if TYPE_CHECKING:
-    from nslora.tools.rewards.score import Graded
+from nslora.tools.rewards.score import Graded
 
 Case = Literal["as is", "upper", "lower"]
 CASES: tuple[Case, ...] = ("as is", "upper", "lower")
-FRAMED_REPLIES = 40  # failing replies that are looked at for a frame they share
-SHARED_BY = 3  # pairs
+COMPARED_TEXTS = 40  # replies, or references, that are compared in pairs to find what they share
+LEAST_PAIRS = 3  # pairs that must share a layout
+LONGEST_RUN = 12  # words of a reference that are searched in a reply
 QUESTION = "\x00question\x00"  # stands for the row's own question in a layout; cannot occur in text
+BARE_CORE = "bare core"  # a guess of `LayoutBook`: the reference earns full reward without its outer function words
 
 
 @dataclass(frozen=True)
 class Span:
-    """Characters start..end of a reply. `framed`: a known layout stands around it, so replacing it leaves the form."""
+    """Characters start..end of a reply.
+
+    Attributes:
+        framed: Whether a known layout stands around the span, so that the form survives if the span is replaced.
+    """
 
     start: int
     end: int
     framed: bool = False
 
+    def of(self, text: str) -> str:
+        """The characters of the span."""
+        return text[self.start : self.end]
+
+    def trimmed(self, text: str) -> "Span":
+        """The span without the blanks at its ends; it counts as framed."""
+        inner = self.of(text)
+        start, end = self.start + len(inner) - len(inner.lstrip()), self.end - len(inner) + len(inner.rstrip())
+        return Span(start, end, framed=True)
+
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands around the answer in a good reply. mark: before each of its lines, where it has several."""
+    """The text around the answer in a good reply.
+
+    Attributes:
+        escaped: Whether the answer stands in a JSON string.
+        mark: The mark before each line of an answer of several lines.
+    """
 
     prefix: str = ""
     suffix: str = ""
@@ -52,58 +69,70 @@ class Layout:
         """Whether nothing stands around the answer."""
         return not self.prefix and not self.suffix and not self.mark
 
-    def for_any(self, question: str) -> Layout:
-        """The same layout with a mark in place of this row's question."""
-        if not question:
-            return self
+    def for_any(self, question: str) -> "Layout":
+        """The same layout with the placeholder `QUESTION` instead of this question."""
         prefix, suffix = (part.replace(question, QUESTION) for part in (self.prefix, self.suffix))
-        return Layout(prefix, suffix, self.case, self.escaped, self.mark)
+        return replace(self, prefix=prefix, suffix=suffix) if question else self
+
+    def around(self, question: str) -> tuple[str, str]:
+        """Prefix and suffix for a row with this question."""
+        return self.prefix.replace(QUESTION, question), self.suffix.replace(QUESTION, question)
 
     def wrap(self, core: str, question: str) -> str:
-        """The core in this layout, with the row's own question where the layout restates one."""
-        text = marked(escape(core) if self.escaped else core, self.mark)
-        prefix, suffix = (part.replace(QUESTION, question) for part in (self.prefix, self.suffix))
-        return prefix + in_case(text, self.case) + suffix
+        """Put an answer into this layout."""
+        prefix, suffix = self.around(question)
+        return prefix + in_case(marked(escape(core) if self.escaped else core, self.mark), self.case) + suffix
 
     def slot(self, reply: str, question: str) -> Span | None:
-        """Where the answer stands in a reply of this layout; None where the reply is of another."""
-        prefix, suffix = (part.replace(QUESTION, question).strip() for part in (self.prefix, self.suffix))
+        """Find the answer in a reply of this layout; None if the reply has another layout."""
+        prefix, suffix = (part.strip() for part in self.around(question))
         text = reply.strip()
         if not text.startswith(prefix) or not text.endswith(suffix) or len(text) <= len(prefix) + len(suffix):
             return None
         offset = len(reply) - len(reply.lstrip())
-        start, end = offset + len(prefix), offset + len(text) - len(suffix)
-        inner = reply[start:end]
-        if self.escaped and re.search(r'(?<!\\)"', inner):
+        span = Span(offset + len(prefix), offset + len(text) - len(suffix))
+        if self.escaped and re.search(r'(?<!\\)"', span.of(reply)):
             return None  # another field or another shape of JSON begins inside
-        return Span(start + len(inner) - len(inner.lstrip()), end - (len(inner) - len(inner.rstrip())), framed=True)
+        return span.trimmed(reply)
 
     def explains(self, reply: str, question: str) -> bool:
-        """Whether the reply could have been written in this layout."""
+        """Say whether the reply has this layout, case included."""
         slot = self.slot(reply, question)
-        inner = "" if slot is None else reply[slot.start : slot.end]
-        return slot is not None and inner == in_case(inner, self.case)
+        return slot is not None and slot.of(reply) == in_case(slot.of(reply), self.case)
 
 
 def escape(text: str) -> str:
-    """The text as it stands between the quotes of a JSON string."""
+    """Escape a text as it stands between the quotes of a JSON string."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def unescape(text: str) -> str:
-    """The text with its JSON escapes resolved; what is no valid escape stays as it came."""
+    """Resolve JSON escapes; an invalid escape stays as it is."""
     return re.sub(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})', lambda match: str(json.loads(f'"{match.group()}"')), text)
 
 
+def opens_json(text: str) -> bool:
+    """Say whether a text begins like a JSON object or list."""
+    return text.lstrip().startswith(("{", "["))
+
+
 def in_case(text: str, case: Case) -> str:
+    """Write a text in capitals, in small letters, or as it is."""
     return {"as is": text, "upper": text.upper(), "lower": text.lower()}[case]
 
 
 def learn_layouts(known_good: Iterable[Graded], limit: int = 3) -> list[Layout]:
-    """Layouts of replies that earned full reward, those that explain the most replies first, then the shortest.
+    """Learn layouts from replies that earned full reward.
 
-    Each reply is aligned with its reference, or, for a reference that is a sentence, with the longest run of its
-    words that the reply holds. Numbers show no case: a layout in capitals that explains them too goes first.
+    Each reply is aligned with its reference or, if the reply does not hold all of it, with the longest run of words of
+    the reference that it does hold. Numbers show no case, so a layout in capitals that explains them goes first.
+
+    Args:
+        known_good: Replies with full reward; those without a reference are ignored.
+        limit: Most layouts to return.
+
+    Returns:
+        Layouts that explain the most replies first, then the shortest.
     """
     goods = [good for good in known_good if good.example.reference is not None]
     counts: Counter[Layout] = Counter()
@@ -112,20 +141,18 @@ def learn_layouts(known_good: Iterable[Graded], limit: int = 3) -> list[Layout]:
         if layout is not None:
             counts[layout.for_any(good.example.question)] += 1
 
-    def explained(layout: Layout) -> int:
-        return sum(layout.explains(good.reply, good.example.question) for good in goods)
-
     def rank(layout: Layout) -> tuple[int, bool, int, int]:
-        return -explained(layout), layout.case == "as is", -counts[layout], len(layout.prefix) + len(layout.suffix)
+        explained = sum(layout.explains(good.reply, good.example.question) for good in goods)
+        return -explained, layout.case == "as is", -counts[layout], len(layout.prefix) + len(layout.suffix)
 
     return sorted(counts, key=rank)[:limit]
 
 
 class LayoutBook:
-    """Layouts to try, those that proved good on earlier rows first, and the frame of the references before them.
+    """The layouts to try on the next row: the reference style first, then learnt layouts, then guesses.
 
-    Where none was learnt, frames that the failing replies share and the reference itself in three cases are tried; a
-    guess that failed on `PATIENCE` rows and never worked is tried no more.
+    Without a learnt layout, the guesses are what the failing replies share, and the reference itself in three cases. A
+    guess that failed on `PATIENCE` rows and never worked is given up.
     """
 
     PATIENCE = 3
@@ -133,113 +160,99 @@ class LayoutBook:
     def __init__(
         self, known_good: Sequence[Graded], limit: int, failing: Sequence[str] = (), style: Layout | None = None
     ) -> None:
-        learnt = list(dict.fromkeys([*([style] if style else []), *learn_layouts(known_good, limit)]))
-        bare = [Layout(case=case) for case in (CASES if not learnt else CASES[:1])]
-        guesses = [*(shared_frames(failing) if not learnt else []), *bare]
-        self.layouts = [*learnt, *(layout for layout in guesses if layout not in learnt)]
+        known = [*([style] if style else []), *learn_layouts(known_good, limit)]
+        guesses = [Layout()] if known else [*shared_layouts(failing), *(Layout(case=case) for case in CASES)]
+        self.layouts = list(dict.fromkeys([*known, *guesses]))
         self.limit = limit
-        self.hits = dict.fromkeys(self.layouts, 0)
-        self.misses = dict.fromkeys(self.layouts, 0)
-        self._bare_hits = self._bare_misses = 0
-        self.cores = CoreBook()
+        self.hits: Counter[Layout | str] = Counter()
+        self.misses: Counter[Layout | str] = Counter()
+        self.cores = cores_of(known_good)
 
     def candidates(self) -> list[Layout]:
         """Layouts for the next row, best first."""
-        alive = [layout for layout in self.layouts if self.hits[layout] or self.misses[layout] < self.PATIENCE]
+        alive = [layout for layout in self.layouts if self.may_work(layout)]
         return sorted(alive, key=lambda layout: -self.hits[layout])[: self.limit]
 
-    @property
-    def bare_cores_work(self) -> bool:
-        """Whether a reference without its function words may still earn full reward here."""
-        return self._bare_hits > 0 or self._bare_misses < self.PATIENCE
+    def may_work(self, guess: Layout | str) -> bool:
+        """Say whether a layout, or `BARE_CORE`, has not been given up."""
+        return self.hits[guess] > 0 or self.misses[guess] < self.PATIENCE
 
-    def note_bare_core(self, worked: bool) -> None:
-        """Remember a row where the whole reference or its bare core earned full reward."""
-        self._bare_hits += worked
-        self._bare_misses += not worked
-
-    def note(self, layout: Layout, worked: bool) -> None:
-        """Remember whether the reference in this layout earned a row full reward."""
-        counts = self.hits if worked else self.misses
-        counts[layout] += 1
+    def note(self, guess: Layout | str, worked: bool) -> None:
+        """Remember whether a layout, or `BARE_CORE`, earned a row full reward."""
+        (self.hits if worked else self.misses)[guess] += 1
 
 
 def align(reply: str, reference: str) -> Layout | None:
-    """The layout of a good reply around its reference; None where the reply does not hold it."""
+    """Find the layout of a good reply around its reference; None if the reply does not hold the reference."""
     found = find_lines(reply, lines_of(reference)) if several(reference) else None
     if found is not None:
         return Layout(reply[: found.start()], reply[found.end() :], mark=mark_of(found.group()))
-    for core in [reference.strip(), *word_runs(reference)]:
-        for case in CASES:
-            for escaped in (False, True):
-                text = in_case(escape(core) if escaped else core, case)
-                if not core or (escaped and text == in_case(core, case)):
-                    continue
-                at = find_bounded(reply, text)
-                if at is not None:
-                    prefix, suffix = reply[:at], reply[at + len(text) :]
-                    quoted = prefix.lstrip().startswith(("{", "[")) and prefix.endswith('"')
-                    return Layout(prefix, suffix, case if _cased(core) else "as is", quoted)
+    for core, case, escaped in itertools.product([reference.strip(), *_word_runs(reference)], CASES, (False, True)):
+        text = in_case(escape(core) if escaped else core, case)
+        if not core or (escaped and text == in_case(core, case)):
+            continue
+        at = find_bounded(reply, text)
+        if at is not None:
+            cased = core.upper() != core.lower()
+            return _layout(reply[:at], reply[at + len(text) :], case if cased else "as is")
     return None
 
 
-def shared_frames(replies: Sequence[str], limit: int = 2) -> list[Layout]:
-    """What pairs of replies share before and after their answers, the most frequent first; cut at whole words.
+def shared_layouts(texts: Sequence[str], limit: int = 2) -> list[Layout]:
+    """Find what pairs of texts share before and after their answers, cut at whole words.
 
-    Replies in the right form with wrong answers show the form, before any reply was right.
+    Replies in the right form with wrong answers show the form before any reply earned full reward.
+
+    Returns:
+        At most `limit` layouts that `LEAST_PAIRS` pairs share, the most frequent first.
     """
-    texts = [text.strip() for text in dict.fromkeys(replies)][:FRAMED_REPLIES]
     counts: Counter[Layout] = Counter()
-    for one, other in itertools.combinations(texts, 2):
-        prefix = re.sub(r"\w+$", "", common_start(one, other))
-        suffix = re.sub(r"^\w+", "", common_start(one[::-1], other[::-1])[::-1])
-        if (prefix.strip() or suffix.strip()) and len(prefix) + len(suffix) < min(len(one), len(other)):
-            quoted = prefix.startswith(("{", "[")) and prefix.endswith('"')
-            counts[Layout(prefix, suffix, escaped=quoted)] += 1
-    return [layout for layout, count in counts.most_common(limit) if count >= SHARED_BY]
+    for pair in itertools.combinations([text.strip() for text in dict.fromkeys(texts)][:COMPARED_TEXTS], 2):
+        prefix = re.sub(r"\w+$", "", _common_start(*pair))
+        suffix = re.sub(r"^\w+", "", _common_start(pair[0][::-1], pair[1][::-1])[::-1])
+        if (prefix.strip() or suffix.strip()) and len(prefix) + len(suffix) < min(map(len, pair)):
+            counts[_layout(prefix, suffix)] += 1
+    return [layout for layout, count in counts.most_common(limit) if count >= LEAST_PAIRS]
 
 
-def common_start(one: str, other: str) -> str:
-    """The text with which both begin."""
-    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:length]
+def _common_start(one: str, other: str) -> str:
+    """The characters with which both texts begin."""
+    return "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def core_of(good: Graded) -> str | None:
-    """The part of its reference that a good reply holds; None where that cannot be told."""
-    layout = None if good.example.reference is None else align(good.reply, good.example.reference)
-    if layout is None:
-        return None
-    core = good.reply[len(layout.prefix) : len(good.reply) - len(layout.suffix)]
-    at = (good.example.reference or "").lower().find(core.lower())
-    return None if at < 0 else (good.example.reference or "")[at : at + len(core)]
+def _layout(prefix: str, suffix: str, case: Case = "as is") -> Layout:
+    """A layout; its answer is escaped if the prefix opens a JSON string."""
+    return Layout(prefix, suffix, case, opens_json(prefix) and prefix.endswith('"'))
 
 
-def _cased(text: str) -> bool:
-    return text.upper() != text.lower()
+def cores_of(known_good: Iterable[Graded]) -> CoreBook:
+    """Remember which part of its reference each good reply holds."""
+    book = CoreBook()
+    for good in known_good:
+        reference = good.example.reference or ""
+        layout = align(good.reply, reference)
+        if layout is not None:
+            core = good.reply[len(layout.prefix) : len(good.reply) - len(layout.suffix)]
+            at = reference.lower().find(core.lower())
+            book.note(reference, reference[at : at + len(core)] if at >= 0 else "")
+    return book
 
 
 def find_bounded(text: str, part: str) -> int | None:
-    """Where the part stands in the text as whole words, the last such place; None where it does not."""
-    at = text.rfind(part)
-    while at >= 0:
-        end = at + len(part)
-        before = part[:1].isalnum() and _in_word(text[at - 1 : at])
-        after = part[-1:].isalnum() and _in_word(text[end : end + 1])
-        if not before and not after:
-            return at
-        at = text.rfind(part, 0, end - 1)
-    return None
+    """Find the last place at which a text holds the part as whole words; None if there is no such place."""
+    if part not in text:
+        return None
+    before, after = r"(?<!\w)" * part[:1].isalnum(), r"(?!\w)" * part[-1:].isalnum()
+    places = [found.start() for found in re.finditer(f"{before}(?={re.escape(part)}{after})", text)]
+    return places[-1] if places else None
 
 
-def _in_word(letter: str) -> bool:
-    return letter.isalnum() or letter == "_"
+def _word_runs(reference: str) -> list[str]:
+    """Runs of whole words among the last `LONGEST_RUN` words of a reference, longest first.
 
-
-def word_runs(reference: str, longest: int = 12) -> list[str]:
-    """Runs of whole words of a reference, longest first; none where it is a single word, or where a run is only
-    function words. A long reference gives the runs of its last `longest` words, where answers stand."""
-    words = list(WORD.finditer(reference))[-longest:]
+    The whole reference and runs of function words are left out.
+    """
+    words = list(WORD.finditer(reference))[-LONGEST_RUN:]
     runs: list[str] = []
     for size in range(len(words), 0, -1):
         for first in range(len(words) - size, -1, -1):
@@ -250,9 +263,9 @@ def word_runs(reference: str, longest: int = 12) -> list[str]:
 
 
 def states(reply: str, reference: str) -> bool:
-    """Whether the reply states the reference, whatever the case, as whole words; numbers by value.
+    """Say whether the reply states the reference as whole words, in any case; numbers are compared by value.
 
-    Words without content at either end of the reference are not asked for: "1911" states "in 1911".
+    Function words at either end of the reference may be missing: "1911" states "in 1911".
     """
     if several(reference) and find_lines(reply, lines_of(unmarked(reference))) is not None:
         return True
@@ -266,13 +279,13 @@ def states(reply: str, reference: str) -> bool:
 
 
 def without_function_words(text: str) -> str:
-    """The text from its first to its last word of content; the text itself where it has none."""
+    """The text from its first to its last content word; the text itself if it has no content word."""
     words = [word for word in WORD.finditer(text) if word.group().lower() not in FUNCTION_WORDS]
     return text[words[0].start() : words[-1].end()] if words else text.strip()
 
 
 def number_in(text: str) -> float | None:
-    """The only number of a text; None where there is none or several."""
+    """The only number of a text; None if the text has no number or several."""
     found = NUMBER.findall(text)
     return _as_number(found[0]) if len(found) == 1 else None
 

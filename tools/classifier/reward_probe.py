@@ -1,77 +1,87 @@
-"""Asking a reward about repaired replies: cached, counted, capped, and named by row where it misbehaves."""
-
-from __future__ import annotations
+"""Calls of the reward by the classifier: cached, counted and capped, with errors that name the row."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from nslora.tools.errors import NsloraError, RewardError
+from nslora.tools.rewards.score import Graded, Score
+from nslora.tools.schema import Example
 
-if TYPE_CHECKING:
-    from nslora.tools.rewards.score import Graded, Score
-    from nslora.tools.schema import Example
+RewardFunction = Callable[[Example, str], Score]
+
+LARGEST_NOISE = 0.3  # a reward that varies more between two calls cannot show what a repair gains
+PROBED_ROWS = 5  # replies that are scored twice to measure the noise of a reward
+FURTHER_ROWS = 10  # more of them, if the first ones showed noise
 
 
-LARGEST_NOISE = 0.3  # a larger change of mind about one reply cannot be told from a repair
+class RewardProbe:
+    """Asks the reward about replies to one row; `calls` counts the calls that no cached value saved.
 
-FURTHER = 3  # times as many rows are asked twice where the first ones showed noise
+    Attributes:
+        cap: Most calls for this row.
+        held_back: Calls of the cap that may not be spent yet.
+    """
 
-
-class Asker:
-    """Asks the reward about one row: cached, counted, capped. held_back: calls of the cap that may not be spent now."""
-
-    def __init__(self, failure: Graded, reward: Callable[[Example, str], Score], cap: int) -> None:
+    def __init__(self, failure: Graded, reward: RewardFunction, cap: int) -> None:
         self.example, self.reward, self.cap = failure.example, reward, cap
         self.seen: dict[str, float] = {failure.reply: failure.score.value}
         self.calls = self.held_back = 0
 
     def __call__(self, reply: str | None) -> float | None:
-        """Reward of the reply; None where there is no reply or no call left."""
-        if reply is None:
+        """Return the reward of a reply, or None if there is no reply or no call left."""
+        if reply is None or (reply not in self.seen and self.calls >= self.cap - self.held_back):
             return None
         if reply not in self.seen:
-            if self.calls >= self.cap - self.held_back:
-                return None
             self.calls += 1
-            self.seen[reply] = self.fresh(reply)
+            self.seen[reply] = _value(self.reward, self.example, reply)
         return self.seen[reply]
 
-    def fresh(self, reply: str) -> float:
-        """Reward of the reply, asked anew and checked."""
-        row = f"Row {self.example.id}, reply {reply[:80]!r}"
-        try:
-            value = float(self.reward(self.example, reply).value)
-        except NsloraError:
-            raise
-        except Exception as error:
-            raise RewardError(f"{row}: the reward raised {type(error).__name__}: {error}; mend it.") from error
-        if not math.isfinite(value) or not 0.0 <= value <= 1.0:
-            raise RewardError(f"{row}: the reward returned {value}; it must be a number from 0 to 1.")
-        return value
 
+def measure_tolerance(reward: RewardFunction, graded: Sequence[Graded], *, largest: float = LARGEST_NOISE) -> float:
+    """Measure the noise of a reward by scoring a few replies twice.
 
-def measure_tolerance(
-    reward: Callable[[Example, str], Score], graded: Sequence[Graded], *, rows: int = 5, largest: float = LARGEST_NOISE
-) -> float:
-    """Noise of a reward: the largest change of mind over a few rows asked twice, doubled; 0.0 for a firm one.
+    If the first `PROBED_ROWS` replies show noise, `FURTHER_ROWS` more are scored twice: a reward that is pure chance
+    may agree with itself on a few rows.
 
-    One that wavers is asked about further rows, since a reward that means nothing may agree with itself by chance.
-    `reward` must not answer from a cache. Raises RewardError where it changes its mind by more than `largest`.
+    Args:
+        reward: The reward; it must not answer from a cache.
+        graded: Replies to score.
+        largest: Largest accepted difference between two scores of one reply.
+
+    Returns:
+        Twice the largest difference on the first rows, or the largest difference on the further rows if that is more,
+        but at most `largest`; 0.0 for a reward without noise.
+
+    Raises:
+        RewardError: Two scores of one reply differ by more than `largest`, or the reward fails.
     """
-    worst = max((_change_of_mind(reward, row, largest) for row in graded[:rows]), default=0.0)
+    further = PROBED_ROWS + FURTHER_ROWS
+    worst = max((_difference(reward, row, largest) for row in graded[:PROBED_ROWS]), default=0.0)
     if worst == 0.0:
         return 0.0
-    further = graded[rows : rows * FURTHER]
-    return min(largest, max([2 * worst, *(_change_of_mind(reward, row, largest) for row in further)]))
+    return min(largest, max([2 * worst, *(_difference(reward, row, largest) for row in graded[PROBED_ROWS:further])]))
 
 
-def _change_of_mind(reward: Callable[[Example, str], Score], row: Graded, largest: float) -> float:
-    asker = Asker(row, reward, cap=2)
-    first, second = (asker.fresh(row.reply) for _ in range(2))
+def _difference(reward: RewardFunction, row: Graded, largest: float) -> float:
+    """Difference between two scores of one reply."""
+    first, second = (_value(reward, row.example, row.reply) for _ in range(2))
     if abs(first - second) > largest:
         raise RewardError(
-            f"Row {row.example.id}: the reward gave {first:.3f} and then {second:.3f} for the same reply "
-            f"{row.reply[:80]!r}; a change of at most {largest:g} can be worked with, so make it steadier."
+            f"Row {row.example.id}: the reward returned {first:.3f} and then {second:.3f} for the same reply "
+            f"{row.reply[:80]!r}, but scores of one reply may differ by at most {largest:g}; make the reward steadier."
         )
     return abs(first - second)
+
+
+def _value(reward: RewardFunction, example: Example, reply: str) -> float:
+    """Call the reward and check that it returned a number from 0 to 1."""
+    row = f"Row {example.id}, reply {reply[:80]!r}"
+    try:
+        value = float(reward(example, reply).value)
+    except NsloraError:
+        raise
+    except Exception as error:
+        raise RewardError(f"{row}: the reward raised {type(error).__name__}: {error}; correct the reward.") from error
+    if not math.isfinite(value) or not 0.0 <= value <= 1.0:
+        raise RewardError(f"{row}: the reward returned {value}, but it must return a number from 0 to 1.")
+    return value

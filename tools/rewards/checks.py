@@ -1,7 +1,7 @@
-"""The built-in checks: each gives a value in [0, 1], words about what is wrong, and a mended reply where it can.
+"""The built-in checks: each scores a reply, explains what is wrong, and repairs the reply if it can.
 
-A check does not say whether it is about content or form; nothing in the loop may know. Its options are the fields of
-its class, so that a wrong option in a task.yaml is refused by name.
+A check does not say whether it scores content or form; no part of the loop may know. Options are the fields of its
+class, so an unknown option in task.yaml is an error that names the option.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import unicodedata
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,8 +22,7 @@ from nslora.tools.schema import Settings
 if TYPE_CHECKING:
     from nslora.tools.schema import Example
 
-REFERENCE = "reference"
-# Scripts without spaces between words, or (Hangul) whose words take endings: from Thai to Khmer, kana, Han, Hangul.
+# Scripts without spaces between words, and Hangul, whose words take endings: Thai to Khmer, kana, Han, Hangul.
 _SPACELESS_RANGES = (
     r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
     r"\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -34,31 +33,26 @@ _IN_WORDS = rf"[^\W{_SPACELESS_RANGES}]"
 _TYPED = MINUS | str.maketrans("‘’ʼ“”", "'''\"\"")
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
-_SIGNED = re.compile(r"(?:^|[^\w)\]])-\Z")  # of a number; in "1910-1911", "B-25" and "(3)-4" it is none
+_SIGNED = re.compile(r"(?:^|[^\w)\]])-\Z")  # a minus sign, unlike the hyphen in "1910-1911", "B-25" and "(3)-4"
 _OPENING, _CLOSING = "\"'“‘([{*", "\"'”’)]}*.,;:!?"
 
 
 def _beside(end: str) -> str:
-    """A pattern for what would go on with a word that begins or ends with this character; empty where nothing would."""
+    """Give the pattern of a character that would continue a word after (or before) `end`; "" if none would."""
     if re.match(_NUMERALS, end):
-        return _NUMERALS  # 三 is none of the numbers in 十三
+        return _NUMERALS  # 三 is not the number 十三
     return "" if _SPACELESS.match(end) else _IN_WORDS
 
 
-def composed(text: str) -> str:
-    """The text with each letter and its accents as one character, however they came (Unicode NFC)."""
+def _composed(text: str) -> str:
+    """Normalise to Unicode NFC: a letter and its accents are one character."""
     return unicodedata.normalize("NFC", text)
 
 
-def typed(text: str) -> str:
-    """The text as a keyboard writes it: composed, and with plain apostrophes, quotes and hyphens."""
-    return composed(text).translate(_TYPED)
+def _cuts_a_number(text: str, start: int, end: int) -> bool:
+    """Whether text[start:end] begins or ends inside a number, or leaves out a number's sign.
 
-
-def cuts_a_number(text: str, start: int, end: int) -> bool:
-    """Whether the place start..end of a text begins or ends inside a number, or leaves out a number's sign.
-
-    Three numbers or more with commas alone between them are a list; "25,5" is one number, and so is "1,250,000".
+    Three or more numbers with commas alone between them are a list; "25,5" and "1,250,000" are one number each.
     """
     for run in _NUMBERS.finditer(text):
         if run.end() < start or run.start() > end:
@@ -78,9 +72,13 @@ def cuts_a_number(text: str, start: int, end: int) -> bool:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check says about one reply: a value in [0, 1] and words about what is wrong ("" at 1).
+    """The result of one check on one reply.
 
-    parts and suggestion are set by a user's function that returns a whole Score.
+    Attributes:
+        value: In [0, 1].
+        feedback: What is wrong; "" at 1.
+        parts: Named values in [0, 1], if a user's function returned a Score.
+        suggestion: A reply that a user's function suggested.
     """
 
     value: float
@@ -89,11 +87,8 @@ class CheckResult:
     suggestion: str | None = None
 
 
-RIGHT = CheckResult(1.0)
-
-
 class Check(Settings):
-    """A named, weighted check. `wanted` replaces its own words about what the reply should be."""
+    """A named, weighted check. `wanted` replaces the check's own description of a right reply in feedback."""
 
     check: str
     name: str = Field(min_length=1)
@@ -102,20 +97,15 @@ class Check(Settings):
 
     @abstractmethod
     def grade(self, example: Example, reply: str) -> CheckResult:
-        """Judge the reply to this row."""
+        """Score the reply to this row."""
 
     def mend(self, example: Example, reply: str) -> str:
-        """A reply as near to this one as possible that the check accepts; the same one where it knows none."""
+        """Repair the reply with as little change as possible; return it unchanged if the check knows no repair."""
         return reply
 
     def problem(self, example: Example) -> str | None:
-        """Why this row cannot be judged, as the end of a sentence; None where it can."""
+        """Say why the check cannot score this row, as the end of a sentence; None if it can."""
         return None
-
-    @property
-    def tells(self) -> bool:
-        """Whether what would be right may be shown."""
-        return True
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -123,19 +113,42 @@ class Check(Settings):
         return self.model_dump(by_alias=True, exclude_defaults=True)
 
 
-class FieldCheck(Check):
-    """A check against a text of the row: its reference, or the column named by `field` (a list: any of them)."""
+class BuiltInCheck(Check):
+    """A check that a reply passes or fails: value 1 or 0."""
 
-    field: str = REFERENCE
+    @abstractmethod
+    def fault(self, example: Example, reply: str) -> str | None:
+        """Say what is wrong with the reply; None if it passes."""
+
+    def repaired(self, example: Example, reply: str) -> str:
+        """Repair a reply that fails; return it unchanged if the check knows no repair."""
+        return reply
+
+    def grade(self, example: Example, reply: str) -> CheckResult:
+        fault = self.fault(example, reply)
+        return CheckResult(1.0) if fault is None else CheckResult(0.0, fault)
+
+    def mend(self, example: Example, reply: str) -> str:
+        return reply if self.fault(example, reply) is None else self.repaired(example, reply)
+
+
+class FieldCheck(BuiltInCheck):
+    """A check against a text of the row: its reference, or the column named by `field` (a list: any of its texts).
+
+    `reveal: false` hides the text from feedback, and all suggestions of the reward.
+    """
+
+    verb: ClassVar[str]  # "The reply {verb} 'text'."
+    field: str = "reference"
     reveal: bool = True
 
-    @property
-    def tells(self) -> bool:
-        return self.reveal
+    @abstractmethod
+    def matches(self, text: str, reply: str) -> bool:
+        """Whether the reply passes for this text."""
 
     def texts(self, example: Example) -> list[str]:
-        """The texts that are accepted, of which the first stands in suggestions."""
-        value = example.reference if self.field == REFERENCE else example.fields.get(self.field)
+        """List the accepted texts. Suggestions use the first."""
+        value = example.reference if self.field == "reference" else example.fields.get(self.field)
         values = value if isinstance(value, list | tuple) else [value]
         return [str(text) for text in values if text is not None and str(text).strip()]
 
@@ -145,32 +158,31 @@ class FieldCheck(Check):
         found = ", ".join(map(str, example.fields))
         return f"the check {self.name!r} needs the field {self.field!r}, which is missing or empty (found: {found})"
 
-    def words(self, verb: str, example: Example) -> str:
-        """Words about a reply that is wrong; only where it may be shown do they quote the text."""
+    def fault(self, example: Example, reply: str) -> str | None:
+        texts = self.texts(example)
+        if any(self.matches(text, reply) for text in texts):
+            return None
         if self.wanted is not None:
             return f"The reply should be {self.wanted}."
-        shown = repr(self.texts(example)[0]) if self.reveal else f"the right text ({self.field})"
-        return f"The reply {verb} {shown}."
+        return f"The reply {self.verb} {repr(texts[0]) if self.reveal else f'the right text ({self.field})'}."
+
+    def repaired(self, example: Example, reply: str) -> str:
+        return self.texts(example)[0]
 
 
 class ExactMatch(FieldCheck):
-    """The reply is the text, up to case, spacing and the punctuation around its words."""
+    """The reply equals the text, apart from case, white space and the punctuation around words."""
 
+    verb = "should be exactly"
     ignore_case: bool = True
     ignore_whitespace: bool = True
     ignore_punctuation: bool = True
 
-    def grade(self, example: Example, reply: str) -> CheckResult:
-        if self.normal(reply) in map(self.normal, self.texts(example)):
-            return RIGHT
-        return CheckResult(0.0, self.words("should be exactly", example))
+    def matches(self, text: str, reply: str) -> bool:
+        return self._normal(text) == self._normal(reply)
 
-    def mend(self, example: Example, reply: str) -> str:
-        return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]
-
-    def normal(self, text: str) -> str:
-        """The text without what is ignored."""
-        text = composed(text)
+    def _normal(self, text: str) -> str:
+        text = _composed(text)
         if self.ignore_punctuation:
             text = re.sub(r"\S+", lambda word: word[0].lstrip(_OPENING).rstrip(_CLOSING) or word[0], text)
         if self.ignore_whitespace:
@@ -179,36 +191,31 @@ class ExactMatch(FieldCheck):
 
 
 class Contains(FieldCheck):
-    """The text stands in the reply, at word boundaries (`whole_words: false`: anywhere), whatever the spacing."""
+    """The reply contains the text at word boundaries (`whole_words: false`: anywhere), whatever the white space."""
 
+    verb = "does not contain"
     ignore_case: bool = True
     whole_words: bool = True
 
-    def grade(self, example: Example, reply: str) -> CheckResult:
-        if any(self.finds(text, reply) for text in self.texts(example)):
-            return RIGHT
-        return CheckResult(0.0, self.words("does not contain", example))
+    def matches(self, text: str, reply: str) -> bool:
+        """Whether the reply contains the text.
 
-    def mend(self, example: Example, reply: str) -> str:
-        return reply if self.grade(example, reply).value == 1 else self.texts(example)[0]
-
-    def finds(self, text: str, reply: str) -> bool:
-        """Whether the text stands in the reply. 25 does not stand in 125, 1.25, 25.5 or -25, but in 24,25,26; nor does
-        三 in 十三; 王芳 does in 由王芳看守, since scripts that put no spaces between words show no boundary.
+        24,25,26 contains 25, but 125, 1.25, 25.5 and -25 do not. 十三 does not contain 三. 由王芳看守 contains
+        王芳, because scripts without spaces between words show no boundary.
         """
-        words, reply = typed(text).split(), typed(reply)
+        words, reply = _composed(text).translate(_TYPED).split(), _composed(reply).translate(_TYPED)
         pattern = r"\s+".join(map(re.escape, words))
         if self.whole_words and words:
             before, after = map(_beside, (words[0][0], words[-1][-1]))
             pattern = (before and f"(?<!{before})") + pattern + (after and f"(?!{after})")
         found = re.finditer(pattern, reply, re.IGNORECASE if self.ignore_case else 0)
-        return any(not (self.whole_words and cuts_a_number(reply, *match.span())) for match in found)
+        return any(not (self.whole_words and _cuts_a_number(reply, *match.span())) for match in found)
 
 
-class Regex(Check):
-    """The pattern fits the whole reply without the white space around it (`full: false`: any part of the reply).
+class Regex(BuiltInCheck):
+    """The pattern matches the whole reply, stripped (`full: false`: any part of the reply).
 
-    form builds a reply that fits, such as `ANSWER: {reply} [END]`.
+    `form` builds a matching reply, for example `ANSWER: {reply} [END]`.
     """
 
     pattern: str
@@ -222,45 +229,43 @@ class Regex(Check):
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from error
+            raise ValueError(f"invalid regular expression: {error}") from error
         return pattern
 
     @field_validator("form")
     @classmethod
     def _has_a_place(cls, form: str | None) -> str | None:
         if form is not None and form.count("{reply}") != 1:
-            raise ValueError("must hold {reply} exactly once")
+            raise ValueError("must contain {reply} exactly once")
         return form
 
-    def grade(self, example: Example, reply: str) -> CheckResult:
+    def fault(self, example: Example, reply: str) -> str | None:
         flags = re.IGNORECASE if self.ignore_case else 0
         found = re.fullmatch(self.pattern, reply.strip(), flags) if self.full else re.search(self.pattern, reply, flags)
         if found:
-            return RIGHT
-        return CheckResult(0.0, f"The reply should be {self.wanted or f'text that fits the pattern {self.pattern}'}.")
+            return None
+        return f"The reply should be {self.wanted or f'text that matches the pattern {self.pattern}'}."
 
-    def mend(self, example: Example, reply: str) -> str:
-        if self.form is None or self.grade(example, reply).value == 1:
-            return reply
-        return self.form.replace("{reply}", reply)
+    def repaired(self, example: Example, reply: str) -> str:
+        return reply if self.form is None else self.form.replace("{reply}", reply)
 
 
-class UpperCase(Check):
-    """The whole reply stands in capital letters, with at least one letter."""
+class UpperCase(BuiltInCheck):
+    """The whole reply is in capital letters and has at least one letter."""
 
-    def grade(self, example: Example, reply: str) -> CheckResult:
+    def fault(self, example: Example, reply: str) -> str | None:
         if reply == reply.upper() and reply != reply.lower():
-            return RIGHT
-        return CheckResult(0.0, f"The reply should be {self.wanted or 'written in capital letters throughout'}.")
+            return None
+        return f"The reply should be {self.wanted or 'written in capital letters throughout'}."
 
-    def mend(self, example: Example, reply: str) -> str:
+    def repaired(self, example: Example, reply: str) -> str:
         return reply.upper()
 
 
-class JsonSchema(Check):
-    """The reply is one JSON value, and nothing else, that the schema accepts."""
+class JsonSchema(BuiltInCheck):
+    """The reply is one JSON value, valid under the schema, with no text around it."""
 
-    # Not named `schema`, which pydantic's own models had as a method.
+    # Not named `schema`: that is a deprecated method of pydantic models.
     shape: dict[str, Any] = Field(alias="schema")
 
     @field_validator("shape")
@@ -274,13 +279,13 @@ class JsonSchema(Check):
             Draft202012Validator.check_schema(shape)
             json.dumps(shape)
         except SchemaError as error:
-            raise ValueError(f"no JSON schema: {error.message}") from error
+            raise ValueError(f"invalid JSON schema: {error.message}") from error
         except TypeError as error:
-            raise ValueError(f"holds a value that JSON does not have ({error}): write it in quotes") from error
+            raise ValueError(f"contains a value that JSON cannot represent ({error}): write it in quotes") from error
         refuse_open_references(shape)
         return shape
 
-    def grade(self, example: Example, reply: str) -> CheckResult:
+    def fault(self, example: Example, reply: str) -> str | None:
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import best_match
         from jsonschema_specifications import REGISTRY
@@ -288,29 +293,26 @@ class JsonSchema(Check):
         try:
             error = best_match(Draft202012Validator(self.shape, registry=REGISTRY).iter_errors(json.loads(reply)))
         except (ValueError, RecursionError):  # a model that repeats itself nests brackets deeper than Python's stack
-            return CheckResult(0.0, f"The reply should be {self.description()}, with no text before or after it.")
-        if error is None:
-            return RIGHT
-        return CheckResult(0.0, f"The reply should be {self.description()}, but {error.message}.")
+            return f"The reply should be {self._description()}, with no text before or after it."
+        return None if error is None else f"The reply should be {self._description()}, but {error.message}."
 
-    def mend(self, example: Example, reply: str) -> str:
+    def repaired(self, example: Example, reply: str) -> str:
         required = self.shape.get("required", [])
-        if len(required) != 1 or self.grade(example, reply).value == 1:
+        if len(required) != 1:
             return reply
         field = self.shape.get("properties", {}).get(required[0])
         kind = field.get("type", "string") if isinstance(field, dict) else "string"
         return json.dumps({required[0]: reply}, ensure_ascii=False) if kind == "string" else reply
 
-    def description(self) -> str:
-        """The schema in words."""
+    def _description(self) -> str:
         keys = self.shape.get("required", [])
         if self.wanted is not None or self.shape.get("type") != "object" or not keys:
-            return self.wanted or f"JSON that fits the schema {json.dumps(self.shape)}"
+            return self.wanted or f"JSON that is valid under the schema {json.dumps(self.shape)}"
         return f"a JSON object with the key{'s' if len(keys) > 1 else ''} {', '.join(keys)}"
 
 
-class Length(Check):
-    """The reply has so many words (parts between white space) or characters."""
+class Length(BuiltInCheck):
+    """The reply has a bounded number of words (separated by white space) or characters."""
 
     min_words: int | None = Field(None, ge=1)
     max_words: int | None = Field(None, ge=1)
@@ -324,7 +326,7 @@ class Length(Check):
             raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
         return self
 
-    def grade(self, example: Example, reply: str) -> CheckResult:
+    def fault(self, example: Example, reply: str) -> str | None:
         words, chars = len(reply.split()), len(reply)
         wrong = []
         if self.min_words is not None and words < self.min_words:
@@ -334,10 +336,10 @@ class Length(Check):
         if self.max_chars is not None and chars > self.max_chars:
             wrong.append(f"The reply should have at most {self.max_chars} characters, not {chars}.")
         if not wrong:
-            return RIGHT
-        return CheckResult(0.0, " ".join(wrong) if self.wanted is None else f"The reply should be {self.wanted}.")
+            return None
+        return " ".join(wrong) if self.wanted is None else f"The reply should be {self.wanted}."
 
-    def mend(self, example: Example, reply: str) -> str:
+    def mend(self, example: Example, reply: str) -> str:  # also strips a reply that is short enough
         if self.max_words is not None and len(reply.split()) > self.max_words:
             ends = [word.end() for word in re.finditer(r"\S+", reply)]
             reply = reply[: ends[self.max_words - 1]]

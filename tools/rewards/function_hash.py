@@ -1,4 +1,7 @@
-"""What a function is, as text that is the same in every process: its source, and what its source does not say."""
+"""Describe a function as text that is the same in every process, for its hash: its source and the values it binds.
+
+Task hashes depend on every character of these descriptions.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from nslora.tools.files import as_text
 
 PLAIN = (str, bytes, numbers.Number, type(None), datetime.date, datetime.time, datetime.timedelta, PurePath)
 BARE_REPR: Any = object.__repr__
-Seen = frozenset[int]  # ids of what is being told further out: a function may hold itself
+Seen = frozenset[int]  # ids of the enclosing values, because a function may refer to itself
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
@@ -30,22 +33,28 @@ _KNOWN: dict[tuple[int, str, bool], tuple[Any, str]] = {}
 
 
 def first_text_of(function: Callable[..., Any], *, whole: bool = False) -> str:
-    """What `text_of` said when this very function, or this object's method, was first asked about in this process.
+    """Give the first result of `text_of` for this function, or this method of this object, in this process.
 
-    A reward that counts its calls or remembers its answers would become another one by being used.
+    Otherwise a reward that counts its calls or caches its answers would change its hash when it is used.
     """
-    held = getattr(function, "__self__", function)  # a bound method is made anew each time it is named
+    held = getattr(function, "__self__", function)  # every access to a bound method makes a new object
     key = (id(held), getattr(function, "__name__", ""), whole)
     if key not in _KNOWN:
-        _KNOWN[key] = (held, text_of(function, whole=whole))  # which keeps it, and its id its own
+        _KNOWN[key] = (held, text_of(function, whole=whole))  # the reference keeps the id valid
     return _KNOWN[key][1]
 
 
 def text_of(function: Callable[..., Any], *, whole: bool = False, seen: Seen = frozenset()) -> str:
-    """The source of a function, or of its whole module; of an object, that of its class.
+    """Describe a function by its source, or an object by the source of its class.
 
-    What a partial binds stands before it; behind it stands what the source leaves open: values that it closes over,
-    defaults that are no literals, what an object holds, and the compiled code where no source is that function's alone.
+    The arguments of a `functools.partial` come first. After the source come the values that it does not show: closure
+    variables, defaults that are not literals, the state of an object, and the bytecode if the source is not available
+    or holds more than this function.
+
+    Args:
+        function: A function, method, class, `functools.partial` or callable object.
+        whole: True for the source of the whole module.
+        seen: Ids of enclosing values; these are not described again.
     """
     seen |= {id(function)}
     bound = ""
@@ -59,7 +68,7 @@ def text_of(function: Callable[..., Any], *, whole: bool = False, seen: Seen = f
 
 
 def described(value: Any, seen: Seen = frozenset()) -> str:
-    """A value as text, like its repr but without addresses, sets in order and functions by what they are."""
+    """Describe a value like `repr`, but without addresses, with sets sorted and functions by their source."""
     if id(value) in seen:
         return "..."
     if isinstance(value, PLAIN):
@@ -86,12 +95,12 @@ def described(value: Any, seen: Seen = frozenset()) -> str:
     if dataclasses.is_dataclass(value):
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.repr}
         return f"{type(value).__qualname__}({', '.join(f'{k}={described(v, inner)}' for k, v in fields.items())})"
-    if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # an array, whose repr leaves out its middle
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # an array: its repr omits the middle
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if type(value).__repr__ is not BARE_REPR:
-        with suppress(Exception):  # that of a user's class may need what is not there yet
+        with suppress(Exception):  # the repr of a user's class may fail on an incomplete object
             return as_text(repr(value))
-    # One that holds plain values alone is known by them; a client or a lock is not, and differs in each process.
+    # Describe the state only if it is plain values; a client or a lock differs in each process.
     held = object.__getstate__(value)
     return f"<{type(value).__module__}.{type(value).__qualname__} object>" + (
         described(held, inner) if held and _is_plain(held) else ""
@@ -114,7 +123,7 @@ def _source(known: Any) -> str:
 
 
 def _left_open(function: Any, source: str, seen: Seen) -> Iterator[str]:
-    """What the source of a function, or of an object's class, does not say."""
+    """Describe the values that the source of a function, or of an object's class, does not show."""
     if inspect.isclass(function):
         return
     if inspect.ismethod(function):
@@ -127,7 +136,7 @@ def _left_open(function: Any, source: str, seen: Seen) -> Iterator[str]:
         yield from _left_open_by_definition(function, source, seen)
     elif inspect.isroutine(function):
         yield as_text(repr(function))
-    elif held := function.__getstate__():  # by which a class can leave out a clock or a client
+    elif held := function.__getstate__():  # a class can define it to leave out a clock or a client
         yield described(held, seen)
 
 
@@ -139,23 +148,23 @@ def _left_open_by_definition(function: FunctionType, source: str, seen: Seen) ->
         yield described([function.__defaults__, function.__kwdefaults__], seen)
     closed_over = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # nothing was assigned to it yet
+        with suppress(ValueError):  # not assigned yet
             closed_over[name] = cell.cell_contents
     if closed_over:
         yield described(closed_over, seen)
 
 
 def _definition(function: FunctionType, source: str) -> Definition | None:
-    """Where the source defines the function; None where it does not, or may mean another one just as well."""
+    """Find the definition of the function in the source; None if it is missing or ambiguous."""
     try:
         tree = ast.parse(textwrap.dedent(source))
-    except SyntaxError:  # a line of an expression, say
+    except SyntaxError:  # for example one line of a longer expression
         return None
     kinds = ast.Lambda if function.__name__ == "<lambda>" else (ast.FunctionDef, ast.AsyncFunctionDef)
     found = [each for each in ast.walk(tree) if isinstance(each, kinds)]
     if not found or (len(found) > 1 and isinstance(found[0], ast.Lambda)):
         return None
-    return found[0]  # `walk` gives an outer function before those inside
+    return found[0]  # `walk` yields an outer function before inner ones
 
 
 def _literal_defaults(definition: Definition) -> bool:

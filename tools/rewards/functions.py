@@ -1,4 +1,4 @@
-"""A user's own reward functions: found by name, called with what they ask for, held to a number in [0, 1]."""
+"""Reward functions of the user: find them by name, call them, and check that they return a number in [0, 1]."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from pydantic import Field, ValidationError
 from nslora.tools.errors import NsloraError, RewardError
 from nslora.tools.rewards.checks import Check, CheckResult
 from nslora.tools.rewards.function_hash import first_text_of
+from nslora.tools.rewards.score import Score
 
 if TYPE_CHECKING:
     from nslora.tools.schema import Example
 
-OFFERED = ("question", "reference", "reply", "example")
+_OFFERED = ("question", "reference", "reply", "example")
 _ROUNDING = 1e-9
 
 
 class FunctionCheck(Check):
-    """A check that asks a function: keywords among question, reference, reply, example, plus the spec's options.
+    """A check that calls a function with question, reference, reply and example, by keyword, plus the spec's options.
 
-    It returns a number in [0, 1] or a bool, (number, feedback), {"score", "feedback"} or a Score.
+    The function returns a number in [0, 1], a bool, (number, feedback), {"score", "feedback"} or a Score.
     """
 
     function: Callable[..., Any]
     options: dict[str, Any] = Field(default_factory=dict)
-    named: bool = Field(False, exclude=True)  # as module:function; then what it calls in its module counts as well
+    named: bool = Field(False, exclude=True)  # given as module:function: hash the whole module, with its helpers
 
     @property
     def spec(self) -> dict[str, Any]:
-        """With the function's text, so that scores of an older version are not taken for its own.
+        """The check as plain values, with a hash of the function, so that scores of two versions do not mix.
 
-        Of an object counts what it holds when it is first given; a clock or a client is left out by `__getstate__`.
+        For an object, the hash covers its state at first use; `__getstate__` can leave out a clock or a client.
         """
         plain = self.model_dump(exclude_defaults=True, exclude={"function"})
         return {**plain, "code": hashlib.sha256(first_text_of(self.function, whole=self.named).encode()).hexdigest()}
@@ -54,32 +55,36 @@ class FunctionCheck(Check):
             raise
         except (Exception, SystemExit) as error:
             raise RewardError(
-                f"{where} raised {type(error).__name__}: {error}; mend the function and begin a new run "
+                f"{where} raised {type(error).__name__}: {error}; fix the function and begin a new run "
                 "(scores of two versions do not mix; known replies are not generated again)."
             ) from error
-        return _verdict(result, where)
+        return _checked(result, where)
 
 
 def function_check(spec: Mapping[str, Any], folder: Path | None = None) -> FunctionCheck:
-    """The check of a spec `{"check": "package.module:function", ...options}`. Raises RewardError."""
+    """Build the check of a spec `{"check": "package.module:function", ...options}`.
+
+    Raises:
+        RewardError: If the function cannot be found or called, or `name` or `weight` is wrong.
+    """
     kind = spec["check"]
     function = _find(kind, folder)
-    options = {key: value for key, value in spec.items() if key not in ("check", "name", "weight", "wanted")}
     own = {key: spec[key] for key in ("name", "weight", "wanted") if key in spec}
-    _refuse_signature(kind, function, options)
+    options = {key: value for key, value in spec.items() if key != "check" and key not in own}
+    _check_signature(kind, function, options)
     try:
         return FunctionCheck(
             **{"name": kind.partition(":")[2], **own}, check=kind, function=function, options=options, named=True
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise RewardError(f"The check {kind!r} refuses {first['loc'][0]}: {first['msg']}.") from error
+        raise RewardError(f"The check {kind!r} rejects {first['loc'][0]}: {first['msg']}.") from error
 
 
 def callable_check(function: Callable[..., Any]) -> FunctionCheck:
-    """The check named "reward" of a function that was handed over in Python."""
+    """Build the check named "reward" for a callable. Raises RewardError if it cannot be called."""
     name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
-    _refuse_signature(name, function, {})
+    _check_signature(name, function, {})
     return FunctionCheck(check=name, name="reward", function=function)
 
 
@@ -89,27 +94,27 @@ def _find(kind: str, folder: Path | None) -> Callable[..., Any]:
         module = _module(module_name, folder)
     except (Exception, SystemExit) as error:
         missing = str(getattr(error, "name", None) or "").partition(".")[0]
-        what_to_do = "put it beside task.yaml or install it"
+        remedy = "put it beside task.yaml or install it"
         if folder is not None and missing not in ("", module_name) and (folder / f"{missing}.py").is_file():
-            what_to_do = (
-                f"a module beside task.yaml cannot import its neighbour {missing!r}, since each task may "
-                "have one of that name: put both into one file, or install them"
+            remedy = (
+                f"a module beside task.yaml cannot import its neighbour {missing!r}, because each task may "
+                "have a module of that name: put both into one file, or install them"
             )
         raise RewardError(
-            f"The module of the check {kind!r} cannot be imported ({type(error).__name__}: {error}): {what_to_do}."
+            f"The module of the check {kind!r} cannot be imported ({type(error).__name__}: {error}): {remedy}."
         ) from error
     function: Any = module
     for part in name.split("."):
         function = getattr(function, part, None)
     if not callable(function):
-        raise RewardError(f"The check {kind!r} names no function: {module_name!r} has no callable {name!r}.")
+        raise RewardError(f"The check {kind!r} cannot be found: the module {module_name!r} has no callable {name!r}.")
     return function  # type: ignore[no-any-return]
 
 
 def _module(name: str, folder: Path | None) -> Any:
-    """A module from beside the task, else an installed one.
+    """Import a module from the task's folder, else an installed one.
 
-    One from beside the task gets a name of its own, since every task may have its `reward.py`.
+    A module from the folder gets a unique name in `sys.modules`, because every task may have a `reward.py`.
     """
     path = None if folder is None else folder / Path(*name.split(".")).with_suffix(".py")
     if path is None or not path.is_file():
@@ -119,7 +124,7 @@ def _module(name: str, folder: Path | None) -> Any:
     if own_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(own_name, path)
         if spec is None or spec.loader is None:
-            raise ImportError(f"{path} is no Python module")
+            raise ImportError(f"{path} is not a Python module")
         module = importlib.util.module_from_spec(spec)
         sys.modules[own_name] = module
         try:
@@ -130,25 +135,25 @@ def _module(name: str, folder: Path | None) -> Any:
     return sys.modules[own_name]
 
 
-def _refuse_signature(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Raise RewardError where the function could not be called with what is offered."""
+def _check_signature(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise RewardError if the function cannot be called with the offered arguments."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return  # a built-in without a signature: called with (question, reference, reply)
-    arguments, keywords = _arguments(function, dict.fromkeys(OFFERED))
+    arguments, keywords = _arguments(function, dict.fromkeys(_OFFERED))
     try:
         signature.bind(*arguments, **keywords, **options)
     except TypeError as error:
         raise RewardError(
-            f"The reward function {name!r} cannot be called ({error}): it is offered {', '.join(OFFERED)}"
+            f"The reward function {name!r} cannot be called ({error}): it gets {', '.join(_OFFERED)}"
             + (f" and the options {', '.join(options)}." if options else ".")
         ) from error
 
 
 def _arguments(function: Callable[..., Any], offered: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """What to call the function with: by name where it uses our names, else (question, reference, reply)."""
-    positional = [offered[name] for name in OFFERED[:3]]
+    """Choose the arguments: by keyword if the function uses the offered names, else (question, reference, reply)."""
+    positional = [offered[name] for name in _OFFERED[:3]]
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -159,27 +164,10 @@ def _arguments(function: Callable[..., Any], offered: Mapping[str, Any]) -> tupl
     return ([], {name: offered[name] for name in by_name}) if by_name else (positional, {})
 
 
-def _verdict(result: Any, where: str) -> CheckResult:
-    from nslora.tools.rewards.score import Score
-
+def _checked(result: Any, where: str) -> CheckResult:
+    """Convert what a function returned. Raises RewardError, beginning with `where`, if it is invalid."""
     if isinstance(result, Score):
-        # A checkpoint takes no half of a surrogate pair in a name.
-        parts = {
-            str(name).encode("utf-8", "replace").decode(): _number(value, where)
-            for name, value in (result.checks or {}).items()
-        }
-        value = _number(result.value, where)
-        if parts and (value == 1) != (min(parts.values()) == 1):
-            raise RewardError(
-                f"{where} returned a Score of {value:g} with the checks {parts}: it must be 1 where all "
-                "checks are, and only there; give whatever else it counts a check of its own."
-            )
-        if not isinstance(result.suggestion, str | None):
-            raise RewardError(
-                f"{where} returned a Score with the suggestion {result.suggestion!r}: it must be a "
-                "reply, as text, or None."
-            )
-        return CheckResult(value, str(result.feedback or ""), parts or None, result.suggestion)
+        return _from_score(result, where)
     feedback: Any = ""
     if isinstance(result, Mapping):
         if "score" not in result:
@@ -189,12 +177,29 @@ def _verdict(result: Any, where: str) -> CheckResult:
     elif isinstance(result, tuple | list) and len(result) == 2:
         result, feedback = result
     if not isinstance(feedback, str | None):
-        raise RewardError(f"{where} returned {feedback!r} as feedback: beside the number, a text is wanted.")
-    return CheckResult(_number(result, where), str(feedback or ""))
+        raise RewardError(f"{where} returned {feedback!r} as feedback: return text beside the number.")
+    return CheckResult(_number(result, where), feedback or "")
+
+
+def _from_score(score: Score, where: str) -> CheckResult:
+    checks = score.checks or {}
+    # Encoding replaces unpaired surrogates, which a checkpoint cannot store.
+    parts = {str(name).encode("utf-8", "replace").decode(): _number(part, where) for name, part in checks.items()}
+    value = _number(score.value, where)
+    if parts and (value == 1) != (min(parts.values()) == 1):
+        raise RewardError(
+            f"{where} returned a Score of {value:g} with the checks {parts}: it must be 1 if all checks are 1, "
+            "and less otherwise; add a check for whatever else it counts."
+        )
+    if not isinstance(score.suggestion, str | None):
+        raise RewardError(
+            f"{where} returned a Score with the suggestion {score.suggestion!r}: it must be a reply (text) or None."
+        )
+    return CheckResult(value, str(score.feedback or ""), parts or None, score.suggestion)
 
 
 def _number(value: Any, where: str) -> float:
-    """A finite number in [0, 1], rounding errors taken off."""
+    """Check for a number in [0, 1], and remove rounding errors."""
     try:
         number = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Where the references of a JSON schema lead: never to the network."""
+"""Check that the references of a JSON schema need no network."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from referencing.jsonschema import DRAFT202012
 
 
 def refuse_open_references(shape: dict[str, Any]) -> None:
-    """Raise ValueError where a reference leads neither into the schema itself nor to JSON Schema's own documents."""
+    """Raise ValueError if a reference points outside the schema and outside JSON Schema's own documents."""
     whole = DRAFT202012.create_resource(shape)
     address = (whole.id() or "").rstrip("#")
     waiting: list[tuple[Any, Any]] = [(whole, REGISTRY.with_resource(address, whole).crawl().resolver(address))]
@@ -22,5 +22,5 @@ def refuse_open_references(shape: dict[str, Any]) -> None:
                     resolver.lookup(target)
             except (Unresolvable, ValueError) as error:
                 raise ValueError(
-                    f"its {name} {target!r} leads to nothing in the schema: put the definition under $defs"
+                    f"{name} {target!r} points outside the schema: put the definition under $defs"
                 ) from error

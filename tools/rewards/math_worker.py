@@ -1,8 +1,11 @@
-"""Fractions, LaTeX and other arithmetic: what math-verify says, asked in a process of its own.
+"""Fractions, LaTeX and other arithmetic: math-verify, in a subprocess.
 
-math-verify ends what takes too long through an alarm signal, which only a main thread may set, and LangGraph runs nodes
-in other threads; sympy moreover may stay inside one large integer for longer than any alarm waits. Here the alarm
-works, and where it does not the process is killed: the reply holds no number then.
+math-verify's timeout is an alarm signal, which Python allows in the main thread only, but LangGraph runs nodes in other
+threads. And sympy can stay inside one large integer operation, where no alarm interrupts it. In the subprocess the
+alarm works; if it does not, the parent kills the subprocess, and the reply counts as one without a number.
+
+`multiprocessing` and pools built on it (pebble 5.2) do not fit: with "spawn" they import the user's script again, which
+fails if the script has no `if __name__ == "__main__"`, and a forked child that exits terminates its parent's worker.
 """
 
 from __future__ import annotations
@@ -22,34 +25,41 @@ from typing import Any
 from nslora.tools.errors import RewardError
 from nslora.tools.prompt import MINUS
 
-ALARM_S = 5  # for each of two parses and a comparison
+_ALARM_S = 5  # for each of two parses and a comparison
+_START_S = 600.0  # the import of sympy, on a busy machine
 KILL_S = 20.0
-LONGEST_CHARS = 4000  # the end of a long reply holds its result
+_LONGEST_CHARS = 4000  # of a longer reply, only the end is read: the result is there
 
 
 def is_number(text: str) -> bool:
-    """Whether math-verify reads a number or an expression in the text. Raises RewardError as `same_expression` does."""
+    """Whether math-verify finds a number or an expression in the text. Raises RewardError like `same_expression`."""
     return _WORKER.ask(text)
 
 
 def same_expression(expected: str, reply: str, tolerance: float) -> bool:
-    """Whether two texts hold the same number (within the absolute tolerance) or the same expression.
+    """Whether two texts hold the same number or the same expression.
 
-    Where a number is expected, a sum, a product or a power that is left to be worked out ("12 * 17" for 204) is not the
-    same: it may be no more than the question again. Fractions, percentages and roots that stay roots are results.
+    If a number is expected, an unevaluated sum, product or power ("12 * 17" for 204) is not the same, because it may
+    only repeat the question. Fractions, percentages and irrational roots are results.
 
-    Raises RewardError where math-verify's process cannot be started.
+    Args:
+        expected: The reference.
+        reply: The reply.
+        tolerance: Largest absolute difference of two numbers.
+
+    Raises:
+        RewardError: If the math-verify process does not start.
     """
     return _WORKER.ask(expected, reply, tolerance)
 
 
 class _Worker:
-    """The other process: started when it is first asked, again after it was killed, and anew after a fork."""
+    """The subprocess: starts at the first request, and again after it was killed or this process was forked."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
-        self._owner = 0
+        self._owner = 0  # PID that started the process
         atexit.register(self._end)
 
     def ask(self, *request: str | float) -> bool:
@@ -57,29 +67,17 @@ class _Worker:
             process = self._process
             if process is None or self._owner != os.getpid() or process.poll() is not None:
                 self._end()
-                process, self._owner = self._started(), os.getpid()
-                self._process = process
-            answer = self._answer(process, json.dumps(request), KILL_S)
+                process = self._start()
+            answer = _answer(process, json.dumps(request), KILL_S)
             if not answer:
                 status = process.wait()
                 self._end()
-                if status >= 0:  # it was not killed, by the clock or by the system for what this text took
-                    raise RewardError(f"math-verify's process ended with status {status}: {_see()}.")
+                if status >= 0:  # a negative status: killed, by the timer or by the system (memory)
+                    raise RewardError(f"The math-verify process ended with status {status}: {_see()}.")
             return answer == "true\n"
 
-    def _end(self) -> None:
-        """End the process, unless it is that of a parent, and let go of its pipes."""
-        process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():
-            return
-        process.kill()  # does nothing to one that has ended
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):  # what was not sent yet
-                pipe.close()  # type: ignore[union-attr]
-
-    def _started(self) -> subprocess.Popen[str]:
-        # In a session of its own: Ctrl-C is for the run, whose end is the end of this process's input.
+    def _start(self) -> subprocess.Popen[str]:
+        # start_new_session: Ctrl-C goes to the run only. The subprocess ends when its input ends.
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __spec__.name],
             stdin=subprocess.PIPE,
@@ -89,41 +87,49 @@ class _Worker:
             encoding="utf-8",
             start_new_session=True,
         )
-        if self._answer(process, '["0"]', None) != "true\n":
-            raise RewardError(f"math-verify's process cannot be started: {_see()}.")
+        self._process, self._owner = process, os.getpid()
+        if _answer(process, '["0"]', _START_S) != "true\n":
+            raise RewardError(f"The math-verify process does not start: {_see()}.")
         return process
 
-    @staticmethod
-    def _answer(process: subprocess.Popen[str], line: str, limit_s: float | None) -> str:
-        """The process's next line; "" where it has ended, or was killed for taking longer than the limit."""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        timer = threading.Timer(limit_s, process.kill) if limit_s is not None else None
-        if timer is not None:
-            timer.start()
-        try:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            return process.stdout.readline()
-        except BrokenPipeError:
-            return ""
-        finally:
-            if timer is not None:
-                timer.cancel()
+    def _end(self) -> None:
+        """Kill the process, unless a parent of this process started it, and close its pipes."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()
+        with suppress(OSError), process:  # waits and closes; OSError: input that was not sent
+            pass
+
+
+def _answer(process: subprocess.Popen[str], line: str, limit_s: float) -> str:
+    """Send a line and read one. Kills the process after `limit_s`; "" if it ended or was killed."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    timer = threading.Timer(limit_s, process.kill)
+    timer.start()
+    try:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        return process.stdout.readline()
+    except BrokenPipeError:
+        return ""
+    finally:
+        timer.cancel()
 
 
 _WORKER = _Worker()
 
 
 def _see() -> str:
-    return f"see what `echo '[\"0\"]' | {sys.executable} -m {__spec__.name}` says"
+    return f"see the output of `echo '[\"0\"]' | {sys.executable} -m {__spec__.name}`"
 
 
 def _parsed(text: str) -> list[Any]:
-    """What math-verify reads: [] or [sympy expression, its text]."""
+    """Parse with math-verify: [] or [sympy expression, its text]."""
     from math_verify import parse
 
-    return list(parse(text[-LONGEST_CHARS:].translate(MINUS), parsing_timeout=ALARM_S, fallback_mode="no_fallback"))
+    return list(parse(text[-_LONGEST_CHARS:].translate(MINUS), parsing_timeout=_ALARM_S, fallback_mode="no_fallback"))
 
 
 def _same(expected: str, reply: str, tolerance: float) -> bool:
@@ -134,18 +140,18 @@ def _same(expected: str, reply: str, tolerance: float) -> bool:
         return False
     if getattr(gold[0], "is_Number", False) and not _worked_out(given[0]):
         return False
-    if "%" in expected + reply:  # "50%" is 0.5, and 50 where per cent are asked for
-        return bool(verify(gold, given, timeout_seconds=ALARM_S))
+    if "%" in expected + reply:  # "50%" equals 0.5, and 50 if the question asks for per cent
+        return bool(verify(gold, given, timeout_seconds=_ALARM_S))
     wanted, got = _value(gold), _value(given)
     if isinstance(wanted, Fraction) and isinstance(got, Fraction):
         return abs(wanted - got) <= Fraction(tolerance)
     if wanted is not None and got is not None:
-        return math.isclose(wanted, got, rel_tol=1e-12, abs_tol=tolerance)  # verify would round to six places
-    return bool(verify(gold, given, timeout_seconds=ALARM_S))
+        return math.isclose(wanted, got, rel_tol=1e-12, abs_tol=tolerance)  # math-verify would round to six places
+    return bool(verify(gold, given, timeout_seconds=_ALARM_S))
 
 
 def _worked_out(expression: Any) -> bool:
-    """Whether a sympy expression is a result, and not a sum, a product or a power still to be worked out."""
+    """Whether a sympy expression is a result, not an unevaluated sum, product or power."""
     from sympy import Add, Mul, Pow
 
     if isinstance(expression, Add):
@@ -163,7 +169,7 @@ def _worked_out(expression: Any) -> bool:
 
 
 def _value(parsed: list[Any]) -> Fraction | float | None:
-    """Exact where the number is rational; None where there is no finite number."""
+    """Evaluate: a Fraction if the number is rational; None if it is not a finite number."""
     try:
         exact = parsed[0].doit()
         if exact.is_Rational:
@@ -175,14 +181,14 @@ def _value(parsed: list[Any]) -> Fraction | float | None:
 
 
 def main() -> None:
-    """Answer each line, a JSON list of one text or of two with a tolerance, with true or false, until none comes."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints is taken for an answer
+    """Answer each line of stdin, `[text]` or `[expected, reply, tolerance]` in JSON, with true or false."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # so that a library's print is not read as an answer
     logging.disable()
     for line in sys.stdin:
         request = json.loads(line)
         try:
             found = bool(_parsed(*request)) if len(request) == 1 else _same(*request)
-        except Exception:  # math-verify cannot read this text; that it can read any is asked when the process starts
+        except Exception:  # math-verify cannot parse this text; `_start` checks that it works at all
             found = False
         answers.write(json.dumps(found) + "\n")
         answers.flush()

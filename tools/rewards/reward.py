@@ -1,13 +1,13 @@
-"""The reward: named checks over one reply, combined into a number, with words about what is missing.
+"""The reward: scores a reply with named checks, combines their values, and says what is missing.
 
-Every reply is judged once: the score is cached by row and reply, and `calls` counts the real evaluations.
+Scores are cached by row and reply; `calls` counts the evaluations that were made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Combine = Literal["mean", "all"]
 
-# The sentence with which feedback ends, on a line of its own; the suggestion follows to the end of the text.
+# Begins the last part of the feedback, on a new line; the suggestion follows, to the end of the text.
 SUGGESTION_PREFIX = "A reply that would be right here: "
 
 BUILT_IN: Mapping[str, type[Check]] = {
@@ -36,16 +36,21 @@ BUILT_IN: Mapping[str, type[Check]] = {
 
 
 class Reward:
-    """Scores replies: cached by row and reply, real evaluations counted in `calls`.
+    """Scores replies. Caches scores by row and reply.
 
-    combine "mean" is the mean of the checks by weight; "all" gives 1.0 where every check is at 1, else 0.0.
-    costly: each evaluation costs money, so the classifier asks as little as it can. noise: the largest change of mind
-    about one reply, None where it is not known and is measured.
-    Raises RewardError, naming the row, where a user's function raises or gives no number in [0, 1].
+    Args:
+        checks: At least one check, each with a unique name.
+        combine: "mean": the mean of the checks, by weight. "all": 1.0 if every check is at 1, else 0.0.
+        costly: True if an evaluation costs money; the classifier then evaluates as little as it can.
+        noise: Largest difference between two scores of one reply. None: the classifier measures it.
+
+    Raises:
+        RewardError: If `checks` or `combine` is wrong. A call raises it, with the row's id, if a user's function
+            raises or does not return a number in [0, 1].
     """
 
     def __init__(
-        self, checks: Sequence[Check], combine: Combine = "mean", *, costly: bool = False, noise: float | None = None
+        self, checks: Sequence[Check], combine: str = "mean", *, costly: bool = False, noise: float | None = None
     ) -> None:
         names = [check.name for check in checks]
         if not names:
@@ -57,7 +62,7 @@ class Reward:
             raise RewardError(f"Unknown reward.combine {combine!r} (known: {', '.join(get_args(Combine))}).")
         self.checks, self.combine, self.calls = tuple(checks), combine, 0
         self.costly, self.noise = costly, noise
-        self.tolerance: float | None = None  # what the classifier found when it asked twice
+        self.tolerance: float | None = None  # measured by the classifier
         self._scores: dict[tuple[str, str, str], Score] = {}
         self._suggestions: dict[tuple[str, str], str | None] = {}
 
@@ -68,7 +73,7 @@ class Reward:
         return self._scores[key]
 
     def fresh(self, example: Example, reply: str) -> Score:
-        """The score of a reply, evaluated anew: for measuring how firm a reward is."""
+        """Score a reply without the cache, to measure the noise of the reward."""
         bare, offered = self._judge(example, reply)
         if bare.passed:
             return Score(bare.value, bare.checks, "", reply)
@@ -79,9 +84,10 @@ class Reward:
         return Score(bare.value, bare.checks, bare.feedback + shown, suggestion)
 
     def suggestion(self, example: Example) -> str | None:
-        """A reply that earns full reward on this row: the reference, mended by each check in turn, then verified.
+        """Find a reply that earns full reward on this row: the reference, repaired by each check in turn and verified.
 
-        None where that does not earn it, where the row has no reference, or where a check hides what is right.
+        Returns:
+            The reply. None if it does not earn full reward, the row has no reference, or a check hides the answer.
         """
         key = (example.id, example.question)
         if key not in self._suggestions:
@@ -89,11 +95,11 @@ class Reward:
         return self._suggestions[key]
 
     def anew(self) -> Reward:
-        """The same reward, with nothing remembered: for rows whose ids are not this task's own."""
+        """Copy the reward with empty caches, for rows whose ids are not unique within this task."""
         return Reward(self.checks, self.combine, costly=self.costly, noise=self.noise)
 
     def problem(self, example: Example) -> str | None:
-        """Why some check cannot judge this row, as the end of a sentence; None where all can."""
+        """Say why a check cannot score this row, as the end of a sentence; None if all can."""
         return next((problem for check in self.checks if (problem := check.problem(example))), None)
 
     @property
@@ -103,7 +109,7 @@ class Reward:
         return spec | ({"costly": True} if self.costly else {}) | ({"noise": self.noise} if self.noise else {})
 
     def _suggest(self, example: Example) -> str | None:
-        if example.reference is None or not all(check.tells for check in self.checks):
+        if example.reference is None or not all(getattr(check, "reveal", True) for check in self.checks):
             return None
         reply = example.reference
         for check in self.checks:
@@ -111,51 +117,55 @@ class Reward:
         return reply if self._judge(example, reply)[0].passed else None
 
     def _judge(self, example: Example, reply: str) -> tuple[Score, str | None]:
-        """One evaluation: the score without a suggestion, and what a user's function suggested."""
+        """Evaluate once. Returns the score without suggestion, and the suggestion of a user's function."""
         self.calls += 1
-        verdicts = [(check, check.grade(example, reply)) for check in self.checks]
+        results = [(check, check.grade(example, reply)) for check in self.checks]
         values: dict[str, float] = {}
-        for check, verdict in verdicts:
-            parts = {check.name: verdict.value} if verdict.parts is None else verdict.parts
+        for check, result in results:
+            parts = {check.name: result.value} if result.parts is None else result.parts
             values |= {f"{check.name}.{name}" if name in values else name: part for name, part in parts.items()}
         if self.combine == "all":
             value = 1.0 if all(part >= 1.0 for part in values.values()) else 0.0
         else:
-            value = sum(c.weight * v.value for c, v in verdicts) / sum(c.weight for c in self.checks)
-        words = [_words(check, verdict) for check, verdict in verdicts]
-        offered = next((verdict.suggestion for _, verdict in verdicts if verdict.suggestion is not None), None)
-        return Score(value, values, " ".join(word for word in words if word)), offered
+            value = sum(c.weight * r.value for c, r in results) / sum(c.weight for c in self.checks)
+        words = " ".join(filter(None, (_feedback(check, result) for check, result in results)))
+        offered = next((result.suggestion for _, result in results if result.suggestion is not None), None)
+        return Score(value, values, words), offered
 
 
-def _words(check: Check, verdict: CheckResult) -> str:
-    parts = verdict.parts.values() if verdict.parts is not None else [verdict.value]
+def _feedback(check: Check, result: CheckResult) -> str:
+    parts = result.parts.values() if result.parts is not None else [result.value]
     if all(part >= 1.0 for part in parts):
         return ""
-    return verdict.feedback or f"The check {check.name!r} gave {verdict.value:g} of 1."
+    return result.feedback or f"The check {check.name!r} gave {result.value:g} of 1."
 
 
 def build_reward(
     spec: Sequence[Any] | Callable[..., Any], *, combine: str = "mean", folder: Path | None = None
 ) -> Reward:
-    """A reward from check specs (`{"check": "contains", "field": "key"}`, or a name alone) or from a callable.
+    """Build a reward.
 
-    folder is where `module:function` is looked for first. Raises RewardError for a check that is unknown or refuses
-    its options.
+    Args:
+        spec: Check specs (`{"check": "contains", "field": "key"}`, or a name alone), or a callable.
+        combine: "mean" or "all"; see `Reward`.
+        folder: Searched first for the module of `module:function`.
+
+    Raises:
+        RewardError: If a check is unknown or rejects its options.
     """
     if callable(spec):
         from nslora.tools.rewards.functions import callable_check
 
-        return Reward([callable_check(spec)], cast("Combine", combine))
-    if isinstance(spec, str | Mapping):
-        spec = [spec]
-    return Reward([build_check(check, folder) for check in spec], cast("Combine", combine))
+        return Reward([callable_check(spec)], combine)
+    specs = [spec] if isinstance(spec, str | Mapping) else spec
+    return Reward([build_check(check, folder) for check in specs], combine)
 
 
 def build_check(spec: Any, folder: Path | None = None) -> Check:
-    """One check from its spec. Raises RewardError."""
+    """Build one check from its spec. Raises RewardError."""
     options = {"check": spec} if isinstance(spec, str) else spec
     if not isinstance(options, Mapping) or not isinstance(options.get("check"), str):
-        raise RewardError(f"A check needs its kind under the key `check`, but this came: {spec!r}; {_known()}.")
+        raise RewardError(f"A check needs its kind under the key `check`, but got {spec!r}; {_known()}.")
     kind = options["check"]
     if ":" in kind:
         from nslora.tools.rewards.functions import function_check
@@ -166,15 +176,19 @@ def build_check(spec: Any, folder: Path | None = None) -> Check:
     try:
         return BUILT_IN[kind].model_validate({"name": kind, **options})
     except ValidationError as error:
-        raise RewardError(f"The check {kind!r} refuses its options: {first_problem(error, BUILT_IN[kind])}.") from error
+        problem = first_problem(error, BUILT_IN[kind])
+        raise RewardError(f"The check {kind!r} rejects its options: {problem}.") from error
 
 
 def first_problem(error: ValidationError, model: type[Any]) -> str:
-    """The first problem of a validation as words: the field, what is wrong, what came."""
+    """Describe the first error of a pydantic validation: the field, what is wrong, the value."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or "the whole"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+    if first["type"] == "extra_forbidden":
+        for key in first["loc"][:-1]:
+            annotation = model.model_fields[str(key)].annotation  # a model, or `model | None`
+            model = next(each for each in (*get_args(annotation), annotation) if hasattr(each, "model_fields"))
         known = ", ".join(sorted(field.alias or name for name, field in model.model_fields.items()))
         return f"unknown field {place!r} (known: {known}){more}"
     if first["type"] == "missing":

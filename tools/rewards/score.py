@@ -1,4 +1,4 @@
-"""Scores: what a reply earned, check by check, with words about what is missing."""
+"""Scores of replies: total, per check, and feedback."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from nslora.tools.schema import Example
 
 @dataclass(frozen=True)
 class Score:
-    """What a reply earned: value in [0, 1] from the checks (name -> [0, 1]); feedback is "" at full reward.
+    """The score of one reply.
 
-    suggestion is a reply that earns full reward on this row (verified), None where none is known.
+    Attributes:
+        value: Total, in [0, 1].
+        checks: Check name -> value in [0, 1].
+        feedback: What is wrong; "" at full reward.
+        suggestion: A reply that earns full reward on this row (verified); None if none is known.
     """
 
     value: float
@@ -22,13 +26,13 @@ class Score:
 
     @property
     def passed(self) -> bool:
-        """Every check is at 1; this is what `all_checks` counts."""
+        """Whether every check is at 1; `all_checks` counts these."""
         return all(value >= 1.0 for value in self.checks.values())
 
 
 @dataclass(frozen=True)
 class Graded:
-    """One reply with its score."""
+    """A row, a reply to it and the score."""
 
     example: Example
     reply: str
@@ -36,7 +40,7 @@ class Graded:
 
 
 def check_means(scored: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each check over the rows that have it: a user's function may name other parts for each row."""
+    """Mean of each check over the rows that have it, because a user's function may name different parts per row."""
     names = dict.fromkeys(name for checks in scored for name in checks)
     values = {name: [checks[name] for checks in scored if name in checks] for name in names}
     return {name: sum(found) / len(found) for name, found in values.items()}

@@ -1,25 +1,27 @@
-"""What a task.yaml may say: its fields, and messages that name file, line and field where it says something else."""
+"""The fields of a task.yaml. Errors name the file, the line and the field."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from nslora.tools.errors import RewardError, TaskError
+from nslora.tools.rewards.checks import Check
 from nslora.tools.rewards.reward import Combine, Reward, build_check, first_problem
 from nslora.tools.schema import Settings
+from nslora.tools.tasks.readers import readable
 
 SPLITS = ("train", "validation", "test")
 MAX_NEW_TOKENS = 48
 
 
 class SplitSources(Settings):
-    """Where each split comes from: a file relative to task.yaml, or a split of a data set. None: cut from train."""
+    """The source of each split: a file relative to task.yaml, or a split of a dataset. None: a share of train."""
 
     train: str
     validation: str | None = None
@@ -27,7 +29,7 @@ class SplitSources(Settings):
 
 
 class SplitShares(Settings):
-    """Shares of the train questions that become the splits without a source of their own."""
+    """Shares of the train questions that become the splits without their own source."""
 
     validation: float = Field(0.2, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
@@ -44,7 +46,7 @@ class Dataset(Settings):
 
 
 class Fields(Settings):
-    """Which columns hold what. reference None: the task has none. id None: the column `id`, where there is one."""
+    """The column of each field. reference None: the task has no references. id None: the column `id`, if it exists."""
 
     question: str = "question"
     reference: str | None = "reference"
@@ -52,28 +54,31 @@ class Fields(Settings):
 
 
 class RewardSpec(Settings):
-    """Checks by name or with options; each is read by `rewards.build_check`.
+    """The reward of a task.
 
-    costly: an evaluation costs money; the classifier then uses reward heads. noise: the largest change of mind about
-    one reply; where it is not given, a few replies are judged twice.
+    Attributes:
+        combine: "mean" or "all"; see `Reward`.
+        costly: True if an evaluation costs money. The classifier then uses reward heads (Bradley-Terry).
+        noise: Largest difference between two scores of one reply. None: measured, on a few replies judged twice.
+        checks: Checks by name or with options; `build_check` reads each.
     """
 
-    combine: Literal["mean", "all"] = "mean"
+    combine: Combine = "mean"
     costly: bool = False
     noise: float | None = Field(None, ge=0, le=0.3)
     checks: tuple[str | dict[str, Any], ...] = Field(("exact_match",), min_length=1)
 
 
 class TaskSpec(Settings):
-    """A whole task.yaml. `prompt` is a document or the path of one that ends in .md."""
+    """A whole task.yaml. `prompt` is a prompt document, or the path of a document that ends in .md."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=r"\S")
     data: SplitSources | None = None
     dataset: Dataset | None = None
     split: SplitShares | None = None
     fields: Fields = Fields()
     prompt: str | None = None
-    max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
+    max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1, strict=True)
     reward: RewardSpec = RewardSpec()
     styles: dict[str, tuple[str | dict[str, Any], ...]] = Field(default_factory=dict)
     style: str | None = None
@@ -91,7 +96,7 @@ class TaskSpec(Settings):
     @model_validator(mode="after")
     def _one_source(self) -> TaskSpec:
         if (self.data is None) == (self.dataset is None):
-            raise ValueError("a task needs either `data` (files) or `dataset` (a Hugging Face dataset)")
+            raise ValueError("give either `data` (files) or `dataset` (a Hugging Face dataset)")
         missing = [split for split in SPLITS if getattr(self.sources, split) is None]
         if missing and self.split is None:
             raise ValueError(f"no source for {' and '.join(missing)}: name it, or write `split: {{}}` to cut train")
@@ -103,30 +108,36 @@ class TaskSpec(Settings):
 
     @property
     def sources(self) -> SplitSources:
-        """Files or dataset splits, whichever this task has."""
+        """The files or the dataset splits of this task."""
         return self.data or (self.dataset or Dataset(path="")).splits
 
     def checks(self, style: str | None) -> list[tuple[tuple[Any, ...], Any]]:
-        """The checks in one style, each with its keys in the document."""
+        """List the checks of the task and of one style, each with its keys in the document."""
         checks: list[tuple[tuple[Any, ...], Any]] = [
             (("reward", "checks", index), check) for index, check in enumerate(self.reward.checks)
         ]
-        if style is not None:
-            checks += [(("styles", style, index), check) for index, check in enumerate(self.styles[style])]
-        return checks
+        in_style = () if style is None else self.styles[style]
+        return checks + [(("styles", style, index), check) for index, check in enumerate(in_style)]
 
 
 @dataclass(frozen=True)
 class Document:
-    """A task's document: where it stands, what it says, and on which line."""
+    """The content of a task.yaml, not yet validated.
 
-    path: Path  # of task.yaml, or of the folder that has none
-    folder: Path  # that paths are relative to
+    Attributes:
+        path: The task.yaml, or the folder if the folder has none.
+        folder: The folder that paths in the document are relative to.
+        content: The parsed mapping.
+        tree: YAML nodes, for line numbers.
+    """
+
+    path: Path
+    folder: Path
     content: Mapping[str, Any]
-    tree: yaml.Node | None  # for line numbers
+    tree: yaml.Node | None = None
 
     def place(self, keys: Sequence[Any]) -> str:
-        """`task.yaml:12` for the nearest line that is known for the keys."""
+        """Give `task.yaml:12`: the file, with the line of the innermost of `keys` that has one."""
         node, line = self.tree, None
         for key in keys:
             if isinstance(node, yaml.MappingNode):
@@ -141,28 +152,29 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """A task.yaml, unchecked. Raises TaskError with file and line where it is no YAML mapping."""
+    """Parse a task.yaml, without validation.
+
+    Raises:
+        TaskError: If the file cannot be read, is not YAML, repeats a key or is not a mapping.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with readable(path):
+            text = path.read_text(encoding="utf-8-sig")
         content, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise TaskError(f"{path}{line}: no valid YAML ({problem}).") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: no UTF-8 text at byte {error.start}; save the file as UTF-8.") from error
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        raise TaskError(f"{path}{line}: invalid YAML ({problem}).") from error
     if twice := _key_twice(tree):
         raise TaskError(f"{path}:{twice.start_mark.line + 1}: the key {twice.value!r} comes twice; keep one.")
     if not isinstance(content, dict):
-        raise TaskError(f"{path}: a mapping with name, data and reward is wanted, not {type(content).__name__}.")
+        raise TaskError(f"{path}: got {type(content).__name__}; write a mapping with name, data and reward.")
     return Document(path, path.parent, content, tree)
 
 
 def _key_twice(tree: yaml.Node | None) -> yaml.ScalarNode | None:
-    """The first key that a mapping of the document has already; YAML itself takes the last one without a word."""
+    """Find the first repeated key of a mapping, because PyYAML silently keeps the last value."""
     if isinstance(tree, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in tree.value:
@@ -178,7 +190,11 @@ def _key_twice(tree: yaml.Node | None) -> yaml.ScalarNode | None:
 
 
 def validated(document: Document, overrides: Mapping[str, Any]) -> TaskSpec:
-    """The spec of a document, after overrides of its top-level fields. Raises TaskError with line and field."""
+    """Validate a document, after `overrides` replaced its top-level fields.
+
+    Raises:
+        TaskError: If a field is missing, unknown or wrong. The message names line and field.
+    """
     content = {**document.content, **overrides}
     content.setdefault("name", document.folder.resolve().name)
     try:
@@ -190,19 +206,23 @@ def validated(document: Document, overrides: Mapping[str, Any]) -> TaskSpec:
 
 
 def reward_of(spec: TaskSpec, document: Document, style: str | None, combine: str | None) -> Reward:
-    """The reward of a spec in one of its styles. Raises TaskError for an unknown style, RewardError for a check."""
+    """Build the reward of a task in one of its styles.
+
+    Raises:
+        TaskError: If the style is unknown.
+        RewardError: If a check or `combine` is wrong. The message names file and line.
+    """
     style = style if style is not None else spec.style
     if style is not None and style not in spec.styles:
         known = ", ".join(spec.styles) or "none"
         raise TaskError(f"{document.place(['styles'])}: unknown style {style!r} (known: {known}).")
-    checks = []
-    for keys, check in spec.checks(style):
-        try:
-            checks.append(build_check(check, document.folder))
-        except RewardError as error:
-            raise RewardError(f"{document.place(keys)}: {error}") from error
+    keys: tuple[Any, ...] = ("reward",)
+    checks: list[Check] = []
     try:
-        kind = cast("Combine", combine or spec.reward.combine)
-        return Reward(checks, kind, costly=spec.reward.costly, noise=spec.reward.noise)
+        for check_keys, check in spec.checks(style):
+            keys = check_keys
+            checks.append(build_check(check, document.folder))
+        keys = ("reward",)
+        return Reward(checks, combine or spec.reward.combine, costly=spec.reward.costly, noise=spec.reward.noise)
     except RewardError as error:
-        raise RewardError(f"{document.place(['reward'])}: {error}") from error
+        raise RewardError(f"{document.place(keys)}: {error}") from error

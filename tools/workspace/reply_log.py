@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nslora.tools.classifier.attribution import DEFAULTS as CLASSIFIER_DEFAULTS
-from nslora.tools.classifier.attribution import Attribution, AttributionSettings, Need, VerdictName, need_of
+from nslora.tools.classifier.attribution import Attribution, Need, VerdictName, need_of
 from nslora.tools.classifier.classify import classify_failures, tolerance_of
+from nslora.tools.classifier.counterfactuals import DEFAULTS as CLASSIFIER_DEFAULTS
+from nslora.tools.classifier.counterfactuals import AttributionSettings
 from nslora.tools.errors import TaskError
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded

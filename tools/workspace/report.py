@@ -120,6 +120,7 @@ def report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
         "result": dict(facts.final),
         "test": dict(facts.test),
         "validation": dict(facts.validation),
+        "test_looks": 1 + len(list(workspace.folder.glob("result.*"))),
         "overfit_gap": overfit_gap(facts),
         "keep_test": KEEP_TEST,
         "rounds": [dict(each) for each in facts.rounds],

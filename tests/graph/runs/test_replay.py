@@ -133,7 +133,7 @@ def test_a_state_that_was_changed_by_hand_is_named_where_a_replay_differs(
     with pytest.raises(GraphDrained):
         until_classified()
     with run.checkpointer() as saver:
-        graph = build_graph(saver)
+        graph = build_graph(checkpointer=saver)
         decision = graph.get_state(run.config).values["decision"]
         graph.update_state(run.config, {"decision": {**decision, "action": "textgrad"}}, as_node="classify")
     assert run.adapt().report["rounds"][0]["action"] == "textgrad"

@@ -294,7 +294,7 @@ def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_rou
 ) -> None:
     run = begin(strategy="lora", max_rounds=2, reuse_replies=False)
     with run.checkpointer() as saver:
-        graph, follow = build_graph(saver), {"context": run.context, "durability": "sync"}
+        graph, follow = build_graph(checkpointer=saver), {"context": run.context, "durability": "sync"}
         graph.invoke(run.first_state(), run.config, interrupt_after=["monitor"], **follow)
         if what.startswith("adapters"):
             graph.invoke(None, run.config, interrupt_after=["lora_update"], **follow)
@@ -332,7 +332,7 @@ def test_a_run_that_was_taken_back_is_not_finished_until_it_ends_again(begin: Be
     run = begin("one", strategy="textgrad", max_rounds=2)
     first = run.adapt().report
     with run.checkpointer() as saver:
-        graph = build_graph(saver)
+        graph = build_graph(checkpointer=saver)
         earlier = checkpoint_before(graph, run.config, run.folder, 1).config
         graph.invoke(None, {**run.config, **earlier}, context=run.context, interrupt_after=["monitor"])
     view = look(run.folder)
@@ -360,7 +360,7 @@ def test_a_result_that_was_removed_is_made_again(begin: Begin, gone: str) -> Non
 def test_a_result_that_cannot_be_made_again_is_told(begin: Begin) -> None:
     run = begin("one", max_rounds=0)
     with run.checkpointer() as saver:
-        build_graph(saver).invoke(run.first_state(), run.config, context=run.context, durability="exit")
+        build_graph(checkpointer=saver).invoke(run.first_state(), run.config, context=run.context, durability="exit")
     shutil.rmtree(run.folder / "result")
     with pytest.raises(RunError, match="has lost its result, and the checkpoint"):
         run.adapt()
@@ -371,7 +371,21 @@ def test_a_run_that_was_taken_back_from_a_question_waits_no_more(begin: Begin) -
     with pytest.raises(RunError, match="waits for a person"):
         run.adapt()
     with run.checkpointer() as saver:
-        graph = build_graph(saver)
+        graph = build_graph(checkpointer=saver)
         earlier = checkpoint_before(graph, run.config, run.folder, 1).config
         graph.invoke(None, {**run.config, **earlier}, context=run.context, interrupt_after=["classify"])
     assert look(run.folder).status == "stopped"
+
+
+def test_a_run_that_has_ended_goes_on_for_more_rounds_and_says_that_test_was_looked_at_twice(begin: Begin) -> None:
+    run = begin(max_rounds=1)
+    first = run.adapt()
+    assert first.report["test_looks"] == 1
+    with pytest.raises(RunError, match=r"has done 1 rounds: max_rounds=1 allows no further one"):
+        run.resume(max_rounds=1)
+    again = Run.open(run.folder).resume(max_rounds=3)
+    assert [each.action for each in again.rounds] == ["textgrad", "textgrad", "lora"]
+    assert again.report["rounds"][0] == first.report["rounds"][0]
+    assert (again.report["test_looks"], again.report["settings"]["max_rounds"]) == (2, 3)
+    assert json.loads((run.folder / "result.1" / "report.json").read_text()) == first.report
+    assert Run.open(run.folder).report() == again.report

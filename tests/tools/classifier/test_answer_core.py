@@ -1,4 +1,4 @@
-"""Where the answer stands in a reference that is a sentence."""
+"""The core of a reference that is a sentence."""
 
 import pytest
 
@@ -23,19 +23,19 @@ def test_what_the_reply_shares_with_the_reference_goes_first() -> None:
     assert CoreBook().likely(reference, "Where are lost things?", "In the boathouse.")[0].endswith("boathouse")
 
 
-def test_what_earlier_cores_looked_like_decides_where_nothing_else_does() -> None:
+def test_the_look_of_earlier_cores_breaks_ties() -> None:
     book = CoreBook()
     reference, question = "Carts and riders pay two eggs in copper bowls.", "What do carts and riders pay?"
     book.note("Boats pay three coins in linen bags.", "three coins")
     assert book.likely(reference, question)[0] == "two eggs"
 
 
-def test_no_stretch_of_the_question_is_taken_for_the_answer() -> None:
+def test_no_part_of_the_question_is_taken_for_the_answer() -> None:
     found = CoreBook().likely("The Brenning ferry leaves at noon.", "When does the Brenning ferry leave?")
     assert not any("Brenning" in each or "ferry" in each for each in found)
 
 
-def test_the_replys_own_answer_is_what_it_shares_with_the_reference_and_not_with_the_question() -> None:
+def test_the_replys_own_answer_is_in_the_reference_and_not_in_the_question() -> None:
     reply = "The ferry goes at 6:45, I think."
     ((start, end),) = shared_runs(reply, "The ferry leaves at 6:45 every morning.", "When does the ferry leave?")
     assert reply[start:end] == "6:45"

@@ -1,4 +1,4 @@
-"""Answers of several lines: marks are form, what follows them is content."""
+"""Answers of several lines: the marks are form, the text after them is content."""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_a_reply_states_its_lines_whatever_the_marks() -> None:
     assert not states(marked(OTHER, "2) "), STEPS)
 
 
-def test_a_content_repair_keeps_the_marks_for_they_are_form() -> None:
+def test_a_content_repair_keeps_the_marks() -> None:
     reply = "Sure.\n" + marked(OTHER, "1. ")
     first = spans(reply, STEPS, "How is the stove lit?", [])[0]
     assert isinstance(first, Span)

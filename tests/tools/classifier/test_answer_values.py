@@ -1,4 +1,4 @@
-"""A value in another writing: the classifier calls that form, and another value content."""
+"""A value in another notation is a fault of form, another value a fault of content."""
 
 import json
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def older(person: str) -> str:
         (LETTERS, ("B", "C", "D", "A"), "content"),
     ],
 )
-def test_another_writing_is_form_and_another_value_content(
+def test_another_notation_is_form_and_another_value_content(
     references: tuple[str, ...], replies: tuple[str, ...], verdict: str, good: int
 ) -> None:
     judge: Callable[[Example, str], float] = same_data if references is PEOPLE else exactly
@@ -120,6 +120,6 @@ def test_another_writing_is_form_and_another_value_content(
         ("Ann", "{not json}", None),
     ],
 )
-def test_a_value_is_found_where_it_is_stated_and_no_other_beside_it(reply: str, core: str, stated: str | None) -> None:
+def test_a_value_is_found_if_it_is_stated_and_no_other_beside_it(reply: str, core: str, stated: str | None) -> None:
     found = find_value(reply, core)
     assert (None if found is None else reply[found.start : found.end]) == stated

@@ -9,14 +9,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nslora.tools.classifier.attribution import (
-    Attribution,
-    AttributionSettings,
-    attribute,
-    measure_tolerance,
-    need_of,
-    repairable_rewards,
-)
+from nslora.tools.classifier.attribution import Attribution, attribute, need_of, repairable_rewards
+from nslora.tools.classifier.counterfactuals import AttributionSettings
+from nslora.tools.classifier.reward_probe import measure_tolerance
 from nslora.tools.errors import RewardError
 from nslora.tools.rewards.score import Graded, Score
 from nslora.tools.schema import Example
@@ -38,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Value:
-    """A score of which only the value may be read."""
+    """A score that fails if anything but its value is read."""
 
     value: float
 
@@ -160,7 +155,7 @@ def test_all_or_nothing_with_both_wrong_earns_nothing_from_one_repair_and_all_fr
     assert both_or_nothing(ROWS[2], found.repaired).value == 1.0
 
 
-def test_the_potential_sees_a_half_way_candidate_that_the_reward_does_not():
+def test_repairable_rewards_show_a_half_way_candidate_that_the_reward_does_not():
     base = failures_of(both_or_nothing, [RAMBLE.format("1066")])
     edited = failures_of(both_or_nothing, [as_json("in 1066")])
     good = known_good(both_or_nothing)
@@ -169,7 +164,7 @@ def test_the_potential_sees_a_half_way_candidate_that_the_reward_does_not():
     assert (set(before), set(after)) == ({0.0}, {1.0})
 
 
-def test_the_potential_counts_rows_that_did_not_fail_at_their_own_value():
+def test_repairable_rewards_keep_the_reward_of_rows_that_passed():
     passed = Reply(ROWS[0], as_json("in 1911"), Value(1.0))
     failed = failures_of(add, ["in 1066"], ROWS[1:2])
     assert repairable_rewards([passed, *failed], attribute(failed, add, known_good=known_good(add))) == [1.0, 0.5]
@@ -177,7 +172,7 @@ def test_the_potential_counts_rows_that_did_not_fail_at_their_own_value():
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_noisy_reward_is_worked_with_above_its_tolerance(known):
+def test_verdicts_under_a_noisy_reward_hold_above_its_tolerance(known):
     noise = random.Random(7)
 
     def noisy(row, reply):
@@ -191,7 +186,7 @@ def test_a_noisy_reward_is_worked_with_above_its_tolerance(known):
         assert [each.verdict for each in found].count(truth) >= 3
 
 
-def test_the_tolerance_of_a_firm_reward_is_zero_and_of_a_wavering_one_twice_its_change():
+def test_the_tolerance_is_0_without_noise_and_twice_the_difference_with_noise():
     rows = failures_of(add, ["in 1066"])
     assert measure_tolerance(add, rows) == 0.0
     turns = itertools.cycle([0.5, 0.6])
@@ -201,20 +196,20 @@ def test_the_tolerance_of_a_firm_reward_is_zero_and_of_a_wavering_one_twice_its_
         measure_tolerance(lambda row, reply: Value(next(wild)), rows)
 
 
-def test_a_reward_that_means_nothing_is_found_out_even_where_it_agrees_with_itself_on_the_first_rows():
+def test_a_random_reward_is_rejected_even_if_it_agrees_with_itself_on_the_first_rows():
     rows = failures_of(add, ["in 1066"]) * 4
     turns = itertools.chain([0.5, 0.4] * 5, [0.9, 0.1])
     with pytest.raises(RewardError, match=r"0\.900 and then 0\.100"):
         measure_tolerance(lambda row, reply: Value(next(turns)), rows)
 
 
-def test_a_row_without_reference_is_a_matter_of_form_and_costs_no_call():
+def test_a_row_without_a_reference_lacks_form_and_costs_no_call():
     row = Row("train-9", "Write a poem.", None)
     (found,) = attribute([Reply(row, "No.", Value(0.25))], add)
     assert (found.verdict, found.p_content, found.calls, found.missing_reward) == ("form", 0.0, 0, 0.75)
 
 
-def test_where_nothing_helps_and_nothing_is_known_the_verdict_is_both_at_a_half():
+def test_if_nothing_helps_and_nothing_is_known_the_verdict_is_both_at_a_half():
     (found,) = attribute([Reply(ROWS[0], "", Value(0.0))], lambda row, reply: Value(0.0))
     assert (found.verdict, found.repaired) == ("both", None)
     assert found.p_content == pytest.approx(0.5, abs=1e-3)
@@ -255,12 +250,12 @@ def test_calls_are_capped():
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1.5, -0.1])
-def test_a_reward_that_is_no_number_from_0_to_1_is_named_with_its_row(value):
+def test_an_error_names_the_row_for_which_the_reward_is_no_number_from_0_to_1(value):
     with pytest.raises(RewardError, match=r"Row train-0.*from 0 to 1"):
         attribute(failures_of(add, ["in 1066"]), lambda row, reply: Value(value))
 
 
-def test_a_reward_that_raises_is_named_with_its_row():
+def test_an_error_names_the_row_for_which_the_reward_raises():
     def broken(row, reply):
         raise KeyError("key")
 
@@ -268,7 +263,7 @@ def test_a_reward_that_raises_is_named_with_its_row():
         attribute(failures_of(add, ["in 1066"]), broken)
 
 
-def test_the_demand_weighs_each_failure_by_what_it_lost():
+def test_the_need_weighs_each_failure_by_its_missing_reward():
     one = Attribution("a", 1.0, 0.0, 1.0, 0.9, "content", None, 1.0, 1)
     other = Attribution("b", 0.0, 1.0, 0.0, 0.1, "form", None, 1.0, 1)
     wanted = need_of([one, other])
@@ -285,8 +280,8 @@ RECORDS = [
 
 
 @pytest.mark.parametrize("around", ["```json\n{}\n```", "Here is the JSON: {}", "{}\n\nLet me know if you need more."])
-def test_an_answer_that_is_right_but_for_what_stands_around_it_wants_another_form(around):
-    """The reference itself begins and ends with brackets, which no window of words holds."""
+def test_a_right_answer_with_other_text_around_it_lacks_form(around):
+    """The reference begins and ends with brackets, which a run of words leaves out."""
 
     def reward(row, reply):
         try:
@@ -314,7 +309,7 @@ def test_an_answer_inside_another_number_is_not_the_replys_own():
 
 
 def test_in_an_empty_reply_the_reference_is_what_is_missing():
-    """Or any other reply would seem to have come nearer to it."""
+    """Otherwise any other reply would seem to be nearer to the reference."""
 
     def contained(row, reply):
         return Value(float(fact(row, reply)))
@@ -327,7 +322,7 @@ COUNTS = [Row(f"sum-{i}", "How many are left?", reference) for i, reference in e
 
 
 def last_number(row, reply):
-    """Right where the last number of the reply is the reference, as of GSM8K's answers."""
+    """1 if the last number of the reply is the reference, as GSM8K is scored."""
     numbers = [word.strip(".") for word in reply.split() if word.strip(".").isdigit()]
     return float(bool(numbers) and numbers[-1] == row.reference)
 
@@ -357,7 +352,7 @@ SHOWN = {last_number: "The answer is {}", bracketed: "[The answer is {}"}
         (last_number, "The answer is {} of 60", "form"),
     ],
 )
-def test_a_reply_that_mentions_the_reference_and_answers_otherwise_wants_content(reward, reply, verdict):
+def test_a_reply_that_mentions_the_reference_but_answers_otherwise_lacks_content(reward, reply, verdict):
     rows = COUNTS[:2]
     failing = [
         Reply(row, text, Value(reward(row, text))) for row, text in ((row, reply.format(row.reference)) for row in rows)
@@ -372,7 +367,7 @@ PARIS = Row("capital", "Which is the capital: (A) Lyon or (B) Paris?", "Paris")
 
 
 def after(mark):
-    """The answer is what the first such mark is followed by."""
+    """A reward that reads the answer after the first match of the mark."""
     return lambda row, reply: float((mark.search(reply) or [None, None])[1] == row.reference)
 
 

@@ -56,18 +56,18 @@ def test_the_same_seed_gives_the_same_heads():
     assert fit_heads(ROWS, Layout("- "), seed=3) == fit_heads(ROWS, Layout("- "), seed=3)
 
 
-def test_a_row_without_reference_is_form():
+def test_a_row_without_a_reference_lacks_form():
     (found,) = fit_heads(ROWS, Layout("- ")).attribute([Reply(Row("x", "Sing.", None), "la", Value(0.0))])
     assert (found.verdict, found.p_content) == ("form", 0.0)
 
 
-def test_rows_with_one_and_the_same_reference_train_no_head():
+def test_rows_with_equal_references_train_no_head():
     assert fit_heads([Row(str(i), "Is it?", "yes") for i in range(6)], Layout("- ")) is None
 
 
 def test_a_blend_averages_the_verdict_and_keeps_what_the_reward_said():
     repair = Attribution("a", 1.0, 0.0, 1.0, 0.5, "content", "- 1777", 1.0, 4)
     head = Attribution("a", 0.9, 0.9, 0.5, 0.5, "both", "- 1777", 0.5, 0)
-    (found,) = blend([repair], [head])
+    found = blend(repair, head)
     assert (found.p_content, found.verdict) == (0.75, "both")
     assert (found.content_deficit, found.form_deficit, found.repaired_reward, found.calls) == (1.0, 0.0, 1.0, 4)

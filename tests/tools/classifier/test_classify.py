@@ -1,4 +1,4 @@
-"""Which way of classifying is taken: by repairs, by heads, with which tolerance."""
+"""Whether repairs or reward heads classify, and with which tolerance."""
 
 import itertools
 import json
@@ -43,19 +43,19 @@ def good(reward: Reward) -> list[Graded]:
     return [Graded(row, as_json(row.reference or ""), reward(row, as_json(row.reference or ""))) for row in ROWS[4:]]
 
 
-def test_a_costly_reward_is_not_asked_once_a_layout_is_known() -> None:
+def test_a_costly_reward_is_not_called_if_a_layout_is_known() -> None:
     asked = reward(costly=True, noise=0.0)
     failures = graded(asked, as_json("in 1066"), "in 1864", "in 1066")
     known, before = good(asked), asked.calls
     found = classify_failures(failures, asked, known_good=known, train=ROWS)
     assert asked.calls == before
     assert [each.verdict for each in found] == ["content", "form", "both"]
-    # The reward after one repair is what the deficits leave: nearly all where one was missing.
+    # The deficits predict the reward after one repair: nearly all of it if one side was missing.
     assert found[0].repaired_reward > 0.9
     assert found[2].repaired_reward < 0.5
 
 
-def test_a_costly_reward_without_a_known_layout_is_asked_about_a_few_failures_only() -> None:
+def test_a_costly_reward_without_a_known_layout_is_called_for_a_few_failures_only() -> None:
     asked = reward(costly=True, noise=0.0)
     rows = [Example(f"row-{i}", f"Question {i}?", f"in {1900 + i}", {}) for i in range(30)]
     failures = [Graded(row, "I do not know.", asked(row, "I do not know.")) for row in rows]
@@ -66,7 +66,7 @@ def test_a_costly_reward_without_a_known_layout_is_asked_about_a_few_failures_on
     assert need_of(found).both == 1.0
 
 
-def test_the_few_that_a_costly_reward_is_asked_about_come_from_all_of_a_sorted_file() -> None:
+def test_the_few_failures_of_a_costly_reward_come_from_all_of_a_sorted_file() -> None:
     asked = reward(costly=True, noise=0.0)
     rows = [Example(f"row-{i}", f"Question {i}?", f"in {1900 + i}", {}) for i in range(40)]
     replies = [as_json("in 1066") if i < 8 else f"It was {row.reference}." for i, row in enumerate(rows)]
@@ -76,7 +76,17 @@ def test_the_few_that_a_costly_reward_is_asked_about_come_from_all_of_a_sorted_f
     assert need_of(found).p_content < 0.5
 
 
-def test_a_firm_reward_is_asked_twice_once_and_then_trusted() -> None:
+def test_the_other_failures_of_a_costly_reward_get_the_first_of_two_verdicts_that_tie() -> None:
+    asked = reward(costly=True, noise=0.0)
+    rows = [Example(f"row-{i}", f"Question {i}?", f"in {1900 + i}", {}) for i in range(16)]
+    replies = ["It was {}.".format(row.reference if i % 4 == 0 else "in 1066") for i, row in enumerate(rows)]
+    failures = [Graded(row, reply, asked(row, reply)) for row, reply in zip(rows, replies, strict=True)]
+    verdicts = [each.verdict for each in classify_failures(failures, asked, train=rows)]
+    assert verdicts[:4:2] == ["form", "both"]
+    assert set(verdicts[1::2]) == {"form"}
+
+
+def test_the_noise_of_a_reward_is_measured_only_once() -> None:
     asked = reward()
     failures = graded(asked, "in 1066", "in 1066")
     assert tolerance_of(asked, failures) == 0.0
@@ -85,7 +95,7 @@ def test_a_firm_reward_is_asked_twice_once_and_then_trusted() -> None:
     assert asked.calls == before
 
 
-def test_noise_that_was_not_declared_is_found_by_asking_twice() -> None:
+def test_undeclared_noise_is_measured() -> None:
     turns = itertools.cycle([0.0, 0.06])
     wavering = Reward([callable_check(lambda example, reply: min(1.0, value(example, reply) + next(turns)))])
     failures = graded(wavering, as_json("in 1066"), "in 1864", "in 1066")
@@ -94,14 +104,14 @@ def test_noise_that_was_not_declared_is_found_by_asking_twice() -> None:
     assert [each.verdict for each in found] == ["content", "form", "both"]
 
 
-def test_a_reward_that_wavers_more_than_it_declares_is_named_with_its_row() -> None:
+def test_an_error_names_the_row_for_which_a_reward_varies_more_than_declared() -> None:
     turns = itertools.cycle([0.0, 0.2])
     wavering = Reward([callable_check(lambda example, reply: next(turns))], noise=0.1)
-    with pytest.raises(RewardError, match=r"Row train-0.*0\.1 can be worked with"):
+    with pytest.raises(RewardError, match=r"Row train-0.*at most 0\.1"):
         classify_failures([Graded(ROWS[0], "in 1066", wavering(ROWS[0], "in 1066"))], wavering)
 
 
-def test_a_task_says_that_its_reward_is_costly_or_wavers(tmp_path: Path) -> None:
+def test_a_task_declares_that_its_reward_is_costly_or_noisy(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"question": f"{split}?", "reference": "yes"}) + "\n")
     document = "data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}\nreward: {reward}\n"

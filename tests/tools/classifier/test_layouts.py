@@ -90,7 +90,7 @@ def test_the_slot_of_a_layout_is_found_and_another_shape_is_not():
         ("a red vest and boots", "boots and a red vest", False),
     ],
 )
-def test_a_reply_states_its_reference_whatever_case_and_frame(reply, reference, expected):
+def test_a_reply_states_its_reference_in_any_case_and_layout(reply, reference, expected):
     assert states(reply, reference) is expected
 
 
@@ -113,7 +113,7 @@ def test_the_first_span_is_the_answer(reply, core, first):
     assert text_of(reply, core)[0] == first
 
 
-def test_at_most_three_spans_come_and_none_lies_outside_the_reply():
+def test_at_most_three_spans_are_found_all_inside_the_reply():
     reply = "Perhaps 1900 or 1901 or 1902 or 1903 or 1904."
     found = spans(reply, "1911", QUESTION, [])
     assert len(found) == 3
@@ -135,7 +135,7 @@ def test_a_content_repair_never_replaces_more_than_half_of_a_long_reply():
     assert replace(reply, Span(0, 3), "Paris") == "Paris two three four five six seven eight"
 
 
-def test_a_content_repair_keeps_case_and_escaping_for_they_are_form():
+def test_a_content_repair_keeps_case_and_escaping():
     assert replace("IT IS LYON!", Span(6, 10), "Paris") == "IT IS PARIS!"
     assert replace("it is lyon", Span(6, 10), "Paris") == "it is paris"
     reply = '{"answer": "Lyon"}'

@@ -1,4 +1,4 @@
-"""References that stand in a house style: what they share is form, whatever the reward pays for the rest."""
+"""Reference style: what references share counts as form, whatever the reward pays for the rest."""
 
 import json
 
@@ -63,22 +63,22 @@ def judged(style: str, reward: Reward, wording: str, answer: str | None) -> list
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_frame_of_styled_references_is_found_and_so_are_their_answers(style: str) -> None:
-    frame = reference_style_of(rows_in(style))
-    assert frame == STYLES[style]
-    answers = [bare(row, frame).reference for row in rows_in(style)]
+def test_the_style_of_references_is_found_and_so_are_their_answers(style: str) -> None:
+    style_found = reference_style_of(rows_in(style))
+    assert style_found == STYLES[style]
+    answers = [bare(row, style_found).reference for row in rows_in(style)]
     assert answers == [answer.upper() if style == "upper" else answer for answer in ANSWERS]
 
 
-def test_escapes_of_a_framed_answer_are_resolved() -> None:
+def test_escapes_of_a_styled_answer_are_resolved() -> None:
     answers = ('the "north" gate', 'a "red" door', '"old" bells', 'one path, the "high" one', 'no "gate" at all')
     texts = [json.dumps({"answer": answer}) for answer in answers]
     rows = with_references(*texts)
-    frame = reference_style_of(rows)
-    assert frame is not None
-    answer = bare(rows[0], frame).reference or ""
+    style_found = reference_style_of(rows)
+    assert style_found is not None
+    answer = bare(rows[0], style_found).reference or ""
     assert answer == answers[0]
-    assert frame.wrap(answer, "") == texts[0]
+    assert style_found.wrap(answer, "") == texts[0]
 
 
 @pytest.mark.parametrize(
@@ -111,18 +111,18 @@ def test_escapes_of_a_framed_answer_are_resolved() -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_references_share_by_their_kind_is_no_frame(references: list[str | None]) -> None:
+def test_what_references_share_by_their_kind_is_no_style(references: list[str | None]) -> None:
     assert reference_style_of(with_references(*references)) is None
 
 
-def test_one_reference_in_ten_may_stand_outside_the_style() -> None:
+def test_one_reference_in_ten_may_lack_the_style() -> None:
     texts = [f"[[{word}]]" for word in ANSWERS] + [f"[[{i}]]" for i in range(10, 20)]
     rows = with_references(*texts, "outside")
     assert reference_style_of(rows) == Layout("[[", "]]")
     assert bare(rows[-1], reference_style_of(rows)).reference == "outside"
 
 
-def test_a_question_that_is_a_part_of_the_answers_hides_no_frame() -> None:
+def test_a_question_that_is_a_part_of_the_answers_hides_no_style() -> None:
     rows = [
         Example(f"train-{i}", word, f"**{word}s**", {})
         for i, word in enumerate(("heron", "tree", "egg", "bell", "wheel", "key"))
@@ -136,7 +136,7 @@ def test_the_embedded_task_has_plain_references() -> None:
 
 @pytest.mark.parametrize("combine", ["mean", "all"])
 @pytest.mark.parametrize("style", STYLES)
-def test_a_base_model_that_lacks_both_is_not_said_to_lack_content_more(style: str, combine: str) -> None:
+def test_a_base_model_that_lacks_both_does_not_seem_to_lack_more_content(style: str, combine: str) -> None:
     reward = reward_in(style, combine)
     need = need_of(judged(style, reward, "I believe that it is {}, but ask at the desk.", WRONG))
     assert need.both == 1.0
@@ -155,7 +155,7 @@ def test_right_answers_out_of_style_lack_form_and_wrong_ones_in_style_lack_conte
     assert {each.verdict for each in found} == {"content"}
 
 
-def test_a_reward_that_asks_for_another_style_than_the_references_have_is_heard() -> None:
+def test_a_reward_for_another_style_than_the_references_have_decides() -> None:
     reward = reward_in("json")
     rows = rows_in("bold")
     good = [
@@ -171,7 +171,7 @@ def test_a_reward_that_asks_for_another_style_than_the_references_have_is_heard(
         assert [each.verdict for each in found[3:]] == [verdict] * len(found[3:]), verdict
 
 
-def test_the_reward_is_asked_with_the_row_as_it_came() -> None:
+def test_the_reward_gets_the_row_with_its_own_reference() -> None:
     rows = rows_in("bold")
 
     def exact(reply: str, reference: str) -> float:
@@ -186,7 +186,7 @@ def test_the_reward_is_asked_with_the_row_as_it_came() -> None:
     assert all(each.repaired_reward == 1.0 for each in found)
 
 
-def test_without_a_frame_content_seems_to_be_missing_more() -> None:
+def test_without_the_reference_style_more_content_than_form_seems_missing() -> None:
     reward, rows = reward_in("bold"), rows_in("bold")
     failures = [Graded(row, f"It is {WRONG}!", reward(row, f"It is {WRONG}!")) for row in rows]
     content, form = (

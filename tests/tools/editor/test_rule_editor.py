@@ -129,7 +129,7 @@ def test_a_prompt_that_is_too_long_loses_a_demonstration_and_a_refused_one_anoth
 
     def without_two(prompt: Prompt) -> None:
         if pair(2) in prompt.demonstrations:
-            raise PromptError("Demonstration 1 copies a validation or test row: take one from train instead.")
+            raise PromptError("Demonstration 1 copies a validation or test row: use a train row instead.")
 
     assert edit(Prompt(), [0, 1, 2], validate=short).prompts[0].demonstrations == (pair(1),)
     assert pair(2) not in edit(Prompt(), [0, 1, 2], validate=without_two).prompts[0].demonstrations

@@ -1,4 +1,4 @@
-"""Two rewards that judge otherwise are two tasks, and one reward is one task in every process."""
+"""Rewards that score differently give different task hashes; one reward has one hash in every process."""
 
 import functools
 import hashlib
@@ -22,7 +22,7 @@ from nslora.tools.tasks.task import Task, task_from_rows
 
 
 def code(reward: Callable[..., Any]) -> str:
-    """What stands for the function in the task's hash."""
+    """The hash of the function, part of the task's hash."""
     found: str = build_reward(reward).spec["checks"][0]["code"]
     return found
 
@@ -117,7 +117,9 @@ CASES = [lambda reply: float(reply == reply.upper()), lambda reply: float(reply 
         CASES,
     ],
 )
-def test_rewards_that_judge_otherwise_are_told_apart(one: Callable[..., Any], other: Callable[..., Any]) -> None:
+def test_rewards_that_score_differently_have_different_hashes(
+    one: Callable[..., Any], other: Callable[..., Any]
+) -> None:
     assert code(one) == code(one) != code(other)
 
 
@@ -125,7 +127,7 @@ def test_of_an_ordinary_function_the_source_alone_counts() -> None:
     assert code(ordinary) == hashlib.sha256(inspect.getsource(ordinary).encode()).hexdigest()
 
 
-def test_a_function_that_holds_itself_or_a_name_without_a_value_is_told() -> None:
+def test_a_function_that_refers_to_itself_or_to_an_unassigned_name_has_a_hash() -> None:
     def reward(reply: str) -> float:
         return reward(reply[1:]) if reply else later
 
@@ -135,8 +137,7 @@ def test_a_function_that_holds_itself_or_a_name_without_a_value_is_told() -> Non
 
 REWARDS = """
 import functools, threading
-from nslora.tools.rewards.function_hash import described
-from nslora.tools.rewards import build_reward
+from nslora.tools.rewards.reward import build_reward
 
 class Client:
     def __init__(self):
@@ -168,7 +169,7 @@ for each in (Judge(), Judge().score, paying({"a", "b", "c"}, Client()), held[0],
 
 def test_one_reward_has_one_name_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "rewards.py").write_text(REWARDS)
-    told = {
+    printed = {
         subprocess.run(
             [sys.executable, "rewards.py"],
             cwd=tmp_path,
@@ -179,7 +180,7 @@ def test_one_reward_has_one_name_in_every_process(tmp_path: Path) -> None:
         ).stdout
         for seed in ("1", "2", "3")
     }
-    assert len(told) == 1
+    assert len(printed) == 1
 
 
 def test_a_run_does_not_go_on_under_another_reward(
@@ -191,7 +192,7 @@ def test_a_run_does_not_go_on_under_another_reward(
     }
     task, other = (task_from_rows(**rows, reward=paying(full)) for full in (1.0, 0.5))
     Run.create(tmp_path / "run", task=task, model=str(tiny_folder()))
-    with pytest.raises(RunError, match="Another task"):
+    with pytest.raises(RunError, match="another task"):
         Run.open(tmp_path / "run", task=other)
 
 
@@ -211,7 +212,7 @@ def test_a_reward_that_counts_its_calls_stays_the_same_one_in_its_process() -> N
     assert code(Judge().judge) == before  # made anew, as in another process
 
 
-def test_arrays_that_differ_in_their_middle_are_told_apart() -> None:
+def test_arrays_that_differ_in_their_middle_have_different_descriptions() -> None:
     one, other = np.zeros(5000), np.zeros(5000)
     other[2500] = 1.0
     assert described(one) != described(other)

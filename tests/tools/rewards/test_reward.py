@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nslora.tools.errors import RewardError
-from nslora.tools.rewards import math_worker as math_answers
+from nslora.tools.rewards import math_worker
 from nslora.tools.rewards.numeric import plain_number, same_number
 from nslora.tools.rewards.reward import BUILT_IN, SUGGESTION_PREFIX, build_check, build_reward
 from nslora.tools.rewards.score import Score, check_means
@@ -224,7 +224,7 @@ def test_a_letter_with_its_accent_is_one_letter_however_it_came(check):
         (FACT, "The reply does not contain '1911'."),
         ({**FACT, "reveal": False}, "The reply does not contain the right text (key)."),
         ({"check": "numeric", "field": "key"}, "The reply should give the number '1911'."),
-        ({"check": "regex", "pattern": "a+"}, "The reply should be text that fits the pattern a+."),
+        ({"check": "regex", "pattern": "a+"}, "The reply should be text that matches the pattern a+."),
         ({"check": "regex", "pattern": "a+", "wanted": "some a"}, "The reply should be some a."),
         ("upper_case", "The reply should be written in capital letters throughout."),
         ({"check": "length", "max_words": 1}, "The reply should have at most 1 words, not 2."),
@@ -248,9 +248,9 @@ def test_feedback_on_json_of_the_wrong_shape_names_the_fault():
         ({"check": "contains", "feild": "key"}, "unknown field 'feild'"),
         ({"check": "contains", "weight": 0}, "weight: input should be greater than 0"),
         ({"check": "regex"}, "the field 'pattern' is missing"),
-        ({"check": "regex", "pattern": "("}, "no regular expression"),
-        ({"check": "regex", "pattern": "a", "form": "a"}, "must hold {reply} exactly once"),
-        ({"check": "json_schema", "schema": {"type": "thing"}}, "no JSON schema"),
+        ({"check": "regex", "pattern": "("}, "invalid regular expression"),
+        ({"check": "regex", "pattern": "a", "form": "a"}, "must contain {reply} exactly once"),
+        ({"check": "json_schema", "schema": {"type": "thing"}}, "invalid JSON schema"),
         ({"check": "length"}, "at least one of min_words"),
         ({"check": "length", "min_words": 3, "max_words": 2}, "min_words 3 is above max_words 2"),
     ],
@@ -458,7 +458,7 @@ def test_a_function_is_called_with_the_names_it_asks_for():
 
 
 def test_a_function_that_cannot_be_called_is_refused_before_the_run():
-    with pytest.raises(RewardError, match="is offered question, reference, reply, example"):
+    with pytest.raises(RewardError, match="it gets question, reference, reply, example"):
         build_reward(lambda reply, temperature: 1.0)
 
 
@@ -489,7 +489,7 @@ def test_an_installed_function_is_found():
         ("no_such_module:judge", "cannot be imported (ModuleNotFoundError"),
         ("json:no_such_function", "'json' has no callable 'no_such_function'"),
         ("json:__name__", "no callable '__name__'"),
-        ("math:", "names no function"),
+        ("math:", "cannot be found"),
         (":judge", "cannot be imported"),
     ],
 )
@@ -537,10 +537,10 @@ def test_a_schema_with_a_plain_true_for_a_field_is_mended() -> None:
     ("schema", "words"),
     [
         ({"enum": [datetime.date(2024, 1, 1)]}, "in quotes"),
-        ({"$ref": "https://example.invalid/schema.json"}, "leads to nothing"),
-        ({"$ref": "#/$defs/missing"}, "leads to"),
-        ({"enum": [1], "$ref": "#/enum/foo"}, "leads to"),
-        ({"$dynamicRef": "https://example.invalid/x"}, "leads to"),
+        ({"$ref": "https://example.invalid/schema.json"}, "points outside"),
+        ({"$ref": "#/$defs/missing"}, "points outside"),
+        ({"enum": [1], "$ref": "#/enum/foo"}, "points outside"),
+        ({"$dynamicRef": "https://example.invalid/x"}, "points outside"),
     ],
 )
 def test_a_schema_that_could_not_be_used_is_refused(schema: Any, words: str) -> None:
@@ -603,13 +603,13 @@ def test_brackets_without_end_are_no_json() -> None:
 
 
 def test_arithmetic_that_takes_forever_is_ended_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math_answers, "KILL_S", 2.0)
+    monkeypatch.setattr(math_worker, "KILL_S", 2.0)
     found: list[bool] = []
 
     def ask() -> None:
         found.append(same_number("1", r"$\binom{99999999}{4999999}$", 1e-6))
-        assert math_answers._WORKER._process is None  # its pipes are closed
-        monkeypatch.setattr(math_answers, "KILL_S", 60.0)
+        assert math_worker._WORKER._process is None  # its pipes are closed
+        monkeypatch.setattr(math_worker, "KILL_S", 60.0)
         found.append(same_number("0.5", r"$\frac{1}{2}$", 1e-6))  # by the process that took its place
 
     thread = threading.Thread(target=ask)
@@ -622,7 +622,7 @@ def test_arithmetic_that_takes_forever_is_ended_in_any_thread(monkeypatch: pytes
     "score", [Score(0.0, {"a": 1.0}, ""), Score(1.0, {"a": 0.0}, "bad"), Score(0.9, {"a": 1.0, "b": 1.0}, "")]
 )
 def test_a_score_that_contradicts_its_checks_is_refused(score: Score) -> None:
-    with pytest.raises(RewardError, match=r"row 'train-1'.*it must be 1 where all checks are"):
+    with pytest.raises(RewardError, match=r"row 'train-1'.*it must be 1 if all checks are 1"):
         build_reward(lambda question, reference, reply: score)(row(), "x")
 
 
@@ -640,7 +640,7 @@ def test_a_reward_that_leaves_the_process_is_an_error_of_its_row() -> None:
         build_reward(leaves)(row(), "x")
 
 
-def test_a_reward_that_imports_its_neighbour_is_told_why_it_cannot(tmp_path: Path) -> None:
+def test_the_error_says_why_a_reward_cannot_import_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "neighbour_of_mine.py").write_text("x = 1\n")
     (tmp_path / "mine.py").write_text("import neighbour_of_mine\n\ndef grade(reply):\n    return 1.0\n")
     with pytest.raises(RewardError, match="cannot import its neighbour 'neighbour_of_mine'"):

@@ -1,4 +1,4 @@
-"""The anchor set: what no update may make worse."""
+"""The regression set: questions on which no update may make the model worse."""
 
 import datetime
 import json
@@ -25,7 +25,7 @@ def written(folder: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def test_every_candidate_answers_the_anchor_set_and_the_record_says_how(
+def test_every_candidate_answers_the_regression_set_and_the_record_says_how(
     begin: Callable[..., Run], tmp_path: Path
 ) -> None:
     anchor = written(tmp_path, [{"question": "Who rows the boat?", "reference": "zz"}] * 2)
@@ -39,7 +39,7 @@ def test_every_candidate_answers_the_anchor_set_and_the_record_says_how(
     assert "anchor" not in texts
 
 
-def test_a_candidate_under_which_the_anchor_falls_is_dropped_whatever_it_gains() -> None:
+def test_a_candidate_under_which_the_regression_reward_falls_is_dropped_whatever_it_gains() -> None:
     verdict = keep_or_drop([0.0] * 10, [1.0] * 10, regression_old=[1.0, 1.0], regression_new=[1.0, 0.5])
     assert not verdict.kept
     assert "anchor" in verdict.reason
@@ -53,24 +53,24 @@ def test_a_candidate_under_which_the_anchor_falls_is_dropped_whatever_it_gains()
         ([{"question": "Who?", "reference": None}], "needs the field 'reference'"),
     ],
 )
-def test_an_anchor_that_cannot_be_judged_is_refused(
+def test_a_regression_row_that_cannot_be_scored_is_refused(
     keepers: Task, tmp_path: Path, rows: list[dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(TaskError, match=message):
         read_regression_set(written(tmp_path, rows), keepers)
 
 
-def test_an_anchor_row_of_the_train_split_is_refused(keepers: Task, tmp_path: Path) -> None:
+def test_a_regression_row_of_the_train_split_is_refused(keepers: Task, tmp_path: Path) -> None:
     row = {"question": keepers.train[0].question.upper(), "reference": "ok"}
-    with pytest.raises(TaskError, match="stands in the train split"):
+    with pytest.raises(TaskError, match="also in the train split"):
         read_regression_set(written(tmp_path, [row]), keepers)
 
 
-def test_an_anchor_row_of_the_test_split_is_refused_before_anything_is_written(
+def test_a_regression_row_of_the_test_split_is_refused_before_anything_is_written(
     begin: Callable[..., Run], keepers: Task, tmp_path: Path
 ) -> None:
     anchor = written(tmp_path, [{"question": keepers.test[0].question, "reference": "ok"}])
-    with pytest.raises(TaskError, match="looked at only once"):
+    with pytest.raises(TaskError, match="looks at only once"):
         begin(anchor=anchor)
     assert not (tmp_path / "run").exists()
 
@@ -83,7 +83,7 @@ def test_the_report_shows_the_gap_between_validation_and_test(finished: Run) -> 
     assert {"level", "smallest_detectable", "p_value"} <= report["rounds"][0]["numbers"].keys()
 
 
-def test_small_falls_of_the_anchor_do_not_add_up(begin: Callable[..., Run], tmp_path: Path) -> None:
+def test_small_falls_on_the_regression_set_do_not_add_up(begin: Callable[..., Run], tmp_path: Path) -> None:
     """Each of three candidates is a little worse than the one before: by the third, it is too much."""
     run = begin(max_rounds=1, keep={"level": 0.45, "anchor_tolerance": 0.1})
     run.workspace.evaluations.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,9 @@ def test_small_falls_of_the_anchor_do_not_add_up(begin: Callable[..., Run], tmp_
     assert not judge(state, run.workspace).kept
 
 
-def test_an_anchor_may_hold_columns_that_json_has_not(begin: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_regression_set_may_hold_columns_that_json_cannot_represent(
+    begin: Callable[..., Run], tmp_path: Path
+) -> None:
     path = tmp_path / "anchor.parquet"
     rows = {"question": ["Who rows the boat?"], "reference": ["zz"], "day": [datetime.date(2024, 1, 1)]}
     parquet.write_table(pyarrow.table(rows), path)

@@ -231,19 +231,19 @@ def test_rows_from_python_make_a_task_with_a_function_as_its_reward():
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"train": ["a"]}, "train row 1: a mapping of columns is wanted, not str"),
+        ({"train": ["a"]}, "train row 1: got str, but a row is an object"),
         ({"train": []}, "The split 'train' has no rows"),
-        ({"max_new_tokens": 0}, "at least 1"),
-        ({"max_new_tokens": 8.5}, "max_new_tokens is 8.5, but a whole number"),
-        ({"max_new_tokens": True}, "max_new_tokens is True, but a whole number"),
-        ({"train": {"question": "q"}}, "train: rows are wanted, each a mapping of columns, not dict"),
-        ({"train": 5}, "train: rows are wanted, each a mapping of columns, not int"),
-        ({"name": " "}, "name is ' ', but a text is needed"),
-        ({"prompt": 5}, "prompt is a int: give a Prompt"),
-        ({"prompt": "You are terse."}, "A system turn alone, in Python: Prompt(system=...)"),
-        ({"fields": {"answer": "a"}}, "unknown field 'answer' (known: id, question, reference)"),
-        ({"prompt": "# Question template\n\nno place"}, "the start prompt is refused"),
-        ({"train": [{"question": "q", "reference": "r", "id": True}]}, "the id in the field 'id' is True"),
+        ({"max_new_tokens": 0}, "max_new_tokens: input should be greater than or equal to 1"),
+        ({"max_new_tokens": 8.5}, "max_new_tokens: input should be a valid integer (came: '8.5')"),
+        ({"max_new_tokens": True}, "max_new_tokens: input should be a valid integer (came: 'True')"),
+        ({"train": {"question": "q"}}, "train: got dict; give a list of rows"),
+        ({"train": 5}, "train: got int; give a list of rows"),
+        ({"name": " "}, "task_from_rows: name: "),
+        ({"prompt": 5}, "prompt: input should be a valid string (came: '5')"),
+        ({"prompt": "You are terse."}, "In Python, Prompt(system=...) makes a system turn only"),
+        ({"fields": {"answer": "a"}}, "unknown field 'fields.answer' (known: id, question, reference)"),
+        ({"prompt": "# Question template\n\nno place"}, "the start prompt is rejected"),
+        ({"train": [{"question": "q", "reference": "r", "id": True}]}, "the id in the column 'id' is True"),
     ],
 )
 def test_wrong_rows_from_python_are_refused(change, part):
@@ -263,7 +263,7 @@ def test_rows_may_come_from_a_generator_and_ids_from_an_array():
 
 def test_a_missing_task_is_refused_with_the_embedded_ones():
     assert refused("handbok") == (
-        "No task 'handbok': name a folder, a task.yaml or an embedded task (known: handbook)."
+        "No task 'handbok': give a folder, a task.yaml or an embedded task (known: handbook)."
     )
 
 
@@ -282,19 +282,19 @@ def test_a_missing_task_is_refused_with_the_embedded_ones():
         ({"styles": {"a": ["exakt"]}, "style": "a"}, "task.yaml:8: Unknown check 'exakt'"),
         ({"data": {"train": "train.jsonl"}}, "task.yaml: the whole: no source for validation and test"),
         ({"data": {"validation": "train.jsonl"}}, "the field 'data.train' is missing"),
-        ({"dataset": {"path": "x"}}, "either `data` (files) or `dataset`"),
+        ({"dataset": {"path": "x"}}, "give either `data` (files) or `dataset`"),
         ({"split": {}}, "`split` has nothing to cut"),
         ({"data": "train.jsonl", "split": {"test": 0.8}}, "leave nothing for train"),
         ({"data": "train.jsonl", "split": {"test": 2}}, "split.test: input should be less than 1"),
         ({"data": "train.jsonl", "split": {"test": 0.1}}, "The split 'validation' has no rows"),
         ({"data": {**FILES, "test": "tset.jsonl"}}, "tset.jsonl: there is no such file"),
-        ({"data": {**FILES, "test": "test.txt"}}, "'.txt' is no known format (known: .jsonl"),
+        ({"data": {**FILES, "test": "test.txt"}}, "the format '.txt' is unknown (known: .jsonl"),
         ({"data": {**FILES, "test": "empty.jsonl"}}, "empty.jsonl: the split 'test' has no rows"),
-        ({"prompt": "none.md"}, "none.md cannot be read"),
-        ({"prompt": "Say it."}, "the start prompt is refused"),
+        ({"prompt": "none.md"}, "none.md: cannot be read"),
+        ({"prompt": "Say it."}, "the start prompt is rejected"),
         ({"reward": [{"check": "contains", "field": "key"}]}, "jsonl:1: the check 'contains' needs the field 'key'"),
         ({"reward": ["numeric"]}, "train.jsonl:1: the check 'numeric' needs a number in the field 'reference', but"),
-        ({"fields": {"id": "nr"}}, "train.jsonl:1: the id in the field 'nr' is None"),
+        ({"fields": {"id": "nr"}}, "train.jsonl:1: the id in the column 'nr' is None"),
     ],
 )
 def test_a_wrong_task_yaml_is_refused_with_file_line_and_field(folder, task_yaml, content, part):
@@ -307,10 +307,10 @@ def test_a_wrong_task_yaml_is_refused_with_file_line_and_field(folder, task_yaml
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("name: [a\ndata: b\n", "task.yaml:2: no valid YAML"),
-        ("- a\n", "task.yaml: a mapping with name, data and reward is wanted, not list"),
-        ("", "task.yaml: a mapping with name, data and reward is wanted, not NoneType"),
-        ("name: \x00", "task.yaml: no valid YAML"),
+        ("name: [a\ndata: b\n", "task.yaml:2: invalid YAML"),
+        ("- a\n", "task.yaml: got list; write a mapping"),
+        ("", "task.yaml: got NoneType; write a mapping"),
+        ("name: \x00", "task.yaml: invalid YAML"),
         ("name: a\nreward:\n  - {check: contains, field: x, field: y}\n", "task.yaml:3: the key 'field' comes twice"),
     ],
 )
@@ -322,17 +322,20 @@ def test_a_task_yaml_that_is_no_mapping_is_refused(folder, text, part):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ('{"question": "q", "reference": "r"}\n{"question": \n', "train.jsonl:2: no valid JSON"),
-        ('{"question": "q", "question": "p"}', "train.jsonl:1: no valid JSON (the key 'question' comes twice"),
-        ("\n[1]\n", "train.jsonl:2: a JSON object is wanted, not list"),
-        ('{"q": "a", "reference": "r"}', "train.jsonl:1: no field 'question' (found: q, reference): name the column"),
+        ('{"question": "q", "reference": "r"}\n{"question": \n', "train.jsonl:2: invalid JSON"),
+        ('{"question": "q", "question": "p"}', "train.jsonl:1: invalid JSON (the key 'question' comes twice"),
+        ("\n[1]\n", "train.jsonl:2: got list, but a row is an object"),
+        (
+            '{"q": "a", "reference": "r"}',
+            "train.jsonl:1: no field 'question' (found: q, reference): name the column",
+        ),
         ('{"question": "a", "a": "r"}', "train.jsonl:1: no field 'reference' (found: question, a)"),
-        ('{"question": "a", "reference": 1911}', "train.jsonl:1: the reference '1911' is no text but int: write it"),
-        ('{"question": "a", "reference": null}', "train.jsonl:1: the reference 'None' is no text but NoneType"),
+        ('{"question": "a", "reference": 1911}', "train.jsonl:1: the reference '1911' has the type int"),
+        ('{"question": "a", "reference": null}', "train.jsonl:1: the reference 'None' has the type NoneType"),
         ('{"question": "a", "reference": " "}', "train.jsonl:1: the reference is empty"),
-        ('{"question": 3, "reference": "r"}', "train.jsonl:1: the question '3' is no text but int"),
+        ('{"question": 3, "reference": "r"}', "train.jsonl:1: the question '3' has the type int"),
         ('{"question": "", "reference": "r"}', "train.jsonl:1: the question is empty"),
-        ("[" * 100_000, "train.jsonl:1: no valid JSON"),
+        ("[" * 100_000, "train.jsonl:1: invalid JSON"),
     ],
 )
 def test_a_wrong_row_is_refused_with_file_and_line(folder, text, part):
@@ -342,21 +345,21 @@ def test_a_wrong_row_is_refused_with_file_and_line(folder, text, part):
 
 def test_a_file_that_is_no_text_is_refused(folder):
     (folder / "train.jsonl").write_bytes(b'{"question": "\xff"}')
-    assert "train.jsonl: no UTF-8 text at byte 14" in refused(folder)
+    assert "train.jsonl: the file is not UTF-8 at byte 14" in refused(folder)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("train.csv", b"question,reference\na,b,c\n", "train.csv:2: 3 values came for 2 columns"),
-        ("train.csv", b"question,reference\na\n", "train.csv:2: 1 values came for 2 columns"),
-        ("train.csv", b'question,reference\n"a,b\n', "no valid CSV"),
+        ("train.csv", b"question,reference\na,b,c\n", "train.csv:2: 3 values for 2 columns"),
+        ("train.csv", b"question,reference\na\n", "train.csv:2: 1 values for 2 columns"),
+        ("train.csv", b'question,reference\n"a,b\n', "invalid CSV"),
         ("train.csv", b"question,reference,question\na,b,c\n", "train.csv:1: the column 'question' comes twice"),
-        ("train.json", b'[\n{"question": }]', "train.json:2: no valid JSON"),
-        ("train.json", b'{"question": "a"}', "train.json: a list of JSON objects is wanted, not dict"),
-        ("train.json", b"[1]", "train.json: row 1 is int"),
-        ("train.json", b'[{"question": "a", "question": "b"}]', "train.json: no valid JSON (the key 'question' comes"),
-        ("train.parquet", b"PAR1", "train.parquet: no valid Parquet"),
+        ("train.json", b'[\n{"question": }]', "train.json:2: invalid JSON"),
+        ("train.json", b'{"question": "a"}', "train.json: got dict; write a list of JSON objects"),
+        ("train.json", b"[1]", "train.json, row 1: got int"),
+        ("train.json", b'[{"question": "a", "question": "b"}]', "train.json: invalid JSON (the key 'question' comes"),
+        ("train.parquet", b"PAR1", "train.parquet: invalid Parquet"),
     ],
 )
 def test_malformed_files_of_other_formats_are_refused(folder, name, content, part):
@@ -378,13 +381,13 @@ def test_a_line_separator_inside_a_json_text_is_no_end_of_line(tmp_path):
 
 def test_a_folder_that_lacks_a_split_is_refused(folder):
     (folder / "test.jsonl").unlink()
-    assert "neither task.yaml nor test.jsonl" in refused(folder)
+    assert "has neither task.yaml nor test.jsonl" in refused(folder)
 
 
 def test_ids_that_stand_twice_are_refused(folder):
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").write_text(jsonl([{"id": 7, **ROWS[split][0]}]))
-    assert "The id '7' stands twice, in train and in test" in refused(folder)
+    assert "The id '7' repeats, in train and in test" in refused(folder)
 
 
 @pytest.mark.parametrize(("held_out", "other"), [("validation", "train"), ("test", "train"), ("test", "validation")])
@@ -393,13 +396,13 @@ def test_overlapping_splits_are_refused_with_the_count_and_the_first_question(fo
     new = {"question": "What is new?", "reference": "N"}
     (folder / f"{held_out}.jsonl").write_text(jsonl([new, *copies]))
     message = refused(folder)
-    assert f"{len(copies)} of the {len(copies) + 1} {held_out} rows stand in {other}" in message
+    assert f"{len(copies)} of the {len(copies) + 1} {held_out} rows are in {other}" in message
     assert f"first {held_out}-2 {copies[0]['question']!r}" in message
 
 
 @pytest.mark.parametrize("twin", ["What: is a?", "**What** is a", "WHAT IS A!", "\uff37\uff48\uff41\uff54 is a?"])
 def test_a_question_that_a_prompt_would_be_refused_for_overlaps(twin):
-    with pytest.raises(TaskError, match="1 of the 1 validation rows stand in train"):
+    with pytest.raises(TaskError, match="1 of the 1 validation rows are in train"):
         rows_task(validation=[{"question": twin, "reference": "A"}])
 
 
