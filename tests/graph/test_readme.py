@@ -55,6 +55,7 @@ def test_the_snippets_say_what_the_page_promises(
     reports = {path.parent.parent.name for path in Path("runs").glob("*/result/report.json")}
     runs = {path.name for path in Path("runs").iterdir()}
     assert runs - reports == {"served"}  # the server's to run
+    assert (len(names["longer"].rounds), names["longer"].report["test_looks"]) == (2, 2)
     stopped = nslora.Run.open("runs/stopped-early").report()
     assert (stopped["stop"], stopped["rounds"]) == ("stopped by hand", [])
     rejected = nslora.Run.open("runs/approved").report()["rounds"][0]
