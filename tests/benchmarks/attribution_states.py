@@ -1,7 +1,6 @@
-"""Real failures: the embedded model as it is, under demonstrations, and after one, two and three bursts of LoRA.
+"""Real failures of the embedded model: untouched, with demonstrations, and after one, two and three LoRA trainings.
 
-Everything is kept below `build/bench/attribution/` and found again: adapters by name, replies by what was asked. So a
-run that was stopped goes on where it was.
+Adapters and replies are stored in `build/bench/attribution/`, so an interrupted benchmark continues where it stopped.
 """
 
 import json
@@ -24,13 +23,13 @@ FOLDER = Path("build/bench/attribution")
 MODEL = "SmolLM2-135M-Instruct"
 MAX_NEW_TOKENS = 32
 STAGES = 3
-EPOCHS_PER_STAGE = 2  # of 70 rows in batches of 8: 18 steps; few facts are known after one burst, most after three
+EPOCHS_PER_STAGE = 2  # of 70 rows in batches of 8: 18 steps; few facts are known after one stage, most after three
 DEMONSTRATED = {True: ("years-13", "people-13"), False: ("measures-13", "rules-13")}
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One labelled reply. state: `base` or `lora-N`, with `+demonstrations` where the style was shown."""
+    """One labelled reply. state: `base` or `lora-N`, with `+demonstrations` if the prompt shows the style."""
 
     fact: str
     style: str
@@ -41,7 +40,7 @@ class Reply:
 
 
 def replies() -> list[Reply]:
-    """Every reply in every state, with its label ("" where nothing is wrong); generated where it is not yet known."""
+    """Every reply in every state, with its label ("" if it is right). Generates the replies that are not stored yet."""
     done = FOLDER / "replies.jsonl"
     if done.exists():
         return [Reply(**json.loads(line)) for line in done.read_text(encoding="utf-8").splitlines()]
@@ -84,12 +83,12 @@ def replies() -> list[Reply]:
 
 
 def asked(tuned: bool) -> list[Fact]:
-    """The facts that are asked: of the domains that are tuned on, or of the others."""
+    """The questions of the tuning domains, or of the reporting domains."""
     return [fact for fact in read_facts() if (fact.domain in TUNED_DOMAINS) == tuned and not fact.shown]
 
 
 def demonstrations(style: Style) -> Prompt:
-    """Two facts that are not asked, in the style."""
+    """A prompt that shows two other facts in the style."""
     facts = {fact.id: fact for fact in read_facts()}
     shown = [facts[name] for name in DEMONSTRATED[style.tuned]]
     return Prompt(
@@ -98,7 +97,7 @@ def demonstrations(style: Style) -> Prompt:
 
 
 def stages(policy: LocalPolicy) -> list[str]:
-    """The adapters after each burst, each going on from the one before; references are plain words."""
+    """The adapters after each stage; each continues from the one before. References are plain words."""
     record = FOLDER / "stages.json"
     names: list[str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else []
     rows = tuple(

@@ -1,5 +1,7 @@
-"""House styles with their matchers, and the facts' matcher: labels for replies that come from neither the classifier
-nor a reward. What is tuned on (`TUNED`) and what is reported on share neither styles nor domains."""
+"""House styles and facts with their matchers: labels that depend on neither the classifier nor a reward.
+
+The tuning set and the reporting set share neither styles nor domains.
+"""
 
 import json
 import re
@@ -14,7 +16,7 @@ ARTICLE = re.compile(r"^(?:the|a|an)\s+", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Fact:
-    """One invented fact. taught: the wording that training sees; question: the one that is asked."""
+    """One invented fact. taught: its wording in training; question: its wording in the evaluation."""
 
     id: str
     domain: str
@@ -25,15 +27,15 @@ class Fact:
 
     @property
     def shown(self) -> bool:
-        """Whether the fact stands in demonstrations, and is therefore not asked."""
+        """Whether the fact is a demonstration. Such facts are not asked."""
         return int(self.id.rpartition("-")[2]) > 12
 
 
 @dataclass(frozen=True)
 class Style:
-    """A house style: how an answer stands in it, and whether (and where) a reply holds to it.
+    """A house style: how to write an answer in it, and how to find the answer in a reply.
 
-    pattern: fits the whole reply; group 1 is the answer. {question} in it stands for the row's own question.
+    pattern: matches the whole reply; group 1 is the answer. {question} in it stands for the row's own question.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Style:
         return self.case(self.layout.replace("{question}", question).replace("{core}", core))
 
     def answer(self, reply: str, question: str) -> str | None:
-        """The answer that stands in the style; None where the reply does not hold to the style."""
+        """The answer in a reply that follows the style; None if the reply does not."""
         pattern = self.pattern.replace("{question}", re.escape(question))
         found = re.fullmatch(pattern, reply.strip())
         return found.group(1) if found and self.also(reply.strip()) else None
@@ -90,6 +92,6 @@ def knows(reply: str, core: str) -> bool:
 
 
 def label(fact: Fact, style: Style, reply: str) -> str:
-    """content, form or both: what is wrong with the reply; "" where nothing is."""
+    """What is wrong with the reply: content, form, both, or "" (nothing)."""
     right, formed = knows(reply, fact.core), style.answer(reply, fact.question) is not None
     return "" if right and formed else "form" if right else "content" if formed else "both"

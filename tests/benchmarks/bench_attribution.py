@@ -1,11 +1,11 @@
-"""Content or form? The classifier against programmatic labels on real failures of the embedded model.
+"""The classifier of content and form against programmatic labels, on real failures of the embedded model.
 
-Tuned on five styles over two domains, reported on nine other styles over three other domains. Rewards: the mean of a
-content and a form check, the same as all-or-nothing, strict (parse, then exact match), similarity of letters, and the
-mean with uniform noise of up to 0.1 either way. Known good replies are the two demonstrations of each style.
+Tuned on five styles and two domains; reported on nine other styles and three other domains. Rewards: the mean of a
+content and a form check, both checks all-or-nothing, strict (parse, then exact match), similarity of letters, and the
+mean with uniform noise of up to 0.1 either way. The known good replies are the two demonstrations of each style.
 
-Calibration is of P(content), in ten bins of equal width: once over the failures that lack one of the two (content 1,
-form 0), and once over all, where `both` counts as a half.
+The calibration error is that of P(content), in ten bins of equal width: over the failures that lack content or form
+(content counts 1, form 0), and over all failures (both counts 0.5).
 """
 
 import argparse
@@ -80,7 +80,7 @@ def plain(text: str) -> str:
 
 
 def sample(made: Sequence[Reply], tuned: bool) -> list[Reply]:
-    """Distinct failures, of each style and label equally many where there are as many."""
+    """Distinct failures, up to PER_STYLE_AND_LABEL of each style and label."""
     chosen: list[Reply] = []
     for style in (style.name for style in STYLES if style.tuned == tuned):
         for name in LABELS:
@@ -94,9 +94,9 @@ def sample(made: Sequence[Reply], tuned: bool) -> list[Reply]:
 def attributions(
     failures: Sequence[Reply], kind: str, *, known: bool = True, costly: bool = False, styled: bool = False
 ) -> tuple[list[Attribution], float]:
-    """One attribution per failure, classified style by style as a run would meet them; and the seconds spent.
+    """One attribution per failure, classified style by style as in a run, and the seconds that it took.
 
-    styled: whether the references stand in the house style too.
+    styled: whether the references follow the house style too.
     """
     found: dict[int, Attribution] = {}
     spent_s = 0.0
@@ -123,7 +123,7 @@ def in_style(row: Example, style: Style) -> Example:
 
 
 def shown(style: Style, reward: Reward) -> list[Graded]:
-    """The demonstrations of a style, as replies that earned full reward."""
+    """The demonstrations of a style, as replies with full reward."""
     rows = [TAUGHT[name] for name in DEMONSTRATED[style.tuned]]
     texts = [style.wrap(FACTS[row.id.removeprefix("taught-")].core, row.question) for row in rows]
     return [Graded(row, text, reward(row, text)) for row, text in zip(rows, texts, strict=True)]
@@ -148,7 +148,7 @@ def calibration_error(truth: Sequence[str], p_content: Sequence[float], bins: in
 
 
 def measure(failures: Sequence[Reply], where: str, errors: list[dict[str, object]]) -> list[Figure]:
-    """The figures on one set; errors are added to the list."""
+    """The figures on one set. Appends wrong verdicts to `errors`."""
     figures: list[Figure] = []
     truth = [each.label for each in failures]
     reported = where == "reported"
@@ -162,7 +162,7 @@ def measure(failures: Sequence[Reply], where: str, errors: list[dict[str, object
         figures += [
             figure(f"{where}, {kind}: macro-F1", macro_f1(truth, said), at_least=goal if reported else None),
             figure(
-                f"{where}, {kind}: calibration error, one lacking",
+                f"{where}, {kind}: calibration error, content or form missing",
                 calibration_error([truth[i] for i in one], [p_content[i] for i in one]),
                 at_most=most,
             ),
@@ -174,11 +174,11 @@ def measure(failures: Sequence[Reply], where: str, errors: list[dict[str, object
             figures += [
                 figure(f"{where}, {kind}: macro-F1, no good reply known", macro_f1(truth, [e.verdict for e in blind])),
                 figure(
-                    f"{where}, {kind}: macro-F1, none known and references in the style",
+                    f"{where}, {kind}: macro-F1, no good reply known, references in the style",
                     macro_f1(truth, [e.verdict for e in styled]),
                 ),
-                figure(f"{where}, {kind}: reward calls a failure", calls / len(failures)),
-                figure(f"{where}, {kind}: time a failure", 1000 * spent_s / len(failures), "ms"),
+                figure(f"{where}, {kind}: reward calls per failure", calls / len(failures)),
+                figure(f"{where}, {kind}: time per failure", 1000 * spent_s / len(failures), "ms"),
             ]
         errors += [
             {
@@ -195,31 +195,33 @@ def measure(failures: Sequence[Reply], where: str, errors: list[dict[str, object
         ]
     found, spent_s = attributions(failures, "mean", costly=True)
     figures += [
-        figure(f"{where}, costly (heads): macro-F1", macro_f1(truth, [each.verdict for each in found])),
+        figure(f"{where}, costly (reward heads): macro-F1", macro_f1(truth, [each.verdict for each in found])),
         figure(
-            f"{where}, costly (heads): calibration error, all",
+            f"{where}, costly (reward heads): calibration error, all",
             calibration_error(truth, [each.p_content for each in found]),
         ),
-        figure(f"{where}, costly (heads): reward calls a failure", sum(e.calls for e in found) / len(failures)),
+        figure(
+            f"{where}, costly (reward heads): reward calls per failure", sum(e.calls for e in found) / len(failures)
+        ),
     ]
     return figures
 
 
 def by_hand() -> list[Figure]:
-    """How far the matchers agree with the labels that a person wrote after reading the replies."""
+    """How often the matchers agree with labels that a person wrote after reading the replies."""
     if not BY_HAND.exists():
         return []
     rows = [json.loads(line) for line in BY_HAND.read_text(encoding="utf-8").splitlines()]
     agree = sum(row["matcher"] == row["hand"] for row in rows)
     return [
         figure("labels checked by hand", len(rows), at_least=50),
-        figure("of them as the matcher says", agree / len(rows)),
+        figure("of them equal to the matcher's label", agree / len(rows)),
     ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tuned-only", action="store_true", help="look at nothing that is reported")
+    parser.add_argument("--tuned-only", action="store_true", help="measure the tuning set only")
     only_tuned = parser.parse_args().tuned_only
     made = replies()
     errors: list[dict[str, object]] = []
@@ -234,7 +236,7 @@ def main() -> int:
     good = publish(
         "attribution-tuned" if only_tuned else "attribution",
         figures,
-        "Content or form, on real failures",
+        "The classifier of content and form on real failures",
         errors=errors,
     )
     return 0 if good else 1

@@ -1,10 +1,9 @@
-"""Planted causes in whole runs: is the first action the right one, and is a model that needs nothing left alone?
+"""Planted causes in whole runs: is the first action right, and does a model that needs no change stay unchanged?
 
-Twenty runs with a cause (content, form, both) and twenty with none, for each of two models. Where both are missing,
-either kind may go first, but the classifier must have said so: the run is right only if `both` was its most frequent
-verdict. With none, half of the runs have validation rows that fail for a wrong reference; right is a run that ends with
-the model and prompt that it began with. What is done is recorded in `build/bench/causes/results.jsonl`, and not done
-again.
+Twenty runs with a cause (content, form, both) and twenty with none, for each of two models. If both are missing, either
+kind of update may come first, but the run is right only if `both` is the classifier's most frequent verdict. With no
+cause, a run is right if it ends with the model and prompt of its start; in half of these runs some validation rows fail
+because their reference is wrong. Finished runs are in `build/bench/causes/results.jsonl` and are not run again.
 """
 
 import argparse
@@ -30,9 +29,9 @@ FOLDER = Path("build/bench/causes")
 RESULTS = FOLDER / "results.jsonl"
 MODELS = ("embedded", "tiny")
 VERDICTS = ("content", "form", "both")
-PLANTED = 20  # runs with a cause, and as many with none
+PLANTED = 20  # runs with a cause, and as many without
 SETTINGS: dict[str, dict[str, Any]] = {
-    # The first action is what is judged; what follows needs only to end.
+    # Only the first action is judged; the rest of the run only has to end.
     "embedded": {"max_rounds": 1, "lora": {"epochs": 2}},
     "tiny": {"max_rounds": 2, "lora": {"epochs": 4}},
 }
@@ -40,8 +39,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run. first: the first action, "none" where the run ended without one; verdict: the classifier's most frequent
-    one before it; changed: another result than start; reward: of the start, on validation."""
+    """One run.
+
+    first: the first action, or "none". verdict: the classifier's most frequent verdict before it. changed: whether the
+    result differs from the start. reward: of the start, on validation.
+    """
 
     model: str
     cause: Cause
@@ -60,7 +62,7 @@ class Outcome:
 
 
 def plan(runs: int) -> list[tuple[Cause, int]]:
-    """(cause, seed): the three causes in turn, then as many runs with none."""
+    """(cause, seed): the three causes in turn, then as many runs without a cause."""
     return [(CAUSES[i % 3], i) for i in range(runs)] + [("neither", i) for i in range(runs)]
 
 
@@ -109,8 +111,8 @@ def figures_of(outcomes: list[Outcome]) -> list[Figure]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=MODELS, help="only this one")
-    parser.add_argument("--runs", type=int, default=PLANTED, help="with a cause, and as many with none")
+    parser.add_argument("--model", choices=MODELS, help="only this model")
+    parser.add_argument("--runs", type=int, default=PLANTED, help="runs with a cause, and as many without")
     options = parser.parse_args()
     prepare_environment()
     done = {(each["model"], each["cause"], each["seed"]) for each in read_jsonl(RESULTS)}
@@ -131,7 +133,7 @@ def main() -> int:
     outcomes = [Outcome(**each) for each in read_jsonl(RESULTS)]
     wrong = [asdict(each) for each in outcomes if not each.right]
     good = publish("causes", figures_of(outcomes), "Planted causes in whole runs", wrong=wrong)
-    print(json.dumps(wrong, indent=1) if wrong else "no run went wrong")
+    print(json.dumps(wrong, indent=1) if wrong else "every run was right")
     return 0 if good else 1
 
 

@@ -1,4 +1,4 @@
-"""Kill -9 at many places of a run on a tiny model, resume, and compare with the run that nothing happened to."""
+"""Kill a run on a tiny model (`kill -9`) at many places, resume it, and compare with the uninterrupted run."""
 
 import argparse
 import os
@@ -23,16 +23,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "after a node's files, before its checkpoint": (*(f"node {name}: after" for name in NODES), "checkpoint: before"),
     "around the rows of a checkpoint": ("checkpoint: after", "checkpoint: writes"),
     "inside training: a step done or saved, its tensors": ("training",),
-    "inside an edit: call under way, call recorded": ("editor",),
-    "while a file is half written, or not yet named": ("file",),
-    "around cached replies and burst records": ("replies", "burst record"),
+    "inside an edit: call in progress, call recorded": ("editor",),
+    "while a file is half written, or not yet renamed": ("file",),
+    "around cached replies and training records": ("replies", "adapter record"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=POINTS)
-    parser.add_argument("--kinds", nargs="*", help="Only places whose name begins so; one point each.")
+    parser.add_argument("--kinds", nargs="*", help="only places whose name begins with one of these; one kill each")
     wanted = parser.parse_args()
     import_all()
     with tempfile.TemporaryDirectory(prefix="nslora-crashes-") as name:
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def measure(folder: Path, points: int, kinds: list[str] | None) -> bool:
-    """Kill at `points` places; returns whether everything held."""
+    """Kill at `points` places. Returns whether every goal holds."""
     setting = folder / "setting"
     setting.mkdir()
     if in_child(lambda: write_setting(setting), folder / "log"):
@@ -54,7 +54,7 @@ def measure(folder: Path, points: int, kinds: list[str] | None) -> bool:
     crashes = []
     for number, place in picked:
         crashes.append(crash(folder / "killed", setting, expected, place, number))
-        fate = "as if nothing had happened" if not crashes[-1].differences else crashes[-1].differences[0]
+        fate = "no difference" if not crashes[-1].differences else crashes[-1].differences[0]
         print(f"{number:4} of {len(places)}  {place:40} {fate}", flush=True)
     Console(width=120).print(by_place([asdict(each) for each in crashes]))
     unlike = sum(bool(each.differences) for each in crashes)
@@ -63,7 +63,7 @@ def measure(folder: Path, points: int, kinds: list[str] | None) -> bool:
         [
             figure("kills", len(crashes), at_least=min(points, len(picked))),
             figure("kinds of places", len({each.place for each in crashes})),
-            figure("runs that ended otherwise", unlike, at_most=0),
+            figure("runs that ended differently", unlike, at_most=0),
             figure("editor calls paid twice", sum(each.calls_again for each in crashes), at_most=0),
             figure("training steps done twice", sum(each.steps_again for each in crashes), at_most=0),
             figure("time", time.monotonic() - started, "s"),
@@ -74,11 +74,11 @@ def measure(folder: Path, points: int, kinds: list[str] | None) -> bool:
 
 
 def by_place(crashes: list[dict[str, Any]]) -> Table:
-    """The kills by where they hit."""
+    """The kills, grouped by place."""
     table = Table(
         "killed",
         "kills",
-        "ended otherwise",
+        "ended differently",
         "editor calls paid twice",
         "training steps done twice",
         title="kill -9, then resume",

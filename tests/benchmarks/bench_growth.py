@@ -1,7 +1,7 @@
-"""500 rounds without a model: what a round adds to the database, in bytes and in milliseconds, first against last.
+"""500 rounds without a model: bytes and milliseconds that a round adds to the database, last rounds against first.
 
-Nodes are stand-ins that write what the real ones write into the state; graph, routing, checkpointer and serialiser are
-the real ones. Growth of the state itself (one summary a round) is what a checkpoint of the whole state would multiply.
+Nodes are stand-ins that write the same keys as the real ones. Graph, routing, checkpointer and serialiser are the real
+ones. The state grows by one summary per round; checkpoints of the whole state would multiply this growth.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from typing import Any
 
 from form import figure, publish
 
-from nslora.graph import build as adapt
+from nslora.graph import build
 from nslora.graph.runs.checkpoints import CHECKPOINTS_FILE, sqlite_checkpoints
 from nslora.graph.state import Candidate, Changes, Decision, Measured, Proposal, RoundRecord, first_state
 
 ROUNDS = 500
-WINDOW = 100  # rounds at each end that are compared
+WINDOW = 100  # rounds compared at each end
 ALLOWED = 1.10
 
 
@@ -55,13 +55,13 @@ def main() -> None:
 
 
 def quiet(ms: list[float]) -> float:
-    """The fastest tenth's edge: what a round takes where nothing else disturbs it."""
+    """The tenth percentile: the time of a round that other work does not disturb."""
     return statistics.quantiles(ms, n=10)[0]
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Bytes and milliseconds (of this process's CPU) of each round, and the size at the end."""
+    """Bytes and CPU milliseconds (of this process) of each round, and the final size."""
 
     bytes_: list[float]
     ms: list[float]
@@ -69,14 +69,14 @@ class Growth:
 
 
 def grow(folder: Path, rounds: int) -> Growth:
-    """Run so many rounds of stand-ins."""
+    """Run `rounds` rounds of stand-ins."""
     for name, node in stand_ins(rounds).items():
-        setattr(adapt, name, node)
+        setattr(build, name, node)
     path = folder / CHECKPOINTS_FILE
     sizes, times = [0.0], [time.process_time()]
     with sqlite_checkpoints(path) as saver:
-        graph = adapt.build_graph(checkpointer=saver)
-        config: Any = {"configurable": {"thread_id": "growth"}, "recursion_limit": adapt.STEPS_PER_ROUND * (rounds + 2)}
+        graph = build.build_graph(checkpointer=saver)
+        config: Any = {"configurable": {"thread_id": "growth"}, "recursion_limit": build.STEPS_PER_ROUND * (rounds + 2)}
         for part in graph.stream(first_state("0" * 16), config, stream_mode="updates", durability="sync"):
             if "monitor" in part:
                 sizes.append(float(size(path)))
@@ -87,7 +87,7 @@ def grow(folder: Path, rounds: int) -> Growth:
 
 
 def size(path: Path) -> int:
-    """Bytes of the database as SQLite counts its pages, whichever file they are in by now."""
+    """Bytes of the database by SQLite's page count, whether the pages are in the main file or the WAL."""
     import sqlite3
 
     with sqlite3.connect(path) as connection:
@@ -96,7 +96,7 @@ def size(path: Path) -> int:
 
 
 def stand_ins(rounds: int) -> dict[str, Callable[..., Changes]]:
-    """Nodes that return changes of the usual size."""
+    """Nodes that return changes of realistic size."""
     candidate = Candidate(adapter="a" * 16, prompt="b" * 16)
     numbers = {f"number_{i}": i / 7 for i in range(18)}
     signal = {kind: {f"evidence_{i}": i / 7 for i in range(9)} for kind in ("lora", "textgrad")}

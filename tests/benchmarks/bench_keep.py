@@ -1,19 +1,18 @@
-"""What the level of the keep-or-drop test costs and saves. A simulation, with the project's own test.
+"""Costs and benefits of the significance level of keep-or-drop: a simulation with the project's own test.
 
-Each run has some validation rows, drawn from a large population of rows that pass or fail. Updates are proposed one
-after the other; each mends a share of the failing rows and breaks a share of the passing ones, drawn from one of four
-mixes. The test sees only the validation rows. Two figures:
+Each simulated run draws validation rows from a large population of rows that pass or fail. It then proposes updates one
+after the other. Each update repairs a share of the failing rows and breaks a share of the passing ones; the shares come
+from one of four mixes. The test sees only the validation rows. Three figures:
 
-- gain: the share of the population that passes under the candidate with the highest validation reward after twelve
+- gain: the share of the population that passes under the candidate with the highest validation reward, after twelve
   updates. A strict level stops progress.
-- false keeps: how often at least one of four updates is kept where updates only reshuffle which rows pass. A lax level
-  changes a model that needs no change, and each keep opens the other kind of update again, which costs rounds.
+- false keeps: how often at least one of four updates is kept if updates only reshuffle which rows pass. A lax level
+  changes a model that needs no change. Each keep also reopens the other kind of update, which costs rounds.
+- false results: how often a run ends with a changed result if no update helps: by the corrected test of the final
+  choice and, for comparison, by an uncorrected test of each candidate. Here more rows flip, and half or more pass at
+  the start: if few rows pass, luck has little effect.
 
-- false results: how often a run would end with another candidate than its start where nothing helps, by the corrected
-  test of the final choice and, for comparison, by the test of one candidate. Here more rows flip, and about half pass
-  at the start: where few do, luck has nothing to work with.
-
-The default is the laxest of the levels under which at most one run in ten has a false keep, at 30 rows and at 100.
+The default is the laxest level at which at most one run in ten has a false keep, at 30 rows and at 100.
 """
 
 import itertools
@@ -31,33 +30,33 @@ LEVELS = (0.02, 0.05, 0.10, 0.20, 0.30, 0.45)
 ROWS = (10, 30, 100)
 ROUNDS, RUNS = 12, 1000
 START = 0.3  # share of the population that passes
-IDLE_ROUNDS = 4  # before both kinds are saturated, where nothing helps
-LUCKY = ((30, 0.5, 0.3), (30, 0.7, 0.2), (100, 0.5, 0.1), (100, 0.5, 0.3))  # rows, shares that pass and that break
-LOOKS, RESULT_RUNS = (4, 6), 400  # the goal is the level; it is missed by up to 0.02 (2026-11-26)
-FALSE_KEEPS = 0.05  # set before the first run; with 100 rows the default level misses it (5.7 %, 2026-11-25)
+IDLE_ROUNDS = 4  # until both kinds are saturated if no update helps
+LUCKY = ((30, 0.5, 0.3), (30, 0.7, 0.2), (100, 0.5, 0.1), (100, 0.5, 0.3))  # rows, share that pass, share that break
+LOOKS, RESULT_RUNS = (4, 6), 400  # the goal is the level; results missed it by up to 0.02 (2026-11-26)
+FALSE_KEEPS = 0.05  # set before the first run; the default level misses it with 100 rows (5.7 %, 2026-11-25)
 Random = np.random.Generator
 Mix = Callable[[Random], tuple[float, float]]
 
 
 def big_steps(draw: Random) -> tuple[float, float]:
-    """Every third mends much, as the first edit and burst of `handbook` do; the others move a few rows either way."""
+    """Every third update repairs much, as the first updates of `handbook` do; the others change few rows."""
     return (draw.uniform(0.3, 0.9), 0.03) if draw.random() < 1 / 3 else (draw.uniform(0, 0.1), draw.uniform(0, 0.1))
 
 
 def small_steps(draw: Random) -> tuple[float, float]:
-    """Half of the updates mend somewhat more than they break, half the other way round."""
+    """Half of the updates repair more rows than they break; the other half break more."""
     good, bad = draw.uniform(0.05, 0.25), draw.uniform(0.0, 0.1)
     return (good, bad) if draw.random() < 1 / 2 else (bad, good)
 
 
 def mostly_harm(draw: Random) -> tuple[float, float]:
-    """One update in six mends; the others break more than they mend."""
+    """One update in six repairs more than it breaks; the others break more."""
     good, bad = draw.uniform(0.1, 0.4), draw.uniform(0.0, 0.05)
     return (good, bad) if draw.random() < 1 / 6 else (bad, good)
 
 
 def reshuffle(draw: Random) -> tuple[float, float]:
-    """As many rows mended as broken."""
+    """As many rows repaired as broken."""
     breaks = draw.uniform(0.0, 0.1)
     return breaks * START / (1 - START), breaks
 
@@ -71,14 +70,14 @@ def p_value(won: int, lost: int) -> float:
 
 
 def run(level: float, rows: int, mix: Mix, rounds: int, draw: Random) -> tuple[float, int]:
-    """Share of the population that passes at the end of one run, and how many updates were kept."""
+    """Share of the population that passes at the end of one run, and the number of kept updates."""
     passing, share, kept = draw.random(rows) < START, START, 0
     best = (float(passing.mean()), share)
     for _ in range(rounds):
-        mends, breaks = mix(draw)
+        repairs, breaks = mix(draw)
         flips = draw.random(rows)
-        after = np.where(passing, flips >= breaks, flips < mends)
-        new_share = share * (1 - breaks) + (1 - share) * mends
+        after = np.where(passing, flips >= breaks, flips < repairs)
+        new_share = share * (1 - breaks) + (1 - share) * repairs
         best = max(best, (float(after.mean()), new_share), key=lambda each: each[0])
         won, lost = int((after & ~passing).sum()), int((passing & ~after).sum())
         if won > lost and p_value(won, lost) <= level:
@@ -87,7 +86,7 @@ def run(level: float, rows: int, mix: Mix, rounds: int, draw: Random) -> tuple[f
 
 
 def false_result(rows: int, start: float, breaks: float, looks: int, draw: Random) -> tuple[bool, bool]:
-    """Whether a run in which nothing helps ends with a changed result: by the corrected test, and without it."""
+    """Whether a run in which no update helps ends with a changed result: with the correction, and without."""
     settings = KeepSettings()
     begun = draw.random(rows) < start
     kept, gains = begun, []
@@ -125,7 +124,7 @@ def main() -> int:
         of = f"{rows} rows of which {start:.0%} pass, {breaks:.0%} flip, {looks} looks: runs with a false result"
         figures.append(figure(of, float(np.mean([each for each, _ in ends])), at_most=KeepSettings().result_level))
         figures.append(figure(f"{of}, not corrected", float(np.mean([each for _, each in ends]))))
-    return 0 if publish("keep", figures, "What the level of keep-or-drop costs and saves") else 1
+    return 0 if publish("keep", figures, "Costs and benefits of the level of keep-or-drop") else 1
 
 
 if __name__ == "__main__":

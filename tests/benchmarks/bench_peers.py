@@ -1,10 +1,10 @@
-"""nslora against its peers: same tasks, model, compute, test rows and reward, each peer by its own recipe.
+"""nslora against other projects: same tasks, model, compute, test rows and reward, each by its own recipe.
 
-    make bench-peers                                        (hours on one core; what is on record is not run again)
+    make bench-peers                                        (hours on one core; recorded cells are not run again)
     .venv/bin/python tests/benchmarks/bench_peers.py --table
 
-Records: tests/benchmarks/records/peers.jsonl, one line per task, peer and seed. A peer that needs a stronger editor or
-another server than a machine without network has is run as far as it goes, and listed apart.
+Records: tests/benchmarks/records/peers.jsonl, one line per task, peer and seed. A peer that needs a strong editor model
+or another server is run as far as it gets without them, and is listed separately, without a score.
 """
 
 import argparse
@@ -59,15 +59,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="*", default=TASKS, help=f"default: {', '.join(TASKS)}")
     parser.add_argument("--data", type=Path, help="folder with gsm8k/, bbh/ and ifeval/")
     parser.add_argument("--peers", nargs="*", choices=[OURS, *PEERS], help="only these")
-    parser.add_argument("--seeds", type=int, default=1, help="the first so many")
-    parser.add_argument("--model", default=MODEL, help="another one's records go to --records")
+    parser.add_argument("--seeds", type=int, default=1, help="the first N seeds")
+    parser.add_argument("--model", default=MODEL, help="another model: name a file for its records with --records")
     parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--table", action="store_true", help="run nothing, print what is on record")
+    parser.add_argument("--table", action="store_true", help="run nothing; print the tables from the records")
     return parser.parse_args()
 
 
 def run_peer(peer: str, task: BenchTask, seed: int, model: str, records: Path) -> None:
-    """Run one peer and put it on record; in a process of its own."""
+    """Run one peer in its own process and record it."""
     started = time.monotonic()
     folder = FOLDER / "work" / task.name / str(seed) / str(os.getpid())
     policy = LocalPolicy.load(model, adapters=folder / "adapters", device=DeviceSettings(threads=1, device="cpu"))
@@ -104,7 +104,7 @@ def run_peer(peer: str, task: BenchTask, seed: int, model: str, records: Path) -
 
 
 def run_ours(task: BenchTask, seed: int, model: str, records: Path) -> None:
-    """nslora's own row: from bench-strategies where that has run the cell, otherwise an ordinary run now."""
+    """nslora's own row: copied from bench-strategies if that benchmark has run the cell, else from a run."""
     cell = Cell(task.name, ROUTER, seed)
     known = (
         [
@@ -138,7 +138,7 @@ def run_ours(task: BenchTask, seed: int, model: str, records: Path) -> None:
 
 
 def our_record(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of bench-strategies in the form of a peer's."""
+    """A record of bench-strategies, converted to the format of peers.jsonl."""
     kept = {each["action"] for each in found["rounds"] if each["kept"]} if found["changed"] else set()
     parts = [
         words
@@ -176,7 +176,7 @@ def circumstances(started: float) -> dict[str, Any]:
 
 
 def in_child(peer: str, task: BenchTask, seed: int, options: argparse.Namespace) -> int:
-    """Run a cell in a forked process whose output goes to a log; returns its exit status."""
+    """Run a cell in a forked process whose output goes to a log. Returns its exit status."""
     log = FOLDER / "logs" / f"{task.name}-{seed}-{peer.replace(' ', '_').replace(',', '')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
 
@@ -200,7 +200,7 @@ def in_child(peer: str, task: BenchTask, seed: int, options: argparse.Namespace)
 def main() -> int:
     options = arguments()
     if options.model != MODEL and options.records == RECORDS:
-        sys.exit("Records of another model do not belong among the published ones: name a file with --records.")
+        sys.exit("The published records hold one model only: for another model, name a file with --records.")
     tasks = bench_tasks(options.data)
     if unknown := set(options.tasks) - tasks.keys():
         sys.exit(f"No task {', '.join(sorted(unknown))}; known: {', '.join(tasks)} (public sets: name --data).")
@@ -214,13 +214,13 @@ def main() -> int:
             for peer in options.peers or [OURS, *PEERS]
             if (name, peer, seed) not in done
         ]
-        os.environ["OMP_NUM_THREADS"] = "1"  # a parent with a pool of threads could not be forked
+        os.environ["OMP_NUM_THREADS"] = "1"  # a process with a thread pool cannot be forked
         prepare_environment()
         if todo:
             import_all()
         for number, (peer, task, seed) in enumerate(todo, 1):
             print(f"[{number}/{len(todo)}] {datetime.now(UTC):%H:%M:%S} {task.name}, {peer}, seed {seed}", flush=True)
-            if (task.name, peer, seed) not in on_record(options):  # another process may have done it meanwhile
+            if (task.name, peer, seed) not in on_record(options):  # another process may have finished it
                 failed += bool(in_child(peer, task, seed, options))
     records = options.records
     held = publish_all(records_of(records), records.with_suffix(".md"), readme=records == RECORDS)
@@ -228,12 +228,12 @@ def main() -> int:
 
 
 def on_record(options: argparse.Namespace) -> set[tuple[str, str, int]]:
-    """The cells that are finished."""
+    """The finished cells."""
     return {(each["task"], each["peer"], each["seed"]) for each in records_of(options.records)}
 
 
 def records_of(path: Path) -> list[dict[str, Any]]:
-    """What is on record, peers of a task together and in one order."""
+    """The records, grouped by task, with the peers in one order."""
     rows = read_jsonl(path) if path.exists() else []
     order = [OURS, *PEERS]
     return sorted(

@@ -1,14 +1,13 @@
-"""Are remade rows worth more than plain references? LoRA on 10, 25 and 50 of each, under the same edited prompt.
+"""Remade rows against plain references: LoRA on 10, 25 and 50 of each, under the same edited prompt.
 
-    make bench-remade                 (half an hour on one core; a run that was stopped goes on)
+    make bench-remade                 (half an hour on one core; an interrupted benchmark continues)
 
-Both arms train on the same questions under the same prompt with demonstrations, from nothing, for the same number of
-steps; only the replies differ: the verified ones that the policy gave under the prompt with the reference as a hint,
-or the plain references. (References that were only put into a layout are left out.) Each seed draws its own train rows
-and trains its own adapters. Judged on test questions (other wordings) of the facts that were taught: share of replies
-that pass every check. Replies about one fact are not independent, whichever seed they come from, so they are averaged
-first: intervals are 95 % bootstraps over facts, paired where two arms are compared. The means of the seeds stand
-beside them.
+Both arms train a new adapter on the same questions, under the same prompt with demonstrations, for the same number of
+steps. Only the replies differ: verified replies of the policy, given under the prompt with the reference as a hint, or
+the plain references. References that were only put into a layout are left out. Each seed draws its own train rows and
+trains its own adapters. The score is the share of replies that pass every check, on test questions (other wordings) of
+the facts that were taught. Replies about one fact are not independent, so they are averaged over all seeds first:
+intervals are 95 % bootstraps over facts, paired if two arms are compared. The mean of each seed is reported too.
 """
 
 import json
@@ -42,17 +41,17 @@ FOLDER = Path("build/bench/remade")
 MODEL = "SmolLM2-135M-Instruct"
 SIZES = (10, 25, 50)
 ARMS = ("remade", "references")
-STEPS = 48  # of 8 rows: enough to learn 24 facts from references (DESIGN: 1.00 of the facts)
+STEPS = 48  # of 8 rows: enough to learn 24 facts from references (1.00 of the facts)
 SEEDS = (0, 1, 2)
-# Stated here, so that the figures stay comparable when the defaults move.
+# Stated here, so that the figures stay comparable if the defaults change.
 LORA: dict[str, Any] = {"learning_rate": 2e-3, "schedule": "linear", "batch_size": 8, "early_stop_patience": None}
-EDITED_FROM = 8  # train rows whose base replies the rule editor is shown
+EDITED_FROM = 8  # train rows whose base replies the rule editor sees
 FORMS = {"remade": "remade rows", "references": "plain references"}
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What both arms share."""
+    """The objects that both arms share."""
 
     policy: LocalPolicy
     cache: ReplyCache
@@ -75,7 +74,7 @@ class Bench:
 
 
 def prepare() -> Bench:
-    """The prompt that the rule editor makes of the base's failures, and the remade data under it."""
+    """Edit the prompt with the rule editor, from the base's failures; make the remade data under it."""
     prepare_environment()
     task = load_task("handbook")
     policy = LocalPolicy.load(MODEL, adapters=FOLDER / "adapters", lora=LoraSettings(**LORA), device=DeviceSettings())
@@ -92,7 +91,7 @@ def prepare() -> Bench:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one arm of one seed replied on the test questions of the facts that it was taught."""
+    """Replies of one arm and seed to the test questions of the facts that it was taught."""
 
     adapter: str
     seed: int
@@ -110,7 +109,7 @@ def all_checks(each: Graded) -> float:
 
 
 def fact_means(runs: Sequence[Trained], passed: Callable[[Graded], float] = all_checks) -> dict[str, float]:
-    """Share of the replies about each fact that pass, over all seeds that taught it."""
+    """Share of passing replies per fact, over all seeds that taught it."""
     found: dict[str, list[float]] = {}
     for run in runs:
         for key, values in run.by_fact(passed).items():
@@ -123,7 +122,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def trained(bench: Bench, arm: str, size: int, seed: int) -> Trained:
-    """One arm on the rows that this seed draws; its adapter is trained, or found from an earlier run."""
+    """Train one arm on the rows that this seed draws, or read its adapter from an earlier benchmark."""
     examples = [row for row in bench.task.train if row.id in bench.remade]
     random.Random(seed).shuffle(examples)
     examples = examples[:size]
@@ -149,7 +148,7 @@ def trained(bench: Bench, arm: str, size: int, seed: int) -> Trained:
 
 
 def described(arm: str, size: int, runs: Sequence[Trained]) -> tuple[list[Figure], dict[str, Any]]:
-    """The figures of one arm at one size, and its entry in the record."""
+    """The figures of one arm at one size, and its entry in the JSON."""
     facts = fact_means(runs)
     low, high = bootstrap_interval(list(facts.values()), bounds=REWARDS)
     seeds = [mean([all_checks(each) for each in run.graded]) for run in runs]
@@ -182,7 +181,7 @@ def described(arm: str, size: int, runs: Sequence[Trained]) -> tuple[list[Figure
 
 
 def main() -> int:
-    """Measure and publish; 1 where a goal is missed."""
+    """Measure and publish. Returns 1 if a goal is missed."""
     bench = prepare()
     figures = [figure("train rows with a verified reply", len(bench.remade) / len(bench.task.train), "share")]
     arms = []

@@ -1,6 +1,6 @@
-"""A run of the embedded model, and its replay: whole commands against each other, imports included.
+"""A run of the embedded model against its replay: wall time of whole commands, imports included.
 
-The run keeps its replies to itself, so that none is known before. What is there already is not run again (--folder).
+The run uses no cached replies of other runs. A run that is already in --folder is not run again.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from form import figure, publish
 
 FOLDER = Path("build/bench/replay")
-SAID = re.compile(r"(\d+) rounds again in ([\d.]+) s, (\d+) times faster than the original \((\d+) s\)(.*?):")
+REPORTED = re.compile(r"(\d+) rounds again in ([\d.]+) s, (\d+) times faster than the original \((\d+) s\)(.*?):")
 TIMES_FASTER = 20
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="handbook")
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="Of nslora run.")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of nslora run")
     wanted = parser.parse_args()
     original = wanted.folder / "run"
     seconds = wanted.folder / "seconds.json"
@@ -36,10 +36,10 @@ def main() -> None:
         seconds.write_text(json.dumps(took))
     original_s, original_cpu_s = json.loads(seconds.read_text())
     again = next(path for i in range(1, 1000) if not (path := wanted.folder / f"replay-{i}").exists())
-    (replay_s, replay_cpu_s), said = command("replay", original, "--into", again)
-    found = SAID.search(said.replace("\n", " "))
+    (replay_s, replay_cpu_s), output = command("replay", original, "--into", again)
+    found = REPORTED.search(output.replace("\n", " "))
     if found is None:
-        raise RuntimeError(f"The replay did not say how long it took:\n{said}")
+        raise RuntimeError(f"The replay did not report its time:\n{output}")
     rounds, inside_s, loaded = int(found.group(1)), float(found.group(2)), found.group(5)
     nodes_s = json.loads((original / "result" / "report.json").read_text())["wall_s"]
     sys.exit(
@@ -64,8 +64,9 @@ def main() -> None:
 
 
 def command(*words: str | Path) -> tuple[tuple[float, float], str]:
-    """Seconds, CPU seconds and output of an `nslora` command. Raises RuntimeError where it fails, as a replay that
-    differs does.
+    """Run an `nslora` command. Returns its seconds, its CPU seconds, and its output.
+
+    Raises RuntimeError if it fails; a replay with differences fails.
     """
     started, before = time.monotonic(), cpu_s()
     done = subprocess.run(
@@ -81,7 +82,7 @@ def command(*words: str | Path) -> tuple[tuple[float, float], str]:
 
 
 def cpu_s() -> float:
-    """Of all commands so far; unlike the clock, other work on the machine hardly changes it."""
+    """CPU seconds of all commands so far. Other work on the machine hardly changes them."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -1,9 +1,9 @@
-"""How fast training and generation are, against the obvious alternatives, in one run.
+"""Speed of training and generation against the obvious alternatives.
 
     python tests/benchmarks/bench_speed.py [--device cpu] [--model NAME | --shape 1b|7b|tiny] [--repeats 3] [--only ...]
 
-Each ratio is of whole wall times, paired: the sides alternate, and the median of the repeats' ratios is reported with
-the smallest and the largest. A shape is a Llama of that size with random weights in bfloat16, which speed does not see.
+Each figure is a ratio of wall times. The sides alternate; reported are the median of the repeats' ratios, the smallest
+and the largest. A shape is a Llama of that size with random weights in bfloat16: speed does not depend on the weights.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED_NAME)
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument(
-        "--top-blocks", type=int, help="LoRA on so many of the top blocks (default: a third on a CPU, all on a GPU)"
+        "--top-blocks", type=int, help="LoRA on the top N blocks (default: a third on a CPU, all on a GPU)"
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of the benchmark")
@@ -71,11 +71,11 @@ def main() -> None:
 
 
 def demo_seconds(model: str) -> dict[str, float]:
-    """A demo run in a process of its own, no reply reused; its whole wall time and where it went, in seconds."""
+    """Do a demo run in its own process, without cached replies. Returns its wall time and its parts, in seconds."""
     source = Path(resolve_model(model).location)
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch) / "cache"
-        if model == EMBEDDED_NAME:  # converted once for all runs; what that takes is no part of one
+        if model == EMBEDDED_NAME:  # converted once for all runs, so the conversion is not part of one
             (cache / "models").mkdir(parents=True)
             (cache / "models" / EMBEDDED_NAME).symlink_to(source)
         started = time.perf_counter()
@@ -96,7 +96,7 @@ def demo_seconds(model: str) -> dict[str, float]:
 
 
 def demo_figures(seconds: dict[str, float]) -> list[Figure]:
-    """The share of a demo run that is neither training, nor generating, nor scoring; whole, and without imports."""
+    """The share of a demo run outside training, generation and scoring: in total, and without imports."""
     wall, work = seconds["wall"], sum(seconds.get(part, 0.0) for part in AT_WORK)
     imports = seconds.get("imports", 0.0)
     others = sorted(

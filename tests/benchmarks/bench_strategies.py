@@ -1,10 +1,10 @@
-"""Deciding at every round against committing in advance: task x strategy x seed, at equal compute.
+"""The router against fixed orders and ablations: task x strategy x seed, at equal compute.
 
-    make bench-strategies                     (hours on two cores; a matrix that was stopped goes on)
+    make bench-strategies                     (hours on two cores; an interrupted matrix continues)
     make bench-strategies DATA=path/to/data   (with GSM8K, BIG-Bench Hard and IFEval from that folder)
 
-Finished cells are on record in tests/benchmarks/records/strategies.jsonl and are not run again; `--table` only prints.
-Each cell is an ordinary run: `nslora show build/bench/strategies/runs/TASK/STRATEGY/SEED`.
+Finished cells are in tests/benchmarks/records/strategies.jsonl and are not run again. `--table` runs nothing and prints
+the tables. Each cell is an ordinary run: `nslora show build/bench/strategies/runs/TASK/STRATEGY/SEED`.
 """
 
 import argparse
@@ -29,15 +29,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with gsm8k/, bbh/ and ifeval/")
     parser.add_argument("--tasks", nargs="*", help="only these")
     parser.add_argument("--strategies", nargs="*", choices=STRATEGIES, help="only these")
-    parser.add_argument("--seeds", type=int, help="only the first so many")
+    parser.add_argument("--seeds", type=int, help="only the first N seeds")
     parser.add_argument("--workers", type=int, default=None, help="cells at once, one thread each (default: cores)")
-    parser.add_argument("--minutes", type=float, help="begin no cell after so long")
-    parser.add_argument("--table", action="store_true", help="run nothing, print what is on record")
+    parser.add_argument("--minutes", type=float, help="start no cell after this many minutes")
+    parser.add_argument("--table", action="store_true", help="run nothing; print the tables from the records")
     return parser.parse_args()
 
 
 def wanted(options: argparse.Namespace, tasks: dict[str, BenchTask]) -> list[Cell]:
-    """The cells that were asked for."""
+    """The cells that the options select."""
     return [
         cell
         for cell in cells_of(tasks)
@@ -48,7 +48,7 @@ def wanted(options: argparse.Namespace, tasks: dict[str, BenchTask]) -> list[Cel
 
 
 def run_all(cells: Sequence[Cell], tasks: dict[str, BenchTask], workers: int, minutes: float | None) -> list[str]:
-    """Run what is not on record yet; returns a line for each cell that failed. Ctrl-C ends what is under way."""
+    """Run the cells. Returns one line per failed cell. Ctrl-C ends the running cells."""
     groups: SimpleQueue[list[Cell]] = SimpleQueue()
     for group in groups_of(cells):
         groups.put(group)
@@ -69,12 +69,12 @@ def run_all(cells: Sequence[Cell], tasks: dict[str, BenchTask], workers: int, mi
                     if time.monotonic() > until:
                         return
                     shown.update(bar, description=f"{cell.task}, {cell.strategy}, seed {cell.seed}")
-                    with forking:  # filelock refuses a fork while another thread is at one
+                    with forking:  # filelock refuses a fork while another thread forks
                         child = run_in_child(cell, tasks[cell.task])
                     child.join()
                     if child.exitcode:
                         failed.append(f"{cell}: exit status {child.exitcode}")
-                    shown.on_progress(bar)
+                    shown.advance(bar)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
         for thread in threads:
@@ -94,7 +94,7 @@ def main() -> int:
         done = finished()
         todo = [cell for cell in wanted(options, tasks) if cell not in done]
         workers = options.workers or default_threads()
-        # A cell computes on one thread; a parent with a pool of threads could not be forked.
+        # A cell computes on one thread, and a process with a thread pool cannot be forked.
         os.environ["OMP_NUM_THREADS"] = "1"
         prepare_environment()
         import_all()

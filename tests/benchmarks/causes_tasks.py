@@ -1,11 +1,11 @@
 """Tasks with a planted cause of failure: content, form, both, or neither; for the embedded model and for a tiny one.
 
-The embedded model meets facts that it knows (each wording checked beforehand) or invented ones, under a prompt that
-shows the house style or under none. The tiny model is trained here, from nothing, to answer invented codes in a house
-style; the task then asks for these codes or for others, in this style or in another.
+The embedded model gets facts that it knows (checked in each wording) or invented facts, under a prompt that shows the
+house style or under no prompt. The tiny model is trained here from random weights to answer invented codes in a house
+style; the task then asks for these codes or others, in this style or another.
 
-With cause `neither` the model is right. Under every other seed some validation references are wrong as well, so that
-rows fail which no update can mend: a run that ends at once because all is right would prove little.
+With cause `neither` the model is right. With every odd seed some validation references are wrong, so that rows fail
+which no update can repair: a run that ends at once because every row passes would prove little.
 """
 
 import json
@@ -79,15 +79,15 @@ STYLE = {
 }
 FACT = {"name": "fact", "check": "contains", "field": "key"}
 ROWS = 10  # of each split
-MISLABELLED = 4  # of validation, under cause `neither` and an odd seed: as many as the paired test can tell
+MISLABELLED = 4  # validation rows, with cause `neither` and an odd seed: enough for the paired test to detect
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "islet", "jetty")
 TINY_WORDINGS = ("code of {}?", "{} code?", "give {}:")
-TINY_STEPS = 400  # at most
+TINY_STEPS = 400  # maximum
 LEARNT_LOSS_NATS = 0.02
 
 
 def embedded_task(cause: Cause, seed: int, known: Sequence[str]) -> Task:
-    """known: subjects of `COMMON` that the model knows in every wording."""
+    """The task for the embedded model. known: subjects of `COMMON` that it knows in every wording."""
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     prompt = Prompt()
     if cause in ("form", "neither"):
@@ -116,7 +116,7 @@ def embedded_task(cause: Cause, seed: int, known: Sequence[str]) -> Task:
 
 
 def known_subjects(policy: LocalPolicy, cache: ReplyCache) -> list[str]:
-    """Subjects that the untouched model answers rightly in every wording."""
+    """Subjects that the untouched model answers correctly in every wording."""
     asked = [(subject, wording.format(subject)) for subject in COMMON for wording in WORDINGS]
     texts = ask(policy, cache, Prompt(), [question for _, question in asked], adapter=None, max_new_tokens=24).texts
     wrong = {subject for (subject, _), text in zip(asked, texts, strict=True) if COMMON[subject] not in text}
@@ -124,7 +124,7 @@ def known_subjects(policy: LocalPolicy, cache: ReplyCache) -> list[str]:
 
 
 def tiny_task(cause: Cause, seed: int) -> Task:
-    """The codes that the tiny model was taught or others, in its own house style or in another."""
+    """The task for the tiny model: its own codes or others, in its own house style or another."""
     codes = codes_of(seed if cause in ("form", "neither") else seed + 1000)
     pattern, form = (
         (r"- \S[^\n]*", "- {reply}")
@@ -142,7 +142,7 @@ def tiny_task(cause: Cause, seed: int) -> Task:
 
 
 def mislabel(rows: list[dict[str, Any]], seed: int) -> None:
-    """Under an odd seed, the first rows get one another's references."""
+    """With an odd seed, permute the references of the first rows."""
     if seed % 2:
         wrong = [{key: row[key] for key in ("reference", "key")} for row in rows[:MISLABELLED]]
         for row, others in zip(rows, wrong[1:] + wrong[:1], strict=False):
@@ -155,7 +155,7 @@ def codes_of(seed: int) -> dict[str, str]:
 
 
 def tiny_model(folder: Path, seed: int) -> Path:
-    """A tiny Llama that answers every wording of its codes as `- 123`; trained once, all weights."""
+    """A tiny Llama that answers every wording of its codes as `- 123`. All weights are trained, once."""
     if (folder / "trained").exists():
         return folder
     import torch

@@ -1,7 +1,7 @@
-"""Places where a run can be killed, and what was paid for until then. Installed in a child process only.
+"""Places where a run can be killed, and a record of the cost until then. Installed in a child process only.
 
-Each place has a name; `Places` counts them as they are passed, and kills the process at the one that was asked for.
-What was paid for is written with one `os.write` a line, which a kill of the process does not lose.
+Each place has a name. `Places` counts them as the run passes them, and kills the process at the requested number.
+Editor calls and training steps are written with one `os.write` per line, which survives a kill of the process.
 """
 
 import functools
@@ -15,7 +15,7 @@ NODES = ("evaluate", "monitor", "classify", "lora_update", "textgrad_edit", "app
 
 
 class Places:
-    """Passed places are written to `folder/places`; the one with number `kill_at` (from 0) is the last."""
+    """Writes each passed place to `folder/places`, and kills the process at number `kill_at` (from 0)."""
 
     def __init__(self, folder: Path, kill_at: int | None) -> None:
         self.kill_at, self.number = kill_at, 0
@@ -35,7 +35,7 @@ class Places:
 
 
 def install(passed: Places) -> None:
-    """Put the places into the package: nodes, files, records, training, editor, checkpoints."""
+    """Patch the places into the package: nodes, files, records, training, editor, checkpoints."""
     nodes(passed)
     files(passed)
     training(passed)
@@ -58,15 +58,15 @@ def around(owner: Any, name: str, passed: Places, title: str | Callable[..., str
 
 
 def nodes(passed: Places) -> None:
-    """Begin and end of each node: at the end its files are written, and its checkpoint is not."""
-    from nslora.graph import build as adapt
+    """Begin and end of each node. At the end its files are written, but its checkpoint is not."""
+    from nslora.graph import build
 
     for name in NODES:
-        around(adapt, name, passed, f"node {name}")
+        around(build, name, passed, f"node {name}")
 
 
 def files(passed: Places) -> None:
-    """Half of an atomic file, all of it before its new name, and folders before theirs."""
+    """An atomic write when half of the text is written, and before and after each rename."""
     open_file, rename = Path.open, Path.replace
 
     def opened(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ def files(passed: Places) -> None:
 
 
 class HalfWay:
-    """A text file that passes a place when half of a text is written."""
+    """A text file that passes a place when half of the text is written."""
 
     def __init__(self, file: Any, passed: Places) -> None:
         self.file, self.passed = file, passed
@@ -124,17 +124,17 @@ def training(passed: Places) -> None:
 
 
 def records(passed: Places) -> None:
-    """The editor's record, bursts, cached replies and checkpoints."""
+    """The records of editor calls, training jobs, cached replies and checkpoints."""
     from langgraph.checkpoint.sqlite import SqliteSaver
 
     from nslora.tools.editor.call_log import EditorLog
     from nslora.tools.inference.reply_cache import ReplyCache
-    from nslora.tools.training import training_cache as burst_log
+    from nslora.tools.training import training_cache
 
     around(SqliteSaver, "put", passed, "checkpoint")
     around(SqliteSaver, "put_writes", passed, "checkpoint: writes")
     around(ReplyCache, "add", passed, "replies")
-    around(burst_log, "append_jsonl", passed, "burst record")
+    around(training_cache, "append_jsonl", passed, "adapter record")  # `chosen` draws by the order of the names
     append = EditorLog.append
 
     def appended(self: Any, call: Any) -> None:

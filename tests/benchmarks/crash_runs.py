@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed, in processes forked from one that has imported everything already."""
+"""Runs that are killed and resumed, in forked processes whose parent has imported everything."""
 
 import gc
 import json
@@ -22,24 +22,24 @@ SETTINGS = {
     "device": {"threads": 1, "device": "cpu"},
     "approve": "edits",
 }
-NOT_COMPARED = ("wall_s", "note")  # the clock, and the short cuts that a shorter rest of a burst could take
+NOT_COMPARED = ("wall_s", "note")  # note: a resumed training job has fewer steps, and may use other shortcuts
 
 
 @dataclass
 class Crash:
-    """One kill: where, and what was not as in the uninterrupted run."""
+    """One kill: its place, and the differences to the uninterrupted run."""
 
     place: str
     number: int
     differences: list[str] = field(default_factory=list)
     calls_again: int = 0  # editor calls that were recorded before the kill and made again
-    steps_again: int = 0  # training steps done twice, the one that was under way left out
+    steps_again: int = 0  # training steps done twice, without the one in progress at the kill
 
 
 def import_all() -> None:
-    """Import what a run needs, so that forked children start at once. No tensor is touched here.
+    """Import what a run needs, so that forked children start at once. Creates no tensor.
 
-    What is there then is left out of the children's collections, of which each burst makes two full ones.
+    gc.freeze() excludes these objects from garbage collection: each training job runs two full collections.
     """
     import datasets  # noqa: F401
     import peft  # noqa: F401
@@ -58,7 +58,7 @@ def import_all() -> None:
 
 
 def in_child(work: Callable[[], None], log: Path) -> int:
-    """Run `work` in a forked process; returns its status as os.waitpid gives it."""
+    """Run `work` in a forked process. Returns its status, as os.waitpid does."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -76,7 +76,7 @@ def in_child(work: Callable[[], None], log: Path) -> int:
 
 
 def work_on(folder: Path, setting: Path, kill_at: int | None, *, traced: bool = True) -> None:
-    """In a child: begin the run in `folder`, or go on with it, and be killed where that was asked for."""
+    """In a child: begin or continue the run in `folder`; kill this process at place number `kill_at`."""
     os.environ["NSLORA_CACHE"] = str(folder / "cache")
     from nslora.graph.runs.run import Run
     from nslora.tools.editor.rule_editor import RuleEditor
@@ -87,7 +87,7 @@ def work_on(folder: Path, setting: Path, kill_at: int | None, *, traced: bool = 
         install(passed)
 
     class PaidEditor(RuleEditor):
-        """The embedded editor, with a bill."""
+        """The embedded editor; it records each call."""
 
         def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
             from nslora.tools.editor.call_log import request_sha256
@@ -109,7 +109,7 @@ def work_on(folder: Path, setting: Path, kill_at: int | None, *, traced: bool = 
 
 
 def uninterrupted(folder: Path, setting: Path) -> list[str]:
-    """The run that nothing happens to; returns the places that it passes."""
+    """Do the uninterrupted run. Returns the places that it passes."""
     fresh(folder)
     if in_child(lambda: work_on(folder, setting, None), folder / "log"):
         raise RuntimeError(f"The uninterrupted run failed:\n{(folder / 'log').read_text()[-3000:]}")
@@ -117,7 +117,7 @@ def uninterrupted(folder: Path, setting: Path) -> list[str]:
 
 
 def crash(folder: Path, setting: Path, expected: dict[str, Any], place: str, number: int) -> Crash:
-    """Kill a run at a place, resume it, and compare."""
+    """Kill a run at a place, resume it, and compare it with the uninterrupted run."""
     fresh(folder)
     found = Crash(place, number)
     status = in_child(lambda: work_on(folder, setting, number), folder / "log")
@@ -139,7 +139,7 @@ def crash(folder: Path, setting: Path, expected: dict[str, Any], place: str, num
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What must be equal: the result with its hashes, every decision, and what was spent."""
+    """What must be equal: the result with its hashes, every decision, and the cost."""
     report = json.loads((run / "result" / "report.json").read_text())
     rounds = [{key: value for key, value in each.items() if key not in NOT_COMPARED} for each in report["rounds"]]
     for each in rounds:
@@ -158,18 +158,20 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    told = []
+    unlike = []
     for key in expected:
         if key == "rounds":
             for number, (a, b) in enumerate(zip(expected[key], found[key], strict=False), 1):
-                told += [f"round {number}: {name} was {a[name]!r}, is {b[name]!r}" for name in a if a[name] != b[name]]
+                unlike += [
+                    f"round {number}: {name} was {a[name]!r}, is {b[name]!r}" for name in a if a[name] != b[name]
+                ]
         elif expected[key] != found[key]:
-            told.append(f"{key} was {expected[key]!r}, is {found[key]!r}"[:400])
-    return told
+            unlike.append(f"{key} was {expected[key]!r}, is {found[key]!r}"[:400])
+    return unlike
 
 
 def chosen(places: list[str], count: int, seed: int = 0) -> list[tuple[int, str]]:
-    """`count` of the places, every kind in its turn, spread over the run."""
+    """`count` of the places: all kinds equally often, spread over the run."""
     kinds: dict[str, list[int]] = {}
     for number, place in enumerate(places):
         kinds.setdefault(place, []).append(number)

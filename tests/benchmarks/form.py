@@ -1,4 +1,4 @@
-"""The form of every benchmark: a table for people, and `build/bench/NAME.json` for machines."""
+"""Output that all benchmarks share: a printed table, and `build/bench/NAME.json`."""
 
 import json
 import os
@@ -20,7 +20,7 @@ README = Path(__file__).parent / "README.md"
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number. goal: in words, "" where it is only reported; holds: None then."""
+    """One measured number. goal: in words; "" if the number has no goal, and then holds is None."""
 
     name: str
     value: float
@@ -32,7 +32,7 @@ class Figure:
 def figure(
     name: str, value: float, unit: str = "", *, at_least: float | None = None, at_most: float | None = None
 ) -> Figure:
-    """A figure with its goal, if it has one."""
+    """A figure and, if there is a limit, its goal."""
     if at_least is not None:
         return Figure(name, value, unit, f"at least {at_least:g}", value >= at_least)
     if at_most is not None:
@@ -41,7 +41,7 @@ def figure(
 
 
 def publish(name: str, figures: list[Figure], title: str = "", **more: Any) -> bool:
-    """Print the table and write the JSON; returns whether every goal holds. more: further keys of the JSON."""
+    """Print the table and write the JSON. Returns whether every goal holds. more: further keys of the JSON."""
     table = Table(title=title or f"bench-{name}", title_justify="left")
     for column in ("", "value", "unit", "goal", ""):
         table.add_column(column, justify="right" if column == "value" else "left")
@@ -62,7 +62,7 @@ def publish(name: str, figures: list[Figure], title: str = "", **more: Any) -> b
 
 
 def in_readme(name: str, lines: Sequence[str], readme: Path = README) -> str:
-    """The README with `lines` between the marks of the block `name`; Raises ValueError where it has no such block."""
+    """The README with `lines` between the marks of the block `name`. Raises ValueError if it lacks the block."""
     text = readme.read_text(encoding="utf-8")
     begin, end = f"<!-- {name}: begin, written by make {name} -->", f"<!-- {name}: end -->"
     before, found, rest = text.partition(begin)
@@ -73,14 +73,14 @@ def in_readme(name: str, lines: Sequence[str], readme: Path = README) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a reader needs to know of the machine, and nothing that names it."""
+    """The hardware and the Python version; no host name."""
     cpu = Path("/proc/cpuinfo")
     names = (
         [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
         if cpu.exists()
         else []
     )
-    torch = sys.modules.get("torch")  # not imported for this alone
+    torch = sys.modules.get("torch")  # if it is loaded already
     gpu = (
         {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__} if torch and torch.cuda.is_available() else {}
     )
@@ -94,20 +94,20 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that was measured, with `+` where files had changed since; "" outside a repository."""
+    """The commit that was measured, with `+` if files differ from it; "" outside a repository."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    # Records and the README's tables change with every cell that is finished, and are no code.
+    # Records and the tables of README.md change with every finished cell. They are not code.
     changed = git(
         "status",
         "--porcelain",
         "--untracked-files=no",
         "--",
         ":/",
-        ":(top,exclude)README.md",
+        ":(top,exclude)tests/benchmarks/README.md",
         ":(top,exclude)tests/benchmarks/records",
     )
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")

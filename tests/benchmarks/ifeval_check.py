@@ -1,15 +1,15 @@
-"""IFEval's own instruction checks (Zhou et al. 2023, arXiv 2311.07911), as lm-evaluation-harness keeps them."""
+"""IFEval's instruction checks (Zhou et al. 2023, arXiv 2311.07911), as lm-evaluation-harness implements them."""
 
 from functools import cache
 from typing import Any
 
-# These split sentences or words with data that NLTK downloads on first use; rows that hold one are left out.
+# These need data that NLTK downloads on first use; rows with one of them are left out.
 NEEDS_DOWNLOAD = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})
 
 
 @cache
 def registry() -> dict[str, Any]:
-    """The checks by id; imported late, since they come with the extra `peers`."""
+    """The checks by id. Imported on first use: they need the extra `peers`."""
     from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
 
     known: dict[str, Any] = INSTRUCTION_DICT
@@ -22,7 +22,7 @@ def usable(row: dict[str, Any]) -> bool:
 
 
 def followed(question: str, reply: str, example: Any) -> tuple[float, str]:
-    """Share of the row's instructions that the reply follows (strict), and what the others ask for."""
+    """Share of the row's instructions that the reply follows (strict), and descriptions of the others."""
     missed = []
     wanted = list(zip(example.fields["instruction_id_list"], example.fields["kwargs"], strict=True))
     for name, arguments in wanted:

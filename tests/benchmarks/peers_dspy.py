@@ -1,7 +1,7 @@
-"""DSPy's optimisers on the policy behind a local OpenAI-compatible server, by DSPy's own documentation.
+"""DSPy's optimisers, by DSPy's documentation, on the policy behind a local OpenAI-compatible server.
 
-The program is `question -> answer`; the metric is the task's reward on the answer field, as a number for evaluation and
-as passed or not where a trace is to become a demonstration. Train and validation rows are the task's; references are
+The program is `question -> answer`. The metric is the task's reward on the answer field: a number for evaluation, and
+passed or not if a trace may become a demonstration. Train and validation rows are the task's; references are
 the labels.
 """
 
@@ -20,17 +20,17 @@ from peers_recipes import THREADS, Bench, Outcome, clipped
 from nslora.tools.schema import Dialogue
 
 LM_NAME = "openai/policy"
-# DSPy's answer format around a reply: field markers, and room for the reply itself.
+# Extra reply tokens for DSPy's answer format (field markers).
 FORMAT_TOKENS = 40
 PROPOSAL_TOKENS = 160
-# DSPy's documentation gives prompt optimisers a fifth of the rows to bootstrap from and the rest to validate on. Here
-# the splits are given: 24 of the 60 train rows bootstrap, and the 30 of validation validate.
+# DSPy's documentation uses a fifth of the rows for bootstrapping and the rest for validation. Here the splits are
+# fixed: 24 of the 60 train rows for bootstrapping, the 30 validation rows for validation.
 BOOTSTRAP_ROWS = 24
-DEMONSTRATIONS = 4  # of its examples: 4 bootstrapped, 4 labelled
-CANDIDATES = 10  # of its example of random search, beside three that are always tried
-MIPRO_CANDIDATES, MIPRO_TRIALS = 3, 6  # trials as MIPROv2 recommends for so many candidates
-SAFETY = 1.2  # a candidate may cost that much more than those before it
-ERRORS = 100_000  # a reply that cannot be parsed scores 0; it must not end a compilation
+DEMONSTRATIONS = 4  # as in its examples: 4 bootstrapped, 4 labelled
+CANDIDATES = 10  # as in its example of random search, besides three that it always tries
+MIPRO_CANDIDATES, MIPRO_TRIALS = 3, 6  # trials as MIPROv2 recommends for three candidates
+SAFETY = 1.2  # a candidate may cost this many times the estimate
+ERRORS = 100_000  # an unparsable reply scores 0 and must not end a compilation
 NEEDS_PROPOSER = (
     "a language model that can write instructions (prompt_model); here the 135M model proposes its own, greedily"
 )
@@ -38,7 +38,7 @@ NEEDS_TRAINING = "an SGLang server to launch, and DSPy's own fine-tuning for the
 
 
 def load_dspy() -> ModuleType:
-    """DSPy without its caches: every request is to be answered and counted."""
+    """DSPy without its caches, so that every request is answered and counted."""
     import dspy
 
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
@@ -47,25 +47,25 @@ def load_dspy() -> ModuleType:
 
 @contextmanager
 def served(bench: Bench) -> Iterator[tuple[ModuleType, Any, Any]]:
-    """DSPy with its language model for the task and the one that proposes, both of them the policy."""
+    """DSPy, its task model and its prompt model; both models are the policy."""
     dspy = load_dspy()
     bench.batcher.ahead = lambda dialogue: ahead_of(bench, dialogue)
     task = BatchedChat(batcher=bench.batcher, max_tokens=bench.task.max_new_tokens + FORMAT_TOKENS)
     proposer = BatchedChat(batcher=bench.batcher, max_tokens=PROPOSAL_TOKENS, edits=True)
     with serve_chat(task) as for_task, serve_chat(proposer) as for_proposals:
-        # A busy machine may need minutes for a batch, and a request that was given up would be scored as a failure.
+        # A busy machine may need minutes for a batch, and DSPy scores a request that timed out as a failure.
         options = {"api_key": "local", "cache": False, "num_retries": 0, "temperature": 0.0, "timeout": 3600.0}
         lm = dspy.LM(LM_NAME, api_base=for_task.base_url, **options)
         prompt_lm = dspy.LM(LM_NAME, api_base=for_proposals.base_url, **options)
         with dspy.context(lm=lm, max_errors=ERRORS, num_threads=THREADS), errors_of("dspy") as logged:
             yield dspy, lm, prompt_lm
-        # DSPy scores whatever fails as 0; a reply that did not arrive is no reply of the model.
+        # DSPy scores every error as 0, but a missing reply is not a reply of the model.
         if lost := [text for each in logged if "[openai/" in (text := each.getMessage())]:
             raise RuntimeError(f"{len(lost)} requests of DSPy got no answer from the local server: {clipped(lost[0])}")
 
 
 def examples(dspy: ModuleType, rows: Any) -> list[Any]:
-    """The task's rows as DSPy's."""
+    """The task's rows as DSPy examples."""
     return [
         dspy.Example(question=row.question, answer=str(row.reference), row=row).with_inputs("question") for row in rows
     ]
@@ -82,7 +82,7 @@ def metric_of(bench: Bench) -> Callable[..., Any]:
 
 
 def on_test(bench: Bench, program: Any, lm: Any) -> tuple[list[str], int]:
-    """The program's answers to the test questions, and how many replies DSPy could not parse ("" then)."""
+    """The program's answers to the test questions ("" if DSPy cannot parse a reply), and how many it cannot parse."""
     dspy = load_dspy()
 
     def answer(row: Any) -> str | None:
@@ -105,7 +105,7 @@ def outcome(
     needs: str = "",
     breaks: list[dict[str, str]] | None = None,
 ) -> Outcome:
-    """Answers of a compiled program, and what it consists of."""
+    """The test answers of a compiled program, and its parts."""
     predictor = program.predictors()[0]
     replies, unparsed = on_test(bench, program, lm)
     return Outcome(
@@ -126,7 +126,7 @@ def outcome(
 
 
 def random_search(bench: Bench) -> Outcome:
-    """BootstrapFewShotWithRandomSearch: as many of its candidates, in its order, as the compute admits."""
+    """BootstrapFewShotWithRandomSearch: as many of its candidates, in its order, as the compute allows."""
     with served(bench) as (dspy, lm, _):
         train, validation = examples(dspy, bench.task.train[:BOOTSTRAP_ROWS]), examples(dspy, bench.task.validation)
         tried: list[tuple[float, int, Any]] = []
@@ -149,12 +149,12 @@ def random_search(bench: Bench) -> Outcome:
             before = bench.meter.tflop
             candidate(number)
         evaluation = bench.meter.tflop - before
-        # At worst every train row is asked before a candidate is evaluated.
+        # In the worst case every train row is asked before a candidate is evaluated.
         dearest = SAFETY * evaluation * (1 + len(train) / len(validation))
         for number in range(-1, CANDIDATES):
             if bench.meter.left_tflop >= dearest:
                 candidate(number)
-        score, number, program = max(tried, key=lambda each: each[:2])  # the first of equals, as in DSPy
+        score, number, program = max(tried, key=lambda each: each[:2])  # the first of ties, as in DSPy
         return outcome(
             bench,
             program,
@@ -170,7 +170,7 @@ def random_search(bench: Bench) -> Outcome:
 
 
 def mipro(bench: Bench) -> Outcome:
-    """MIPROv2 with few candidates and the trials it recommends for them."""
+    """MIPROv2 with three candidates and the trials that it recommends for them."""
     with served(bench) as (dspy, lm, prompt_lm):
         train, validation = examples(dspy, bench.task.train[:BOOTSTRAP_ROWS]), examples(dspy, bench.task.validation)
         optimizer = dspy.MIPROv2(
@@ -195,21 +195,21 @@ def mipro(bench: Bench) -> Outcome:
             program = optimizer.compile(
                 student, trainset=train, valset=validation, num_trials=MIPRO_TRIALS, minibatch=False
             )
-        except Exception as error:  # data: it is recorded where the optimiser broke on this model
+        except Exception as error:  # recorded as data: how the optimiser fails on this model
             return outcome(bench, student, lm, settings, NEEDS_PROPOSER, [broke("compile", error)])
         settings["validation_score"] = float(program.score)
         return outcome(bench, program, lm, settings, NEEDS_PROPOSER)
 
 
 def better_together(bench: Bench) -> Outcome:
-    """BetterTogether, first with the provider for local models as documented, then with our server already launched.
+    """BetterTogether: first with the documented provider for local models, then with a server that already runs.
 
-    Prompt step: random search, restricted to no and labelled demonstrations, which is enough to reach the weight step.
+    The prompt step is random search with no or labelled demonstrations: enough to reach the weight step.
     """
     from dspy.clients.lm_local import LocalProvider
 
     class Launched(LocalProvider):
-        """Training as DSPy does it; the server runs already."""
+        """Trains as DSPy does; launches no server, since one runs."""
 
         @staticmethod
         def launch(lm: Any, launch_kwargs: Any = None) -> None: ...
@@ -242,7 +242,7 @@ def better_together(bench: Bench) -> Outcome:
                         optimizer_compile_args={"p": {"restrict": [-3, -2]}},
                         seed=bench.seed,
                     )
-                except Exception as error:  # data: what breaks is what this row is for
+                except Exception as error:  # recorded as data
                     breaks.append(broke(type(provider).__name__, error))
             breaks += [
                 broke(type(provider).__name__, each.exc_info[1])
@@ -253,7 +253,7 @@ def better_together(bench: Bench) -> Outcome:
 
 
 def broke(where: str, error: BaseException) -> dict[str, str]:
-    """Where and with which message a recipe broke: the innermost frames, and the error below that one if any."""
+    """Place and message of an error: the innermost frames, and the first error of its chain."""
     frames = traceback.extract_tb(error.__traceback__)
     last = " > ".join(f"{frame.filename.rpartition('site-packages/')[2]}:{frame.name}" for frame in frames[-2:])
     first = error
@@ -265,7 +265,7 @@ def broke(where: str, error: BaseException) -> dict[str, str]:
 
 @contextmanager
 def errors_of(*names: str) -> Iterator[list[logging.LogRecord]]:
-    """What DSPy logs as errors, instead of raising it, while inside."""
+    """Collect the errors that DSPy logs instead of raising them."""
     found: list[logging.LogRecord] = []
 
     class Collect(logging.Handler):
@@ -283,9 +283,9 @@ def errors_of(*names: str) -> Iterator[list[logging.LogRecord]]:
 
 
 def ahead_of(bench: Bench, dialogue: Dialogue) -> list[Dialogue]:
-    """The same request for the other rows that demonstrations are bootstrapped from: DSPy asks these one by one.
+    """The same request for the other bootstrap rows, which DSPy asks one by one.
 
-    A row that is a demonstration itself is asked without it, which no other row is.
+    Not for a row that is a demonstration itself: DSPy asks it without that demonstration, unlike every other row.
     """
     *before, last = dialogue
     if sum(turn["role"] == "assistant" for turn in before) < DEMONSTRATIONS:

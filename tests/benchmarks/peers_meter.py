@@ -1,7 +1,7 @@
-"""What a peer asks of the policy, counted in the currency of bench_strategies and answered in batches.
+"""Answers the requests of a peer in batches, and counts their compute as bench_strategies does.
 
-Peers send single questions from many threads. One thread here owns the policy; what arrives together is generated
-together, and each prompt and reply is counted by the formula of tools/inference/flops.py as if it had come alone.
+Peers send single questions from many threads. One thread owns the policy and batches requests that arrive together.
+Each prompt and reply is counted by the formula of tools/inference/flops.py, as if it were alone in its batch.
 """
 
 import json
@@ -27,7 +27,7 @@ from nslora.tools.schema import Dialogue
 
 @dataclass
 class Meter:
-    """Tokens and calls of one peer's recipe. cap_tflop: what every strategy of the task gets."""
+    """Tokens and calls of one peer's recipe. cap_tflop: the compute that every strategy gets on the task."""
 
     rates: FlopRates
     cap_tflop: float
@@ -35,7 +35,7 @@ class Meter:
     trained_tokens: int = 0
     requests: int = 0
     editor_calls: int = 0
-    editor_tokens: int = 0  # of a model that edits, where it counts; also in forward_tokens if that is the policy
+    editor_tokens: int = 0  # if the policy is the editor; these are in forward_tokens too
     counting: bool = True
 
     @property
@@ -55,13 +55,13 @@ class Meter:
             self.editor_tokens += tokens if edits else 0
 
     def call_elsewhere(self) -> None:
-        """Count a call of an editor that is no language model."""
+        """Count a call of an editor that is not a language model."""
         if self.counting:
             self.editor_calls += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The test split is looked at when the compute has been spent: nobody pays for it."""
+        """Count nothing inside: the test replies are outside the compute of every peer."""
         self.counting = False
         try:
             yield
@@ -90,9 +90,9 @@ class _Request:
 class Batcher:
     """Greedy replies of one policy to requests from any thread.
 
-    wait_s: how long a request waits for others to share a batch with. most: requests in a batch.
-    ahead: dialogues that are likely to be asked after a lone one. They share its batch, which spares a peer that asks
-    one by one most of the waiting, and are counted only if they are asked for.
+    wait_s: how long a batch waits for more requests. most: requests per batch.
+    ahead: gives dialogues that will probably follow a single request. They join its batch, which saves most of the wait
+    of a peer that asks one by one. They are counted only if the peer asks for them.
     """
 
     ahead: Callable[[Dialogue], Sequence[Dialogue]] | None = None
@@ -106,7 +106,7 @@ class Batcher:
         self._thread.start()
 
     def ask(self, dialogue: Dialogue, max_new_tokens: int, *, edits: bool = False) -> tuple[str, int]:
-        """The reply and the tokens of prompt and reply; raises what the policy raised."""
+        """The reply, and the tokens of prompt and reply. Raises what the policy raises."""
         request = _Request(dialogue, max_new_tokens, edits)
         self._waiting.put(request)
         return request.answer.result()
@@ -149,7 +149,7 @@ class Batcher:
                 )
                 self._known |= dict(zip(new, zip(replies, counts, strict=True), strict=True))
                 self.batches.append(len(new))
-        except Exception as error:  # belongs to those who asked, not to this thread
+        except Exception as error:  # for the threads that asked, not for this one
             for each in requests:
                 each.answer.set_exception(error)
             return
@@ -160,7 +160,7 @@ class Batcher:
 
 
 class BatchedChat(BaseChatModel):
-    """The policy as a chat model for `serve_chat`. edits: whether its calls are those of an editor."""
+    """The policy as a chat model for `serve_chat`. edits: whether its calls count as editor calls."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
     batcher: Batcher

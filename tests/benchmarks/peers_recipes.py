@@ -1,6 +1,7 @@
-"""The peers that need no server: the untouched model, plain TRL, TextGrad's own recipe, and nslora itself.
+"""Peers that need no server: the untouched model, plain TRL, and TextGrad's own recipe.
 
-Each takes a Bench, spends at most its cap, and returns replies to the test questions with what it leaves to the user.
+Each recipe takes a Bench, spends at most its cap, and returns replies to the test questions and a description of what
+it leaves to the user.
 """
 
 import dataclasses
@@ -28,14 +29,14 @@ from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.schema import Dialogue, Example
 from nslora.tools.tasks.task import Task
 
-THREADS = 32  # of a peer that asks in parallel, as TextGrad's and DSPy's recipes do
+THREADS = 32  # of peers that ask in parallel, as the recipes of TextGrad and DSPy do
 MESSAGE_CHARACTERS = 400
 NEEDS_EDITOR = "a strong language model as the editor (the recipe names gpt-4o); none runs on a machine without network"
 
 
 @dataclass
 class Bench:
-    """One cell: a task, a seed, the policy, and the meter of what the recipe spends."""
+    """One cell: a task, a seed, the policy, and the meter of the recipe's compute."""
 
     task: Task
     seed: int
@@ -48,9 +49,9 @@ class Bench:
 
 @dataclass
 class Outcome:
-    """replies: to the test questions, in order. breaks: where the recipe broke and with which message.
+    """replies: to the test questions, in order. breaks: place and message of each error of the recipe.
 
-    needs: what the recipe wants that this machine lacks, "" where it ran as documented.
+    needs: a requirement of the recipe that the machine does not meet; "" if it ran as documented.
     """
 
     replies: Sequence[str]
@@ -61,7 +62,7 @@ class Outcome:
 
 
 def ask_test(bench: Bench, system: str | None, adapter: str | None = None) -> Sequence[str]:
-    """Replies to the test questions under the task's own prompt, or under this system prompt."""
+    """Replies to the test questions under the task's own prompt, or under the system prompt `system`."""
     dialogues = [
         bench.task.prompt.messages(row.question) if system is None else chat(system, row.question)
         for row in bench.task.test
@@ -78,7 +79,7 @@ def chat(system: str, question: str) -> list[dict[str, str]]:
 
 
 def clipped(error: BaseException | str) -> str:
-    """An error in one line, short enough for a record, without the folders of this machine."""
+    """An error in one line, shortened, without local paths."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     line = re.sub(r"[^\s'\"(]*site-packages/", "", " ".join(text.split()))
     return line if len(line) <= MESSAGE_CHARACTERS else line[:MESSAGE_CHARACTERS] + " ..."
@@ -99,12 +100,12 @@ def trl_sft(bench: Bench) -> Outcome:
 
 
 def trl_sft_to_the_cap(bench: Bench) -> Outcome:
-    """The same, with as many epochs as the compute allows."""
+    """`trl_sft` with as many epochs as the compute allows."""
     return sft_outcome(bench, [sft(bench, epochs_within(bench, bench.meter.cap_tflop), RECIPE_RATE)])
 
 
 def trl_sft_best_rate(bench: Bench) -> Outcome:
-    """The same at three learning rates, a third of the compute each; the best on validation, of equals the lowest."""
+    """`trl_sft` at three learning rates, a third of the compute each; the best on validation, the lowest of ties."""
     validation = bench.task.validation
     dialogues = [bench.task.prompt.messages(row.question) for row in validation]
     longest = sum(bench.policy.count_tokens(each) + bench.task.max_new_tokens for each in dialogues)
@@ -121,8 +122,8 @@ def trl_sft_best_rate(bench: Bench) -> Outcome:
 
 
 def epochs_within(bench: Bench, tflop: float) -> int:
-    """Epochs that this much compute allows, one at least."""
-    # As TRL counts them: with what the chat template writes behind the last turn.
+    """Epochs that `tflop` allows, at least one."""
+    # As TRL counts them: with the text of the chat template after the last turn.
     tokens = sum(
         len(bench.policy.tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False))
         for row in sft_rows(bench)
@@ -131,7 +132,7 @@ def epochs_within(bench: Bench, tflop: float) -> int:
 
 
 def full_rates(bench: Bench) -> FlopRates:
-    """Rates with LoRA in every block, which is where PEFT's default puts it."""
+    """FLOP rates with LoRA in every block, as PEFT places it by default."""
     blocks = bench.policy.base.config.get_text_config().num_hidden_layers
     return FlopRates.of(rates_of(bench.policy.base, blocks))
 
@@ -148,7 +149,7 @@ def sft_rows(bench: Bench) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Trained:
-    """One training: its adapter in the policy's store, the adapter's bytes, and what a record keeps of it."""
+    """One training: its adapter in the policy's store, the adapter's bytes, and its settings for the record."""
 
     adapter: str
     size_bytes: int
@@ -157,7 +158,7 @@ class Trained:
 
 
 def sft_outcome(bench: Bench, trained: Sequence[Trained]) -> Outcome:
-    """Answer the test questions with the best on validation; with the only one there is, unseen."""
+    """Answer the test questions with the best adapter on validation; a single adapter is not validated."""
     best = max(trained, key=lambda each: each.validation_reward or 0.0)
     tried = {
         str(each.settings["learning_rate"]): round(each.validation_reward, 4)
@@ -172,7 +173,7 @@ def sft_outcome(bench: Bench, trained: Sequence[Trained]) -> Outcome:
 
 
 def sft(bench: Bench, epochs: int, rate: float) -> Trained:
-    """Train on the references of the train split with SFTTrainer; what was trained last is what is left."""
+    """Train on the references of the train split with SFTTrainer, and keep the last weights."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -201,13 +202,13 @@ def sft(bench: Bench, epochs: int, rate: float) -> Trained:
         save_strategy="no",
         logging_steps=1,
         disable_tqdm=True,
-        # The defaults are for GPUs: on this CPU bf16 alone makes a step 19 times slower. Neither changes the recipe.
+        # The defaults are for GPUs: bf16 alone makes a step 19 times slower on this CPU. They do not change the recipe.
         bf16=False,
         gradient_checkpointing=False,
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    torch.manual_seed(bench.seed)  # the adapter's first weights are drawn before the trainer sets its seed
+    torch.manual_seed(bench.seed)  # the adapter is initialised before the trainer sets its seed
     lora = LoraConfig(r=32, lora_alpha=16, lora_dropout=0.05, bias="none", task_type="CAUSAL_LM")
     model = AutoModelForCausalLM.from_pretrained(
         resolve_model(bench.model, lambda _: None).location, dtype=torch.float32
@@ -233,12 +234,12 @@ def sft(bench: Bench, epochs: int, rate: float) -> Trained:
 
 
 def textgrad_rules(bench: Bench) -> Outcome:
-    """TextGrad's recipe with the embedded rule editor in the place of its language model."""
+    """TextGrad's recipe, with the embedded rule editor instead of a language model."""
     return textgrad(bench, RuleEditor(), "rules")
 
 
 def textgrad_policy(bench: Bench) -> Outcome:
-    """TextGrad's recipe with the model itself as the editor."""
+    """TextGrad's recipe, with the tuned model itself as the editor."""
     return textgrad(bench, BatchedChat(batcher=bench.batcher, max_tokens=256, edits=True), "the model itself")
 
 
@@ -251,9 +252,9 @@ SYSTEM_ROLE = (
 
 
 def textgrad(bench: Bench, editor: BaseChatModel, name: str) -> Outcome:
-    """The loop of TextGrad's prompt optimisation: backward through each failure, a step, kept unless validation falls.
+    """TextGrad's prompt optimisation: backward through each row, a step, and a step back if validation falls.
 
-    Its loss is the reward: what the reward says of a reply in words is the gradient of that reply.
+    The loss is the reward. The reward's feedback in words is the textual gradient of the reply.
     """
     tg = load_textgrad()
     random.seed(bench.seed)
@@ -275,10 +276,10 @@ def textgrad(bench: Bench, editor: BaseChatModel, name: str) -> Outcome:
         ]
         try:
             tg.sum(losses).backward(engine=engine)
-            # A set hashed by identity: put back into the order of the rows, so that a run can be repeated.
+            # TextGrad keeps a set hashed by identity; this restores the order of the rows, so that runs are repeatable.
             prompt.gradients = [each for each in prompt.gradients_context if each in prompt.gradients]
             optimizer.step()
-        except Exception as error:  # the recipe has no handler: its script ends here, and keeps what it had
+        except Exception as error:  # the recipe handles no error: its script ends here with the last prompt
             breaks.append({"where": f"step {steps + 1} of {EPOCHS * STEPS_AN_EPOCH}", "message": clipped(error)})
             break
         steps += 1
@@ -303,7 +304,7 @@ def textgrad(bench: Bench, editor: BaseChatModel, name: str) -> Outcome:
 
 
 def batches(bench: Bench) -> Iterator[list[Example]]:
-    """Shuffled train rows in batches of three, four batches an epoch, as in the recipe."""
+    """Shuffled train rows in batches of three, four batches per epoch, as in the recipe."""
     for _ in range(EPOCHS):
         order = np.random.permutation(len(bench.task.train))
         for step in range(STEPS_AN_EPOCH):
@@ -313,7 +314,7 @@ def batches(bench: Bench) -> Iterator[list[Example]]:
 
 
 def engines(tg: Any, bench: Bench, editor: BaseChatModel) -> tuple[Any, Any]:
-    """The policy that answers and the editor, as TextGrad's engines."""
+    """The policy and the editor as TextGrad engines."""
     from textgrad.engine.base import EngineLM
 
     class Student(EngineLM):  # type: ignore[misc]
@@ -338,7 +339,7 @@ def engines(tg: Any, bench: Bench, editor: BaseChatModel) -> tuple[Any, Any]:
 
 
 def reward_loss(tg: Any, task: Task) -> Any:
-    """The reward as a function that TextGrad can go backward through."""
+    """The reward as a TextGrad function with a backward pass."""
     from textgrad.autograd.function import BackwardContext, Function
 
     class RewardLoss(Function):  # type: ignore[misc]
@@ -359,7 +360,7 @@ def reward_loss(tg: Any, task: Task) -> Any:
 
 
 def validate(tg: Any, bench: Bench, model: Any) -> float:
-    """Mean reward on the validation split, asked from many threads as the recipe does."""
+    """Mean reward on the validation split, from many threads, as in the recipe."""
 
     def value(row: Example) -> float:
         question = tg.Variable(row.question, requires_grad=False, role_description="query to the language model")

@@ -1,4 +1,4 @@
-"""Tables and figures of bench_peers, all from the records; nothing is typed in by hand."""
+"""Tables and figures of bench_peers, computed from the records alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ NOT_RUN = "–"
 
 
 def groups_of(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
-    """Records by task and peer, in the order in which they came."""
+    """Records by task and peer, in their own order."""
     groups: dict[str, dict[str, list[Record]]] = {}
     for each in records:
         groups.setdefault(each["task"], {}).setdefault(each["peer"], []).append(each)
@@ -24,7 +24,7 @@ def groups_of(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
 
 
 def questions(records: Sequence[Record]) -> list[float]:
-    """Share of seeds in which each test question was answered in full: intervals are over questions, not over runs."""
+    """Share of seeds in which each test reply passes every check. Intervals are over questions, not over runs."""
     shares: list[float] = np.mean(
         [[float(digit) for digit in each["result"]["passed"]] for each in records], axis=0
     ).tolist()
@@ -32,7 +32,7 @@ def questions(records: Sequence[Record]) -> list[float]:
 
 
 def mean_of(records: Sequence[Record], *path: str) -> float:
-    """Mean of a number, or of a list of numbers, that each record holds at `path`."""
+    """Mean of the numbers, or lists of numbers, at `path` of each record."""
     values = []
     for each in records:
         value: Any = each
@@ -43,7 +43,7 @@ def mean_of(records: Sequence[Record], *path: str) -> float:
 
 
 def tables(records: Sequence[Record]) -> list[str]:
-    """Per task: who ran by its recipe; then who needs more than the machine had, and what broke."""
+    """Per task: peers that ran by their recipe, peers that lack something they need, and the errors."""
     lines: list[str] = []
     for task, peers in groups_of(records).items():
         some = next(iter(peers.values()))[0]
@@ -128,7 +128,7 @@ def needy_line(peer: str, records: Sequence[Record]) -> str:
 
 
 def figures(records: Sequence[Record]) -> list[Figure]:
-    """Scores of all that ran by its recipe, and the compute of everyone, which must stay under the task's cap."""
+    """Scores of the peers that ran by their recipe; the compute of all peers, which must stay under the cap."""
     found = []
     for task, peers in groups_of(records).items():
         scored = {peer: rows for peer, rows in peers.items() if not rows[0]["needs"]}
@@ -152,7 +152,7 @@ def figures(records: Sequence[Record]) -> list[Figure]:
 
 
 def readme_lines(records: Sequence[Record]) -> list[str]:
-    """What the README shows: everyone on every task, who is not scored in brackets, and what is left at the end."""
+    """The block in README.md: every peer on every task, peers without a score in brackets."""
     groups = groups_of(records)
     everyone = sorted(
         dict.fromkeys(each["peer"] for each in records),
@@ -186,12 +186,12 @@ def readme_lines(records: Sequence[Record]) -> list[str]:
         + ". In brackets: with what a machine without network has, and no score, since it wants more: "
         + "; ".join(f"{peer}: {cell(what)}{' (it broke)' if peer in broke else ''}" for peer, what in needs.items())
         + f". {tried(records)}`{COMMAND}`, seed {seeds}, {period(records)}, one thread of {processors(records)}. "
-        "Intervals, wall time and the messages of what broke: [peers.md](tests/benchmarks/records/peers.md).",
+        "Intervals, wall time and the messages of what broke: [peers.md](records/peers.md).",
     ]
 
 
 def tried(records: Sequence[Record]) -> str:
-    """How many candidates of a recipe fitted into the compute, as a sentence."""
+    """A sentence: how many candidates of a recipe the compute allowed."""
     counts: dict[str, list[int]] = {}
     for each in records:
         if "candidates_tried" in each.get("settings", {}):
@@ -202,15 +202,15 @@ def tried(records: Sequence[Record]) -> str:
 
 
 def both(records: Sequence[Record]) -> str:
-    """All checks and reward of one peer on one task; in brackets where it is no score."""
+    """All checks and reward of one peer on one task; in brackets if they are not a score."""
     text = f"{score(records):.2f} / {mean_of(records, 'result', 'rewards'):.2f}"
     return f"({text})" if records[0]["needs"] else text
 
 
 def publish_all(records: Sequence[Record], table: Path, readme: bool) -> bool:
-    """Write the Markdown and the JSON, print the figures; returns whether everyone stayed under its cap.
+    """Write the Markdown and the JSON, print the figures. Returns whether every peer stayed under its cap.
 
-    readme: also renew the README's block; not for records of another model.
+    readme: also rewrite the block in README.md. False for records of another model.
     """
     if not records:
         print("Nothing is on record yet.")
@@ -223,6 +223,6 @@ def publish_all(records: Sequence[Record], table: Path, readme: bool) -> bool:
     return publish(
         "peers",
         figures(records),
-        "the peers, each by its own recipe, at the same compute",
+        "nslora and its peers, each by its own recipe, at equal compute",
         rows=[dict(each) for each in records],
     )

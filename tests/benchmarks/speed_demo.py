@@ -1,10 +1,10 @@
-"""Where the wall time of `nslora run handbook` goes, from the start of its process to its end.
+"""The wall time of `nslora run handbook` by part, from the start of its process to its end.
 
     python tests/benchmarks/speed_demo.py FOLDER [--model NAME] [--max-rounds N]
 
-Prints one JSON line: seconds by part, each second counted once. Training is what happens between an SFTTrainer's first
-and last step, with the trunk's states; snapshots are not part of it, nor is making the trainer. Generating and scoring
-are the passes through the model, without the tokenizer and without putting the adapter in place.
+Prints one JSON line: seconds by part; each second counts once. Training is the time between the first and the last step
+of an SFTTrainer, with the states of the frozen trunk, but without snapshots and without creating the trainer.
+Generating and scoring are the passes through the model, without the tokenizer and without loading the adapter.
 """
 
 import argparse
@@ -37,12 +37,12 @@ PARTS = {
 
 
 class Parts:
-    """A clock that is always in exactly one part, the innermost that has begun and not ended."""
+    """A clock that counts each second for one part: the innermost running one."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
         self._stack, self._since = ["rest"], time.perf_counter()
-        self._owner: int | None = None  # thread whose calls are counted until the outermost of them ends
+        self._owner: int | None = None  # the thread that is counted, until its outermost call ends
         self._lock = threading.Lock()
 
     def enter(self, part: str) -> None:
@@ -61,8 +61,8 @@ class Parts:
     def around(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
         """The function, with its time counted as `part`.
 
-        The graph's nodes run in threads of their own, one at a time, while the main thread waits for them; what a
-        second thread does beside the one that is counted is not counted again.
+        The graph's nodes run one at a time in their own threads, while the main thread waits. Calls of a second thread
+        at the same time are not counted.
         """
 
         @functools.wraps(function)
@@ -88,7 +88,7 @@ class Parts:
             return self._owner == thread.ident
 
     def watch(self, name: str, part: str) -> None:
-        """Put the clock around the function or method of that dotted name."""
+        """Count the time of the function or method with this dotted name."""
         owner_name, _, function_name = name.rpartition(".")
         module, _, cls = owner_name.rpartition(".") if owner_name.rpartition(".")[2][0].isupper() else ("", "", "")
         owner = getattr(importlib.import_module(module), cls) if module else importlib.import_module(owner_name)

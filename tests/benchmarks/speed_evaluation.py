@@ -1,4 +1,4 @@
-"""Replies to many questions behind the same demonstrations, against plain generate in batches and one by one."""
+"""Replies to many questions after the same demonstrations, against plain generate in batches and one by one."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.schema import Example
 
 QUESTIONS, REPLY_TOKENS, PLAIN_BATCH = 96, 24, 16
-ONE_BY_ONE = 3  # every third question: one by one, each takes its own time whatever the others are
+ONE_BY_ONE = 3  # every third question: one by one, the time of a reply does not depend on the others
 
 
 def evaluation_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> list[Figure]:
-    """All three sides give replies as text, from the same dialogues."""
+    """Time three ways to get the text of the replies to the same dialogues."""
     prompt, on_cpu = json_prompt(rows[-2:]), goals_apply(arguments)
     dialogues = [prompt.messages(row.question) for row in rows[:QUESTIONS]]
     replies: dict[str, tuple[str, ...]] = {}
@@ -35,7 +35,7 @@ def evaluation_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows:
         },
         arguments.repeats,
     )
-    repaired_reward = [each * len(dialogues) / len(dialogues[::ONE_BY_ONE]) for each in seconds["a third one by one"]]
+    one_by_one = [each * len(dialogues) / len(dialogues[::ONE_BY_ONE]) for each in seconds["a third one by one"]]
     exact = on_cpu and str(policy.base.dtype) == "torch.float32"
     return [
         ratio(
@@ -46,11 +46,11 @@ def evaluation_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows:
         ),
         ratio(
             "evaluation: plain generate one by one / ours",
-            repaired_reward,
+            one_by_one,
             seconds["prefix cache"],
             at_least=2.5 if on_cpu else None,
         ),
-        # In bfloat16 rounding depends on the shape of a batch, in plain generate too.
+        # In bfloat16, rounding depends on the shape of a batch, in plain generate too.
         *(
             figure(
                 f"evaluation: replies as from plain generate, batch {batch}",

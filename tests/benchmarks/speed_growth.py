@@ -1,4 +1,4 @@
-"""How memory and time grow: with adapters, with rows, and with rounds (training and replies by a stub)."""
+"""Growth of memory and time with adapters, rows, and rounds (rounds: a stub trains and replies)."""
 
 import argparse
 import hashlib
@@ -23,16 +23,16 @@ from nslora.tools.tasks.task import Task
 from nslora.tools.training.adapters import CONFIG, WEIGHTS, AdapterStore
 
 FIRST_ROWS, EPOCHS, REPLY_TOKENS = 8, 2, 4
-BATCH = 8  # of generation too: a larger one would not be full with few rows
+BATCH = 8  # also of generation: few rows would not fill a larger batch
 TIMES = (1, 4, 16)
 ROUNDS = (1, 10, 50)
-ALLOWED = 1.1  # of what linear growth would give
+ALLOWED = 1.1  # times linear growth
 MIB = 2**20
-PAGES_MIB = 4.0  # what the allocator keeps or gives back by chance
+PAGES_MIB = 4.0  # noise of the allocator
 
 
 def adapter_figure(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> Figure:
-    """Memory with five adapters loaded, over the base's weights, beside that with none."""
+    """Memory with five adapters loaded, in units of the base's weights."""
     prompt = json_prompt()
     dialogues = [prompt.messages(row.question) for row in rows[:8]]
     names = [policy.train(TrainingJob(styled(rows[:8], prompt), 1, seed=seed)).adapter for seed in range(5)]
@@ -46,7 +46,7 @@ def adapter_figure(arguments: argparse.Namespace, policy: LocalPolicy, rows: Seq
 
 
 def row_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> list[Figure]:
-    """Bursts and evaluations of x1, x4 and x16 rows: seconds, and memory above what stood before."""
+    """Training jobs and evaluations of x1, x4 and x16 rows: seconds, and memory above the level before."""
     prompt, repeats = json_prompt(), arguments.repeats
     few = rows[:FIRST_ROWS]
     found: dict[str, dict[int, list[float]]] = {}
@@ -63,8 +63,8 @@ def row_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequen
             ]
             job = TrainingJob(styled(many, prompt), EPOCHS, seed=1)
             with peak_memory(arguments.device) as peak:
-                note("burst, seconds", times, timed(lambda job=job: policy.train(job)))  # type: ignore[misc]
-            note("burst, MiB", times, peak[0] / MIB)
+                note("training job, seconds", times, timed(lambda job=job: policy.train(job)))  # type: ignore[misc]
+            note("training job, MiB", times, peak[0] / MIB)
             dialogues = [prompt.messages(row.question) for row in many]
             with peak_memory(arguments.device) as peak:
                 note(
@@ -90,9 +90,9 @@ def row_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequen
 
 
 def round_figures(task: Task, repeats: int) -> list[Figure]:
-    """Whole runs of 1, 10 and 50 rounds by the real graph, nodes, editor and files; the policy is a stub.
+    """Whole runs of 1, 10 and 50 rounds with the real graph, nodes, editor and files; the policy is a stub.
 
-    Seconds are the process's own: waiting for the disk is left out.
+    Seconds are CPU seconds of the process, without waiting for the disk.
     """
     seconds: dict[int, list[float]] = {rounds: [] for rounds in ROUNDS}
     mib: dict[int, list[float]] = {rounds: [] for rounds in ROUNDS}
@@ -116,9 +116,9 @@ def round_figures(task: Task, repeats: int) -> list[Figure]:
 
 
 def against_linear(name: str, values: dict[int, float], at: tuple[int, int, int], slack: float) -> Figure:
-    """The last value over as many times the middle one as there are more units; above 1 is worse than linear.
+    """The growth from the middle value to the last, in units of linear growth: above 1 is worse than linear.
 
-    slack: a difference of the measured quantity that means nothing.
+    slack: the noise of the measured quantity.
     """
     _, middle, high = at
     shown = ", ".join(f"{values[each]:.3g}" for each in at)
@@ -145,12 +145,12 @@ def stub_run(task: Task, rounds: int) -> None:
 
 
 def alternate(router_input: RouterInput) -> str:
-    """Weights and prompt in turns."""
+    """A strategy: weights and prompt in turn."""
     return "lora" if router_input.round % 2 else "textgrad"
 
 
 class StubPolicy:
-    """Gives every reply and every adapter at once: text that depends on what was asked, and never earns a reward."""
+    """Replies and trains without delay. A reply depends on the question and the adapter, and never earns a reward."""
 
     name, fingerprint, context_tokens = "stub", "stub-policy", 100_000
 

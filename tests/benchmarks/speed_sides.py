@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: the model that is timed, sides that alternate, and memory."""
+"""Shared by the speed benchmarks: the timed model, alternating sides, and memory."""
 
 import argparse
 import statistics
@@ -18,7 +18,7 @@ from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.schema import Example
 from nslora.tools.training.settings import LoraSettings
 
-# Random weights of these shapes; `tiny` is there to try the path without the hardware.
+# Shapes for random weights. `tiny` is for tests of the code without the hardware.
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
         "vocab_size": 512,
@@ -45,11 +45,11 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 32,
     },
 }
-SAMPLE_S = 0.005  # between two looks at the resident memory
+SAMPLE_S = 0.005  # between two samples of the resident memory
 
 
 def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
-    """The policy that is timed: a named model, or a randomly initialised one of a named shape in bfloat16."""
+    """The timed policy: a named model, or random weights of a named shape in bfloat16."""
     device = DeviceSettings(device=arguments.device)
     lora = LoraSettings(early_stop_patience=None, top_blocks=arguments.top_blocks)
     if arguments.shape is None:
@@ -70,7 +70,7 @@ def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
         model = AutoModelForCausalLM.from_config(
             LlamaConfig(max_position_embeddings=4096, **SHAPES[arguments.shape]), dtype=torch.bfloat16
         )
-    model.config._commit_hash = "random-weights"  # spares hashing them; no reply is cached here
+    model.config._commit_hash = "random-weights"  # avoids hashing the weights; no reply is cached here
     name = f"random-{arguments.shape}"
     return LocalPolicy(
         model,
@@ -83,12 +83,12 @@ def load(arguments: argparse.Namespace, folder: Path) -> LocalPolicy:
 
 
 def goals_apply(arguments: argparse.Namespace) -> bool:
-    """Goals are for a real model on a CPU; elsewhere figures are only reported."""
+    """Whether goals apply: only to a real model on a CPU. Elsewhere figures are only reported."""
     return bool(arguments.device == "cpu" and arguments.shape is None)
 
 
 def json_prompt(shown: Sequence[Example] = ()) -> Prompt:
-    """A system turn that asks for JSON, with these rows as demonstrations."""
+    """A system prompt that asks for JSON, with these rows as demonstrations."""
     return Prompt(
         "Reply with a JSON object with the key answer.",
         demonstrations=tuple(Demonstration(row.question, in_json(row)) for row in shown),
@@ -100,7 +100,7 @@ def in_json(row: Example) -> str:
 
 
 def styled(rows: Sequence[Example], prompt: Prompt) -> tuple[TrainingRow, ...]:
-    """Rows of a burst under `prompt`."""
+    """Rows of a training job under `prompt`."""
     return tuple(TrainingRow(tuple(prompt.messages(row.question)), in_json(row), row.id, "remade") for row in rows)
 
 
@@ -116,7 +116,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def alternating(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Wall seconds of each side in each repeat; every other repeat goes through them backwards."""
+    """Wall seconds of each side in each repeat. Every second repeat runs the sides in reverse order."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats):
         for name in list(sides)[:: -1 if repeat % 2 else 1]:
@@ -141,7 +141,7 @@ def ratio(
 
 
 def memory_bytes(device: str) -> int:
-    """Memory in use: of the process, or what torch holds on a GPU."""
+    """Memory in use: by the process, or by torch on a GPU."""
     import psutil
     import torch
 
@@ -153,7 +153,7 @@ def memory_bytes(device: str) -> int:
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[list[int]]:
-    """A list that holds, after the block, how many bytes the largest use inside was above the use before."""
+    """A list that holds, after the block, the peak memory inside minus the memory before, in bytes."""
     import torch
 
     before, found, over = memory_bytes(device), [0], threading.Event()

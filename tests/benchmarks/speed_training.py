@@ -1,4 +1,4 @@
-"""A burst of training against plain SFTTrainer, against a loop by hand, and against its matrix products alone."""
+"""A training job against plain SFTTrainer, a hand-written loop, and its matrix products alone."""
 
 import argparse
 import statistics
@@ -17,11 +17,11 @@ from nslora.tools.training.frozen_trunk import lowest_trained_block, without_tru
 from nslora.tools.training.trainer import REPEATABLE
 
 ROWS, EPOCHS = 48, 8
-PREFIX_EPOCHS = 2  # enough for a ratio: the prefix is computed once a batch, not once a burst
+PREFIX_EPOCHS = 2  # enough for a ratio: the prefix is computed once per batch, not once per training job
 
 
 def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: Sequence[Example]) -> list[Figure]:
-    """Whole bursts, each side with everything that it needs from the rows to the stored adapter."""
+    """Time whole training jobs: each side goes from the rows to the stored adapter."""
     settings, on_cpu = policy.lora, goals_apply(arguments)
     job = TrainingJob(styled(rows[:ROWS], json_prompt()), EPOCHS, seed=1)
     found: dict[str, set[str]] = {"fast": set(), "plain": set()}
@@ -36,16 +36,16 @@ def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: S
         return work
 
     def usual_kernels() -> None:
-        """As without `fixed_order_of_sums`: kernels that promise no repeatable sums."""
+        """Train without `fixed_order_of_sums`: kernels that do not guarantee repeatable sums."""
         policy._found_exact[REPEATABLE] = False
         run(job, share_prefix=False)()
         policy._found_exact[REPEATABLE] = True
 
-    # Imports and first-use costs belong to no side.
+    # Imports and first-use costs belong to neither side.
     run(TrainingJob(job.rows[:8], 1, seed=1), share_prefix=False)()
     seconds = alternating(
         {
-            "short cuts": run(job, "fast", share_prefix=False),
+            "shortcuts": run(job, "fast", share_prefix=False),
             "plain SFTTrainer": run(job, "plain", fast=False),
             "by hand": lambda: hand_written(policy, job),
             **({"usual kernels": usual_kernels} if arguments.device == "cuda" else {}),
@@ -55,43 +55,54 @@ def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: S
     behind = TrainingJob(styled(rows[:ROWS], json_prompt(rows[-2:])), PREFIX_EPOCHS, seed=1)
     prefix = alternating({"shared prefix": run(behind), "without": run(behind, share_prefix=False)}, arguments.repeats)
     policy.lora = settings
-    ours = seconds["short cuts"]
+    ours = seconds["shortcuts"]
     same = len(found["fast"] | found["plain"]) == 1
     on_gpu = (
-        [ratio("burst: kernels of a fixed order / the usual ones", ours, seconds["usual kernels"])]
+        [ratio("training job: kernels of a fixed order / the usual ones", ours, seconds["usual kernels"])]
         if "usual kernels" in seconds
         else []
     )
     return [
         ratio(
-            "burst: plain SFTTrainer / short cuts", seconds["plain SFTTrainer"], ours, at_least=2.5 if on_cpu else None
+            "training job: plain SFTTrainer / shortcuts",
+            seconds["plain SFTTrainer"],
+            ours,
+            at_least=2.5 if on_cpu else None,
         ),
         figure(
-            "burst: one adapter, to the bit, with and without", float(same), "1 = yes", at_least=1 if on_cpu else None
+            "training job: the same adapter, to the bit, with and without shortcuts",
+            float(same),
+            "1 = yes",
+            at_least=1 if on_cpu else None,
         ),
         figure(
-            "burst: one adapter, to the bit, in every repeat",
+            "training job: the same adapter, to the bit, in every repeat",
             float(all(len(each) == 1 for each in found.values())),
             "1 = yes",
             at_least=1,
         ),
         *on_gpu,
         ratio(
-            "burst: short cuts / by hand with the same two", ours, seconds["by hand"], at_most=1.15 if on_cpu else None
+            "training job: shortcuts / a hand-written loop with the same two",
+            ours,
+            seconds["by hand"],
+            at_most=1.15 if on_cpu else None,
         ),
         figure(
-            "burst: short cuts / its matrix products alone",
+            "training job: shortcuts / its matrix products alone",
             statistics.median(ours) / matrix_products_s(policy, job),
             "x",
         ),
         ratio(
-            "burst with 2 demonstrations: short cuts / shared prefix too", prefix["without"], prefix["shared prefix"]
+            "training job with 2 demonstrations: shortcuts / shared prefix too",
+            prefix["without"],
+            prefix["shared prefix"],
         ),
     ]
 
 
 def plan_of(policy: LocalPolicy, job: TrainingJob) -> BatchPlan:
-    """The burst as tokens, in the policy's own order."""
+    """The training job as tokens, in the policy's own order."""
     rows = tuple(
         TokenRow(tuple(policy.format.prompt_ids(row.dialogue)), tuple(policy.format.completion_ids(row.completion)))
         for row in job.rows
@@ -100,7 +111,7 @@ def plan_of(policy: LocalPolicy, job: TrainingJob) -> BatchPlan:
 
 
 def hand_written(policy: LocalPolicy, job: TrainingJob) -> None:
-    """The loop that one would write by hand with the same two ideas: cached trunk, logits at supervised positions."""
+    """A hand-written loop with the same two shortcuts: cached trunk, logits at supervised positions only."""
     import torch
     from transformers import get_scheduler
 
@@ -113,16 +124,16 @@ def hand_written(policy: LocalPolicy, job: TrainingJob) -> None:
         PaddedLayout(plan),
         plan.settings.batch_size,
     )
-    cut = lowest_trained_block(base, [n for n, p in model.named_parameters() if p.requires_grad])
+    lowest = lowest_trained_block(base, [n for n, p in model.named_parameters() if p.requires_grad]) or 0
     parameters = [p for p in model.parameters() if p.requires_grad]
     rate = plan.settings.rate_for(base.config.get_text_config().hidden_size)
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     scheduler = get_scheduler(
         plan.settings.schedule, optimizer, round(plan.settings.warmup_share * plan.steps), plan.steps
     )
-    states = cached_states(base, layout, cut) if cut else None
+    states = cached_states(base, layout, lowest) if lowest else None
     model.train()
-    with compact_head(base) as positions, without_trunk(base, cut):
+    with compact_head(base) as positions, without_trunk(base, lowest):
         for start in range(0, len(plan.order), size):
             numbers = plan.order[start : start + size]
             batch = {key: value.to(base.device) for key, value in layout.batch(numbers).items()}
@@ -147,10 +158,11 @@ def hand_written(policy: LocalPolicy, job: TrainingJob) -> None:
 
 
 def matrix_products_s(policy: LocalPolicy, job: TrainingJob) -> float:
-    """Seconds that a burst's matrix products take with nothing between them, measured here and now.
+    """Seconds of the matrix products of a training job alone, measured on this machine.
 
-    A step: the trained blocks' linear layers and the head's supervised rows, forward and for the gradient of the input;
-    once a burst: the frozen blocks, forward. Attention's own products, LoRA's and everything elementwise are left out.
+    Per step: the linear layers of the trained blocks and the head at supervised positions, forward and for the gradient
+    of the input. Once per job: the frozen blocks, forward. Without attention's products, LoRA's products and
+    elementwise operations.
     """
     import torch
 
@@ -165,7 +177,7 @@ def matrix_products_s(policy: LocalPolicy, job: TrainingJob) -> float:
     ]
 
     def products(weight: Any, count: int, *, backward: bool) -> float:
-        """Median seconds of five products after a first one."""
+        """Median seconds of five products, after one warm-up."""
         x = torch.randn(count, weight.shape[1], dtype=weight.dtype, device=weight.device)
 
         def work() -> None:

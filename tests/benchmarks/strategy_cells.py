@@ -1,8 +1,8 @@
-"""The cells of bench_strategies: one ordinary run each, in a process of its own; what is finished is on record.
+"""The cells of bench_strategies. Each is an ordinary run in its own process; finished cells are recorded.
 
-Cells of one task and seed share their bursts and replies through a pool (an update that was trained once gives the
-same adapter again), so the matrix costs far less than its cells one by one. The compute that a cell may spend is
-counted by formula, as if nothing were shared.
+Cells of one task and seed share training jobs and replies through a pool: the same job gives the same adapter again.
+The matrix is therefore much cheaper than its cells one by one. The compute of a cell is counted by formula, as if
+nothing were shared.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "lora -> textgrad": {},
     "textgrad -> lora": {},
     "textgrad -> lora -> textgrad": {},
-    "textgrad once -> lora": {},  # does not wait until edits are saturated
+    "textgrad once -> lora": {},  # one edit, saturated or not
     "random": {},
     "neurosymbolic-without-classifier": {},
     "neurosymbolic-without-signal": {},
@@ -40,7 +40,7 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
 SINGLE_KINDS = ("lora", "textgrad")
 FIXED_ORDERS = (*SINGLE_KINDS, *(strategy for strategy in STRATEGIES if "->" in strategy))
 ROUTER = "neurosymbolic"
-# 'No change' is wanted in 19 of 20 runs of the router: it gets ten seeds of each task with nothing to gain.
+# The goal is "no change" in 19 of 20 runs, so the router gets ten seeds of each task with nothing to gain.
 NOTHING = ("nothing-missing", "nothing-possible", "nothing-but-chance")
 ROUTER_SEEDS_OF_NOTHING = 10
 
@@ -55,13 +55,13 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where its run lives, for `nslora show`."""
+        """The folder of its run, for `nslora show`."""
         name = self.strategy.replace(" -> ", "-then-").replace(", ", "-").replace(" ", "-")
         return FOLDER / "runs" / self.task / name / str(self.seed)
 
 
 def cells_of(tasks: Mapping[str, BenchTask]) -> Iterator[Cell]:
-    """Every cell, seed by seed, so that a matrix that was stopped is complete for the first seeds."""
+    """Every cell, seed by seed: an interrupted matrix is complete for the first seeds."""
     for seed in range(max(*(task.seeds for task in tasks.values()), ROUTER_SEEDS_OF_NOTHING)):
         for task in tasks.values():
             for strategy in STRATEGIES if seed < task.seeds else ():
@@ -71,7 +71,7 @@ def cells_of(tasks: Mapping[str, BenchTask]) -> Iterator[Cell]:
 
 
 def groups_of(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells of one task and seed together: one after the other, they find each other's bursts in the pool."""
+    """Cells grouped by task and seed. Within a group they run in sequence and share training jobs through the pool."""
     groups: dict[tuple[int, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.seed, cell.task), []).append(cell)
@@ -83,12 +83,12 @@ def key_of(record: Mapping[str, Any]) -> Cell:
 
 
 def finished() -> dict[Cell, dict[str, Any]]:
-    """The records of cells that are done."""
+    """The records of the finished cells."""
     return {key_of(record): record for record in read_jsonl(RECORDS)}
 
 
 def import_all() -> None:
-    """Import what a run needs, so that forked children start at once. No tensor is touched here."""
+    """Import what a run needs, so that forked children start at once. Creates no tensor."""
     import peft  # noqa: F401
     from trl import SFTConfig, SFTTrainer  # noqa: F401
 
@@ -100,14 +100,14 @@ def import_all() -> None:
 
 
 def run_in_child(cell: Cell, task: BenchTask) -> multiprocessing.process.BaseProcess:
-    """Start the cell in a forked process of one thread."""
+    """Start the cell in a forked process with one thread."""
     child = multiprocessing.get_context("fork").Process(target=run_cell, args=(cell, task), name=str(cell))
     child.start()
     return child
 
 
 def run_cell(cell: Cell, task: BenchTask) -> None:
-    """Run a cell to its end and put it on record."""
+    """Run a cell to its end and record it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.monotonic()
     shutil.rmtree(cell.folder, ignore_errors=True)
@@ -121,7 +121,7 @@ def run_cell(cell: Cell, task: BenchTask) -> None:
         device={"threads": 1, "device": "cpu"},
         **settings,
     )
-    pool = FOLDER / "pool" / commit() / task.name / str(cell.seed)  # other code may count, or train, otherwise
+    pool = FOLDER / "pool" / commit() / task.name / str(cell.seed)  # another commit may count or train differently
     pool.mkdir(parents=True, exist_ok=True)
     copy_records(pool, cell.folder, editor=False, trained=True)
     report = run.adapt().report
@@ -135,9 +135,9 @@ def run_cell(cell: Cell, task: BenchTask) -> None:
 def record_of(
     cell: Cell, task: BenchTask, report: Mapping[str, Any], scores: list[Any], wall_s: float
 ) -> dict[str, Any]:
-    """What the tables need of a run, small enough to be kept with the benchmark.
+    """The part of a run that the tables need, small enough to be committed.
 
-    passed: one digit a test question, in the order of the task's file. curve: (TFLOP, validation reward of the best).
+    passed: one digit per test question, in the order of the task's file. curve: (TFLOP, best validation reward so far).
     """
     best = report["validation"]["base"]["reward"]
     spent = report["cost"]["start_tflop"]
@@ -167,7 +167,7 @@ def record_of(
             for each in report["rounds"]
         ],
         "cost": {name: round(value, 4) for name, value in report["cost"].items()},
-        # Bursts and replies that another cell had made are not waited for again: for information only.
+        # For information only: training jobs and replies that another cell computed take no time here.
         "wall_s": round(wall_s, 1),
         "processor": machine()["processor"],
         "commit": commit(),

@@ -1,8 +1,8 @@
-"""Statistics over the records of bench_strategies: means, intervals, regret, wins. Nothing here runs a model.
+"""Statistics over the records of bench_strategies: means, intervals, regret, wins. No model runs here.
 
-A score is a test question's share of seeds in which every check was passed. Intervals draw seeds and questions, each
-with replacement, within the tasks that were run: they say nothing of other tasks, and from three seeds they come out
-too narrow. Where tasks are drawn too, it is said; that they are few and partly alike no interval mends.
+The score of a test question is the share of seeds in which its reply passes every check. Intervals resample seeds and
+questions within the tasks that were run. They say nothing about other tasks, and with three seeds they are too narrow.
+Some intervals resample tasks too (`tasks_too`); the tasks are few and partly alike, which no interval corrects.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float64]
 Record = Mapping[str, Any]
 SAMPLES, SEED = 10_000, 0
 BUDGETS = (0.25, 0.5, 0.75, 1.0)  # shares of a task's compute
-WHOLE = 0.75  # share of the seeds of all tasks that a strategy needs on record to be compared
-NEAR_FINAL = 0.9  # share of the final gain in reward that counts as there
+WHOLE = 0.75  # share of all (task, seed) pairs that a strategy must have on record to be compared
+NEAR_FINAL = 0.9  # share of the final gain in validation reward
 TIE = 1e-9
 
 
@@ -29,9 +29,9 @@ TIE = 1e-9
 class Row:
     """One strategy on one task. interval: 95 %, over seeds and questions. regret: to the task's best fixed order.
 
-    won: share of the seeds in which no strategy did better, those left out in which all tie; None where all do.
-    over_budgets: validation reward of the best candidate so far, mean over all budgets up to the cap; by_budget: at
-    each of `BUDGETS`.
+    won: share of the seeds in which no strategy did better; seeds in which all strategies tie are left out, and it is
+    None if all seeds tie. over_budgets: validation reward of the best candidate so far, averaged over all budgets up to
+    the cap; by_budget: the same at each of `BUDGETS`.
     """
 
     task: str
@@ -51,10 +51,10 @@ class Row:
 
 
 class Scores:
-    """The matrix. Compared are strategies that have three quarters of the seeds, on those that all of them have.
+    """The matrix. It compares strategies that have three quarters of the seeds, on the seeds that all of them have.
 
-    waiting: the others, with the share of the seeds of all tasks that each has; one cell of them would otherwise take
-    all seeds that it lacks out of every table.
+    waiting: the other strategies, with their share of the seeds. If they were compared, every seed that they lack would
+    drop out of every table.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -73,7 +73,7 @@ class Scores:
         shares = {name: len(seen & everywhere) / (len(everywhere) or 1) for name, seen in having.items()}
         self.waiting = {name: share for name, share in shares.items() if share < WHOLE * max(shares.values())}
         self.strategies = [name for name in having if name not in self.waiting]
-        self._rows: dict[tuple[str, str], Row] = {}  # each is asked for by several tables
+        self._rows: dict[tuple[str, str], Row] = {}  # several tables read each row
 
     def seeds(self, task: str) -> list[int]:
         """Seeds for which every strategy of this task is on record."""
@@ -92,18 +92,18 @@ class Scores:
         return [self.records[task, strategy, seed] for seed in self.seeds(task)]
 
     def passed(self, task: str, strategy: str, which: str = "result") -> Floats:
-        """(seeds, questions) 1 where a question was answered in full, else 0."""
+        """(seeds, questions): 1 if the reply passed every check, else 0."""
         return np.array([[float(digit) for digit in each[which]["passed"]] for each in self.of(task, strategy)])
 
     def questions(self, task: str, strategy: str, which: str = "result") -> Floats:
-        """(questions,) share of seeds in which each was answered in full."""
+        """(questions,): share of seeds in which the reply passed every check."""
         return self.passed(task, strategy, which).mean(axis=0)
 
     def mean(self, task: str, strategy: str) -> float:
         return float(self.questions(task, strategy).mean())
 
     def best_order(self, task: str) -> str:
-        """The fixed order (a single kind is one too) of highest mean on this task."""
+        """The fixed order (a single kind counts as one) with the highest mean on this task."""
         orders = [order for order in FIXED_ORDERS if order in self.strategies]
         return max(orders, key=lambda order: self.mean(task, order))
 
@@ -111,7 +111,7 @@ class Scores:
         return self.mean(task, self.best_order(task)) - self.mean(task, strategy)
 
     def wins(self, task: str, strategy: str) -> tuple[int, int]:
-        """(seeds in which no strategy did better, seeds) where not all strategies tie; those who tie all win."""
+        """(seeds in which no strategy did better, seeds), without the seeds in which all strategies tie."""
         wins = decided = 0
         for seed in self.seeds(task):
             passed = {each: self.records[task, each, seed]["result"]["passed"].count("1") for each in self.strategies}
@@ -151,12 +151,12 @@ class Scores:
 
 
 def delivered(record: Record) -> Record:
-    """A record whose curve holds no candidate that the run would not have delivered.
+    """The record with a curve of candidates that the run would deliver.
 
-    The recorded curve is the best validation reward of any candidate. In the end a run delivers the best of all that
-    beat its start by more than chance. Before anything was kept, what was dropped did not; and a run that ended with
-    its start had nothing that did. What was kept counts from its round on, though it may take later rounds to show
-    that it beats the start, so a curve can be early by a round, for every strategy alike.
+    The recorded curve holds the best validation reward of any candidate. A run delivers the best of the candidates that
+    beat its start by more than chance. A candidate that was dropped before anything was kept did not beat it, and a run
+    that ended with its start had no such candidate. A kept candidate counts from its round on. Sometimes only a later
+    round shows that it beats the start, so a curve can be one round early, for every strategy alike.
     """
     curve, kept = [list(record["curve"][0])], False
     for (spent, _), each in zip(record["curve"][1:], record["rounds"], strict=True):
@@ -167,14 +167,13 @@ def delivered(record: Record) -> Record:
 
 
 def near_final(curve: Sequence[Sequence[float]]) -> float:
-    """TFLOP after which the best validation reward has come `NEAR_FINAL` of its way; the first evaluation where it
-    never rose."""
+    """TFLOP at which the validation reward has `NEAR_FINAL` of its gain; the first evaluation's if it never rose."""
     start, end = curve[0][1], curve[-1][1]
     return next(spent for spent, reward in curve if reward >= start + NEAR_FINAL * (end - start) - TIE)
 
 
 def reward_at(record: Record, tflop: float) -> float:
-    """Validation reward of the best candidate after so much compute; the start's before its evaluation is paid."""
+    """Validation reward of the best candidate after `tflop`; before the first evaluation ends, the start's reward."""
     reached = [reward for spent, reward in record["curve"] if spent <= tflop]
     return float(reached[-1] if reached else record["curve"][0][1])
 
@@ -190,12 +189,12 @@ def over_budgets(record: Record) -> float:
 
 
 def gain_over_budgets(scores: Scores, ours: str, theirs: str, *, tasks_too: bool = False) -> Estimate:
-    """Mean over tasks of the difference in `over_budgets`, and its 95 % interval (runs drawn within tasks)."""
+    """Mean over tasks of the difference in `over_budgets`, and its 95 % interval (resamples runs within tasks)."""
     return _paired(scores, ours, theirs, over_budgets, tasks_too)
 
 
 def gain_at(scores: Scores, ours: str, theirs: str, budget: int, *, tasks_too: bool = False) -> Estimate:
-    """The same of the validation reward at `BUDGETS[budget]`."""
+    """Mean over tasks of the difference in validation reward at `BUDGETS[budget]`, and its 95 % interval."""
     return _paired(scores, ours, theirs, lambda each: reward_at(each, BUDGETS[budget] * each["cap_tflop"]), tasks_too)
 
 
@@ -216,14 +215,14 @@ def over_tasks(scores: Scores, ours: str, theirs: str, tasks: Sequence[str], *, 
 
 
 def mean_of_tasks(values: Sequence[Floats], *, tasks_too: bool = False) -> Estimate:
-    """Mean of the tasks' means. The interval draws seeds and, crossed with them, questions within each task.
+    """Mean of the tasks' means. The 95 % interval resamples seeds and, crossed with them, questions within each task.
 
-    values: (seeds, questions) per task. tasks_too: tasks are drawn as well, for what it may be on others like these.
+    values: (seeds, questions) per task. tasks_too: also resample tasks, as an estimate for other tasks like these.
     """
     draw = np.random.default_rng(SEED)
 
     def times(size: int) -> Floats:
-        """(SAMPLES, size): how often each was drawn."""
+        """(SAMPLES, size): how often each of `size` items was drawn."""
         return draw.multinomial(size, np.full(size, 1 / size), size=SAMPLES).astype(float)
 
     by_task = np.array(
@@ -236,13 +235,13 @@ def mean_of_tasks(values: Sequence[Floats], *, tasks_too: bool = False) -> Estim
 
 
 def best_single_order(scores: Scores, tasks: Sequence[str]) -> str:
-    """The one fixed order of highest mean over all tasks: what one would commit to in advance, knowing everything."""
+    """The fixed order with the highest mean over all tasks. It is known only after all strategies have run."""
     orders = [order for order in FIXED_ORDERS if order in scores.strategies]
     return max(orders, key=lambda order: float(np.mean([scores.mean(task, order) for task in tasks])))
 
 
 def best_at(scores: Scores, tasks: Sequence[str], budget: int) -> tuple[str, float]:
-    """The fixed order of highest mean validation reward at `BUDGETS[budget]`, and that reward."""
+    """The fixed order with the highest mean validation reward at `BUDGETS[budget]`, and that reward."""
 
     def reached(order: str) -> float:
         return float(np.mean([scores.row(task, order).by_budget[budget] for task in tasks]))
@@ -252,13 +251,13 @@ def best_at(scores: Scores, tasks: Sequence[str], budget: int) -> tuple[str, flo
 
 
 def left_alone(records: Iterable[Record], tasks: Collection[str] = NOTHING) -> tuple[int, int]:
-    """(runs of the router with 'no change', runs) in the tasks with nothing to gain."""
+    """(unchanged results, runs) of the router on the tasks with nothing to gain."""
     runs = [each for each in records if each["strategy"] == ROUTER and each["task"] in tasks]
     return sum(not each["changed"] for each in runs), len(runs)
 
 
 def could_fall(records: Iterable[Record]) -> int:
-    """Runs of the router that ended with a change, from a base that passes a test question: no other can be below."""
+    """Runs of the router that changed a base which passes a test question. Only these can end below their base."""
     return sum(each["strategy"] == ROUTER and each["changed"] and "1" in each["base"]["passed"] for each in records)
 
 
@@ -274,7 +273,7 @@ def made_worse(records: Iterable[Record], strategy: str = ROUTER) -> list[str]:
 
 
 def losses(scores: Scores) -> list[dict[str, Any]]:
-    """Cells in which the best fixed order of the task did better than the router, with what either did."""
+    """Cells in which the task's best fixed order beats the router, with the updates of both."""
     found = []
     for task in scores.compared():
         order = scores.best_order(task)
@@ -290,22 +289,22 @@ def losses(scores: Scores) -> list[dict[str, Any]]:
                         "seed": seed,
                         "order": order,
                         "behind": behind,
-                        "router": told(ours),
-                        "fixed": told(theirs),
+                        "router": in_one_line(ours),
+                        "fixed": in_one_line(theirs),
                         "reason": reason(ours, theirs),
                     }
                 )
     return sorted(found, key=lambda each: -each["behind"])
 
 
-def told(record: Record) -> str:
-    """The updates of a run in one line: kept ones plain, dropped ones in brackets; then why it ended."""
+def in_one_line(record: Record) -> str:
+    """The updates of a run in one line (dropped ones in brackets), then why it ended."""
     steps = [each["action"] if each["kept"] else f"({each['action']})" for each in record["rounds"]]
     return f"{' '.join(steps) or 'no update'}: {record['stop']}"
 
 
 def reason(ours: Record, theirs: Record) -> str:
-    """Why the router came out behind, as far as the records tell."""
+    """Why the router lost, as far as the records show."""
 
     def kept(record: Record) -> list[str]:
         return [each["action"] for each in record["rounds"] if each["kept"]]
@@ -319,5 +318,6 @@ def reason(ours: Record, theirs: Record) -> str:
     return "another path: " + ("worse first update" if kept(ours)[:1] != kept(theirs)[:1] else "worse later update")
 
 
-def repaired_rewards(scores: Scores) -> list[str]:
+def single_kinds(scores: Scores) -> list[str]:
+    """The strategies of one kind of update that are compared."""
     return [each for each in SINGLE_KINDS if each in scores.strategies]

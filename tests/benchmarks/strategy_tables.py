@@ -1,4 +1,4 @@
-"""Tables, figures and the picture of bench_strategies, all from the records; nothing is typed in by hand."""
+"""Tables, figures and the plot of bench_strategies, computed from the records alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +22,8 @@ from strategy_scores import (
     losses,
     made_worse,
     over_tasks,
-    repaired_rewards,
     reward_at,
+    single_kinds,
 )
 from strategy_tasks import bench_tasks
 
@@ -37,11 +37,11 @@ OTHERS = (
     "neurosymbolic, no remade data",
 )
 PERCENT = [f"{100 * share:.0f} %" for share in BUDGETS]
-POINTS = 200  # of a curve in the picture
+POINTS = 200  # of a curve in the plot
 
 
 def publish_all(records: Sequence[Record]) -> bool:
-    """Print the figures, write the JSON, the Markdown table and the picture; returns whether every goal holds."""
+    """Print the figures; write the JSON, the Markdown tables and the plot. Returns whether every goal holds."""
     scores = Scores(records)
     tasks = scores.compared()
     if not tasks:
@@ -57,18 +57,18 @@ def publish_all(records: Sequence[Record]) -> bool:
     return publish(
         "strategies",
         figures(scores, records, tasks),
-        "deciding each round against committing in advance",
+        "The router against fixed orders and ablations, at equal compute",
         rows=[row.__dict__ for row in scores.rows()],
         losses=lost,
     )
 
 
 def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
-    """What the README shows: the summary, the router on each task, the picture, and where the rest stands."""
+    """The block in README.md: the summary, the comparisons, the router on each task, and the plot."""
     tasks = scores.compared()
     dates = sorted({each["date"] for each in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    planned = len(list(cells_of(bench_tasks(Path()))))  # with the public sets, wherever their files may lie
+    planned = len(list(cells_of(bench_tasks(Path()))))  # the public sets too: counting cells reads no file
     seeds = {task: len(scores.seeds(task)) for task in tasks}
     return [
         *summary_table(scores, tasks),
@@ -85,14 +85,14 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         f"`make bench-strategies DATA=folder`, {when}: {len(records)} of {planned} cells, each on one core of "
         f"{' and '.join(sorted({each['processor'] for each in records}))}. {waiting_words(scores)}"
         "Every table, and the cells where the router loses with their reasons: "
-        "[strategies.md](tests/benchmarks/records/strategies.md).",
+        "[strategies.md](records/strategies.md).",
         "",
-        "![validation reward against compute, per task and strategy](tests/benchmarks/records/strategies.svg)",
+        "![validation reward against compute, per task and strategy](records/strategies.svg)",
     ]
 
 
 def waiting_words(scores: Scores) -> str:
-    """The strategies that are left out as yet, or nothing."""
+    """A sentence that names the strategies with too few cells; "" if there are none."""
     if not scores.waiting:
         return ""
     return (
@@ -103,7 +103,7 @@ def waiting_words(scores: Scores) -> str:
 
 
 def waiting_line(whole: Scores, strategy: str) -> str:
-    """A strategy that is left out of the tables against the router, on the cells that it has."""
+    """The router against a strategy with too few cells, on the cells that this strategy has."""
     cells = {(task, seed) for task, each, seed in whole.records if each == strategy}
     scores = Scores(
         record
@@ -131,7 +131,7 @@ def by_budget(scores: Scores, strategy: str) -> str:
 
 
 def comparisons(scores: Scores, tasks: Sequence[str]) -> list[str]:
-    """The router less others, a line each: in the end, at each budget, over all of them."""
+    """The difference between the router and each other strategy: at the end, at each budget, over all budgets."""
     order = best_single_order(scores, tasks)
     lines = [
         "The router less others. Intervals of 95 % draw seeds (and, of all checks, questions) within these tasks; "
@@ -179,9 +179,9 @@ def against(scores: Scores, other: str) -> str:
 
 
 def nothing_to_gain(records: Sequence[Record]) -> list[str]:
-    """What the router's runs did on each task with nothing to gain, and how often a result fell below its base.
+    """The router's runs on each task with nothing to gain, and how often a result fell below its base.
 
-    Luck is the best gain on validation of any candidate: where there is none, nothing could be taken for better.
+    Luck is the largest validation gain of any candidate. Without luck, no candidate could be mistaken for better.
     """
     lines = [
         "| nothing to gain | runs | base on validation | updates a run | luck on validation, largest | "
@@ -216,7 +216,7 @@ def nothing_to_gain(records: Sequence[Record]) -> list[str]:
 
 
 def compute(scores: Scores, strategy: str, tasks: Sequence[str]) -> float:
-    """Mean TFLOP over the tasks until the best validation reward has come nearly all its way."""
+    """Mean TFLOP over the tasks until a strategy has 90 % of its own gain in validation reward."""
     return float(np.mean([scores.row(task, strategy).near_final_tflop for task in tasks]))
 
 
@@ -231,17 +231,17 @@ def router_line(scores: Scores, task: str, seeds: int) -> str:
 
 
 def figures(scores: Scores, records: Sequence[Record], tasks: Sequence[str]) -> list[Figure]:
-    """What the benchmark is to show, with its goals."""
+    """The figures of the benchmark, with their goals."""
     handbook = [task for task in tasks if task.startswith("handbook-")]
     found = [
         figure(f"{task}: all checks of the router", scores.mean(task, ROUTER), at_least=GOALS["handbook"])
         for task in handbook
     ]
-    for repaired_reward in repaired_rewards(scores) if handbook else ():
-        gain, interval = over_tasks(scores, ROUTER, repaired_reward, handbook)
+    for kind in single_kinds(scores) if handbook else ():
+        gain, interval = over_tasks(scores, ROUTER, kind, handbook)
         found += [
-            figure(f"handbook: router less {repaired_reward}", gain),
-            figure(f"handbook: router less {repaired_reward}, lower end of 95 %", interval[0], at_least=1e-9),
+            figure(f"handbook: router less {kind}", gain),
+            figure(f"handbook: router less {kind}, lower end of 95 %", interval[0], at_least=1e-9),
         ]
     order = best_single_order(scores, tasks)
     gain, interval = over_tasks(scores, ROUTER, order, tasks)
@@ -276,7 +276,7 @@ def figures(scores: Scores, records: Sequence[Record], tasks: Sequence[str]) -> 
 
 
 def summary_table(scores: Scores, tasks: Sequence[str]) -> list[str]:
-    """One line per strategy, over all tasks that are compared."""
+    """One row per strategy: means over all compared tasks."""
     lines = [
         f"Over {len(tasks)} tasks ({', '.join(tasks)}), mean of the tasks' means. TFLOP to 90 %: of what the "
         "strategy itself gains in validation reward; one that gains nothing is there at its first evaluation. "
@@ -340,7 +340,7 @@ def line_of(row: Row) -> str:
 
 
 def loss_table(lost: Sequence[dict[str, Any]]) -> list[str]:
-    """The cells where the router came out behind the task's best fixed order."""
+    """The cells in which the task's best fixed order beats the router."""
     if not lost:
         return ["### Cells where the router loses", "", "None."]
     return [
@@ -359,7 +359,7 @@ def loss_table(lost: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def draw(scores: Scores, path: Path) -> None:
-    """Validation reward of the best candidate against compute, mean over seeds, a panel per task."""
+    """Plot validation reward of the best candidate against compute: mean over seeds, one panel per task."""
     import matplotlib
 
     matplotlib.use("svg")

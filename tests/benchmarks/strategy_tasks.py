@@ -1,7 +1,7 @@
-"""The tasks of bench_strategies and bench_peers, written as ordinary task folders, each with what was planted in it.
+"""The tasks of bench_strategies and bench_peers, as ordinary task folders with a known cause of failure.
 
-Where the base model must know the answers, they are facts that SmolLM2-135M-Instruct gives in all five wordings; that
-it does is seen in the base's reward on the task `nothing-missing`.
+If the base model must know the answers, the facts are some that SmolLM2-135M-Instruct answers in all five wordings. The
+base's reward on the task `nothing-missing` verifies this.
 """
 
 import json
@@ -71,14 +71,14 @@ JSON_STYLE = {
     },
 }
 REPLY_TOKENS = 24
-# Rows and reply lengths of the public sets: what a 135M model on two cores can be asked for. A burst over 60 rows of
-# GSM8K, 8 epochs of about 185 tokens each, would take 34 of the 60 TFLOP, and every order would end after one update.
+# Rows of each split of the public sets, small enough for a 135M model on two cores. A training job on 60 rows of GSM8K
+# (8 epochs of about 185 tokens per row) would take 34 of the 60 TFLOP: every order would end after one update.
 GSM8K_ROWS, IFEVAL_ROWS, BBH_ROWS = (30, 30, 60), (40, 30, 40), (50, 40, 60)
 
 
 @dataclass(frozen=True)
 class BenchTask:
-    """planted: what stands between the base and full reward. tflop: the compute that every strategy gets."""
+    """planted: the known cause of failure of the base. tflop: the compute that every strategy gets."""
 
     name: str
     planted: str
@@ -93,7 +93,7 @@ class BenchTask:
 
 
 def bench_tasks(data: Path | None) -> dict[str, BenchTask]:
-    """All tasks by name; those on public sets only where the folder with their files is named."""
+    """All tasks by name. Tasks on public sets are included only if `data`, the folder with their files, is given."""
     tasks = [BenchTask(f"handbook-{style}", "content and form", 60.0, 5, handbook(style)) for style in STYLES]
     tasks += [
         BenchTask("form-only", "form", 60.0, 3, written(known_rows, [FACT, JSON_STYLE])),
@@ -123,7 +123,7 @@ def written(
     checks: Sequence[Mapping[str, Any]],
     reply_tokens: int = REPLY_TOKENS,
 ) -> Callable[[Path], tuple[str, Mapping[str, Any]]]:
-    """A task that is written to its folder when it is first asked for."""
+    """A task that is written to its folder on first use."""
 
     def source(folder: Path) -> tuple[str, Mapping[str, Any]]:
         if not (folder / "task.yaml").is_file():
@@ -152,7 +152,7 @@ def written(
 
 
 def known_rows() -> dict[str, list[dict[str, Any]]]:
-    """Facts that the base knows in every wording."""
+    """Facts that the base model knows in every wording."""
     return {
         split: [
             {"question": wording.format(subject), "reference": answer, "key": answer}
@@ -169,7 +169,7 @@ def handbook_rows() -> dict[str, tuple[Example, ...]]:
 
 
 def styled_rows() -> dict[str, list[dict[str, Any]]]:
-    """The handbook with references that already stand in the house style."""
+    """The handbook with references that already follow the house style."""
     return {
         split: [
             {
@@ -185,7 +185,7 @@ def styled_rows() -> dict[str, list[dict[str, Any]]]:
 
 
 def split_facts() -> dict[str, list[dict[str, Any]]]:
-    """Ten of the handbook's thirty facts in each split: what one split teaches, another does not ask."""
+    """Ten of the handbook's thirty facts per split: no split asks about a fact of another split."""
     rows = handbook_rows()
     subjects = sorted({row.id.rpartition("-")[0] for row in rows["train"]})
     everything = [row for split in SPLITS for row in rows[split]]
@@ -200,10 +200,10 @@ def split_facts() -> dict[str, list[dict[str, Any]]]:
 
 
 def coin_flips() -> dict[str, list[dict[str, Any]]]:
-    """Cards whose answers are drawn, half of them "yes" in every split, each card in one split.
+    """Cards with random answers, half of them "yes" in every split; each card is in one split.
 
-    The base says now one and now the other, and passes about half. Updates turn many rows over and help none: what
-    comes out ahead of the base in one split does so by luck.
+    The base answers both ways and passes about half of the rows. Updates change many replies and cannot help: a
+    candidate that beats the base on a split does so by luck.
     """
     draw = random.Random(0)
     cards = draw.sample(range(100, 1000), sum(CARDS))
@@ -223,7 +223,7 @@ def coin_flips() -> dict[str, list[dict[str, Any]]]:
 
 
 def public_tasks(data: Path) -> list[BenchTask]:
-    """GSM8K, BIG-Bench Hard and IFEval from a folder that the user names; nothing of them is in this repository."""
+    """GSM8K, BIG-Bench Hard and IFEval from the folder `data`. This repository contains none of them."""
 
     def rows(
         path: str,

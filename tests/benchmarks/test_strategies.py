@@ -2,8 +2,10 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import bench_strategies
 import numpy as np
 import pytest
 from form import README, in_readme
@@ -52,7 +54,7 @@ def record(
     actions: str = "lora",
     dropped: Collection[int] = (),
 ) -> dict[str, Any]:
-    """dropped: rounds, from 1. actions: of the rounds, the last one again where there are more."""
+    """dropped: rounds, from 1. actions: of the rounds; the last one repeats."""
     names = actions.split()
     rounds = [
         {"action": names[min(i, len(names) - 1)], "kept": i + 1 not in dropped, "reward": reward, "error": None}
@@ -229,6 +231,21 @@ def test_the_matrix_has_every_strategy_on_every_task_and_ten_runs_of_each_with_n
     groups = groups_of(cells)
     assert sum(map(len, groups)) == len(cells)
     assert all(len({(cell.task, cell.seed) for cell in group}) == 1 for group in groups)
+
+
+def test_every_cell_is_run_once_and_one_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = bench_tasks(None)
+    cells = [Cell("form-only", ROUTER, seed) for seed in range(3)]
+    ran: list[Cell] = []
+
+    def child(cell: Cell, _: Any) -> SimpleNamespace:
+        ran.append(cell)
+        return SimpleNamespace(join=lambda: None, exitcode=int(cell.seed == 1))
+
+    monkeypatch.setattr(bench_strategies, "run_in_child", child)
+    failed = bench_strategies.run_all(cells, tasks, workers=2, minutes=None)
+    assert sorted(ran, key=lambda cell: cell.seed) == cells
+    assert failed == [f"{cells[1]}: exit status 1"]
 
 
 def test_the_planted_tasks_hold_what_they_are_named_after(tmp_path: Path) -> None:

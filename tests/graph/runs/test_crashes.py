@@ -13,7 +13,7 @@ PLACES = [
     "training: tensors: after",
     "editor: call recorded",
     "file: half written",
-    "burst record: after",
+    "adapter record: after",
 ]
 
 
@@ -30,6 +30,6 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "build" / "bench" / "crashes.json").read_text())
     figures = {each["name"]: each["value"] for each in record["figures"]}
     assert figures["kills"] == len(PLACES)
-    assert figures["runs that ended otherwise"] == 0
+    assert figures["runs that ended differently"] == 0
     assert figures["editor calls paid twice"] == 0
     assert figures["training steps done twice"] == 0
