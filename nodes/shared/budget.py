@@ -13,7 +13,7 @@ from nslora.tools.editor.calls import Usage
 from nslora.tools.errors import BudgetError, SettingsError
 from nslora.tools.inference.flops import TERA, FlopRates, answered
 from nslora.tools.policy import OnProgress, TrainingJob
-from nslora.tools.prompt import Prompt, normalise
+from nslora.tools.prompt import Prompt
 from nslora.tools.router.inputs import RouterDecision, RouterInput
 from nslora.tools.schema import KINDS, Dialogue, Example, Kind
 from nslora.tools.workspace.budget import Expected, Spent, affordable_epochs, blocked, expected_seconds, spent_of
@@ -187,8 +187,8 @@ def affordable_remakes(
             f"the edited prompt is too long for what is left of max_tflop: its evaluation takes "
             f"{-left / TERA:.1f} TFLOP more."
         )
-    hints = hinted(prompt, {normalise(row.question): row.reference or "" for row in rows})
-    counts = workspace.token_counts([hints.messages(with_hint(row.question, row.reference or "")) for row in rows])
+    hints = hinted(prompt, rows)
+    counts = workspace.token_counts([hints.messages(with_hint(row.question, row.reference)) for row in rows])
     askers = 2 if state["kept"]["adapter"] else 1  # the base, and the adapter in force
     needs = [
         askers * workspace.flop_rates.forward * (count + workspace.task.max_new_tokens + END_TOKENS) for count in counts
