@@ -73,15 +73,8 @@ def expected(state: AdaptationState, workspace: Workspace) -> Expected:
     """Expected seconds per step, from this run's own measurements; compute by formula."""
     settings, task = workspace.settings, workspace.task
     measured = [each for each in (state["start_measured"], state["kept_measured"], state["measured"]) if each]
-    rows = len(task.validation) + min(settings.train_sample, len(task.train))
-    seconds = expected_seconds(
-        state["rounds"],
-        max((each["wall_s"] for each in measured), default=0.0),
-        rows,
-        len(task.train),
-        len(task.test),
-        settings.lora.epochs,
-    )
+    longest_s = max((each["wall_s"] for each in measured), default=0.0)
+    seconds = expected_seconds(state["rounds"], longest_s, task, settings)
     if settings.max_tflop is None:
         return seconds
     rates, prompt = flop_rates(workspace), next_prompt(state, workspace)
