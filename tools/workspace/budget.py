@@ -159,9 +159,9 @@ def affordable_epochs(
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run would do and cost, before it spends anything: lines of (what, how much), and warnings."""
+    """What a run would do and cost, before it spends anything: how much of what, in words, and warnings."""
 
-    lines: tuple[tuple[str, str], ...]
+    lines: Mapping[str, str]
     warnings: tuple[str, ...]
 
 
@@ -196,7 +196,7 @@ def plan_of(task: Task, settings: RunSettings) -> RunPlan:
         "time": time + ("" if settings.max_seconds is None else f"; stops before {settings.max_seconds:.0f} s"),
         "gain": f"smallest that validation can tell from noise: {_detectable(task, settings):.3f} in reward",
     }
-    return RunPlan(tuple(lines.items()), tuple(_warnings(task, settings, job[0])))
+    return RunPlan(lines, tuple(_warnings(task, settings, job[0])))
 
 
 def _capped(most: int, cap: int | None) -> int:

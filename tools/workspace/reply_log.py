@@ -125,15 +125,14 @@ def _read_replies(
     task: Task, replies: str | Path | Sequence[Mapping[str, Any]], fields: Mapping[str, str]
 ) -> list[tuple[Example, str]]:
     """Rows with their replies, each with its own id. Raises TaskError with file and line."""
-    is_file = isinstance(replies, str | Path)
-    if is_file and not os.path.exists(replies):
-        raise TaskError(f"{replies}: there is no such file: name the log of replies.")
-    rows = read_rows(Path(replies)) if isinstance(replies, str | Path) else from_python(replies, "replies")
+    if isinstance(replies, str | Path):
+        if not os.path.exists(replies):
+            raise TaskError(f"{replies}: there is no such file: name the log of replies.")
+        place, rows = str(replies), read_rows(Path(replies))
+    else:
+        place, rows = "replies", from_python(replies, "replies")
     if not rows:
-        raise TaskError(
-            f"{replies if is_file else 'replies'}: no reply came: write one JSON object a line, with question, "
-            "reference and reply."
-        )
+        raise TaskError(f"{place}: no reply came: write one JSON object a line, with question, reference and reply.")
     known = {same_question(row.question): row for row in (*task.train, *task.validation, *task.test)}
     pairs: dict[str, tuple[Example, str]] = {}
     for number, row in enumerate(rows, 1):
