@@ -61,7 +61,7 @@ def router_input_of(
         target=workspace.settings.target,
         need=need if kept["failures"] else None,
         progress=signals(state, workspace, updates, material),
-        cost_tokens=expected_cost(workspace),
+        cost_tokens=update_tokens(workspace.task, workspace.settings),
         remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
         seed=workspace.settings.seed,
         history=updates,
@@ -81,8 +81,3 @@ def signals(
     if state["editor_failures"] >= workspace.settings.editing.patience:
         found["textgrad"] = given_up(found["textgrad"])
     return found
-
-
-def expected_cost(workspace: Workspace) -> dict[Kind, float]:
-    """Tokens through the model that one update of each kind takes."""
-    return update_tokens(len(workspace.task.train), workspace.settings.lora.epochs, workspace.task.max_new_tokens)

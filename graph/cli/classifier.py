@@ -116,7 +116,7 @@ def save(path: Path, found: "ReplyReport | Diagnosis") -> None:
 
 def _show_report(out: Console, report: "ReplyReport") -> None:
     """Shares, then examples with the repaired replies."""
-    need = report.demand
+    need = report.need
     out.print(
         f"replies  {report.rows}: {report.passed} earn full reward, {need.failures} fail; mean reward "
         f"{report.reward:.3f}",
@@ -167,8 +167,8 @@ def _show_diagnosis(out: Console, found: "Diagnosis") -> None:
         f"rows; all checks {found.all_checks:.2f} ({checks})",
         highlight=False,
     )
-    if found.demand.failures:
-        out.print(shares(found.demand))
+    if found.need.failures:
+        out.print(shares(found.need))
         for each in found.examples:
             out.print(
                 f"  {each.attribution.verdict:<8}{_one_line(each.question)}\n"

@@ -147,7 +147,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
 
 def show_plan(console: Console, plan: RunPlan) -> None:
     """What a run would do and cost."""
-    for name, text in plan.lines:
+    for name, text in plan.lines.items():
         console.print(f"{name:<11}{text}", highlight=False)
     for warning in plan.warnings:
         console.print(f"note       {warning}", highlight=False)

@@ -13,7 +13,7 @@ from nslora.tools.editor.calls import Usage
 from nslora.tools.errors import BudgetError, SettingsError
 from nslora.tools.inference.flops import TERA, FlopRates, answered
 from nslora.tools.policy import OnProgress, TrainingJob
-from nslora.tools.prompt import Prompt, normalise
+from nslora.tools.prompt import Prompt
 from nslora.tools.router.inputs import RouterDecision, RouterInput
 from nslora.tools.schema import KINDS, Dialogue, Example, Kind
 from nslora.tools.workspace.budget import Expected, Spent, affordable_epochs, blocked, expected_seconds, spent_of
@@ -73,15 +73,8 @@ def expected(state: AdaptationState, workspace: Workspace) -> Expected:
     """Expected seconds per step, from this run's own measurements; compute by formula."""
     settings, task = workspace.settings, workspace.task
     measured = [each for each in (state["start_measured"], state["kept_measured"], state["measured"]) if each]
-    rows = len(task.validation) + min(settings.train_sample, len(task.train))
-    seconds = expected_seconds(
-        state["rounds"],
-        max((each["wall_s"] for each in measured), default=0.0),
-        rows,
-        len(task.train),
-        len(task.test),
-        settings.lora.epochs,
-    )
+    longest_s = max((each["wall_s"] for each in measured), default=0.0)
+    seconds = expected_seconds(state["rounds"], longest_s, task, settings)
     if settings.max_tflop is None:
         return seconds
     rates, prompt = flop_rates(workspace), next_prompt(state, workspace)
@@ -187,8 +180,8 @@ def affordable_remakes(
             f"the edited prompt is too long for what is left of max_tflop: its evaluation takes "
             f"{-left / TERA:.1f} TFLOP more."
         )
-    hints = hinted(prompt, {normalise(row.question): row.reference or "" for row in rows})
-    counts = workspace.token_counts([hints.messages(with_hint(row.question, row.reference or "")) for row in rows])
+    hints = hinted(prompt, rows)
+    counts = workspace.token_counts([hints.messages(with_hint(row.question, row.reference)) for row in rows])
     askers = 2 if state["kept"]["adapter"] else 1  # the base, and the adapter in force
     needs = [
         askers * workspace.flop_rates.forward * (count + workspace.task.max_new_tokens + END_TOKENS) for count in counts

@@ -77,7 +77,8 @@ def test_a_kind_is_closed_where_its_next_step_does_not_fit(values: Any, spent: S
 
 
 def test_the_time_of_the_evaluation_and_the_test_is_reserved_with_an_update() -> None:
-    expected = expected_seconds([record(wall_s=20.0)], 10.0, evaluation_rows=10, train_rows=8, test_rows=5, epochs=4)
+    task: Any = SimpleNamespace(train=range(8), validation=range(2), test=range(5))
+    expected = expected_seconds([record(wall_s=20.0)], 10.0, task, settings(lora={"epochs": 4}))
     assert expected.finish_s == pytest.approx(1.25 * 10)  # two candidates, five questions, a second each
     assert expected.update_s["lora"] == pytest.approx(25)  # measured
     assert expected.update_s["textgrad"] == pytest.approx(20)  # guessed: each row answered twice

@@ -1,1 +1,1 @@
-"""Training data: which rows an update learns from, and rows remade under a refined prompt."""
+"""Training data: the rows that each update learns from, and the remade data of a new prompt."""

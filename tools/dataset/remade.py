@@ -1,21 +1,26 @@
-"""Remade data: what an edit is worth beyond its prompt.
+"""Remade data: verified replies to the train questions under a new prompt, as training rows.
 
-Under a proposed prompt the policy answers the train questions with the reference given as a hint, in the question and
-in the demonstrations alike; each reply that earns full reward is a training row for that prompt, unless the length
-limit cut it: weights would learn to end in mid-sentence. (Measured with SmolLM2-135M-Instruct: 92 % of 24 replies
-verified, 62 % where the demonstrations had no hint.)
+The method is STaR's rationalisation (Zelikman et al. 2022, STaR: Bootstrapping Reasoning With Reasoning) with rejection
+sampling by the reward. The policy gets the reference as a hint and answers in its own words; a reply becomes a training
+row, without the hint, only if it earns full reward. Three things differ from STaR:
 
-Where no reply of the policy was verified, the example's reference is put into the layouts of those that were (and of
-the demonstrations), and kept only if the reward pays for it in full. Without it a style that the base follows badly
-leaves most rows to plain references, which teach the wrong form: in capitals the base had 18 of 60 replies verified.
+- Every train question gets a hint, not only the questions that the policy fails, because the rows teach the form that
+  the new prompt asks for.
+- The demonstrations of the prompt carry hints too. Measured with SmolLM2-135M-Instruct on 24 replies: 92 % were
+  verified, 62 % without hints in the demonstrations.
+- If no reply to a question was verified, `remake` puts the reference into a layout learnt from verified replies and
+  from demonstrations, and keeps it if it earns full reward. The base follows some styles badly: with a style in
+  capitals 18 of 60 replies were verified, and plain references for the other rows teach the wrong form.
 
-A prompt that no edit proposed has no such rows, though it may bring a form that plain references would unteach. There
-what is known already serves (`known_rows`): the kept candidate's own passing replies, and those that the classifier
-mended in content alone and the reward paid in full.
+A reply that the length limit truncated is never a row: the weights would learn to stop in mid-sentence.
+
+A prompt that no edit proposed has no remade data, though plain references could still unteach its form. `known_rows`
+serves it with replies that are known already: the kept candidate's passing replies, and failing replies whose content
+the classifier repaired to full reward.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,17 +36,21 @@ from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example
 
-LAYOUT = "layout"
-HINT = "{question}\n(The answer is: {reference})"
+LAYOUT = "layout"  # stands for the adapter of a row that no model wrote
 
 
 @dataclass(frozen=True)
 class RemadeRow:
     """A verified reply to a train question.
 
-    source: the example's id. prompt: hash of the prompt that it is for. adapter: who replied (None: the base; `LAYOUT`:
-    nobody, the reference was put into a layout). edit: the edit that proposed the prompt, as its record is named in the
-    run's folder `edits`.
+    Attributes:
+        source: Id of the train example.
+        question: The question without the hint.
+        reply: The reply that earned full reward.
+        prompt: Hash of the prompt that the row teaches.
+        adapter: Hash of the adapter that replied; None for the base, `LAYOUT` for a reference put into a layout.
+        reward: Reward of the reply.
+        edit: Name of the edit that proposed the prompt, as in the run's folder `edits`; "" for known rows.
     """
 
     source: str
@@ -53,7 +62,7 @@ class RemadeRow:
     edit: str = ""
 
     def as_trl(self, prompt: Prompt) -> dict[str, Any]:
-        """TRL's conversational prompt-completion format, with the row's origin beside it."""
+        """The row in TRL's conversational prompt-completion format, with its origin in further columns."""
         return {
             "prompt": prompt.messages(self.question),
             "completion": [{"role": "assistant", "content": self.reply}],
@@ -67,9 +76,13 @@ class RemadeRow:
 
 @dataclass(frozen=True)
 class Remade:
-    """The rows of one prompt, and what making them cost. asked: replies that were looked at.
+    """The remade data of one prompt, and its cost.
 
-    forward_tokens: of their prompts and replies, cached or not.
+    Attributes:
+        rows: Verified rows, in the order of the train examples.
+        generated_tokens: Tokens generated now; replies from the cache cost none.
+        asked: Replies that were graded.
+        forward_tokens: Tokens of their prompts and replies, whether generated or from the cache.
     """
 
     rows: tuple[RemadeRow, ...]
@@ -78,8 +91,14 @@ class Remade:
     forward_tokens: int = 0
 
 
-def hinted(prompt: Prompt, references: dict[str, str]) -> Prompt:
-    """`prompt` whose demonstrations carry the hint too, where their question is one of the train questions."""
+def with_hint(question: str, reference: str | None) -> str:
+    """The question with its reference as a hint."""
+    return f"{question}\n(The answer is: {reference or ''})"
+
+
+def hinted(prompt: Prompt, examples: Iterable[Example]) -> Prompt:
+    """The prompt with a hint in each demonstration whose question is the question of one of the examples."""
+    references = {normalise(example.question): example.reference for example in examples}
     demonstrations = tuple(
         Demonstration(with_hint(each.question, references[key]), each.reply)
         if (key := normalise(each.question)) in references
@@ -87,11 +106,6 @@ def hinted(prompt: Prompt, references: dict[str, str]) -> Prompt:
         for each in prompt.demonstrations
     )
     return Prompt(prompt.system, prompt.template, demonstrations)
-
-
-def with_hint(question: str, reference: str) -> str:
-    before, _, after = HINT.partition("{question}")
-    return before + question + after.replace("{reference}", reference)
 
 
 def remake(
@@ -108,79 +122,58 @@ def remake(
     unasked: Sequence[Example] = (),
     on_progress: OnProgress = no_progress,
 ) -> Remade:
-    """Verified replies to the train `examples` under `prompt`, at most `per_row` different ones per example.
+    """Make verified replies to train examples under a prompt.
 
-    The base is asked first, then the adapter in force, for those examples that still have room. Examples without a
-    reference have no hint and are left out; one whose hint does not fit the model's context is not asked. A pair of
-    question and reply is kept once, whichever examples share it. unasked: other train examples, for which no reply can
-    be paid; their references are put into layouts.
+    The base answers first; the adapter then answers the examples that have fewer than `per_row` rows. Examples without
+    a reference are left out. An example whose hinted dialogue outgrows the model's context is not asked. The same pair
+    of question and reply becomes one row, even if several examples share it.
+
+    Args:
+        policy: The model that replies.
+        cache: Known replies, or None.
+        reward: The reward that verifies the replies.
+        prompt: The prompt that the rows teach.
+        examples: Train examples to ask about.
+        adapter: Hash of the adapter in force; None if the base is in force.
+        max_new_tokens: Longest reply.
+        per_row: Most rows per example.
+        edit: Name of the edit that proposed the prompt.
+        unasked: Train examples that the budget leaves no replies for; their references are put into layouts.
+        on_progress: Called with replies done and wanted.
     """
-    examples = [example for example in examples if example.reference]
-    every = [*examples, *(example for example in unasked if example.reference)]
-    references = {normalise(example.question): example.reference or "" for example in every}
-    hinted_prompt = hinted(prompt, references)
-    lengths = token_counts(
-        policy, cache, [hinted_prompt.messages(with_hint(each.question, each.reference or "")) for each in examples]
-    )
+    every = [example for example in (*examples, *unasked) if example.reference]
+    hints = {example.id: with_hint(example.question, example.reference) for example in every}
+    hinted_prompt = hinted(prompt, every)
+    with_reference = [example for example in examples if example.reference]
+    lengths = token_counts(policy, cache, [hinted_prompt.messages(hints[example.id]) for example in with_reference])
     fitting = [
         example
-        for example, length in zip(examples, lengths, strict=True)
+        for example, length in zip(with_reference, lengths, strict=True)
         if length + max_new_tokens <= policy.context_tokens
     ]
-    order = {example.id: i for i, example in enumerate(every)}
-    rows: list[RemadeRow] = []
-    known: set[tuple[str, str]] = set()
-    tokens = asked = forward = 0
+    rows: dict[tuple[str, str], RemadeRow] = {}
+    generated = asked = forward = 0
     for who in dict.fromkeys((None, adapter)):
-        made = Counter(row.source for row in rows)
+        made = Counter(row.source for row in rows.values())
         wanted = [example for example in fitting if made[example.id] < per_row]
         replies = ask(
             policy,
             cache,
             hinted_prompt,
-            [with_hint(example.question, example.reference or "") for example in wanted],
+            [hints[example.id] for example in wanted],
             adapter=who,
             max_new_tokens=max_new_tokens,
             on_progress=on_progress,
         )
-        tokens, asked, forward = tokens + replies.tokens, asked + len(wanted), forward + replies.forward_tokens
+        generated, asked, forward = generated + replies.tokens, asked + len(wanted), forward + replies.forward_tokens
         for place, each in enumerate(grade(reward, wanted, replies.texts)):
-            pair = (each.example.question, each.reply)
-            if each.score.passed and place not in replies.truncated and pair not in known:
-                known.add(pair)
-                rows.append(
-                    RemadeRow(
-                        each.example.id, each.example.question, each.reply, prompt.hash, who, each.score.value, edit
-                    )
-                )
-    rows += laid_out(reward, prompt, every, rows, edit)
-    return Remade(tuple(sorted(rows, key=lambda row: order[row.source])), tokens, asked, forward)
-
-
-def laid_out(
-    reward: Reward, prompt: Prompt, examples: Sequence[Example], rows: Sequence[RemadeRow], edit: str
-) -> list[RemadeRow]:
-    """References in learnt layouts, for the examples that no reply was verified for; each earns full reward."""
-    by_id = {example.id: example for example in examples}
-    by_question = {normalise(example.question): example for example in examples}
-    pairs = [(by_id[row.source], row.reply) for row in rows]
-    pairs += [
-        (by_question[normalise(each.question)], each.reply)
-        for each in prompt.demonstrations
-        if normalise(each.question) in by_question
-    ]
-    good = [Graded(example, reply, reward(example, reply)) for example, reply in pairs]
-    layouts = learn_layouts([each for each in good if each.score.passed])
-    made = {row.source for row in rows}
-    found = []
-    for example in examples:
-        for layout in layouts if example.id not in made else ():
-            reply = layout.wrap(example.reference or "", example.question)
-            score = reward(example, reply)
-            if score.passed:
-                found.append(RemadeRow(example.id, example.question, reply, prompt.hash, LAYOUT, score.value, edit))
-                break
-    return found
+            if each.score.passed and place not in replies.truncated:
+                question, value = each.example.question, each.score.value
+                row = RemadeRow(each.example.id, question, each.reply, prompt.hash, who, value, edit)
+                rows.setdefault((question, each.reply), row)
+    order = {example.id: i for i, example in enumerate(every)}
+    found = [*rows.values(), *_laid_out(reward, prompt, every, list(rows.values()), edit)]
+    return Remade(tuple(sorted(found, key=lambda row: order[row.source])), generated, asked, forward)
 
 
 def known_rows(
@@ -192,24 +185,56 @@ def known_rows(
     mended: Mapping[str, str],
     adapter: str | None,
 ) -> list[RemadeRow]:
-    """Rows for the train `examples` whose plain reference does not earn full reward, from replies that do.
+    """Verified rows for train examples whose plain reference does not earn full reward, without asking a model.
 
-    own: the kept candidate's passing replies under `prompt`, by example; adapter: whose they are. mended: such of its
-    failing replies as lacked content alone, with the reference in place of the answer. The rest is put into the layouts
-    of these. No model is asked, and each row is verified; where nothing earns full reward there is none.
+    The references of examples without a known reply are put into the layouts of the known ones.
+
+    Args:
+        reward: The reward that verifies each row.
+        prompt: The kept prompt.
+        examples: Train examples.
+        own: The kept candidate's passing reply, by id of the example.
+        mended: Its failing reply with the reference in place of the answer, by id, if it lacked only content.
+        adapter: Hash of the kept adapter, which wrote `own`; None for the base.
     """
     untaught = [example for example in examples if example.reference and not reward(example, example.reference).passed]
-    rows = []
+    rows: list[RemadeRow] = []
     for example in untaught:
-        for reply, who in ((own.get(example.id), adapter), (mended.get(example.id), LAYOUT)):
-            if reply is not None and (score := reward(example, reply)).passed:
-                rows.append(RemadeRow(example.id, example.question, reply, prompt.hash, who, score.value))
-                break
-    return rows + laid_out(reward, prompt, untaught, rows, "")
+        replies = ((own.get(example.id), adapter), (mended.get(example.id), LAYOUT))
+        rows += _first_verified(reward, prompt, example, replies)
+    return rows + _laid_out(reward, prompt, untaught, rows)
 
 
-def write_rows(path: Path, rows: Sequence[RemadeRow]) -> None:
-    write_jsonl(path, [asdict(row) for row in rows])
+def _laid_out(
+    reward: Reward, prompt: Prompt, examples: Sequence[Example], rows: Sequence[RemadeRow], edit: str = ""
+) -> list[RemadeRow]:
+    """References that earn full reward in a learnt layout, for the examples that have no row."""
+    by_id = {example.id: example for example in examples}
+    by_question = {normalise(example.question): example for example in examples}
+    pairs = [(by_id[row.source], row.reply) for row in rows]
+    pairs += [
+        (by_question[key], each.reply)
+        for each in prompt.demonstrations
+        if (key := normalise(each.question)) in by_question
+    ]
+    good = [Graded(example, reply, reward(example, reply)) for example, reply in pairs]
+    layouts = learn_layouts([each for each in good if each.score.passed])
+    made = {row.source for row in rows}
+    found: list[RemadeRow] = []
+    for example in (each for each in examples if each.id not in made):
+        replies = ((layout.wrap(example.reference or "", example.question), LAYOUT) for layout in layouts)
+        found += _first_verified(reward, prompt, example, replies, edit)
+    return found
+
+
+def _first_verified(
+    reward: Reward, prompt: Prompt, example: Example, replies: Iterable[tuple[str | None, str | None]], edit: str = ""
+) -> list[RemadeRow]:
+    """The first of the (reply, adapter) pairs that earns full reward, as a row; no row if none does."""
+    for reply, who in replies:
+        if reply is not None and (score := reward(example, reply)).passed:
+            return [RemadeRow(example.id, example.question, reply, prompt.hash, who, score.value, edit)]
+    return []
 
 
 def rows_by_source(rows: Sequence[RemadeRow]) -> dict[str, list[RemadeRow]]:
@@ -220,6 +245,12 @@ def rows_by_source(rows: Sequence[RemadeRow]) -> dict[str, list[RemadeRow]]:
     return found
 
 
+def write_rows(path: Path, rows: Sequence[RemadeRow]) -> None:
+    """Write the rows as JSONL, atomically."""
+    write_jsonl(path, [asdict(row) for row in rows])
+
+
 @unless_changed
 def read_rows(path: Path) -> list[RemadeRow]:
+    """The rows that `write_rows` wrote; none if there is no file. Raises DamagedError if a line is damaged."""
     return [RemadeRow(**row) for row in read_jsonl(path, written_whole=True)]

@@ -1,9 +1,11 @@
-"""Which train rows each kind of update learns from."""
+"""The train rows that each kind of update learns from."""
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from nslora.tools.dataset.remade import RemadeRow
 from nslora.tools.errors import DamagedError
@@ -16,11 +18,13 @@ from nslora.tools.schema import Example
 
 @dataclass(frozen=True)
 class Material:
-    """Ids of train rows, by what they are good for.
+    """Ids of train rows, sorted by use.
 
-    content: their content is missing, or nobody looked. mastered: full reward, or right content in the wrong form.
-    form: failures whose form is missing, the largest deficit first. deficits: (content, form) of each failure, in
-    [0, 1], as the classifier gave them.
+    Attributes:
+        content: Rows that lack content, and rows that no evaluation looked at.
+        mastered: Rows with full reward, and rows with the right content in the wrong form.
+        form: Failures that lack form, the largest deficit first.
+        deficits: (content, form) deficit of each failure, in [0, 1], from the classifier.
     """
 
     content: tuple[str, ...]
@@ -29,51 +33,56 @@ class Material:
     deficits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
+        """Write the material as JSON."""
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "Material":
-        """What `save` wrote. Raises DamagedError where the file holds something else."""
-        saved = read_json(path)
+        """Read what `save` wrote. Raises DamagedError if the file holds something else."""
         try:
-            deficits = {
-                row: (float(content), float(form)) for row, (content, form) in saved.get("deficits", {}).items()
-            }
-            return cls(tuple(saved["content"]), tuple(saved["mastered"]), tuple(saved["form"]), deficits)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DamagedError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
+            return TypeAdapter(cls).validate_python(read_json(path))
+        except ValidationError as error:
+            raise DamagedError(f"{path} is damaged ({error.errors()[0]['msg']}).") from error
 
     def why(self, row: TrainingRow, *, everything: bool) -> str:
-        """The reason for which a row is in a training job, in words. everything: as in `training_rows`."""
-        told = ""
+        """The reason in words why a row is in a training job. everything: as in `training_rows`."""
+        missing = ""
         if row.source in self.deficits:
-            told = "content missing {:.2f}, form missing {:.2f}".format(*self.deficits[row.source])
+            missing = "content missing {:.2f}, form missing {:.2f}".format(*self.deficits[row.source])
         if row.origin == "replay":
-            return f"mastered ({told or 'full reward'}): replayed so that it is not forgotten"
+            return f"mastered ({missing or 'full reward'}): replayed so that it is not forgotten"
         if everything:
-            return f"new remade data teaches every row{f' ({told})' if told else ''}"
-        return told or "not in the sample that was looked at"
+            return f"new remade data teaches every row{missing and f' ({missing})'}"
+        return missing or "not in the sample that was looked at"
 
 
 def choose_material(
     train: Sequence[Example], rows: Sequence[Row], failures: Sequence[Failure], *, seed: str
 ) -> Material:
-    """Sort the train rows by the classifier's answers on the sample that was evaluated.
+    """Sort the train rows by the classifier's answers on the evaluated sample.
 
-    Rows outside the sample are unknown, and count as wanting content: to learn what is known costs little, to miss
-    what is not costs the round. Equal form deficits are ordered by the seed, so that each edit sees others.
+    A row outside the sample counts as lacking content: training on a known row costs little, and leaving out an
+    unknown row loses the round.
+
+    Args:
+        train: All train rows.
+        rows: Evaluated rows of the kept candidate, of all splits.
+        failures: Its failures, of all splits.
+        seed: Orders equal form deficits, so that the editor sees other failures at each edit.
     """
-    verdicts = {each.id: each.attribution for each in failures if each.split == "train"}
-    seen = {row.id for row in rows if row.split == "train"}
-    mastered = tuple(
-        row.id for row in train if row.id in seen and (row.id not in verdicts or verdicts[row.id].verdict == "form")
-    )
-    content = tuple(row.id for row in train if row.id not in mastered)
-    form = [i for i, each in verdicts.items() if each.verdict in ("form", "both")] or list(verdicts)
+    found = {each.id: each.attribution for each in failures if each.split == "train"}
+    known = {row.id for row in rows if row.split == "train"} - {
+        i for i, each in found.items() if each.verdict != "form"
+    }
+    form = [i for i, each in found.items() if each.verdict in ("form", "both")] or list(found)
     random.Random(seed).shuffle(form)
-    form.sort(key=lambda i: -round(verdicts[i].form_deficit, 2))
-    deficits = {i: (round(each.content_deficit, 4), round(each.form_deficit, 4)) for i, each in verdicts.items()}
-    return Material(content, mastered, tuple(form), deficits)
+    form.sort(key=lambda i: -round(found[i].form_deficit, 2))
+    return Material(
+        content=tuple(row.id for row in train if row.id not in known),
+        mastered=tuple(row.id for row in train if row.id in known),
+        form=tuple(form),
+        deficits={i: (round(each.content_deficit, 4), round(each.form_deficit, 4)) for i, each in found.items()},
+    )
 
 
 def training_rows(
@@ -86,23 +95,25 @@ def training_rows(
     replay_share: float,
     seed: str,
 ) -> list[TrainingRow]:
-    """The rows of a training job under `prompt`: verified remade replies where there are some, plain references
-    elsewhere.
+    """The rows of a training job: the remade replies of each chosen example, or its reference if it has none.
 
-    everything: all train rows (new remade data teaches each row its form); else those that want content, and a replay
-    of mastered ones, `replay_share` of their number, so that nothing is forgotten.
+    Args:
+        train: All train rows.
+        material: The choice of this round.
+        prompt: The prompt that the job trains under.
+        remade: Remade rows of that prompt, by id of the example.
+        everything: True trains on all train rows, since new remade data teaches each of them its form. False trains on
+            the rows that lack content, and replays mastered ones against forgetting.
+        replay_share: Number of replayed rows, as a share of the rows that lack content.
+        seed: Draws the replayed rows.
     """
-    replay: set[str] = set()
     wanted = {row.id for row in train} if everything else set(material.content)
-    if not everything:
-        count = min(len(material.mastered), round(replay_share * len(wanted)))
-        replay = set(random.Random(seed).sample(sorted(material.mastered), count))
+    count = 0 if everything else min(len(material.mastered), round(replay_share * len(wanted)))
+    replay = set(random.Random(seed).sample(sorted(material.mastered), count))
     rows = []
-    for example in train:
+    for example in (each for each in train if each.id in wanted | replay):
         made = [row.reply for row in remade.get(example.id, ())]
-        completions = made or ([example.reference] if example.reference is not None else [])
-        if example.id not in wanted | replay:
-            continue
+        completions = made or ([] if example.reference is None else [example.reference])
         origin: Origin = "replay" if example.id in replay else "remade" if made else "reference"
         dialogue = tuple(prompt.messages(example.question))
         rows += [TrainingRow(dialogue, completion, example.id, origin) for completion in completions]

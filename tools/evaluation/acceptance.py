@@ -27,7 +27,6 @@ class KeepSettings(BaseModel):
         lt=0.5,
         description="Level at which a run's result beats its start, for all candidates that were looked at.",
     )
-    interval_level: float = Field(default=0.95, gt=0.5, lt=1, description="Level of the reported interval.")
     samples: int = Field(default=10_000, ge=100, description="Monte Carlo and bootstrap samples.")
     anchor_tolerance: float = Field(
         default=0.0, ge=0, le=1, description="How much the mean reward on an anchor set may fall."
@@ -47,6 +46,7 @@ DEFAULTS = KeepSettings()
 class PairedGain:
     """Mean gain of new over old on the same rows, in reward units, with what the test says about it.
 
+    interval: of the gain, 95 %.
     smallest_detectable: mean gain below which the test cannot speak on so few rows, even with no row lost.
     """
 
@@ -92,9 +92,7 @@ def paired_gain_test(old: Sequence[float], new: Sequence[float], *, settings: Ke
     return PairedGain(
         gain=float(differences.mean()),
         p_value=sign_flip_p_value(differences.tolist(), samples=settings.samples, seed=settings.seed),
-        interval=bootstrap_interval(
-            differences.tolist(), level=settings.interval_level, samples=settings.samples, seed=settings.seed
-        ),
+        interval=bootstrap_interval(differences.tolist(), samples=settings.samples, seed=settings.seed),
         wins=int(np.sum(differences > TIE)),
         losses=int(np.sum(differences < -TIE)),
         ties=int(np.sum(np.abs(differences) <= TIE)),

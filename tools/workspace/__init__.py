@@ -1,1 +1,1 @@
-"""What one run works with: settings, stores, budget, report."""
+"""What the nodes of one run work with: settings, stores, budget, report."""

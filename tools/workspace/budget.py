@@ -1,7 +1,7 @@
 """What a run may spend, what it has spent, and what the next step may take. Pure functions over plain numbers.
 
-A step is reserved before it begins: it starts only where its largest expected cost, and what must still follow it, fit
-into what is left. Editor calls are reserved one by one, in tools/editor/calls.py.
+A step begins only if its largest expected cost, and the cost of the steps that must follow it, fit into what is left.
+Editor calls are reserved one by one, in tools/editor/calls.py.
 """
 
 import math
@@ -14,21 +14,26 @@ from nslora.tools.inference.flops import TERA
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME
 from nslora.tools.schema import Kind
 from nslora.tools.tasks.task import Task, same_question
+from nslora.tools.workspace.cost_estimate import (
+    SHORTEST_REPLY,
+    UNCERTAINTY,
+    Speed,
+    evaluation_rows,
+    step_costs,
+    whole_run,
+)
 from nslora.tools.workspace.settings import RunSettings
 
 SAFETY = 1.25  # on measured seconds: the same step takes longer on a busy machine
 CHARACTERS_PER_TOKEN = 3.5  # of English and JSON under today's tokenizers, for estimates before a model is loaded
 CHAT_TOKENS = 30  # that a chat template adds around a question and its reply
-DEMONSTRATIONS = 2  # which an edit usually adds to the prompt
-# SmolLM2-135M-Instruct on two CPU cores, tokens per second, prompts of replies included; other machines and models
-# differ, hence the factor of uncertainty.
-EMBEDDED_GENERATED_PER_S, EMBEDDED_TRAINED_PER_S, UNCERTAINTY = 40.0, 400.0, 3.0
+DEMONSTRATIONS = 2  # that an edit usually adds to the prompt
 WANTED_GAIN = 0.1  # in reward; what most people would call worth a run
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run has used up, over all its processes. cost: in the currency of the price table."""
+    """What a run has spent, over all its processes. cost: in the currency of the price table."""
 
     seconds: float = 0.0
     train_tokens: int = 0
@@ -40,9 +45,13 @@ class Spent:
 
 @dataclass(frozen=True)
 class Expected:
-    """What steps are expected to take: seconds from what was measured in this run, compute by formula.
+    """Expected cost of the next steps: seconds from this run's measurements, compute by formula.
 
-    update_tflop: most model compute of an update with its evaluation; of a training job, that of a single epoch.
+    Attributes:
+        evaluate_s: Seconds of an evaluation.
+        finish_s: Seconds of the test split, for the base and the result.
+        update_s: Seconds of an update of each kind.
+        update_tflop: Most model compute of an update with its evaluation; of a training job, with a single epoch.
     """
 
     evaluate_s: float
@@ -52,7 +61,13 @@ class Expected:
 
 
 def spent_of(rounds: Sequence[Mapping[str, Any]], wall_s: float, start_flop: float = 0.0) -> Spent:
-    """Sums over the records of the rounds. start_flop: of the evaluation before the first one."""
+    """Sum what the rounds spent.
+
+    Args:
+        rounds: Records of the rounds.
+        wall_s: Seconds of the run so far.
+        start_flop: Model FLOPs of the evaluation before the first round.
+    """
     editor = [each["editor"] for each in rounds]
     return Spent(
         wall_s,
@@ -65,62 +80,63 @@ def spent_of(rounds: Sequence[Mapping[str, Any]], wall_s: float, start_flop: flo
 
 
 def expected_seconds(
-    rounds: Sequence[Mapping[str, Any]],
-    evaluation_s: float,
-    evaluation_rows: int,
-    train_rows: int,
-    test_rows: int,
-    epochs: int,
+    rounds: Sequence[Mapping[str, Any]], evaluation_s: float, task: Task, settings: RunSettings
 ) -> Expected:
-    """Expected seconds per step. evaluation_s: of the longest evaluation so far, over `evaluation_rows` replies.
+    """Expect each step to take as long as the longest one so far, times `SAFETY`.
 
-    A kind that ran is expected to take as long as its longest update; one that did not is guessed from the seconds per
-    reply: a row is trained on `epochs` times, or answered twice.
+    A kind that has not run yet is guessed from the seconds per reply: training on a row once takes half a reply, and
+    an edit answers each train row twice.
+
+    Args:
+        rounds: Records of the rounds.
+        evaluation_s: Seconds of the longest evaluation so far.
+        task: The task.
+        settings: The settings of the run.
     """
-    per_reply_s = evaluation_s / max(1, evaluation_rows)
-    guesses: dict[Kind, float] = {
-        "lora": per_reply_s * train_rows * epochs / 2,
-        "textgrad": per_reply_s * train_rows * 2,
-    }
-    update_s: dict[Kind, float] = {}
-    for kind, guess in guesses.items():
+    per_reply_s = evaluation_s / evaluation_rows(task, settings)
+    per_pass_s = per_reply_s * len(task.train)
+    update_s: dict[Kind, float] = {"lora": per_pass_s * settings.lora.epochs / 2, "textgrad": per_pass_s * 2}
+    for kind, guess in update_s.items():
         measured = [float(each["wall_s"]) for each in rounds if each["action"] == kind]
         update_s[kind] = SAFETY * max(measured, default=guess)
-    return Expected(SAFETY * evaluation_s, SAFETY * per_reply_s * 2 * test_rows, update_s)
+    return Expected(SAFETY * evaluation_s, SAFETY * per_reply_s * 2 * len(task.test), update_s)
 
 
 def blocked(settings: RunSettings, spent: Spent, expected: Expected, tokens_per_epoch: int) -> dict[Kind, str]:
-    """The kinds of update that the budget no longer allows, with the reason in words.
+    """The kinds of update that the budget no longer allows, each with its reason in words.
 
-    tokens_per_epoch: of one epoch over all train rows, the least that a training job may need.
+    Args:
+        settings: The settings, with the caps.
+        spent: What the run has spent.
+        expected: What the next steps are expected to take.
+        tokens_per_epoch: Tokens of one epoch over all train rows, the least that a training job may need.
     """
     reasons: dict[Kind, str] = {}
-    if settings.max_train_tokens is not None and spent.train_tokens + tokens_per_epoch > settings.max_train_tokens:
+    editing, cap = settings.editing, settings.max_train_tokens
+    if cap is not None and spent.train_tokens + tokens_per_epoch > cap:
         reasons["lora"] = (
-            f"{spent.train_tokens} of {settings.max_train_tokens} train tokens are spent, and one epoch "
-            f"takes up to {tokens_per_epoch}"
+            f"{spent.train_tokens} of {cap} train tokens are spent, and one epoch takes up to {tokens_per_epoch}"
         )
-    calls, cap = settings.editing.failures + 1, settings.editing.max_calls
+    calls, cap = editing.failures + 1, editing.max_calls
     if cap is not None and spent.editor_calls + calls > cap:
         reasons["textgrad"] = f"{spent.editor_calls} of {cap} editor calls are spent, and an edit takes {calls}"
-    if settings.editing.max_tokens is not None and spent.editor_tokens >= settings.editing.max_tokens:
-        reasons["textgrad"] = f"all {settings.editing.max_tokens} editor tokens are spent"
-    if settings.editing.max_cost is not None and spent.cost >= settings.editing.max_cost:
-        reasons["textgrad"] = f"all of the editor's {settings.editing.max_cost:g} are spent"
-    for kind, needed in expected.update_tflop.items():
-        if settings.max_tflop is not None and spent.tflop + needed > settings.max_tflop:
+    if editing.max_tokens is not None and spent.editor_tokens >= editing.max_tokens:
+        reasons["textgrad"] = f"all {editing.max_tokens} editor tokens are spent"
+    if editing.max_cost is not None and spent.cost >= editing.max_cost:
+        reasons["textgrad"] = f"the editor has cost all of max_cost {editing.max_cost:g}"
+    for kind, tflop in expected.update_tflop.items():
+        if settings.max_tflop is not None and spent.tflop + tflop > settings.max_tflop:
             reasons[kind] = (
                 f"{spent.tflop:.3g} of {settings.max_tflop:g} TFLOP are spent, and this update with its "
-                f"evaluation takes up to {needed:.3g}"
+                f"evaluation takes up to {tflop:.3g}"
             )
-    if settings.max_seconds is not None:
-        for kind, update_s in expected.update_s.items():
-            needed = update_s + expected.evaluate_s + expected.finish_s
-            if spent.seconds + needed > settings.max_seconds:
-                reasons[kind] = (
-                    f"{spent.seconds:.3g} of {settings.max_seconds:g} seconds are spent, and this "
-                    f"update with its evaluation and the test takes about {needed:.3g}"
-                )
+    for kind, update_s in expected.update_s.items():
+        needed = update_s + expected.evaluate_s + expected.finish_s
+        if settings.max_seconds is not None and spent.seconds + needed > settings.max_seconds:
+            reasons[kind] = (
+                f"{spent.seconds:.3g} of {settings.max_seconds:g} seconds are spent, and this "
+                f"update with its evaluation and the test takes about {needed:.3g}"
+            )
     return reasons
 
 
@@ -131,7 +147,7 @@ def affordable_epochs(
     tflop_per_epoch: float = 0.0,
     evaluation_tflop: float = 0.0,
 ) -> int:
-    """How many epochs of a job fit into what is left, its evaluation reserved; at most those of the settings."""
+    """Epochs of a training job that the budget allows with the evaluation after it, at most those of the settings."""
     epochs = settings.lora.epochs
     if settings.max_train_tokens is not None:
         epochs = min(epochs, (settings.max_train_tokens - spent.train_tokens) // max(1, tokens_per_epoch))
@@ -143,73 +159,70 @@ def affordable_epochs(
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run would do, before anything is spent: (what, how much) in words, and what should be said before it."""
+    """What a run would do and cost, before it spends anything: how much of what, in words, and warnings."""
 
-    lines: tuple[tuple[str, str], ...]
+    lines: Mapping[str, str]
     warnings: tuple[str, ...]
 
 
 def plan_of(task: Task, settings: RunSettings) -> RunPlan:
-    """The plan of a run, and what should be said before it."""
-    rows, rounds = len(task.train), settings.max_rounds
-    looked_at = len(task.validation) + min(settings.train_sample, rows)
-    bare = row_tokens(task)
-    job = round(rows * settings.lora.epochs * bare), round(rows * settings.lora.epochs * bare * (1 + DEMONSTRATIONS))
-    replies = looked_at + len(task.test), (rounds + 1) * looked_at + rounds * 2 * rows + 2 * len(task.test)
-    generated = replies[0] * task.max_new_tokens // 4, replies[1] * task.max_new_tokens
-    trained, calls = rounds * job[1], rounds * most_calls(settings)
-    if settings.max_train_tokens is not None:
-        trained = min(trained, settings.max_train_tokens)
-    if settings.editing.max_calls is not None:
-        calls = min(calls, settings.editing.max_calls)
-    return RunPlan(
-        lines=(
-            ("task", f"{task.name}: {rows} train, {len(task.validation)} validation, {len(task.test)} test rows"),
-            ("rounds", f"at most {rounds}, chosen by {settings.strategy}; target reward {settings.target:g}"),
-            ("generation", f"{replies[0]} to {replies[1]} replies, about {generated[0]} to {generated[1]} tokens"),
-            ("training", f"0 to {trained} tokens; a full burst takes about {job[0]} to {job[1]}"),
-            ("compute", "no cap" if settings.max_tflop is None else f"at most {settings.max_tflop:g} TFLOP"),
-            ("editor", f"{settings.editor}: 0 to {calls} calls" + editor_caps(settings)),
-            ("time", seconds_words(settings, generated, (0, trained))),
-            ("gain", f"smallest that validation can tell from noise: {detectable(task, settings):.3f} in reward"),
-        ),
-        warnings=tuple(warnings_of(task, settings, job[0])),
-    )
+    """The plan of a run, without loading a model."""
+    rows, rounds, tested, longest = len(task.train), settings.max_rounds, len(task.test), task.max_new_tokens
+    evaluated, editing = evaluation_rows(task, settings), settings.editing
+    characters = sum(len(row.question) + len(row.reference or "") + len(task.prompt.render()) for row in task.train)
+    bare = characters / CHARACTERS_PER_TOKEN + rows * CHAT_TOKENS
+    speed, prompted = Speed.embedded(longest), bare * (1 + DEMONSTRATIONS)
+    steps = step_costs(task, settings, speed, epoch_tokens=prompted, reply_tokens=longest)
+    job = round(bare * settings.lora.epochs), steps.job.tokens
+    replies = evaluated + tested, (rounds + 1) * evaluated + rounds * 2 * rows + 2 * tested
+    calls = rounds * (editing.failures + editing.candidates) * (1 + editing.retries)
+    caps = {"tokens": editing.max_tokens, "cost": editing.max_cost}
+    time = f"unknown before the first evaluation, for {settings.model}"
+    if settings.model in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
+        least = steps.evaluation.seconds[0] + steps.test.seconds[0] / 2  # the test of the base alone
+        most = whole_run(steps, settings).seconds[1]
+        time = f"about {least / 60:.0f} to {most / 60:.0f} minutes on two CPU cores, uncertain by a factor of "
+        time += f"{UNCERTAINTY:g}"
+    lines = {
+        "task": f"{task.name}: {rows} train, {len(task.validation)} validation, {tested} test rows",
+        "rounds": f"at most {rounds}, chosen by {settings.strategy}; target reward {settings.target:g}",
+        "generation": f"{replies[0]} to {replies[1]} replies, about {round(replies[0] * longest * SHORTEST_REPLY)} to "
+        f"{replies[1] * longest} tokens",
+        "training": f"0 to {_capped(rounds * job[1], settings.max_train_tokens)} tokens; "
+        f"a full training job takes about {job[0]} to {job[1]}",
+        "compute": "no cap" if settings.max_tflop is None else f"at most {settings.max_tflop:g} TFLOP",
+        "editor": f"{settings.editor}: 0 to {_capped(calls, editing.max_calls)} calls"
+        + "".join(f", at most {cap:g} {name}" for name, cap in caps.items() if cap is not None),
+        "time": time + ("" if settings.max_seconds is None else f"; stops before {settings.max_seconds:.0f} s"),
+        "gain": f"smallest that validation can tell from noise: {_detectable(task, settings):.3f} in reward",
+    }
+    return RunPlan(lines, tuple(_warnings(task, settings, job[0])))
 
 
-def most_calls(settings: RunSettings) -> int:
-    """Editor calls of an edit whose every reply has to be asked for again, as often as that is done."""
-    editing = settings.editing
-    return (editing.failures + editing.candidates) * (1 + editing.retries)
+def _capped(most: int, cap: int | None) -> int:
+    return most if cap is None else min(most, cap)
 
 
-def row_tokens(task: Task) -> float:
-    """Tokens of a train row with its reply, estimated from its characters."""
-    characters = sum(len(row.question) + len(row.reference or "") for row in task.train) / len(task.train)
-    return (characters + len(task.prompt.render())) / CHARACTERS_PER_TOKEN + CHAT_TOKENS
-
-
-def detectable(task: Task, settings: RunSettings) -> float:
-    """Smallest mean gain over the start that can be a run's result, where a row that is won gains a whole check."""
+def _detectable(task: Task, settings: RunSettings) -> float:
+    """Smallest mean gain over the start that can be a run's result, if each won row gains one check."""
     step = 1.0 if task.reward.combine == "all" or len(task.reward.checks) == 1 else 0.5
     return smallest_detectable_gain(len(task.validation), level=settings.keep.from_start, step=step)
 
 
-def warnings_of(task: Task, settings: RunSettings, job_tokens: int) -> list[str]:
-    """What a person should hear before the run."""
+def _warnings(task: Task, settings: RunSettings, job_tokens: int) -> list[str]:
+    """What the user should know before the run."""
     found = []
-    smallest = detectable(task, settings)
+    smallest = _detectable(task, settings)
     if smallest > WANTED_GAIN:
         found.append(
             f"{len(task.validation)} validation rows cannot tell a gain below {smallest:.2f} from noise "
             f"(wanted: {WANTED_GAIN:g}): add validation rows, or expect smaller gains to be dropped."
         )
-    for split in ("validation", "test"):
-        rows = getattr(task, split)
+    for split, rows in (("validation", task.validation), ("test", task.test)):
         if (different := len({same_question(row.question) for row in rows})) < len(rows):
             found.append(
                 f"The {len(rows)} rows of {split} ask {different} different questions: intervals and tests "
-                "take each row for one of its own, and come out too sure. Keep one row of each question."
+                "count each row as independent, so they are too narrow. Keep one row of each question."
             )
     lengths = [len(row.reference) / CHARACTERS_PER_TOKEN for row in (*task.train, *task.validation) if row.reference]
     if long := sum(length > task.max_new_tokens for length in lengths):
@@ -220,31 +233,10 @@ def warnings_of(task: Task, settings: RunSettings, job_tokens: int) -> list[str]
         )
     if settings.max_train_tokens is not None and settings.max_train_tokens < job_tokens:
         found.append(
-            f"max_train_tokens {settings.max_train_tokens} is less than one full burst (about "
-            f"{job_tokens}): bursts will be shorter, or left out."
+            f"max_train_tokens {settings.max_train_tokens} is less than one full training job (about "
+            f"{job_tokens}): jobs will be shorter, or left out."
         )
-    if settings.editing.max_calls is not None and settings.editing.max_calls <= settings.editing.failures:
-        found.append(
-            f"{settings.editing.max_calls} editor calls are too few for one edit, which takes "
-            f"{settings.editing.failures + 1}."
-        )
+    failures, calls = settings.editing.failures, settings.editing.max_calls
+    if calls is not None and calls <= failures:
+        found.append(f"{calls} editor calls are too few for one edit, which takes {failures + 1}.")
     return found
-
-
-def editor_caps(settings: RunSettings) -> str:
-    caps = {"tokens": settings.editing.max_tokens, "cost": settings.editing.max_cost}
-    return "".join(f", at most {value:g} {name}" for name, value in caps.items() if value is not None)
-
-
-def seconds_words(settings: RunSettings, generated: tuple[int, int], trained: tuple[int, int]) -> str:
-    """Seconds, where a speed is known, with its uncertainty."""
-    limit = f"; stops before {settings.max_seconds:.0f} s" if settings.max_seconds is not None else ""
-    if settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
-        return f"unknown before the first evaluation, for {settings.model}{limit}"
-    least, most = (
-        g / EMBEDDED_GENERATED_PER_S + t / EMBEDDED_TRAINED_PER_S for g, t in zip(generated, trained, strict=True)
-    )
-    return (
-        f"about {least / 60:.0f} to {most / 60:.0f} minutes on two CPU cores, uncertain by a factor of "
-        f"{UNCERTAINTY:g}{limit}"
-    )

@@ -1,8 +1,8 @@
-"""What stands in the way, before anything is trained: the base model measured, its failures classified, and what each
-kind of update could mend at most.
+"""Diagnosis before any training: measure the base model, classify its failures, bound the gain of each kind of update.
 
-Upper bounds come from the repairs. With the content of every failure mended and its form left as it is, the reward of
-a row is 1 - stake * form deficit; with the form mended and the content left, 1 - stake * content deficit.
+The upper bounds come from the classifier's repairs. If the content of every failure is mended and its form stays, the
+reward of a row is 1 - missing reward * form deficit. If the form is mended and the content stays, it is
+1 - missing reward * content deficit.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nslora.tools.classifier.attribution import Attribution, Need, need_of
 from nslora.tools.evaluation.acceptance import smallest_detectable_gain
@@ -30,22 +30,24 @@ from nslora.tools.router.monitoring_signal import progress_of
 from nslora.tools.router.strategies import strategy_named
 from nslora.tools.schema import KINDS, Example
 from nslora.tools.tasks.task import Task
-from nslora.tools.workspace.cost_estimate import Cost, Speed, generated, trained, update_tokens, whole_run
+from nslora.tools.workspace.cost_estimate import Cost, Speed, step_costs, update_tokens, whole_run
 from nslora.tools.workspace.reply_log import suggestions
 from nslora.tools.workspace.settings import RunSettings
 
-TRAIN_ROWS = 120  # of train that are looked at; more would not change what is said
-TIMED_ROWS = 8  # replies generated for their speed alone, where all were known already
-EXAMPLES = 2  # a verdict
+TRAIN_ROWS = 120  # of train that are looked at; more would not change the diagnosis
+TIMED_ROWS = 8  # replies that are generated for their speed alone, if all replies came from the cache
+EXAMPLES = 2  # per verdict
 
 Advice = Literal["no change", "weights", "prompt"]
+Repair = Literal["content", "form", "both"]
+REPAIRS: tuple[Repair, ...] = ("content", "form", "both")
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The reward on validation if one kind of repair succeeded on every failure, and the gain, paired by row (95 %)."""
+    """Reward and paired gain on validation if one kind of repair succeeded on every failure. interval: 95 %."""
 
-    repair: Literal["content", "form", "both"]
+    repair: Repair
     reward: float
     gain: float
     interval: tuple[float, float]
@@ -53,10 +55,20 @@ class Bound:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found. interval: of the reward, 95 %. smallest_detectable: in mean reward, see `statistics`.
+    """What `diagnose` found.
 
-    advice is what should come first, and reason says why; train_rows: how many of train were looked at.
+    Attributes:
+        train_rows: Train rows that were looked at.
+        reward: Mean reward on validation; interval: its 95 % bootstrap interval.
+        all_checks: Share of validation rows that pass all checks.
+        loss_nats: Mean loss of the validation references, nats per token; None without references.
+        need: Of the failures on validation; train_need: of those on train.
+        level: Level at which a gain counts.
+        smallest_detectable: Smallest gain in mean reward that the validation rows can show at this level.
+        advice: What to do first; reason: why.
     """
+
+    RECORD_NAMES: ClassVar[Mapping[str, str]] = {"need": "demand", "train_need": "train_demand"}
 
     task: str
     model: str
@@ -68,8 +80,8 @@ class Diagnosis:
     checks: dict[str, float]
     train_reward: float
     loss_nats: float | None
-    demand: Need
-    train_demand: Need
+    need: Need
+    train_need: Need
     examples: tuple[Failure, ...]
     bounds: tuple[Bound, ...]
     level: float
@@ -88,13 +100,23 @@ def diagnose(
     cache: ReplyCache | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Diagnosis:
-    """Measure the untouched model on train and validation. Trains nothing and calls no editor; test is not looked at.
+    """Measure the base model on train and validation. Trains nothing, calls no editor, does not look at test.
 
-    Raises RewardError, naming the row, where the reward misbehaves, and ModelError where a question does not fit.
+    Args:
+        task: The task.
+        policy: The model.
+        settings: Settings of the run that is considered; the defaults if None.
+        cache: Known replies.
+        on_progress: Called with replies done and wanted.
+
+    Raises:
+        RewardError: The reward raised or returned no number in [0, 1]; the message names the row.
+        TooLongError: A question does not fit into the model's context.
     """
     settings = settings or RunSettings()
     calls = task.reward.calls
-    train = _sample(task.train, settings.seed)
+    chosen = set(random.Random(settings.seed).sample(range(len(task.train)), min(TRAIN_ROWS, len(task.train))))
+    train = [row for i, row in enumerate(task.train) if i in chosen]
     refuse_long_questions(
         {"train": train, "validation": task.validation},
         task.prompt,
@@ -102,49 +124,50 @@ def diagnose(
         max_new_tokens=task.max_new_tokens,
         count=lambda dialogues: token_counts(policy, cache, dialogues),
     )
-    graded, speed, reply_tokens = _measured(task, policy, train, cache, on_progress)
-    losses, speed = _losses(task, policy, speed)
-    good = [each for each in graded[len(task.validation) :] if each.score.passed] or suggestions(task)
-    rows, failures = measure(graded[: len(task.validation)], task.reward, good, "validation", losses, task.train)
-    train_rows, train_failures = measure(graded[len(task.validation) :], task.reward, good, "train", train=task.train)
+    graded, reply_s, reply_tokens = _measured(task, policy, train, cache, on_progress)
+    losses, scored_per_s = _losses(task, policy)
+    on_validation, on_train = graded[: len(task.validation)], graded[len(task.validation) :]
+    good = [each for each in on_train if each.score.passed] or suggestions(task)
+    rows, failures = measure(on_validation, task.reward, good, "validation", losses, task.train)
+    train_rows, train_failures = measure(on_train, task.reward, good, "train", train=task.train)
     answers = [each.attribution for each in failures]
-    bounds = _bounds(task, rows, answers)
-    detectable = smallest_detectable_gain(len(rows), level=settings.keep.from_start, step=_step(rows, answers))
-    advice, reason = _advice(task, settings, rows, need_of(answers), bounds, detectable)
+    need, rewards, level = need_of(answers), [row.value for row in rows], settings.keep.from_start
+    bounds = tuple(_bound(repair, task, rows, answers) for repair in REPAIRS)
+    detectable = smallest_detectable_gain(len(rows), level=level, step=_step(rows, answers))
+    advice, reason = _advice(task, settings, rows, need, bounds, detectable)
+    # Without references there is no training on them either: generated tokens are then the nearest measure.
+    speed = Speed.measured(reply_s, scored_per_s or task.max_new_tokens / max(reply_s))
+    epoch_tokens = sum(_row_tokens(task, policy, row) for row in task.train if row.reference)
+    steps = step_costs(task, settings, speed, epoch_tokens=epoch_tokens, reply_tokens=reply_tokens)
     known = [loss for loss in losses if loss is not None]
     return Diagnosis(
         task=task.name,
         model=policy.name,
         train_rows=len(train),
         validation_rows=len(rows),
-        reward=mean([row.value for row in rows]),
-        interval=bootstrap_interval([row.value for row in rows], bounds=REWARDS),
+        reward=mean(rewards),
+        interval=bootstrap_interval(rewards, bounds=REWARDS),
         all_checks=mean([float(row.passed) for row in rows]),
         checks=check_means([row.checks for row in rows]),
         train_reward=mean([row.value for row in train_rows]),
         loss_nats=mean(known) if known else None,
-        demand=need_of(answers),
-        train_demand=need_of([each.attribution for each in train_failures]),
+        need=need,
+        train_need=need_of([each.attribution for each in train_failures]),
         examples=_examples(failures),
         bounds=bounds,
-        level=settings.keep.from_start,
+        level=level,
         smallest_detectable=detectable,
-        costs=_costs(task, policy, settings, speed, reply_tokens),
+        costs=(*steps, whole_run(steps, settings)),
         reward_calls=task.reward.calls - calls,
         advice=advice,
         reason=reason,
     )
 
 
-def _sample(train: Sequence[Example], seed: int) -> list[Example]:
-    chosen = {row.id for row in random.Random(seed).sample(list(train), min(TRAIN_ROWS, len(train)))}
-    return [row for row in train if row.id in chosen]
-
-
 def _measured(
     task: Task, policy: Policy, train: Sequence[Example], cache: ReplyCache | None, on_progress: OnProgress
-) -> tuple[list[Graded], Speed, float]:
-    """Validation and train replies with their scores, the speed of this very evaluation, and tokens a reply."""
+) -> tuple[list[Graded], list[float], float]:
+    """Graded replies to validation and train, seconds per reply of each batch, and mean tokens per reply."""
     examples = [*task.validation, *train]
     moments = [(0, time.perf_counter())]
 
@@ -165,31 +188,30 @@ def _measured(
     if not count or len(moments) == 1:
         moments = [(0, time.perf_counter())]
         dialogues = [task.prompt.messages(row.question) for row in examples[:TIMED_ROWS]]
-        fresh = policy.generate(dialogues, adapter=None, max_new_tokens=task.max_new_tokens)
-        moments.append((len(dialogues), time.perf_counter()))
-        tokens, count = fresh.tokens, len(dialogues)
-    reply_s = tuple(
+        tokens = policy.generate(dialogues, adapter=None, max_new_tokens=task.max_new_tokens).tokens
+        count = len(dialogues)
+        moments.append((count, time.perf_counter()))
+    reply_s = [
         (end - start) / (after - before)
         for (before, start), (after, end) in itertools.pairwise(moments)
         if after > before
-    )
-    return grade(task.reward, examples, replies.texts), Speed(reply_s, 0.0), tokens / count
+    ]
+    return grade(task.reward, examples, replies.texts), reply_s, tokens / count
 
 
-def _losses(task: Task, policy: Policy, speed: Speed) -> tuple[list[float | None], Speed]:
-    """Loss of each validation reference, nats per token; and how many tokens a second go forward."""
+def _losses(task: Task, policy: Policy) -> tuple[list[float | None], float]:
+    """Loss of each validation reference, nats per token, and tokens scored per second (0 without references)."""
     rows = [row for row in task.validation if row.reference]
     if not rows:
-        # Without references there is no training on them either; generated tokens are the nearest measure.
-        return [None] * len(task.validation), Speed(speed.reply_s, task.max_new_tokens / max(speed.reply_s))
+        return [None] * len(task.validation), 0.0
+    dialogues = [task.prompt.messages(row.question) for row in rows]
     started = time.perf_counter()
-    found = policy.reference_losses(
-        [task.prompt.messages(row.question) for row in rows], [row.reference or "" for row in rows], adapter=None
-    )
-    tokens = sum(_row_tokens(task, policy, row) for row in rows)
-    by_row = dict(zip([row.id for row in rows], found, strict=True))
-    fresh = Speed(speed.reply_s, tokens / max(1e-9, time.perf_counter() - started))
-    return [by_row.get(row.id) for row in task.validation], fresh
+    found = policy.reference_losses(dialogues, [row.reference or "" for row in rows], adapter=None)
+    seconds = max(1e-9, time.perf_counter() - started)
+    by_row = {row.id: loss for row, loss in zip(rows, found, strict=True)}
+    return [by_row.get(row.id) for row in task.validation], sum(
+        _row_tokens(task, policy, row) for row in rows
+    ) / seconds
 
 
 def _row_tokens(task: Task, policy: Policy, row: Example) -> int:
@@ -198,51 +220,41 @@ def _row_tokens(task: Task, policy: Policy, row: Example) -> int:
     return policy.count_tokens([*dialogue, {"role": "assistant", "content": row.reference or ""}])
 
 
-def _bounds(task: Task, rows: Sequence[Row], answers: Sequence[Attribution]) -> tuple[Bound, ...]:
-    """What mending content, form, or both would bring, at most."""
+def _bound(repair: Repair, task: Task, rows: Sequence[Row], answers: Sequence[Attribution]) -> Bound:
+    """The most that mending content, form, or both would bring."""
     by_id = {each.example_id: each for each in answers}
     examples = {row.id: row for row in task.validation}
 
-    def mended(row: Row, repair: str) -> float:
+    def mended(row: Row) -> float:
         found = by_id.get(row.id)
         if found is None:
             return row.value
         content, form = (1 - found.missing_reward * deficit for deficit in (found.form_deficit, found.content_deficit))
         if repair != "both":
             return max(row.value, content if repair == "content" else form)
-        proof = 0.0
-        if found.repaired is not None and not task.reward.costly:
-            proof = task.reward(examples[row.id], found.repaired).value
-        return max(row.value, content, form, proof)
+        if found.repaired is None or task.reward.costly:
+            return max(row.value, content, form)
+        return max(row.value, content, form, task.reward(examples[row.id], found.repaired).value)
 
-    bounds: list[Bound] = []
-    repairs: tuple[Literal["content", "form", "both"], ...] = ("content", "form", "both")
-    for repair in repairs:
-        gains = [mended(row, repair) - row.value for row in rows]
-        reward = mean([row.value for row in rows]) + mean(gains)
-        bounds.append(Bound(repair, reward, mean(gains), bootstrap_interval(gains)))
-    return tuple(bounds)
+    gains = [mended(row) - row.value for row in rows]
+    return Bound(repair, mean([row.value for row in rows]) + mean(gains), mean(gains), bootstrap_interval(gains))
 
 
 def _step(rows: Sequence[Row], answers: Sequence[Attribution]) -> float:
-    """By how much a row typically moves when it is mended: what one repair brings, or else what it misses; a median."""
+    """The median gain of a row that is mended: by its best single repair, or else all of its missing reward."""
     values = {row.id: row.value for row in rows}
-    moves = sorted(
-        each.repaired_reward - values[each.example_id]
-        for each in answers
-        if each.repaired_reward > values[each.example_id] + TIE
-    )
-    moves = moves or sorted(each.missing_reward for each in answers)
+    moves = [each.repaired_reward - values[each.example_id] for each in answers]
+    moves = sorted(move for move in moves if move > TIE) or sorted(each.missing_reward for each in answers)
     return moves[len(moves) // 2] if moves else 1.0
 
 
 def _advice(
     task: Task, settings: RunSettings, rows: Sequence[Row], need: Need, bounds: Sequence[Bound], detectable: float
 ) -> tuple[Advice, str]:
-    """What should come first; no change where nothing could be gained, or none of it could be seen.
+    """What to do first, by the router; no change if nothing can be gained, or if validation cannot show the gain.
 
-    Layouts that the reward suggests are known here, and not yet to a run's first evaluation: where no reply on train
-    earns full reward, a run may take the other kind first.
+    A run may begin with the other kind: its first evaluation does not know layouts that the reward suggests, and they
+    matter if no reply on train earns full reward.
     """
     reward, most = mean([row.value for row in rows]), max(bound.gain for bound in bounds)
     if reward >= settings.target or need.failures == 0:
@@ -252,7 +264,6 @@ def _advice(
             f"At most {most:+.3f} could be gained, and {len(rows)} validation rows show no gain below "
             f"{detectable:+.3f}: give more rows, or leave the model as it is."
         )
-    tokens = update_tokens(len(task.train), settings.lora.epochs, task.max_new_tokens)
     router_input = RouterInput(
         task=task.hash,
         round=0,
@@ -262,7 +273,7 @@ def _advice(
         target=settings.target,
         need=need,
         progress={kind: progress_of(kind, []) for kind in KINDS},
-        cost_tokens=tokens,
+        cost_tokens=update_tokens(task, settings),
         remade_waiting=0,
         seed=settings.seed,
         history=(),
@@ -271,26 +282,8 @@ def _advice(
     return "weights" if choice.action == "lora" else "prompt", choice.reason
 
 
-def _costs(task: Task, policy: Policy, settings: RunSettings, speed: Speed, reply_tokens: float) -> tuple[Cost, ...]:
-    rows = [_row_tokens(task, policy, row) for row in task.train if row.reference]
-    evaluated = len(task.validation) + min(settings.train_sample, len(task.train))
-    job = trained("one LoRA update", rows, settings.lora.epochs, speed)
-    edit = generated(
-        "one edit of the prompt, with its remade data (the editor's own cost aside)",
-        len(task.train),
-        reply_tokens,
-        speed,
-    )
-    evaluation = generated("one evaluation", evaluated, reply_tokens, speed)
-    test = generated("the test split, base and result", 2 * len(task.test), reply_tokens, speed)
-    return job, edit, evaluation, test, whole_run(job, edit, evaluation, test, settings.max_rounds)
-
-
 def _examples(failures: Sequence[Failure]) -> tuple[Failure, ...]:
-    """A few failures of each verdict, those that lost the most first."""
+    """A few failures of each verdict, those that miss the most reward first."""
     ranked = sorted(failures, key=lambda each: -each.attribution.missing_reward)
-    return tuple(
-        each
-        for verdict in ("content", "form", "both")
-        for each in [each for each in ranked if each.attribution.verdict == verdict][:EXAMPLES]
-    )
+    of_each = ([each for each in ranked if each.attribution.verdict == repair][:EXAMPLES] for repair in REPAIRS)
+    return tuple(itertools.chain.from_iterable(of_each))

@@ -1,4 +1,4 @@
-"""From a run's settings to its editor."""
+"""The editor that the settings of a run describe."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.chat_models import connect_editor
 from nslora.tools.editor.editor import Caps, Editor
 from nslora.tools.editor.policy_editor import PolicyChat
-from nslora.tools.editor.settings import EditorSettings
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.policy import Policy
 from nslora.tools.workspace.settings import RunSettings
 
 
 def editor_of(settings: RunSettings, *, chat: Chat | None, log: EditorLog, policy: Callable[[], Policy]) -> Editor:
-    """The editor that the settings describe; no request is sent and no policy loaded.
+    """Make the editor, without sending a request or loading the policy.
 
-    chat: the chat model where the user gave an object. policy: makes the policy, should it be its own editor.
-    Raises ModelError for an editor that cannot be connected, SettingsError for a cap on cost without a price.
+    Args:
+        settings: The settings of the run.
+        chat: The user's chat model object, or None if the settings name the editor.
+        log: The record of its calls.
+        policy: Returns the policy, for the editor "policy".
+
+    Raises:
+        ModelError: The editor cannot be connected.
+        SettingsError: max_cost is set and the editor has no price.
     """
     editing = settings.editing
     if chat is None:
@@ -29,6 +35,8 @@ def editor_of(settings: RunSettings, *, chat: Chat | None, log: EditorLog, polic
             timeout_s=editing.timeout_s,
             transport_retries=editing.transport_retries,
         )
+    # The editor may still lose a protected text; `check_prompt` then refuses the edit.
+    protection = [f"This text must stay in the variable, word for word: {text}" for text in editing.protected]
     return Editor(
         chat,
         log=log,
@@ -36,18 +44,8 @@ def editor_of(settings: RunSettings, *, chat: Chat | None, log: EditorLog, polic
         max_failures=editing.failures,
         retries=editing.retries,
         patience=editing.patience,
-        caps=caps_of(editing),
+        caps=Caps(editing.max_calls, editing.max_tokens, editing.max_cost, editing.reply_tokens),
         prices={name: price.model_dump() for name, price in editing.prices.items()},
         structured=editing.structured,
-        rules=[*editing.rules, *protection_rules(editing.protected)],
+        rules=[*editing.rules, *protection],
     )
-
-
-def caps_of(editing: EditorSettings) -> Caps:
-    """The most that the editor may cost in a run."""
-    return Caps(editing.max_calls, editing.max_tokens, editing.max_cost, editing.reply_tokens)
-
-
-def protection_rules(protected: tuple[str, ...]) -> list[str]:
-    """What the editor is told of texts that must stay; an edit that lost one is refused all the same."""
-    return [f"This text must stay in the variable, word for word: {text}" for text in protected]

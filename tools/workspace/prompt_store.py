@@ -1,4 +1,4 @@
-"""Prompts on disk, named by the hash of their document, written once."""
+"""The prompts of a run, one file each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +10,22 @@ from nslora.tools.prompt import Prompt, parse
 
 @dataclass(frozen=True)
 class PromptStore:
-    """Prompts on disk, named by the hash of their document, written once."""
+    """Prompts on disk. A file is named by the hash of its prompt and never changes."""
 
     folder: Path
 
     def add(self, prompt: Prompt) -> str:
+        """Write the prompt if it is new, and return its hash."""
         path = self.folder / f"{prompt.hash}.md"
         if not path.exists():
             write_text(path, prompt.render())
         return prompt.hash
 
     def get(self, name: str) -> Prompt:
-        """Raises DamagedError where the document is missing or no longer has the hash in its name."""
+        """The prompt with this hash. Raises DamagedError if its file is missing or has changed."""
         path = self.folder / f"{name}.md"
         try:
-            prompt = read_prompt(path)
+            prompt = _read_prompt(path)
         except OSError as error:
             raise DamagedError(
                 f"No prompt {name} in {self.folder}: it was deleted, or the run's folder was moved in part."
@@ -41,5 +42,5 @@ class PromptStore:
 
 
 @unless_changed
-def read_prompt(path: Path) -> Prompt:
+def _read_prompt(path: Path) -> Prompt:
     return parse(path.read_bytes().decode("utf-8", "surrogatepass"))

@@ -1,4 +1,4 @@
-"""A run's record, `run.json`, and the names of what stands beside it."""
+"""A run's record, `run.json`, and the names of the files beside it."""
 
 import json
 import re
@@ -12,25 +12,53 @@ from nslora.tools.errors import RunError
 from nslora.tools.workspace.settings import RunSettings
 
 RUN_FILE = "run.json"
-OWN_THREAD = re.compile(r"nslora-.+-[0-9a-f]{12}")  # as a run names its thread; no user's or server's looks so
-OLD_THREAD = "adaptation"  # of runs from before threads had names of their own
-QUESTION_FILE = "question.json"  # there while a person is asked
-POLICY_FILE = "policy.json"  # what a replay must know of the policy without loading it
-FORMAT = 1  # of a run's folder; a folder of a higher one is left alone
+OWN_THREAD = re.compile(r"nslora-.+-[0-9a-f]{12}")  # threads that runs name; no user or server names one like that
+OLD_THREAD = "adaptation"  # thread of every run before threads had names of their own
+QUESTION_FILE = "question.json"  # exists while a person is asked
+POLICY_FILE = "policy.json"  # what a replay needs to know of the policy without loading it
+FORMAT = 1  # of a run's folder; a folder of a higher format is left alone
+KEYS = {"created", "settings", "editor_is_object", "task"}
+REMOVED = {"keep.interval_level"}  # settings of earlier versions that changed no decision
 
 
-def refuse_half_begun(folder: str | Path, record: Mapping[str, Any]) -> None:
-    """Raise RunError where a fork or a replay was killed before it had all that it begins with."""
-    origin = record.get("origin") or {}
-    if not origin.get("whole", True):
+def read_run_file(folder: Path) -> dict[str, Any]:
+    """Read the record of a run, with the settings of an earlier version migrated.
+
+    Raises:
+        RunError: The folder is not a run, or a newer version of nslora wrote it.
+    """
+    try:
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is missing or damaged).") from error
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged).")
+    if record["format"] > FORMAT:
         raise RunError(
-            f"{folder} is a {origin['kind']} that was interrupted before it was whole: delete the folder, "
-            f"and make it again from {origin['run']}."
+            f"{folder} was written by a newer nslora (format {record['format']}, this one knows {FORMAT}): "
+            "upgrade nslora; nothing was changed."
         )
+    if missing := KEYS - record.keys():
+        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged: no {', '.join(sorted(missing))}).")
+    return {**record, "settings": migrated(record["settings"])}
+
+
+def migrated(settings: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Settings of any earlier version without those that were removed since.
+
+    Args:
+        settings: Recorded settings, or one group of them.
+        group: Name of the group with a dot, "" for all settings.
+    """
+    return {
+        name: migrated(value, f"{group}{name}.") if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if f"{group}{name}" not in REMOVED
+    }
 
 
 def recorded_settings(folder: str | Path, record: Mapping[str, Any]) -> RunSettings:
-    """The settings that a run was begun with. Raises RunError where this version does not know one of them."""
+    """The settings that a run began with. Raises RunError if this version does not know one of them."""
     try:
         return RunSettings(**record["settings"])
     except ValidationError as error:
@@ -41,19 +69,11 @@ def recorded_settings(folder: str | Path, record: Mapping[str, Any]) -> RunSetti
         ) from None
 
 
-def read_run_file(folder: Path) -> dict[str, Any]:
-    """The record that a run's folder begins with. Raises RunError where there is none."""
-    try:
-        record: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is missing or damaged).") from error
-    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
-        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged).")
-    if record["format"] > FORMAT:
+def refuse_half_begun(folder: str | Path, record: Mapping[str, Any]) -> None:
+    """Raise RunError if a fork or a replay was killed before its folder was complete."""
+    origin = record.get("origin") or {}
+    if not origin.get("whole", True):
         raise RunError(
-            f"{folder} was written by a newer nslora (format {record['format']}, this one knows {FORMAT}): "
-            "upgrade nslora; nothing was changed."
+            f"{folder} is a {origin['kind']} that was interrupted before its folder was complete: delete the folder, "
+            f"and make it again from {origin['run']}."
         )
-    if missing := {"created", "settings", "editor_is_object", "task"} - record.keys():
-        raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged: no {', '.join(sorted(missing))}).")
-    return record

@@ -1,4 +1,4 @@
-"""The classifier alone: anyone's log of failing replies, judged by a task's reward. No model is loaded."""
+"""The classifier alone: classify the failing replies of any log by a task's reward. Loads no model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 
 from nslora.tools.classifier.attribution import Attribution, Need, VerdictName, need_of
 from nslora.tools.classifier.classify import classify_failures, tolerance_of
-from nslora.tools.classifier.counterfactuals import DEFAULTS as CLASSIFIER_DEFAULTS
-from nslora.tools.classifier.counterfactuals import AttributionSettings
 from nslora.tools.errors import TaskError
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
@@ -19,22 +17,13 @@ from nslora.tools.schema import Example
 from nslora.tools.tasks.readers import SourceRow, from_python, read_rows
 from nslora.tools.tasks.task import Task, load_task, same_question
 
-SUGGESTED_ROWS = 20  # train rows whose suggested reply is looked at for layouts, where no reply earned full reward
+SUGGESTED_ROWS = 20  # train rows whose suggested reply may give a layout, if no reply earned full reward
 FULL = 1.0 - 1e-9
 
 
 @dataclass(frozen=True)
-class LogFields:
-    """The fields of a log that hold question, reference and reply."""
-
-    question: str = "question"
-    reference: str = "reference"
-    reply: str = "reply"
-
-
-@dataclass(frozen=True)
 class ReplyVerdict:
-    """One failing reply: what it needs, and the repaired reply that proves it (None where no repair was paid for)."""
+    """One failing reply, what it needs, and the repaired reply that proves it (None if no repair earned more)."""
 
     RECORD_NAMES: ClassVar[Mapping[str, str]] = {"missing_reward": "stake"}
 
@@ -54,16 +43,24 @@ class ReplyVerdict:
 
 @dataclass(frozen=True)
 class ReplyReport:
-    """What a log of replies lacks. tolerance: noise of the reward that was worked with; reward_calls: all that it took.
+    """What the replies of a log lack.
 
-    known_good: replies that earned full reward, from which layouts were learnt; suggested: whether, for want of one,
-    the layout came from the reward's own suggestions for the task's train rows.
+    Attributes:
+        rows: Replies in the log; passed: those with full reward; reward: their mean reward.
+        need: Shares of content, form and both among the failing replies.
+        verdicts: One per failing reply.
+        known_good: Replies with full reward, from which layouts were learnt.
+        suggested: True if no reply had full reward and the layouts came from the reward's suggestions for train rows.
+        tolerance: Noise of the reward that was allowed for.
+        reward_calls: Calls of the reward, in all.
     """
+
+    RECORD_NAMES: ClassVar[Mapping[str, str]] = {"need": "demand"}
 
     rows: int
     passed: int
     reward: float
-    demand: Need
+    need: Need
     verdicts: tuple[ReplyVerdict, ...]
     known_good: int
     suggested: bool
@@ -78,94 +75,100 @@ def classify_replies(
     reply_field: str = "reply",
     question_field: str = "question",
     reference_field: str = "reference",
-    settings: AttributionSettings = CLASSIFIER_DEFAULTS,
 ) -> ReplyReport:
-    """Content, form or both, for each reply that does not earn full reward under the task's reward.
+    """Say of each reply without full reward under the task's reward whether it lacks content, form or both.
 
-    task: one that is loaded, or what `load_task` takes. replies: a file (.jsonl, .json, .csv, .parquet) or rows, with
-    question, reference, reply and whatever columns the checks ask for; what a row leaves out is taken from the task's
-    row of the same question. Raises TaskError with file and line where a row cannot be used, RewardError with the row
-    where the reward misbehaves.
+    Args:
+        task: A task, or what `load_task` takes.
+        replies: A file (.jsonl, .json, .csv, .parquet) or rows, with question, reference, reply and the columns that
+            the checks need. A missing column is taken from the task's row of the same question.
+        reply_field: Column of the reply.
+        question_field: Column of the question.
+        reference_field: Column of the reference.
+
+    Raises:
+        TaskError: A row cannot be used; the message names file and line.
+        RewardError: The reward raised or returned no number in [0, 1]; the message names the row.
     """
     task = task if isinstance(task, Task) else load_task(task)
-    # Rows of a log are named by their number: mended since, one would get the score of what stood there before.
+    # Rows without an id are named by their number, so a cached score could belong to a row of an earlier log.
     task = replace(task, reward=task.reward.anew())
-    fields = LogFields(question_field, reference_field, reply_field)
-    graded, before = read_replies(task, replies, fields), task.reward.calls
-    scored = [Graded(row, reply, task.reward(row, reply)) for row, reply in graded]
+    fields = {"question": question_field, "reference": reference_field, "reply": reply_field}
+    pairs, before = _read_replies(task, replies, fields), task.reward.calls
+    scored = [Graded(row, reply, task.reward(row, reply)) for row, reply in pairs]
     tolerance = tolerance_of(task.reward, scored)
     good = [each for each in scored if each.score.value >= FULL - tolerance]
     failing = [each for each in scored if each.score.value < FULL - tolerance]
-    suggested = bool(failing) and not good
-    known = suggestions(task) if suggested else good
-    found = classify_failures(failing, task.reward, known_good=known, train=task.train, settings=settings)
+    suggested = suggestions(task) if failing and not good else []
+    found = classify_failures(failing, task.reward, known_good=good or suggested, train=task.train)
     verdicts = tuple(_verdict(each, answer, task.reward) for each, answer in zip(failing, found, strict=True))
     return ReplyReport(
         rows=len(scored),
         passed=len(good),
         reward=sum(each.score.value for each in scored) / len(scored),
-        demand=need_of(found),
+        need=need_of(found),
         verdicts=verdicts,
         known_good=len(good),
-        suggested=suggested and bool(known),
+        suggested=bool(suggested),
         tolerance=tolerance,
         reward_calls=task.reward.calls - before,
     )
 
 
 def suggestions(task: Task) -> list[Graded]:
-    """Replies to train rows that the reward itself suggests, where it can tell; each was verified to earn it all."""
+    """Replies to train rows that the reward itself suggests and that earn full reward."""
     found = [(row, task.reward.suggestion(row)) for row in task.train[:SUGGESTED_ROWS]]
     return [Graded(row, reply, task.reward(row, reply)) for row, reply in found if reply is not None]
 
 
-def read_replies(
-    task: Task, replies: str | Path | Sequence[Mapping[str, Any]], fields: LogFields
+def _read_replies(
+    task: Task, replies: str | Path | Sequence[Mapping[str, Any]], fields: Mapping[str, str]
 ) -> list[tuple[Example, str]]:
-    """Rows with their replies; each row has an id of its own. Raises TaskError with file and line."""
-    if isinstance(replies, str | Path) and not os.path.exists(replies):
-        raise TaskError(f"{replies}: there is no such file: name the log of replies.")
-    rows = read_rows(Path(replies)) if isinstance(replies, str | Path) else from_python(replies, "replies")
+    """Rows with their replies, each with its own id. Raises TaskError with file and line."""
+    if isinstance(replies, str | Path):
+        if not os.path.exists(replies):
+            raise TaskError(f"{replies}: there is no such file: name the log of replies.")
+        place, rows = str(replies), read_rows(Path(replies))
+    else:
+        place, rows = "replies", from_python(replies, "replies")
     if not rows:
-        raise TaskError(
-            f"{replies if isinstance(replies, str | Path) else 'replies'}: no reply came: write one JSON "
-            "object a line, with question, reference and reply."
-        )
+        raise TaskError(f"{place}: no reply came: write one JSON object a line, with question, reference and reply.")
     known = {same_question(row.question): row for row in (*task.train, *task.validation, *task.test)}
-    pairs: list[tuple[Example, str]] = []
-    seen: set[str] = set()
+    pairs: dict[str, tuple[Example, str]] = {}
     for number, row in enumerate(rows, 1):
         example, reply = _pair(row, task.reward, known, fields)
-        if example.id in seen:  # several replies to one row
+        while example.id in pairs:  # several replies to one row
             example = replace(example, id=f"{example.id}#{number}")
-        seen.add(example.id)
-        pairs.append((example, reply))
-    return pairs
+        pairs[example.id] = (example, reply)
+    return list(pairs.values())
 
 
-def _pair(row: SourceRow, reward: Reward, known: Mapping[str, Example], fields: LogFields) -> tuple[Example, str]:
-    columns, found = row.columns, ", ".join(map(str, row.columns))
-    question = _text(row, "question", fields.question)
+def _pair(
+    row: SourceRow, reward: Reward, known: Mapping[str, Example], fields: Mapping[str, str]
+) -> tuple[Example, str]:
+    """The example and the reply of one row of the log."""
+    columns = row.columns
+    question = _text(row, "question", fields["question"])
     twin = known.get(same_question(question))
-    if fields.reference not in columns and twin is None:
+    if fields["reference"] not in columns and twin is None:
         raise TaskError(
-            f"{row.place}: no field {fields.reference!r} (found: {found}), and the question is none of the "
-            "task's: add it (null where there is none), or name the one that holds the reference with "
-            "--reference-field (in Python: reference_field=)."
+            f"{row.place}: no field {fields['reference']!r} (found: {', '.join(map(str, columns))}), and the task has "
+            "no row with this question: add the field (null without a reference), or name the one that holds the "
+            "reference with --reference-field (in Python: reference_field=)."
         )
-    reply = _text(row, "reply", fields.reply, empty=True)
-    reference = columns.get(fields.reference, twin.reference if twin else None)
+    reply = _text(row, "reply", fields["reply"], empty=True)
+    reference = columns.get(fields["reference"], twin.reference if twin else None)
     if reference is not None and (not isinstance(reference, str) or not reference.strip()):
         raise TaskError(f"{row.place}: the reference is {reference!r}: write it in quotes, or null for none.")
     known_columns = {**(twin.fields if twin else {}), **columns, "question": question, "reference": reference}
     example = Example(str(columns.get("id", f"row-{row.number}")), question, reference, known_columns)
-    problem = reward.problem(example)
-    if problem is not None:
+    if (problem := reward.problem(example)) is not None:
         raise TaskError(f"{row.place}: {problem}.")
     return example, reply
 
 
 def _text(row: SourceRow, role: str, field: str, *, empty: bool = False) -> str:
+    """The text in a column. empty: whether it may be empty."""
     value = row.columns.get(field)
     if field not in row.columns:
         raise TaskError(

@@ -1,4 +1,4 @@
-"""Settings of a run: frozen, checked where the user can still mend them, the defaults stated once."""
+"""Settings of a run: frozen, and checked before the run begins. This is the only place of their defaults."""
 
 import os
 import re
@@ -19,10 +19,10 @@ SEEDS = 2**32  # as many as NumPy takes
 
 
 class RunSettings(Settings):
-    """Everything that decides how a run goes, beside the task."""
+    """All that decides how a run goes, except the task."""
 
     model: str = "SmolLM2-135M-Instruct"
-    editor: str = "rules"  # for a chat model object: its name, for the record
+    editor: str = "rules"  # of a chat model object: its name, for the record
     editor_base_url: str | None = None
     editing: EditorSettings = EditorSettings()
     remade_per_row: int = Field(1, ge=0)  # verified replies to one train question; 0: no remade data
@@ -33,37 +33,37 @@ class RunSettings(Settings):
     max_seconds: float | None = Field(None, gt=0)  # inside nodes, all processes of the run together
     max_train_tokens: int | None = Field(None, ge=0)  # through training steps; the editor's caps are in `editing`
     max_tflop: float | None = Field(None, gt=0)  # of model compute until the end of the last round, by formula
-    approve: Literal["nothing", "edits", "updates"] = "nothing"  # which updates wait for a person's yes
-    anchor: str | None = None  # file of rows on which no update may make the model worse
-    train_sample: int = Field(24, ge=1)  # train rows an evaluation looks at, for failures to learn from
+    approve: Literal["nothing", "edits", "updates"] = "nothing"  # updates that wait for a person's approval
+    anchor: str | None = None  # file of the regression set: rows on which no update may lower the reward
+    train_sample: int = Field(24, ge=1)  # train rows per evaluation, for failures to learn from
     lora: LoraSettings = LoraSettings()
     device: DeviceSettings = DeviceSettings()
     keep: KeepSettings = KeepSettings()
     signal: SignalSettings = SignalSettings()
     routing: StrategySettings = StrategySettings()
-    reuse_replies: bool = True  # of other runs; this run's own are always kept
+    reuse_replies: bool = True  # share replies with other runs; this run's own are cached in either case
 
     @field_validator("editor_base_url")
     @classmethod
     def _without_secrets(cls, url: str | None) -> str | None:
         if url is not None and re.search(r"@|\?", url):
             raise ValueError(
-                "must hold no user, password or query, since it is written down; a key comes from the "
+                "must hold no user, password or query, because it is written to disk: give the key in the "
                 "environment (OPENAI_API_KEY)"
             )
         return url
 
     @field_validator("model")
     @classmethod
-    def _absolute_where_it_is_a_folder(cls, name: str) -> str:
+    def _absolute_if_a_folder(cls, name: str) -> str:
         from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME
 
         folder = Path(name).expanduser()
-        # os.path bears a name that no file system takes, Path does not.
+        # Path.is_dir raises on a name that no file system takes; os.path.isdir does not.
         is_folder = os.path.isdir(folder) and name not in (EMBEDDED_HUB_ID, EMBEDDED_NAME)
         return str(folder.absolute()) if is_folder else name
 
     @field_validator("anchor")
     @classmethod
-    def _wherever_it_is_continued(cls, path: str | None) -> str | None:
+    def _absolute(cls, path: str | None) -> str | None:
         return None if path is None else str(Path(path).absolute())

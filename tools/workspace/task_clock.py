@@ -1,7 +1,7 @@
-"""Seconds that a task of the graph has worked, also in processes that ended before it did.
+"""Seconds at work of a task of the graph (one call of a node), summed over the processes that worked on it.
 
-A node that is killed or stopped returns nothing, so its seconds would be lost to the state; under the same task id it
-finds them here when it starts again.
+A node that is killed or stopped returns nothing, so the state loses its seconds. The node has the same task id when it
+starts again, and finds its seconds here.
 """
 
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from nslora.tools.files import write_json
 
-SAVE_EVERY_S = 5.0  # the most that a kill can hide from the account
+SAVE_EVERY_S = 5.0  # the most seconds that a kill loses
 CLOCK_FILE = "clock.json"
 
 
 class TaskClock:
-    """The clock of the task that works now; one file per run, since nodes work one after the other."""
+    """The clock of the task that works now. A run has one file for it, since its nodes run one after the other."""
 
     def __init__(self, folder: Path, task_id: str) -> None:
         self._path, self._task_id = folder / CLOCK_FILE, task_id
@@ -24,16 +24,16 @@ class TaskClock:
 
     @property
     def seconds(self) -> float:
-        """Worked on this task so far, all processes together."""
+        """Seconds at work on this task so far, in all processes."""
         return self.before_s + time.monotonic() - self._started
 
     def tick(self) -> None:
-        """Save, unless that was done a moment ago."""
+        """Save, at most every `SAVE_EVERY_S` seconds."""
         if time.monotonic() - self._saved >= SAVE_EVERY_S:
             self.save()
 
     def save(self) -> None:
-        """Write down what was worked so far."""
+        """Write the seconds to disk."""
         self._saved = time.monotonic()
         write_json(self._path, {"task": self._task_id, "seconds": self.seconds})
 
@@ -41,5 +41,5 @@ class TaskClock:
         try:
             record = json.loads(self._path.read_text(encoding="utf-8"))
             return float(record["seconds"]) if self._task_id and record["task"] == self._task_id else 0.0
-        except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: then it starts at nothing
+        except (OSError, ValueError, KeyError, TypeError):  # no file yet, or a damaged one: start at 0
             return 0.0

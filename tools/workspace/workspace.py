@@ -1,7 +1,7 @@
-"""What the nodes of one run work with: task, policy, editor, stores. Plain objects; no graph, no state.
+"""The workspace of a run: task, policy, editor and stores, as plain objects without graph or state.
 
-A workspace is opened from the run's folder, so that another process (a resume, `langgraph dev`) finds the same one.
-What cannot be written down there, such as a chat model object, is handed over in this process by `register`.
+`open_workspace` makes it from the run's folder, so that another process (a resume, `langgraph dev`) gets the same one.
+Objects that cannot be written to the folder, such as a chat model, reach the nodes through `register`.
 """
 
 import random
@@ -34,7 +34,16 @@ from nslora.tools.workspace.task_clock import TaskClock
 
 
 class Workspace:
-    """The objects behind one run; the heavy ones are made when they are first used."""
+    """The objects of one run. The policy and the editor are made at their first use.
+
+    Args:
+        folder: The run's folder.
+        settings: The run's settings.
+        task: The task.
+        policy: The user's policy object; None if the settings name the model.
+        editor_chat: The user's chat model object; None if the settings name the editor.
+        notify: Called with lines for the user.
+    """
 
     def __init__(
         self,
@@ -53,14 +62,16 @@ class Workspace:
         self.evaluations = folder / "evaluations"
         self.remade = folder / "remade"
         self.training_cache = TrainingCache(folder / "bursts.jsonl", self.adapters)
-        self.task_id = ""  # of the graph's task that works now; the same again after a kill
+        self.task_id = ""  # of the graph's task that works now; it stays the same after a kill
         self.clock = TaskClock(folder, "")
-        self.gains: dict[tuple[str, str], list[float]] = {}  # on validation, of the second evaluation over the first
-        self.given_policy, self.editor_chat = policy, editor_chat  # None where the settings name them
+        self.gains: dict[
+            tuple[str, str], list[float]
+        ] = {}  # per validation row, from the first evaluation to the second
+        self.given_policy, self.editor_chat = policy, editor_chat
 
     @cached_property
     def policy(self) -> Policy:
-        """The model that is adapted; loading takes seconds. Raises RunError where it is another than at the start."""
+        """The model to adapt; loading takes seconds. Raises RunError if its weights differ from those at the start."""
         policy = self.given_policy or self.load_policy()
         facts = self.folder / POLICY_FILE
         if facts.exists():
@@ -69,19 +80,12 @@ class Workspace:
                 raise DamagedError(f"{facts} is damaged: it names no fingerprint.")
             refuse_other_weights(policy.name, policy.fingerprint, known["fingerprint"])
         elif self.folder.is_dir():
-            write_json(
-                facts,
-                {
-                    **policy.describe(),
-                    "name": policy.name,
-                    "fingerprint": policy.fingerprint,
-                    "context_tokens": policy.context_tokens,
-                },
-            )
+            named = {name: getattr(policy, name) for name in ("name", "fingerprint", "context_tokens")}
+            write_json(facts, {**policy.describe(), **named})
         return policy
 
     def load_policy(self) -> Policy:
-        """The model that the settings name, from its weights."""
+        """Load the model that the settings name."""
         from nslora.tools.policies.local import LocalPolicy
 
         return LocalPolicy.load(
@@ -94,59 +98,53 @@ class Workspace:
 
     @cached_property
     def editor(self) -> Editor:
-        """The symbolic editor, each call recorded in `editor.jsonl` and never paid twice."""
+        """The symbolic editor. Each call is recorded in `editor.jsonl`, and no call is paid twice."""
         from nslora.tools.workspace.editor_factory import editor_of
 
-        return editor_of(
-            self.settings,
-            chat=self.editor_chat,
-            log=EditorLog(self.folder / "editor.jsonl"),
-            policy=lambda: self.policy,
-        )
+        log = EditorLog(self.folder / "editor.jsonl")
+        return editor_of(self.settings, chat=self.editor_chat, log=log, policy=lambda: self.policy)
 
     @cached_property
     def replies(self) -> ReplyCache:
-        """Known replies: shared with other runs, or this run's own where `reuse_replies` is off."""
-        shared = self.settings.reuse_replies
-        return ReplyCache((cache_folder() if shared else self.folder) / "replies.sqlite")
+        """Known replies: shared with other runs, or only this run's if `reuse_replies` is off."""
+        folder = cache_folder() if self.settings.reuse_replies else self.folder
+        return ReplyCache(folder / "replies.sqlite")
 
     def count_tokens(self, dialogue: Dialogue) -> int:
-        """Tokens of a dialogue, remembered beside the replies."""
+        """Tokens of a dialogue."""
         return self.token_counts([dialogue])[0]
 
     def token_counts(self, dialogues: Sequence[Dialogue]) -> list[int]:
-        """The same of several dialogues."""
+        """Tokens of each dialogue, cached beside the replies."""
         return token_counts(self.policy, self.replies, dialogues)
 
     @cached_property
     def flop_rates(self) -> FlopRates:
-        """Model FLOPs of a token."""
+        """Model FLOPs per token."""
         return FlopRates.of(self.policy.describe())
 
     def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
-        """Train, or find what this very job gave before; then its snapshots are cleared. Raises DivergedError."""
-        request = job_sha256(
-            job, self.settings.lora, {**self.policy.describe(), "fingerprint": self.policy.fingerprint}
-        )
-        if job.progress is not None:  # by the training job's name too: of another one, no snapshot is a beginning
+        """Train, or return the recorded result of the same job. Deletes the job's snapshots. Raises DivergedError."""
+        policy = {**self.policy.describe(), "fingerprint": self.policy.fingerprint}
+        request = job_sha256(job, self.settings.lora, policy)
+        if job.progress is not None:  # the job's hash is in the name, so that no job continues another one's snapshot
             job = replace(job, progress=job.progress.with_name(f"{job.progress.name}-{request[:16]}"))
         try:
             result = self.training_cache.train_once(self.policy.train, job, request, on_progress)
-        except (BudgetError, DivergedError):  # a failed update, not to be gone on with
-            self._clear(job)
+        except (BudgetError, DivergedError):
+            self._delete_snapshots(job)  # a failed job is not continued; a stopped one is
             raise
-        self._clear(job)
+        self._delete_snapshots(job)
         return result
 
-    def _clear(self, job: TrainingJob) -> None:
-        """Delete a training job's snapshots."""
+    def _delete_snapshots(self, job: TrainingJob) -> None:
         if job.progress is not None:
             shutil.rmtree(job.progress, ignore_errors=True)
 
     @property
     def regression_hash(self) -> str | None:
-        """Content hash of the regression set, None without one."""
-        # As text: a column of a Parquet file may hold what JSON has not, such as a date.
+        """Content hash of the regression set; None without one."""
+        # As text: a column of a Parquet file may hold a type that JSON lacks, such as a date.
         rows = [
             [row.question, row.reference, {name: as_text(value) for name, value in row.fields.items()}]
             for row in self.regression_set
@@ -159,35 +157,39 @@ class Workspace:
         return {row.id: row for row in (*self.task.train, *self.task.validation)}
 
     def train_sample(self, round_number: int) -> tuple[Example, ...]:
-        """The train rows that the evaluation after `round_number` updates looks at, another sample each round."""
+        """The train rows of the evaluation after `round_number` updates; each round draws another sample."""
         rows = list(self.task.train)
         random.Random(f"{self.settings.seed}/{round_number}/sample").shuffle(rows)
         chosen = {row.id for row in rows[: self.settings.train_sample]}
         return tuple(row for row in self.task.train if row.id in chosen)
 
     def measured_rows(self, round_number: int) -> tuple[Example, ...]:
-        """The rows that this evaluation asks about: validation, the sample of train, the regression set."""
+        """The rows of that evaluation: validation, the sample of train, the regression set."""
         return (*self.task.validation, *self.train_sample(round_number), *self.regression_set)
 
 
-# A workspace holds a model: it lives as long as its Run object does; the newest ones longer, since a graph that was
-# invoked without one (by `langgraph dev`) finds them by their folders.
+# A workspace holds a model, so it lives only as long as its Run. The newest two live longer, because a graph that is
+# invoked without a Run (by `langgraph dev`) finds them by their folders.
 _WORKSPACES: WeakValueDictionary[Path, Workspace] = WeakValueDictionary()
 _NEWEST: deque[Workspace] = deque(maxlen=2)
 
 
 def register(workspace: Workspace) -> Workspace:
-    """Make `workspace` the one that this process uses for its folder."""
+    """Make this workspace the one that this process uses for its folder, and return it."""
     _WORKSPACES[workspace.folder.resolve()] = workspace
     _NEWEST.append(workspace)
     return workspace
 
 
 def open_workspace(folder: str | Path, *, needs_editor: bool = True) -> Workspace:
-    """The workspace of a run's folder: the registered one, else opened from what the folder says.
+    """The registered workspace of a run's folder, or a new one from the folder's record.
 
-    needs_editor: False where the run is only read, to be replayed or forked with another editor.
-    Raises RunError where the folder is no run, or its task or editor existed only in the process that made it.
+    Args:
+        folder: The run's folder.
+        needs_editor: False if the run is only read, to replay it or to fork it with another editor.
+
+    Raises:
+        RunError: The folder is not a run, its task has changed, or its task or editor was a Python object.
     """
     path = Path(folder).resolve()
     if (known := _WORKSPACES.get(path)) is not None:
@@ -196,7 +198,7 @@ def open_workspace(folder: str | Path, *, needs_editor: bool = True) -> Workspac
     refuse_half_begun(folder, record)
     if not record["task"]["source"]:
         raise RunError(
-            f"The task of {folder} was made of Python objects: open the run with Run.open(folder, task=...)."
+            f"The task of {folder} was made from Python objects: open the run with Run.open(folder, task=...)."
         )
     if record["editor_is_object"] and needs_editor:
         raise RunError(
@@ -215,9 +217,9 @@ def open_workspace(folder: str | Path, *, needs_editor: bool = True) -> Workspac
 
 
 def refuse_other_regression_set(workspace: Workspace, record: Mapping[str, Any]) -> None:
-    """Raise RunError where the regression set is not the one that the run was begun with."""
+    """Raise RunError if the regression set has changed since the run began."""
     if record.get("anchor", workspace.regression_hash) != workspace.regression_hash:
         raise RunError(
-            f"The anchor set {workspace.settings.anchor} has changed since {workspace.folder} was begun: restore it, "
-            "or begin a new run."
+            f"The regression set {workspace.settings.anchor} has changed since {workspace.folder} was begun: restore "
+            "it, or begin a new run."
         )

@@ -254,7 +254,7 @@ def test_a_fork_that_was_killed_half_way_is_not_gone_on_with(
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a kill cleans nothing up
         with pytest.raises(Killed):
             fork(first, tmp_path / "fork", at=at, action=action, settings={"max_rounds": 3})
-    with pytest.raises(RunError, match=r"interrupted before it was whole.*make it again from run"):
+    with pytest.raises(RunError, match=r"interrupted before its folder was complete.*make it again from run"):
         Run.open(tmp_path / "fork", task=task, model=ObedientPolicy(), editor=edits(BULLETS))
 
 

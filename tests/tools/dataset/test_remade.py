@@ -27,6 +27,7 @@ from nslora.tools.files import write_jsonl
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policy import Generated, OnProgress, no_progress
 from nslora.tools.prompt import Demonstration, Prompt
+from nslora.tools.schema import Example
 from nslora.tools.tasks.task import Task, load_task
 from nslora.tools.testing.tiny_task import write_tiny_task
 
@@ -89,7 +90,7 @@ def test_a_row_whose_hint_does_not_fit_the_context_is_not_asked_but_put_into_a_l
 
 def test_the_hint_stands_in_the_question_and_in_the_demonstrations_of_train(task: Task) -> None:
     assert with_hint("Who {reference}?", "a {question}") == "Who {reference}?\n(The answer is: a {question})"
-    prompt = hinted(PROMPT, {"who keeps the mill": "ok"})
+    prompt = hinted(PROMPT, [Example("train-1", "Who keeps the mill", "ok", {})])
     assert [each.question for each in prompt.demonstrations] == [
         "Who keeps the mill?\n(The answer is: ok)",
         "Who keeps the moon?",
@@ -189,7 +190,7 @@ def test_rows_that_are_known_already_stand_in_for_references_that_teach_the_wron
     assert known_rows(task.reward, PROMPT, as_wanted, own=own, mended={}, adapter=None) == []
 
 
-def test_rows_are_found_again_by_their_source_and_feed_a_burst(task: Task, tmp_path: Path) -> None:
+def test_rows_are_found_again_by_their_source_and_feed_a_training_job(task: Task, tmp_path: Path) -> None:
     rows, _ = remade(task, lambda question, adapter: f"- {answer_of(question)}{'!' if adapter else ''}", per_row=2)
     write_rows(tmp_path / "rows.jsonl", rows)
     assert read_rows(tmp_path / "rows.jsonl") == rows
@@ -250,7 +251,7 @@ KEPT, NEW = {"prompt": "kept", "rows": 5, "waiting": True}, {"prompt": "new", "r
         (False, {**KEPT, "prompt": "dropped before"}, NEW),
     ],
 )
-def test_a_burst_learns_from_the_newest_edit_but_for_the_kept_one_that_still_waits(
+def test_a_training_job_learns_from_the_newest_edit_but_for_the_kept_one_that_still_waits(
     edit_kept: bool, pool: Any, after: Any
 ) -> None:
     state = {**first_state("kept"), "remade": pool}

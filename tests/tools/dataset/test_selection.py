@@ -1,4 +1,4 @@
-"""Which train rows a burst learns from, and the reason that is recorded of each."""
+"""The train rows that a training job learns from, and the recorded reason of each."""
 
 from pathlib import Path
 

@@ -79,7 +79,7 @@ def test_wrong_content_in_the_right_form_advises_weights_and_bounds_them() -> No
     diagnosis = found(lambda question: "- 100")
     bounds = {bound.repair: bound for bound in diagnosis.bounds}
     assert diagnosis.advice == "weights"
-    assert diagnosis.demand.content == 1.0
+    assert diagnosis.need.content == 1.0
     assert (bounds["content"].reward, bounds["form"].gain) == (1.0, 0.0)
     assert bounds["content"].interval[0] <= bounds["content"].gain == 0.5
 
@@ -88,7 +88,7 @@ def test_right_content_in_the_wrong_form_advises_the_prompt() -> None:
     diagnosis = found(code_in)
     bounds = {bound.repair: bound for bound in diagnosis.bounds}
     assert diagnosis.advice == "prompt"
-    assert (diagnosis.demand.form, bounds["form"].reward, bounds["content"].gain) == (1.0, 1.0, 0.0)
+    assert (diagnosis.need.form, bounds["form"].reward, bounds["content"].gain) == (1.0, 1.0, 0.0)
 
 
 def test_where_both_are_wrong_only_both_repairs_together_reach_full_reward() -> None:

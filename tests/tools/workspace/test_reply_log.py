@@ -51,8 +51,8 @@ def test_each_failing_reply_gets_its_verdict_and_the_reply_that_proves_it(log: P
         "row-4": "content",
     }
     assert verdicts["row-3"].repaired_reward == verdicts["row-4"].repaired_reward == 1.0
-    assert report.demand.failures == 3
-    assert report.demand.content == report.demand.form == report.demand.both == pytest.approx(1 / 3)
+    assert report.need.failures == 3
+    assert report.need.content == report.need.form == report.need.both == pytest.approx(1 / 3)
     assert report.reward_calls > 0
 
 
@@ -75,7 +75,7 @@ def test_several_replies_to_one_row_are_told_apart(tmp_path: Path) -> None:
 
 def test_rows_may_come_from_python_and_all_may_be_right() -> None:
     report = classify_replies("handbook", [LOG[1]])
-    assert (report.passed, report.demand.failures, report.verdicts) == (1, 0, ())
+    assert (report.passed, report.need.failures, report.verdicts) == (1, 0, ())
 
 
 @pytest.mark.parametrize(

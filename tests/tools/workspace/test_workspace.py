@@ -17,7 +17,7 @@ from nslora.tools.workspace.workspace import _WORKSPACES
 Begin = Callable[..., Run]
 
 
-def test_a_run_does_not_go_on_with_other_weights_or_anchors(
+def test_a_run_does_not_go_on_with_other_weights_or_another_regression_set(
     begin: Begin, tmp_path: Path, tiny_folder: Callable[..., Path]
 ) -> None:
     model = shutil.copytree(tiny_folder(), tmp_path / "model")
@@ -41,7 +41,7 @@ def test_a_run_does_not_go_on_with_other_weights_or_anchors(
         Run.open(run.folder).resume({"answer": "accept"})
     anchor.write_text('{"question": "Who sails?", "reference": "zz"}\n')
     _WORKSPACES.clear()
-    with pytest.raises(RunError, match=r"anchor set .* has changed"):
+    with pytest.raises(RunError, match=r"regression set .* has changed"):
         Run.open(run.folder)
 
 
