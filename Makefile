@@ -14,7 +14,7 @@ TORCH_VERSION := 2.13.0
 EXTRAS := dev,embedded,postgres,serving,llamacpp
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test test-fast lint types size lock clean
+.PHONY: help setup demo test test-fast lint types size trace lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ build/typing:
 
 size: ## lines of code by folder, without blanks, comments and docstrings
 	@$(PYTHON) tests/size.py
+
+trace: setup ## modules and classes that a failing row passes on its way to a training row
+	@$(BIN)/python tests/trace_row.py
 
 lock: ## write constraints.txt anew: resolve freely into a fresh environment, and freeze it
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
