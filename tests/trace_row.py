@@ -98,13 +98,10 @@ def write_task(folder: Path) -> Path:
     """A task whose first training row carries the mark, and which no random model solves."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", 8), ("validation", 12), ("test", 4)):
-        rows = [
-            {
-                "question": f"Where does {MARK if (split, i) == ('train', 0) else f'{split}-{i}'} live?",
-                "reference": f"in hut {i}",
-            }
-            for i in range(count)
-        ]
+        places = [f"{split}-{i}" for i in range(count)]
+        if split == "train":
+            places[0] = MARK
+        rows = [{"question": f"Where does {each} live?", "reference": f"in hut {i}"} for i, each in enumerate(places)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     path = folder / "task.yaml"
     path.write_text(
@@ -149,9 +146,8 @@ def main() -> None:
     for module, names in trace.modules.items():
         print(f"{module:42} {', '.join(sorted(names))}")
     print(f"{len(trace.touched)} modules see it")
-    print(
-        f"{len(trace.modules)} modules take it in and hand it out; {len(trace.classes)} classes: {', '.join(sorted(trace.classes))}"
-    )
+    print(f"{len(trace.modules)} modules take it in and hand it out")
+    print(f"{len(trace.classes)} classes hold it: {', '.join(sorted(trace.classes))}")
     print(f"longest function on the way: {longest[1]}, {longest[0]} lines")
 
 
