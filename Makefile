@@ -14,7 +14,7 @@ TORCH_VERSION := 2.13.0
 EXTRAS := dev,embedded,postgres,serving,llamacpp
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test test-fast lint types size trace lock clean
+.PHONY: help setup demo test test-fast test-engines lint types size trace lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,11 +35,16 @@ demo: setup ## adapt a real model to invented facts and a house style (minutes; 
 # One process per core, each with one thread: models this small gain nothing from a second one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --dist worksteal
 
-test: setup ## the whole test suite
-	@$(PYTEST)
+test: setup ## the test suite, without real engines
+	@$(PYTEST) -m "not engines"
 
 test-fast: setup ## without the tests that run the embedded model
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not engines"
+
+# In parts: make test-engines PART=tests/notebooks. What cannot be set up here is skipped, and the end says why.
+PART ?= tests
+test-engines: setup ## tests on real servers, databases and notebook kernels
+	@$(PYTEST) -m engines -rs $(PART)
 
 lint: setup build/typing ## ruff, and the order of imports
 	@$(BIN)/ruff check .

