@@ -8,7 +8,6 @@ from nslora.nodes.shared.rounds import history, tries
 from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.classifier.attribution import Need, need_of
 from nslora.tools.dataset.selection import Material, choose_material
-from nslora.tools.evaluation.records import read_evaluation
 from nslora.tools.router.monitoring_signal import Progress, Update, given_up, progress_of, without_material
 from nslora.tools.router.strategies import RouterInput, strategy_named
 from nslora.tools.schema import KINDS, as_record
@@ -22,11 +21,11 @@ def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     kept = state["kept_measured"]
     if kept is None:
         return {"stop": "nothing was measured"}
-    rows, failures = read_evaluation(workspace.evaluations / f"{kept['key']}.jsonl")
-    need = need_of([each.attribution for each in failures if each.split == "validation"])
+    evaluation = workspace.evaluations.load(kept["key"])
+    need = need_of([each.attribution for each in evaluation.failed("validation")])
     seed = f"{workspace.settings.seed}/{tries(state['rounds'], 'textgrad')}"
     material_file = f"material/{state['round'] + 1}-{kept['key']}.json"
-    material = choose_material(workspace.task.train, rows, failures, seed=seed)
+    material = choose_material(workspace.task.train, evaluation.rows, evaluation.failures, seed=seed)
     material.save(workspace.folder / material_file)
     strategy = strategy_named(
         workspace.settings.strategy, settings=workspace.settings.routing, signal=workspace.settings.signal

@@ -7,24 +7,15 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
 from nslora.nodes.shared.budget import Steps, deadline, measuring_flop
+from nslora.nodes.shared.rounds import kept_evaluation
 from nslora.nodes.shared.runtime import stream_progress, workspace_for
+from nslora.tools.classifier.attribution import Attribution
 from nslora.tools.classifier.classify import classify_failures
 from nslora.tools.dataset.remade import read_rows
 from nslora.tools.errors import BudgetError, RunError, TooLongError
 from nslora.tools.evaluation.measure import measure, regression_rows
 from nslora.tools.evaluation.paired_tests import mean
-from nslora.tools.evaluation.records import (
-    EvaluationCost,
-    Failure,
-    Passing,
-    Row,
-    evaluation_cost,
-    layouts_hash,
-    layouts_of,
-    read_evaluation,
-    read_passing,
-    write_evaluation,
-)
+from nslora.tools.evaluation.records import Evaluation, EvaluationCost, Passing, layouts_hash
 from nslora.tools.evaluation.rollouts import ask, grade, known_losses
 from nslora.tools.files import sha256_of_json
 from nslora.tools.inference.context_length import refuse_long_questions
@@ -49,9 +40,10 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     # The start is measured without a limit: a run that knows nothing of its model has nothing to end with.
     until = deadline(state, workspace, to_be_evaluated=False) if proposal else None
     kept = state["kept_measured"]
+    before = kept_evaluation(state, workspace)
     steps = Steps(stream_progress("evaluate", "replies", until))
     try:
-        measured = measure_candidate(workspace, candidate, state["round"], steps, kept=kept)
+        evaluation, cost = evaluated(workspace, candidate, state["round"], steps, before=before)
     except (BudgetError, TooLongError) as error:
         if proposal is None:
             raise
@@ -61,12 +53,14 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
             "wall_s": workspace.clock.seconds,
             "proposal": {**proposal, "candidate": None, "error": str(error), "flop": proposal["flop"] + done_flop},
         }
-    # Both sides under the same layouts, or one would gain potential by what the other was measured without.
-    good = known_good(workspace, [*passing_of(workspace, kept), *passing_of(workspace, measured)])
+    # The classifier knows the same layouts for both: more layouts alone would raise the repairable reward of one side.
+    good = known_good(workspace, [*before.passing, *evaluation.passing])
     changes: Changes = {}
     if kept is not None:
-        changes["kept_measured"] = attributed_anew(workspace, kept, good)
-    measured = attributed_anew(workspace, measured, good)
+        before = attributed_anew(workspace, before, good)
+        changes["kept_measured"] = {**kept, "key": before.key, "potential": repairable_reward(before)}
+    evaluation = attributed_anew(workspace, evaluation, good)
+    measured = summary(evaluation, cost, workspace.flop_rates.forward * cost.forward_tokens)
     wall_s = workspace.clock.seconds
     return {**changes, "measured": {**measured, "wall_s": wall_s}, "wall_s": wall_s}
 
@@ -90,75 +84,69 @@ def refuse_other_beginning(state: AdaptationState) -> None:
         )
 
 
-def measure_candidate(
-    workspace: Workspace, candidate: Candidate, round_number: int, on_progress: OnProgress, *, kept: Measured | None
-) -> Measured:
-    """Evaluate one candidate; what is already measured is read back. kept: what it will be compared with."""
+def evaluated(
+    workspace: Workspace, candidate: Candidate, round_number: int, on_progress: OnProgress, *, before: Evaluation
+) -> tuple[Evaluation, EvaluationCost]:
+    """The evaluation of a candidate, from its file if there is one, and what this call pays for it.
+
+    before: the evaluation of the candidate in force; an empty one in round 0.
+    """
+    task, regression_set = workspace.task, workspace.regression_set
     sample = workspace.train_sample(round_number)
-    regression_set = workspace.regression_set
     key = sha256_of_json(
         [
             candidate,
-            workspace.task.hash,
+            task.hash,
             workspace.policy.fingerprint,
             [row.id for row in sample],
-            workspace.task.max_new_tokens,
+            task.max_new_tokens,
             *([row.question, row.reference] for row in regression_set),
         ]
     )[:16]
-    path = workspace.evaluations / f"{key}.jsonl"
-    if not path.exists():
-        if kept is None:
-            task = workspace.task
-            refuse_long_questions(
-                {"train": task.train, "validation": task.validation, "test": task.test, "anchor": regression_set},
-                workspace.prompts.get(candidate["prompt"]),
-                count=workspace.token_counts,
-                context_tokens=workspace.policy.context_tokens,
-                max_new_tokens=task.max_new_tokens,
-            )
-        validation, asked = workspace.task.validation, workspace.measured_rows(round_number)
-        prompt = workspace.prompts.get(candidate["prompt"])
-        replies = ask(
-            workspace.policy,
-            workspace.replies,
+    if key in workspace.evaluations:
+        evaluation = workspace.evaluations.load(key)
+        return evaluation, evaluation.cost_for(workspace.task_id)
+    prompt = workspace.prompts.get(candidate["prompt"])
+    if not before.key:
+        refuse_long_questions(
+            {"train": task.train, "validation": task.validation, "test": task.test, "anchor": regression_set},
             prompt,
-            [row.question for row in asked],
-            adapter=candidate["adapter"],
-            max_new_tokens=workspace.task.max_new_tokens,
-            on_progress=on_progress,
+            count=workspace.token_counts,
+            context_tokens=workspace.policy.context_tokens,
+            max_new_tokens=task.max_new_tokens,
         )
-        losses, scored_tokens = reference_losses(workspace, candidate)
-        every = grade(workspace.task.reward, asked, replies.texts)
-        graded = every[: len(validation) + len(sample)]
-        passing = [
-            Passing(each.example.id, each.reply)
-            for i, each in enumerate(graded)
-            if i >= len(validation) and each.score.passed and i not in replies.truncated
-        ]
-        good = known_good(workspace, [*passing_of(workspace, kept), *passing])
-        rows, failures = measure(
-            graded[: len(validation)], workspace.task.reward, good, "validation", losses, workspace.task.train
-        )
-        more_rows, more_failures = measure(
-            graded[len(validation) :], workspace.task.reward, good, "train", train=workspace.task.train
-        )
-        truncated = {graded[i].example.id for i in replies.truncated if len(validation) <= i < len(graded)}
-        more_failures = [replace(each, truncated=each.id in truncated) for each in more_failures]
-        more_rows += regression_rows(every[len(graded) :])
-        cost = EvaluationCost(replies.tokens, replies.cached, replies.forward_tokens + scored_tokens)
-        write_evaluation(
-            path,
-            rows + more_rows,
-            failures + more_failures,
-            payer=workspace.task_id,
-            cost=cost,
-            passing=passing,
-            layouts=layouts_hash(good),
-        )
-    else:
-        cost = evaluation_cost(path, workspace.task_id)
-    return summary(key, read_evaluation(path)[0], cost, workspace.flop_rates.forward * cost.forward_tokens)
+    asked = workspace.measured_rows(round_number)
+    replies = ask(
+        workspace.policy,
+        workspace.replies,
+        prompt,
+        [row.question for row in asked],
+        adapter=candidate["adapter"],
+        max_new_tokens=task.max_new_tokens,
+        on_progress=on_progress,
+    )
+    losses, scored_tokens = reference_losses(workspace, candidate)
+    graded = grade(task.reward, asked, replies.texts)
+    first, last = len(task.validation), len(task.validation) + len(sample)
+    passing = [
+        Passing(graded[i].example.id, graded[i].reply)
+        for i in range(first, last)
+        if graded[i].score.passed and i not in replies.truncated
+    ]
+    good = known_good(workspace, [*before.passing, *passing])
+    rows, failures = measure(graded[:first], task.reward, good, "validation", losses, task.train)
+    train_rows, train_failures = measure(graded[first:last], task.reward, good, "train", train=task.train)
+    truncated = {graded[i].example.id for i in replies.truncated if first <= i < last}
+    evaluation = Evaluation(
+        key,
+        [*rows, *train_rows, *regression_rows(graded[last:])],
+        [*failures, *(replace(each, truncated=each.id in truncated) for each in train_failures)],
+        passing,
+        layouts=layouts_hash(good),
+        payer=workspace.task_id,
+        cost=EvaluationCost(replies.tokens, replies.cached, replies.forward_tokens + scored_tokens),
+    )
+    return workspace.evaluations.write(evaluation), evaluation.cost
 
 
 def reference_losses(workspace: Workspace, candidate: Candidate) -> tuple[list[float | None], int]:
@@ -179,53 +167,32 @@ def reference_losses(workspace: Workspace, candidate: Candidate) -> tuple[list[f
     return [by_row.get(i) for i in range(len(workspace.task.validation))], sum(tokens)
 
 
-def attributed_anew(workspace: Workspace, measured: Measured, good: list[Graded]) -> Measured:
-    """An evaluation with its failures attributed under the layouts of `good`; its rewards stay."""
-    path = workspace.evaluations / f"{measured['key']}.jsonl"
+def attributed_anew(workspace: Workspace, evaluation: Evaluation, good: list[Graded]) -> Evaluation:
+    """The evaluation with its failures attributed under the layouts of `good`; its rewards stay."""
     layouts = layouts_hash(good)
-    if layouts_of(path) == layouts:
-        return measured
-    rows, failures = read_evaluation(path)
-    anew: dict[str, Failure] = {}
+    if evaluation.layouts == layouts:
+        return evaluation
+    reward, anew = workspace.task.reward, dict[str, Attribution]()
     for split in ("validation", "train"):  # apart, as `measure` attributes them
-        these = [each for each in failures if each.split == split]
-        answers = classify_failures(
-            [regraded(workspace, each) for each in these],
-            workspace.task.reward,
-            known_good=good,
-            train=workspace.task.train,
-        )
-        anew |= {each.id: replace(each, attribution=answer) for each, answer in zip(these, answers, strict=True)}
+        failures = evaluation.failed(split)
+        graded = grade(reward, [workspace.examples[each.id] for each in failures], [each.reply for each in failures])
+        answers = classify_failures(graded, reward, known_good=good, train=workspace.task.train)
+        anew |= {each.id: answer for each, answer in zip(failures, answers, strict=True)}
     rows = [
-        replace(row, repaired_reward=max(row.value, anew[row.id].attribution.repaired_reward))
+        replace(row, repaired_reward=max(row.value, anew[row.id].repaired_reward))
         if row.split != "anchor" and row.id in anew
         else row
-        for row in rows
+        for row in evaluation.rows
     ]
-    key = f"{measured['key'].split('-')[0]}-{layouts}"
-    write_evaluation(
-        workspace.evaluations / f"{key}.jsonl",
-        rows,
-        [anew[each.id] for each in failures],
-        passing=read_passing(path),
-        layouts=layouts,
+    return workspace.evaluations.write(
+        Evaluation(
+            f"{evaluation.key.split('-')[0]}-{layouts}",
+            rows,
+            [replace(each, attribution=anew[each.id]) for each in evaluation.failures],
+            evaluation.passing,
+            layouts=layouts,
+        )
     )
-    return {
-        **measured,
-        "key": key,
-        "potential": mean([row.repaired_reward for row in rows if row.split == "validation"]),
-    }
-
-
-def regraded(workspace: Workspace, failure: Failure) -> Graded:
-    """A stored failure as the classifier takes it."""
-    example = workspace.examples[failure.id]
-    return Graded(example, failure.reply, workspace.task.reward(example, failure.reply))
-
-
-def passing_of(workspace: Workspace, measured: Measured | None) -> list[Passing]:
-    """The whole train replies of an evaluation that earned full reward."""
-    return read_passing(workspace.evaluations / f"{measured['key']}.jsonl") if measured else []
 
 
 def known_good(workspace: Workspace, passing: Sequence[Passing]) -> list[Graded]:
@@ -251,20 +218,24 @@ def known_good(workspace: Workspace, passing: Sequence[Passing]) -> list[Graded]
     return [each for each in graded if each.score.passed]
 
 
-def summary(key: str, rows: list[Row], cost: EvaluationCost, flop: float) -> Measured:
-    """Means over the validation rows."""
-    judged = [row for row in rows if row.split == "validation"]
-    train = [row for row in rows if row.split == "train"]
-    losses = [row.loss_nats for row in judged if row.loss_nats is not None]
+def repairable_reward(evaluation: Evaluation) -> float:
+    """Mean reward on validation after the best single repair of each failure."""
+    return mean([row.repaired_reward for row in evaluation.of("validation").values()])
+
+
+def summary(evaluation: Evaluation, cost: EvaluationCost, flop: float) -> Measured:
+    """Means over the validation rows, and over the train rows of the sample."""
+    rows = list(evaluation.of("validation").values())
+    losses = [row.loss_nats for row in rows if row.loss_nats is not None]
     return Measured(
-        key=key,
-        reward=mean([row.value for row in judged]),
-        potential=mean([row.repaired_reward for row in judged]),
-        all_checks=mean([float(row.passed) for row in judged]),
-        checks=check_means([row.checks for row in judged]),
+        key=evaluation.key,
+        reward=mean([row.value for row in rows]),
+        potential=repairable_reward(evaluation),
+        all_checks=mean([float(row.passed) for row in rows]),
+        checks=check_means([row.checks for row in rows]),
         loss_nats=mean(losses) if losses else None,
-        failures=sum(not row.passed for row in judged),
-        train_reward=mean([row.value for row in train]),
+        failures=sum(not row.passed for row in rows),
+        train_reward=mean([row.value for row in evaluation.of("train").values()]),
         wall_s=0.0,
         generated_tokens=cost.tokens,
         cached_replies=cost.cached,

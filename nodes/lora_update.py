@@ -4,12 +4,11 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.shared.budget import Steps, deadline, fitted, planned_tokens
-from nslora.nodes.shared.rounds import material_of, tries
+from nslora.nodes.shared.rounds import kept_evaluation, material_of, tries
 from nslora.nodes.shared.runtime import stream_progress, workspace_for
 from nslora.tools.dataset.remade import RemadeRow, known_rows, read_rows, rows_by_source
 from nslora.tools.dataset.selection import training_rows
 from nslora.tools.errors import BudgetError, DivergedError, TooLongError
-from nslora.tools.evaluation.records import read_evaluation, read_passing
 from nslora.tools.files import write_jsonl
 from nslora.tools.inference.context_length import within_context
 from nslora.tools.policy import TrainingJob, TrainingRow
@@ -96,24 +95,19 @@ def known_to_the_kept(examples: list[Example], state: AdaptationState, workspace
     """Full-reward replies to these train rows that the kept candidate's evaluation holds; none where remade data or
     reward calls are to be spared.
     """
-    measured = state["kept_measured"]
-    if measured is None or not workspace.settings.remade_per_row or workspace.task.reward.costly:
+    if not workspace.settings.remade_per_row or workspace.task.reward.costly:
         return []
-    path = workspace.evaluations / f"{measured['key']}.jsonl"
-    _, failures = read_evaluation(path)
+    evaluation = kept_evaluation(state, workspace)
     mended = {
         each.id: each.attribution.repaired
-        for each in failures
-        if each.split == "train"
-        and not each.truncated
-        and each.attribution.verdict == "content"
-        and each.attribution.repaired
+        for each in evaluation.failed("train")
+        if not each.truncated and each.attribution.verdict == "content" and each.attribution.repaired
     }
     return known_rows(
         workspace.task.reward,
         workspace.prompts.get(state["kept"]["prompt"]),
         examples,
-        own={each.id: each.reply for each in read_passing(path)},
+        own={each.id: each.reply for each in evaluation.passing},
         mended=mended,
         adapter=state["kept"]["adapter"],
     )

@@ -16,7 +16,6 @@ from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.editor.call_log import lines_in
 from nslora.tools.evaluation.acceptance import KeepDecision, fewest_wins, keep_or_drop
 from nslora.tools.evaluation.paired_tests import TIE, p_values_of_several
-from nslora.tools.evaluation.records import Row, read_evaluation
 from nslora.tools.files import write_jsonl
 from nslora.tools.router.monitoring_signal import progress_of
 from nslora.tools.schema import KINDS
@@ -79,12 +78,15 @@ def judge(state: AdaptationState, workspace: Workspace) -> KeepDecision:
         return KeepDecision(False, f"failed: {proposal['error']}", {})
     if kept is None or measured is None:
         return KeepDecision(False, "dropped: nothing was measured", {})
-    old, new = rows_of(workspace, kept["key"], "validation"), rows_of(workspace, measured["key"], "validation")
+    before, after = workspace.evaluations.load(kept["key"]), workspace.evaluations.load(measured["key"])
+    old, new = before.of("validation"), after.of("validation")
     ids = sorted(old)
-    regression_old, regression_new = (
-        best_regression_rows(state, kept, workspace),
-        rows_of(workspace, measured["key"], "anchor"),
+    start = workspace.evaluations.load(state["start_measured"]["key"]) if state["start_measured"] else before
+    # Small falls must not add up: the candidate is held against the better of what is kept and the start.
+    regression_old = max(
+        (before.of("anchor"), start.of("anchor")), key=lambda rows: sum(row.value for row in rows.values())
     )
+    regression_new = after.of("anchor")
     regression_ids = sorted(regression_old.keys() & regression_new.keys())
     return keep_or_drop(
         [old[i].value for i in ids],
@@ -94,15 +96,6 @@ def judge(state: AdaptationState, workspace: Workspace) -> KeepDecision:
         settings=workspace.settings.keep,
         regression_old=[regression_old[i].value for i in regression_ids] or None,
         regression_new=[regression_new[i].value for i in regression_ids] or None,
-    )
-
-
-def best_regression_rows(state: AdaptationState, kept: Measured, workspace: Workspace) -> dict[str, Row]:
-    """The regression rows of what is kept or of the start, whichever did better: small falls must not add up."""
-    measured = [each for each in (kept, state["start_measured"]) if each is not None]
-    return max(
-        (rows_of(workspace, each["key"], "anchor") for each in measured),
-        key=lambda rows: sum(row.value for row in rows.values()),
     )
 
 
@@ -116,7 +109,7 @@ def final_choice(state: AdaptationState, rounds: list[RoundRecord], workspace: W
     measured = [record for record in rounds if record["evaluation"] and record["candidate"]]
     if start is None or not measured:
         return {}
-    gains = [gains_of(workspace, start["key"], str(record["evaluation"])) for record in measured]
+    gains = [workspace.evaluations.gains(str(record["evaluation"]), over=start["key"]) for record in measured]
     p_values = p_values_of_several(gains, samples=settings.samples, seed=settings.seed)
     choice: Changes = {"best": state["start"], "best_reward": start["reward"]}
     for record, p_value in zip(measured, p_values, strict=True):
@@ -125,19 +118,6 @@ def final_choice(state: AdaptationState, rounds: list[RoundRecord], workspace: W
         if p_value <= settings.result_level and spared and reward is not None and reward > choice["best_reward"] + TIE:
             choice = {"best": record["candidate"], "best_reward": reward}
     return choice
-
-
-def gains_of(workspace: Workspace, start: str, key: str) -> list[float]:
-    """Reward less the start's on each validation row, in one order; remembered, since evaluations never change."""
-    if (start, key) not in workspace.gains:
-        old, new = rows_of(workspace, start, "validation"), rows_of(workspace, key, "validation")
-        workspace.gains[start, key] = [new[i].value - old[i].value for i in sorted(old)]
-    return workspace.gains[start, key]
-
-
-def rows_of(workspace: Workspace, key: str, split: str) -> dict[str, Row]:
-    rows, _ = read_evaluation(workspace.evaluations / f"{key}.jsonl")
-    return {row.id: row for row in rows if row.split == split}
 
 
 def signal_of(rounds: list[RoundRecord], workspace: Workspace) -> dict[str, dict[str, float]]:

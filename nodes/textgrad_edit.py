@@ -9,13 +9,12 @@ from langgraph.runtime import Runtime
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.shared.budget import deadline, editing_flop, editing_tokens, screening_fits
 from nslora.nodes.shared.prompt_candidates import check, remake_under
-from nslora.nodes.shared.rounds import material_of
+from nslora.nodes.shared.rounds import kept_evaluation, material_of
 from nslora.nodes.shared.runtime import stream_progress, workspace_for
 from nslora.tools.dataset.remade import LAYOUT
 from nslora.tools.editor.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor.failures_view import describe_edit
 from nslora.tools.errors import BudgetError, TooLongError
-from nslora.tools.evaluation.records import read_evaluation
 from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import write_json
 from nslora.tools.policy import OnProgress
@@ -160,14 +159,9 @@ def blank(usage: dict[str, float | bool], wall_s: float) -> Proposal:
 
 def failures_to_show(state: AdaptationState, workspace: Workspace) -> list[Graded]:
     """Train failures, the largest form deficit first; never a row of validation or test."""
-    kept = state["kept_measured"]
-    if kept is None:
-        return []
-    _, failures = read_evaluation(workspace.evaluations / f"{kept['key']}.jsonl")
-    replies = {each.id: each.reply for each in failures if each.split == "train"}
-    by_id = {row.id: row for row in workspace.task.train}
+    replies = {each.id: each.reply for each in kept_evaluation(state, workspace).failed("train")}
     shown = [i for i in material_of(state, workspace).form if i in replies][:FAILURES_OFFERED]
-    return [Graded(by_id[i], replies[i], workspace.task.reward(by_id[i], replies[i])) for i in shown]
+    return grade(workspace.task.reward, [workspace.examples[i] for i in shown], [replies[i] for i in shown])
 
 
 def spent_so_far(state: AdaptationState) -> Usage:
@@ -236,11 +230,10 @@ def screen(
 
 def screening_rows(state: AdaptationState, workspace: Workspace) -> tuple[list[Example], list[Example]]:
     """Train rows that fail and that pass under what is kept; where one side is short, the other fills up."""
-    kept, most = state["kept_measured"], workspace.settings.editing.screening_rows
-    rows = read_evaluation(workspace.evaluations / f"{kept['key']}.jsonl")[0] if kept else []
+    most = workspace.settings.editing.screening_rows
     by_id = {row.id: row for row in workspace.task.train}
     failing = [by_id[i] for i in material_of(state, workspace).form if i in by_id]
-    passing = [by_id[row.id] for row in rows if row.split == "train" and row.passed]
+    passing = [by_id[row.id] for row in kept_evaluation(state, workspace).of("train").values() if row.passed]
     few = min(len(passing), max(most // 2, most - len(failing)))
     return failing[: most - few], passing[:few]
 

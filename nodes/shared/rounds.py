@@ -2,6 +2,7 @@
 
 from nslora.graph.state import AdaptationState, Kind, RoundRecord
 from nslora.tools.dataset.selection import Material
+from nslora.tools.evaluation.records import Evaluation
 from nslora.tools.router.monitoring_signal import Update
 from nslora.tools.workspace.workspace import Workspace
 
@@ -28,6 +29,12 @@ def tries(rounds: list[RoundRecord], kind: Kind) -> int:
     strategies and forks that come to the same update by other ways make the same one, and comparisons are paired.
     """
     return sum(record["action"] == kind for record in rounds)
+
+
+def kept_evaluation(state: AdaptationState, workspace: Workspace) -> Evaluation:
+    """The evaluation of the candidate in force; an empty one before the first."""
+    kept = state["kept_measured"]
+    return workspace.evaluations.load(kept["key"]) if kept else Evaluation("")
 
 
 def material_of(state: AdaptationState, workspace: Workspace) -> Material:

@@ -210,7 +210,7 @@ def test_an_update_that_lowers_the_reward_is_not_kept(begin: Callable[..., Run],
 
     report = begin(
         task=make_task(style=False), policy=WorseWhenTuned(tmp_path / "run" / "adapters"), strategy="lora"
-    ).adapt()
+    ).adapt().report
     first = report["rounds"][0]
     assert first["reward_before"] > first["reward_after"] == 0
     assert not first["kept"]

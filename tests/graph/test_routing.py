@@ -19,7 +19,7 @@ def test_an_action_that_there_is_not_is_refused(finished: Run, begin: Begin, tmp
     assert not (tmp_path / "fork").exists()
     run = begin("by-hand", max_rounds=2)
     with run.checkpointer() as saver:
-        graph = build_graph(saver)
+        graph = build_graph(checkpointer=saver)
         state = graph.invoke(run.first_state(), run.config, context=run.context, interrupt_after=["classify"])
         with pytest.raises(RunError, match="holds the action 'dance'"):
             graph.update_state(run.config, {"decision": {**state["decision"], "action": "dance"}}, as_node="classify")

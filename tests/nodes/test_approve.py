@@ -151,7 +151,7 @@ def test_a_run_that_is_begun_in_the_shell_ends_with_its_question(
             "device.device=cpu",
         ],
     )
-    assert shown.exit_code == 0, shown.output
+    assert shown.exit_code == 3, shown.output
     assert f"nslora resume '{tmp_path / 'my run'}' --accept" in shown.output
 
 
@@ -205,7 +205,7 @@ def test_no_answer_is_lost_without_a_word(begin: Begin, finished: Run, when: str
 
 def test_a_run_that_another_checkpointer_holds_is_not_begun_anew(begin: Begin) -> None:
     run, saver = begin(approve="edits", strategy="textgrad", max_rounds=2), InMemorySaver()
-    graph = build_graph(saver)
+    graph = build_graph(checkpointer=saver)
     graph.invoke(run.first_state(), run.config, context=run.context)
     question = (run.folder / QUESTION_FILE).read_text()
     for other in (run, Run.open(run.folder, checkpoints=InMemorySaver())):

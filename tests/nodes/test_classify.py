@@ -108,7 +108,7 @@ def decisions(run: Run) -> list[Decision]:
     with run.checkpointer() as saver:
         from nslora.graph.build import build_graph
 
-        for snapshot in build_graph(saver).get_state_history(run.config):
+        for snapshot in build_graph(checkpointer=saver).get_state_history(run.config):
             decision = snapshot.values.get("decision")
             if decision is not None and decision not in found:
                 found.append(decision)

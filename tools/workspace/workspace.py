@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.editor import Editor
 from nslora.tools.errors import BudgetError, DamagedError, DivergedError, RunError
+from nslora.tools.evaluation.records import EvaluationStore
 from nslora.tools.files import as_text, read_json, sha256_of_json, write_json
 from nslora.tools.inference.flops import FlopRates, token_counts
 from nslora.tools.inference.reply_cache import ReplyCache
@@ -50,12 +51,11 @@ class Workspace:
         self.adapters = AdapterStore(folder / "adapters")
         self.prompts = PromptStore(folder / "prompts")
         self.regression_set = read_regression_set(settings.anchor, task)
-        self.evaluations = folder / "evaluations"
+        self.evaluations = EvaluationStore(folder / "evaluations")
         self.remade = folder / "remade"
         self.training_cache = TrainingCache(folder / "bursts.jsonl", self.adapters)
         self.task_id = ""  # of the graph's task that works now; the same again after a kill
         self.clock = TaskClock(folder, "")
-        self.gains: dict[tuple[str, str], list[float]] = {}  # on validation, of the second evaluation over the first
         self.given_policy, self.editor_chat = policy, editor_chat  # None where the settings name them
 
     @cached_property
