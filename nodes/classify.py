@@ -8,9 +8,9 @@ from nslora.nodes.shared.rounds import history, tries
 from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.classifier.attribution import Need, need_of
 from nslora.tools.dataset.selection import Material, choose_material
-from nslora.tools.router.monitoring_signal import Progress, Update, given_up, progress_of, without_material
+from nslora.tools.router.monitoring_signal import Progress, closed, read_signal
 from nslora.tools.router.strategies import RouterInput, strategy_named
-from nslora.tools.schema import KINDS, as_record
+from nslora.tools.schema import as_record
 from nslora.tools.workspace.cost_estimate import update_tokens
 from nslora.tools.workspace.workspace import Workspace
 
@@ -49,7 +49,6 @@ def router_input_of(
     state: AdaptationState, workspace: Workspace, kept: Measured, need: Need, material: Material
 ) -> RouterInput:
     """What the strategies decide from."""
-    updates = tuple(history(state["rounds"]))
     remade = state["remade"]
     return RouterInput(
         task=workspace.task.hash,
@@ -59,26 +58,24 @@ def router_input_of(
         validation_reward=kept["reward"],
         target=workspace.settings.target,
         need=need if kept["failures"] else None,
-        progress=signals(state, workspace, updates, material),
+        progress=signals(state, workspace, material),
         cost_tokens=expected_cost(workspace),
         remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
         seed=workspace.settings.seed,
-        history=updates,
+        history=tuple(history(state["rounds"])),
     )
 
 
-def signals(
-    state: AdaptationState, workspace: Workspace, updates: tuple[Update, ...], material: Material
-) -> dict[Kind, Progress]:
-    """The signal of each kind; edits are closed where no failure on train is there to show to an editor.
+def signals(state: AdaptationState, workspace: Workspace, material: Material) -> dict[Kind, Progress]:
+    """The monitor's signal; edits are closed if no failure on train can be shown to the editor.
 
-    They are closed for good once the editor has failed too often in a row, or reached a cap.
+    They are closed for the rest of the run if the editor failed too often in a row, or reached a cap.
     """
-    found: dict[Kind, Progress] = {kind: progress_of(kind, updates, workspace.settings.signal) for kind in KINDS}
+    found = read_signal(state["signal"])
     if not material.form:
-        found["textgrad"] = without_material(found["textgrad"])
+        found["textgrad"] = closed(found["textgrad"], "no_material")
     if state["editor_failures"] >= workspace.settings.editing.patience:
-        found["textgrad"] = given_up(found["textgrad"])
+        found["textgrad"] = closed(found["textgrad"], "given_up")
     return found
 
 

@@ -17,8 +17,8 @@ from nslora.tools.editor.call_log import lines_in
 from nslora.tools.evaluation.acceptance import KeepDecision, fewest_wins, keep_or_drop
 from nslora.tools.evaluation.paired_tests import TIE, p_values_of_several
 from nslora.tools.files import write_jsonl
-from nslora.tools.router.monitoring_signal import progress_of
-from nslora.tools.schema import KINDS
+from nslora.tools.router.monitoring_signal import signal_of
+from nslora.tools.router.reasons import why_stop
 from nslora.tools.workspace.workspace import Workspace
 
 
@@ -30,11 +30,15 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
         if measured is None:
             return {}
         changes: Changes = {"start_measured": measured, "kept_measured": measured, "best_reward": measured["reward"]}
-        return {**changes, "signal": signal_of([], workspace), "stop": why_stop(workspace, measured, 0, changed=False)}
+        return {
+            **changes,
+            "signal": signal_of([], workspace.settings.signal),
+            "stop": stop_reason(workspace, measured, 0, changed=False),
+        }
     verdict = judge(state, workspace)
     record = round_record(state, proposal, measured, verdict, workspace)
     rounds = [*state["rounds"], record]
-    record["signal"] = signal_of(rounds, workspace)
+    record["signal"] = signal_of(history(rounds), workspace.settings.signal)
     write_jsonl(workspace.folder / "decisions.jsonl", rounds)
     changes = {
         "round": state["round"] + 1,
@@ -52,7 +56,7 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
             changes |= {"kept": proposal["candidate"], "kept_measured": measured}
         changes |= final_choice(state, rounds, workspace)
     if kept_measured is not None:
-        changes["stop"] = why_stop(
+        changes["stop"] = stop_reason(
             workspace, kept_measured, state["round"] + 1, changed=any(each["kept"] for each in rounds)
         )
     return changes
@@ -120,30 +124,19 @@ def final_choice(state: AdaptationState, rounds: list[RoundRecord], workspace: W
     return choice
 
 
-def signal_of(rounds: list[RoundRecord], workspace: Workspace) -> dict[str, dict[str, float]]:
-    """The unified monitoring signal of each kind, as plain numbers."""
-    states = {kind: progress_of(kind, history(rounds), workspace.settings.signal) for kind in KINDS}
-    return {
-        kind: {"value": each.value, "saturated": float(each.saturated), **each.evidence}
-        for kind, each in states.items()
-    }
-
-
-def why_stop(workspace: Workspace, kept: Measured, rounds_done: int, *, changed: bool) -> str:
-    """A reason to end the run that needs no classifier, or "". changed: something was kept since the start."""
-    if kept["reward"] >= workspace.settings.target:
-        return f"target reached: validation reward {kept['reward']:.3f}, wanted {workspace.settings.target:.3f}"
-    if kept["failures"] == 0:
-        return "nothing left to mend on validation"
-    level = workspace.settings.keep.level if changed else workspace.settings.keep.from_start
-    if kept["failures"] < (needed := fewest_wins(level)):
-        return (
-            f"what is left, {kept['failures']} of validation's rows, is less than it can tell from chance "
-            f"({needed} rows at level {level:g})"
-        )
-    if rounds_done >= workspace.settings.max_rounds:
-        return f"round limit of {workspace.settings.max_rounds} reached"
-    return ""
+def stop_reason(workspace: Workspace, kept: Measured, rounds_done: int, *, changed: bool) -> str:
+    """Why the run ends here, "" if it goes on. changed: whether an update was kept since the start."""
+    settings = workspace.settings
+    level = settings.keep.level if changed else settings.keep.from_start
+    return why_stop(
+        reward=kept["reward"],
+        target=settings.target,
+        failures=kept["failures"],
+        rounds_done=rounds_done,
+        max_rounds=settings.max_rounds,
+        fewest_failures=fewest_wins(level),
+        level=level,
+    )
 
 
 def round_record(

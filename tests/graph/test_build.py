@@ -208,9 +208,11 @@ def test_an_update_that_lowers_the_reward_is_not_kept(begin: Callable[..., Run],
         def _reply(self, dialogue: Dialogue, adapter: str | None) -> str:
             return "rubbish" if adapter else "Orla, Bram or Ciro"
 
-    report = begin(
-        task=make_task(style=False), policy=WorseWhenTuned(tmp_path / "run" / "adapters"), strategy="lora"
-    ).adapt().report
+    report = (
+        begin(task=make_task(style=False), policy=WorseWhenTuned(tmp_path / "run" / "adapters"), strategy="lora")
+        .adapt()
+        .report
+    )
     first = report["rounds"][0]
     assert first["reward_before"] > first["reward_after"] == 0
     assert not first["kept"]

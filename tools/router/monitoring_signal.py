@@ -26,11 +26,11 @@ jobs.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nslora.tools.schema import Kind
+from nslora.tools.schema import KINDS, Kind
 
 
 class SignalSettings(BaseModel):
@@ -155,14 +155,27 @@ def progress_of(kind: Kind, history: Sequence[Update], settings: SignalSettings 
     return Progress(kind, (1.0 + value) / 2 if moved else value, saturated, evidence)
 
 
-def given_up(state: Progress) -> Progress:
-    """The same kind, closed for the rest of the run however the ground moves: an editor that fails is left alone."""
-    return replace(state, value=0.0, saturated=True, evidence={**state.evidence, "given_up": 1.0})
+def signal_of(history: Sequence[Update], settings: SignalSettings = DEFAULTS) -> dict[str, dict[str, float]]:
+    """The signal of each kind as plain numbers: value, saturated (0 or 1), and the evidence."""
+    found = {kind: progress_of(kind, history, settings) for kind in KINDS}
+    return {
+        kind: {"value": each.value, "saturated": float(each.saturated), **each.evidence} for kind, each in found.items()
+    }
 
 
-def without_material(state: Progress) -> Progress:
-    """The same kind, closed for this round: no failure on train is there to learn from."""
-    return replace(state, value=0.0, saturated=True, evidence={**state.evidence, "no_material": 1.0})
+def read_signal(signal: Mapping[str, Mapping[str, float]]) -> dict[Kind, Progress]:
+    """The inverse of `signal_of`."""
+    found: dict[Kind, Progress] = {}
+    for kind in KINDS:
+        evidence = dict(signal[kind])
+        value, saturated = evidence.pop("value"), bool(evidence.pop("saturated"))
+        found[kind] = Progress(kind, value, saturated, evidence)
+    return found
+
+
+def closed(progress: Progress, why: Literal["given_up", "no_material"]) -> Progress:
+    """The same kind, closed whatever its progress: its editor is given up, or no failure on train is left to show."""
+    return replace(progress, value=0.0, saturated=True, evidence={**progress.evidence, why: 1.0})
 
 
 def _moves_ground(other: Update, kind: Kind) -> bool:

@@ -9,6 +9,41 @@ from nslora.tools.schema import KINDS, Kind
 WORDS: Mapping[str, str] = {"lora": "weights", "textgrad": "prompt"}
 
 
+def why_stop(
+    *,
+    reward: float,
+    target: float,
+    failures: int,
+    rounds_done: int,
+    max_rounds: int,
+    fewest_failures: int = 0,
+    level: float = 0.0,
+) -> str:
+    """Why a run ends before any update is chosen; "" if it goes on.
+
+    Args:
+        reward: Of the candidate in force, on validation.
+        target: Reward at which the run ends.
+        failures: Validation rows without full reward.
+        rounds_done: Updates so far.
+        max_rounds: Most updates.
+        fewest_failures: Rows that the test of a gain needs at `level`; 0 to leave this rule out.
+        level: Of the test.
+    """
+    if reward >= target:
+        return f"target reached: validation reward {reward:.3f}, wanted {target:.3f}"
+    if failures == 0:
+        return f"no failure is left on validation (reward {reward:.3f})"
+    if failures < fewest_failures:
+        return (
+            f"too few failures are left on validation: {failures}, and a gain can be told from chance only on "
+            f"{fewest_failures} rows (level {level:g})"
+        )
+    if rounds_done >= max_rounds:
+        return f"round limit of {max_rounds} reached"
+    return ""
+
+
 def need_words(kind: Kind, router_input: RouterInput) -> str:
     need = router_input.need
     if need is None:

@@ -25,7 +25,7 @@ from nslora.tools.router.expected_gain import (
 from nslora.tools.router.inputs import Action, RouterDecision, RouterInput, Strategy, evidence, open_kinds
 from nslora.tools.router.monitoring_signal import DEFAULTS as SIGNAL_DEFAULTS
 from nslora.tools.router.monitoring_signal import SignalSettings, Update, progress_of
-from nslora.tools.router.reasons import WORDS, _explain, need_words, signal_words, why_nothing_goes
+from nslora.tools.router.reasons import WORDS, _explain, need_words, signal_words, why_nothing_goes, why_stop
 from nslora.tools.schema import KINDS, Kind
 
 __all__ = [
@@ -263,15 +263,15 @@ def _user_function(spec: str) -> Callable[[RouterInput], object]:
 
 
 def must_finish(router_input: RouterInput) -> RouterDecision | None:
-    """The ends that hold under every strategy: target reached, nothing left to mend, no round left."""
-    reward, target = router_input.validation_reward, router_input.target
-    if reward >= target:
-        return finish(f"Target reached: validation reward {reward:.3f}, wanted {target:.3f}.", router_input)
-    if router_input.failures == 0 or router_input.need is None:
-        return finish(f"Nothing left to mend: no failure on validation (reward {reward:.3f}).", router_input)
-    if router_input.rounds_left <= 0:
-        return finish(f"No round left in the budget after {router_input.round}.", router_input)
-    return None
+    """The end that holds under every strategy, if there is one; `why_stop` has the rules."""
+    reason = why_stop(
+        reward=router_input.validation_reward,
+        target=router_input.target,
+        failures=router_input.failures if router_input.need else 0,
+        rounds_done=router_input.round,
+        max_rounds=router_input.round + router_input.rounds_left,
+    )
+    return finish(f"{reason[0].upper()}{reason[1:]}.", router_input) if reason else None
 
 
 def go(kind: Kind, reason: str, router_input: RouterInput, gains: Mapping[Kind, float] | None = None) -> RouterDecision:

@@ -124,8 +124,8 @@ def test_the_reason_tells_demand_progress_and_choice():
 def test_every_strategy_ends_at_the_target_without_failures_and_without_rounds(name):
     strategy = strategy_named(name)
     assert "Target reached" in strategy.choose(router_input(validation_reward=0.95)).reason
-    assert "Nothing left" in strategy.choose(router_input(failures=0, need=None)).reason
-    assert "No round left" in strategy.choose(router_input(rounds_left=0)).reason
+    assert "No failure is left" in strategy.choose(router_input(failures=0, need=None)).reason
+    assert "Round limit of 0" in strategy.choose(router_input(rounds_left=0)).reason
 
 
 @pytest.mark.parametrize("kind", KINDS)
