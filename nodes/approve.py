@@ -12,7 +12,7 @@ from langgraph.types import interrupt
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.shared.budget import approval_rows, deadline
 from nslora.nodes.shared.prompt_candidates import check, remake_under
-from nslora.nodes.shared.runtime import stream_progress, workspace_for
+from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.errors import BudgetError, PromptError
 from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import write_json
@@ -24,8 +24,13 @@ ANSWERS = ("accept", "reject", "rewrite")
 
 
 def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Let a person accept, reject or rewrite the proposed update."""
+    return step(state, workspace_for(runtime, "approve"))
+
+
+def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Ask until the answer can be used: {"answer": "accept"}, "reject", or "rewrite" with {"prompt": document}."""
-    workspace, proposal = workspace_for(runtime), state["proposal"]
+    proposal = state["proposal"]
     if proposal is None or proposal["candidate"] is None:
         return {}
     shown = question(state, proposal, proposal["candidate"], workspace)
@@ -84,7 +89,7 @@ def screening(state: AdaptationState, candidate: Candidate, workspace: Workspace
             [row.question for row in rows],
             adapter=each["adapter"],
             max_new_tokens=workspace.task.max_new_tokens,
-            on_progress=stream_progress("approve", "screening replies"),
+            on_progress=progress(workspace, "screening replies"),
         )
         graded = grade(workspace.task.reward, rows, replies.texts)
         found[name] = float(sum(one.score.value for one in graded) / len(rows))
@@ -137,7 +142,7 @@ def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, worksp
             state,
             workspace,
             f"person-{state['round'] + 1}",
-            stream_progress("approve", "remade replies", deadline(state, workspace)),
+            progress(workspace, "remade replies", deadline(state, workspace)),
             proposal["flop"],
         )
     except BudgetError as error:

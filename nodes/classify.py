@@ -16,8 +16,12 @@ from nslora.tools.workspace.workspace import Workspace
 
 
 def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Decide which kind of update goes next."""
+    return step(state, workspace_for(runtime, "classify"))
+
+
+def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Write the decision, with its reasons, for the conditional edge to read."""
-    workspace = workspace_for(runtime)
     kept = state["kept_measured"]
     if kept is None:
         return {"stop": "nothing was measured"}

@@ -8,7 +8,7 @@ from langgraph.runtime import Runtime
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
 from nslora.nodes.shared.budget import Steps, deadline, measuring_flop
 from nslora.nodes.shared.rounds import kept_evaluation
-from nslora.nodes.shared.runtime import stream_progress, workspace_for
+from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.classifier.attribution import Attribution
 from nslora.tools.classifier.classify import classify_failures
 from nslora.tools.dataset.remade import read_rows
@@ -27,12 +27,16 @@ from nslora.tools.workspace.workspace import Workspace
 
 
 def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Measure the proposed candidate, or the start in round 0."""
+    return step(state, workspace_for(runtime, "evaluate"))
+
+
+def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Write the rows and failures to a file, and their summary into the state.
 
     Raises RunError where what the graph was begun with is no first state, or is one on top of rounds.
     """
     refuse_other_beginning(state)
-    workspace = workspace_for(runtime)
     proposal = state["proposal"]
     candidate = proposal["candidate"] if proposal else state["start"]
     if candidate is None:
@@ -41,7 +45,7 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
     until = deadline(state, workspace, to_be_evaluated=False) if proposal else None
     kept = state["kept_measured"]
     before = kept_evaluation(state, workspace)
-    steps = Steps(stream_progress("evaluate", "replies", until))
+    steps = Steps(progress(workspace, "replies", until))
     try:
         evaluation, cost = evaluated(workspace, candidate, state["round"], steps, before=before)
     except (BudgetError, TooLongError) as error:

@@ -5,7 +5,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes
-from nslora.nodes.shared.runtime import stream_progress, workspace_for
+from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.errors import RewardError, TooLongError
 from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.policy import OnProgress
@@ -15,15 +15,19 @@ from nslora.tools.workspace.workspace import Workspace
 
 
 def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Look at the test split, and write the result."""
+    return step(state, workspace_for(runtime, "finish"))
+
+
+def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Choose by validation reward among all candidates, look at the test split, write the artefacts."""
-    workspace = workspace_for(runtime)
     final = state["best"]
     try:
-        base = on_test(workspace, state["start"], stream_progress("finish", "test replies of the base"))
+        base = on_test(workspace, state["start"], progress(workspace, "test replies of the base"))
         result = (
             base
             if final == state["start"]
-            else on_test(workspace, final, stream_progress("finish", "test replies of the result"))
+            else on_test(workspace, final, progress(workspace, "test replies of the result"))
         )
     except (RewardError, TooLongError) as error:
         raise type(error)(f"{error} Untested, but kept: {chosen(workspace, final)}.") from error

@@ -5,7 +5,7 @@ from langgraph.runtime import Runtime
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.shared.budget import Steps, deadline, fitted, planned_tokens
 from nslora.nodes.shared.rounds import kept_evaluation, material_of, tries
-from nslora.nodes.shared.runtime import stream_progress, workspace_for
+from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.dataset.remade import RemadeRow, known_rows, read_rows, rows_by_source
 from nslora.tools.dataset.selection import training_rows
 from nslora.tools.errors import BudgetError, DivergedError, TooLongError
@@ -18,8 +18,12 @@ from nslora.tools.workspace.workspace import Workspace
 
 
 def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Propose new weights for the candidate in force."""
+    return step(state, workspace_for(runtime, "lora_update"))
+
+
+def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Train on from the kept adapter, under the prompt of waiting remade data (the kept prompt without any)."""
-    workspace = workspace_for(runtime)
     pool = state["remade"]
     waiting = bool(pool and pool["waiting"])
     prompt_hash = pool["prompt"] if pool and waiting else state["kept"]["prompt"]
@@ -54,7 +58,7 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     )
     if not rows:
         return failed(state, workspace, left_out or "no train row has a reference or a verified reply to learn from")
-    task_id = getattr(runtime.execution_info, "task_id", None) or f"round-{state['round'] + 1}"
+    task_id = workspace.task_id or f"round-{state['round'] + 1}"
     job = TrainingJob(
         tuple(rows),
         workspace.settings.lora.epochs,
@@ -65,7 +69,7 @@ def lora_update(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> 
     job = fitted(job, state, workspace)
     if job.epochs < 1:
         return failed(state, workspace, "the budget leaves no room for one epoch of these rows")
-    steps = Steps(stream_progress("lora_update", "steps", deadline(state, workspace)))
+    steps = Steps(progress(workspace, "steps", deadline(state, workspace)))
     try:
         result = workspace.train(job, steps)
     except (BudgetError, DivergedError, TooLongError) as error:

@@ -23,8 +23,12 @@ from nslora.tools.workspace.workspace import Workspace
 
 
 def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Keep or drop the proposed candidate."""
+    return step(state, workspace_for(runtime, "monitor"))
+
+
+def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Judge by validation alone. In round 0 there is nothing to judge: the start is what is kept."""
-    workspace = workspace_for(runtime)
     measured, proposal = state["measured"], state["proposal"]
     if proposal is None:
         if measured is None:

@@ -10,7 +10,7 @@ from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Ch
 from nslora.nodes.shared.budget import deadline, editing_flop, editing_tokens, screening_fits
 from nslora.nodes.shared.prompt_candidates import check, remake_under
 from nslora.nodes.shared.rounds import kept_evaluation, material_of
-from nslora.nodes.shared.runtime import stream_progress, workspace_for
+from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.dataset.remade import LAYOUT
 from nslora.tools.editor.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor.failures_view import describe_edit
@@ -61,8 +61,12 @@ class Screened:
 
 
 def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Propose a new prompt for the candidate in force."""
+    return step(state, workspace_for(runtime, "textgrad_edit"))
+
+
+def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Propose (kept adapter, new prompt); an editor that fails is recorded, and the prompt stays."""
-    workspace = workspace_for(runtime)
     kept = workspace.prompts.get(state["kept"]["prompt"])
     failures = failures_to_show(state, workspace)
     until = deadline(state, workspace)
@@ -86,9 +90,7 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
         return failed(workspace, error)
     flop = editing_flop(edit.usage, workspace)
     try:
-        screening = screen(
-            edit.prompts, state, workspace, flop, stream_progress("textgrad_edit", "screening replies", until)
-        )
+        screening = screen(edit.prompts, state, workspace, flop, progress(workspace, "screening replies", until))
         flop += workspace.flop_rates.forward * screening.forward_tokens
         return proposed(Screened(edit, screening, flop), failures, state, workspace, until)
     except (BudgetError, TooLongError) as error:
@@ -108,9 +110,7 @@ def proposed(
     prompt = edit.prompts[screening.best]
     prompt_hash = workspace.prompts.add(prompt)
     name = keep_record(state, workspace, failures, edit, screening)
-    remade = remake_under(
-        prompt, state, workspace, name, stream_progress("textgrad_edit", "remade replies", until), screened.flop
-    )
+    remade = remake_under(prompt, state, workspace, name, progress(workspace, "remade replies", until), screened.flop)
     proposal = blank(asdict(edit.usage), workspace.clock.seconds)
     sources = {row.source for row in remade.rows}
     by_model = {row.source for row in remade.rows if row.adapter != LAYOUT}

@@ -140,10 +140,10 @@ def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
         monkeypatch.setattr(evaluate_node, "deadline", lambda *_, **__: 0.0)
         monkeypatch.setattr(evaluate_node, "measuring_flop", lambda *_: 12 * TERA)
     else:
-        made = textgrad_node.stream_progress
+        made = textgrad_node.progress
         monkeypatch.setattr(textgrad_node, "deadline", lambda *_: next(limits))
         monkeypatch.setattr(
-            textgrad_node, "stream_progress", lambda node, what, until=None: made(node, what, next(limits))
+            textgrad_node, "progress", lambda workspace, what, until=None: made(workspace, what, next(limits))
         )
     run = begin(
         strategy="textgrad",

@@ -7,7 +7,7 @@ What cannot be written down there, such as a chat model object, is handed over i
 import random
 import shutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,7 @@ class Workspace:
         self.training_cache = TrainingCache(folder / "bursts.jsonl", self.adapters)
         self.task_id = ""  # of the graph's task that works now; the same again after a kill
         self.clock = TaskClock(folder, "")
+        self.on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
         self.given_policy, self.editor_chat = policy, editor_chat  # None where the settings name them
 
     @cached_property
