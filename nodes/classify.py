@@ -3,7 +3,7 @@
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured
-from nslora.nodes.shared.budget import within_budget
+from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.rounds import history, tries
 from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.classifier.attribution import Need, need_of
@@ -35,7 +35,7 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
         workspace.settings.strategy, settings=workspace.settings.routing, signal=workspace.settings.signal
     )
     router_input = router_input_of(state, workspace, kept, need, material)
-    choice = within_budget(strategy.choose(router_input), router_input, state, workspace)
+    choice = Budget(state, workspace).allow(strategy.choose(router_input), router_input)
     decision = Decision(
         action=choice.action,
         reason=choice.reason,

@@ -6,7 +6,9 @@ from dataclasses import replace
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
-from nslora.nodes.shared.budget import Steps, deadline, measuring_flop
+from nslora.nodes.shared.budget import Budget
+from nslora.nodes.shared.cost import CostLedger, Steps
+from nslora.nodes.shared.replies import graded_replies
 from nslora.nodes.shared.rounds import kept_evaluation
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.classifier.attribution import Attribution
@@ -16,7 +18,7 @@ from nslora.tools.errors import BudgetError, RunError, TooLongError
 from nslora.tools.evaluation.measure import measure, regression_rows
 from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.evaluation.records import Evaluation, EvaluationCost, Passing, layouts_hash
-from nslora.tools.evaluation.rollouts import ask, grade, known_losses
+from nslora.tools.evaluation.rollouts import grade, known_losses
 from nslora.tools.files import sha256_of_json
 from nslora.tools.inference.context_length import refuse_long_questions
 from nslora.tools.inference.flops import answered
@@ -34,47 +36,43 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
 def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Write the rows and failures to a file, and their summary into the state.
 
-    Raises RunError where what the graph was begun with is no first state, or is one on top of rounds.
+    Raises RunError if the graph was begun with something else than a first state, or with one on top of rounds.
     """
     refuse_other_beginning(state)
-    proposal = state["proposal"]
+    proposal, kept = state["proposal"], state["kept_measured"]
     candidate = proposal["candidate"] if proposal else state["start"]
     if candidate is None:
         return {"measured": None}
+    ledger, budget, before = CostLedger(workspace), Budget(state, workspace), kept_evaluation(state, workspace)
     # The start is measured without a limit: a run that knows nothing of its model has nothing to end with.
-    until = deadline(state, workspace, to_be_evaluated=False) if proposal else None
-    kept = state["kept_measured"]
-    before = kept_evaluation(state, workspace)
+    until = budget.deadline(to_be_evaluated=False) if proposal else None
     steps = Steps(progress(workspace, "replies", until))
     try:
         evaluation, cost = evaluated(workspace, candidate, state["round"], steps, before=before)
     except (BudgetError, TooLongError) as error:
         if proposal is None:
             raise
-        done_flop = broken_off_flop(steps, candidate, state, workspace)
-        return {
-            "measured": None,
-            "wall_s": workspace.clock.seconds,
-            "proposal": {**proposal, "candidate": None, "error": str(error), "flop": proposal["flop"] + done_flop},
-        }
+        flop = proposal["flop"] + broken_off_flop(steps, candidate, budget)
+        failed = {**proposal, "candidate": None, "error": str(error), "flop": flop}
+        return {"measured": None, "wall_s": ledger.wall_s, "proposal": failed}
+    ledger.generate(cost.tokens, cost.forward_tokens)
     # The classifier knows the same layouts for both: more layouts alone would raise the repairable reward of one side.
     good = known_good(workspace, [*before.passing, *evaluation.passing])
     changes: Changes = {}
     if kept is not None:
         before = attributed_anew(workspace, before, good)
         changes["kept_measured"] = {**kept, "key": before.key, "potential": repairable_reward(before)}
-    evaluation = attributed_anew(workspace, evaluation, good)
-    measured = summary(evaluation, cost, workspace.flop_rates.forward * cost.forward_tokens)
-    wall_s = workspace.clock.seconds
-    return {**changes, "measured": {**measured, "wall_s": wall_s}, "wall_s": wall_s}
+    measured = summary(attributed_anew(workspace, evaluation, good), ledger, cost.cached)
+    return {**changes, "measured": measured, "wall_s": measured["wall_s"]}
 
 
-def broken_off_flop(steps: Steps, candidate: Candidate, state: AdaptationState, workspace: Workspace) -> float:
+def broken_off_flop(steps: Steps, candidate: Candidate, budget: Budget) -> float:
     """Most model FLOPs of an evaluation that ended before its end; replies that were known count as in a whole one."""
     if not steps.total:
         return 0.0
-    share = 1.0 - (steps.total - steps.done) / len(workspace.measured_rows(state["round"]))
-    return share * measuring_flop(workspace.prompts.get(candidate["prompt"]), state, workspace)
+    workspace = budget.workspace
+    share = 1.0 - (steps.total - steps.done) / len(workspace.measured_rows(budget.state["round"]))
+    return share * budget.measuring_flop(workspace.prompts.get(candidate["prompt"]))
 
 
 def refuse_other_beginning(state: AdaptationState) -> None:
@@ -120,17 +118,8 @@ def evaluated(
             max_new_tokens=task.max_new_tokens,
         )
     asked = workspace.measured_rows(round_number)
-    replies = ask(
-        workspace.policy,
-        workspace.replies,
-        prompt,
-        [row.question for row in asked],
-        adapter=candidate["adapter"],
-        max_new_tokens=task.max_new_tokens,
-        on_progress=on_progress,
-    )
+    graded, replies = graded_replies(workspace, prompt, candidate["adapter"], asked, on_progress)
     losses, scored_tokens = reference_losses(workspace, candidate)
-    graded = grade(task.reward, asked, replies.texts)
     first, last = len(task.validation), len(task.validation) + len(sample)
     passing = [
         Passing(graded[i].example.id, graded[i].reply)
@@ -227,7 +216,7 @@ def repairable_reward(evaluation: Evaluation) -> float:
     return mean([row.repaired_reward for row in evaluation.of("validation").values()])
 
 
-def summary(evaluation: Evaluation, cost: EvaluationCost, flop: float) -> Measured:
+def summary(evaluation: Evaluation, ledger: CostLedger, cached_replies: int) -> Measured:
     """Means over the validation rows, and over the train rows of the sample."""
     rows = list(evaluation.of("validation").values())
     losses = [row.loss_nats for row in rows if row.loss_nats is not None]
@@ -240,8 +229,8 @@ def summary(evaluation: Evaluation, cost: EvaluationCost, flop: float) -> Measur
         loss_nats=mean(losses) if losses else None,
         failures=sum(not row.passed for row in rows),
         train_reward=mean([row.value for row in evaluation.of("train").values()]),
-        wall_s=0.0,
-        generated_tokens=cost.tokens,
-        cached_replies=cost.cached,
-        flop=flop,
+        wall_s=ledger.wall_s,
+        generated_tokens=ledger.generated_tokens,
+        cached_replies=cached_replies,
+        flop=ledger.flop,
     )

@@ -11,6 +11,7 @@ from nslora.graph.state import (
     RemadePool,
     RoundRecord,
 )
+from nslora.nodes.shared.cost import work_of_round
 from nslora.nodes.shared.rounds import history
 from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.editor.call_log import lines_in
@@ -146,36 +147,27 @@ def stop_reason(workspace: Workspace, kept: Measured, rounds_done: int, *, chang
 def round_record(
     state: AdaptationState, proposal: Proposal, measured: Measured | None, verdict: KeepDecision, workspace: Workspace
 ) -> RoundRecord:
-    """The summary of the round that ends here."""
+    """The summary of the round that ends here; its signal is added later."""
     kept, decision = state["kept_measured"], state["decision"]
-    spent_s = proposal["wall_s"] + (measured["wall_s"] if measured else 0.0)
-    record = RoundRecord(
-        round=state["round"] + 1,
-        action=proposal["kind"],
-        reason=decision["reason"] if decision else "",
-        kept=verdict.kept,
-        verdict=verdict.reason,
-        error=proposal["error"],
-        candidate=proposal["candidate"],
-        evaluation=measured["key"] if measured else None,
-        reward_before=kept["reward"] if kept else 0.0,
-        reward_after=measured["reward"] if measured else None,
-        potential_before=kept["potential"] if kept else 0.0,
-        potential_after=measured["potential"] if measured else None,
-        numbers=dict(verdict.numbers),
-        demand=decision["demand"] if decision else {},
-        signal={},
-        wall_s=spent_s,
-        trained_tokens=proposal["trained_tokens"],
-        generated_tokens=proposal["generated_tokens"] + (measured["generated_tokens"] if measured else 0),
-        flop=proposal["flop"] + (measured["flop"] if measured else 0.0),
-        editor=proposal["editor"],
-        epoch_losses_nats=proposal["epoch_losses_nats"],
-        grad_norms=proposal["grad_norms"],
-        new_rows=proposal["new_rows"],
-        note=proposal["note"],
-        editor_lines=lines_in(workspace.folder / "editor.jsonl"),
-    )
+    record: RoundRecord = {
+        "round": state["round"] + 1,
+        "action": proposal["kind"],
+        "reason": decision["reason"] if decision else "",
+        "kept": verdict.kept,
+        "verdict": verdict.reason,
+        "error": proposal["error"],
+        "candidate": proposal["candidate"],
+        "evaluation": measured["key"] if measured else None,
+        "reward_before": kept["reward"] if kept else 0.0,
+        "reward_after": measured["reward"] if measured else None,
+        "potential_before": kept["potential"] if kept else 0.0,
+        "potential_after": measured["potential"] if measured else None,
+        "numbers": dict(verdict.numbers),
+        "demand": decision["demand"] if decision else {},
+        "signal": {},
+        **work_of_round(proposal, measured),  # type: ignore[typeddict-item]  # a Work holds no "person"
+        "editor_lines": lines_in(workspace.folder / "editor.jsonl"),
+    }
     if "person" in proposal:
         record["person"] = proposal["person"]
     return record

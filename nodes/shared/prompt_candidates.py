@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Sequence
 
 from nslora.graph.state import AdaptationState
-from nslora.nodes.shared.budget import affordable_remakes
+from nslora.nodes.shared.budget import Budget
 from nslora.tools.dataset.remade import Remade, remake, write_rows
 from nslora.tools.policy import OnProgress
 from nslora.tools.prompt import Prompt, check_prompt
@@ -36,21 +36,26 @@ def longest_question(questions: Sequence[str], workspace: Workspace) -> str:
 
 
 def remake_under(
-    prompt: Prompt,
-    state: AdaptationState,
-    workspace: Workspace,
-    edit: str,
-    on_progress: OnProgress,
-    spent_flop: float = 0.0,
+    prompt: Prompt, state: AdaptationState, workspace: Workspace, edit: str, on_progress: OnProgress, spent_flop: float
 ) -> Remade:
-    """Make and store the remade data of a proposed prompt: answers to as many train rows as the budget holds, and the
-    references of the others in their layouts.
+    """Make and store the remade data of a proposed prompt.
 
-    spent_flop: by this update so far. Raises BudgetError where not even the prompt's evaluation fits.
+    The policy answers as many train rows as the budget holds; the references of the others are put into its layouts.
+
+    Args:
+        prompt: The proposed one.
+        state: Of the run.
+        workspace: Of the run.
+        edit: Name of the edit that proposed the prompt, for the rows' record.
+        on_progress: Counts replies.
+        spent_flop: Model FLOPs of this update so far.
+
+    Raises:
+        BudgetError: If not even the prompt's evaluation fits, or if on_progress raises it.
     """
-    examples = affordable_remakes(prompt, state, workspace, spent_flop)
+    examples = Budget(state, workspace).affordable_remakes(prompt, spent_flop)
     asked = {example.id for example in examples}
-    unasked = [row for row in workspace.task.train if row.id not in asked] if workspace.settings.remade_per_row else []
+    per_row = workspace.settings.remade_per_row
     remade = remake(
         workspace.policy,
         workspace.replies,
@@ -59,9 +64,9 @@ def remake_under(
         examples,
         adapter=state["kept"]["adapter"],
         max_new_tokens=workspace.task.max_new_tokens,
-        per_row=workspace.settings.remade_per_row,
+        per_row=per_row,
         edit=edit,
-        unasked=unasked,
+        unasked=[row for row in workspace.task.train if row.id not in asked] if per_row else [],
         on_progress=on_progress,
     )
     write_rows(workspace.remade / f"{prompt.hash}.jsonl", remade.rows)

@@ -31,6 +31,12 @@ def tries(rounds: list[RoundRecord], kind: Kind) -> int:
     return sum(record["action"] == kind for record in rounds)
 
 
+def training_prompt(state: AdaptationState) -> str:
+    """Hash of the prompt that a training job trains under: that of waiting remade data, else the kept one."""
+    pool = state["remade"]
+    return pool["prompt"] if pool and pool["waiting"] else state["kept"]["prompt"]
+
+
 def kept_evaluation(state: AdaptationState, workspace: Workspace) -> Evaluation:
     """The evaluation of the candidate in force; an empty one before the first."""
     kept = state["kept_measured"]

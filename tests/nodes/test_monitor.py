@@ -23,7 +23,7 @@ def test_the_final_choice_is_made_anew_after_each_look() -> None:
     def chosen(*gains: list[float], anchor_gain: float = 0.0) -> str | None:
         workspace: Any = SimpleNamespace(
             settings=SimpleNamespace(keep=KeepSettings()),
-            gains={("start", str(i)): gain for i, gain in enumerate(gains)},
+            evaluations=SimpleNamespace(gains=lambda key, over: gains[int(key)]),
         )
         rounds: Any = [
             {

@@ -228,7 +228,7 @@ def test_a_fork_is_not_begun_again_on_top_of_its_past(tmp_path: Path, task: Task
         with pytest.raises(RunError, match="give the graph None"):
             fork(first, tmp_path / f"fork{at}", at=at).first_state()
     with first.checkpointer() as saver, pytest.raises(RunError, match="a run with 1 rounds behind it"):
-        build_graph(saver).invoke(state, first.config, context=first.context)
+        build_graph(checkpointer=saver).invoke(state, first.config, context=first.context)
     assert fork(first, tmp_path / "back", at=1).adapt().report["rounds"]
     with pytest.raises(RunError, match="no state of a run"):
         build_graph().invoke({}, first.config, context=first.context)  # type: ignore[call-overload]
