@@ -12,12 +12,13 @@ from langgraph.types import interrupt
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
 from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.cost import CostLedger
-from nslora.nodes.shared.prompt_candidates import check, remake_under
-from nslora.nodes.shared.replies import graded_replies, mean_reward
+from nslora.nodes.shared.remake import remake_under
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.errors import BudgetError, PromptError
 from nslora.tools.files import write_json
 from nslora.tools.prompt import Prompt, difference, parse
+from nslora.tools.workspace.graded_replies import graded_replies, mean_reward
+from nslora.tools.workspace.prompt_check import check_for_run
 from nslora.tools.workspace.record import QUESTION_FILE
 from nslora.tools.workspace.workspace import Workspace
 
@@ -48,8 +49,8 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
             problem = str(error)
     (workspace.folder / QUESTION_FILE).unlink(missing_ok=True)
     proposal = {**proposal, "person": {"answer": wanted}}
-    if wanted == "reject":
-        proposal = turned_down(proposal, "rejected by a person")
+    if wanted == "reject":  # then no training job learns from what was remade under the prompt
+        proposal = {**proposal, "candidate": None, "error": "rejected by a person"}
     elif prompt is not None:
         proposal = rewritten(state, proposal, prompt, ledger)
     return ledger.add_to(proposal)
@@ -106,13 +107,8 @@ def read_answer(answer: Any, workspace: Workspace) -> tuple[str, Prompt | None]:
             "(of a Prompt, its render())."
         )
     prompt = parse(document)
-    check(prompt, workspace)
+    check_for_run(prompt, workspace)
     return wanted, prompt
-
-
-def turned_down(proposal: Proposal, error: str) -> Proposal:
-    """The proposal without its candidate, so that no training job learns from what was remade under its prompt."""
-    return {**proposal, "candidate": None, "error": error}
 
 
 def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, ledger: CostLedger) -> Proposal:
@@ -123,10 +119,9 @@ def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, ledger
     edit, spent_flop = f"person-{state['round'] + 1}", proposal["flop"] + ledger.flop
     on_progress = progress(workspace, "remade replies", Budget(state, workspace).deadline())
     try:
-        remade = remake_under(prompt, state, workspace, edit, on_progress, spent_flop)
+        remade = remake_under(prompt, state, ledger, edit, on_progress, spent_flop)
     except BudgetError as error:
-        return turned_down(proposal, str(error))
-    ledger.generate(remade.generated_tokens, remade.forward_tokens)
+        return {**proposal, "candidate": None, "error": str(error)}
     adapter = proposal["candidate"]["adapter"] if proposal["candidate"] else None
     return {
         **proposal,

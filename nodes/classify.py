@@ -4,11 +4,11 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured
 from nslora.nodes.shared.budget import Budget
-from nslora.nodes.shared.rounds import history, tries
+from nslora.nodes.shared.rounds import tries
 from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.classifier.attribution import Need, need_of
 from nslora.tools.dataset.selection import Material, choose_material
-from nslora.tools.router.monitoring_signal import Progress, closed, read_signal
+from nslora.tools.router.monitoring_signal import Progress, Update, closed, read_signal
 from nslora.tools.router.strategies import RouterInput, strategy_named
 from nslora.tools.schema import as_record
 from nslora.tools.workspace.cost_estimate import update_tokens
@@ -43,30 +43,27 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
         demand={key: float(value) for key, value in as_record(need).items()},
         material=material_file,
     )
-    changes: Changes = {"decision": decision}
-    if choice.action == "finish":
-        changes["stop"] = choice.reason
-    return changes
+    return {"decision": decision, **({"stop": choice.reason} if choice.action == "finish" else {})}
 
 
 def router_input_of(
     state: AdaptationState, workspace: Workspace, kept: Measured, need: Need, material: Material
 ) -> RouterInput:
     """What the strategies decide from."""
-    remade = state["remade"]
+    remade, task, settings = state["remade"], workspace.task, workspace.settings
     return RouterInput(
-        task=workspace.task.hash,
+        task=task.hash,
         round=state["round"],
-        rounds_left=workspace.settings.max_rounds - state["round"],
+        rounds_left=settings.max_rounds - state["round"],
         failures=kept["failures"],
         validation_reward=kept["reward"],
-        target=workspace.settings.target,
+        target=settings.target,
         need=need if kept["failures"] else None,
         progress=signals(state, workspace, material),
-        cost_tokens=expected_cost(workspace),
+        cost_tokens=update_tokens(len(task.train), settings.lora.epochs, task.max_new_tokens),
         remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
-        seed=workspace.settings.seed,
-        history=tuple(history(state["rounds"])),
+        seed=settings.seed,
+        history=tuple(Update.of(each) for each in state["rounds"]),
     )
 
 
@@ -81,8 +78,3 @@ def signals(state: AdaptationState, workspace: Workspace, material: Material) ->
     if state["editor_failures"] >= workspace.settings.editing.patience:
         found["textgrad"] = closed(found["textgrad"], "given_up")
     return found
-
-
-def expected_cost(workspace: Workspace) -> dict[Kind, float]:
-    """Tokens through the model that one update of each kind takes."""
-    return update_tokens(len(workspace.task.train), workspace.settings.lora.epochs, workspace.task.max_new_tokens)

@@ -3,10 +3,10 @@
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes
-from nslora.nodes.shared.replies import graded_replies
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.errors import RewardError, TooLongError
 from nslora.tools.rewards.score import Graded
+from nslora.tools.workspace.graded_replies import graded_replies
 from nslora.tools.workspace.report import RunFacts, compare_on_test, question_scores, write_result
 from nslora.tools.workspace.workspace import Workspace
 

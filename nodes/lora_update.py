@@ -3,7 +3,7 @@
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes
-from nslora.nodes.shared.budget import Budget, planned_tokens
+from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.cost import CostLedger, Steps
 from nslora.nodes.shared.rounds import kept_evaluation, material_of, training_prompt, tries
 from nslora.nodes.shared.runtime import progress, workspace_for
@@ -15,6 +15,7 @@ from nslora.tools.inference.context_length import within_context
 from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.schema import Example
 from nslora.tools.workspace.settings import SEEDS
+from nslora.tools.workspace.upper_bounds import planned_tokens
 from nslora.tools.workspace.workspace import Workspace
 
 
@@ -60,8 +61,8 @@ def trained(state: AdaptationState, workspace: Workspace) -> Changes:
     return ledger.propose(
         "lora",
         candidate=Candidate(adapter=result.adapter, prompt=prompt_hash),
-        epoch_losses_nats=result.epoch_losses,
-        grad_norms=result.grad_norms,
+        epoch_losses_nats=list(result.epoch_losses),
+        grad_norms=list(result.grad_norms),
         note=f"{described(rows)}, {result.steps} steps ({result.fast_path}){left_out and f'; {left_out}'}",
     )
 
@@ -104,17 +105,12 @@ def known_to_the_kept(examples: list[Example], state: AdaptationState, workspace
     if not workspace.settings.remade_per_row or workspace.task.reward.costly:
         return []
     evaluation = kept_evaluation(state, workspace)
-    mended = {
-        each.id: each.attribution.repaired
-        for each in evaluation.failed("train")
-        if not each.truncated and each.attribution.verdict == "content" and each.attribution.repaired
-    }
     return known_rows(
         workspace.task.reward,
         workspace.prompts.get(state["kept"]["prompt"]),
         examples,
         own={each.id: each.reply for each in evaluation.passing},
-        mended=mended,
+        mended=evaluation.repaired,
         adapter=state["kept"]["adapter"],
     )
 

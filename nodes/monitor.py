@@ -1,5 +1,7 @@
 """monitor: keep or drop what was proposed, bring the signal up to date, and say whether to stop."""
 
+import math
+
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import (
@@ -12,14 +14,14 @@ from nslora.graph.state import (
     RoundRecord,
 )
 from nslora.nodes.shared.cost import work_of_round
-from nslora.nodes.shared.rounds import history
 from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.editor.call_log import lines_in
-from nslora.tools.evaluation.acceptance import KeepDecision, fewest_wins, keep_or_drop
-from nslora.tools.evaluation.paired_tests import TIE, p_values_of_several
+from nslora.tools.evaluation.acceptance import KeepDecision, best_candidate, compare, fewest_wins
+from nslora.tools.evaluation.paired_tests import TIE
 from nslora.tools.files import write_jsonl
-from nslora.tools.router.monitoring_signal import signal_of
+from nslora.tools.router.monitoring_signal import Update, signal_of
 from nslora.tools.router.reasons import why_stop
+from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.workspace import Workspace
 
 
@@ -29,41 +31,40 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
 
 
 def step(state: AdaptationState, workspace: Workspace) -> Changes:
-    """Judge by validation alone. In round 0 there is nothing to judge: the start is what is kept."""
-    measured, proposal = state["measured"], state["proposal"]
-    if proposal is None:
-        if measured is None:
-            return {}
-        changes: Changes = {"start_measured": measured, "kept_measured": measured, "best_reward": measured["reward"]}
-        return {
-            **changes,
-            "signal": signal_of([], workspace.settings.signal),
-            "stop": stop_reason(workspace, measured, 0, changed=False),
+    """Judge the proposal by validation alone. In round 0 the start is kept without a judgement."""
+    measured, proposal, kept, settings = (
+        state["measured"],
+        state["proposal"],
+        state["kept_measured"],
+        workspace.settings,
+    )
+    rounds, changes = list(state["rounds"]), Changes()
+    if proposal is not None:
+        verdict = judge(state, workspace)
+        record = round_record(state, proposal, measured, verdict, workspace)
+        rounds.append(record)
+        record["signal"] = signal_of([Update.of(each) for each in rounds], settings.signal)
+        write_jsonl(workspace.folder / "decisions.jsonl", rounds)
+        changes = {
+            "round": state["round"] + 1,
+            "proposal": None,
+            "measured": None,
+            "decision": None,
+            "rounds": [record],
+            "signal": record["signal"],
+            "remade": remade_after(state, proposal, verdict),
         }
-    verdict = judge(state, workspace)
-    record = round_record(state, proposal, measured, verdict, workspace)
-    rounds = [*state["rounds"], record]
-    record["signal"] = signal_of(history(rounds), workspace.settings.signal)
-    write_jsonl(workspace.folder / "decisions.jsonl", rounds)
-    changes = {
-        "round": state["round"] + 1,
-        "proposal": None,
-        "measured": None,
-        "decision": None,
-        "rounds": [record],
-        "signal": record["signal"],
-        "remade": remade_after(state, proposal, verdict),
-    }
-    kept_measured = state["kept_measured"]
-    if measured is not None and proposal["candidate"] is not None:
-        if verdict.kept:
-            kept_measured = measured
-            changes |= {"kept": proposal["candidate"], "kept_measured": measured}
-        changes |= final_choice(state, rounds, workspace)
-    if kept_measured is not None:
-        changes["stop"] = stop_reason(
-            workspace, kept_measured, state["round"] + 1, changed=any(each["kept"] for each in rounds)
-        )
+        if measured is not None and proposal["candidate"] is not None:
+            if verdict.kept:
+                kept = measured
+                changes |= {"kept": proposal["candidate"], "kept_measured": measured}
+            changes |= final_choice(state, rounds, workspace)
+    elif measured is not None:
+        kept = measured
+        changes = {"start_measured": measured, "kept_measured": measured, "best_reward": measured["reward"]}
+        changes["signal"] = signal_of([], settings.signal)
+    if changes and kept is not None:
+        changes["stop"] = stop_reason(kept, rounds, changes.get("round", 0), settings)
     return changes
 
 
@@ -88,51 +89,35 @@ def judge(state: AdaptationState, workspace: Workspace) -> KeepDecision:
     if kept is None or measured is None:
         return KeepDecision(False, "dropped: nothing was measured", {})
     before, after = workspace.evaluations.load(kept["key"]), workspace.evaluations.load(measured["key"])
-    old, new = before.of("validation"), after.of("validation")
-    ids = sorted(old)
     start = workspace.evaluations.load(state["start_measured"]["key"]) if state["start_measured"] else before
-    # Small falls must not add up: the candidate is held against the better of what is kept and the start.
-    regression_old = max(
-        (before.of("anchor"), start.of("anchor")), key=lambda rows: sum(row.value for row in rows.values())
-    )
-    regression_new = after.of("anchor")
-    regression_ids = sorted(regression_old.keys() & regression_new.keys())
-    return keep_or_drop(
-        [old[i].value for i in ids],
-        [new[i].value for i in ids],
-        [old[i].repaired_reward for i in ids],
-        [new[i].repaired_reward for i in ids],
-        settings=workspace.settings.keep,
-        regression_old=[regression_old[i].value for i in regression_ids] or None,
-        regression_new=[regression_new[i].value for i in regression_ids] or None,
-    )
+    return compare(before, after, start, settings=workspace.settings.keep)
 
 
 def final_choice(state: AdaptationState, rounds: list[RoundRecord], workspace: Workspace) -> Changes:
-    """The candidate that the run would end with, of all that were measured; the start where none is better by the test.
+    """The candidate that the run would end with, of all that were measured; the start if none is better by the test.
 
-    A keep is not for ever: the choice goes by reward, among those that spared the regression set, and is made anew
-    after each round, since every look at another candidate is one more chance to seem better.
+    The choice goes by reward, among the candidates under which the regression set did not fall. It is made anew after
+    each round, since every further candidate is one more chance to seem better.
     """
     start, settings = state["start_measured"], workspace.settings.keep
     measured = [record for record in rounds if record["evaluation"] and record["candidate"]]
     if start is None or not measured:
         return {}
     gains = [workspace.evaluations.gains(str(record["evaluation"]), over=start["key"]) for record in measured]
-    p_values = p_values_of_several(gains, samples=settings.samples, seed=settings.seed)
-    choice: Changes = {"best": state["start"], "best_reward": start["reward"]}
-    for record, p_value in zip(measured, p_values, strict=True):
-        spared = record["numbers"].get("anchor_gain", 0.0) >= -settings.anchor_tolerance - TIE
-        reward = record["reward_after"]
-        if p_value <= settings.result_level and spared and reward is not None and reward > choice["best_reward"] + TIE:
-            choice = {"best": record["candidate"], "best_reward": reward}
-    return choice
+    least = -settings.anchor_tolerance - TIE
+    rewards = [
+        (each["reward_after"] or 0.0) if each["numbers"].get("anchor_gain", 0.0) >= least else -math.inf
+        for each in measured
+    ]
+    best = best_candidate(gains, rewards, start["reward"], settings=settings)
+    if best is None:
+        return {"best": state["start"], "best_reward": start["reward"]}
+    return {"best": measured[best]["candidate"], "best_reward": rewards[best]}
 
 
-def stop_reason(workspace: Workspace, kept: Measured, rounds_done: int, *, changed: bool) -> str:
-    """Why the run ends here, "" if it goes on. changed: whether an update was kept since the start."""
-    settings = workspace.settings
-    level = settings.keep.level if changed else settings.keep.from_start
+def stop_reason(kept: Measured, rounds: list[RoundRecord], rounds_done: int, settings: RunSettings) -> str:
+    """Why the run ends here, "" if it goes on."""
+    level = settings.keep.level if any(each["kept"] for each in rounds) else settings.keep.from_start
     return why_stop(
         reward=kept["reward"],
         target=settings.target,

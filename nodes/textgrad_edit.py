@@ -1,7 +1,6 @@
 """textgrad_edit: propose a new prompt from the failures that a change of form could mend, and make its remade data."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
@@ -9,8 +8,7 @@ from langgraph.runtime import Runtime
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes
 from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.cost import CostLedger
-from nslora.nodes.shared.prompt_candidates import check, remake_under
-from nslora.nodes.shared.replies import graded_replies, mean_reward
+from nslora.nodes.shared.remake import remake_under
 from nslora.nodes.shared.rounds import kept_evaluation, material_of
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.dataset.remade import LAYOUT
@@ -18,39 +16,17 @@ from nslora.tools.editor.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor.failures_view import describe_edit
 from nslora.tools.errors import BudgetError, TooLongError
 from nslora.tools.evaluation.rollouts import grade
+from nslora.tools.evaluation.screening import Screening
 from nslora.tools.files import write_json
 from nslora.tools.policy import OnProgress
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.score import Graded
-from nslora.tools.schema import Example
+from nslora.tools.schema import Example, from_record
+from nslora.tools.workspace.graded_replies import graded_replies, mean_reward
+from nslora.tools.workspace.prompt_check import check_for_run
 from nslora.tools.workspace.workspace import Workspace
 
 FAILURES_OFFERED = 8  # to the editor, which picks a few varied ones
-
-
-@dataclass(frozen=True)
-class Screening:
-    """Mean reward of each candidate of an edit on the same few train rows; none if there was only one."""
-
-    rewards: tuple[float, ...] = ()
-    failing: int = 0
-    passing: int = 0
-    generated_tokens: int = 0
-    forward_tokens: int = 0
-
-    @property
-    def best(self) -> int:
-        """Number of the candidate to propose; the editor's first if they tie."""
-        return self.rewards.index(max(self.rewards)) if self.rewards else 0
-
-    def describe(self) -> str:
-        if not self.rewards:
-            return ""
-        rewards = ", ".join(f"{reward:.2f}" for reward in self.rewards)
-        return (
-            f"; candidate {self.best + 1} of {len(self.rewards)}, screened on {self.failing} failing and "
-            f"{self.passing} passing train rows (rewards {rewards})"
-        )
 
 
 def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
@@ -60,17 +36,13 @@ def textgrad_edit(state: AdaptationState, runtime: Runtime[AdaptationContext]) -
 
 def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Propose (kept adapter, new prompt); an editor that fails is recorded, and the prompt stays."""
-    ledger, budget, editor, settings = (
-        CostLedger(workspace),
-        Budget(state, workspace),
-        workspace.editor,
-        workspace.settings.editing,
-    )
+    ledger, budget = CostLedger(workspace), Budget(state, workspace)
+    editor, settings = workspace.editor, workspace.settings.editing
     failures, until = failures_to_show(state, workspace), budget.deadline()
     editor.never_swallow = (GraphBubbleUp,)
     editor.continue_from(
         state["editor_failures"],
-        spent_so_far(state),
+        sum((from_record(Usage, each["editor"]) for each in state["rounds"] if each["editor"]), Usage()),
         adapter=state["kept"]["adapter"],
         until=until,
         tokens_left=budget.editing_tokens(),
@@ -80,7 +52,7 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
             budget.kept_prompt,
             failures,
             past=past_edits(state, workspace),
-            validate=lambda prompt: check(prompt, workspace),
+            validate=lambda prompt: check_for_run(prompt, workspace),
             candidates=settings.candidates,
         )
     except EditFailedError as error:
@@ -92,31 +64,25 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
     ledger.edit(edit.usage)
     try:
         screening = screen(edit.prompts, state, ledger, progress(workspace, "screening replies", until))
-        proposed = propose(edit, screening, failures, state, ledger, progress(workspace, "remade replies", until))
+        name = keep_record(state, workspace, failures, edit, screening)
+        proposed = propose(edit, screening, name, state, ledger, until)
     except (BudgetError, TooLongError) as error:
         proposed = ledger.propose("textgrad", error=str(error))
     return {**proposed, "editor_failures": 0}
 
 
 def propose(
-    edit: Edit,
-    screening: Screening,
-    failures: list[Graded],
-    state: AdaptationState,
-    ledger: CostLedger,
-    on_progress: OnProgress,
+    edit: Edit, screening: Screening, name: str, state: AdaptationState, ledger: CostLedger, until: float | None
 ) -> Changes:
     """The best of an edit's prompts with its remade data. Raises BudgetError if that is more than the budget holds."""
     workspace, prompt = ledger.workspace, edit.prompts[screening.best]
-    prompt_hash = workspace.prompts.add(prompt)
-    name = keep_record(state, workspace, failures, edit, screening)
-    remade = remake_under(prompt, state, workspace, name, on_progress, ledger.flop)
-    ledger.generate(remade.generated_tokens, remade.forward_tokens)
+    on_progress = progress(workspace, "remade replies", until)
+    remade = remake_under(prompt, state, ledger, name, on_progress, ledger.flop)
     sources = {row.source for row in remade.rows}
     by_model = {row.source for row in remade.rows if row.adapter != LAYOUT}
     return ledger.propose(
         "textgrad",
-        candidate=Candidate(adapter=state["kept"]["adapter"], prompt=prompt_hash),
+        candidate=Candidate(adapter=state["kept"]["adapter"], prompt=prompt.hash),
         new_rows=len(remade.rows),
         note=f"{len(prompt.demonstrations)} demonstrations, "
         f"{len(sources)} of {len(workspace.task.train)} rows remade "
@@ -130,12 +96,6 @@ def failures_to_show(state: AdaptationState, workspace: Workspace) -> list[Grade
     replies = {each.id: each.reply for each in kept_evaluation(state, workspace).failed("train")}
     shown = [i for i in material_of(state, workspace).form if i in replies][:FAILURES_OFFERED]
     return grade(workspace.task.reward, [workspace.examples[i] for i in shown], [replies[i] for i in shown])
-
-
-def spent_so_far(state: AdaptationState) -> Usage:
-    """What all edits of this run have cost, also those of other processes."""
-    usages: list[dict[str, Any]] = [record["editor"] for record in state["rounds"] if record["editor"]]
-    return sum((Usage(**usage) for usage in usages), Usage())
 
 
 def past_edits(state: AdaptationState, workspace: Workspace) -> list[PastEdit]:

@@ -17,13 +17,12 @@ from nslora.graph.runs.execution import Execution
 from nslora.graph.runs.folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
 from nslora.graph.runs.history import checkpoint_before, line_of
 from nslora.graph.state import Changes
-from nslora.nodes.shared.rounds import history
 from nslora.tools.editor.chat_models import editor_name
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import write_json, write_jsonl
 from nslora.tools.policy import Policy
-from nslora.tools.router.monitoring_signal import signal_of
+from nslora.tools.router.monitoring_signal import Update, signal_of
 from nslora.tools.schema import KINDS
 from nslora.tools.training.settings import LoraSettings
 from nslora.tools.workspace.record import RUN_FILE, read_run_file
@@ -227,7 +226,7 @@ def reopen(graph: Graph, run: Execution, *, new_editor: bool) -> None:
     settings = run.workspace.settings
     changes: Changes = {"approve": settings.approve, **({"editor_failures": 0} if new_editor else {})}
     if "evaluate" not in state.next:
-        changes["signal"] = signal_of(history(state.values.get("rounds", [])), settings.signal)
+        changes["signal"] = signal_of([Update.of(each) for each in state.values.get("rounds", [])], settings.signal)
     if "finish" in state.next:
         graph.update_state(run.config, {**changes, "stop": "", "decision": None}, as_node="monitor")
     elif any(state.values.get(name) != value for name, value in changes.items()):

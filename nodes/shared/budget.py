@@ -9,19 +9,18 @@ from itertools import accumulate
 
 from nslora.graph.state import AdaptationState
 from nslora.nodes.shared.rounds import training_prompt
-from nslora.tools.dataset.remade import hinted, with_hint
 from nslora.tools.errors import BudgetError, SettingsError
-from nslora.tools.inference.flops import TERA, FlopRates, answered
+from nslora.tools.inference.flops import TERA, FlopRates
 from nslora.tools.policy import TrainingJob
-from nslora.tools.prompt import Prompt, normalise
+from nslora.tools.prompt import Prompt
 from nslora.tools.router.inputs import RouterDecision, RouterInput
-from nslora.tools.schema import KINDS, Dialogue, Example, Kind
+from nslora.tools.schema import KINDS, Example, Kind
 from nslora.tools.workspace.budget import Expected, Spent, affordable_epochs, blocked, expected_seconds, spent_of
+from nslora.tools.workspace.upper_bounds import evaluation_flop, most_tokens, remakes_flop, replies_flop, row_tokens
 from nslora.tools.workspace.workspace import Workspace
 
 DECIDES = ("neurosymbolic", "random")  # beginnings of the names of strategies that ask for no fixed kind
 APPROVAL_ROWS = 8
-END_TOKENS = 8  # that a chat template writes around a reply, in counts that must be upper bounds
 
 
 @dataclass(frozen=True)
@@ -109,14 +108,11 @@ class Budget:
             return self.measuring_flop(prompt)
         prompts = (self.kept_prompt, prompt)
         shown = [each.messages(row.question) for each in prompts for row in self.approval_rows()]
-        return self.measuring_flop(prompt) + self._replies_flop(shown)
+        return self.measuring_flop(prompt) + replies_flop(self.workspace, shown)
 
     def measuring_flop(self, prompt: Prompt) -> float:
-        """Most model FLOPs that the evaluation of a candidate with this prompt takes."""
-        rows = [row for row in self.workspace.task.validation if row.reference]
-        scored = self._tokens(prompt, rows)
-        asked = [prompt.messages(row.question) for row in self.workspace.measured_rows(self.state["round"])]
-        return self._replies_flop(asked) + self.workspace.flop_rates.forward * scored
+        """The same of the evaluation alone."""
+        return evaluation_flop(self.workspace, prompt, self.state["round"])
 
     def approval_rows(self) -> tuple[Example, ...]:
         """The train rows on which a person is shown what a proposal brings."""
@@ -129,7 +125,7 @@ class Budget:
         """
         if self.workspace.settings.max_tflop is None:
             return True
-        needed = self._replies_flop([prompt.messages(row.question) for prompt in prompts for row in rows])
+        needed = replies_flop(self.workspace, [prompt.messages(row.question) for prompt in prompts for row in rows])
         return needed + (spent_flop + max(map(self.evaluation_flop, prompts))) <= self.left_flop
 
     def editing_tokens(self) -> float | None:
@@ -160,13 +156,8 @@ class Budget:
                 f"the edited prompt is too long for what is left of max_tflop: its evaluation takes "
                 f"{-left / TERA:.1f} TFLOP more."
             )
-        hints = hinted(prompt, {normalise(row.question): row.reference or "" for row in rows})
-        asked = [hints.messages(with_hint(row.question, row.reference or "")) for row in rows]
         askers = 2 if self.state["kept"]["adapter"] else 1  # the base, and the adapter in force
-        needs = [
-            askers * workspace.flop_rates.forward * (count + workspace.task.max_new_tokens + END_TOKENS)
-            for count in workspace.token_counts(asked)
-        ]
+        needs = remakes_flop(workspace, prompt, rows, askers)
         drawn = list(range(len(rows)))
         random.Random(f"{workspace.settings.seed}/{self.state['round']}/remade").shuffle(drawn)
         sums = accumulate(needs[i] for i in drawn)
@@ -178,7 +169,7 @@ class Budget:
         settings = self.workspace.settings
         if settings.max_train_tokens is None and settings.max_tflop is None:
             return 0
-        return self._tokens(self.next_prompt, self.workspace.task.train)
+        return row_tokens(self.workspace, self.next_prompt, self.workspace.task.train)
 
     def fit(self, job: TrainingJob) -> TrainingJob:
         """The training job with as many epochs as the budget allows; 0 if not one fits.
@@ -207,27 +198,3 @@ class Budget:
         needed = self.expected()
         left = limit_s - self.state["wall_s"] - self.workspace.clock.seconds - needed.finish_s
         return time.monotonic() + left - (needed.evaluate_s if to_be_evaluated else 0.0)
-
-    def _tokens(self, prompt: Prompt, rows: Sequence[Example]) -> int:
-        """Tokens of these rows with their references, under a prompt."""
-        dialogues = [answered(prompt.messages(row.question), row.reference or "") for row in rows]
-        return sum(self.workspace.token_counts(dialogues))
-
-    def _replies_flop(self, dialogues: Sequence[Dialogue]) -> float:
-        """Most model FLOPs that replies to these dialogues take."""
-        longest = self.workspace.task.max_new_tokens + END_TOKENS
-        counts = self.workspace.token_counts(dialogues)
-        return self.workspace.flop_rates.forward * sum(count + longest for count in counts)
-
-
-def most_tokens(job: TrainingJob, workspace: Workspace) -> int:
-    """Tokens of all epochs of a training job, an upper bound."""
-    return job.epochs * sum(workspace.token_counts([answered(row.dialogue, row.completion) for row in job.rows]))
-
-
-def planned_tokens(job: TrainingJob, workspace: Workspace) -> int:
-    """The same of the steps that a training job is planned with; `max_steps` may end it before its epochs."""
-    lora = workspace.settings.lora
-    steps = math.ceil(job.epochs * len(job.rows) / lora.batch_size)
-    share = min(1.0, lora.max_steps / steps) if lora.max_steps is not None else 1.0
-    return math.ceil(share * most_tokens(job, workspace))

@@ -1,9 +1,9 @@
 """What one call of a node spends, counted in one place."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from nslora.graph.state import Candidate, Changes, Kind, Measured, Proposal, Work
+from nslora.graph.state import Changes, Kind, Measured, Proposal, Work
 from nslora.tools.editor.calls import Usage
 from nslora.tools.policy import OnProgress
 from nslora.tools.workspace.workspace import Workspace
@@ -43,34 +43,30 @@ class CostLedger:
         if self.workspace.settings.editor == "policy":
             self.flop += self.workspace.flop_rates.forward * usage.tokens
 
-    def propose(
-        self,
-        kind: Kind,
-        *,
-        candidate: Candidate | None = None,
-        error: str | None = None,
-        epoch_losses_nats: Sequence[float] = (),
-        grad_norms: Sequence[float] = (),
-        new_rows: int = 0,
-        note: str = "",
-    ) -> Changes:
-        """What an update returns: its proposal with what it cost. error: why there is no candidate."""
+    def propose(self, kind: Kind, **found: Any) -> Changes:
+        """What an update returns: its proposal with what it cost.
+
+        Args:
+            kind: Of the update.
+            **found: Fields of the Proposal: candidate, or error if there is none; note, new_rows, epoch_losses_nats,
+                grad_norms.
+        """
         wall_s = self.wall_s
-        proposal = Proposal(
-            kind=kind,
-            candidate=candidate,
-            error=error,
-            wall_s=wall_s,
-            trained_tokens=self.trained_tokens,
-            generated_tokens=self.generated_tokens,
-            flop=self.flop,
-            editor=self.editor,
-            epoch_losses_nats=list(epoch_losses_nats),
-            grad_norms=list(grad_norms),
-            new_rows=new_rows,
-            note=note,
-        )
-        return {"proposal": proposal, "wall_s": wall_s}
+        proposal: dict[str, Any] = {
+            "kind": kind,
+            "candidate": None,
+            "error": None,
+            "wall_s": wall_s,
+            "trained_tokens": self.trained_tokens,
+            "generated_tokens": self.generated_tokens,
+            "flop": self.flop,
+            "editor": self.editor,
+            "epoch_losses_nats": [],
+            "grad_norms": [],
+            "new_rows": 0,
+            "note": "",
+        }
+        return {"proposal": proposal | found, "wall_s": wall_s}
 
     def add_to(self, proposal: Proposal) -> Changes:
         """The proposal of another node with the cost of this one added."""

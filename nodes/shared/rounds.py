@@ -3,25 +3,7 @@
 from nslora.graph.state import AdaptationState, Kind, RoundRecord
 from nslora.tools.dataset.selection import Material
 from nslora.tools.evaluation.records import Evaluation
-from nslora.tools.router.monitoring_signal import Update
 from nslora.tools.workspace.workspace import Workspace
-
-
-def history(rounds: list[RoundRecord]) -> list[Update]:
-    """The rounds as the signal wants them."""
-    return [
-        Update(
-            kind=record["action"],
-            kept=record["kept"],
-            gain=record["numbers"].get("gain", 0.0),
-            repairable_gain=record["numbers"].get("potential_gain", 0.0),
-            epoch_losses_nats=tuple(record["epoch_losses_nats"]),
-            grad_norms=tuple(record["grad_norms"]),
-            new_rows=record["new_rows"],
-            failed=record["error"] is not None,
-        )
-        for record in rounds
-    ]
 
 
 def tries(rounds: list[RoundRecord], kind: Kind) -> int:

@@ -30,7 +30,7 @@ PARTS = {
     "loading the model": (f"{POLICY}.load",),
     "storing adapters": (f"{POLICY}._store",),
     "fetching adapters": (f"{POLICY}._load", f"{POLICY}._new_adapter"),
-    "rewards and classifier": ("nslora.nodes.evaluate.measure", "nslora.nodes.evaluate.attributed_anew"),
+    "rewards and classifier": ("nslora.nodes.evaluate.evaluation_of", "nslora.nodes.evaluate.attributed_anew"),
     "checkpoints": (f"{SAVER}.put", f"{SAVER}.put_writes"),
 }
 

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from nslora.graph.cli.app import app
 from nslora.graph.runs.run import Run
-from nslora.nodes.shared import budget as spending
-from nslora.nodes.shared.budget import Budget, planned_tokens
+from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.cost import Steps
 from nslora.tools.errors import DivergedError
 from nslora.tools.files import read_jsonl
@@ -39,6 +38,7 @@ from nslora.tools.workspace.budget import (
 )
 from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.task_clock import CLOCK_FILE, TaskClock
+from nslora.tools.workspace.upper_bounds import planned_tokens
 
 textgrad_node = import_module("nslora.nodes.textgrad_edit")  # the package names its function
 
@@ -137,7 +137,7 @@ def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
 ) -> None:
     limits = iter({"an editor call": [0.0], "the remade replies": [None, None, 0.0], "the evaluation": []}[late])
     if late == "the evaluation":
-        monkeypatch.setattr(Budget, "deadline", lambda *_, **__: 0.0)
+        monkeypatch.setattr(Budget, "deadline", lambda _, to_be_evaluated=True: None if to_be_evaluated else 0.0)
         monkeypatch.setattr(Budget, "measuring_flop", lambda *_: 12 * TERA)
     else:
         made = textgrad_node.progress
@@ -279,7 +279,7 @@ def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monk
     )
     monkeypatch.setattr(Budget, "spent", Spent())
     monkeypatch.setattr(Budget, "evaluation_flop", lambda *_: 0.0)
-    monkeypatch.setattr(spending, "END_TOKENS", 0)
+    monkeypatch.setattr("nslora.tools.workspace.upper_bounds.END_TOKENS", 0)
     state: Any = {"round": 0, "kept": {"adapter": None}}
     found = Budget(state, workspace).affordable_remakes(Prompt(), 0.0)
     assert len(found) == 10

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from nslora.tools.classifier.attribution import Attribution
 from nslora.tools.errors import DamagedError
+from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.files import read_whole, sha256_of_json, write_jsonl
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import as_record, from_record
@@ -91,6 +92,20 @@ class Evaluation:
     def failed(self, split: str) -> list[Failure]:
         """The failures of a split."""
         return [each for each in self.failures if each.split == split]
+
+    @property
+    def repairable_reward(self) -> float:
+        """Mean reward on validation after the best single repair of each failure."""
+        return mean([row.repaired_reward for row in self.of("validation").values()])
+
+    @property
+    def repaired(self) -> dict[str, str]:
+        """Train failures that lacked content alone, by id, each with the reference in place of its answer."""
+        return {
+            each.id: each.attribution.repaired
+            for each in self.failed("train")
+            if not each.truncated and each.attribution.verdict == "content" and each.attribution.repaired
+        }
 
     def cost_for(self, payer: str) -> EvaluationCost:
         """What `payer` has to pay: only the task that generated the replies pays for them."""

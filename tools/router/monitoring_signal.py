@@ -26,7 +26,7 @@ jobs.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -111,6 +111,20 @@ class Update:
     grad_norms: tuple[float, ...] = ()
     new_rows: int = 0
     failed: bool = False
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """From the record of a round."""
+        return cls(
+            kind=record["action"],
+            kept=record["kept"],
+            gain=record["numbers"].get("gain", 0.0),
+            repairable_gain=record["numbers"].get("potential_gain", 0.0),
+            epoch_losses_nats=tuple(record["epoch_losses_nats"]),
+            grad_norms=tuple(record["grad_norms"]),
+            new_rows=record["new_rows"],
+            failed=record["error"] is not None,
+        )
 
 
 @dataclass(frozen=True)
