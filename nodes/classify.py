@@ -8,8 +8,9 @@ from nslora.nodes.shared.rounds import tries
 from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.classifier.attribution import Need, need_of
 from nslora.tools.dataset.selection import Material, choose_material
+from nslora.tools.router.inputs import RouterInput
 from nslora.tools.router.monitoring_signal import Progress, Update, closed, read_signal
-from nslora.tools.router.strategies import RouterInput, strategy_named
+from nslora.tools.router.strategies import strategy_named
 from nslora.tools.schema import as_record
 from nslora.tools.workspace.cost_estimate import update_tokens
 from nslora.tools.workspace.workspace import Workspace

@@ -121,9 +121,9 @@ def keep_or_drop(
 ) -> KeepDecision:
     """Keep a proposed candidate, or drop it; ties are no gain.
 
-    All are rewards (or rewards after the best single repair) by row, in the same order. Kept when the reward's paired
-    gain is above zero by the test; else when the mean reward is not lower and the potential's paired gain is. Never
-    where the mean reward on an regression set falls by more than its tolerance.
+    All are rewards, or rewards after the best single repair, by row in the same order. The candidate is kept if the
+    test finds a gain of the reward; else if the mean reward is not lower and the test finds a gain of the repairable
+    reward. It is dropped if the mean reward on the regression set falls by more than the tolerance.
     """
     reward = paired_gain_test(old, new, settings=settings)
     numbers = {**_numbers("", reward), "level": settings.level, "rows": float(len(old))}

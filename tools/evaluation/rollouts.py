@@ -1,4 +1,4 @@
-"""Measuring a candidate: replies, rewards, and what the failures lack."""
+"""Replies of the policy to questions, graded by the reward, and losses of references."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ STORED_REPLIES = 256  # replies are stored in lots of so many: what a kill or Ct
 class Replies:
     """Replies to some questions: how many tokens were generated for them, and how many replies came from the cache.
 
-    forward_tokens: prompts and replies together, cached or not. cut: places of the replies that the length limit ended.
+    forward_tokens: prompts and replies together, cached or not. truncated: indices of replies that the length limit
+    ended.
     """
 
     texts: tuple[str, ...]
@@ -40,7 +41,7 @@ def ask(
     max_new_tokens: int,
     on_progress: OnProgress = no_progress,
 ) -> Replies:
-    """The policy's greedy replies to `questions` under `prompt`, from the cache where they are known."""
+    """The policy's greedy replies to `questions` under `prompt`, from the cache if it knows them."""
     dialogues = [prompt.messages(question) for question in questions]
     keys = [reply_key(policy.fingerprint, adapter, json.dumps(dialogue), max_new_tokens) for dialogue in dialogues]
     marks = {
@@ -120,5 +121,5 @@ def reference_losses(
 
 
 def grade(reward: Reward, examples: Sequence[Example], replies: Sequence[str]) -> list[Graded]:
-    """Each reply with its score. Raises RewardError, naming the row, where the reward breaks its promise."""
+    """Each reply with its score. Raises RewardError, naming the row, if the reward returns no usable score."""
     return [Graded(example, reply, reward(example, reply)) for example, reply in zip(examples, replies, strict=True)]

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from nslora.tools.classifier.attribution import Need
 from nslora.tools.errors import SettingsError
+from nslora.tools.router.expected_gain import StrategySettings, expected_gains
+from nslora.tools.router.inputs import RouterDecision, RouterInput
 from nslora.tools.router.monitoring_signal import Update, progress_of
-from nslora.tools.router.strategies import RouterDecision, RouterInput, StrategySettings, expected_gains, strategy_named
+from nslora.tools.router.strategies import strategy_named
 from nslora.tools.schema import KINDS
 
 BUILT_IN = [
