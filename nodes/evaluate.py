@@ -82,7 +82,7 @@ def refuse_other_beginning(state: AdaptationState) -> None:
         raise RunError("This is no state of a run: begin with run.first_state(), or go on with None in its place.")
     if state["round"] < (done := len(state["rounds"])):
         raise RunError(
-            f"A first state was given to a run with {done} rounds behind it, where None goes on: fork it at "
+            f"A first state was given to a run with {done} rounds behind it, which goes on with None: fork it at "
             f"round {done} to have them back, or begin another run."
         )
 

@@ -99,8 +99,9 @@ def rows_to_train(state: AdaptationState, workspace: Workspace) -> tuple[list[Tr
 
 
 def known_to_the_kept(examples: list[Example], state: AdaptationState, workspace: Workspace) -> list[RemadeRow]:
-    """Full-reward replies to these train rows that the kept candidate's evaluation holds; none where remade data or
-    reward calls are to be spared.
+    """Full-reward replies to these train rows from the evaluation of the candidate in force.
+
+    There are none if the settings turn remade data off, or if the reward is costly.
     """
     if not workspace.settings.remade_per_row or workspace.task.reward.costly:
         return []

@@ -141,9 +141,8 @@ def screen(
 
 
 def screening_rows(state: AdaptationState, workspace: Workspace) -> tuple[list[Example], list[Example]]:
-    """Train rows that fail and that pass under what is kept; where one side is short, the other fills up."""
-    most = workspace.settings.editing.screening_rows
-    by_id = {row.id: row for row in workspace.task.train}
+    """Train rows that fail and that pass under the candidate in force; if one side is short, the other fills up."""
+    most, by_id = workspace.settings.editing.screening_rows, workspace.examples
     failing = [by_id[i] for i in material_of(state, workspace).form if i in by_id]
     passing = [by_id[row.id] for row in kept_evaluation(state, workspace).of("train").values() if row.passed]
     few = min(len(passing), max(most // 2, most - len(failing)))

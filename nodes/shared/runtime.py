@@ -18,7 +18,7 @@ SAVES_EACH = {"lora_update": 1, "textgrad_edit": STORED_REPLIES, "evaluate": STO
 
 
 def thread_of(runtime: Runtime[AdaptationContext]) -> str:
-    """The thread whose state a node was given; "" where the graph keeps none."""
+    """The thread whose state a node was given; "" if the graph keeps none."""
     return getattr(runtime.execution_info, "thread_id", None) or ""
 
 
