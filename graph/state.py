@@ -48,21 +48,26 @@ class Decision(TypedDict):
     material: str  # file with the train rows chosen for each kind of update
 
 
-class Proposal(TypedDict):
-    """What an update proposes, and what it cost. candidate None: the update failed, and error says how."""
+class Work(TypedDict):
+    """What an update did, and what it cost: in a Proposal without its evaluation, in a RoundRecord with it."""
 
-    kind: Kind
-    candidate: Candidate | None
-    error: str | None
     wall_s: float
     trained_tokens: int
     generated_tokens: int
-    flop: float  # of the update itself, before its evaluation
+    flop: float
     editor: dict[str, float | bool]  # calls, tokens, cost of the symbolic editor
     epoch_losses_nats: list[float]
     grad_norms: list[float]
     new_rows: int  # verified remade rows that this edit, or a person's, brought
     note: str  # one line for people: what was done
+
+
+class Proposal(Work):
+    """What an update proposes. candidate None: the update failed, and error says how."""
+
+    kind: Kind
+    candidate: Candidate | None
+    error: str | None
     person: NotRequired[dict[str, str]]  # what a person who was asked said: {"answer"}, and {"prompt"} of their own
 
 
@@ -76,7 +81,7 @@ class RemadePool(TypedDict):
     waiting: bool
 
 
-class RoundRecord(TypedDict):
+class RoundRecord(Work):
     """One finished round, kept or not."""
 
     round: int
@@ -94,15 +99,6 @@ class RoundRecord(TypedDict):
     numbers: dict[str, float]  # of the paired test
     demand: dict[str, float]
     signal: dict[str, dict[str, float]]
-    wall_s: float
-    trained_tokens: int
-    generated_tokens: int
-    flop: float  # of update and evaluation
-    editor: dict[str, float | bool]
-    epoch_losses_nats: list[float]
-    grad_norms: list[float]
-    new_rows: int
-    note: str
     person: NotRequired[dict[str, str]]  # as in Proposal
     editor_lines: NotRequired[int]  # of the editor's record by the end of the round
 

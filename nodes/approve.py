@@ -1,7 +1,7 @@
-"""approve: show a proposed update to a person, and do what they say: accept, reject, or a prompt of their own.
+"""approve: show a proposed update to a person, who accepts it, rejects it or gives a prompt of their own.
 
-A node of its own, since `interrupt` runs its node again from the top when the answer comes, perhaps a day later and in
-another process.
+It is a node of its own, since LangGraph runs a node with an `interrupt` again from the top when the answer comes,
+perhaps a day later and in another process.
 """
 
 from typing import Any
@@ -10,13 +10,15 @@ from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Proposal
-from nslora.nodes.shared.budget import approval_rows, deadline
-from nslora.nodes.shared.prompt_candidates import check, remake_under
-from nslora.nodes.shared.runtime import stream_progress, workspace_for
+from nslora.nodes.shared.budget import Budget
+from nslora.nodes.shared.cost import CostLedger
+from nslora.nodes.shared.remake import remake_under
+from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.errors import BudgetError, PromptError
-from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import write_json
 from nslora.tools.prompt import Prompt, difference, parse
+from nslora.tools.workspace.graded_replies import graded_replies, mean_reward
+from nslora.tools.workspace.prompt_check import check_for_run
 from nslora.tools.workspace.record import QUESTION_FILE
 from nslora.tools.workspace.workspace import Workspace
 
@@ -24,11 +26,17 @@ ANSWERS = ("accept", "reject", "rewrite")
 
 
 def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Let a person accept, reject or rewrite the proposed update."""
+    return step(state, workspace_for(runtime, "approve"))
+
+
+def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Ask until the answer can be used: {"answer": "accept"}, "reject", or "rewrite" with {"prompt": document}."""
-    workspace, proposal = workspace_for(runtime), state["proposal"]
+    proposal = state["proposal"]
     if proposal is None or proposal["candidate"] is None:
         return {}
-    shown = question(state, proposal, proposal["candidate"], workspace)
+    ledger = CostLedger(workspace)
+    shown = question(state, proposal, proposal["candidate"], ledger)
     problem = ""
     write_json(workspace.folder / QUESTION_FILE, {"round": shown["round"], "kind": shown["kind"]})
     while True:
@@ -40,61 +48,48 @@ def approve(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
         except PromptError as error:
             problem = str(error)
     (workspace.folder / QUESTION_FILE).unlink(missing_ok=True)
-    proposal = {**charged(proposal, shown["screening"]), "person": {"answer": wanted}}
-    if wanted == "reject":
-        changes = turned_down(proposal, "rejected by a person")
-    else:
-        changes = {"proposal": proposal} if prompt is None else rewritten(state, proposal, prompt, workspace)
-    # Seconds at work; those of waiting are not the run's.
-    wall_s = workspace.clock.seconds
-    return {
-        **changes,
-        "wall_s": wall_s,
-        "proposal": {**changes["proposal"], "wall_s": changes["proposal"]["wall_s"] + wall_s},
-    }
+    proposal = {**proposal, "person": {"answer": wanted}}
+    if wanted == "reject":  # then no training job learns from what was remade under the prompt
+        proposal = {**proposal, "candidate": None, "error": "rejected by a person"}
+    elif prompt is not None:
+        proposal = rewritten(state, proposal, prompt, ledger)
+    return ledger.add_to(proposal)
 
 
-def question(state: AdaptationState, proposal: Proposal, candidate: Candidate, workspace: Workspace) -> dict[str, Any]:
-    """What a person needs to decide: the diff, the figures of a small screening, and what it cost."""
-    kept = state["kept"]
+def question(state: AdaptationState, proposal: Proposal, candidate: Candidate, ledger: CostLedger) -> dict[str, Any]:
+    """What a person needs to decide: the diff, the mean rewards on a few train rows, and what the update cost."""
+    prompts = ledger.workspace.prompts
+    kept, proposed = prompts.get(state["kept"]["prompt"]), prompts.get(candidate["prompt"])
     return {
         "round": state["round"] + 1,
         "kind": proposal["kind"],
         "note": proposal["note"],
         "reason": state["decision"]["reason"] if state["decision"] else "",
-        "diff": difference(workspace.prompts.get(kept["prompt"]), workspace.prompts.get(candidate["prompt"])),
-        "prompt": workspace.prompts.get(candidate["prompt"]).render(),
-        "adapter": {"kept": kept["adapter"], "proposed": candidate["adapter"]},
-        "screening": screening(state, candidate, workspace),
+        "diff": difference(kept, proposed),
+        "prompt": proposed.render(),
+        "adapter": {"kept": state["kept"]["adapter"], "proposed": candidate["adapter"]},
+        "screening": screening(state, candidate, ledger),
         "editor": proposal["editor"],
         "trained_tokens": proposal["trained_tokens"],
         "answers": list(ANSWERS),
     }
 
 
-def screening(state: AdaptationState, candidate: Candidate, workspace: Workspace) -> dict[str, float]:
-    """Mean rewards of what is kept and of the candidate on a few train rows; validation is left to `evaluate`."""
-    rows = approval_rows(state, workspace)
-    found: dict[str, float] = {"rows": len(rows), "generated_tokens": 0, "flop": 0.0}
+def screening(state: AdaptationState, candidate: Candidate, ledger: CostLedger) -> dict[str, float]:
+    """Mean rewards of the kept and the proposed candidate on a few train rows; only `evaluate` asks validation."""
+    workspace = ledger.workspace
+    rows = Budget(state, workspace).approval_rows()
+    rewards = {}
     for name, each in (("kept", state["kept"]), ("proposed", candidate)):
-        replies = ask(
-            workspace.policy,
-            workspace.replies,
-            workspace.prompts.get(each["prompt"]),
-            [row.question for row in rows],
-            adapter=each["adapter"],
-            max_new_tokens=workspace.task.max_new_tokens,
-            on_progress=stream_progress("approve", "screening replies"),
-        )
-        graded = grade(workspace.task.reward, rows, replies.texts)
-        found[name] = float(sum(one.score.value for one in graded) / len(rows))
-        found["generated_tokens"] += replies.tokens
-        found["flop"] += workspace.flop_rates.forward * replies.forward_tokens
-    return found
+        prompt, on_progress = workspace.prompts.get(each["prompt"]), progress(workspace, "screening replies")
+        graded, replies = graded_replies(workspace, prompt, each["adapter"], rows, on_progress)
+        ledger.generate(replies.tokens, replies.forward_tokens)
+        rewards[name] = mean_reward(graded)
+    return {"rows": len(rows), "generated_tokens": ledger.generated_tokens, "flop": ledger.flop, **rewards}
 
 
 def read_answer(answer: Any, workspace: Workspace) -> tuple[str, Prompt | None]:
-    """The answer and, for a rewrite, its prompt. Raises PromptError, to be shown, where it cannot be used."""
+    """The answer and, for a rewrite, its prompt. Raises PromptError with what to answer instead."""
     if isinstance(answer, str):
         answer = {"answer": answer}
     wanted = answer.get("answer") if isinstance(answer, dict) else None
@@ -112,44 +107,25 @@ def read_answer(answer: Any, workspace: Workspace) -> tuple[str, Prompt | None]:
             "(of a Prompt, its render())."
         )
     prompt = parse(document)
-    check(prompt, workspace)
+    check_for_run(prompt, workspace)
     return wanted, prompt
 
 
-def charged(proposal: Proposal, screening: dict[str, float]) -> Proposal:
-    """The proposal with what its screening took."""
-    tokens = proposal["generated_tokens"] + int(screening["generated_tokens"])
-    return {**proposal, "generated_tokens": tokens, "flop": proposal["flop"] + screening["flop"]}
-
-
-def turned_down(proposal: Proposal, error: str) -> Changes:
-    """The proposal fails, and no later training learns from what was remade under its prompt."""
-    return {"proposal": {**proposal, "candidate": None, "error": error}}
-
-
-def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, workspace: Workspace) -> Changes:
-    """A person's prompt in the place of the proposed one, with remade data of its own."""
+def rewritten(state: AdaptationState, proposal: Proposal, prompt: Prompt, ledger: CostLedger) -> Proposal:
+    """The proposal with a person's prompt in place of its own, and with remade data of that prompt."""
+    workspace = ledger.workspace
     name = workspace.prompts.add(prompt)
     proposal = {**proposal, "person": {"answer": "rewrite", "prompt": name}}
+    edit, spent_flop = f"person-{state['round'] + 1}", proposal["flop"] + ledger.flop
+    on_progress = progress(workspace, "remade replies", Budget(state, workspace).deadline())
     try:
-        remade = remake_under(
-            prompt,
-            state,
-            workspace,
-            f"person-{state['round'] + 1}",
-            stream_progress("approve", "remade replies", deadline(state, workspace)),
-            proposal["flop"],
-        )
+        remade = remake_under(prompt, state, ledger, edit, on_progress, spent_flop)
     except BudgetError as error:
-        return turned_down(proposal, str(error))
+        return {**proposal, "candidate": None, "error": str(error)}
     adapter = proposal["candidate"]["adapter"] if proposal["candidate"] else None
     return {
-        "proposal": {
-            **proposal,
-            "candidate": Candidate(adapter=adapter, prompt=name),
-            "new_rows": len(remade.rows),
-            "generated_tokens": proposal["generated_tokens"] + remade.generated_tokens,
-            "flop": proposal["flop"] + workspace.flop_rates.forward * remade.forward_tokens,
-            "note": f"prompt rewritten by a person, {len(remade.rows)} rows remade",
-        }
+        **proposal,
+        "candidate": Candidate(adapter=adapter, prompt=name),
+        "new_rows": len(remade.rows),
+        "note": f"prompt rewritten by a person, {len(remade.rows)} rows remade",
     }

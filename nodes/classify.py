@@ -3,36 +3,40 @@
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured
-from nslora.nodes.shared.budget import within_budget
-from nslora.nodes.shared.rounds import history, tries
+from nslora.nodes.shared.budget import Budget
+from nslora.nodes.shared.rounds import tries
 from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.classifier.attribution import Need, need_of
 from nslora.tools.dataset.selection import Material, choose_material
-from nslora.tools.evaluation.records import read_evaluation
-from nslora.tools.router.monitoring_signal import Progress, Update, given_up, progress_of, without_material
-from nslora.tools.router.strategies import RouterInput, strategy_named
-from nslora.tools.schema import KINDS, as_record
+from nslora.tools.router.inputs import RouterInput
+from nslora.tools.router.monitoring_signal import Progress, Update, closed, read_signal
+from nslora.tools.router.strategies import strategy_named
+from nslora.tools.schema import as_record
 from nslora.tools.workspace.cost_estimate import update_tokens
 from nslora.tools.workspace.workspace import Workspace
 
 
 def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
+    """Decide which kind of update goes next."""
+    return step(state, workspace_for(runtime, "classify"))
+
+
+def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Write the decision, with its reasons, for the conditional edge to read."""
-    workspace = workspace_for(runtime)
     kept = state["kept_measured"]
     if kept is None:
         return {"stop": "nothing was measured"}
-    rows, failures = read_evaluation(workspace.evaluations / f"{kept['key']}.jsonl")
-    need = need_of([each.attribution for each in failures if each.split == "validation"])
+    evaluation = workspace.evaluations.load(kept["key"])
+    need = need_of([each.attribution for each in evaluation.failed("validation")])
     seed = f"{workspace.settings.seed}/{tries(state['rounds'], 'textgrad')}"
     material_file = f"material/{state['round'] + 1}-{kept['key']}.json"
-    material = choose_material(workspace.task.train, rows, failures, seed=seed)
+    material = choose_material(workspace.task.train, evaluation.rows, evaluation.failures, seed=seed)
     material.save(workspace.folder / material_file)
     strategy = strategy_named(
         workspace.settings.strategy, settings=workspace.settings.routing, signal=workspace.settings.signal
     )
     router_input = router_input_of(state, workspace, kept, need, material)
-    choice = within_budget(strategy.choose(router_input), router_input, state, workspace)
+    choice = Budget(state, workspace).allow(strategy.choose(router_input), router_input)
     decision = Decision(
         action=choice.action,
         reason=choice.reason,
@@ -40,44 +44,38 @@ def classify(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
         demand={key: float(value) for key, value in as_record(need).items()},
         material=material_file,
     )
-    changes: Changes = {"decision": decision}
-    if choice.action == "finish":
-        changes["stop"] = choice.reason
-    return changes
+    return {"decision": decision, **({"stop": choice.reason} if choice.action == "finish" else {})}
 
 
 def router_input_of(
     state: AdaptationState, workspace: Workspace, kept: Measured, need: Need, material: Material
 ) -> RouterInput:
     """What the strategies decide from."""
-    updates = tuple(history(state["rounds"]))
-    remade = state["remade"]
+    remade, task, settings = state["remade"], workspace.task, workspace.settings
     return RouterInput(
-        task=workspace.task.hash,
+        task=task.hash,
         round=state["round"],
-        rounds_left=workspace.settings.max_rounds - state["round"],
+        rounds_left=settings.max_rounds - state["round"],
         failures=kept["failures"],
         validation_reward=kept["reward"],
-        target=workspace.settings.target,
+        target=settings.target,
         need=need if kept["failures"] else None,
-        progress=signals(state, workspace, updates, material),
-        cost_tokens=update_tokens(workspace.task, workspace.settings),
+        progress=signals(state, workspace, material),
+        cost_tokens=update_tokens(task, settings),
         remade_waiting=remade["rows"] if remade and remade["waiting"] else 0,
-        seed=workspace.settings.seed,
-        history=updates,
+        seed=settings.seed,
+        history=tuple(Update.of(each) for each in state["rounds"]),
     )
 
 
-def signals(
-    state: AdaptationState, workspace: Workspace, updates: tuple[Update, ...], material: Material
-) -> dict[Kind, Progress]:
-    """The signal of each kind; edits are closed where no failure on train is there to show to an editor.
+def signals(state: AdaptationState, workspace: Workspace, material: Material) -> dict[Kind, Progress]:
+    """The monitor's signal; edits are closed if no failure on train can be shown to the editor.
 
-    They are closed for good once the editor has failed too often in a row, or reached a cap.
+    They are closed for the rest of the run if the editor failed too often in a row, or reached a cap.
     """
-    found: dict[Kind, Progress] = {kind: progress_of(kind, updates, workspace.settings.signal) for kind in KINDS}
+    found = read_signal(state["signal"])
     if not material.form:
-        found["textgrad"] = without_material(found["textgrad"])
+        found["textgrad"] = closed(found["textgrad"], "no_material")
     if state["editor_failures"] >= workspace.settings.editing.patience:
-        found["textgrad"] = given_up(found["textgrad"])
+        found["textgrad"] = closed(found["textgrad"], "given_up")
     return found

@@ -22,6 +22,7 @@ from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import write_json, write_jsonl
 from nslora.tools.policy import Policy
+from nslora.tools.router.monitoring_signal import Update, signal_of
 from nslora.tools.schema import KINDS
 from nslora.tools.training.settings import LoraSettings
 from nslora.tools.workspace.record import RUN_FILE, read_run_file
@@ -222,7 +223,10 @@ def reopen(graph: Graph, run: Execution, *, new_editor: bool) -> None:
     new_editor: whether the editor, or how it is asked, has changed; the old editor's failures do not count then.
     """
     state = graph.get_state(run.config)
-    changes: Changes = {"approve": run.workspace.settings.approve, **({"editor_failures": 0} if new_editor else {})}
+    settings = run.workspace.settings
+    changes: Changes = {"approve": settings.approve, **({"editor_failures": 0} if new_editor else {})}
+    if "evaluate" not in state.next:
+        changes["signal"] = signal_of([Update.of(each) for each in state.values.get("rounds", [])], settings.signal)
     if "finish" in state.next:
         graph.update_state(run.config, {**changes, "stop": "", "decision": None}, as_node="monitor")
     elif any(state.values.get(name) != value for name, value in changes.items()):

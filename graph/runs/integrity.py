@@ -19,7 +19,7 @@ def check_past(workspace: Workspace, states: Iterable[State], rounds_done: int) 
         if adapter:
             workspace.adapters.path(adapter)
     for key in sorted({key for state in states for key in evaluations_of(state)}):
-        read_evaluation(workspace.evaluations / f"{key}.jsonl")
+        read_evaluation(workspace.evaluations.path(key))
     for path in material_of_rounds(workspace.folder, rounds_done):
         read_json(path) if path.suffix == ".json" else read_whole(path)
 

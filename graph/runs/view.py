@@ -122,7 +122,7 @@ class RunView:
     def _failures(self, number: int) -> tuple[Failure, ...]:
         for path in sorted((self.folder / "material").glob(f"{number}-*.json")):
             key = path.stem.partition("-")[2]
-            return tuple(read_evaluation(self.folder / "evaluations" / f"{key}.jsonl")[1])
+            return tuple(read_evaluation(self.folder / "evaluations" / f"{key}.jsonl").failures)
         return ()
 
     def _training_rows(self, number: int) -> tuple[TrainingExample, ...]:

@@ -2,25 +2,8 @@
 
 from nslora.graph.state import AdaptationState, Kind, RoundRecord
 from nslora.tools.dataset.selection import Material
-from nslora.tools.router.monitoring_signal import Update
+from nslora.tools.evaluation.records import Evaluation
 from nslora.tools.workspace.workspace import Workspace
-
-
-def history(rounds: list[RoundRecord]) -> list[Update]:
-    """The rounds as the signal wants them."""
-    return [
-        Update(
-            kind=record["action"],
-            kept=record["kept"],
-            gain=record["numbers"].get("gain", 0.0),
-            repairable_gain=record["numbers"].get("potential_gain", 0.0),
-            epoch_losses_nats=tuple(record["epoch_losses_nats"]),
-            grad_norms=tuple(record["grad_norms"]),
-            new_rows=record["new_rows"],
-            failed=record["error"] is not None,
-        )
-        for record in rounds
-    ]
 
 
 def tries(rounds: list[RoundRecord], kind: Kind) -> int:
@@ -28,6 +11,18 @@ def tries(rounds: list[RoundRecord], kind: Kind) -> int:
     strategies and forks that come to the same update by other ways make the same one, and comparisons are paired.
     """
     return sum(record["action"] == kind for record in rounds)
+
+
+def training_prompt(state: AdaptationState) -> str:
+    """Hash of the prompt that a training job trains under: that of waiting remade data, else the kept one."""
+    pool = state["remade"]
+    return pool["prompt"] if pool and pool["waiting"] else state["kept"]["prompt"]
+
+
+def kept_evaluation(state: AdaptationState, workspace: Workspace) -> Evaluation:
+    """The evaluation of the candidate in force; an empty one before the first."""
+    kept = state["kept_measured"]
+    return workspace.evaluations.load(kept["key"]) if kept else Evaluation("")
 
 
 def material_of(state: AdaptationState, workspace: Workspace) -> Material:

@@ -1,11 +1,9 @@
-"""What every node needs: its workspace, and a way to show how far it is."""
+"""What the nodes get from LangGraph: the workspace of the run, and a stream for their progress."""
 
 import time
-from typing import Any
 
-from langgraph.config import get_stream_writer
 from langgraph.errors import GraphDrained
-from langgraph.runtime import Runtime, get_runtime
+from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext
 from nslora.tools.errors import BudgetError, RunError
@@ -14,18 +12,26 @@ from nslora.tools.policy import OnProgress
 from nslora.tools.workspace.task_clock import TaskClock
 from nslora.tools.workspace.workspace import Workspace, open_workspace
 
-# How often a node saves what it has, in the unit of its progress: there a run can stop. `approve` goes on to its end,
-# since a person's answer is used up with the first stop.
+# How often a node saves its work, in the unit of its progress; a run can stop there. `approve` never stops half-way,
+# since LangGraph gives a person's answer to a task only once.
 SAVES_EACH = {"lora_update": 1, "textgrad_edit": STORED_REPLIES, "evaluate": STORED_REPLIES, "finish": STORED_REPLIES}
 
 
 def thread_of(runtime: Runtime[AdaptationContext]) -> str:
-    """The thread whose state a node was given; "" where the graph keeps none."""
+    """The thread whose state a node was given; "" if the graph keeps none."""
     return getattr(runtime.execution_info, "thread_id", None) or ""
 
 
-def workspace_for(runtime: Runtime[AdaptationContext]) -> Workspace:
-    """The workspace of this run. Raises RunError where the graph was invoked without its context."""
+def workspace_for(runtime: Runtime[AdaptationContext], node: str) -> Workspace:
+    """The workspace of this run, with a clock for this task; its progress goes to the graph's `custom` stream.
+
+    Args:
+        runtime: As LangGraph gives it to the node.
+        node: The node's name, for progress events: {"node", "what", "done", "total"}.
+
+    Raises:
+        RunError: If the graph was invoked without its context.
+    """
     if runtime.context is None or not runtime.context.folder:  # a server makes an empty one
         raise RunError(
             "The graph was invoked without its context: pass context=run.context (also when resuming, since "
@@ -37,27 +43,25 @@ def workspace_for(runtime: Runtime[AdaptationContext]) -> Workspace:
     workspace.task_id = getattr(runtime.execution_info, "task_id", None) or ""
     thread = thread_of(runtime)
     workspace.replies.payer = f"{thread}/{workspace.task_id}" if workspace.task_id else ""
-    workspace.clock = TaskClock(workspace.folder, workspace.task_id)
-    return workspace
+    workspace.clock = clock = TaskClock(workspace.folder, workspace.task_id)
 
-
-def stream_progress(node: str, what: str, deadline: float | None = None) -> OnProgress:
-    """A progress callback that streams `custom` events: {"node", "what", "done", "total"}.
-
-    It raises BudgetError where `deadline` (of time.monotonic) has passed.
-    """
-    write = get_stream_writer()
-    runtime = get_runtime(AdaptationContext)
-    clock = open_workspace(runtime.context.folder).clock
-
-    def on_progress(done: int, total: int) -> None:
-        event: dict[str, Any] = {"node": node, "what": what, "done": done, "total": total}
-        write(event)
+    def on_progress(what: str, done: int, total: int) -> None:
+        runtime.stream_writer({"node": node, "what": what, "done": done, "total": total})
         clock.tick()
         if runtime.drain_requested and node in SAVES_EACH and done % SAVES_EACH[node] == 0:
             clock.save()
             raise GraphDrained(runtime.drain_reason or "stopped")
-        if deadline is not None and time.monotonic() > deadline and done < total:
+
+    workspace.on_progress = on_progress
+    return workspace
+
+
+def progress(workspace: Workspace, what: str, until: float | None = None) -> OnProgress:
+    """A callback for work that is counted in `what`. It raises BudgetError if time.monotonic() has passed `until`."""
+
+    def on_progress(done: int, total: int) -> None:
+        workspace.on_progress(what, done, total)
+        if until is not None and time.monotonic() > until and done < total:
             raise BudgetError(f"stopped at {done} of {total} {what}: the run's max_seconds leave no more time.")
 
     return on_progress

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from nslora.graph.cli.app import app
 from nslora.graph.runs.run import Run
-from nslora.nodes.shared import budget as spending
-from nslora.nodes.shared.budget import Steps, planned_tokens, screening_fits, within_budget
+from nslora.nodes.shared.budget import Budget
+from nslora.nodes.shared.cost import Steps
 from nslora.tools.errors import DivergedError
 from nslora.tools.files import read_jsonl
 from nslora.tools.inference.flops import TERA, FlopRates
@@ -38,8 +38,8 @@ from nslora.tools.workspace.budget import (
 )
 from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.task_clock import CLOCK_FILE, TaskClock
+from nslora.tools.workspace.upper_bounds import planned_tokens
 
-evaluate_node = import_module("nslora.nodes.evaluate")  # the package names its function
 textgrad_node = import_module("nslora.nodes.textgrad_edit")  # the package names its function
 
 FREE = Expected(0.0, 0.0, {"lora": 0.0, "textgrad": 0.0})
@@ -121,7 +121,7 @@ def test_the_other_kind_takes_over_where_the_strategy_is_free_and_that_kind_open
     workspace: Any = SimpleNamespace(settings=limited, task=task)
     state: Any = {"rounds": [], "wall_s": 1.0, "start_measured": None, "kept_measured": None, "measured": None}
     router_input: Any = SimpleNamespace(progress={"lora": Progress("lora", 1.0, saturated, {})})
-    choice = within_budget(RouterDecision("textgrad", "Form is missing.", {}), router_input, state, workspace)
+    choice = Budget(state, workspace).allow(RouterDecision("textgrad", "Form is missing.", {}), router_input)
     assert choice.action == action
     assert choice.reason.startswith("Budget: 0 of 4 editor calls are spent, and an edit takes 5")
 
@@ -138,13 +138,13 @@ def test_a_step_that_time_does_not_allow_is_broken_off_and_recorded(
 ) -> None:
     limits = iter({"an editor call": [0.0], "the remade replies": [None, None, 0.0], "the evaluation": []}[late])
     if late == "the evaluation":
-        monkeypatch.setattr(evaluate_node, "deadline", lambda *_, **__: 0.0)
-        monkeypatch.setattr(evaluate_node, "measuring_flop", lambda *_: 12 * TERA)
+        monkeypatch.setattr(Budget, "deadline", lambda _, to_be_evaluated=True: None if to_be_evaluated else 0.0)
+        monkeypatch.setattr(Budget, "measuring_flop", lambda *_: 12 * TERA)
     else:
-        made = textgrad_node.stream_progress
-        monkeypatch.setattr(textgrad_node, "deadline", lambda *_: next(limits))
+        made = textgrad_node.progress
+        monkeypatch.setattr(Budget, "deadline", lambda *_, **__: next(limits))
         monkeypatch.setattr(
-            textgrad_node, "stream_progress", lambda node, what, until=None: made(node, what, next(limits))
+            textgrad_node, "progress", lambda workspace, what, until=None: made(workspace, what, next(limits))
         )
     run = begin(
         strategy="textgrad",
@@ -258,7 +258,7 @@ def test_steps_that_end_a_burst_early_end_its_charge_too(max_steps: int | None, 
 def test_candidates_are_screened_only_where_the_budget_holds_it(
     monkeypatch: pytest.MonkeyPatch, max_tflop: float | None, fits: bool
 ) -> None:
-    monkeypatch.setattr("nslora.nodes.shared.budget.evaluation_flop", lambda *_: 50e12)
+    monkeypatch.setattr(Budget, "evaluation_flop", lambda *_: 50e12)
     workspace: Any = SimpleNamespace(
         settings=settings(max_tflop=max_tflop),
         flop_rates=FlopRates(1e12, 3e12),
@@ -267,7 +267,7 @@ def test_candidates_are_screened_only_where_the_budget_holds_it(
     )
     state: Any = {"rounds": [], "wall_s": 0.0, "start_measured": {"flop": 1e12}}
     rows = [Example("1", "Who?", "Ada", {})] * 2
-    assert screening_fits([Prompt(), Prompt("Be brief.")], rows, state, workspace, 10e12) is fits
+    assert Budget(state, workspace).holds_screening([Prompt(), Prompt("Be brief.")], rows, 10e12) is fits
 
 
 def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,15 +278,15 @@ def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monk
         task=SimpleNamespace(train=rows, max_new_tokens=1),
         token_counts=lambda dialogues: [1] * len(dialogues),
     )
-    monkeypatch.setattr(spending, "spent", lambda state: SimpleNamespace(tflop=0.0))
-    monkeypatch.setattr(spending, "evaluation_flop", lambda prompt, state, workspace: 0.0)
-    monkeypatch.setattr(spending, "END_TOKENS", 0)
+    monkeypatch.setattr(Budget, "spent", Spent())
+    monkeypatch.setattr(Budget, "evaluation_flop", lambda *_: 0.0)
+    monkeypatch.setattr("nslora.tools.workspace.upper_bounds.END_TOKENS", 0)
     state: Any = {"round": 0, "kept": {"adapter": None}}
-    found = spending.affordable_remakes(Prompt(), state, workspace, 0.0)
+    found = Budget(state, workspace).affordable_remakes(Prompt(), 0.0)
     assert len(found) == 10
     assert {row.reference for row in found} == {"one", "two"}
     assert list(found) == [row for row in rows if row in found]  # in the file's order
-    assert found == spending.affordable_remakes(Prompt(), state, workspace, 0.0)
+    assert found == Budget(state, workspace).affordable_remakes(Prompt(), 0.0)
 
 
 class Counting(ObedientPolicy):

@@ -9,12 +9,11 @@ import pytest
 
 from nslora.graph.runs.run import Run
 from nslora.graph.state import Decision
-from nslora.nodes.shared.rounds import history
 from nslora.tools.classifier.attribution import Need
 from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.prompt import Prompt
 from nslora.tools.router.inputs import RouterInput
-from nslora.tools.router.monitoring_signal import progress_of
+from nslora.tools.router.monitoring_signal import Update, progress_of
 from nslora.tools.router.strategies import strategy_named
 from nslora.tools.schema import KINDS, from_record
 from nslora.tools.tasks.task import Task, task_from_rows
@@ -139,7 +138,7 @@ def test_each_decision_follows_from_its_recorded_evidence(run: Run, decisions: l
 def chosen_again(run: Run, number: int, decision: Decision) -> str:
     """What the strategy chooses from the evidence in the record and the rounds before it, and from nothing else."""
     evidence, settings = decision["evidence"], run.workspace.settings
-    past = tuple(history(run.report()["rounds"][:number]))
+    past = tuple(Update.of(each) for each in run.report()["rounds"][:number])
     need = from_record(Need, {**decision["demand"], "failures": int(decision["demand"]["failures"])})
     states = {kind: progress_of(kind, past, settings.signal) for kind in KINDS}
     for kind in KINDS:

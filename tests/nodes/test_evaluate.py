@@ -1,7 +1,6 @@
 """Replies are stored in lots: what a kill or Ctrl-C leaves of a long evaluation is kept, and paid for once."""
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from langgraph.runtime import RunControl
 from scripted_runs import results
 
 from nslora.graph.runs.run import Run
+from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.runtime import SAVES_EACH
 from nslora.tools.evaluation import rollouts as evaluation
 from nslora.tools.inference.flops import TERA
@@ -19,8 +19,6 @@ from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import Generated
 from nslora.tools.prompt import Prompt
 from nslora.tools.schema import Dialogue
-
-evaluate_node = import_module("nslora.nodes.evaluate")  # the package names its function
 
 Begin = Callable[..., Run]
 LOT = 4
@@ -123,8 +121,8 @@ def test_time_that_is_up_charges_a_resumed_evaluation_like_a_whole_one(
         at_call(SECOND_OF_CANDIDATE + 1, kill, asked, patch)
         with pytest.raises(Killed):
             run.adapt()
-    monkeypatch.setattr(evaluate_node, "deadline", lambda *_, **__: 0.0)
-    monkeypatch.setattr(evaluate_node, "measuring_flop", lambda *_: 12 * TERA)
+    monkeypatch.setattr(Budget, "deadline", lambda _, to_be_evaluated=True: None if to_be_evaluated else 0.0)
+    monkeypatch.setattr(Budget, "measuring_flop", lambda *_: 12 * TERA)
     (record,) = Run.open(run.folder).resume().report["rounds"]
     assert record["error"].startswith("stopped at 1 of 4 replies")
     assert 9.0 < record["flop"] / TERA < 9.1

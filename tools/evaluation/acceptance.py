@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from nslora.tools.evaluation.paired_tests import TIE, bootstrap_interval, paired_differences, sign_flip_p_value
+from nslora.tools.evaluation.paired_tests import (
+    TIE,
+    bootstrap_interval,
+    p_values_of_several,
+    paired_differences,
+    sign_flip_p_value,
+)
+from nslora.tools.evaluation.records import Evaluation
 
 
 class KeepSettings(BaseModel):
@@ -112,9 +119,9 @@ def keep_or_drop(
 ) -> KeepDecision:
     """Keep a proposed candidate, or drop it; ties are no gain.
 
-    All are rewards (or rewards after the best single repair) by row, in the same order. Kept when the reward's paired
-    gain is above zero by the test; else when the mean reward is not lower and the potential's paired gain is. Never
-    where the mean reward on an regression set falls by more than its tolerance.
+    All are rewards, or rewards after the best single repair, by row in the same order. The candidate is kept if the
+    test finds a gain of the reward; else if the mean reward is not lower and the test finds a gain of the repairable
+    reward. It is dropped if the mean reward on the regression set falls by more than the tolerance.
     """
     reward = paired_gain_test(old, new, settings=settings)
     numbers = {**_numbers("", reward), "level": settings.level, "rows": float(len(old))}
@@ -136,6 +143,47 @@ def keep_or_drop(
         return KeepDecision(True, reason, numbers)
     reason = f"Dropped: reward {_words(reward)}, potential {_words(possible)}, at level {settings.level:g} no gain."
     return KeepDecision(False, reason, numbers)
+
+
+def compare(before: Evaluation, after: Evaluation, start: Evaluation, *, settings: KeepSettings) -> KeepDecision:
+    """Keep or drop the candidate of `after`, against the one in force (`before`), row by row on validation.
+
+    On the regression set it is compared with the better one of `before` and `start`, so that small falls do not add up.
+    """
+    old, new = before.of("validation"), after.of("validation")
+    ids = sorted(old)
+    sets = before.of("anchor"), start.of("anchor")
+    regression_old = max(sets, key=lambda rows: sum(row.value for row in rows.values()))
+    regression_new = after.of("anchor")
+    regression_ids = sorted(regression_old.keys() & regression_new.keys())
+    return keep_or_drop(
+        [old[i].value for i in ids],
+        [new[i].value for i in ids],
+        [old[i].repaired_reward for i in ids],
+        [new[i].repaired_reward for i in ids],
+        regression_old=[regression_old[i].value for i in regression_ids] or None,
+        regression_new=[regression_new[i].value for i in regression_ids] or None,
+        settings=settings,
+    )
+
+
+def best_candidate(
+    gains: Sequence[Sequence[float]], rewards: Sequence[float], start_reward: float, *, settings: KeepSettings
+) -> int | None:
+    """Number of the candidate of highest reward among those that beat the start at `result_level`; None for the start.
+
+    Args:
+        gains: (candidates, rows), reward less the start's on the same validation rows.
+        rewards: (candidates,), minus infinity for a candidate that must not be chosen.
+        start_reward: Of the start, on validation.
+        settings: The level is corrected for the number of candidates.
+    """
+    p_values = p_values_of_several(gains, samples=settings.samples, seed=settings.seed)
+    best, most = None, start_reward
+    for i, (p_value, reward) in enumerate(zip(p_values, rewards, strict=True)):
+        if p_value <= settings.result_level and reward > most + TIE:
+            best, most = i, reward
+    return best
 
 
 def _numbers(prefix: str, gain: PairedGain) -> dict[str, float]:

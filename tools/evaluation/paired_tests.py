@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def mean(values: Sequence[float]) -> float:
-    """0.0 where there are none."""
+    """The mean; 0.0 of no values."""
     return float(sum(values) / len(values)) if values else 0.0
 
 
@@ -37,7 +37,7 @@ def bootstrap_interval(
 
     values: (n,), one per question, rewards or differences of them. bounds: the least and the most that a value can be;
     None for differences: as much as any of them, either way, so that what is the same stays [0, 0].
-    Raises ValueError where there are none.
+    Raises ValueError if there are none.
     """
     rows = _finite(values)
     generator = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def with_unseen(
 
 
 def sign_flip_p_value(differences: Sequence[float], *, samples: int = 10_000, seed: int = 0) -> float:
-    """P(a random choice of signs gives at least this sum); ties carry no sign and are left out. 1.0 where all tie.
+    """P(a random choice of signs gives at least this sum); ties carry no sign and are left out. 1.0 if all tie.
 
     Exact up to 16 rows that differ, else Monte Carlo with (1 + hits) / (1 + samples), which never understates
     (Phipson and Smyth 2010).
@@ -132,7 +132,7 @@ def p_values_of_several(gains: Sequence[Sequence[float]], *, samples: int = 10_0
 
 
 def paired_differences(old: Sequence[float], new: Sequence[float]) -> Floats:
-    """new - old by row, (n,). Raises ValueError where the lengths differ or a value is not finite."""
+    """new - old by row, (n,). Raises ValueError if the lengths differ or a value is not finite."""
     if len(old) != len(new):
         raise ValueError(f"{len(old)} old and {len(new)} new rewards came; they must be of the same rows.")
     return _finite(new) - _finite(old)

@@ -1,6 +1,5 @@
-"""Evaluations on disk: a header, one line per row, then the failures and the passing train replies with their texts."""
+"""Evaluations: what a candidate earned on each question, in memory and on disk."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,14 +7,17 @@ from typing import Any, ClassVar
 
 from nslora.tools.classifier.attribution import Attribution
 from nslora.tools.errors import DamagedError
+from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.files import read_whole, sha256_of_json, write_jsonl
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import as_record, from_record
 
+REMEMBERED = 8  # evaluations in memory: the start, the one in force and the newest, each before and after attribution
+
 
 @dataclass(frozen=True)
 class Row:
-    """One validation or train question under one candidate. single: reward after the best single repair."""
+    """One question under one candidate. repaired_reward: the reward after the best single repair."""
 
     RECORD_NAMES: ClassVar[Mapping[str, str]] = {"repaired_reward": "single"}
 
@@ -28,12 +30,13 @@ class Row:
 
     @property
     def passed(self) -> bool:
+        """Whether the reply passes every check."""
         return all(value >= 1 for value in self.checks.values())
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A failing reply in full, with the classifier's answer. cut: the length limit ended it."""
+    """A failing reply with its text and the classifier's answer. truncated: the length limit ended the reply."""
 
     RECORD_NAMES: ClassVar[Mapping[str, str]] = {"truncated": "cut"}
 
@@ -48,7 +51,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class EvaluationCost:
-    """Generated tokens, cached replies, and all tokens that the model was asked for, cached or not."""
+    """Generated tokens, replies from the cache, and prompt and reply tokens together, cached or not."""
 
     tokens: int = 0
     cached: int = 0
@@ -57,103 +60,146 @@ class EvaluationCost:
 
 @dataclass(frozen=True)
 class Passing:
-    """A reply to a train question that earned full reward and that the model itself ended.
+    """A reply to a train question that earned full reward and that the length limit did not end.
 
-    The classifier learns a layout from it, and weights may learn the reply.
+    The classifier learns a layout from the reply, and a training job may learn the reply itself.
     """
 
     id: str
     reply: str
 
 
-def write_evaluation(
-    path: Path,
-    rows: Sequence[Row],
-    failures: Sequence[Failure],
-    *,
-    passing: Sequence[Passing] = (),
-    layouts: str = "",
-    payer: str = "",
-    cost: EvaluationCost | None = None,
-) -> None:
-    """A header, one line per row (numbers only), then one per failure and per passing train reply (with their texts).
+@dataclass(frozen=True)
+class Evaluation:
+    """What one candidate earned on each question.
 
-    layouts: `layouts_hash` of what the failures were attributed with. payer: the graph's task that measured, at that
-    cost.
+    failures: of validation and train. passing: of train. layouts: `layouts_hash` of the replies that the classifier
+    knew when it attributed the failures. payer: id of the graph's task that paid `cost`.
     """
+
+    key: str
+    rows: Sequence[Row] = ()
+    failures: Sequence[Failure] = ()
+    passing: Sequence[Passing] = ()
+    layouts: str = ""
+    payer: str = ""
+    cost: EvaluationCost = EvaluationCost()
+
+    def of(self, split: str) -> dict[str, Row]:
+        """The rows of a split by id."""
+        return {row.id: row for row in self.rows if row.split == split}
+
+    def failed(self, split: str) -> list[Failure]:
+        """The failures of a split."""
+        return [each for each in self.failures if each.split == split]
+
+    @property
+    def repairable_reward(self) -> float:
+        """Mean reward on validation after the best single repair of each failure."""
+        return mean([row.repaired_reward for row in self.of("validation").values()])
+
+    @property
+    def repaired(self) -> dict[str, str]:
+        """Train failures that lacked content alone, by id, each with the reference in place of its answer."""
+        return {
+            each.id: each.attribution.repaired
+            for each in self.failed("train")
+            if not each.truncated and each.attribution.verdict == "content" and each.attribution.repaired
+        }
+
+    def cost_for(self, payer: str) -> EvaluationCost:
+        """What `payer` has to pay: only the task that generated the replies pays for them."""
+        own = payer and payer == self.payer
+        return self.cost if own else EvaluationCost(forward_tokens=self.cost.forward_tokens)
+
+
+class EvaluationStore:
+    """The evaluations of one run, in `<folder>/<key>.jsonl`; the newest ones stay in memory.
+
+    An evaluation never changes, since its key is a hash of the candidate and of what was asked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[str, Evaluation] = {}
+        self._gains: dict[tuple[str, str], list[float]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return self.path(key).exists()
+
+    def path(self, key: str) -> Path:
+        """The file of an evaluation."""
+        return self.folder / f"{key}.jsonl"
+
+    def load(self, key: str) -> Evaluation:
+        """The evaluation of this key. Raises DamagedError if its file is missing or damaged."""
+        return self._known[key] if key in self._known else self._remember(read_evaluation(self.path(key)))
+
+    def write(self, evaluation: Evaluation) -> Evaluation:
+        """Write an evaluation to its file, and return it."""
+        write_evaluation(self.path(evaluation.key), evaluation)
+        return self._remember(evaluation)
+
+    def gains(self, key: str, *, over: str) -> list[float]:
+        """Reward less that of the evaluation `over`, on each validation row in the order of their ids."""
+        if (over, key) not in self._gains:
+            old, new = self.load(over).of("validation"), self.load(key).of("validation")
+            self._gains[over, key] = [new[i].value - old[i].value for i in sorted(old)]
+        return self._gains[over, key]
+
+    def _remember(self, evaluation: Evaluation) -> Evaluation:
+        self._known.pop(evaluation.key, None)
+        while len(self._known) >= REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[evaluation.key] = evaluation
+        return evaluation
+
+
+def layouts_hash(known_good: Sequence[Graded]) -> str:
+    """The name of a set of replies that earn full reward: 8 hex characters."""
+    return sha256_of_json(sorted({(each.example.id, each.reply) for each in known_good}))[:8]
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write a header, then a line per row (numbers), per failure (with texts) and per passing train reply."""
     header = {
-        "rows": len(rows),
-        "failures": len(failures),
-        "layouts": layouts,
-        "payer": payer,
-        **asdict(cost or EvaluationCost()),
+        "rows": len(evaluation.rows),
+        "failures": len(evaluation.failures),
+        "layouts": evaluation.layouts,
+        "payer": evaluation.payer,
+        **asdict(evaluation.cost),
     }
     write_jsonl(
         path,
         [{"header": header}]
-        + [{"row": as_record(row)} for row in rows]
-        + [{"failure": as_record(each)} for each in failures]
-        + [{"passing": asdict(each)} for each in passing],
+        + [{"row": as_record(row)} for row in evaluation.rows]
+        + [{"failure": as_record(each)} for each in evaluation.failures]
+        + [{"passing": asdict(each)} for each in evaluation.passing],
     )
 
 
-def layouts_hash(known_good: Sequence[Graded]) -> str:
-    """The name of a set of replies that earn full reward."""
-    return sha256_of_json(sorted({(each.example.id, each.reply) for each in known_good}))[:8]
-
-
-def layouts_of(path: Path) -> str:
-    """What the failures of a stored evaluation were attributed with. Raises DamagedError."""
-    return str(header_of(path).get("layouts", ""))
-
-
-def read_passing(path: Path) -> list[Passing]:
-    """The passing train replies of a stored evaluation. Raises DamagedError."""
+def read_evaluation(path: Path) -> Evaluation:
+    """What `write_evaluation` wrote. Raises DamagedError if the file is missing or damaged."""
+    found: dict[str, list[dict[str, Any]]] = {"header": [], "row": [], "failure": [], "passing": []}
     try:
-        return [Passing(**line["passing"]) for line in read_whole(path) if "passing" in line]
-    except (DamagedError, OSError, ValueError, KeyError, TypeError) as error:
+        for line in read_whole(path):
+            for kind, record in line.items():
+                found[kind].append(record)
+        (header,) = found["header"]
+        counts, wanted = (len(found["row"]), len(found["failure"])), (header["rows"], header["failures"])
+        if counts != wanted:
+            raise ValueError(f"{counts[0]} rows and {counts[1]} failures, wanted {wanted[0]} and {wanted[1]}")
+        return Evaluation(
+            key=path.stem,
+            rows=[from_record(Row, row) for row in found["row"]],
+            failures=[
+                from_record(Failure, {**each, "attribution": from_record(Attribution, each["attribution"])})
+                for each in found["failure"]
+            ],
+            passing=[Passing(**each) for each in found["passing"]],
+            layouts=header["layouts"],
+            payer=header["payer"],
+            cost=EvaluationCost(header["tokens"], header["cached"], header["forward_tokens"]),
+        )
+    except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"The evaluation {path} is damaged ({error}).") from error
-
-
-def header_of(path: Path) -> dict[str, Any]:
-    """The first line of a stored evaluation. Raises DamagedError."""
-    try:
-        with path.open(encoding="utf-8", errors="surrogatepass") as file:
-            header: dict[str, Any] = dict(json.loads(file.readline())["header"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"The evaluation {path} is damaged ({error}).") from error
-    return header
-
-
-def evaluation_cost(path: Path, payer: str) -> EvaluationCost:
-    """The cost of a stored evaluation; its generation counts where `payer` itself wrote it and was then killed.
-
-    Raises DamagedError.
-    """
-    header = header_of(path)
-    own = bool(payer) and header.get("payer") == payer
-    return EvaluationCost(
-        header["tokens"] if own else 0, header["cached"] if own else 0, int(header.get("forward_tokens", 0))
-    )
-
-
-def read_evaluation(path: Path) -> tuple[list[Row], list[Failure]]:
-    """What `write_evaluation` wrote. Raises DamagedError where the file is missing or damaged."""
-    try:
-        lines: list[dict[str, Any]] = read_whole(path)
-        rows = [from_record(Row, line["row"]) for line in lines if "row" in line]
-        failures = [
-            from_record(
-                Failure, {**line["failure"], "attribution": from_record(Attribution, line["failure"]["attribution"])}
-            )
-            for line in lines
-            if "failure" in line
-        ]
-        for header in (line["header"] for line in lines if "header" in line):
-            if (header["rows"], header["failures"]) != (len(rows), len(failures)):
-                raise ValueError(
-                    f"{len(rows)} rows and {len(failures)} failures, wanted {header['rows']} and {header['failures']}"
-                )
-    except (DamagedError, OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"The evaluation {path} is damaged ({error}).") from error
-    return rows, failures

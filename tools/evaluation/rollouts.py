@@ -1,4 +1,4 @@
-"""Measuring a candidate: replies, rewards, and what the failures lack."""
+"""Replies of the policy to questions, graded by the reward, and losses of references."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
-from nslora.tools.schema import Dialogue, Example
+from nslora.tools.schema import Example
 
 STORED_REPLIES = 256  # replies are stored in lots of so many: what a kill or Ctrl-C loses of a long evaluation
 
@@ -20,7 +20,8 @@ STORED_REPLIES = 256  # replies are stored in lots of so many: what a kill or Ct
 class Replies:
     """Replies to some questions: how many tokens were generated for them, and how many replies came from the cache.
 
-    forward_tokens: prompts and replies together, cached or not. cut: places of the replies that the length limit ended.
+    forward_tokens: prompts and replies together, cached or not. truncated: indices of replies that the length limit
+    ended.
     """
 
     texts: tuple[str, ...]
@@ -40,7 +41,7 @@ def ask(
     max_new_tokens: int,
     on_progress: OnProgress = no_progress,
 ) -> Replies:
-    """The policy's greedy replies to `questions` under `prompt`, from the cache where they are known."""
+    """The policy's greedy replies to `questions` under `prompt`, from the cache if it knows them."""
     dialogues = [prompt.messages(question) for question in questions]
     keys = [reply_key(policy.fingerprint, adapter, json.dumps(dialogue), max_new_tokens) for dialogue in dialogues]
     marks = {
@@ -94,29 +95,31 @@ def _within(on_progress: OnProgress, start: int, lot: int, total: int) -> OnProg
     return inside
 
 
-def known_losses(
-    policy: Policy,
-    cache: ReplyCache | None,
-    dialogues: Sequence[Dialogue],
-    references: Sequence[str],
-    *,
-    adapter: str | None,
-) -> list[float]:
-    """The references' losses, nats per token, from the cache where all of them are known there."""
+def reference_losses(
+    policy: Policy, cache: ReplyCache | None, prompt: Prompt, rows: Sequence[Example], *, adapter: str | None
+) -> tuple[list[float | None], int]:
+    """The loss of each row's reference under a prompt, and the tokens that went through the model for it.
+
+    In nats per token, from the cache if it knows all of them; None if a row has no reference.
+    """
+    scored = [row for row in rows if row.reference]
+    dialogues, references = [prompt.messages(row.question) for row in scored], [row.reference or "" for row in scored]
     keys = [
         reply_key(policy.fingerprint, adapter, json.dumps(["loss", dialogue, reference]), 0)
         for dialogue, reference in zip(dialogues, references, strict=True)
     ]
     known = cache.find(keys) if cache else {}
     if all(key in known for key in keys):
-        return [float(known[key]) for key in keys]
-    # All or nothing: a batch of other rows would be padded to another width.
-    losses = policy.reference_losses(dialogues, references, adapter=adapter)
-    if cache:
-        cache.add({key: repr(loss) for key, loss in zip(keys, losses, strict=True)})
-    return losses
+        losses = [float(known[key]) for key in keys]
+    else:  # all of them again, since a batch of other rows would be padded to another width
+        losses = policy.reference_losses(dialogues, references, adapter=adapter)
+        if cache:
+            cache.add({key: repr(loss) for key, loss in zip(keys, losses, strict=True)})
+    counts = token_counts(policy, cache, [answered(*each) for each in zip(dialogues, references, strict=True)])
+    by_id = {row.id: loss for row, loss in zip(scored, losses, strict=True)}
+    return [by_id.get(row.id) for row in rows], sum(counts)
 
 
 def grade(reward: Reward, examples: Sequence[Example], replies: Sequence[str]) -> list[Graded]:
-    """Each reply with its score. Raises RewardError, naming the row, where the reward breaks its promise."""
+    """Each reply with its score. Raises RewardError, naming the row, if the reward returns no usable score."""
     return [Graded(example, reply, reward(example, reply)) for example, reply in zip(examples, replies, strict=True)]

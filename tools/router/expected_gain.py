@@ -1,13 +1,13 @@
 """What the next update of each kind is expected to bring.
 
-Expected gain of a kind = demand x headroom x affordability (this project's own formula):
+Expected gain of a kind = need x headroom x affordability (this project's own formula):
 
-    demand         lora: share of the missing reward that needs content; textgrad: the rest, that needs form.
-                   With verified remade rows waiting, weights learn form from them too: lora's demand is 1.
+    need           lora: share of the missing reward that needs content; textgrad: the rest, which needs form.
+                   With verified remade rows waiting, weights learn form from them too: lora's need is 1.
     headroom       the signal's value of that kind, at least `open_headroom` while it is not saturated
     affordability  max(cost_floor, (cheapest / cost) ** cost_exponent), in tokens through the model
 
-The larger one goes next; within 5 % the cheaper. A saturated kind never goes.
+The kind of larger gain goes next; within 5 % the cheaper one. A saturated kind never goes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from nslora.tools.schema import KINDS, Kind
 
 
 class StrategySettings(BaseModel):
-    """How demand, headroom and cost are weighed."""
+    """How need, headroom and cost are weighed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +73,7 @@ def expected_gains(router_input: RouterInput, settings: StrategySettings = DEFAU
 
 
 def needs_of(router_input: RouterInput, settings: StrategySettings = DEFAULTS) -> dict[Kind, float]:
-    """Share of the missing reward that each kind could bring, in [0, 1]; both 0 where nothing failed."""
+    """Share of the missing reward that each kind could bring, in [0, 1]; both 0 if nothing failed."""
     if router_input.need is None:
         return {"lora": 0.0, "textgrad": 0.0}
     content = router_input.need.p_content

@@ -1,4 +1,4 @@
-"""What a choice of the next update depends on, what it answers, and the words in which it is told."""
+"""The input and the output of a strategy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ Action = Literal["lora", "textgrad", "finish"]
 
 @dataclass(frozen=True)
 class RouterInput:
-    """All that a choice may depend on.
+    """Everything that a choice may depend on.
 
-    task: its hash, which with the seed and the round says what chance draws. need is None where nothing failed.
-    cost_tokens: expected tokens through the model per update of a kind, by formula and not by the clock, so that a
-    busy machine decides alike.
+    task: its hash; `random` draws by it, the seed and the round. need: None if nothing failed. cost_tokens: expected
+    tokens through the model per update of a kind, by formula and not by the clock, so that a busy machine decides
+    alike.
     """
 
     task: str
@@ -58,6 +58,7 @@ def open_kinds(router_input: RouterInput) -> list[Kind]:
 
 
 def evidence(router_input: RouterInput) -> dict[str, float | str]:
+    """The numbers that a decision is recorded with."""
     evidence: dict[str, float | str] = {
         "validation_reward": router_input.validation_reward,
         "failures": float(router_input.failures),

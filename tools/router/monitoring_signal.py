@@ -15,8 +15,8 @@ Progress of one update:
     failed             0
 
 A kind's value is that of its last training job (lora) or the mean over its last `window` edits (textgrad). A kind
-saturates when each of its last `patience` updates stayed under its threshold, and stays so until the ground moves: the
-other kind had an update kept, or (for lora) an edit brought verified rows to train on. Then its value goes half-way
+saturates when each of its last `patience` updates stayed under its threshold, and stays so until its ground moves: an
+update of the other kind was kept, or (for lora) an edit brought verified rows to train on. Then its value goes half-way
 back to the 1.0 of a kind never tried. It has all its patience again after a kept update, but one try after the rows of
 a dropped edit, and none where such a try was in vain since the last update that was kept: in the benchmark's records of
 commit 73abcb6 all 22 training jobs that such rows had opened were dropped too, and each costs two of other training
@@ -26,11 +26,11 @@ jobs.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nslora.tools.schema import Kind
+from nslora.tools.schema import KINDS, Kind
 
 
 class SignalSettings(BaseModel):
@@ -45,11 +45,11 @@ class SignalSettings(BaseModel):
         default=0.30,
         gt=0,
         le=1,
-        description="Relative loss drop over one epoch that counts as full speed; a burst that learns halves its loss "
-        "in two epochs, which is 0.29 each.",
+        description="Relative loss drop over one epoch that counts as full speed; a training job that learns halves "
+        "its loss in two epochs, which is 0.29 each.",
     )
     lora_threshold: float = Field(
-        default=0.10, gt=0, lt=1, description="Below it a burst moves the reward by under half a point."
+        default=0.10, gt=0, lt=1, description="Below it a training job moves the reward by under half a point."
     )
     textgrad_threshold: float = Field(
         default=0.10, gt=0, lt=1, description="Same unit as for lora, so that the two can be compared."
@@ -58,11 +58,11 @@ class SignalSettings(BaseModel):
         default=0.05,
         ge=0,
         lt=1,
-        description="What a falling loss counts for when the burst was dropped: rows learnt by heart lower the loss "
-        "without raising the reward. Under the threshold, or a useless kind would never saturate.",
+        description="What a falling loss counts for when the training job was dropped: rows learnt by heart lower the "
+        "loss without raising the reward. Under the threshold, or a useless kind would never saturate.",
     )
     lora_patience: int = Field(
-        default=2, ge=1, description="One burst can be bad luck of its sample; each further one costs minutes."
+        default=2, ge=1, description="One training job can be bad luck of its sample; each further one costs minutes."
     )
     textgrad_patience: int = Field(
         default=2, ge=1, description="One edit can be bad luck of the editor; a second has seen the first's outcome."
@@ -79,7 +79,7 @@ class SignalSettings(BaseModel):
         if self.dropped_weight >= self.lora_threshold:
             raise ValueError(
                 f"dropped_weight {self.dropped_weight} must be below lora_threshold {self.lora_threshold}: "
-                "otherwise dropped bursts never saturate."
+                "otherwise dropped training jobs never saturate."
             )
         return self
 
@@ -111,6 +111,20 @@ class Update:
     grad_norms: tuple[float, ...] = ()
     new_rows: int = 0
     failed: bool = False
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """From the record of a round."""
+        return cls(
+            kind=record["action"],
+            kept=record["kept"],
+            gain=record["numbers"].get("gain", 0.0),
+            repairable_gain=record["numbers"].get("potential_gain", 0.0),
+            epoch_losses_nats=tuple(record["epoch_losses_nats"]),
+            grad_norms=tuple(record["grad_norms"]),
+            new_rows=record["new_rows"],
+            failed=record["error"] is not None,
+        )
 
 
 @dataclass(frozen=True)
@@ -155,14 +169,27 @@ def progress_of(kind: Kind, history: Sequence[Update], settings: SignalSettings 
     return Progress(kind, (1.0 + value) / 2 if moved else value, saturated, evidence)
 
 
-def given_up(state: Progress) -> Progress:
-    """The same kind, closed for the rest of the run however the ground moves: an editor that fails is left alone."""
-    return replace(state, value=0.0, saturated=True, evidence={**state.evidence, "given_up": 1.0})
+def signal_of(history: Sequence[Update], settings: SignalSettings = DEFAULTS) -> dict[str, dict[str, float]]:
+    """The signal of each kind as plain numbers: value, saturated (0 or 1), and the evidence."""
+    found = {kind: progress_of(kind, history, settings) for kind in KINDS}
+    return {
+        kind: {"value": each.value, "saturated": float(each.saturated), **each.evidence} for kind, each in found.items()
+    }
 
 
-def without_material(state: Progress) -> Progress:
-    """The same kind, closed for this round: no failure on train is there to learn from."""
-    return replace(state, value=0.0, saturated=True, evidence={**state.evidence, "no_material": 1.0})
+def read_signal(signal: Mapping[str, Mapping[str, float]]) -> dict[Kind, Progress]:
+    """The inverse of `signal_of`."""
+    found: dict[Kind, Progress] = {}
+    for kind in KINDS:
+        evidence = dict(signal[kind])
+        value, saturated = evidence.pop("value"), bool(evidence.pop("saturated"))
+        found[kind] = Progress(kind, value, saturated, evidence)
+    return found
+
+
+def closed(progress: Progress, why: Literal["given_up", "no_material"]) -> Progress:
+    """The same kind, closed whatever its progress: its editor is given up, or no failure on train is left to show."""
+    return replace(progress, value=0.0, saturated=True, evidence={**progress.evidence, why: 1.0})
 
 
 def _moves_ground(other: Update, kind: Kind) -> bool:
@@ -193,7 +220,7 @@ def _value(update: Update, largest_norm: float, settings: SignalSettings) -> tup
 
 
 def relative_loss_drop(epoch_losses_nats: Sequence[float]) -> float | None:
-    """(l[-2] - l[-1]) / l[-2] over the last two epochs; None below two epochs or where a loss is not finite."""
+    """(l[-2] - l[-1]) / l[-2] over the last two epochs; None below two epochs or if a loss is not finite."""
     if len(epoch_losses_nats) < 2 or not all(math.isfinite(loss) for loss in epoch_losses_nats[-2:]):
         return None
     before, after = epoch_losses_nats[-2:]
@@ -201,5 +228,5 @@ def relative_loss_drop(epoch_losses_nats: Sequence[float]) -> float | None:
 
 
 def _unit(value: float) -> float:
-    """The value clipped to [0, 1]; 0 where it is not a number."""
+    """The value clipped to [0, 1]; 0 if it is not a number."""
     return 0.0 if math.isnan(value) else min(1.0, max(0.0, value))

@@ -1,4 +1,4 @@
-"""The words in which decisions are explained."""
+"""All wording of reasons: why a run stops, and why a kind of update goes or does not go."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,43 @@ from nslora.tools.schema import KINDS, Kind
 WORDS: Mapping[str, str] = {"lora": "weights", "textgrad": "prompt"}
 
 
+def why_stop(
+    *,
+    reward: float,
+    target: float,
+    failures: int,
+    rounds_done: int,
+    max_rounds: int,
+    fewest_failures: int = 0,
+    level: float = 0.0,
+) -> str:
+    """Why a run ends before any update is chosen; "" if it goes on.
+
+    Args:
+        reward: Of the candidate in force, on validation.
+        target: Reward at which the run ends.
+        failures: Validation rows without full reward.
+        rounds_done: Updates so far.
+        max_rounds: Most updates.
+        fewest_failures: Rows that the test of a gain needs at `level`; 0 to leave this rule out.
+        level: Of the test.
+    """
+    if reward >= target:
+        return f"target reached: validation reward {reward:.3f}, wanted {target:.3f}"
+    if failures == 0:
+        return f"no failure is left on validation (reward {reward:.3f})"
+    if failures < fewest_failures:
+        return (
+            f"too few failures are left on validation: {failures}, and the test of a gain needs {fewest_failures} "
+            f"rows (level {level:g})"
+        )
+    if rounds_done >= max_rounds:
+        return f"round limit of {max_rounds} reached"
+    return ""
+
+
 def need_words(kind: Kind, router_input: RouterInput) -> str:
+    """How many failures need what this kind of update can bring."""
     need = router_input.need
     if need is None:
         return "No failure"
@@ -23,34 +59,36 @@ def need_words(kind: Kind, router_input: RouterInput) -> str:
 
 
 def signal_words(router_input: RouterInput, kind: Kind) -> str:
+    """How much progress this kind still makes."""
     state = router_input.progress[kind]
     if state.evidence.get("given_up"):
         return closed_words(router_input, kind)
     if state.saturated:
-        return f"{title(kind)} is saturated (progress {state.value:.2f})"
+        return f"{_title(kind)} is saturated (progress {state.value:.2f})"
     if not state.evidence.get("tries", 0.0):
-        return f"{title(kind)} is untried"
+        return f"{_title(kind)} is untried"
     if state.evidence.get("ground_moved", 0.0):
-        return f"{title(kind)} is open again, since the ground moved"
+        return f"{_title(kind)} is open again: the candidate in force or the rows to train on have changed"
     drop = state.evidence.get("relative_loss_drop")
     if state.evidence.get("low_in_a_row", 0.0):
         gain = state.evidence.get("gain", 0.0)
-        return f"{title(kind)} brought little last time (gain {gain:+.3f}) but is not saturated"
+        return f"{_title(kind)} brought little last time (gain {gain:+.3f}) but is not saturated"
     if kind == "lora" and drop is not None:
-        return f"{title(kind)} still progresses (loss {-drop:+.0%} last epoch)"
-    return f"{title(kind)} still progresses (last gain {state.evidence.get('gain', 0.0):+.3f})"
+        return f"{_title(kind)} still progresses (loss {-drop:+.0%} last epoch)"
+    return f"{_title(kind)} still progresses (last gain {state.evidence.get('gain', 0.0):+.3f})"
 
 
 def closed_words(router_input: RouterInput, kind: Kind) -> str:
-    """Why a saturated kind does not go."""
+    """Why this kind is closed."""
     if router_input.progress[kind].evidence.get("given_up"):
-        return f"{title(kind)} is given up for this run, since the editor failed too often or reached its cap"
+        return f"{_title(kind)} is given up for this run, since the editor failed too often or reached its cap"
     if router_input.progress[kind].evidence.get("no_material"):
-        return f"{title(kind)} has no failure on train to learn from"
-    return f"{title(kind)} is saturated"
+        return f"{_title(kind)} has no failure on train to learn from"
+    return f"{_title(kind)} is saturated"
 
 
 def why_nothing_goes(router_input: RouterInput) -> str:
+    """Why no kind of update is chosen, though no stop rule holds."""
     saturated = [kind for kind in KINDS if router_input.progress[kind].saturated]
     for kind in saturated:
         if router_input.progress[kind].evidence.get("given_up"):
@@ -59,15 +97,15 @@ def why_nothing_goes(router_input: RouterInput) -> str:
         return "; ".join(closed_words(router_input, kind) for kind in KINDS) + "."
     if len(saturated) == len(KINDS):
         return "Both kinds are saturated: neither weights nor edits of the prompt still bring reward."
-    names = " and ".join(title(kind) for kind in saturated) or "no kind"
+    names = " and ".join(_title(kind) for kind in saturated) or "no kind"
     return f"Saturated: {names}; the failures left need nothing that the other kind could bring."
 
 
-def title(kind: Kind) -> str:
+def _title(kind: Kind) -> str:
     return "LoRA" if kind == "lora" else "TextGrad"
 
 
-def _explain(
+def why_this_kind(
     kind: Kind,
     wanted: Sequence[Kind],
     gains: Mapping[Kind, float],

@@ -1,9 +1,8 @@
-"""The choice of the next update: tune weights, rewrite the prompt, or finish. Pure functions of the situation.
+"""The choice of the next update: train weights, edit the prompt, or finish. Pure functions of a RouterInput.
 
-The default weighs what the failures need (classifier) against what still moves (signal): see
-`tools/router/expected_gain.py`. The others are for comparison, for ablation, and for people who want them. All share
-the same ends: target reached, nothing left to mend, no round left; and none runs a kind that is saturated, but for a
-fixed order and a user's own.
+The default, `neurosymbolic`, weighs what the failures need (classifier) against the progress that each kind of update
+still makes (monitoring signal): see `tools/router/expected_gain.py`. The others are baselines and ablations. All
+share the stop rules of `tools/router/reasons.py`. Only a fixed order and a user's own function run a saturated kind.
 """
 
 import importlib
@@ -22,24 +21,13 @@ from nslora.tools.router.expected_gain import (
     expected_gains,
     needs_of,
 )
-from nslora.tools.router.inputs import Action, RouterDecision, RouterInput, Strategy, evidence, open_kinds
-from nslora.tools.router.monitoring_signal import DEFAULTS as SIGNAL_DEFAULTS
+from nslora.tools.router.inputs import RouterDecision, RouterInput, Strategy, evidence, open_kinds
+from nslora.tools.router.monitoring_signal import DEFAULTS as SIGNAL
 from nslora.tools.router.monitoring_signal import SignalSettings, Update, progress_of
-from nslora.tools.router.reasons import WORDS, _explain, need_words, signal_words, why_nothing_goes
+from nslora.tools.router.reasons import WORDS, need_words, signal_words, why_nothing_goes, why_stop, why_this_kind
 from nslora.tools.schema import KINDS, Kind
 
-__all__ = [
-    "Action",
-    "RouterDecision",
-    "RouterInput",
-    "Strategy",
-    "StrategySettings",
-    "expected_gains",
-    "must_finish",
-    "needs_of",
-    "strategy_named",
-]
-
+NO_GAINS: Mapping[Kind, float] = {}
 ONCE = "once"  # behind a step of an order: one update instead of as many as go
 
 
@@ -56,10 +44,10 @@ class Neurosymbolic:
         needs = needs_of(router_input, self.settings)
         wanted = [kind for kind in open_kinds(router_input) if needs[kind] > 0]
         if not wanted:
-            return finish(why_nothing_goes(router_input), router_input)
+            return _finish(why_nothing_goes(router_input), router_input)
         gains = expected_gains(router_input, self.settings)
         kind = best_of(wanted, gains, router_input, self.settings.tie_share)
-        return go(kind, _explain(kind, wanted, gains, router_input, self.settings), router_input, gains)
+        return _go(kind, why_this_kind(kind, wanted, gains, router_input, self.settings), router_input, gains)
 
 
 @dataclass(frozen=True)
@@ -73,10 +61,10 @@ class SingleKind:
         if end := must_finish(router_input):
             return end
         if router_input.progress[self.kind].saturated:
-            return finish(
+            return _finish(
                 f"{signal_words(router_input, self.kind)}; strategy {self.name} has no other kind.", router_input
             )
-        return go(self.kind, f"Strategy {self.name}: {signal_words(router_input, self.kind)}", router_input)
+        return _go(self.kind, f"Strategy {self.name}: {signal_words(router_input, self.kind)}", router_input)
 
 
 @dataclass(frozen=True)
@@ -93,9 +81,9 @@ class RandomChoice:
             return end
         kinds = open_kinds(router_input)
         if not kinds:
-            return finish(why_nothing_goes(router_input), router_input)
+            return _finish(why_nothing_goes(router_input), router_input)
         kind = random.Random(f"{router_input.task}-{router_input.seed}-{router_input.round}").choice(kinds)
-        return go(kind, f"Drawn by chance (seed {router_input.seed}, round {router_input.round})", router_input)
+        return _go(kind, f"Drawn by chance (seed {router_input.seed}, round {router_input.round})", router_input)
 
 
 @dataclass(frozen=True)
@@ -107,7 +95,7 @@ class FixedOrder:
 
     steps: tuple[Kind, ...]
     once: tuple[bool, ...]
-    signal: SignalSettings = SIGNAL_DEFAULTS
+    signal: SignalSettings = SIGNAL
 
     @property
     def name(self) -> str:
@@ -118,10 +106,10 @@ class FixedOrder:
             return end
         position = self.position(router_input.history)
         if position >= len(self.steps):
-            return finish(f"The order {self.name} is done: {self._last_words()}.", router_input)
+            return _finish(f"The order {self.name} is done: {self._last_words()}.", router_input)
         kind = self.steps[position]
         words = f"Step {position + 1} of {len(self.steps)} of the order {self.name}"
-        return go(kind, words, router_input)
+        return _go(kind, words, router_input)
 
     def position(self, history: Sequence[Update]) -> int:
         """Index of the step in force, from the updates so far; len(steps) once the order is done."""
@@ -150,10 +138,10 @@ class WithoutClassifier:
             return end
         kinds = open_kinds(router_input)
         if not kinds:
-            return finish(why_nothing_goes(router_input), router_input)
+            return _finish(why_nothing_goes(router_input), router_input)
         last = router_input.history[-1].kind if router_input.history else None
         kind = last if last in kinds else min(kinds, key=lambda kind: router_input.cost_tokens.get(kind, 0.0))
-        return go(kind, f"By the signal alone: {signal_words(router_input, kind)}", router_input)
+        return _go(kind, f"By the signal alone: {signal_words(router_input, kind)}", router_input)
 
 
 @dataclass(frozen=True)
@@ -170,10 +158,10 @@ class WithoutSignal:
         wanted = [kind for kind in KINDS if needs[kind] > 0 and not self.done(kind, router_input.history)]
         if not wanted:
             drops = self.settings.drops_without_signal
-            return finish(f"Every kind wanted was dropped {drops} times in a row.", router_input)
+            return _finish(f"Every kind wanted was dropped {drops} times in a row.", router_input)
         gains: dict[Kind, float] = {kind: needs[kind] * costs[kind] for kind in KINDS}
         kind = best_of(wanted, gains, router_input, self.settings.tie_share)
-        return go(kind, f"By the classifier alone: {need_words(kind, router_input)}", router_input, gains)
+        return _go(kind, f"By the classifier alone: {need_words(kind, router_input)}", router_input, gains)
 
     def done(self, kind: Kind, history: Sequence[Update]) -> bool:
         """Whether the last few updates of this kind were all dropped."""
@@ -183,7 +171,7 @@ class WithoutSignal:
 
 @dataclass(frozen=True)
 class UserChoice:
-    """A user's own function of the situation; it returns a Decision or the name of an action."""
+    """A user's own function of a RouterInput; it returns a RouterDecision or the name of an action."""
 
     name: str
     function: Callable[[RouterInput], object]
@@ -207,19 +195,19 @@ class UserChoice:
                 )
             return answer
         if answer == "finish":
-            return finish(f"Strategy {self.name} ended the run.", router_input)
+            return _finish(f"Strategy {self.name} ended the run.", router_input)
         for kind in KINDS:
             if answer == kind:
-                return go(kind, f"Chosen by {self.name}", router_input)
+                return _go(kind, f"Chosen by {self.name}", router_input)
         raise SettingsError(
-            f"Strategy {self.name} returned {answer!r}; return 'lora', 'textgrad', 'finish' or a Decision with one."
+            f"Strategy {self.name} returned {answer!r}; return 'lora', 'textgrad', 'finish' or a RouterDecision."
         )
 
 
 def strategy_named(
     name: str, *, settings: StrategySettings = DEFAULTS, signal: SignalSettings | None = None
 ) -> Strategy:
-    """The strategy of that name. Raises SettingsError that lists what is known."""
+    """The strategy of that name. Raises SettingsError, with the known names, if there is none."""
     wanted = name.strip()
     known: dict[str, Strategy] = {
         "neurosymbolic": Neurosymbolic(settings),
@@ -235,7 +223,7 @@ def strategy_named(
         parts = [part.split() for part in wanted.split("->")]
         steps = tuple(kind for part in parts for kind in KINDS if part in ([kind], [kind, ONCE]))
         if len(steps) == len(parts):
-            return FixedOrder(steps, tuple(len(part) > 1 for part in parts), signal or SIGNAL_DEFAULTS)
+            return FixedOrder(steps, tuple(len(part) > 1 for part in parts), signal or SIGNAL)
     elif ":" in wanted:
         return UserChoice(wanted, _user_function(wanted))
     raise SettingsError(
@@ -257,27 +245,27 @@ def _user_function(spec: str) -> Callable[[RouterInput], object]:
             f"a module that is installed or lies in {here}."
         ) from error
     if not callable(function):
-        raise SettingsError(f"Strategy {spec!r} is a {type(function).__name__}; name a function of the situation.")
+        raise SettingsError(f"Strategy {spec!r} is a {type(function).__name__}; name a function of a RouterInput.")
     chosen: Callable[[RouterInput], object] = function
     return chosen
 
 
 def must_finish(router_input: RouterInput) -> RouterDecision | None:
-    """The ends that hold under every strategy: target reached, nothing left to mend, no round left."""
-    reward, target = router_input.validation_reward, router_input.target
-    if reward >= target:
-        return finish(f"Target reached: validation reward {reward:.3f}, wanted {target:.3f}.", router_input)
-    if router_input.failures == 0 or router_input.need is None:
-        return finish(f"Nothing left to mend: no failure on validation (reward {reward:.3f}).", router_input)
-    if router_input.rounds_left <= 0:
-        return finish(f"No round left in the budget after {router_input.round}.", router_input)
-    return None
+    """The end that holds under every strategy, if there is one; `why_stop` has the rules."""
+    reason = why_stop(
+        reward=router_input.validation_reward,
+        target=router_input.target,
+        failures=router_input.failures if router_input.need else 0,
+        rounds_done=router_input.round,
+        max_rounds=router_input.round + router_input.rounds_left,
+    )
+    return _finish(f"{reason[0].upper()}{reason[1:]}.", router_input) if reason else None
 
 
-def go(kind: Kind, reason: str, router_input: RouterInput, gains: Mapping[Kind, float] | None = None) -> RouterDecision:
-    expected = {f"{each}_expected": value for each, value in (gains or {}).items()}
+def _go(kind: Kind, reason: str, router_input: RouterInput, gains: Mapping[Kind, float] = NO_GAINS) -> RouterDecision:
+    expected = {f"{each}_expected": value for each, value in gains.items()}
     return RouterDecision(kind, f"{reason}; {WORDS[kind]}.", {**evidence(router_input), **expected})
 
 
-def finish(reason: str, router_input: RouterInput) -> RouterDecision:
+def _finish(reason: str, router_input: RouterInput) -> RouterDecision:
     return RouterDecision("finish", reason, evidence(router_input))

@@ -7,7 +7,7 @@ Objects that cannot be written to the folder, such as a chat model, reach the no
 import random
 import shutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.editor import Editor
 from nslora.tools.errors import BudgetError, DamagedError, DivergedError, RunError
+from nslora.tools.evaluation.records import EvaluationStore
 from nslora.tools.files import as_text, read_json, sha256_of_json, write_json
 from nslora.tools.inference.flops import FlopRates, token_counts
 from nslora.tools.inference.reply_cache import ReplyCache
@@ -59,15 +60,13 @@ class Workspace:
         self.adapters = AdapterStore(folder / "adapters")
         self.prompts = PromptStore(folder / "prompts")
         self.regression_set = read_regression_set(settings.anchor, task)
-        self.evaluations = folder / "evaluations"
+        self.evaluations = EvaluationStore(folder / "evaluations")
         self.remade = folder / "remade"
         self.training_cache = TrainingCache(folder / "bursts.jsonl", self.adapters)
         self.task_id = ""  # of the graph's task that works now; it stays the same after a kill
         self.clock = TaskClock(folder, "")
-        self.gains: dict[
-            tuple[str, str], list[float]
-        ] = {}  # per validation row, from the first evaluation to the second
-        self.given_policy, self.editor_chat = policy, editor_chat
+        self.on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
+        self.given_policy, self.editor_chat = policy, editor_chat  # None where the settings name them
 
     @cached_property
     def policy(self) -> Policy:

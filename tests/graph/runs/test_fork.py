@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fakes import FakePolicy, ObedientPolicy
-from scripted_runs import BULLETS, ONCE, begun, edits
+from scripted_runs import BULLETS, ONCE, TWICE, begun, edits
 from typer.testing import CliRunner
 
 import nslora.graph.runs.fork as forks
@@ -300,6 +300,15 @@ def test_a_raised_cap_opens_editing_again(tmp_path: Path, task: Task) -> None:
     assert "cap on tokens" in rounds[-1]["error"]
     other = fork(first, tmp_path / "fork", at=len(rounds) + 1, settings={"editing": {"max_tokens": 10**7}})
     assert other.adapt().report["rounds"][len(rounds)]["error"] is None
+
+
+def test_a_fork_with_other_signal_settings_decides_by_a_signal_of_its_own(tmp_path: Path, task: Task) -> None:
+    first = begun(tmp_path, task, edits(ONCE, TWICE), signal={"textgrad_patience": 1}, max_rounds=2)
+    assert "saturated" in first.adapt().report["stop"]
+    assert len(first.report()["rounds"]) == 1
+    other = fork(first, tmp_path / "fork", at=2, settings={"signal": {"textgrad_patience": 9}})
+    assert len(other.adapt().report["rounds"]) == 2
+    assert replay(other, tmp_path / "replay").same
 
 
 def test_a_fork_from_the_first_evaluation_pays_for_its_own_replies_alone(

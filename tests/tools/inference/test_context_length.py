@@ -61,4 +61,4 @@ def test_a_question_beyond_the_context_is_named_before_anything_is_spent(
     )
     with pytest.raises(TooLongError, match=f"test test-{len(test)}"):
         run.adapt()
-    assert not list(run.workspace.evaluations.glob("*"))
+    assert not list(run.workspace.evaluations.folder.glob("*"))

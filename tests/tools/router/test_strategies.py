@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from nslora.tools.classifier.attribution import Need
 from nslora.tools.errors import SettingsError
+from nslora.tools.router.expected_gain import StrategySettings, expected_gains
+from nslora.tools.router.inputs import RouterDecision, RouterInput
 from nslora.tools.router.monitoring_signal import Update, progress_of
-from nslora.tools.router.strategies import RouterDecision, RouterInput, StrategySettings, expected_gains, strategy_named
+from nslora.tools.router.strategies import strategy_named
 from nslora.tools.schema import KINDS
 
 BUILT_IN = [
@@ -124,8 +126,8 @@ def test_the_reason_tells_demand_progress_and_choice():
 def test_every_strategy_ends_at_the_target_without_failures_and_without_rounds(name):
     strategy = strategy_named(name)
     assert "Target reached" in strategy.choose(router_input(validation_reward=0.95)).reason
-    assert "Nothing left" in strategy.choose(router_input(failures=0, need=None)).reason
-    assert "No round left" in strategy.choose(router_input(rounds_left=0)).reason
+    assert "No failure is left" in strategy.choose(router_input(failures=0, need=None)).reason
+    assert "Round limit of 0" in strategy.choose(router_input(rounds_left=0)).reason
 
 
 @pytest.mark.parametrize("kind", KINDS)

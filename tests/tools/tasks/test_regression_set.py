@@ -14,7 +14,7 @@ from nslora.graph.runs.run import Run
 from nslora.nodes.monitor import judge
 from nslora.tools.errors import TaskError
 from nslora.tools.evaluation.acceptance import keep_or_drop
-from nslora.tools.evaluation.records import Row, read_evaluation, write_evaluation
+from nslora.tools.evaluation.records import Evaluation, Row
 from nslora.tools.tasks.regression_set import read_regression_set
 from nslora.tools.tasks.task import Task
 
@@ -32,9 +32,9 @@ def test_every_candidate_answers_the_regression_set_and_the_record_says_how(
     run = begin(anchor=anchor, max_rounds=1)
     (record,) = run.adapt().report["rounds"]
     assert record["numbers"]["anchor_gain"] == 0.0
-    rows, failures = read_evaluation(run.workspace.evaluations / f"{record['evaluation']}.jsonl")
-    assert sum(row.split == "anchor" for row in rows) == 2
-    assert not any(each.id.startswith("anchor") for each in failures)
+    evaluation = run.workspace.evaluations.load(record["evaluation"])
+    assert len(evaluation.of("anchor")) == 2
+    assert not evaluation.failed("anchor")
     texts = "".join(path.read_text() for path in (run.folder / "material").glob("*"))
     assert "anchor" not in texts
 
@@ -86,14 +86,12 @@ def test_the_report_shows_the_gap_between_validation_and_test(finished: Run) -> 
 def test_small_falls_on_the_regression_set_do_not_add_up(begin: Callable[..., Run], tmp_path: Path) -> None:
     """Each of three candidates is a little worse than the one before: by the third, it is too much."""
     run = begin(max_rounds=1, keep={"level": 0.45, "anchor_tolerance": 0.1})
-    run.workspace.evaluations.mkdir(parents=True, exist_ok=True)
-    rows = {}
     for name, value in (("start", 1.0), ("kept", 0.92), ("new", 0.84)):
-        rows[name] = [
+        rows = [
             Row("a", "validation", float(name == "new"), {}, float(name == "new"), None),
             Row("anchor-1", "anchor", value, {}, value, None),
         ]
-        write_evaluation(run.workspace.evaluations / f"{name}.jsonl", rows[name], [])
+        run.workspace.evaluations.write(Evaluation(name, rows))
     state: Any = {
         "start_measured": {"key": "start"},
         "kept_measured": {"key": "kept"},

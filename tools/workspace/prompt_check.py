@@ -1,0 +1,49 @@
+"""Checks of a proposed prompt against the run: its context, its held-out rows, its protected texts."""
+
+import heapq
+from collections.abc import Sequence
+
+from nslora.tools.inference.context_length import refuse_long_questions
+from nslora.tools.prompt import Prompt, check_prompt
+from nslora.tools.workspace.workspace import Workspace
+
+LONGEST_COUNTED = 16  # questions whose tokens are counted to find the longest
+
+
+def check_for_run(prompt: Prompt, workspace: Workspace) -> None:
+    """Raise PromptError for a prompt that must not be proposed."""
+    train, held_out = workspace.task.train, (*workspace.task.validation, *workspace.task.test)
+    longest = _longest_question([row.question for row in (*train, *held_out, *workspace.regression_set)], workspace)
+    check_prompt(
+        prompt,
+        count_tokens=workspace.count_tokens,
+        context_tokens=workspace.policy.context_tokens,
+        longest_question=longest,
+        max_new_tokens=workspace.task.max_new_tokens,
+        forbidden_questions=[row.question for row in held_out],
+        allowed_questions=[row.question for row in train],
+        protected=workspace.settings.editing.protected,
+    )
+
+
+def _longest_question(questions: Sequence[str], workspace: Workspace) -> str:
+    """The question of most tokens among those of most bytes: counting them all takes long on a large task."""
+    few = heapq.nlargest(LONGEST_COUNTED, dict.fromkeys(questions), key=lambda question: len(question.encode()))
+    return max(few, key=lambda question: workspace.count_tokens([{"role": "user", "content": question}]))
+
+
+def refuse_long_rows(workspace: Workspace, prompt: Prompt) -> None:
+    """Raise TooLongError, naming the row, if a row of the task does not fit the model's context under this prompt."""
+    task = workspace.task
+    refuse_long_questions(
+        {
+            "train": task.train,
+            "validation": task.validation,
+            "test": task.test,
+            "anchor": workspace.regression_set,
+        },
+        prompt,
+        count=workspace.token_counts,
+        context_tokens=workspace.policy.context_tokens,
+        max_new_tokens=task.max_new_tokens,
+    )
