@@ -14,7 +14,7 @@ TORCH_VERSION := 2.13.0
 EXTRAS := dev,embedded,postgres,serving,llamacpp
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test test-fast lint types size lock clean
+.PHONY: help setup demo test test-fast test-engines lint types size lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +36,13 @@ demo: setup ## adapt a real model to invented facts and a house style (minutes; 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --dist worksteal
 
 test: setup ## the whole test suite
-	@$(PYTEST)
+	@$(PYTEST) -m "not engines"
 
 test-fast: setup ## without the tests that run the embedded model
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not engines"
+
+test-engines: setup ## the tests that need a real engine (minutes)
+	@$(PYTEST) -m engines
 
 lint: setup build/typing ## ruff, and the order of imports
 	@$(BIN)/ruff check .
