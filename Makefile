@@ -35,7 +35,7 @@ demo: setup ## adapt a real model to invented facts and a house style (minutes; 
 # One process per core, each with one thread: models this small gain nothing from a second one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --dist worksteal
 
-test: setup ## the whole test suite
+test: setup ## the test suite, without test-engines
 	@$(PYTEST) -m "not engines"
 
 test-fast: setup ## without the tests that run the embedded model
