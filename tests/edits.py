@@ -14,6 +14,13 @@ from nslora.tools.rewards.score import Graded, Score
 from nslora.tools.schema import Example
 from nslora.tools.testing.scripted_chat import ScriptedChat
 
+
+class RefusedRequestError(Exception):
+    """What a provider's client raises if the server refuses a request for its content, such as its length."""
+
+    status_code = 400
+
+
 OLD = Prompt("Be brief.", demonstrations=(Demonstration("Who?", "Ada"),))
 
 NEW = Prompt("Reply in capitals.", demonstrations=(Demonstration("Who?", "ADA"),))

@@ -1,7 +1,8 @@
 """Errors. Each message says in one sentence what came, what was wanted and what to do.
 
 A failed update (`EditorError`, `DivergedError`, `BudgetError`, `TooLongError`) is recorded as data and the loop
-continues. A `PromptError` goes back to the editor or the user. All others end the run.
+continues. A `PromptError` goes back to the editor or the user. All others end the run; a `StoppedError` ends it so that
+it can be resumed.
 """
 
 
@@ -10,7 +11,8 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-class NsloraError(Exception):
+# A RuntimeError, because LangGraph's server passes the message of no other exception on to its clients.
+class NsloraError(RuntimeError):
     """Base of all errors of this package."""
 
 
@@ -56,6 +58,13 @@ class RunError(NsloraError):
 
 class StoppedError(RunError):
     """A run stopped before its end, with every finished step kept: remove the cause and resume it."""
+
+
+class EditorCallError(StoppedError):
+    """A call of the editor's chat model failed: key, quota, server, network.
+
+    That is no edit and no evidence about prompts: no round is counted, and the run stops before more is spent.
+    """
 
 
 class DamagedError(RunError):

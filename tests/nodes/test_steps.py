@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edits import RefusedRequestError
 from fakes import FakePolicy
 from scripted_runs import BULLETS, edits
 from states import after_start, proposal, state, workspace
@@ -88,7 +89,7 @@ def test_textgrad_edit_proposes_a_prompt_with_its_remade_data(tmp_path: Path, ta
 
 
 def test_textgrad_edit_records_an_editor_that_fails(tmp_path: Path, task: Task) -> None:
-    room = workspace(tmp_path, task, editor=edits(TimeoutError("late")))
+    room = workspace(tmp_path, task, editor=edits(RefusedRequestError("too long")))
     begun = after_start(room)
     changes = textgrad_edit(state(**{**begun, **classify(begun, room)}), room)
     assert changes["proposal"]["candidate"] is None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from chat_server import serve_chat
+from edits import RefusedRequestError
 from fakes import ObedientPolicy
 from hostile_replies import UNUSABLE
 from langchain_core.language_models import BaseChatModel
@@ -20,7 +21,7 @@ from langgraph.types import interrupt
 from nslora.graph.runs.replay import replay
 from nslora.graph.runs.run import Run
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN
-from nslora.tools.errors import RunError
+from nslora.tools.errors import EditorCallError, RunError
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.schema import KINDS
 from nslora.tools.tasks.task import Task, load_task
@@ -146,7 +147,7 @@ HOSTILE = {
     "a copy of a validation row": improved(
         Prompt(demonstrations=(Demonstration(f"The {PLACES[0]} is kept by whom?", "- ok"),))
     ),
-    "an exception": TimeoutError("no answer"),
+    "a refused request": RefusedRequestError("too long"),
 }
 
 
@@ -173,10 +174,10 @@ def test_a_hostile_editor_is_left_alone_after_three_failures_and_the_prompt_stay
     assert (begun.folder / "result" / "report.json").is_file()
 
 
-def test_a_run_over_real_weights_goes_on_training_after_its_editor_died(
+def test_a_run_over_real_weights_goes_on_training_after_its_editor_failed(
     tmp_path: Path, task: Task, tiny_policy: Callable[..., Any]
 ) -> None:
-    chat = ScriptedChat([ConnectionError("refused")], repeat=True)
+    chat = ScriptedChat([RefusedRequestError("too long")], repeat=True)
     # With this seed chance would draw four edits in a row.
     seed = next(
         seed
@@ -197,6 +198,20 @@ def test_a_run_over_real_weights_goes_on_training_after_its_editor_died(
     assert [record["action"] for record in state["rounds"]] == ["textgrad"] * 3 + ["lora"]
     assert len(chat.requests) == state["editor_failures"] == 3
     assert state["rounds"][-1]["candidate"]["adapter"]
+
+
+def test_a_failed_call_stops_the_run_and_resume_goes_on_without_a_round_lost(tmp_path: Path, task: Task) -> None:
+    chat = ScriptedChat([ConnectionError("refused"), *[edits(BULLETS)] * 20])
+    with pytest.raises(EditorCallError, match="resume the run"):
+        run(tmp_path, task, chat, max_rounds=1)
+    begun = Run.open(tmp_path / "run", task=task, model=ObedientPolicy(), editor=chat)
+    stopped = begun.state()
+    assert stopped is not None
+    assert (stopped["round"], stopped["editor_failures"]) == (0, 0)
+    begun.resume()
+    (only,) = state_of(begun)["rounds"]
+    assert only["candidate"]["prompt"] == BULLETS.hash
+    assert state_of(begun)["editor_failures"] == 0
 
 
 def test_several_candidates_are_screened_on_train_rows_and_the_figures_are_recorded(tmp_path: Path, task: Task) -> None:

@@ -43,6 +43,7 @@ class RecordedCall:
         estimated: Whether the token counts are estimates.
         seconds: Wall-clock time of the call.
         error: The error that came instead of a reply, in one sentence; "" if a reply came.
+        call_failed: Whether the call itself failed (key, quota, server, network), which stopped the run.
         reply_bound: Tokens that were reserved for the reply; a replay reserves the same.
     """
 
@@ -55,6 +56,7 @@ class RecordedCall:
     estimated: bool
     seconds: float
     error: str = ""
+    call_failed: bool = False
     reply_bound: int = 0
 
 
@@ -146,6 +148,8 @@ class EditorLog:
 class RecordedChat(LocalChat):
     """A chat model that replays an editor's record, errors included, and calls no other model.
 
+    Calls that failed and stopped the run are left out: the run was resumed, and the request sent again.
+
     The n-th time that a request is sent, it gets the n-th recorded outcome; after the last one, the last again.
     """
 
@@ -166,7 +170,7 @@ class RecordedChat(LocalChat):
             EditorError: The record has no such request (the message quotes its beginning), or the call had failed.
         """
         request = request_sha256(messages)
-        calls = self.log.calls(request)
+        calls = [call for call in self.log.calls(request) if not call.call_failed]
         if not calls:
             shown = str(messages[-1].text)[:REQUEST_CHARACTERS]
             raise EditorError(

@@ -1,7 +1,8 @@
 """Every call to an editor's chat model: counted, capped, recorded, and with errors of one type.
 
-The chat model itself retries transport errors, rate limits and timeouts, by its own settings. Any error that it still
-raises becomes an EditFailedError, whose message names the exception and holds no API key.
+The chat model itself retries transport errors, rate limits and timeouts, by its own settings. If the call still fails
+(key, quota, server, network), an EditorCallError stops the run; a request or reply that cannot be used is an
+EditFailedError. Both messages name the exception and hold no API key.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from langchain_core.messages import AIMessage, BaseMessage
 from pydantic import BaseModel, ValidationError
 
 from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error
+from nslora.tools.editor.call_failures import is_call_failure, remedy_for
 from nslora.tools.editor.call_log import EditorLog, RecordedCall, request_sha256
 from nslora.tools.editor.chat_models import editor_name, names_of
 from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT
 from nslora.tools.editor.policy_editor import PolicyChat
 from nslora.tools.editor.redaction import scrub, secrets_of, without
 from nslora.tools.editor.wrapped_chat import Chat, adjusted, branches, configured, reply_tokens_of, to_fill_in
-from nslora.tools.errors import EditorError, SettingsError
+from nslora.tools.errors import EditorCallError, EditorError, SettingsError, StoppedError
 
 # Rule of thumb for English under today's tokenizers; used only if the provider reports no usage, and then marked.
 CHARACTERS_PER_TOKEN = 4
@@ -184,7 +186,8 @@ class EditorCalls:
             The reply's text; with structured output the fields as a JSON object.
 
         Raises:
-            EditFailedError: The call failed, or a cap does not allow it.
+            EditFailedError: The request was refused, the reply cannot be used, or a cap does not allow the call.
+            EditorCallError: The call failed.
         """
         request = request_sha256(messages)
         call = self._log.find(request, self.model) if self._log is not None else None
@@ -201,12 +204,14 @@ class EditorCalls:
         self._slowest_s = max(self._slowest_s, usage.seconds)
         self.spent += usage
         self.in_this_edit += usage
+        if call.call_failed:
+            raise EditorCallError(call.error)
         if call.error:
             raise EditFailedError(call.error)
         return call.reply
 
     def _call(self, messages: Messages, purpose: str, form: Form | None, warmer: float) -> RecordedCall:
-        reply, error, seconds = "", "", None
+        reply, error, call_failed, seconds = "", "", False, None
         counted: tuple[int, int] | None = (0, 0)
         started = time.monotonic()
         try:
@@ -218,8 +223,11 @@ class EditorCalls:
             if self._log is not None:
                 self._log.note_person(request_sha256(messages))
             raise
-        except Exception as raised:  # each provider raises its own types; in any case this edit has failed
-            error = self._describe(raised)
+        except StoppedError:
+            raise
+        except Exception as raised:  # each provider raises its own types
+            call_failed = is_call_failure(raised)
+            error = self._describe(raised) + (f" {remedy_for(raised)}" if call_failed else "")
         tokens = counted or (sum(_estimate(_text(message)) for message in messages), _estimate(reply))
         return RecordedCall(
             request_sha256=request_sha256(messages),
@@ -231,6 +239,7 @@ class EditorCalls:
             estimated=counted is None,
             seconds=time.monotonic() - started if seconds is None else seconds,
             error=error,
+            call_failed=call_failed,
             reply_bound=self._reply_bound,
         )
 
@@ -241,7 +250,7 @@ class EditorCalls:
             text = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS].strip()
         except Exception:  # some providers' exceptions fail in __str__
             text = ""
-        return f"The editor {self.model} failed with {type(error).__name__}: {text or '(no message)'}"
+        return f"The editor {self.model} failed with {type(error).__name__}: {text.rstrip('.') or '(no message)'}."
 
     def _invoke(self, messages: Messages, form: Form | None, warmer: float) -> AIMessage:
         capped = self.caps.tokens is not None or self.caps.cost is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edits import RefusedRequestError
 from fakes import FakePolicy, ObedientPolicy
 from scripted_runs import BULLETS, ONCE, TWICE, begun, edits
 from typer.testing import CliRunner
@@ -184,7 +185,7 @@ def test_half_a_fork_is_no_run(finished: Run, tmp_path: Path, monkeypatch: pytes
 
 def test_a_fork_takes_replies_over_and_makes_failed_calls_again(begin: Callable[..., Run], tmp_path: Path) -> None:
     answer = improved(Prompt(system="Be short."))
-    chat = ScriptedChat([TimeoutError("late"), "critique", answer], repeat=True)
+    chat = ScriptedChat([RefusedRequestError("too long"), "critique", answer], repeat=True)
     run = begin(editor=chat, strategy="textgrad", max_rounds=1)
     run.adapt()
     other = fork(run, tmp_path / "fork", at=1, editor=chat)
@@ -277,7 +278,7 @@ def test_another_editor_does_not_inherit_the_failures_of_the_old_one(tmp_path: P
     first = begun(
         tmp_path,
         task,
-        edits(TimeoutError("late")),
+        edits(RefusedRequestError("too long")),
         editing={"patience": 2},
         max_rounds=6,
         signal={"textgrad_patience": 9},

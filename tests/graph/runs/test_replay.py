@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edits import StructuredChat
+from edits import RefusedRequestError, StructuredChat
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from scripted_runs import BULLETS, ONCE, THRICE, TWICE, begun, edits
@@ -173,7 +173,7 @@ def test_a_run_that_ended_before_its_first_round_is_replayed(
     ("reply", "error"),
     [
         (json.dumps({"system": "Be short.", "question_template": "{question}", "demonstrations": []}), ""),
-        (TimeoutError("late"), "The editor scripted failed 1 times in a row"),
+        (RefusedRequestError("too long"), "The editor scripted failed 1 times in a row"),
     ],
 )
 def test_edits_that_came_as_forms_and_failures_by_name_are_replayed(
@@ -240,7 +240,11 @@ def test_a_replay_from_a_later_round_knows_which_calls_came_before(tmp_path: Pat
     )
     # The critique is asked for once and answered from the record from then on, which adds no line.
     run = begun(
-        tmp_path, one, edits(ONCE, TWICE, TimeoutError("late"), THRICE), max_rounds=4, signal={"textgrad_patience": 9}
+        tmp_path,
+        one,
+        edits(ONCE, TWICE, RefusedRequestError("too long"), THRICE),
+        max_rounds=4,
+        signal={"textgrad_patience": 9},
     )
     errors = [each["error"] for each in run.adapt().report["rounds"]]
     assert [bool(error) for error in errors] == [False, False, True, False]

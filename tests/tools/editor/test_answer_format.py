@@ -13,6 +13,7 @@ from nslora.tools.editor.answer_format import DocumentForm, SystemForm, read_pro
 from nslora.tools.editor.call_log import EditorLog, RecordedCall, RecordedChat, request_sha256
 from nslora.tools.editor.calls import EditorCalls
 from nslora.tools.editor.editor import Caps, EditFailedError, Editor
+from nslora.tools.errors import EditorCallError
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
@@ -105,7 +106,7 @@ def test_a_model_without_the_structured_output_that_it_promised_writes_tags(erro
     assert Editor(chat).edit(OLD, [failure()]).prompts == (NEW,)
     assert len(chat.requests) == 2
     if not at_once:
-        with pytest.raises(EditFailedError, match=type(error).__name__):
+        with pytest.raises(EditorCallError, match=type(error).__name__):
             Editor(Unable(["critique", improved(NEW)]), structured="always").edit(OLD, [failure()])
 
 

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from edits import RefusedRequestError
 from langchain_core.messages import HumanMessage
 from pydantic import SecretStr
 
 from nslora.tools.editor.call_log import EditorLog, RecordedChat, request_sha256
 from nslora.tools.editor.editor import Caps, Edit, EditFailedError, Editor
-from nslora.tools.errors import DamagedError, EditorError
+from nslora.tools.errors import DamagedError, EditorCallError, EditorError
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.score import Graded, Score
 from nslora.tools.schema import Example
@@ -44,6 +45,7 @@ def test_a_line_holds_what_a_replay_needs_and_no_key(tmp_path: Path) -> None:
         "estimated",
         "seconds",
         "error",
+        "call_failed",
         "reply_bound",
     }
     assert [row["error"] for row in rows] == ["", ""]
@@ -58,7 +60,7 @@ def test_a_replay_calls_nobody_and_costs_the_same(tmp_path: Path) -> None:
 def test_a_resumed_run_pays_only_for_what_is_new(tmp_path: Path) -> None:
     path = tmp_path / "editor.jsonl"
     dies = KeyedChat(["critique", TimeoutError("late")])
-    with pytest.raises(EditFailedError):
+    with pytest.raises(EditorCallError):
         Editor(dies, log=EditorLog(path)).edit(OLD, [FAILURE])
     resumed = KeyedChat([improved(NEW)])
     edit = Editor(resumed, log=EditorLog(path)).edit(OLD, [FAILURE])
@@ -69,9 +71,27 @@ def test_a_resumed_run_pays_only_for_what_is_new(tmp_path: Path) -> None:
     assert Editor(nobody, log=EditorLog(path), caps=Caps(calls=0)).edit(OLD, [FAILURE]).prompts == (NEW,)
 
 
-def test_a_call_that_failed_is_on_record_is_made_again_and_fails_again_in_a_replay(tmp_path: Path) -> None:
+def test_a_call_that_failed_is_on_record_and_is_made_again_and_left_out_of_a_replay(tmp_path: Path) -> None:
     path = tmp_path / "editor.jsonl"
     chat = KeyedChat(["critique", TimeoutError("late, with a-plain-secret"), improved(NEW)])
+    editor = Editor(chat, log=EditorLog(path))
+    with pytest.raises(EditorCallError, match="resume the run; no round was counted"):
+        editor.edit(OLD, [FAILURE])
+    assert editor.consecutive_failures == 0
+    edit = editor.edit(OLD, [FAILURE])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["purpose"], row["call_failed"]) for row in rows] == [
+        ("critique", False),
+        ("improve 1", True),
+        ("improve 1", False),
+    ]
+    assert "failed with TimeoutError: late, with [secret]." in rows[1]["error"]
+    assert Editor(RecordedChat(path)).edit(OLD, [FAILURE]) == edit
+
+
+def test_a_refused_request_is_on_record_is_made_again_and_fails_again_in_a_replay(tmp_path: Path) -> None:
+    path = tmp_path / "editor.jsonl"
+    chat = KeyedChat(["critique", RefusedRequestError("late, with a-plain-secret"), improved(NEW)])
     editor = Editor(chat, log=EditorLog(path))
     with pytest.raises(EditFailedError) as first:
         editor.edit(OLD, [FAILURE])
@@ -79,7 +99,7 @@ def test_a_call_that_failed_is_on_record_is_made_again_and_fails_again_in_a_repl
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["purpose"], row["error"]) for row in rows] == [
         ("critique", ""),
-        ("improve 1", "The editor KeyedChat:tiny-1 failed with TimeoutError: late, with [secret]"),
+        ("improve 1", "The editor KeyedChat:tiny-1 failed with RefusedRequestError: late, with [secret]."),
         ("improve 1", ""),
     ]
     assert rows[1]["seconds"] >= 0

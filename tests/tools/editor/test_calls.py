@@ -15,7 +15,7 @@ from nslora.tools.editor.call_log import EditorLog, RecordedChat
 from nslora.tools.editor.calls import tokens_of
 from nslora.tools.editor.editor import Caps, EditFailedError, Editor
 from nslora.tools.editor.rule_editor import RuleEditor
-from nslora.tools.errors import SettingsError
+from nslora.tools.errors import EditorCallError, SettingsError
 from nslora.tools.prompt import Prompt
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
@@ -131,7 +131,7 @@ def test_a_cap_on_cost_needs_a_price() -> None:
 
 def test_no_key_reaches_an_error() -> None:
     said = "401: key a-plain-secret, sk-proj-abcdefghijklmnop1234, Authorization: Bearer eyJhbGciOi.x"
-    with pytest.raises(EditFailedError) as caught:
+    with pytest.raises(EditorCallError) as caught:
         Editor(KeyedChat([RuntimeError(said)])).edit(OLD, [failure()])
     message = str(caught.value)
     assert "RuntimeError" in message

@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from edits import NEW, OLD, failure, texts
+from edits import NEW, OLD, RefusedRequestError, failure, texts
 from hostile_replies import CLOSE, DOCUMENT, OPEN, UNUSABLE
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 
 from nslora.tools.editor.editor import EditFailedError, Editor, PastEdit, choose_failures
-from nslora.tools.errors import PromptError, SettingsError
+from nslora.tools.errors import EditorCallError, PromptError, SettingsError
 from nslora.tools.prompt import Demonstration, Prompt, parse
 from nslora.tools.rewards.reward import SUGGESTION_PREFIX
 from nslora.tools.rewards.score import Graded, Score
@@ -159,14 +159,14 @@ def test_candidates_beyond_the_first_are_asked_for_and_duplicates_dropped() -> N
 
 
 def test_a_candidate_that_fails_does_not_cost_the_first() -> None:
-    chat = ScriptedChat(["critique", improved(NEW), TimeoutError("no answer")])
+    chat = ScriptedChat(["critique", improved(NEW), RefusedRequestError("too long")])
     edit = Editor(chat).edit(OLD, [failure()], candidates=3)
     assert edit.prompts == (NEW,)
-    assert "TimeoutError" in edit.problems[0]
+    assert "RefusedRequestError" in edit.problems[0]
 
 
 def test_after_three_failed_edits_in_a_row_nobody_is_called() -> None:
-    chat = ScriptedChat([TimeoutError("no answer")], repeat=True)
+    chat = ScriptedChat([RefusedRequestError("too long")], repeat=True)
     editor = Editor(chat)
     disabled = []
     for _ in range(4):
@@ -250,11 +250,13 @@ def test_an_untidy_reply_with_a_whole_document_is_used(reply: str) -> None:
     "error", [TimeoutError("late"), ConnectionError("gone"), ValueError("bad"), RecursionError("deep"), KeyError("x")]
 )
 @pytest.mark.parametrize("position", [0, 1])
-def test_an_exception_of_the_model_is_a_failed_edit(error: Exception, position: int) -> None:
+def test_an_exception_of_the_model_stops_the_run_and_is_no_failed_edit(error: Exception, position: int) -> None:
     chat = ScriptedChat([*["critique"][:position], error])
-    with pytest.raises(EditFailedError, match=type(error).__name__) as caught:
-        Editor(chat).edit(PLAIN, [failed_row()])
-    assert caught.value.usage.calls == position + 1
+    editor = Editor(chat)
+    with pytest.raises(EditorCallError, match=type(error).__name__):
+        editor.edit(PLAIN, [failed_row()])
+    assert len(chat.requests) == position + 1
+    assert editor.consecutive_failures == 0
 
 
 def test_critiques_that_stay_empty_are_a_failed_edit() -> None:

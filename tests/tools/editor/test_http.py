@@ -11,6 +11,7 @@ from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.chat_models import connect_editor
 from nslora.tools.editor.editor import EditFailedError, Editor
 from nslora.tools.editor.rule_editor import RuleEditor
+from nslora.tools.errors import EditorCallError
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.rewards.score import Graded, Score
 from nslora.tools.schema import Example
@@ -63,26 +64,35 @@ def test_a_busy_or_failing_server_is_asked_again_by_the_chat_models_own_settings
 
 
 FAULTS: dict[str, tuple[ServerFaultError, str]] = {
-    "a rate limit": (ServerFaultError(429, headers={"retry-after-ms": "1"}), "RateLimitError"),
-    "a server error": (ServerFaultError(500), "InternalServerError|OpenAIServerError|500"),
-    "a hang": (ServerFaultError(hangs=True), "[Tt]imeout"),
+    "a wrong key": (ServerFaultError(401), "AuthenticationError.* Check its API key"),
+    "no quota": (ServerFaultError(402), "402.* quota is used up"),
+    "a forbidden model": (ServerFaultError(403), "PermissionDeniedError.* check the key and the account"),
+    "a rate limit": (ServerFaultError(429, headers={"retry-after-ms": "1"}), "RateLimitError.* try again later"),
+    "a server error": (ServerFaultError(500), "500.* Its server failed"),
+    "a hang": (ServerFaultError(hangs=True), "[Tt]imeout.* No usable answer came"),
     "a reply cut off": (ServerFaultError(message=improved(NEW), cut_off=True), "Connection|JSON|RemoteProtocol"),
     "a web page": (ServerFaultError(page="<html>proxy</html>"), "failed with"),
-    "an unknown model": (ServerFaultError(404, "no such model"), "NotFoundError"),
+    "an unknown model": (ServerFaultError(404, "no such model"), "NotFoundError.* Check the model's name"),
 }
 
 
 @pytest.mark.parametrize("position", [0, 1])
 @pytest.mark.parametrize(("fault", "name"), FAULTS.values(), ids=FAULTS)
-def test_a_faulty_server_is_a_failed_edit_that_names_what_happened(
+def test_a_failed_call_stops_the_run_with_what_happened_and_what_to_do(
     fault: ServerFaultError, name: str, position: int
 ) -> None:
     script = [*["critique"][:position], fault]
     with serve_chat(ScriptedChat(script, repeat=True)) as server:
-        with pytest.raises(EditFailedError, match=name) as caught:
+        with pytest.raises(EditorCallError, match=name):
             editor(server.base_url, timeout_s=0.5).edit(OLD, [FAILURE])
         assert len(server.requests) == position + 1
-    assert caught.value.usage.calls == position + 1
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_that_a_server_refuses_for_its_content_is_a_failed_edit(status: int) -> None:
+    chat = ScriptedChat(["critique", ServerFaultError(status, "too long")], repeat=True)
+    with serve_chat(chat) as server, pytest.raises(EditFailedError, match="too long") as caught:
+        editor(server.base_url).edit(OLD, [FAILURE])
     assert not caught.value.disabled
 
 
@@ -94,10 +104,10 @@ def test_a_reply_that_the_token_limit_cut_off_is_asked_for_again() -> None:
     assert "cut off" in edit.problems[0]
 
 
-def test_nobody_at_the_address_is_a_failed_edit() -> None:
+def test_nobody_at_the_address_stops_the_run() -> None:
     with serve_chat(RuleEditor()) as server:
         pass
-    with pytest.raises(EditFailedError, match="ConnectionError"):
+    with pytest.raises(EditorCallError, match=r"ConnectionError.* base URL"):
         editor(server.base_url).edit(OLD, [FAILURE])
 
 
@@ -161,7 +171,7 @@ def test_a_server_that_sends_the_key_back_gets_it_neither_recorded_nor_shown(
     with serve_chat(ScriptedChat([told, improved(NEW), ServerFaultError(401, told)])) as server:
         asked = editor(server.base_url, log=log)
         edit = asked.edit(OLD, [FAILURE])
-        with pytest.raises(EditFailedError) as caught:
+        with pytest.raises(EditorCallError) as caught:
             asked.edit(NEW, [FAILURE])
     assert "canary-5up3r-s3cret" in server.requests[0][0]["Authorization"]
     written = (tmp_path / "editor.jsonl").read_text() + repr(edit) + repr(caught.value) + repr(server.requests[1][1])

@@ -10,6 +10,7 @@ from pydantic import Field
 from nslora.graph.runs.run import Run
 from nslora.tools.editor.redaction import SECRET_MARK, scrub, secrets_of
 from nslora.tools.editor.rule_editor import RuleEditor
+from nslora.tools.errors import EditorCallError
 from nslora.tools.workspace.workspace import Workspace, register
 
 
@@ -42,8 +43,12 @@ def test_no_file_of_a_run_and_no_word_on_the_screen_holds_a_key(
         )
     )
     run = Run(begun.folder, workspace)
-    error = run.adapt().report["rounds"][0]["error"]
-    assert bool(error) is fails
+    if fails:
+        with pytest.raises(EditorCallError) as caught:
+            run.adapt()
+        assert CANARY not in str(caught.value)
+    else:
+        assert run.adapt().report["rounds"][0]["error"] is None
     said = capsys.readouterr()
     assert CANARY not in said.out + said.err + caplog.text
     holding = [path for path in run.folder.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]

@@ -18,7 +18,7 @@ from nslora.tools.editor.chat_models import connect_editor, editor_name
 from nslora.tools.editor.editor import Caps, EditFailedError, Editor, Usage
 from nslora.tools.editor.redaction import secrets_of
 from nslora.tools.editor.wrapped_chat import reply_tokens_of
-from nslora.tools.errors import ModelError, SettingsError
+from nslora.tools.errors import EditorCallError, ModelError, SettingsError
 from nslora.tools.prompt import Prompt
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
@@ -61,7 +61,7 @@ def test_the_model_inside_names_warms_bounds_and_prices_the_editor(wrap: Wrap) -
 def test_the_keys_of_the_model_inside_are_known(wrap: Wrap, tmp_path: Path) -> None:
     chat = KeyedChat([RuntimeError("401: bad key a-plain-secret")], repeat=True)
     assert "a-plain-secret" in secrets_of(wrap(chat))
-    with pytest.raises(EditFailedError) as caught:
+    with pytest.raises(EditorCallError) as caught:
         Editor(wrap(chat), log=EditorLog(tmp_path / "editor.jsonl")).edit(OLD, [failure()])
     assert "a-plain-secret" not in str(caught.value) + (tmp_path / "editor.jsonl").read_text()
 
@@ -150,7 +150,7 @@ def test_the_key_of_a_model_that_is_made_when_it_is_chosen_is_known() -> None:
         .configurable_alternatives(ConfigurableField(id="which"), other=lambda: keyed)
         .with_config(configurable={"which": "other"})
     )
-    with pytest.raises(EditFailedError, match=r"bad key \[secret\]"):
+    with pytest.raises(EditorCallError, match=r"bad key \[secret\]"):
         Editor(chosen).edit(OLD, [failure()])
 
 
@@ -214,7 +214,7 @@ def test_a_type_error_of_a_model_that_fills_in_a_form_is_told() -> None:
         def _generate(self, *_: Any, **__: Any) -> Any:
             raise TypeError("include_raw: a mistake inside a call")
 
-    with pytest.raises(EditFailedError, match="TypeError: include_raw: a mistake inside a call"):
+    with pytest.raises(EditorCallError, match="TypeError: include_raw: a mistake inside a call"):
         Editor(Broken([])).edit(OLD, [failure()])
 
     class Wrong(StructuredChat):
@@ -266,7 +266,7 @@ def test_an_interrupt_of_a_chat_model_is_no_failed_edit() -> None:
         editor.continue_from(0, Usage(), never_swallow=(GraphBubbleUp,))
         try:
             editor.edit(OLD, [failure()])
-        except EditFailedError as error:
+        except EditorCallError as error:
             return {"said": str(error)}
         return {}
 
