@@ -39,7 +39,7 @@ def test_the_page_of_the_editor_says_what_its_code_prints(capsys: pytest.Capture
     assert len(said) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 def test_the_lines_for_python_adapt_a_real_model_and_leave_a_plain_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

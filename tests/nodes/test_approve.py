@@ -232,7 +232,7 @@ def test_an_answer_that_cannot_be_used_is_told_and_a_prompt_may_be_given_as_one(
     for prompt, problem in (
         ("# System\n\nBe \ud83d\n\n# Question template\n\n{question}\n", "cannot be kept"),
         (7, "The prompt was a int"),
-        (Prompt("Be \x1b[31mred."), "are no text"),
+        (Prompt("Be \x1b[31mred."), "control characters"),
     ):
         with pytest.raises(RunError, match=problem):
             run.resume({"answer": "rewrite", "prompt": prompt})

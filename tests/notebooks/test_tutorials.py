@@ -64,6 +64,7 @@ def execute(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return said(notebook)
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("name", [name for name in SAID if name != REAL_MODEL])
 def test_a_tutorial_runs_without_a_key_and_leaves_nothing_in_its_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

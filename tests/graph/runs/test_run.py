@@ -286,7 +286,6 @@ def test_a_database_that_is_none_is_named(begin: Begin) -> None:
         ("evaluations/*.jsonl", 0),
         ("prompts/*.md", 0),
         ("decisions.jsonl", 2),
-        ("material/1-rows.jsonl", 1),
     ],
 )
 def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_round_that_is_told(
@@ -298,7 +297,7 @@ def test_a_damaged_file_is_named_and_left_alone_and_the_run_goes_on_from_the_rou
         graph.invoke(run.first_state(), run.config, interrupt_after=["monitor"], **follow)
         if what.startswith("adapters"):
             graph.invoke(None, run.config, interrupt_after=["lora_update"], **follow)
-        elif what.startswith(("decisions", "material")):
+        elif what.startswith("decisions"):
             graph.invoke(None, run.config, interrupt_after=["monitor"], **follow)
     for damaged in run.folder.glob(what):
         damaged.write_bytes(damaged.read_bytes()[:-9])
