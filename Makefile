@@ -14,7 +14,7 @@ TORCH_VERSION := 2.13.0
 EXTRAS := dev,embedded,postgres,serving,llamacpp
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test test-fast test-engines lint types size trace lock clean
+.PHONY: help setup demo test test-fast test-engines coverage lint types size trace lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test-fast: setup ## without the tests that run the embedded model
 PART ?= tests
 test-engines: setup ## tests on real servers, databases and notebook kernels
 	@$(PYTEST) -m engines -rs $(PART)
+
+coverage: setup ## lines of graph/ and nodes/ that `make test` runs, child processes included
+	@$(PYTEST) -m "not engines" --cov=graph --cov=nodes --cov-report=term
 
 lint: setup build/typing ## ruff, and the order of imports
 	@$(BIN)/ruff check .
