@@ -3,9 +3,12 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired
 
 from langgraph.channels.delta import DeltaChannel
+
+# pydantic makes no JSON schema of typing.TypedDict before Python 3.12.
+from typing_extensions import TypedDict
 
 Kind = Literal["lora", "textgrad"]
 Approve = Literal["nothing", "edits", "updates"]

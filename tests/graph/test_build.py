@@ -338,3 +338,9 @@ def test_a_stream_that_is_read_in_several_threads_gives_its_lock_back(begin: Cal
             if (one, two)[turn % 2].submit(next, stream, None).result() is None:
                 break
     assert not is_locked(begin("other").folder.with_name("run"))
+
+
+@pytest.mark.parametrize("kind", ["input", "output", "context"])
+def test_the_graph_has_a_json_schema_for_what_a_server_shows_as_a_form(kind: str) -> None:
+    schema = getattr(build_graph(), f"get_{kind}_jsonschema")()
+    assert schema["properties"]
