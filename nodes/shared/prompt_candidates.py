@@ -26,6 +26,7 @@ def check(prompt: Prompt, workspace: Workspace) -> None:
         forbidden_questions=[row.question for row in held_out],
         allowed_questions=[row.question for row in train],
         protected=workspace.settings.editing.protected,
+        columns=workspace.task.columns,
     )
 
 

@@ -15,7 +15,8 @@ from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example
 from nslora.tools.tasks.readers import SourceRow, from_python, read_rows
-from nslora.tools.tasks.task import Task, load_task, same_question
+from nslora.tools.tasks.splits import same_question
+from nslora.tools.tasks.task import Task, load_task
 
 SUGGESTED_ROWS = 20  # train rows whose suggested reply may give a layout, if no reply earned full reward
 FULL = 1.0 - 1e-9
@@ -158,10 +159,13 @@ def _pair(
         )
     reply = _text(row, "reply", fields["reply"], empty=True)
     reference = columns.get(fields["reference"], twin.reference if twin else None)
+    answers = twin.answers if twin and fields["reference"] not in columns else ()
+    if isinstance(reference, list) and all(isinstance(each, str) and each.strip() for each in reference) and reference:
+        reference, answers = reference[0], tuple(reference) if len(reference) > 1 else ()
     if reference is not None and (not isinstance(reference, str) or not reference.strip()):
         raise TaskError(f"{row.place}: the reference is {reference!r}: write it in quotes, or null for none.")
     known_columns = {**(twin.fields if twin else {}), **columns, "question": question, "reference": reference}
-    example = Example(str(columns.get("id", f"row-{row.number}")), question, reference, known_columns)
+    example = Example(str(columns.get("id", f"row-{row.number}")), question, reference, known_columns, answers)
     if (problem := reward.problem(example)) is not None:
         raise TaskError(f"{row.place}: {problem}.")
     return example, reply
