@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nslora.tools.answers import is_missing
+from nslora.tools.answers import is_missing, plain
 from nslora.tools.errors import TaskError
 from nslora.tools.tasks.readers import SourceRow
 
@@ -66,7 +66,7 @@ def _messages(column: str) -> Callable[[SourceRow, frozenset[str]], dict[str, An
 
 
 def _prompt_completion(row: SourceRow, named: frozenset[str]) -> dict[str, Any]:
-    prompt, completion = row.columns["prompt"], row.columns["completion"]
+    prompt, completion = plain(row.columns["prompt"]), plain(row.columns["completion"])
     if isinstance(prompt, list) or isinstance(completion, list):
         asked = _turns(row, prompt) if isinstance(prompt, list) else [("user", prompt)]
         answered = _turns(row, completion) if isinstance(completion, list) else [("assistant", completion)]
@@ -76,6 +76,7 @@ def _prompt_completion(row: SourceRow, named: frozenset[str]) -> dict[str, Any]:
 
 def _turns(row: SourceRow, messages: Any) -> Turns:
     """Read messages as (role, text); ShareGPT writes `from` and `value` for `role` and `content`."""
+    messages = plain(messages)
     if not isinstance(messages, list | tuple):
         raise TaskError(f"{row.place}: the messages are {type(messages).__name__}: write a list of role and content.")
     turns = []

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,6 +139,7 @@ def turns(c: str, *, system: str | None = None, role: str = "role", content: str
         lambda c: {"messages": turns(c)},
         lambda c: {"conversations": turns(c, role="from", content="value")},
         lambda c: {"prompt": f"Who, {c}?", "completion": c},
+        lambda c: {"messages": np.array(turns(c), dtype=object)},
         lambda c: {"prompt": turns(c)[:1], "completion": turns(c)[1:]},
         lambda c: {"messages": [{"role": "user", "content": [{"type": "text", "text": f"Who, {c}?"}]}, turns(c)[1]]},
     ],
@@ -175,6 +178,29 @@ def test_a_dialogue_that_a_row_cannot_hold_is_refused(row, part):
     message = refused([{"messages": turns("z")}, row, *({"messages": turns(c)} for c in LETTERS)])
     assert message.startswith("train row 2: ")
     assert part in message
+
+
+# The pages
+
+PAGES = Path(__file__).parents[3]
+
+
+def test_the_task_of_the_readme_loads(tmp_path):
+    (content,) = re.findall(r"```yaml\n(.*?)```", (PAGES / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "task.yaml").write_text(content)
+    lines = [f'"In {c}.","Who, {c}?",{c}' for c in "abcdefghij"]
+    (tmp_path / "rows.csv").write_text("\n".join(["context,ask,answers", *lines]))
+    task = load_task(tmp_path)
+    letter = task.train[0].reference
+    assert asked(task) == f"In {letter}.\n\nQuestion: Who, {letter}?"
+    assert [len(task.train), len(task.validation), len(task.test)] == [6, 2, 2]
+
+
+def test_the_prompt_of_the_tasks_page_is_one(tmp_path):
+    page = (PAGES / "tools/tasks/README.md").read_text(encoding="utf-8")
+    (content,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    prompt = yaml.safe_load(content)["prompt"]
+    assert asked(task_of(IN_CONTEXT, prompt=prompt)) == "Passage: a was first.\n\nQuestion: Who, a?"
 
 
 # Several right answers
