@@ -10,7 +10,8 @@ from fakes import FakePolicy
 
 from nslora.nodes.shared.prompt_candidates import check
 from nslora.tools.editor.editor import Editor
-from nslora.tools.prompt import Prompt
+from nslora.tools.errors import PromptError
+from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.tasks.task import task_from_rows
 from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
@@ -29,6 +30,12 @@ def workspace(folder: Path) -> Any:
         regression_set=(),
         settings=SimpleNamespace(editing=SimpleNamespace(protected=())),
     )
+
+
+def test_a_question_of_test_may_not_be_quoted_without_its_passage(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="copies a validation or test row"):
+        check(Prompt(demonstrations=(Demonstration("Who was d?", "d"),)), workspace(tmp_path))
+    check(Prompt(demonstrations=(Demonstration("P: It was a.\nQ: Who was a?", "a"),)), workspace(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -19,6 +20,7 @@ from nslora.tools.tasks.spec import Fields
 
 _ANSWER_COLUMNS = ("answers", "answer")  # taken for the reference if there is no column `reference`
 _PAIRS = "id", "question", "reference"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,18 @@ class RowReader:
             return _text(row, "question", self.fields.question)
         asked = fill(self.question_template, lambda name: self._put_in(row, name), row.columns)
         return _usable(row, "question", asked)
+
+    def can_ask(self, columns: Mapping[str, Any]) -> bool:
+        """Whether the question is put together from several columns, and a row has them all."""
+        if self.question_template is None:
+            return False
+        names = {each.name for each in variables(self.question_template, columns)}
+        return all(has_column(columns, self.fields.question if name == QUESTION_NAME else name) for name in names)
+
+    def quotable(self, example: Example) -> list[str]:
+        """List the texts by which a prompt could give a question away: all that is asked, and the question alone."""
+        alone = example.fields.get(self.fields.question) if self.question_template is not None else None
+        return [example.question, *([alone] if isinstance(alone, str) and alone.strip() else [])]
 
     def _put_in(self, row: SourceRow, name: str) -> str:
         if name == QUESTION_NAME:
@@ -226,6 +240,6 @@ def _no_text(row: SourceRow, role: str, value: Any) -> str:
 def _usable(row: SourceRow, role: str, text: str) -> str:
     if not text.strip():
         raise TaskError(f"{row.place}: the {role} is empty: fill it in or remove the row.")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _SURROGATE.search(text):
         raise TaskError(f"{row.place}: the {role} holds an unpaired surrogate, which tokenizers reject: remove it.")
     return text

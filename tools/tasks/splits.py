@@ -16,7 +16,7 @@ from nslora.tools.tasks.spec import SPLITS, RowCaps, SplitShares
 DEFAULT_ROWS = {"validation": 500, "test": 1000}
 FEW_LABELS = 20  # references of a task of labels
 _PER_LABEL = 5  # rows of a label, at least, on average
-MANY_ROWS = 2000  # rows of validation that are worth a note
+MANY_ROWS = {"train": 10_000, "validation": 2000}  # more are worth a note
 
 QuestionOf = Callable[[SourceRow], str]
 Rows = dict[str, list[SourceRow]]
@@ -51,7 +51,8 @@ def split_off(
     Returns:
         Split name -> rows. "train" holds the rest.
     """
-    questions = sorted({question_of(row) for row in rows})
+    asked = [question_of(row) for row in rows]
+    questions = sorted(set(asked))
     random.Random(seed).shuffle(questions)
     owner = dict.fromkeys(questions, "train")
     start = 0
@@ -59,7 +60,7 @@ def split_off(
         count = min(round(share * len(questions)), (most or {}).get(split, len(questions)))
         owner.update(dict.fromkeys(questions[start : start + count], split))
         start += count
-    return {split: [row for row in rows if owner[question_of(row)] == split] for split in ("train", *shares)}
+    return _by_owner(rows, asked, owner, shares)
 
 
 def split_by_label(
@@ -76,8 +77,9 @@ def split_by_label(
     Arguments and result are those of `split_off`; `label_of` gives the label of a row.
     """
     labels: dict[str, str] = {}
-    for row in rows:
-        labels.setdefault(question_of(row), label_of(row))
+    asked = [question_of(row) for row in rows]
+    for row, question in zip(rows, asked, strict=True):
+        labels.setdefault(question, label_of(row))
     groups: dict[str, list[str]] = defaultdict(list)
     for question in sorted(labels):
         groups[labels[question]].append(question)
@@ -89,7 +91,15 @@ def split_by_label(
         for label, taken in _quotas({label: len(questions) for label, questions in groups.items()}, count).items():
             owner.update(dict.fromkeys(groups[label][:taken], split))
             del groups[label][:taken]
-    return {split: [row for row in rows if owner[question_of(row)] == split] for split in ("train", *shares)}
+    return _by_owner(rows, asked, owner, shares)
+
+
+def _by_owner(rows: Sequence[SourceRow], asked: Sequence[str], owner: Mapping[str, str], shares: Iterable[str]) -> Rows:
+    """Give each split the rows whose question it owns."""
+    found: Rows = {split: [] for split in ("train", *shares)}
+    for row, question in zip(rows, asked, strict=True):
+        found[owner[question]].append(row)
+    return found
 
 
 def _quotas(sizes: Mapping[str, int], count: int) -> dict[str, int]:
@@ -186,8 +196,11 @@ def cut_notes(
 
 
 def size_notes(rows: Mapping[str, Sequence[SourceRow]]) -> list[str]:
-    """Advise a cap for a large validation split."""
-    many = len(rows["validation"])
-    if many <= MANY_ROWS:
-        return []
-    return [f"validation: each round answers all {many:,} rows; `rows: {{validation: 500}}` draws a sample."]
+    """Advise a cap for a large split."""
+    costs = {
+        "train": "an edit may answer each of {:,} rows anew; `rows: {{train: 5000}}` draws a sample.",
+        "validation": "each round answers all {:,} rows; `rows: {{validation: 500}}` draws a sample.",
+    }
+    return [
+        f"{split}: {costs[split].format(len(rows[split]))}" for split in costs if len(rows[split]) > MANY_ROWS[split]
+    ]
