@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from nslora.tools.errors import PromptError
+from nslora.tools.prompt_variables import check_variables
 
 PLACEHOLDER = "{question}"
 SYSTEM, TEMPLATE, DEMONSTRATION = "System", "Question template", "Demonstration"
@@ -127,12 +128,13 @@ def write_document(system: str | None, template: str | None, demonstrations: Seq
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def parse(document: str, *, template: str | None = None) -> Prompt:
+def parse(document: str, *, template: str | None = None, changed: Callable[[str], str] = str) -> Prompt:
     """Parse a document.
 
     Args:
         document: Text with the sections System, Question template and Demonstration.
         template: The question template, if the document leaves this section out.
+        changed: Is applied to the question template before it is checked.
 
     Raises:
         PromptError: If the placeholder is missing or repeated, a section is unknown or repeated, or a demonstration
@@ -144,7 +146,7 @@ def parse(document: str, *, template: str | None = None) -> Prompt:
         raise PromptError(f'The section "# {TEMPLATE}" is missing: add the user turn, with {PLACEHOLDER} in it.')
     demonstrations = [_demonstration(name, lines) for name, lines in found.items() if name.startswith(DEMONSTRATION)]
     user_turn = _text(found[TEMPLATE]) if TEMPLATE in found else template or ""
-    return Prompt(_text(found.get(SYSTEM, [])), user_turn, tuple(demonstrations))
+    return Prompt(_text(found.get(SYSTEM, [])), changed(user_turn), tuple(demonstrations))
 
 
 def difference(old: Prompt, new: Prompt) -> str:
@@ -165,6 +167,7 @@ def check_prompt(
     forbidden_questions: Iterable[str] = (),
     allowed_questions: Iterable[str] = (),
     protected: Iterable[str] = (),
+    columns: Iterable[str] = (),
 ) -> None:
     """Check a prompt before it is proposed.
 
@@ -177,11 +180,13 @@ def check_prompt(
         forbidden_questions: Questions of validation and test, which must not appear in the prompt.
         allowed_questions: Questions of train. A demonstration may use one even if it contains a forbidden question.
         protected: Texts that must stay in the prompt, word for word.
+        columns: Columns of the rows. `{question}` alone is filled in: another name in braces is an error.
 
     Raises:
         PromptError: If a check fails.
     """
     refuse_no_text(prompt)
+    check_variables(prompt.system, prompt.template, columns)
     for number, demonstration in enumerate(prompt.demonstrations, 1):
         if not demonstration.question.strip() or not demonstration.reply.strip():
             raise PromptError(f"Demonstration {number} has an empty question or reply: write both.")

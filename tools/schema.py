@@ -20,14 +20,16 @@ class Example:
     Attributes:
         id: Unique in the task: the row's own id, or "<split>-<number of the row in its source, from 1>".
         question: Text.
-        reference: Text; None if the task has no references.
+        reference: Text; None if the task has no references. Weights learn it.
         fields: All columns, for checks that name one.
+        answers: All right answers, `reference` first, if there are several: a reply to any of them is right.
     """
 
     id: str
     question: str
     reference: str | None
     fields: Mapping[str, Any]
+    answers: tuple[str, ...] = ()
 
 
 Message = dict[str, str]

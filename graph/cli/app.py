@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from nslora.graph.cli import runs as cli_runs
+from nslora.graph.cli.check import checked
 from nslora.graph.cli.classifier import classify_log, diagnosed
 from nslora.graph.cli.common import BAD_INPUT, RESUMABLE, announce, err, follow, group, out, parsed
 from nslora.tools.errors import NsloraError, StoppedError
@@ -159,6 +160,7 @@ def graph(mermaid: Annotated[bool, typer.Option(help="As a Mermaid diagram.")] =
     print(drawing.draw_mermaid() if mermaid else json.dumps(drawing.to_json(), indent=2))
 
 
+app.command("check")(checked)
 app.command("classify")(classify_log)
 app.command("diagnose")(diagnosed)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
+from nslora.tools.answers import accepted_texts, column_value, has_column
 from nslora.tools.prompt import MINUS
 from nslora.tools.schema import Settings
 
@@ -148,13 +149,18 @@ class FieldCheck(BuiltInCheck):
 
     def texts(self, example: Example) -> list[str]:
         """List the accepted texts. Suggestions use the first."""
-        value = example.reference if self.field == "reference" else example.fields.get(self.field)
-        values = value if isinstance(value, list | tuple) else [value]
-        return [str(text) for text in values if text is not None and str(text).strip()]
+        if self.field == "reference":
+            return accepted_texts(example.reference)
+        return (
+            accepted_texts(column_value(example.fields, self.field)) if has_column(example.fields, self.field) else []
+        )
 
     def problem(self, example: Example) -> str | None:
-        if self.texts(example):
-            return None
+        try:
+            if self.texts(example):
+                return None
+        except ValueError as error:
+            return f"the check {self.name!r} cannot read the field {self.field!r}: {error}"
         found = ", ".join(map(str, example.fields))
         return f"the check {self.name!r} needs the field {self.field!r}, which is missing or empty (found: {found})"
 

@@ -6,6 +6,7 @@ Scores are cached by row and reply; `calls` counts the evaluations that were mad
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -100,6 +101,10 @@ class Reward:
 
     def problem(self, example: Example) -> str | None:
         """Say why a check cannot score this row, as the end of a sentence; None if all can."""
+        problems = [self._problem(reading) for reading in _readings(example)]
+        return problems[0] if all(problems) else None
+
+    def _problem(self, example: Example) -> str | None:
         return next((problem for check in self.checks if (problem := check.problem(example))), None)
 
     @property
@@ -117,7 +122,23 @@ class Reward:
         return reply if self._judge(example, reply)[0].passed else None
 
     def _judge(self, example: Example, reply: str) -> tuple[Score, str | None]:
-        """Evaluate once. Returns the score without suggestion, and the suggestion of a user's function."""
+        """Judge by each right answer of the row that all checks can read; the best score counts, of equals the first.
+
+        Returns:
+            The score without suggestion, and the suggestion of a user's function.
+        """
+        if len(example.answers) < 2:
+            return self._judge_one(example, reply)
+        best = None
+        for reading in (each for each in _readings(example) if self._problem(each) is None):
+            found = self._judge_one(reading, reply)
+            if best is None or found[0].value > best[0].value:
+                best = found
+            if found[0].passed:
+                break
+        return best or self._judge_one(example, reply)
+
+    def _judge_one(self, example: Example, reply: str) -> tuple[Score, str | None]:
         self.calls += 1
         results = [(check, check.grade(example, reply)) for check in self.checks]
         values: dict[str, float] = {}
@@ -131,6 +152,13 @@ class Reward:
         words = " ".join(filter(None, (_feedback(check, result) for check, result in results)))
         offered = next((result.suggestion for _, result in results if result.suggestion is not None), None)
         return Score(value, values, words), offered
+
+
+def _readings(example: Example) -> list[Example]:
+    """The row, once for each of its right answers."""
+    if len(example.answers) < 2:
+        return [example]
+    return [replace(example, reference=answer, answers=()) for answer in example.answers]
 
 
 def _feedback(check: Check, result: CheckResult) -> str:

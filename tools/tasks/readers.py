@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from nslora.tools.errors import TaskError
 
 _LONGEST_FIELD = 2**31 - 1  # characters in one field of a CSV file
+_MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _Placed = Iterator[tuple[str, Any]]  # (place, value) of each row
 
 
@@ -26,11 +28,13 @@ class SourceRow:
         number: Position in its source, from 1.
         place: Where the row is, for messages: `train.jsonl:3`.
         columns: Column name -> value.
+        labels: Column name -> label names, for columns that hold numbers of labels (ClassLabel of `datasets`).
     """
 
     number: int
     place: str
     columns: Mapping[str, Any]
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -40,6 +44,10 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}: the file is not UTF-8 at byte {error.start}; save it as UTF-8.") from error
+    except gzip.BadGzipFile as error:
+        raise TaskError(f"{path}: invalid gzip ({error}); compress the file again, or unpack it.") from error
+    except EOFError as error:
+        raise TaskError(f"{path}: the compressed file ends too early; compress it again.") from error
     except OSError as error:
         raise TaskError(
             f"{path}: cannot be read ({error.strerror or error}); check the name and the permissions."
@@ -47,15 +55,17 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def read_rows(path: Path) -> list[SourceRow]:
-    """Read all rows of a .jsonl, .ndjson, .json, .csv or .parquet file.
+    """Read all rows of a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file; text may be compressed (.jsonl.gz).
 
     Raises:
         TaskError: If the file is missing, unreadable or malformed. The message names file and line.
     """
-    reader = _READERS.get(path.suffix.lower())
+    kind = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    reader = None if kind == ".parquet" != path.suffix.lower() else _READERS.get(kind)
     if reader is None:
         raise TaskError(
-            f"{path}: the format {path.suffix!r} is unknown (known: {', '.join(_READERS)}); convert the file."
+            f"{path}: the format {path.suffix!r} is unknown (known: {', '.join(_READERS)}, and text as .gz); "
+            "convert the file."
         )
     with readable(path):
         if not path.is_file():
@@ -73,59 +83,58 @@ def read_dataset(path: str, name: str | None, split: str, revision: str | None) 
 
     label = f"dataset {path}{f' ({name})' if name else ''}, split {split}"
     try:
-        rows = list(load_dataset(path, name, split=split, revision=revision))
+        found = load_dataset(path, name, split=split, revision=revision)
+        rows = list(found)
     except Exception as error:
         raise TaskError(
             f"{label}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
             "check dataset.path, dataset.name and dataset.splits."
         ) from error
-    return _numbered((f"{label}, row {number}", row) for number, row in enumerate(rows, 1))
+    return _numbered(((f"{label}, row {number}", row) for number, row in enumerate(rows, 1)), _label_names(found))
+
+
+def _label_names(dataset: Any) -> dict[str, Sequence[str]]:
+    """Label names of the ClassLabel columns of a dataset, also of lists of labels."""
+    features = getattr(dataset, "features", None)
+    if not isinstance(features, Mapping):
+        return {}
+    found: dict[str, Sequence[str]] = {}
+    for name, feature in features.items():
+        inner: Any = getattr(feature, "feature", feature)
+        if type(inner).__name__ == "ClassLabel":
+            found[name] = list(inner.names)
+    return found
 
 
 def from_python(rows: Iterable[Any], split: str) -> list[SourceRow]:
-    """Take rows from Python, each a mapping of column name -> value.
+    """Take rows from Python: mappings of column name -> value, a pandas DataFrame, or a dataset of `datasets`.
 
     Raises:
         TaskError: If `rows` is not iterable, or a row is not a mapping.
     """
+    if type(rows).__name__ == "DataFrame" and hasattr(rows, "to_dict"):
+        rows = rows.to_dict("records")
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise TaskError(f"{split}: got {type(rows).__name__}; give a list of rows, each a mapping of columns.")
-    return _numbered((f"{split} row {number}", row) for number, row in enumerate(rows, 1))
+    return _numbered(((f"{split} row {number}", row) for number, row in enumerate(rows, 1)), _label_names(rows))
 
 
-def split_off(
-    rows: Sequence[SourceRow], shares: Mapping[str, float], seed: int, question_of: Callable[[SourceRow], str]
-) -> dict[str, list[SourceRow]]:
-    """Split rows at random by question: all rows of one question go to one split.
-
-    Args:
-        rows: The rows, in file order. Each split keeps that order.
-        shares: Split name -> share of the distinct questions, in (0, 1).
-        seed: Seed of the shuffle.
-        question_of: Gives the question of a row.
-
-    Returns:
-        Split name -> rows. "train" holds the rest.
-    """
-    questions = sorted({question_of(row) for row in rows})
-    random.Random(seed).shuffle(questions)
-    owner = dict.fromkeys(questions, "train")
-    start = 0
-    for split, share in shares.items():
-        count = round(share * len(questions))
-        owner.update(dict.fromkeys(questions[start : start + count], split))
-        start += count
-    return {split: [row for row in rows if owner[question_of(row)] == split] for split in ("train", *shares)}
-
-
-def _numbered(rows: Iterable[tuple[str, Any]]) -> list[SourceRow]:
+def _numbered(rows: Iterable[tuple[str, Any]], labels: Mapping[str, Sequence[str]] | None = None) -> list[SourceRow]:
     """Number rows from 1; raise TaskError if one is not a mapping."""
     found = []
     for number, (place, value) in enumerate(rows, 1):
         if not isinstance(value, Mapping):
             raise TaskError(f"{place}: got {type(value).__name__}, but a row is an object with one value per column.")
-        found.append(SourceRow(number, place, dict(value)))
+        found.append(SourceRow(number, place, dict(value), labels or {}))
     return found
+
+
+def _text_of(path: Path) -> str:
+    """Read a text file, plain or compressed, whatever its line ends are."""
+    if path.suffix.lower() != ".gz":
+        return path.read_text(encoding="utf-8-sig")
+    with gzip.open(path, "rt", encoding="utf-8-sig") as file:
+        return file.read()
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -139,7 +148,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _jsonl(path: Path) -> _Placed:
     # Split at "\n" alone: JSON strings may hold U+2028, where splitlines() would cut.
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+    for line, text in enumerate(_text_of(path).split("\n"), 1):
         if text.strip():
             try:
                 yield f"{path}:{line}", json.loads(text, object_pairs_hook=_unique_keys)
@@ -148,7 +157,7 @@ def _jsonl(path: Path) -> _Placed:
 
 
 def _json(path: Path) -> _Placed:
-    text = path.read_text(encoding="utf-8-sig")
+    text = _text_of(path)
     try:
         values = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -160,22 +169,41 @@ def _json(path: Path) -> _Placed:
 
 
 def _csv(path: Path) -> _Placed:
+    with _lines_of(path) as file:
+        header = file.readline()
+        file.seek(0)
+        # A header without a comma but with a semicolon: Excel writes it so where the comma is the decimal mark.
+        yield from _delimited(path, file, ";" if ";" in header and "," not in header else ",")
+
+
+def _tsv(path: Path) -> _Placed:
+    with _lines_of(path) as file:
+        yield from _delimited(path, file, "\t")
+
+
+def _lines_of(path: Path) -> TextIO:
+    if path.suffix.lower() == ".gz":
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _delimited(path: Path, file: TextIO, delimiter: str) -> _Placed:
     csv.field_size_limit(_LONGEST_FIELD)  # applies to the whole module; the default is 128 KiB
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            names = reader.fieldnames or ()
-            if twice := [name for name, count in Counter(names).items() if count > 1]:
-                raise TaskError(f"{path}:1: the column {twice[0]!r} comes twice; rename one.")
-            for row in reader:
-                if None in row or None in row.values():
-                    came = sum(value is not None for value in row.values()) + len(row.get(None) or ()) - (None in row)
-                    raise TaskError(
-                        f"{path}:{reader.line_num}: {came} values for {len(names)} columns; quote values with commas."
-                    )
-                yield f"{path}:{reader.line_num}", row
-        except csv.Error as error:
-            raise TaskError(f"{path}:{reader.line_num}: invalid CSV ({error}).") from error
+    reader = csv.DictReader(file, strict=True, delimiter=delimiter)
+    try:
+        names = reader.fieldnames or ()
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise TaskError(f"{path}:1: the column {twice[0]!r} comes twice; rename one.")
+        for row in reader:
+            if None in row or None in row.values():
+                came = sum(value is not None for value in row.values()) + len(row.get(None) or ()) - (None in row)
+                raise TaskError(
+                    f"{path}:{reader.line_num}: {came} values for {len(names)} columns; "
+                    f"quote values with {_MARKS[delimiter]}."
+                )
+            yield f"{path}:{reader.line_num}", row
+    except csv.Error as error:
+        raise TaskError(f"{path}:{reader.line_num}: invalid CSV ({error}).") from error
 
 
 def _parquet(path: Path) -> _Placed:
@@ -198,5 +226,6 @@ _READERS: dict[str, Callable[[Path], _Placed]] = {
     ".ndjson": _jsonl,
     ".json": _json,
     ".csv": _csv,
+    ".tsv": _tsv,
     ".parquet": _parquet,
 }

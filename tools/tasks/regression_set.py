@@ -6,10 +6,12 @@ dropped. No training job uses these rows, and no editor sees them.
 
 from pathlib import Path
 
+from nslora.tools.answers import accepted_texts
 from nslora.tools.errors import TaskError
 from nslora.tools.schema import Example
-from nslora.tools.tasks.readers import read_rows
-from nslora.tools.tasks.task import Task, any_keys, keys_of
+from nslora.tools.tasks.readers import SourceRow, read_rows
+from nslora.tools.tasks.splits import keys_of
+from nslora.tools.tasks.task import Task, any_keys
 
 
 def read_regression_set(path: str | None, task: Task) -> tuple[Example, ...]:
@@ -35,19 +37,31 @@ def read_regression_set(path: str | None, task: Task) -> tuple[Example, ...]:
     }
     examples = []
     for row in rows:
-        question, reference = row.columns.get("question"), row.columns.get("reference")
-        if not isinstance(question, str) or not question.strip():
-            found = ", ".join(map(str, row.columns))
-            raise TaskError(f"{row.place}: no question (found: {found}): write question and reference.")
+        question = _question(row, task)
         for split, (keys, reason) in splits.items():
             if keys_of(question) & keys:
                 raise TaskError(
                     f"{row.place}: {question[:80]!r} is also in the {split} split, {reason}: "
                     "remove it from one of the two."
                 )
-        text = reference if isinstance(reference, str) and reference.strip() else None
-        example = Example(f"anchor-{row.number}", question, text, row.columns)
+        try:
+            answers = accepted_texts(row.columns.get("reference"))
+        except ValueError as error:
+            raise TaskError(f"{row.place}: the reference cannot be read: {error}.") from error
+        several = tuple(answers) if len(answers) > 1 else ()
+        example = Example(f"anchor-{row.number}", question, answers[0] if answers else None, row.columns, several)
         if problem := task.reward.problem(example):
             raise TaskError(f"{row.place}: {problem}.")
         examples.append(example)
     return tuple(examples)
+
+
+def _question(row: SourceRow, task: Task) -> str:
+    """Read the question: the columns that the task's prompt asks, or else the column `question`."""
+    if task.reader.question_template is not None:
+        return task.reader.question(row)
+    question = row.columns.get("question")
+    if not isinstance(question, str) or not question.strip():
+        found = ", ".join(map(str, row.columns))
+        raise TaskError(f"{row.place}: no question (found: {found}): write question and reference.")
+    return question

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -29,10 +29,24 @@ class SplitSources(Settings):
 
 
 class SplitShares(Settings):
-    """Shares of the train questions that become the splits without their own source."""
+    """Shares of the train questions that become the splits without their own source.
+
+    A share that is not stated is 0.2, and at most 500 validation and 1,000 test questions. stratify: each reference has
+    the same share of each split, for tasks whose references are labels.
+    """
 
     validation: float = Field(0.2, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
+    seed: int = 0
+    stratify: bool = False
+
+
+class RowCaps(Settings):
+    """Most rows of each split; more are a sample, drawn with `seed`. None: all."""
+
+    train: int | None = Field(None, ge=1, strict=True)
+    validation: int | None = Field(None, ge=1, strict=True)
+    test: int | None = Field(None, ge=1, strict=True)
     seed: int = 0
 
 
@@ -46,11 +60,17 @@ class Dataset(Settings):
 
 
 class Fields(Settings):
-    """The column of each field. reference None: the task has no references. id None: the column `id`, if it exists."""
+    """The column of each field, or a path into it such as `answers.text`.
+
+    Attributes:
+        question: Column of the question.
+        reference: Column of the reference: a text, or a list of right answers. None: the task has no references.
+        id: Column of the ids. None: the column `id`, if it exists. False: rows are numbered.
+    """
 
     question: str = "question"
     reference: str | None = "reference"
-    id: str | None = None
+    id: str | Literal[False] | None = None
 
 
 class RewardSpec(Settings):
@@ -76,6 +96,8 @@ class TaskSpec(Settings):
     data: SplitSources | None = None
     dataset: Dataset | None = None
     split: SplitShares | None = None
+    rows: RowCaps = RowCaps()
+    duplicates: Literal["refuse", "drop"] = "refuse"
     fields: Fields = Fields()
     prompt: str | None = None
     max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1, strict=True)

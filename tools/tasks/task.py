@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nslora.tools.errors import PromptError, TaskError
 from nslora.tools.files import as_text, sha256_of_json
-from nslora.tools.prompt import Prompt, normalise, parse
+from nslora.tools.prompt import Prompt, parse
+from nslora.tools.prompt_variables import check_system
 from nslora.tools.rewards.reward import Reward, build_reward
 from nslora.tools.schema import Example
-from nslora.tools.tasks.readers import SourceRow, from_python, read_dataset, read_rows, readable, split_off
+from nslora.tools.tasks.examples import RowReader, examples_of, prepared, refuse_one_question
+from nslora.tools.tasks.readers import SourceRow, from_python, read_dataset, read_rows, readable
 from nslora.tools.tasks.spec import (
     MAX_NEW_TOKENS,
     SPLITS,
@@ -31,9 +31,21 @@ from nslora.tools.tasks.spec import (
     reward_of,
     validated,
 )
+from nslora.tools.tasks.splits import (
+    cut_notes,
+    keys_of,
+    label_note,
+    same_question,
+    sampled,
+    shares_of,
+    size_notes,
+    split_by_label,
+    split_off,
+    without_duplicates,
+)
 
 _EMBEDDED = Path(__file__).parent / "embedded"
-_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+_FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".json.gz")
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,9 @@ class Task:
         hash: SHA-256 of rows, reward, max_new_tokens and start prompt, 64 hex characters.
         source: First argument of `load_task`, so that another process can load the task; "" for rows from Python.
         options: Keyword arguments of `load_task`.
+        columns: Columns of the train rows.
+        reader: Reads further rows as those of the task: the regression set, logs of replies.
+        notes: What was decided on loading, such as samples, and advice; not part of the hash.
     """
 
     name: str
@@ -63,6 +78,9 @@ class Task:
     hash: str
     source: str
     options: Mapping[str, Any]
+    columns: tuple[str, ...] = ()
+    reader: RowReader = field(default_factory=lambda: RowReader(Fields()))
+    notes: tuple[str, ...] = ()
 
 
 def load_task(source: str | Path, *, style: str | None = None, combine: str | None = None, **overrides: Any) -> Task:
@@ -93,20 +111,22 @@ def load_task(source: str | Path, *, style: str | None = None, combine: str | No
 
 def task_from_rows(
     *,
-    train: Iterable[Mapping[str, Any]],
-    validation: Iterable[Mapping[str, Any]],
-    test: Iterable[Mapping[str, Any]],
+    train: Iterable[Any],
+    validation: Iterable[Any],
+    test: Iterable[Any],
     reward: Sequence[Any] | Callable[..., Any] = ("exact_match",),
     name: str = "rows",
     combine: str = "mean",
     prompt: Prompt | str | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    fields: Mapping[str, str | None] | None = None,
+    fields: Mapping[str, str | bool | None] | None = None,
+    rows: Mapping[str, int] | None = None,
+    duplicates: str = "refuse",
 ) -> Task:
     """Make a task from rows in memory.
 
     Args:
-        train: Rows that updates learn from, each a mapping of columns.
+        train: Rows that updates learn from: mappings of columns, or a pandas DataFrame.
         validation: Rows that decide whether a candidate is kept.
         test: Rows for the final measurement.
         reward: Check specs, or a callable of (question, reference, reply) that returns a number in [0, 1], a pair
@@ -116,6 +136,8 @@ def task_from_rows(
         prompt: The start prompt, its document, or the path of a document that ends in .md.
         max_new_tokens: Longest reply, in tokens.
         fields: Column names for "question", "reference" and "id".
+        rows: Most rows of a split, such as {"validation": 200}; more are a sample, drawn with the seed rows["seed"].
+        duplicates: "drop" drops rows that repeat within a split or in another one; "refuse" refuses the latter.
 
     Raises:
         TaskError: If a row or an argument is wrong.
@@ -127,26 +149,18 @@ def task_from_rows(
         "fields": fields or {},
         "prompt": prompt.render() if isinstance(prompt, Prompt) else prompt,
         "max_new_tokens": max_new_tokens,
+        "rows": rows or {},
+        "duplicates": duplicates,
     }
     document = Document(Path("task_from_rows"), Path(), content)
     spec = validated(document, {})
-    rows = {split: from_python(values, split) for split, values in zip(SPLITS, (train, validation, test), strict=True)}
-    return _task(spec, rows, build_reward(reward, combine=combine), document, source="", options={})
+    found = {split: from_python(values, split) for split, values in zip(SPLITS, (train, validation, test), strict=True)}
+    return _task(spec, found, build_reward(reward, combine=combine), document, source="", options={})
 
 
 def embedded_tasks() -> tuple[str, ...]:
     """Names of the tasks in the package."""
     return tuple(sorted(path.parent.name for path in _EMBEDDED.glob("*/task.yaml")))
-
-
-def same_question(question: str) -> str:
-    """Normalise a question: NFKC, no case, single spaces, no ` .?!` at the end. Equal results are one question."""
-    return " ".join(unicodedata.normalize("NFKC", question).casefold().split()).rstrip(" .?!")
-
-
-def keys_of(question: str) -> set[str]:
-    """Two questions that share a key are one: by `same_question`, or by the `normalise` of prompt checks."""
-    return {same_question(question), normalise(question)} - {""}  # "": a question of punctuation alone
 
 
 def any_keys(examples: Iterable[Example]) -> set[str]:
@@ -169,13 +183,16 @@ def _document(source: str | Path) -> Document:
 
 
 def _first_file(folder: Path, split: str) -> str:
-    for suffix in (".jsonl", ".json", ".csv", ".parquet"):
+    for suffix in _FORMATS:
         if (folder / f"{split}{suffix}").is_file():
             return f"{split}{suffix}"
-    raise TaskError(f"{folder}: the folder has neither task.yaml nor {split}.jsonl (or .json, .csv, .parquet).")
+    known = ", ".join(_FORMATS[1:])
+    raise TaskError(f"{folder}: the folder has neither task.yaml nor {split}.jsonl (or {known}).")
 
 
 def _rows(spec: TaskSpec, document: Document) -> dict[str, list[SourceRow]]:
+    """Read the rows of every source."""
+
     def of(split: str, source: str) -> list[SourceRow]:
         if spec.dataset is None:
             rows = read_rows(document.folder / source)
@@ -187,29 +204,57 @@ def _rows(spec: TaskSpec, document: Document) -> dict[str, list[SourceRow]]:
             raise TaskError(f"{document.folder / source if spec.data else source}: the split {split!r} has no rows.")
         return rows
 
-    rows = {split: of(split, name) for split in SPLITS if (name := getattr(spec.sources, split)) is not None}
-    shares = {split: getattr(spec.split, split) for split in SPLITS if split not in rows}
+    return {split: of(split, name) for split in SPLITS if (name := getattr(spec.sources, split)) is not None}
+
+
+def _in_splits(
+    spec: TaskSpec, rows: Mapping[str, Sequence[SourceRow]], reader: RowReader
+) -> tuple[dict[str, list[SourceRow]], list[str]]:
+    """Cut the splits without a source from train, drop duplicates, and draw samples. Returns rows and notes."""
+    found = {split: list(values) for split, values in rows.items()}
+    notes: list[str] = []
+
+    def asked(row: SourceRow) -> str:
+        return same_question(reader.question(row))
+
+    def answered(row: SourceRow) -> str:
+        return "\n".join(reader.answers(row)[:1])
+
     if spec.split is not None:
-        rows.update(
-            split_off(rows["train"], shares, spec.split.seed, lambda row: same_question(_question(row, spec.fields)))
-        )
-    return rows
+        shares, most = shares_of(spec.split, [split for split in SPLITS if split not in found])
+        if spec.split.stratify:
+            found.update(split_by_label(found["train"], shares, spec.split.seed, asked, answered, most))
+        else:
+            found.update(split_off(found["train"], shares, spec.split.seed, asked, most))
+            notes += filter(None, [label_note(found["train"], answered)])
+        notes += cut_notes(found, most, shares)
+    if spec.duplicates == "drop":
+        found, more = without_duplicates(found, reader.question, answered)
+        notes += more
+    found, more = sampled(found, spec.rows)
+    return found, notes + more + size_notes(found)
 
 
 def _task(
     spec: TaskSpec,
-    rows: Mapping[str, Sequence[SourceRow]],
+    sources: Mapping[str, Sequence[SourceRow]],
     reward: Reward,
     document: Document,
     *,
     source: str,
     options: Mapping[str, Any],
 ) -> Task:
-    prompt = _prompt(spec.prompt, document)
-    splits = {split: _examples(split, rows[split], spec.fields, reward) for split in SPLITS}
+    found, reader, prompt, notes = prepared(
+        sources, spec.fields, reward, lambda changed: _prompt(spec.prompt, document, changed)
+    )
+    refuse_one_question(found, reader)
+    rows, more = _in_splits(spec, found, reader)
+    splits = {split: examples_of(split, rows[split], reader, reward) for split in SPLITS}
+    columns = tuple(dict.fromkeys(str(name) for row in splits["train"] for name in row.fields))
+    _check_system(prompt, columns, document)
     _check_ids(splits)
     _check_overlap(splits)
-    content = {split: [[e.id, e.question, e.reference, dict(e.fields)] for e in splits[split]] for split in SPLITS}
+    content = {split: [_hashed(example) for example in splits[split]] for split in SPLITS}
     hashed = {"rows": content, "reward": reward.spec, "max_new_tokens": spec.max_new_tokens}
     return Task(
         name=spec.name,
@@ -220,55 +265,16 @@ def _task(
         hash=sha256_of_json({**json.loads(json.dumps(hashed, default=as_text)), "prompt": prompt.render()}),
         source=source,
         options=dict(options),
+        columns=columns,
+        reader=reader,
+        notes=tuple(notes + more),
     )
 
 
-def _examples(split: str, rows: Sequence[SourceRow], fields: Fields, reward: Reward) -> tuple[Example, ...]:
-    if not rows:
-        raise TaskError(f"The split {split!r} has no rows: add rows, or raise its share under `split`.")
-    examples = []
-    for row in rows:
-        reference = None if fields.reference is None else _text(row, "reference", fields.reference)
-        example = Example(_id(row, fields, split), _question(row, fields), reference, row.columns)
-        if problem := reward.problem(example):
-            raise TaskError(f"{row.place}: {problem}.")
-        examples.append(example)
-    return tuple(examples)
-
-
-def _question(row: SourceRow, fields: Fields) -> str:
-    return _text(row, "question", fields.question)
-
-
-def _text(row: SourceRow, role: str, column: str) -> str:
-    """Read a column that must hold text."""
-    if column not in row.columns:
-        hint = ", or write `reference: null` if the task has no references" if role == "reference" else ""
-        raise TaskError(
-            f"{row.place}: no field {column!r} (found: {', '.join(map(str, row.columns))}): "
-            f"name the column under fields.{role} in task.yaml{hint}."
-        )
-    value = row.columns[column]
-    if not isinstance(value, str):
-        raise TaskError(
-            f"{row.place}: the {role} {str(value)[:80]!r} has the type {type(value).__name__}, but text is needed: "
-            "quote the value, or convert the column to text."
-        )
-    if not value.strip():
-        raise TaskError(f"{row.place}: the {role} is empty: fill it in or remove the row.")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise TaskError(f"{row.place}: the {role} holds an unpaired surrogate, which tokenizers reject: remove it.")
-    return value
-
-
-def _id(row: SourceRow, fields: Fields, split: str) -> str:
-    column = fields.id or "id"
-    value = row.columns.get(column)
-    if value is None and fields.id is None:
-        return f"{split}-{row.number}"
-    if isinstance(value, bool) or not isinstance(value, str | Integral) or not str(value).strip():
-        raise TaskError(f"{row.place}: the id in the column {column!r} is {value!r}: give each row a text or a number.")
-    return str(value)
+def _hashed(example: Example) -> list[Any]:
+    """What the task's hash holds of a row; several right answers only if there are several."""
+    several = [list(example.answers)] if example.answers else []
+    return [example.id, example.question, example.reference, dict(example.fields), *several]
 
 
 def _check_ids(splits: Mapping[str, Sequence[Example]]) -> None:
@@ -279,7 +285,7 @@ def _check_ids(splits: Mapping[str, Sequence[Example]]) -> None:
             if example.id in seen:
                 raise TaskError(
                     f"The id {example.id!r} repeats, in {seen[example.id]} and in {split}: give each row a unique id, "
-                    "or remove the id column so that rows are numbered."
+                    "or write `id: false` under `fields` so that rows are numbered."
                 )
             seen[example.id] = split
 
@@ -292,11 +298,12 @@ def _check_overlap(splits: Mapping[str, Sequence[Example]]) -> None:
         if copies:
             raise TaskError(
                 f"The splits overlap: {len(copies)} of the {len(splits[held_out])} {held_out} rows are in {other} too, "
-                f"first {copies[0].id} {copies[0].question[:80]!r}: remove them from one of the two."
+                f"first {copies[0].id} {copies[0].question[:80]!r}: remove them from one of the two, or write "
+                "`duplicates: drop` in task.yaml."
             )
 
 
-def _prompt(text: str | None, document: Document) -> Prompt:
+def _prompt(text: str | None, document: Document, changed: Callable[[str], str]) -> Prompt:
     """Parse a prompt document; one line that ends in .md is the path of the document."""
     if text is None:
         return Prompt()
@@ -306,8 +313,15 @@ def _prompt(text: str | None, document: Document) -> Prompt:
         with readable(where):
             text = where.read_text(encoding="utf-8-sig")
     try:
-        return parse(text)
+        return parse(text, changed=changed)
     except PromptError as error:
         raise TaskError(
             f"{where}: the start prompt is rejected: {error} (In Python, Prompt(system=...) makes a system turn only.)"
         ) from error
+
+
+def _check_system(prompt: Prompt, columns: Sequence[str], document: Document) -> None:
+    try:
+        check_system(prompt.system, columns)
+    except PromptError as error:
+        raise TaskError(f"{document.place(['prompt'])}: the start prompt is rejected: {error}") from error

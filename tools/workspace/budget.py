@@ -13,7 +13,8 @@ from nslora.tools.evaluation.acceptance import smallest_detectable_gain
 from nslora.tools.inference.flops import TERA
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME
 from nslora.tools.schema import Kind
-from nslora.tools.tasks.task import Task, same_question
+from nslora.tools.tasks.splits import same_question
+from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.cost_estimate import (
     SHORTEST_REPLY,
     UNCERTAINTY,
@@ -211,7 +212,7 @@ def _detectable(task: Task, settings: RunSettings) -> float:
 
 def _warnings(task: Task, settings: RunSettings, job_tokens: int) -> list[str]:
     """What the user should know before the run."""
-    found = []
+    found = list(task.notes)
     smallest = _detectable(task, settings)
     if smallest > WANTED_GAIN:
         found.append(

@@ -23,6 +23,7 @@ def check_for_run(prompt: Prompt, workspace: Workspace) -> None:
         forbidden_questions=[row.question for row in held_out],
         allowed_questions=[row.question for row in train],
         protected=workspace.settings.editing.protected,
+        columns=workspace.task.columns,
     )
 
 

@@ -15,7 +15,8 @@ from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example
 from nslora.tools.tasks.readers import SourceRow, from_python, read_rows
-from nslora.tools.tasks.task import Task, load_task, same_question
+from nslora.tools.tasks.splits import same_question
+from nslora.tools.tasks.task import Task, load_task
 
 SUGGESTED_ROWS = 20  # train rows whose suggested reply may give a layout, if no reply earned full reward
 FULL = 1.0 - 1e-9
@@ -136,19 +137,18 @@ def _read_replies(
     known = {same_question(row.question): row for row in (*task.train, *task.validation, *task.test)}
     pairs: dict[str, tuple[Example, str]] = {}
     for number, row in enumerate(rows, 1):
-        example, reply = _pair(row, task.reward, known, fields)
+        example, reply = _pair(row, task, known, fields)
         while example.id in pairs:  # several replies to one row
             example = replace(example, id=f"{example.id}#{number}")
         pairs[example.id] = (example, reply)
     return list(pairs.values())
 
 
-def _pair(
-    row: SourceRow, reward: Reward, known: Mapping[str, Example], fields: Mapping[str, str]
-) -> tuple[Example, str]:
+def _pair(row: SourceRow, task: Task, known: Mapping[str, Example], fields: Mapping[str, str]) -> tuple[Example, str]:
     """The example and the reply of one row of the log."""
     columns = row.columns
-    question = _text(row, "question", fields["question"])
+    asked = task.reader.can_ask(columns)
+    question = task.reader.question(row) if asked else _text(row, "question", fields["question"])
     twin = known.get(same_question(question))
     if fields["reference"] not in columns and twin is None:
         raise TaskError(
@@ -158,11 +158,14 @@ def _pair(
         )
     reply = _text(row, "reply", fields["reply"], empty=True)
     reference = columns.get(fields["reference"], twin.reference if twin else None)
+    answers = twin.answers if twin and fields["reference"] not in columns else ()
+    if isinstance(reference, list) and all(isinstance(each, str) and each.strip() for each in reference) and reference:
+        reference, answers = reference[0], tuple(reference) if len(reference) > 1 else ()
     if reference is not None and (not isinstance(reference, str) or not reference.strip()):
         raise TaskError(f"{row.place}: the reference is {reference!r}: write it in quotes, or null for none.")
     known_columns = {**(twin.fields if twin else {}), **columns, "question": question, "reference": reference}
-    example = Example(str(columns.get("id", f"row-{row.number}")), question, reference, known_columns)
-    if (problem := reward.problem(example)) is not None:
+    example = Example(str(columns.get("id", f"row-{row.number}")), question, reference, known_columns, answers)
+    if (problem := task.reward.problem(example)) is not None:
         raise TaskError(f"{row.place}: {problem}.")
     return example, reply
 

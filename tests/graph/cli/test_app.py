@@ -50,7 +50,7 @@ BAD_TASKS = {
     "missing field": ({"train": [{"prompt": "a?", "reference": "A"}]}, "no field 'question'"),
     "empty split": ({"validation": []}, "validation"),
     "overlap": ({"test": [ROW]}, "1"),
-    "reference that is no text": ({"train": [{"question": "a?", "reference": 7}]}, "reference"),
+    "reference that is no text": ({"train": [{"question": "a?", "reference": {"km": 7}}]}, "reference"),
     "unknown check": ({"checks": ["smells_right"]}, "exact_match"),
 }
 

@@ -16,7 +16,7 @@ from nslora.tools.errors import TaskError
 from nslora.tools.evaluation.acceptance import keep_or_drop
 from nslora.tools.evaluation.records import Evaluation, Row
 from nslora.tools.tasks.regression_set import read_regression_set
-from nslora.tools.tasks.task import Task
+from nslora.tools.tasks.task import Task, task_from_rows
 
 
 def written(folder: Path, rows: list[dict[str, Any]]) -> str:
@@ -109,3 +109,27 @@ def test_a_regression_set_may_hold_columns_that_json_cannot_represent(
     rows = {"question": ["Who rows the boat?"], "reference": ["zz"], "day": [datetime.date(2024, 1, 1)]}
     parquet.write_table(pyarrow.table(rows), path)
     assert begin(anchor=str(path)).workspace.regression_hash
+
+
+ROWS = [{"passage": f"It was {c}.", "question": f"Who was {c}?", "reference": c} for c in "abcd"]
+
+
+def in_context() -> Task:
+    """A task whose prompt asks two columns."""
+    prompt = "# Question template\n\nP: {passage}\nQ: {question}"
+    return task_from_rows(train=ROWS[:2], validation=ROWS[2:3], test=ROWS[3:], prompt=prompt)
+
+
+def test_a_regression_row_is_asked_as_the_tasks_rows_are(tmp_path: Path) -> None:
+    row = {"passage": "It was z.", "question": "Who was z?", "reference": ["z", "Z. Z."]}
+    (example,) = read_regression_set(written(tmp_path, [row]), in_context())
+    assert (example.question, example.reference) == ("P: It was z.\nQ: Who was z?", "z")
+    assert in_context().reward(example, "Z. Z.").passed
+    with pytest.raises(TaskError, match="no field 'passage'"):
+        read_regression_set(written(tmp_path, [{"question": "Who was z?", "reference": "z"}]), in_context())
+
+
+@pytest.mark.parametrize("reference", [{"km": 5}, [], None, float("nan")])
+def test_a_regression_row_without_an_answer_is_refused(keepers: Task, tmp_path: Path, reference: Any) -> None:
+    with pytest.raises(TaskError, match=r"anchor.jsonl:1: "):
+        read_regression_set(written(tmp_path, [{"question": "Who was z?", "reference": reference}]), keepers)

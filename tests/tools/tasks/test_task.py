@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from nslora.tools.errors import NsloraError, RewardError, TaskError
 from nslora.tools.prompt import Demonstration, Prompt, parse
 from nslora.tools.rewards.reward import Reward
-from nslora.tools.tasks.readers import SourceRow, read_rows, split_off
-from nslora.tools.tasks.task import Task, embedded_tasks, load_task, same_question, task_from_rows
+from nslora.tools.tasks.readers import SourceRow, read_rows
+from nslora.tools.tasks.splits import same_question, split_off
+from nslora.tools.tasks.task import Task, embedded_tasks, load_task, task_from_rows
 
 ROWS = {
     "train": [{"question": "What is a?", "reference": "A"}, {"question": "What is b?", "reference": "B"}],
@@ -270,7 +271,10 @@ def test_a_missing_task_is_refused_with_the_embedded_ones():
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        ({"nam": "x"}, "task.yaml:6: unknown field 'nam' (known: data, dataset, fields, max_new_tokens, name, prompt"),
+        (
+            {"nam": "x"},
+            "task.yaml:6: unknown field 'nam' (known: data, dataset, duplicates, fields, ",
+        ),
         ({"max_new_tokens": "many"}, "task.yaml:6: max_new_tokens: input should be a valid integer"),
         ({"reward": {"combine": "max"}}, "task.yaml:7: reward.combine: input should be 'mean' or 'all' (came: 'max')"),
         ({"reward": {"checks": []}}, "task.yaml:7: reward.checks"),
@@ -330,8 +334,12 @@ def test_a_task_yaml_that_is_no_mapping_is_refused(folder, text, part):
             "train.jsonl:1: no field 'question' (found: q, reference): name the column",
         ),
         ('{"question": "a", "a": "r"}', "train.jsonl:1: no field 'reference' (found: question, a)"),
-        ('{"question": "a", "reference": 1911}', "train.jsonl:1: the reference '1911' has the type int"),
-        ('{"question": "a", "reference": null}', "train.jsonl:1: the reference 'None' has the type NoneType"),
+        ('{"question": "a", "reference": null}', "train.jsonl:1: the reference is None: fill it in or remove"),
+        ('{"question": "a", "reference": NaN}', "train.jsonl:1: the reference is nan: fill it in or remove the row"),
+        ('{"question": "a", "reference": [NaN, null]}', "train.jsonl:1: the reference is empty"),
+        ('{"question": "a", "reference": []}', "train.jsonl:1: the reference is empty"),
+        ('{"question": "a", "reference": {"km": 5}}', "train.jsonl:1: the reference cannot be read: it is an object"),
+        ('{"question": "a", "reference": {"value": 5, "unit": "km"}}', "not known which of them are right answers"),
         ('{"question": "a", "reference": " "}', "train.jsonl:1: the reference is empty"),
         ('{"question": 3, "reference": "r"}', "train.jsonl:1: the question '3' has the type int"),
         ('{"question": "", "reference": "r"}', "train.jsonl:1: the question is empty"),

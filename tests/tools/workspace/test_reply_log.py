@@ -158,3 +158,15 @@ def test_a_log_that_was_mended_is_judged_anew_under_the_same_task() -> None:
         for reference in ("Ada", "Bob", "Ada")
     ]
     assert passed == [0, 1, 0]
+
+
+def test_a_log_of_a_task_that_asks_several_columns_names_them_or_the_whole_question() -> None:
+    rows = [{"passage": f"It was {c}.", "question": f"Who was {c}?", "reference": [c, c * 9]} for c in "abcd"]
+    prompt = "# Question template\n\nP: {passage}\nQ: {question}"
+    task = task_from_rows(train=rows[:2], validation=rows[2:3], test=rows[3:], prompt=prompt)
+    columns = {"passage": "It was a.", "question": "Who was a?"}
+    whole = {"question": "P: It was a.\nQ: Who was a?"}
+    replies = [{**row, "reply": reply} for row in (columns, whole) for reply in ("a" * 9, "no")]
+    report = classify_replies(task, [*replies, {"question": "Who?", "reference": ["x", "y"], "reply": "y"}])
+    assert [verdict.question for verdict in report.verdicts] == [whole["question"]] * 2
+    assert [verdict.reply for verdict in report.verdicts] == ["no", "no"]

@@ -1,0 +1,72 @@
+"""`nslora check`: a task as a model will see it, and what looks wrong with it. No model is loaded."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from nslora.graph.cli.classifier import CombineOption, StyleOption
+from nslora.graph.cli.common import BAD_INPUT, out
+
+if TYPE_CHECKING:
+    from nslora.tools.tasks.check import ShownRow, TaskCheck
+    from nslora.tools.tasks.task import Task
+
+_SHOWN = 600  # characters of a turn
+
+
+def checked(
+    task: Annotated[str, typer.Argument(help="An embedded task (handbook), a task.yaml, or a folder with one.")],
+    style: StyleOption = None,
+    combine: CombineOption = None,
+) -> None:
+    """Show rows as the model will see them, and what looks wrong with a task. Exit status 1 if something is."""
+    from nslora.tools.tasks.check import check_task
+    from nslora.tools.tasks.task import load_task
+
+    loaded = load_task(task, style=style, combine=combine)
+    with out.status("judging references") as status:
+
+        def on_progress(done: int, total: int) -> None:
+            status.update(f"judging references: {done} of {total}")
+
+        found = check_task(loaded, on_progress)
+    _show(loaded, found)
+    if found.wrong:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _show(task: "Task", found: "TaskCheck") -> None:
+    sizes = ", ".join(f"{size:,} {split}" for split, size in found.sizes.items())
+    _line("task", f"{task.name}: {sizes} rows")
+    for row in found.rows:
+        _show_row(row)
+    for split, (full, judged) in found.full.items():
+        if judged:
+            _line("reward", f"{split}: {full:,} of {judged:,} references earn full reward as they stand")
+    for note in found.notes:
+        _line("note", note)
+    for problem in found.wrong:
+        _line("wrong", problem, "bold red")
+    _line("result", "nothing looks wrong" if not found.wrong else f"{len(found.wrong)} to mend")
+
+
+def _show_row(row: "ShownRow") -> None:
+    _line("row", row.id)
+    for message in row.messages:
+        _line(f"  {message['role']}", _short(message["content"]))
+    if row.reference is None:
+        _line("  reference", "none")
+        return
+    more = f" (or: {', '.join(map(repr, row.answers[1:]))})" if row.answers else ""
+    _line("  reference", _short(row.reference) + more)
+    _line("  reward", f"{row.reward:g}" + (f" {_short(row.feedback)}" if row.feedback else ""))
+
+
+def _line(name: str, text: str, style: str = "bold") -> None:
+    indent = "\n" + " " * 13
+    out.print(Text.assemble((f"{name:<12}", style), f" {text.replace(chr(10), indent)}"), highlight=False)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

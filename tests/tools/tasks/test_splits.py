@@ -1,0 +1,148 @@
+"""Which rows go to which split: shares, labels, samples, duplicates, ids."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nslora.tools.errors import NsloraError, TaskError
+from nslora.tools.tasks.task import Task, load_task, task_from_rows
+from nslora.tools.workspace.budget import plan_of
+from nslora.tools.workspace.settings import RunSettings
+
+SPLITS = ("train", "validation", "test")
+
+
+def rows_of(count: int, start: int = 0, **columns: Any) -> list[dict[str, Any]]:
+    return [{"question": f"What is {n}?", "reference": f"n{n}", **columns} for n in range(start, start + count)]
+
+
+def one_file(folder: Path, rows: list[dict[str, Any]], **content: Any) -> Task:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "task.yaml").write_text(yaml.safe_dump({"data": "rows.jsonl", "split": {}, **content}))
+    return load_task(folder)
+
+
+def sizes(task: Task) -> list[int]:
+    return [len(getattr(task, split)) for split in SPLITS]
+
+
+# Samples
+
+
+def test_a_cap_draws_a_sample_in_order_and_says_so():
+    options: dict[str, Any] = {"train": rows_of(40), "validation": rows_of(30, 40), "test": rows_of(20, 70)}
+    task = task_from_rows(**options, rows={"validation": 10, "test": 20, "seed": 3})
+    assert sizes(task) == [40, 10, 20]
+    assert task.notes == ("validation: a sample of 10 of 30 rows (rows.validation, seed 3).",)
+    numbers = [int(row.id.split("-")[1]) for row in task.validation]
+    assert numbers == sorted(numbers)
+    assert task.hash == task_from_rows(**options, rows={"validation": 10, "seed": 3}).hash
+    assert task.hash != task_from_rows(**options, rows={"validation": 10, "seed": 4}).hash
+    assert task_from_rows(**options, rows={"validation": 30}).hash == task_from_rows(**options).hash
+
+
+@pytest.mark.parametrize("rows", [{"validation": 0}, {"valid": 3}, {"test": 1.5}])
+def test_a_cap_that_is_none_is_refused(rows):
+    with pytest.raises(TaskError, match="rows"):
+        task_from_rows(train=rows_of(3), validation=rows_of(1, 3), test=rows_of(1, 4), rows=rows)
+
+
+def test_a_large_file_gives_samples_of_its_default_shares(tmp_path):
+    """100,000 rows with `split: {}` would take 900,168 replies at 20,000 validation and test rows."""
+    task = one_file(tmp_path, rows_of(100_000))
+    assert sizes(task) == [98_500, 500, 1000]
+    assert task.notes == (
+        "validation: a sample of 500 rows, not 0.2 of all 100,000; `split: {validation: 0.2}` gives the whole share.",
+        "test: a sample of 1,000 rows, not 0.2 of all 100,000; `split: {test: 0.2}` gives the whole share.",
+        "train: an edit may answer each of 98,500 rows anew; `rows: {train: 5000}` draws a sample.",
+    )
+    assert plan_of(task, RunSettings()).warnings[:3] == task.notes
+
+    # (6 rounds + 1) * (500 validation rows, 24 of train) + 6 edits * 2 askers * 5,000 train rows + 2 * 1,000 of test
+    one_file(tmp_path, rows_of(7000))
+    few = load_task(tmp_path, rows={"train": 5000})
+    assert " to 65668 replies" in plan_of(few, RunSettings()).lines["generation"]
+
+
+def test_shares_that_are_stated_are_whole_and_a_large_validation_is_said(tmp_path):
+    task = one_file(tmp_path, rows_of(15_000), split={"validation": 0.2, "test": 0.2})
+    assert sizes(task) == [9000, 3000, 3000]
+    assert task.notes == ("validation: each round answers all 3,000 rows; `rows: {validation: 500}` draws a sample.",)
+
+
+def test_a_small_file_is_cut_as_before(tmp_path):
+    assert sizes(one_file(tmp_path, rows_of(1000))) == [600, 200, 200]
+    assert one_file(tmp_path, rows_of(1000)).notes == ()
+
+
+# Labels
+
+
+def test_labels_get_their_share_of_each_split(tmp_path):
+    rows = [{"question": f"What is {n}?", "reference": "rare" if n % 10 == 0 else "common"} for n in range(100)]
+    advice = "The references are 2 labels: `split: {stratify: true}` gives each the same share of a split."
+    assert one_file(tmp_path, rows).notes == (advice,)
+    for seed in range(5):
+        task = one_file(tmp_path, rows, split={"stratify": True, "seed": seed})
+        assert task.notes == ()
+        counts = [Counter(row.reference for row in getattr(task, split)) for split in SPLITS]
+        assert [(each["common"], each["rare"]) for each in counts] == [(54, 6), (18, 2), (18, 2)]
+
+
+def test_rows_of_one_question_stay_together_when_labels_are_shared_out(tmp_path):
+    rows = [{"question": f"What is {n // 2}?", "reference": "ab"[n % 2], "id": n} for n in range(60)]
+    task = one_file(tmp_path, rows, split={"stratify": True})
+    assert sizes(task) == [36, 12, 12]
+
+
+# Duplicates
+
+
+def test_duplicates_are_dropped_on_demand_with_a_note():
+    train = [*rows_of(10), *rows_of(2), {"question": "WHAT IS 3", "reference": "other"}]
+    options: dict[str, Any] = {
+        "train": train,
+        "validation": [*rows_of(5, 20), *rows_of(1)],
+        "test": [*rows_of(5, 30), *rows_of(1, 1), *rows_of(1, 20)],
+    }
+    with pytest.raises(TaskError, match=r"The splits overlap: 1 of the 6 validation rows .*`duplicates: drop`"):
+        task_from_rows(**options)
+    task = task_from_rows(**options, duplicates="drop")
+    assert sizes(task) == [9, 5, 7]
+    assert task.notes == (
+        "train: of 13 rows, 2 that are in validation too and 2 that are in test too are dropped (duplicates: drop).",
+        "validation: of 6 rows, 1 that are in test too are dropped (duplicates: drop).",
+    )
+
+
+def test_rows_that_repeat_within_a_split_are_dropped_only_on_demand():
+    options: dict[str, Any] = {"train": rows_of(4) * 2, "validation": rows_of(1, 5), "test": rows_of(1, 6)}
+    assert sizes(task_from_rows(**options)) == [8, 1, 1]
+    task = task_from_rows(**options, duplicates="drop")
+    assert (sizes(task), task.notes) == (
+        [4, 1, 1],
+        ("train: of 8 rows, 4 that repeat another are dropped (duplicates: drop).",),
+    )
+
+
+def test_dropping_what_does_not_repeat_changes_nothing():
+    options: dict[str, Any] = {"train": rows_of(4), "validation": rows_of(1, 5), "test": rows_of(1, 6)}
+    assert task_from_rows(**options).hash == task_from_rows(**options, duplicates="drop").hash
+
+
+# Ids
+
+
+def test_own_ids_are_ignored_on_demand():
+    options: dict[str, Any] = {"train": rows_of(3, id=1), "validation": rows_of(1, 5), "test": rows_of(1, 6)}
+    with pytest.raises(NsloraError, match=r"`id: false`"):
+        task_from_rows(**options)
+    assert [row.id for row in task_from_rows(**options, fields={"id": False}).train] == [
+        "train-1",
+        "train-2",
+        "train-3",
+    ]
