@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from nslora.tools.prompt import MINUS
+from nslora.tools.rewards.exact_text import laid_out, same_but_for_case, typed, without_edges
 from nslora.tools.schema import Settings
 
 if TYPE_CHECKING:
     from nslora.tools.schema import Example
 
 # Scripts without spaces between words, and Hangul, whose words take endings: Thai to Khmer, kana, Han, Hangul.
-_SPACELESS_RANGES = (
+SPACELESS_RANGES = (
     r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
     r"\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
-_SPACELESS = re.compile(f"[{_SPACELESS_RANGES}]")
+_SPACELESS = re.compile(f"[{SPACELESS_RANGES}]")
 _NUMERALS = "[〇零一二三四五六七八九十百千万萬亿億]"
-_IN_WORDS = rf"[^\W{_SPACELESS_RANGES}]"
+_IN_WORDS = rf"[^\W{SPACELESS_RANGES}]"
 _TYPED = MINUS | str.maketrans("‘’ʼ“”", "'''\"\"")
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
 _SIGNED = re.compile(r"(?:^|[^\w)\]])-\Z")  # a minus sign, unlike the hyphen in "1910-1911", "B-25" and "(3)-4"
-_OPENING, _CLOSING = "\"'“‘([{*", "\"'”’)]}*.,;:!?"
 
 
 def _beside(end: str) -> str:
@@ -171,7 +171,11 @@ class FieldCheck(BuiltInCheck):
 
 
 class ExactMatch(FieldCheck):
-    """The reply equals the text, apart from case, white space and the punctuation around words."""
+    """The reply equals the text, however it was typed.
+
+    White space, the marks around the whole text and the case of plain words do not count. Marks inside, lines and
+    indentation of code, and the case of tokens such as MW and mW do; see `exact_text`.
+    """
 
     verb = "should be exactly"
     ignore_case: bool = True
@@ -179,15 +183,14 @@ class ExactMatch(FieldCheck):
     ignore_punctuation: bool = True
 
     def matches(self, text: str, reply: str) -> bool:
-        return self._normal(text) == self._normal(reply)
+        same = same_but_for_case if self.ignore_case else str.__eq__
+        ours, theirs = self._layers(text, text), self._layers(reply, text)
+        # Around one of the two only: [0] and (0) stay apart.
+        return any(same(ours[0], each) for each in theirs) or any(same(each, theirs[0]) for each in ours[1:])
 
-    def _normal(self, text: str) -> str:
-        text = _composed(text)
-        if self.ignore_punctuation:
-            text = re.sub(r"\S+", lambda word: word[0].lstrip(_OPENING).rstrip(_CLOSING) or word[0], text)
-        if self.ignore_whitespace:
-            text = " ".join(text.split())
-        return text.casefold() if self.ignore_case else text
+    def _layers(self, text: str, reference: str) -> list[str]:
+        layers = without_edges(typed(text)) if self.ignore_punctuation else [typed(text)]
+        return [laid_out(each, "\n" in reference.strip()) for each in layers] if self.ignore_whitespace else layers
 
 
 class Contains(FieldCheck):
