@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,7 +29,13 @@ SPACELESS_RANGES = (
     r"\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 _SPACELESS = re.compile(f"[{SPACELESS_RANGES}]")
+_MOST_LABELS = 50
 _NUMERALS = "[〇零一二三四五六七八九十百千万萬亿億]"
+_ONE_BY_ONE = (
+    r"(?=\w)[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
+    r"\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+_WORD = re.compile(rf"[^\w\s]*{_ONE_BY_ONE}[^\w\s]*|(?:(?!{_ONE_BY_ONE})\S)+")
 _IN_WORDS = rf"[^\W{SPACELESS_RANGES}]"
 _TYPED = MINUS | str.maketrans("‘’ʼ“”", "'''\"\"")
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
@@ -105,6 +111,10 @@ class Check(Settings):
 
     def problem(self, example: Example) -> str | None:
         """Say why the check cannot score this row, as the end of a sentence; None if it can."""
+        return None
+
+    def remark(self, examples: Sequence[Example]) -> str | None:
+        """Say what in these rows makes the check earn reward by chance; None if nothing does."""
         return None
 
     @property
@@ -214,6 +224,21 @@ class Contains(FieldCheck):
         found = re.finditer(pattern, reply, re.IGNORECASE if self.ignore_case else 0)
         return any(not (self.whole_words and _cuts_a_number(reply, *match.span())) for match in found)
 
+    def remark(self, examples: Sequence[Example]) -> str | None:
+        """Name two labels of which one stands inside the other. More than 50 different texts are no labels."""
+        firsts = {texts[0].strip(): None for example in examples if (texts := self.texts(example))}
+        if len(firsts) > _MOST_LABELS or len(firsts) == len(examples):
+            return None
+        for inner in firsts:
+            outer = next((text for text in firsts if text != inner and self.matches(inner, text)), None)
+            if outer is not None or inner in ("A", "I"):
+                where = f"stands inside {outer!r}" if outer is not None else "is also a word"
+                return (
+                    f"The check {self.name!r} asks whether a reply contains the text, and {inner!r} {where}: a wrong "
+                    "reply can earn its reward. Use the check `choice` with the labels."
+                )
+        return None
+
 
 class Regex(BuiltInCheck):
     """The pattern matches the whole reply, stripped (`full: false`: any part of the reply).
@@ -315,7 +340,11 @@ class JsonSchema(BuiltInCheck):
 
 
 class Length(BuiltInCheck):
-    """The reply has a bounded number of words (separated by white space) or characters."""
+    """The reply has a bounded number of words or characters (Unicode code points).
+
+    White space separates words. In scripts that write none (Han, kana, Thai, Lao, Burmese, Khmer), each character
+    counts as one word, together with its combining marks and the punctuation beside it.
+    """
 
     min_words: int | None = Field(None, ge=1)
     max_words: int | None = Field(None, ge=1)
@@ -330,7 +359,7 @@ class Length(BuiltInCheck):
         return self
 
     def fault(self, example: Example, reply: str) -> str | None:
-        words, chars = len(reply.split()), len(reply)
+        words, chars = len(_WORD.findall(reply)), len(reply)
         wrong = []
         if self.min_words is not None and words < self.min_words:
             wrong.append(f"The reply should have at least {self.min_words} words, not {words}.")
@@ -343,7 +372,7 @@ class Length(BuiltInCheck):
         return " ".join(wrong) if self.wanted is None else f"The reply should be {self.wanted}."
 
     def mend(self, example: Example, reply: str) -> str:  # also strips a reply that is short enough
-        if self.max_words is not None and len(reply.split()) > self.max_words:
-            ends = [word.end() for word in re.finditer(r"\S+", reply)]
+        ends = [word.end() for word in _WORD.finditer(reply)]
+        if self.max_words is not None and len(ends) > self.max_words:
             reply = reply[: ends[self.max_words - 1]]
         return reply[: self.max_chars].rstrip() if self.max_chars is not None else reply

@@ -1,8 +1,8 @@
-"""Read the one number of a text, or say that it has none.
+r"""Read the one number of a text, or say that it has none.
 
-The number marked as the answer counts (`\\boxed{18}`, "#### 18", "the answer is 18", "答案是18"), else the last. It is a
-`Decimal` if it is written out, and an `Expression` for math-verify if it is a fraction, a percentage or LaTeX. A date,
-a time, a range, a choice ("5 or 6"), a comparison ("less than 42") and a negation ("not 42") are no number.
+The number marked as the answer counts (`\boxed{18}`, "#### 18", "the answer is 18", "答案是18"), else the last. It is
+a `Decimal` if it is written out, and an `Expression` for math-verify if it is a fraction, a percentage or LaTeX. A
+date, a time, a range, a choice ("5 or 6"), a comparison ("less than 42") and a negation ("not 42") are no number.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def read_number(text: str) -> Reading:
     text = _typed(text)
     region, sure = _marked(text)
     clean = _without_markup(region)
-    if re.search(r"\\(?:leq?|geq?|neq?|ll|gg|lt|gt|pm|cup|infty|in|approx|sim|lor|text)(?![a-zA-Z])|[≤≥≠±∞∪<>]|!=", clean):
+    if re.search(
+        r"\\(?:leq?|geq?|neq?|ll|gg|lt|gt|pm|cup|infty|in|approx|sim|lor|text)(?![a-zA-Z])|[≤≥≠±∞∪<>]|!=", clean
+    ):
         return Reading(None)
     found = [each for each in _RUN.finditer(clean) if not _in_a_word(clean, each)]
     if not found:
@@ -90,7 +92,9 @@ def read_number(text: str) -> Reading:
 
 def _read_last(region: str, clean: str, found: list[re.Match[str]], sure: bool) -> Reading:
     """Read the last of the numbers found in `clean`, the region without markup."""
-    while len(found) > 1 and re.match(r"\W*[,(;]\s*(?:and\s+)?not\s+\S{0,2}\Z", clean[found[-2].end() : found[-1].start()]):
+    while len(found) > 1 and re.match(
+        r"\W*[,(;]\s*(?:and\s+)?not\s+\S{0,2}\Z", clean[found[-2].end() : found[-1].start()]
+    ):
         found = found[:-1]  # "18, not 17"
         clean = clean[: found[-1].end()]
     last = found[-1]
@@ -115,7 +119,9 @@ def _no_single_number(before: str, sentence: str, after: str, found: list[re.Mat
         return True
     if MONTH_BEFORE.search(before) or MONTH_AFTER.match(after):
         return True
-    if re.search(r"\b(?:between|from|either|neither)\b[^,;]*\d[^,;]*\b(?:and|to|or|nor)\b\W*\Z", sentence, re.IGNORECASE):
+    if re.search(
+        r"\b(?:between|from|either|neither)\b[^,;]*\d[^,;]*\b(?:and|to|or|nor)\b\W*\Z", sentence, re.IGNORECASE
+    ):
         return True
     if len(found) == 1:
         return False

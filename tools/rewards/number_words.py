@@ -18,25 +18,79 @@ SCALES = {
 }  # fmt: skip
 SCALES_ATTACHED = {"k": "1e3", "K": "1e3", "M": "1e6", "bn": "1e9", "mn": "1e6"}
 
-_SAME_UNIT = (
-    "km kilometre kilometres kilometer kilometers 公里 千米 キロメートル", "m metre metres meter meters 米 メートル เมตร",
-    "cm centimetre centimetres centimeter centimeters 厘米 センチ", "mm millimetre millimetres millimeter millimeters 毫米",
-    "mile miles mi", "ft foot feet", "in inch inches", "yd yard yards", "kg kilogram kilograms 公斤 千克 キログラム",
-    "g gram grams 克 グラム", "mg milligram milligrams", "lb lbs pound pounds", "oz ounce ounces", "t ton tons tonne tonnes 吨",
-    "l L litre litres liter liters 升 リットル", "ml mL millilitre millilitres milliliter milliliters", "gallon gallons gal",
-    "s sec second seconds 秒", "ms millisecond milliseconds", "min minute minutes 分钟", "h hr hrs hour hours 小时 時間",
-    "day days 天", "week weeks 周", "month months 个月", "year years 年", "$ dollar dollars USD usd 美元 ドル ดอลลาร์",
-    "cent cents ¢", "€ euro euros EUR 欧元 ユーロ", "GBP £", "¥ yen 円 日元 JPY", "元 yuan RMB CNY", "₹ rupee rupees INR",
-    "° degree degrees 度", "°C", "°F", "W", "kW", "MW", "mW", "V", "mV", "kV", "A", "mA", "Hz", "kHz", "MHz", "GHz",
-    "J", "kJ", "Pa", "kPa", "N", "K", "mol", "KB", "MB", "GB", "TB", "mph", "km/h", "m/s", "kmh", "baht บาท", "won 원",
-)  # fmt: skip
+# One unit a line, under its first name.
+_SAME_UNIT = """
+km kilometre kilometres kilometer kilometers 公里 千米 キロメートル
+m metre metres meter meters 米 メートル เมตร
+cm centimetre centimetres centimeter centimeters 厘米 センチ
+mm millimetre millimetres millimeter millimeters 毫米
+mile miles mi
+ft foot feet
+in inch inches
+yd yard yards
+kg kilogram kilograms 公斤 千克 キログラム
+g gram grams 克 グラム
+mg milligram milligrams
+lb lbs pound pounds
+oz ounce ounces
+t ton tons tonne tonnes 吨
+l L litre litres liter liters 升 リットル
+ml mL millilitre millilitres milliliter milliliters
+gallon gallons gal
+s sec second seconds 秒
+ms millisecond milliseconds
+min minute minutes 分钟
+h hr hrs hour hours 小时 時間
+day days 天
+week weeks 周
+month months 个月
+year years 年
+$ dollar dollars USD usd 美元 ドル ดอลลาร์
+cent cents ¢
+€ euro euros EUR 欧元 ユーロ
+GBP £
+¥ yen 円 日元 JPY
+元 yuan RMB CNY
+₹ rupee rupees INR
+° degree degrees 度
+°C
+°F
+W
+kW
+MW
+mW
+V
+mV
+kV
+A
+mA
+Hz
+kHz
+MHz
+GHz
+J
+kJ
+Pa
+kPa
+N
+K
+mol
+KB
+MB
+GB
+TB
+mph
+km/h
+m/s
+kmh
+baht บาท
+won 원
+""".strip().splitlines()
 UNITS = {word: words.split()[0] for words in _SAME_UNIT for word in words.split()}
 _UNIT = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
 _LATIN = "a-zA-Z\u00c0-\u024f"
 # A Latin unit ends where its letters end; a Han unit has no such end.
-UNIT_WORD = re.compile(
-    rf"\s*-?({_UNIT})(?:(?<=[{_LATIN}])(?![{_LATIN}\d_])|(?<![{_LATIN}]))", re.IGNORECASE
-)
+UNIT_WORD = re.compile(rf"\s*-?({_UNIT})(?:(?<=[{_LATIN}])(?![{_LATIN}\d_])|(?<![{_LATIN}]))", re.IGNORECASE)
 
 _COMPARED = (
     r"(?:less|more|fewer|greater|lower|higher|larger|smaller|bigger|other|rather|older|younger)\s+than(?:\s+or\s+equal\s+to)?"
@@ -51,9 +105,8 @@ COMPARED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 NEGATED_BEFORE = re.compile(
-    r"(?:\b(?:not|never|neither|nor|cannot|except|without|wrong|incorrect|[a-z]+n['’]?t)\b(?<!\bpoint)(?<!\bcount)"
-    r"(?<!\bamount)(?<!\bpercent)(?<!\bcent)(?<!\brent)(?<!\bspent)(?<!\bwent)(?<!\bdifferent)(?<!\bpresent)(?<!\bcurrent)"
-    r"(?<!\bequivalent)(?<!\bwant)(?<!\bsent)(?<!\bdiscount)(?<!\bconstant)(?<!\bresultant)(?<!\bexponent)(?<!\bremnant)"
+    r"(?:\b(?:not|never|neither|nor|cannot|except|without|wrong|incorrect|"
+    r"(?:is|are|was|were|do|does|did|ca|could|wo|would|should|has|have|had|must|need)n['’]?t)\b"
     r"(?!\s+only)(?:\s+(?!but\b|so\b)[\w'’]+){0,3}\s*|(?:不是|不为|並非|并非|非|ไม่ใช่|ไม่|아니라)\s*)[$€£¥₹]?\s*\Z",
     re.IGNORECASE,
 )

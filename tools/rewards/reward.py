@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from nslora.tools.errors import RewardError
 from nslora.tools.rewards.checks import Check, CheckResult, Contains, ExactMatch, JsonSchema, Length, Regex, UpperCase
+from nslora.tools.rewards.choice import Choice
+from nslora.tools.rewards.json_equal import JsonEqual
 from nslora.tools.rewards.numeric import Numeric
 from nslora.tools.rewards.score import Score
 
@@ -27,9 +29,11 @@ SUGGESTION_PREFIX = "A reply that would be right here: "
 BUILT_IN: Mapping[str, type[Check]] = {
     "exact_match": ExactMatch,
     "contains": Contains,
+    "choice": Choice,
     "numeric": Numeric,
     "regex": Regex,
     "json_schema": JsonSchema,
+    "json_equal": JsonEqual,
     "length": Length,
     "upper_case": UpperCase,
 }
@@ -101,6 +105,10 @@ class Reward:
     def problem(self, example: Example) -> str | None:
         """Say why a check cannot score this row, as the end of a sentence; None if all can."""
         return next((problem for check in self.checks if (problem := check.problem(example))), None)
+
+    def remarks(self, examples: Sequence[Example]) -> list[str]:
+        """Say what in these rows makes a check earn reward by chance, one sentence or two for each check."""
+        return [remark for check in self.checks if (remark := check.remark(examples))]
 
     @property
     def spec(self) -> dict[str, Any]:
