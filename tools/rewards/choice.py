@@ -14,6 +14,10 @@ from nslora.tools.rewards.exact_text import typed, without_edges
 if TYPE_CHECKING:
     from nslora.tools.schema import Example
 
+_Mentions = list[tuple[int, int, str]]
+
+_LONGEST_CHARS = 4000  # of a longer reply, only the end is read
+_NEAR_CHARS = 160  # a sentence without end is read no further
 LETTERS = tuple("ABCDEFGHIJ")
 
 _MARK = re.compile(
@@ -48,9 +52,9 @@ _SUBJECT = re.compile(
 
 
 class Choice(FieldCheck):
-    """The reply chooses the label of the row out of `labels` (default: the letters A to J), and no other.
+    r"""The reply chooses the label of the row out of `labels` (default: the letters A to J), and no other.
 
-    It reads "B", "(B)", "B.", "B) Paris", "Answer: B", `boxed{B}` and "The answer is B". Denied labels ("not spam"),
+    It reads "B", "(B)", "B.", "B) Paris", "Answer: B", `\boxed{B}` and "The answer is B". Denied labels ("not spam"),
     the article "A" and the pronoun "I" are no choices. A reply that chooses two labels, or none, earns 0.
     """
 
@@ -83,7 +87,7 @@ class Choice(FieldCheck):
 
 def chosen(reply: str, labels: Sequence[str]) -> str | None:
     """Give the label that a reply chooses, in lower case; None if it chooses none, or more than one."""
-    text = re.sub(r"</?[a-zA-Z][^<>\n]*>", " ", typed(reply))
+    text = re.sub(r"</?[a-zA-Z][^<>\n]*>", " ", typed(reply[-_LONGEST_CHARS:]))
     text = re.sub(r"(\*{1,3}|`|__)(?=\S)(.+?)(?<=\S)\1", r"\2", text).strip()
     keys = {_key(label) for label in labels}
     for layer in without_edges(text):
@@ -94,53 +98,50 @@ def chosen(reply: str, labels: Sequence[str]) -> str | None:
         rest = text[heading.end() :].strip()
         if heading.group(1).upper() in letters and not _other_choice(rest, heading.group(1), labels):
             return _key(heading.group(1))
-    marked = [_at(text, mark.end(), labels) for mark in _MARK.finditer(text)]
+    mentions = _mentions(text, labels)
+    marked = [_at(text, mark.end(), mentions) for mark in _MARK.finditer(text)]
     if found := [each for each in marked if each is not None]:
         return found[-1] or None
-    return _mentioned(text, labels)
+    return _mentioned(text, mentions)
 
 
 def _other_choice(rest: str, letter: str, labels: Sequence[str]) -> bool:
     """Whether the text behind "B. " chooses again: "B. No, the answer is C"."""
-    again = [_at(rest, mark.end(), labels) for mark in _MARK.finditer(rest)]
+    mentions = _mentions(rest, labels)
+    again = [_at(rest, mark.end(), mentions) for mark in _MARK.finditer(rest)]
     return any(each not in (None, _key(letter)) for each in again) or bool(re.match(r"[A-Z][.):](?:\s|\Z)", rest))
 
 
-def _at(text: str, start: int, labels: Sequence[str]) -> str | None:
+def _at(text: str, start: int, mentions: _Mentions) -> str | None:
     """Give the label at a place of the text, "" if two are offered there or it is denied, None if there is none."""
-    found = next((each for each in _mentions(text, labels) if each[0] == start), None)
+    found = next((each for each in mentions if each[0] == start), None)
     if found is None or (len(found[2]) == 1 and found[2].isalpha() and not _AFTER_LETTER.match(text[found[1] :])):
         return None
     joined = re.match(
         r"[)\]\"'}$]*\s*(?:,|/|&|\b(?:and|or)\b|或|和)\s*(?:option\s+|choice\s+)?[(\[\"']*", text[found[1] :]
     )
-    other = joined and any(
-        each[0] == found[1] + joined.end() and each[2] != found[2] for each in _mentions(text, labels)
-    )
+    other = joined and any(each[0] == found[1] + joined.end() and each[2] != found[2] for each in mentions)
     return "" if other or _DENIED.match(text[found[1] :]) else found[2]
 
 
-def _mentioned(text: str, labels: Sequence[str]) -> str | None:
+def _mentioned(text: str, mentions: _Mentions) -> str | None:
     """Give the one label that the text names without denying it."""
     offered, named = set(), set()
-    for start, end, key in _mentions(text, labels):
-        before, after = text[:start], text[end:]
+    for start, end, key in mentions:
+        before, after = text[max(0, start - _NEAR_CHARS) : start], text[end : end + _NEAR_CHARS]
+        letter = len(key) == 1 and key.isascii() and key.isalpha()
+        if letter and (not text[start].isupper() or not _AFTER_LETTER.match(after) or _SUBJECT.match(after)):
+            continue
         sentence = re.split(r"(?<=[.!?;,。])\s|\n", before)[-1]
         if _NEGATED.search(sentence) or _DENIED.match(after) or re.match(r"[^.!\n。]*[?？]", after):
             continue
-        if len(key) == 1 and key.isascii() and key.isalpha():
-            if not text[start].isupper() or not _AFTER_LETTER.match(after) or _SUBJECT.match(after):
-                continue
-            named.add(key)
-            if _BEFORE_LETTER.search(before):
-                offered.add(key)
-        else:
-            named.add(key)
+        named.add(key)
+        if not letter or _BEFORE_LETTER.search(before):
             offered.add(key)
     return next(iter(offered)) if len(offered) == 1 and named == offered else None
 
 
-def _mentions(text: str, labels: Sequence[str]) -> list[tuple[int, int, str]]:
+def _mentions(text: str, labels: Sequence[str]) -> _Mentions:
     """List (start, end, key) of all labels in the text as whole words; of overlapping ones, the longest."""
     words = sorted({_key(label) for label in labels}, key=len, reverse=True)
     patterns = []

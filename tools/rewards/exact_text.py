@@ -17,6 +17,7 @@ _TYPED: dict[int, str] = {
     **dict.fromkeys(map(ord, "“”„‟"), '"'),
     ord("…"): "...",
 }
+_MOST_LAYERS = 8  # a model that repeats itself nests deeper
 _MEANINGFUL = frozenset("%‰‱&@#/\\*'\"§¶†‡′″")  # end a text as part of it: 50%, C#, f'
 _LEADING = frozenset("¿¡")  # a full stop or an exclamation mark in front is part of the text: .5, .NET, !x
 _PAIRS = {"(": ")", "[": "]", "{": "}", "「": "」", "『": "』", "«": "»", "‹": "›", "《": "》", "〈": "〉", "【": "】"}
@@ -37,7 +38,7 @@ def typed(text: str) -> str:
 def without_edges(text: str) -> list[str]:
     """List a text without the marks that end it, then without each pair around it, from the outside in."""
     layers = [_without_marks(text)]
-    while (inner := _unwrapped(layers[-1])) is not None and inner.strip():
+    while len(layers) < _MOST_LAYERS and (inner := _unwrapped(layers[-1])) is not None and inner.strip():
         layers.append(_without_marks(inner))
     return layers
 
@@ -87,15 +88,22 @@ def _in_one_case(token: str) -> bool:
 
 def _without_marks(text: str) -> str:
     """Strip white space at both edges, inverted marks in front, and punctuation (category Po) at the end."""
-    end = len(text.rstrip())
-    while end and unicodedata.category(text[end - 1]) == "Po" and text[end - 1] not in _MEANINGFUL:
-        if text[end - 1] in "!！" and re.search(r"(?:[\d)\]]|(?:^|\W)\w)!*\Z", text[: end - 1]):
-            break  # a factorial: 5!, n!
-        end = len(text[: end - 1].rstrip())
+    text = text.strip()
+    end = len(text)
+    while end and (text[end - 1].isspace() or _is_end_mark(text, end - 1)):
+        end -= 1
     start = 0
     while start < end and text[start] in _LEADING:
         start += 1
     return text[start:end] or text
+
+
+def _is_end_mark(text: str, place: int) -> bool:
+    """Whether a character is punctuation (category Po) that only ends a text, unlike the factorials 5! and n!."""
+    mark = text[place]
+    if mark == "!" and re.search(r"(?:[\d)\]]|(?:\A|\W)[a-zA-Z])!*\Z", text[max(0, place - 3) : place]):
+        return False
+    return unicodedata.category(mark) == "Po" and mark not in _MEANINGFUL
 
 
 def _unwrapped(text: str) -> str | None:

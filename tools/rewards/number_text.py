@@ -34,6 +34,8 @@ from nslora.tools.rewards.number_words import (
 ENOUGH = decimal.Context(
     prec=1000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[]
 )  # enough digits to subtract any two answers
+LONGEST_CHARS = 4000  # of a longer reply, only the end is read: the result is there
+_NEAR_CHARS = 300  # a sentence without end is read no further back
 _LETTER = rf"[^\W\d{SPACELESS_RANGES}]"
 
 _RUN = re.compile(
@@ -53,6 +55,9 @@ _THOUSANDS = re.compile(r"(?<=\d)(?:[\u00a0\u2009\u202f]|\\,|\{,\})(?=\d{3}(?!\d
 _SENTENCE_END = re.compile(r"[.!?;。！？](?=\s|\Z)|\n")
 _OPERATOR_BEFORE = re.compile(r"(?:[*/^×÷{|\\√]|[-+](?=\s*\Z|\())\s*\(*\s*\Z|[)\]}]\s*\Z|\d\s*[(\[]\s*\Z")
 _OPERATOR_AFTER = re.compile(r"\s*(?:[*/^×÷%=\\|√]|[+-]\s*[\d(a-z\\])|[{}(\[]")
+_RELATION = re.compile(
+    r"\\(?:leq?|geq?|neq?|ll|gg|lt|gt|pm|cup|infty|in|approx|sim|lor|text)(?![a-zA-Z])|[≤≥≠±∞∪<>]|!="
+)
 _LIST_BEFORE = re.compile(r"\d[%°]?\s*[,;&]\s*\Z")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _BARE_LATEX = re.compile(r"(?:\\[a-zA-Z]+|\\.|[{}^_()\[\]+\-*/=.,!\d\s]|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))+")
@@ -75,14 +80,12 @@ class Reading:
 
 def read_number(text: str) -> Reading:
     """Read the number of a text."""
-    text = _typed(text)
+    text = _typed(text if len(text) <= LONGEST_CHARS else text[-LONGEST_CHARS:].partition(" ")[2])
     region, sure = _marked(text)
     clean = _without_markup(region)
-    if re.search(
-        r"\\(?:leq?|geq?|neq?|ll|gg|lt|gt|pm|cup|infty|in|approx|sim|lor|text)(?![a-zA-Z])|[≤≥≠±∞∪<>]|!=", clean
-    ):
-        return Reading(None)
     found = [each for each in _RUN.finditer(clean) if not _in_a_word(clean, each)]
+    if _RELATION.search(_last_clause(clean, found)):
+        return Reading(None)
     if not found:
         return Reading(Expression(_expression(region, sure)) if _has_latex(clean) else None)
     if _has_latex(clean[found[-1].end() :]) or re.search(r"\bpi\b|π", clean[found[-1].end() :]):
@@ -90,17 +93,25 @@ def read_number(text: str) -> Reading:
     return _read_last(region, clean, found, sure)
 
 
+def _last_clause(text: str, found: list[re.Match[str]]) -> str:
+    """Give the text from the start of the clause of the last number; all of it without numbers."""
+    starts = (
+        [each.end() for each in re.finditer(r"[,;:。，](?=\s)|[.!?]\s|\n", text[: found[-1].start()])] if found else []
+    )
+    return text[max(starts, default=0) :]
+
+
 def _read_last(region: str, clean: str, found: list[re.Match[str]], sure: bool) -> Reading:
     """Read the last of the numbers found in `clean`, the region without markup."""
     while len(found) > 1 and re.match(
-        r"\W*[,(;]\s*(?:and\s+)?not\s+\S{0,2}\Z", clean[found[-2].end() : found[-1].start()]
+        r"\W*[,(;\s]\s*(?:and\s+|but\s+)?not\s+\S{0,2}\Z", clean[found[-2].end() : found[-1].start()]
     ):
         found = found[:-1]  # "18, not 17"
         clean = clean[: found[-1].end()]
     last = found[-1]
     start = last.start("digits") if _is_hyphen(clean, last) else last.start()
     before, after = clean[:start], clean[last.end() :]
-    sentence = _SENTENCE_END.split(before)[-1]
+    sentence = _SENTENCE_END.split(before)[-1][-_NEAR_CHARS:]
     value, after, unit = _scaled(last, after, with_sign=start == last.start())
     if _no_single_number(before, sentence, after, found):
         return Reading(None)
@@ -192,7 +203,9 @@ def _typed(text: str) -> str:
     text = text.translate(MINUS).replace("⁄", "/").replace("＋", "+")
     text = re.sub(r"(?<=[a-z])[²³]", "", text)  # m², cm³: units
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda power: "^{" + power.group().translate(_SUPERSCRIPTS) + "}", text)
-    text = re.sub(r"</?[a-zA-Z][^<>\n]*>|[-=]+>|→|⇒", " ", text)
+    text = re.sub(r"<<[^<>\n]*>>|</?[a-zA-Z][^<>\n]*>|[-=]+>|→|⇒", " ", text)
+    text = re.sub(r"\b(?:minus|negative)\s+(?=[$€£¥₹]?\d)", "-", text, flags=re.IGNORECASE)
+    text = re.sub(r"(?<![\w)])-(\\?[$€£¥₹])(?=\d)(?!\$\d+\$)", r"\1-", text)
     text = re.sub(r"(\d)\s*(?:per\s?cent\b|パーセント)", r"\1%", text)
     return _THOUSANDS.sub("", _EMPHASIS.sub(r"\2", text))
 
@@ -217,7 +230,8 @@ def _without_markup(text: str) -> str:
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree", "°", text)
     text = re.sub(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[()\[\],;:! ]", " ", text)
     text = text.replace("\\%", "%").replace("\\$", "$")
-    return re.sub(r"\$(?!\s*\d)|(?<=\d)\$", " ", text)
+    text = re.sub(r"(\d\s*(?:[mck]?m|ft|in|yd|mi)\s*)\^\s*\{?[23]\}?", r"\1", text)  # square and cubic units
+    return re.sub(r"\$(?!\s*[-\d])|(?<=\d)\$", " ", text)
 
 
 def _has_latex(text: str) -> bool:
@@ -227,6 +241,8 @@ def _has_latex(text: str) -> bool:
 def _expression(region: str, sure: bool) -> str:
     """Write a region for math-verify: bare LaTeX between dollar signs, mixed numbers as fractions."""
     region = re.sub(r"\\[dt]frac", r"\\frac", region.replace("\\$", ""))
+    region = region.replace("×", "*").replace("÷", "/")
+    region = re.sub(r"√\s*\(?(\d+)\)?", r"\\sqrt{\1}", region).replace("π", r"\pi ")
     region = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\!", "", region)
     region = re.sub(
         r"(?<![\d.])(\d+)\s*(?:\\frac\s*\{?(\d+?)\}?\s*\{?(\d+)\}?|(?<=\s)(\d+)/(\d+))",

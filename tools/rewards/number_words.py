@@ -6,7 +6,8 @@ import re
 
 _MARK_END = r"(?=[.;]\s|[.;]?\s*\Z|\s[(\[]|[。！？\n])"
 MARKS = re.compile(
-    r"(?i)(?:####|\banswer(?:\s+is|\s*:|\s*=)+|答案(?:是|为|為|[:：])+|答えは|คำตอบ(?:คือ|:)|정답은)\s*"
+    r"(?i)(?:####|(?<!wrong )(?<!incorrect )(?<!not the )\banswer(?:\s+is|\s*:|\s*=)+|"
+    r"答案(?:是|为|為|[:：])+|答えは|คำตอบ(?:คือ|:)|정답은)\s*"
     rf"(\S.*?){_MARK_END}"
 )
 
@@ -94,18 +95,20 @@ UNIT_WORD = re.compile(rf"\s*-?({_UNIT})(?:(?<=[{_LATIN}])(?![{_LATIN}\d_])|(?<!
 
 _COMPARED = (
     r"(?:less|more|fewer|greater|lower|higher|larger|smaller|bigger|other|rather|older|younger)\s+than(?:\s+or\s+equal\s+to)?"
-    r"|at\s+(?:least|most)|under|over|above|below|up\s+to|upwards?\s+of|exceed(?:s|ing)?|beyond|almost|nearly|"
+    r"|at\s+(?:least|most)|under|over|above|below|"
+    r"(?<!add )(?<!adds )(?<!added )(?<!adding )(?<!sum )(?<!sums )(?<!comes )(?<!came )up\s+to|"
+    r"upwards?\s+of|exceed(?:s|ing)?|beyond|almost|nearly|"
     r"(?:a\s+)?(?:minimum|maximum)\s+of|different\s+from|unequal\s+to|as\s+(?:many|few|much|little)\s+as|close\s+to|(?:anything|everything|all)\s+but|"
     r"no\s+(?:more|less|fewer)\s+than|greater|bar|except|within"
 )
 COMPARED_BEFORE = re.compile(
     rf"(?:\b(?:{_COMPARED})\s+(?:(?:the|a|of|number|exactly|about|only|just)\s+)*|(?:[<>≤≥≠±]|!=)=?\s*"
     r"|(?:小于|大于|少于|多于|超过|不到|至少|至多|最多|最少|不足|低于|高于|不等于|小於|大於|少於|超過|"
-    r"最大で?|少なくとも|多くとも|น้อยกว่า|มากกว่า|อย่างน้อย|ไม่เกิน|เกิน|최소|최대|약간)\s*)[$€£¥₹]?\s*\Z",
+    r"最大で?|少なくとも|多くとも|น้อยกว่า|มากกว่า|อย่างน้อย|ไม่ถึง|ไม่เกิน|เกิน|최소|최대|약간)\s*)[$€£¥₹]?\s*\Z",
     re.IGNORECASE,
 )
 NEGATED_BEFORE = re.compile(
-    r"(?:\b(?:not|never|neither|nor|cannot|except|without|wrong|incorrect|"
+    r"(?:\b(?:if|doubt|(?:not|n['’]t)\s+(?:true|right|correct|the\s+case)\s+that)\b[^,;=]*|\b(?:not|never|neither|nor|cannot|except|without|wrong|incorrect|"
     r"(?:is|are|was|were|do|does|did|ca|could|wo|would|should|has|have|had|must|need)n['’]?t)\b"
     r"(?!\s+only)(?:\s+(?!but\b|so\b)[\w'’]+){0,3}\s*|(?:不是|不为|並非|并非|非|ไม่ใช่|ไม่|아니라)\s*)[$€£¥₹]?\s*\Z",
     re.IGNORECASE,
@@ -113,8 +116,8 @@ NEGATED_BEFORE = re.compile(
 COMPARED_AFTER = re.compile(
     r"\s*%\s*of\b|\s+(?:squared|cubed|factorial)\b|!|\+(?!\s*\S)|\+(?=[\s,.])(?!\s*[\d(\\a-z])|[-\s]*ish\b|\s*(?:[^\W\d]+\s+)?or\b|\s*or\b|(?:\s+[^\W\d]+)?\s+(?:is|was|would\s+be|are)\s+(?:not\b|wrong|incorrect|too\b)"
     r"|(?:\s+[^\W\d]+)?\s+(?:isn|wasn)['’]t\b|\s*(?:[<>≤≥≠±]|!=)|\s+and\s+(?:above|below|over|under|up)\b|\s*[ap]\.?m\b|\s*o['’]clock"
-    r"|\s*[人个個名元]?(?:以上|以下|以内|未満|超|左右|多|余|餘|ではない|ではありません|じゃない|でない|不对|不對|或|か\d)|이상|이하|미만|\s*ขึ้นไป"
-    r"|\s*(?:at|or)\s+(?:least|most|more|less)\b|\s*[-–—~〜～]\s*(?:\d|\Z)|(?:\.{3}|…)|:\d",
+    r"|\s*[人个個名元]?(?:以上|以下|以内|未満|超|左右|多|余|餘|ではない|ではありません|じゃない|でない|不对|不對|或|か\d|を超|を下回)|\s*[명개원]?\s*(?:이상|이하|미만|초과)|\s*ขึ้นไป"
+    r"|\s*(?:at|or)\s+(?:least|most|more|less)\b|\s*[-–—~〜～]\s*(?:\d|\Z)|\s*(?:\.{2,3}|…)\s*\d|:\d|[)\]]+!|[^.!\n]{0,40}[?？]|\s+(?:[^\W\d]+\s+)?below\s+zero\b",
     re.IGNORECASE,
 )
 _MONTH = (
@@ -133,7 +136,7 @@ JOINED = re.compile(
 )
 FUNCTION_BEFORE = re.compile(
     r"\\?\b(?:log|ln|lg|exp|sin|cos|tan|cot|sec|csc|arc\w+|abs|(?<!\\)sqrt|f|g|h|mod)\s*(?:\(|\{|_\S+\s)?\s*\Z|"
-    r"\b(?:root|factorial|square|cube|logarithm|sine|cosine|half|double|twice|triple|third|quarter|reciprocal|inverse|"
+    r"\b(?:root|factorial|square|cube|logarithm|sine|cosine|negation|opposite|complement|half|double|twice|triple|third|quarter|reciprocal|inverse|"
     r"negative|sum|product)\s+(?:of\s+)?\Z",
     re.IGNORECASE,
 )

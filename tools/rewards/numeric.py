@@ -40,8 +40,8 @@ class Numeric(FieldCheck):
             number = read_number(text).number
             if number is None or (isinstance(number, Expression) and not _is_expression(number)):
                 return (
-                    f"the check {self.name!r} needs one number in the field {self.field!r} (no date, range, choice or "
-                    f"comparison), but found {text[:80]!r}"
+                    f"the check {self.name!r} needs a number in the field {self.field!r}, but found {text[:80]!r} "
+                    "(a date, a range, a choice or a comparison is none): give one number, or use another check"
                 )
         return None
 

@@ -60,6 +60,12 @@ def grade(spec, reply, example=None) -> float:
         ({"check": "length", "max_words": 2}, ["", "a b"], ["a b c"]),
         ({"check": "length", "min_words": 2}, ["a b"], ["", "a"]),
         ({"check": "length", "max_chars": 3}, ["abc"], ["abcd"]),
+        (
+            {"check": "length", "max_words": 3},
+            ["東京都。", "「東京」", "はい", "กิน", "서울은 아주 크다"],
+            ["東京都市", "สวัสดี", "I 東京 x"],
+        ),
+        ({"check": "length", "min_words": 3}, ["東京都", "สวัสดี"], ["東京", "「東京」。", "서울은"]),
         ({"check": "numeric", "field": "key"}, ["1911", "1,911", "in 1911.", "1911.0", "$1911$"], ["1912", "", "x"]),
     ],
 )
