@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,24 +18,30 @@ from pydantic import Field, field_validator, model_validator
 
 from nslora.tools.answers import accepted_texts, column_value, has_column
 from nslora.tools.prompt import MINUS
+from nslora.tools.rewards.exact_text import laid_out, same_but_for_case, typed, without_edges
 from nslora.tools.schema import Settings
 
 if TYPE_CHECKING:
     from nslora.tools.schema import Example
 
 # Scripts without spaces between words, and Hangul, whose words take endings: Thai to Khmer, kana, Han, Hangul.
-_SPACELESS_RANGES = (
+SPACELESS_RANGES = (
     r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
     r"\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
-_SPACELESS = re.compile(f"[{_SPACELESS_RANGES}]")
+_SPACELESS = re.compile(f"[{SPACELESS_RANGES}]")
+_MOST_LABELS = 50
 _NUMERALS = "[〇零一二三四五六七八九十百千万萬亿億]"
-_IN_WORDS = rf"[^\W{_SPACELESS_RANGES}]"
+_ONE_BY_ONE = (
+    r"(?=\w)[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
+    r"\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+_WORD = re.compile(rf"[^\w\s]*{_ONE_BY_ONE}[^\w\s]*|(?:(?!{_ONE_BY_ONE})\S)+")
+_IN_WORDS = rf"[^\W{SPACELESS_RANGES}]"
 _TYPED = MINUS | str.maketrans("‘’ʼ“”", "'''\"\"")
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
 _SIGNED = re.compile(r"(?:^|[^\w)\]])-\Z")  # a minus sign, unlike the hyphen in "1910-1911", "B-25" and "(3)-4"
-_OPENING, _CLOSING = "\"'“‘([{*", "\"'”’)]}*.,;:!?"
 
 
 def _beside(end: str) -> str:
@@ -108,6 +114,10 @@ class Check(Settings):
         """Say why the check cannot score this row, as the end of a sentence; None if it can."""
         return None
 
+    def remark(self, examples: Sequence[Example]) -> str | None:
+        """Say what in these rows makes the check earn reward by chance; None if nothing does."""
+        return None
+
     @property
     def spec(self) -> dict[str, Any]:
         """The check as plain values, for the task's hash."""
@@ -177,7 +187,11 @@ class FieldCheck(BuiltInCheck):
 
 
 class ExactMatch(FieldCheck):
-    """The reply equals the text, apart from case, white space and the punctuation around words."""
+    """The reply equals the text, however it was typed.
+
+    White space, the marks around the whole text and the case of plain words do not count. Marks inside, lines and
+    indentation of code, and the case of tokens such as MW and mW do; see `exact_text`.
+    """
 
     verb = "should be exactly"
     ignore_case: bool = True
@@ -185,15 +199,14 @@ class ExactMatch(FieldCheck):
     ignore_punctuation: bool = True
 
     def matches(self, text: str, reply: str) -> bool:
-        return self._normal(text) == self._normal(reply)
+        same = same_but_for_case if self.ignore_case else str.__eq__
+        ours, theirs = self._layers(text, text), self._layers(reply, text)
+        # Around one of the two only: [0] and (0) stay apart.
+        return any(same(ours[0], each) for each in theirs) or any(same(each, theirs[0]) for each in ours[1:])
 
-    def _normal(self, text: str) -> str:
-        text = _composed(text)
-        if self.ignore_punctuation:
-            text = re.sub(r"\S+", lambda word: word[0].lstrip(_OPENING).rstrip(_CLOSING) or word[0], text)
-        if self.ignore_whitespace:
-            text = " ".join(text.split())
-        return text.casefold() if self.ignore_case else text
+    def _layers(self, text: str, reference: str) -> list[str]:
+        layers = without_edges(typed(text)) if self.ignore_punctuation else [typed(text)]
+        return [laid_out(each, "\n" in reference.strip()) for each in layers] if self.ignore_whitespace else layers
 
 
 class Contains(FieldCheck):
@@ -216,6 +229,21 @@ class Contains(FieldCheck):
             pattern = (before and f"(?<!{before})") + pattern + (after and f"(?!{after})")
         found = re.finditer(pattern, reply, re.IGNORECASE if self.ignore_case else 0)
         return any(not (self.whole_words and _cuts_a_number(reply, *match.span())) for match in found)
+
+    def remark(self, examples: Sequence[Example]) -> str | None:
+        """Name two labels of which one stands inside the other. More than 50 different texts are no labels."""
+        firsts = {texts[0].strip(): None for example in examples if (texts := self.texts(example))}
+        if len(firsts) > _MOST_LABELS or len(firsts) == len(examples):
+            return None
+        for inner in firsts:
+            outer = next((text for text in firsts if text != inner and self.matches(inner, text)), None)
+            if outer is not None or inner in ("A", "I"):
+                where = f"stands inside {outer!r}" if outer is not None else "is also a word"
+                return (
+                    f"The check {self.name!r} asks whether a reply contains the text, and {inner!r} {where}: a wrong "
+                    "reply can earn its reward. Use the check `choice` with the labels."
+                )
+        return None
 
 
 class Regex(BuiltInCheck):
@@ -318,7 +346,11 @@ class JsonSchema(BuiltInCheck):
 
 
 class Length(BuiltInCheck):
-    """The reply has a bounded number of words (separated by white space) or characters."""
+    """The reply has a bounded number of words or characters (Unicode code points).
+
+    White space separates words. In scripts that write none (Han, kana, Thai, Lao, Burmese, Khmer), each character
+    counts as one word, together with its combining marks and the punctuation beside it.
+    """
 
     min_words: int | None = Field(None, ge=1)
     max_words: int | None = Field(None, ge=1)
@@ -333,7 +365,7 @@ class Length(BuiltInCheck):
         return self
 
     def fault(self, example: Example, reply: str) -> str | None:
-        words, chars = len(reply.split()), len(reply)
+        words, chars = len(_WORD.findall(reply)), len(reply)
         wrong = []
         if self.min_words is not None and words < self.min_words:
             wrong.append(f"The reply should have at least {self.min_words} words, not {words}.")
@@ -346,7 +378,7 @@ class Length(BuiltInCheck):
         return " ".join(wrong) if self.wanted is None else f"The reply should be {self.wanted}."
 
     def mend(self, example: Example, reply: str) -> str:  # also strips a reply that is short enough
-        if self.max_words is not None and len(reply.split()) > self.max_words:
-            ends = [word.end() for word in re.finditer(r"\S+", reply)]
+        ends = [word.end() for word in _WORD.finditer(reply)]
+        if self.max_words is not None and len(ends) > self.max_words:
             reply = reply[: ends[self.max_words - 1]]
         return reply[: self.max_chars].rstrip() if self.max_chars is not None else reply

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 
 from nslora.tools.errors import RewardError
 from nslora.tools.rewards.checks import Check, CheckResult, Contains, ExactMatch, JsonSchema, Length, Regex, UpperCase
+from nslora.tools.rewards.choice import Choice
+from nslora.tools.rewards.json_equal import JsonEqual
 from nslora.tools.rewards.numeric import Numeric
 from nslora.tools.rewards.score import Score
 
@@ -28,9 +30,11 @@ SUGGESTION_PREFIX = "A reply that would be right here: "
 BUILT_IN: Mapping[str, type[Check]] = {
     "exact_match": ExactMatch,
     "contains": Contains,
+    "choice": Choice,
     "numeric": Numeric,
     "regex": Regex,
     "json_schema": JsonSchema,
+    "json_equal": JsonEqual,
     "length": Length,
     "upper_case": UpperCase,
 }
@@ -106,6 +110,10 @@ class Reward:
 
     def _problem(self, example: Example) -> str | None:
         return next((problem for check in self.checks if (problem := check.problem(example))), None)
+
+    def remarks(self, examples: Sequence[Example]) -> list[str]:
+        """Say what in these rows makes a check earn reward by chance, one sentence or two for each check."""
+        return [remark for check in self.checks if (remark := check.remark(examples))]
 
     @property
     def spec(self) -> dict[str, Any]:

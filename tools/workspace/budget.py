@@ -232,6 +232,7 @@ def _warnings(task: Task, settings: RunSettings, job_tokens: int) -> list[str]:
             f"to about {max(lengths):.0f} tokens (max_new_tokens: {task.max_new_tokens}): raise "
             "max_new_tokens in task.yaml if right replies are as long."
         )
+    found += task.reward.remarks((*task.train, *task.validation, *task.test))
     if settings.max_train_tokens is not None and settings.max_train_tokens < job_tokens:
         found.append(
             f"max_train_tokens {settings.max_train_tokens} is less than one full training job (about "

@@ -1,0 +1,142 @@
+"""Words that stand beside a number and change what it says: scales, units, comparisons, negations, months."""
+
+from __future__ import annotations
+
+import re
+
+_MARK_END = r"(?=[.;]\s|[.;]?\s*\Z|\s[(\[]|[。！？\n])"
+MARKS = re.compile(
+    r"(?i)(?:####|(?<!wrong )(?<!incorrect )(?<!not the )\banswer(?:\s+is|\s*:|\s*=)+|"
+    r"答案(?:是|为|為|[:：])+|答えは|คำตอบ(?:คือ|:)|정답은)\s*"
+    rf"(\S.*?){_MARK_END}"
+)
+
+SCALES = {
+    "hundred": "1e2", "thousand": "1e3", "million": "1e6", "billion": "1e9", "trillion": "1e12", "mn": "1e6",
+    "bn": "1e9", "lakhs": "1e5", "lakh": "1e5", "crores": "1e7", "crore": "1e7", "dozen": "12",
+    "百": "1e2", "千": "1e3", "万": "1e4", "萬": "1e4", "亿": "1e8", "億": "1e8", "兆": "1e12",
+    "백": "1e2", "천": "1e3", "만": "1e4", "억": "1e8", "พัน": "1e3", "หมื่น": "1e4", "แสน": "1e5", "ล้าน": "1e6",
+}  # fmt: skip
+SCALES_ATTACHED = {"k": "1e3", "K": "1e3", "M": "1e6", "bn": "1e9", "mn": "1e6"}
+
+# One unit a line, under its first name.
+_SAME_UNIT = """
+km kilometre kilometres kilometer kilometers 公里 千米 キロメートル
+m metre metres meter meters 米 メートル เมตร
+cm centimetre centimetres centimeter centimeters 厘米 センチ
+mm millimetre millimetres millimeter millimeters 毫米
+mile miles mi
+ft foot feet
+in inch inches
+yd yard yards
+kg kilogram kilograms 公斤 千克 キログラム
+g gram grams 克 グラム
+mg milligram milligrams
+lb lbs pound pounds
+oz ounce ounces
+t ton tons tonne tonnes 吨
+l L litre litres liter liters 升 リットル
+ml mL millilitre millilitres milliliter milliliters
+gallon gallons gal
+s sec second seconds 秒
+ms millisecond milliseconds
+min minute minutes 分钟
+h hr hrs hour hours 小时 時間
+day days 天
+week weeks 周
+month months 个月
+year years 年
+$ dollar dollars USD usd 美元 ドル ดอลลาร์
+cent cents ¢
+€ euro euros EUR 欧元 ユーロ
+GBP £
+¥ yen 円 日元 JPY
+元 yuan RMB CNY
+₹ rupee rupees INR
+° degree degrees 度
+°C
+°F
+W
+kW
+MW
+mW
+V
+mV
+kV
+A
+mA
+Hz
+kHz
+MHz
+GHz
+J
+kJ
+Pa
+kPa
+N
+K
+mol
+KB
+MB
+GB
+TB
+mph
+km/h
+m/s
+kmh
+baht บาท
+won 원
+""".strip().splitlines()
+UNITS = {word: words.split()[0] for words in _SAME_UNIT for word in words.split()}
+_UNIT = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
+_LATIN = "a-zA-Z\u00c0-\u024f"
+# A Latin unit ends where its letters end; a Han unit has no such end.
+UNIT_WORD = re.compile(rf"\s*-?({_UNIT})(?:(?<=[{_LATIN}])(?![{_LATIN}\d_])|(?<![{_LATIN}]))", re.IGNORECASE)
+
+_COMPARED = (
+    r"(?:less|more|fewer|greater|lower|higher|larger|smaller|bigger|other|rather|older|younger)\s+than(?:\s+or\s+equal\s+to)?"
+    r"|at\s+(?:least|most)|under|over|above|below|"
+    r"(?<!add )(?<!adds )(?<!added )(?<!adding )(?<!sum )(?<!sums )(?<!comes )(?<!came )up\s+to|"
+    r"upwards?\s+of|exceed(?:s|ing)?|beyond|almost|nearly|"
+    r"(?:a\s+)?(?:minimum|maximum)\s+of|different\s+from|unequal\s+to|as\s+(?:many|few|much|little)\s+as|close\s+to|(?:anything|everything|all)\s+but|"
+    r"no\s+(?:more|less|fewer)\s+than|greater|bar|except|within"
+)
+COMPARED_BEFORE = re.compile(
+    rf"(?:\b(?:{_COMPARED})\s+(?:(?:the|a|of|number|exactly|about|only|just)\s+)*|(?:[<>≤≥≠±]|!=)=?\s*"
+    r"|(?:小于|大于|少于|多于|超过|不到|至少|至多|最多|最少|不足|低于|高于|不等于|小於|大於|少於|超過|"
+    r"最大で?|少なくとも|多くとも|น้อยกว่า|มากกว่า|อย่างน้อย|ไม่ถึง|ไม่เกิน|เกิน|최소|최대|약간)\s*)[$€£¥₹]?\s*\Z",
+    re.IGNORECASE,
+)
+NEGATED_BEFORE = re.compile(
+    r"(?:\b(?:if|doubt|(?:not|n['’]t)\s+(?:true|right|correct|the\s+case)\s+that)\b[^,;=]*|\b(?:not|never|neither|nor|cannot|except|without|wrong|incorrect|"
+    r"(?:is|are|was|were|do|does|did|ca|could|wo|would|should|has|have|had|must|need)n['’]?t)\b"
+    r"(?!\s+only)(?:\s+(?!but\b|so\b)[\w'’]+){0,3}\s*|(?:不是|不为|並非|并非|非|ไม่ใช่|ไม่|아니라)\s*)[$€£¥₹]?\s*\Z",
+    re.IGNORECASE,
+)
+COMPARED_AFTER = re.compile(
+    r"\s*%\s*of\b|\s+(?:squared|cubed|factorial)\b|!|\+(?!\s*\S)|\+(?=[\s,.])(?!\s*[\d(\\a-z])|[-\s]*ish\b|\s*(?:[^\W\d]+\s+)?or\b|\s*or\b|(?:\s+[^\W\d]+)?\s+(?:is|was|would\s+be|are)\s+(?:not\b|wrong|incorrect|too\b)"
+    r"|(?:\s+[^\W\d]+)?\s+(?:isn|wasn)['’]t\b|\s*(?:[<>≤≥≠±]|!=)|\s+and\s+(?:above|below|over|under|up)\b|\s*[ap]\.?m\b|\s*o['’]clock"
+    r"|\s*[人个個名元]?(?:以上|以下|以内|未満|超|左右|多|余|餘|ではない|ではありません|じゃない|でない|不对|不對|或|か\d|を超|を下回)|\s*[명개원]?\s*(?:이상|이하|미만|초과)|\s*ขึ้นไป"
+    r"|\s*(?:at|or)\s+(?:least|most|more|less)\b|\s*[-–—~〜～]\s*(?:\d|\Z)|\s*(?:\.{2,3}|…)\s*\d|:\d|[)\]]+!|[^.!\n]{0,40}[?？]|\s+(?:[^\W\d]+\s+)?below\s+zero\b",
+    re.IGNORECASE,
+)
+_MONTH = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?|"
+    r"Nov(?:ember)?|Dec(?:ember)?)"
+)
+MONTHS = re.compile(rf"(?:of\s+)?{_MONTH}")
+MONTH_BEFORE = re.compile(rf"\b{_MONTH}\.?\s+(?:\d{{1,2}}(?:st|nd|rd|th)?,?\s+)?\Z|\d\s*[年月時时点點]\s*\Z")
+MONTH_AFTER = re.compile(rf"\s+{_MONTH}\b|\s*月")
+# Between two numbers: they are a range, a list, a ratio, a time, or two parts of one quantity.
+JOINED = re.compile(
+    rf"\s*(?:{_UNIT}|[^\W\d]+|)\s*(?:,\s*)?(?:\b(?:and|or|nor|to|through|until|till|by|times|plus|minus|over|per|vs\.?|versus|of|"
+    rf"out\s+of|divided\s+by|multiplied\s+by|mod|maybe|and/or|or\s+maybe|or\s+perhaps)\b|[-–—~〜～:±&]|\.\.\.?|…|至|到|或者?|和|と|か|や|から|หรือ|ถึง|และ)"
+    rf"\s*(?:[^\W\d]\s*[=:]\s*)?[$€£¥₹]?\s*|\s*(?:{_UNIT}|{'|'.join(SCALES)}|k|x|['′])\s*|\s+|\s*[,;]\s*(?:and\s+)?[a-z]\s*=\s*",
+    re.IGNORECASE,
+)
+FUNCTION_BEFORE = re.compile(
+    r"\\?\b(?:log|ln|lg|exp|sin|cos|tan|cot|sec|csc|arc\w+|abs|(?<!\\)sqrt|f|g|h|mod)\s*(?:\(|\{|_\S+\s)?\s*\Z|"
+    r"\b(?:root|factorial|square|cube|logarithm|sine|cosine|negation|opposite|complement|half|double|twice|triple|third|quarter|reciprocal|inverse|"
+    r"negative|sum|product)\s+(?:of\s+)?\Z",
+    re.IGNORECASE,
+)
