@@ -14,6 +14,7 @@ from nslora.tools.errors import (
     StoppedError,
     TaskError,
     TooLongError,
+    UnreachableRewardError,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "StoppedError",
     "TaskError",
     "TooLongError",
+    "UnreachableRewardError",
 ]
