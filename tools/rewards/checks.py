@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from nslora.tools.prompt import MINUS
+from nslora.tools.rewards.field_texts import texts_of
 from nslora.tools.schema import Settings
 
 if TYPE_CHECKING:
@@ -133,7 +134,9 @@ class BuiltInCheck(Check):
 
 
 class FieldCheck(BuiltInCheck):
-    """A check against a text of the row: its reference, or the column named by `field` (a list: any of its texts).
+    """A check against a text of the row: its reference, or the column named by `field`.
+
+    Any of several texts is accepted: of a list, or of a mapping such as `{"value": ..., "aliases": [...]}`.
 
     `reveal: false` hides the text from feedback, and all suggestions of the reward.
     """
@@ -147,14 +150,15 @@ class FieldCheck(BuiltInCheck):
         """Whether the reply passes for this text."""
 
     def texts(self, example: Example) -> list[str]:
-        """List the accepted texts. Suggestions use the first."""
-        value = example.reference if self.field == "reference" else example.fields.get(self.field)
-        values = value if isinstance(value, list | tuple) else [value]
-        return [str(text) for text in values if text is not None and str(text).strip()]
+        """List the accepted texts. Suggestions use the first. Raises ValueError if the value holds no texts."""
+        return texts_of(example.reference if self.field == "reference" else example.fields.get(self.field))
 
     def problem(self, example: Example) -> str | None:
-        if self.texts(example):
-            return None
+        try:
+            if self.texts(example):
+                return None
+        except ValueError as error:
+            return f"the check {self.name!r} needs text in the field {self.field!r}, which holds {error}"
         found = ", ".join(map(str, example.fields))
         return f"the check {self.name!r} needs the field {self.field!r}, which is missing or empty (found: {found})"
 
