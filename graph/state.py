@@ -104,6 +104,9 @@ class RoundRecord(TypedDict):
     new_rows: int
     note: str
     person: NotRequired[dict[str, str]]  # as in Proposal
+    cached_replies: NotRequired[
+        int
+    ]  # of its evaluation, if there were any: the cache had them, and they cost no tokens
     editor_lines: NotRequired[int]  # of the editor's record by the end of the round
 
 

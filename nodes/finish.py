@@ -10,7 +10,7 @@ from nslora.tools.errors import RewardError, TooLongError
 from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.policy import OnProgress
 from nslora.tools.rewards.score import Graded
-from nslora.tools.workspace.report import RunFacts, compare_on_test, question_scores, write_result
+from nslora.tools.workspace.report import Evaluated, RunFacts, compare_on_test, question_scores, write_result
 from nslora.tools.workspace.workspace import Workspace
 
 
@@ -19,9 +19,9 @@ def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chang
     workspace = workspace_for(runtime)
     final = state["best"]
     try:
-        base = on_test(workspace, state["start"], stream_progress("finish", "test replies of the base"))
-        result = (
-            base
+        base, base_cost = on_test(workspace, state["start"], stream_progress("finish", "test replies of the base"))
+        result, result_cost = (
+            (base, Evaluated())
             if final == state["start"]
             else on_test(workspace, final, stream_progress("finish", "test replies of the result"))
         )
@@ -37,7 +37,12 @@ def finish(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chang
         test=compare_on_test(base, result),
         scores=[*question_scores("base", base), *question_scores("result", result)],
         wall_s=state["wall_s"] + wall_s,
-        start_flop=state["start_measured"]["flop"] if state["start_measured"] else 0.0,
+        start_cost=start_cost(state),
+        test_cost=Evaluated(
+            base_cost.generated_tokens + result_cost.generated_tokens,
+            base_cost.cached_replies + result_cost.cached_replies,
+            base_cost.flop + result_cost.flop,
+        ),
     )
     write_result(workspace, facts)
     return {"status": "finished", "wall_s": wall_s}
@@ -49,8 +54,8 @@ def chosen(workspace: Workspace, final: Candidate) -> str:
     return f"{adapter}, the prompt {workspace.prompts.folder / final['prompt']}.md"
 
 
-def on_test(workspace: Workspace, candidate: Candidate, on_progress: OnProgress) -> list[Graded]:
-    """Every test question answered and graded under one candidate."""
+def on_test(workspace: Workspace, candidate: Candidate, on_progress: OnProgress) -> tuple[list[Graded], Evaluated]:
+    """Every test question answered and graded under one candidate, and what that cost."""
     replies = ask(
         workspace.policy,
         workspace.replies,
@@ -60,7 +65,14 @@ def on_test(workspace: Workspace, candidate: Candidate, on_progress: OnProgress)
         max_new_tokens=workspace.task.max_new_tokens,
         on_progress=on_progress,
     )
-    return grade(workspace.task.reward, workspace.task.test, replies.texts)
+    cost = Evaluated(replies.tokens, replies.cached, workspace.flop_rates.forward * replies.forward_tokens)
+    return grade(workspace.task.reward, workspace.task.test, replies.texts), cost
+
+
+def start_cost(state: AdaptationState) -> Evaluated:
+    """What the evaluation before the first round cost."""
+    start = state["start_measured"]
+    return Evaluated(start["generated_tokens"], start["cached_replies"], start["flop"]) if start else Evaluated()
 
 
 def validation_numbers(state: AdaptationState) -> dict[str, Any]:

@@ -199,6 +199,8 @@ def round_record(
         note=proposal["note"],
         editor_lines=lines_in(workspace.folder / "editor.jsonl"),
     )
+    if measured and measured["cached_replies"]:
+        record["cached_replies"] = measured["cached_replies"]
     if "person" in proposal:
         record["person"] = proposal["person"]
     return record

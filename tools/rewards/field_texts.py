@@ -18,6 +18,7 @@ ANSWER_KEYS = (
     "normalized_aliases",
 )
 _MISSING = ("NAType", "NaTType")  # of pandas
+_BARE_REPR: Any = object.__repr__
 
 
 def texts_of(value: Any) -> list[str]:
@@ -49,8 +50,8 @@ def _found(value: Any) -> list[str]:
                 f"{', '.join(ANSWER_KEYS)}"
             )
         return [text for key in known for text in _found(value[key])]
-    if type(value).__name__ in _MISSING or value != value:
+    if type(value).__name__ in _MISSING or value != value:  # only NaN differs from itself
         raise ValueError("NaN, a missing value")
-    if isinstance(value, bytes | bytearray) or type(value).__repr__ is object.__repr__:
+    if isinstance(value, bytes | bytearray) or type(value).__repr__ is _BARE_REPR:
         raise ValueError(f"an object of the type {type(value).__name__}")
     return [str(value)]

@@ -130,8 +130,6 @@ class Signature:
         if self.family == "dspy":
             return self._dspy(example, reply)
         prompt, completion = self._turn("user", question), self._turn("assistant", reply)
-        if self.open:  # only what is asked for, and the columns
-            named = {key: value for key, value in named.items() if key in (*self.keywords, "answer")}
         if self.family == "batch":
             by_row = {name: [value] for name, value in (named | columns).items()}
             return {**by_row, "prompts": [prompt], "completions": [completion]}

@@ -93,6 +93,7 @@ def positional_only(prompt, completion, answer, /):
         lambda completion, answer: (completion == answer, "No."),
         lambda prompt, completion, key: float(key in completion),
         lambda completion, ground_truth: float(completion == ground_truth),
+        lambda completions, **kwargs: [float(completions == kwargs.get("ground_truth"))],
         lambda completions, solution: [float(completions[0] == solution[0])],
         lambda example, prediction, trace=None: example.reference == prediction.output,
         lambda reply, reference: float(reply == reference),
