@@ -103,6 +103,9 @@ class RoundRecord(Work):
     demand: dict[str, float]
     signal: dict[str, dict[str, float]]
     person: NotRequired[dict[str, str]]  # as in Proposal
+    cached_replies: NotRequired[
+        int
+    ]  # of its evaluation, if there were any: the cache had them, and they cost no tokens
     editor_lines: NotRequired[int]  # of the editor's record by the end of the round
 
 

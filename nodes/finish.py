@@ -7,7 +7,7 @@ from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.errors import RewardError, TooLongError
 from nslora.tools.rewards.score import Graded
 from nslora.tools.workspace.graded_replies import graded_replies
-from nslora.tools.workspace.report import RunFacts, compare_on_test, question_scores, write_result
+from nslora.tools.workspace.report import Evaluated, RunFacts, compare_on_test, question_scores, write_result
 from nslora.tools.workspace.workspace import Workspace
 
 
@@ -20,8 +20,10 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Answer the test split with the start and with the best candidate, and write the folder `result`."""
     start, final = state["start"], state["best"]
     try:
-        base = on_test(workspace, start, "test replies of the base")
-        result = base if final == start else on_test(workspace, final, "test replies of the result")
+        base, base_cost = on_test(workspace, start, "test replies of the base")
+        result, result_cost = base, Evaluated()
+        if final != start:
+            result, result_cost = on_test(workspace, final, "test replies of the result")
     except (RewardError, TooLongError) as error:
         adapter = f"the adapter {workspace.adapters.path(final['adapter'])}" if final["adapter"] else "no adapter"
         prompt = f"the prompt {workspace.prompts.folder / final['prompt']}.md"
@@ -40,13 +42,22 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
         test=compare_on_test(base, result),
         scores=[*question_scores("base", base), *question_scores("result", result)],
         wall_s=state["wall_s"] + wall_s,
-        start_flop=measured["flop"] if measured else 0.0,
+        start_cost=Evaluated(measured["generated_tokens"], measured["cached_replies"], measured["flop"])
+        if measured
+        else Evaluated(),
+        test_cost=Evaluated(
+            base_cost.generated_tokens + result_cost.generated_tokens,
+            base_cost.cached_replies + result_cost.cached_replies,
+            base_cost.flop + result_cost.flop,
+        ),
     )
     write_result(workspace, facts)
     return {"status": "finished", "wall_s": wall_s}
 
 
-def on_test(workspace: Workspace, candidate: Candidate, what: str) -> list[Graded]:
-    """Every test question answered by one candidate, and graded. what: of the progress."""
+def on_test(workspace: Workspace, candidate: Candidate, what: str) -> tuple[list[Graded], Evaluated]:
+    """Every test question answered by one candidate, graded, and what that cost. what: of the progress."""
     prompt, rows = workspace.prompts.get(candidate["prompt"]), workspace.task.test
-    return graded_replies(workspace, prompt, candidate["adapter"], rows, progress(workspace, what))[0]
+    graded, replies = graded_replies(workspace, prompt, candidate["adapter"], rows, progress(workspace, what))
+    flop = workspace.flop_rates.forward * replies.forward_tokens
+    return graded, Evaluated(replies.tokens, replies.cached, flop)

@@ -153,6 +153,8 @@ def round_record(
         **work_of_round(proposal, measured),  # type: ignore[typeddict-item]  # a Work holds no "person"
         "editor_lines": lines_in(workspace.folder / "editor.jsonl"),
     }
+    if measured and measured["cached_replies"]:
+        record["cached_replies"] = measured["cached_replies"]
     if "person" in proposal:
         record["person"] = proposal["person"]
     return record

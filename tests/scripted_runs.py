@@ -40,11 +40,11 @@ def rows(task: Task, split: str) -> list[dict[str, str]]:
     return [{"question": row.question, "reference": str(row.reference)} for row in getattr(task, split)]
 
 
+OF_ONE_RUN = ("wall_s", "note", "editor", "generated_tokens", "cached_replies")
+
+
 def results(run: Run) -> dict[str, Any]:
     """What two runs of the same settings have in common: all but the clock, and replies that the other had made."""
     report = run.report()
-    rounds = [
-        {key: value for key, value in each.items() if key not in ("wall_s", "note", "editor", "generated_tokens")}
-        for each in report["rounds"]
-    ]
+    rounds = [{key: value for key, value in each.items() if key not in OF_ONE_RUN} for each in report["rounds"]]
     return {"result": report["result"], "sha256": report["adapter_sha256"], "rounds": rounds, "test": report["test"]}

@@ -24,6 +24,10 @@ class RewardError(NsloraError):
     """A check does not exist, raised, or did not return a number in [0, 1]. The message names the row."""
 
 
+class UnreachableRewardError(RewardError):
+    """A reward function met a failure that passes (HTTP 429, 5xx, a time-out) at every try. Wait, then resume."""
+
+
 class SettingsError(NsloraError):
     """A setting is unknown or out of range."""
 

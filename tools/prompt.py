@@ -21,7 +21,8 @@ r"""The prompt: a readable document that an editor rewrites as a whole, and the 
 Rendering is lossless for any text. A line that would parse as a heading gets a backslash in front (`\# like this`), an
 empty line at the edge of a text becomes a lone backslash, and a line with control characters or unpaired surrogates
 becomes `\~` and Python's unicode escapes. So the document is always valid UTF-8 and has no `\r`. The parser accepts
-empty lines around a section, a code fence around the document and demonstrations without a number.
+empty lines around a section, a code fence around the document, demonstrations without a number and any line ends.
+Lines that begin with # inside a fenced code block are text, unless they are headings of this document.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import difflib
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from nslora.tools.errors import PromptError
@@ -54,6 +55,7 @@ _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNOR
 # Characters that a text file does not keep across machines: control characters, other line ends, surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 _NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ud800-\udfff]")
+_FENCE = re.compile(r"\s*(?:(`{3,})[^`]*|(~{3,}).*)")
 _NOTHING = "\\~"  # an empty text, because the parser rejects an empty part
 
 
@@ -92,15 +94,15 @@ class Prompt:
             )
 
     def ask(self, question: str) -> str:
-        """Fill the question into the template: the user turn."""
-        return self.template.replace(PLACEHOLDER, question)
+        """Fill the question into the template: the user turn. No carriage return of the template is sent."""
+        return unix_lines(self.template).replace(PLACEHOLDER, question)
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Give the chat turns, as `{"role", "content"}`. Demonstrations also go through the template."""
-        turns = [{"role": "system", "content": self.system}] if self.system else []
+        turns = [{"role": "system", "content": unix_lines(self.system)}] if self.system else []
         for demonstration in self.demonstrations:
-            turns.append({"role": "user", "content": self.ask(demonstration.question)})
-            turns.append({"role": "assistant", "content": demonstration.reply})
+            turns.append({"role": "user", "content": self.ask(unix_lines(demonstration.question))})
+            turns.append({"role": "assistant", "content": unix_lines(demonstration.reply)})
         return [*turns, {"role": "user", "content": self.ask(question)}]
 
     def render(self) -> str:
@@ -111,6 +113,11 @@ class Prompt:
     def hash(self) -> str:
         """First 16 hex characters of the document's SHA-256; names the prompt on disk and in the state."""
         return hashlib.sha256(self.render().encode()).hexdigest()[:16]
+
+
+def unix_lines(text: str) -> str:
+    r"""Write every line end as `\n`: a model reads `\r` as another token, and may copy it."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def write_document(system: str | None, template: str | None, demonstrations: Sequence[Demonstration]) -> str:
@@ -140,8 +147,9 @@ def parse(document: str, *, template: str | None = None, changed: Callable[[str]
         PromptError: If the placeholder is missing or repeated, a section is unknown or repeated, or a demonstration
             lacks its question or reply.
     """
-    lines = _without_fence(document.removeprefix("\ufeff").split("\n"))  # the byte order mark of Windows editors
-    found = _split(lines, _section, "The document", f"# {SYSTEM}")
+    # Windows editors write a byte order mark and \r\n.
+    lines = _without_fence(unix_lines(document.removeprefix("\ufeff")).split("\n"))
+    found = _split(lines, _section, "The document", f"# {SYSTEM}", _fenced(lines, _known_section))
     if TEMPLATE not in found and (template is None or not found):
         raise PromptError(f'The section "# {TEMPLATE}" is missing: add the user turn, with {PLACEHOLDER} in it.')
     demonstrations = [_demonstration(name, lines) for name, lines in found.items() if name.startswith(DEMONSTRATION)]
@@ -259,12 +267,17 @@ def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[st
             raise PromptError("The system turn or the template quotes a validation or test question: remove it.")
 
 
-def _split(lines: Sequence[str], title_of: Callable[[str], str | None], owner: str, first: str) -> dict[str, list[str]]:
-    """Split lines at headings: title -> lines. `title_of` gives the title of a heading, None for a line of text."""
+def _split(
+    lines: Sequence[str], title_of: Callable[[str], str | None], owner: str, first: str, text: Container[int] = ()
+) -> dict[str, list[str]]:
+    """Split lines at headings: title -> lines. `title_of` gives the title of a heading, None for a line of text.
+
+    text: places of lines that are text whatever they look like.
+    """
     found: dict[str, list[str]] = {}
     body: list[str] | None = None
-    for line in lines:
-        title = title_of(line)
+    for place, line in enumerate(lines):
+        title = None if place in text else title_of(line)
         if title is not None:
             if title in found:
                 raise PromptError(f'{owner} has "{title}" twice: merge them, or number the demonstrations.')
@@ -277,7 +290,10 @@ def _split(lines: Sequence[str], title_of: Callable[[str], str | None], owner: s
 
 
 def _demonstration(name: str, lines: Sequence[str]) -> Demonstration:
-    parts = _split(lines, _part, name, f"## {QUESTION}")
+    try:
+        parts = _split(lines, _part, name, f"## {QUESTION}")
+    except PromptError:  # a part comes twice: perhaps one of them stands in a code block
+        parts = _split(lines, _part, name, f"## {QUESTION}", _fenced(lines, lambda _: None))
     for title in (QUESTION, REPLY):
         if not any(line.strip() for line in parts.get(title, [])):
             raise PromptError(f'{name} has no {title.lower()}: write it under "## {title}", or remove {name}.')
@@ -294,22 +310,46 @@ def _section(line: str) -> str | None:
         raise PromptError("A heading has no name: name it, or write a line of text that begins with # as \\#.")
     if not (_HEADING.match(line) and line.startswith("# ")):
         return None
+    if (known := _known_section(line)) is not None:
+        return known
     title = line.lstrip("#").strip().rstrip(":").strip()
-    for known in (SYSTEM, TEMPLATE):
-        if title.casefold() == known.casefold():
-            return known
-    if numbered := re.fullmatch(r"demonstration\s*(\d*)", title, re.IGNORECASE):
-        return f"{DEMONSTRATION} {numbered[1]}".strip()
     raise PromptError(
         f'The section "# {title[:80]}" is unknown (known: {SYSTEM}, {TEMPLATE}, {DEMONSTRATION} 1, 2, ...): '
         "write a line of text that begins with # as \\#."
     )
 
 
+def _known_section(line: str) -> str | None:
+    if not line.startswith("# "):
+        return None
+    title = line.lstrip("#").strip().rstrip(":").strip()
+    for known in (SYSTEM, TEMPLATE):
+        if title.casefold() == known.casefold():
+            return known
+    numbered = re.fullmatch(r"demonstration\s*(\d*)", title, re.IGNORECASE)
+    return f"{DEMONSTRATION} {numbered[1]}".strip() if numbered else None
+
+
+def _fenced(lines: Sequence[str], heading: Callable[[str], str | None]) -> set[int]:
+    """Places of the lines inside fenced code blocks. A block that has no end before the next `heading` is none."""
+    inside: set[int] = set()
+    start, fence = 0, ""
+    for place, line in enumerate(lines):
+        if heading(line) is not None:
+            fence = ""
+        elif not fence and (opened := _FENCE.fullmatch(line)):
+            start, fence = place, opened[1] or opened[2]
+        elif fence and (closing := line.strip()).startswith(fence) and not closing.strip(fence[0]):
+            inside.update(range(start + 1, place))
+            fence = ""
+    return inside
+
+
 def _without_fence(lines: list[str]) -> list[str]:
     """Remove a code fence around the whole document."""
     filled = [index for index, line in enumerate(lines) if line.strip()]
-    if len(filled) > 1 and re.fullmatch(r"```\w*\s*", lines[filled[0]]) and lines[filled[-1]].strip() == "```":
+    opened = re.fullmatch(r"(`{3,}|~{3,})\w*\s*", lines[filled[0]]) if len(filled) > 1 else None
+    if opened and lines[filled[-1]].strip() == opened[1]:
         return lines[filled[0] + 1 : filled[-1]]
     return lines
 

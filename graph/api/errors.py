@@ -15,6 +15,7 @@ from nslora.tools.errors import (
     StoppedError,
     TaskError,
     TooLongError,
+    UnreachableRewardError,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "StoppedError",
     "TaskError",
     "TooLongError",
+    "UnreachableRewardError",
 ]

@@ -133,13 +133,20 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
             f"overfit  reward on validation {report['validation']['result']['reward']:.3f}, on test "
             f"{test['result']['reward']:.3f}: gap {gap['result']:+.3f} (base {gap['base'] or 0.0:+.3f})"
         )
-    cost = report["cost"]
-    console.print(
-        f"cost     {report['wall_s']:.0f} s, {cost['trained_tokens']} trained and {cost['generated_tokens']} "
-        f"generated tokens ({tflop(cost['tflop'])} TFLOP), {cost['editor_calls']:.0f} editor calls, peak "
-        f"memory {report['peak_rss_mb']:.0f} MiB"
-    )
+    console.print(cost_line(report))
     console.print(f"result   {folder / 'result'}", highlight=False, soft_wrap=True)
+
+
+def cost_line(report: Mapping[str, Any]) -> str:
+    """What the run cost, with its first evaluation and the test; replies that the cache had are said beside it."""
+    cost = report["cost"]
+    cached = cost.get("cached_replies", 0)  # a run of an earlier version has no such field
+    known = f" and {cached:.0f} replies from the cache" if cached else ""
+    return (
+        f"cost     {report['wall_s']:.0f} s, {cost['trained_tokens']} trained and {cost['generated_tokens']} "
+        f"generated tokens{known} ({tflop(cost['tflop'] + cost.get('test_tflop', 0.0))} TFLOP), "
+        f"{cost['editor_calls']:.0f} editor calls, peak memory {report['peak_rss_mb']:.0f} MiB"
+    )
 
 
 def tflop(value: float) -> str:

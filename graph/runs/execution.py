@@ -31,7 +31,7 @@ from nslora.graph.runs.history import last_whole_round, line_of
 from nslora.graph.runs.integrity import check_records
 from nslora.graph.runs.view import report_of
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
-from nslora.tools.errors import DamagedError, RunError
+from nslora.tools.errors import DamagedError, RunError, StoppedError, UnreachableRewardError
 from nslora.tools.files import quoted, read_jsonl, write_json, write_jsonl
 from nslora.tools.prompt import Prompt
 from nslora.tools.workspace.record import (
@@ -145,7 +145,8 @@ class Execution:
         `request_drain()` ends the run after the current step with GraphDrained. answer: to the question of an
         `approve` node, see `question`. A run that was begun before goes on from its last checkpoint, under the same
         settings; a finished one yields nothing. Raises RunError if another process is at work on the run, the disk
-        is full, nothing waits for the answer, or another checkpointer holds the run; and DamagedError, with the command
+        is full, nothing waits for the answer, or another checkpointer holds the run; StoppedError if a reward function
+        meets a failure that passes; and DamagedError, with the command
         that goes on, if a file of the past is damaged.
         """
         moved_away = self._saver is None and self._place is None and not (self.folder / CHECKPOINTS_FILE).exists()
@@ -154,6 +155,10 @@ class Execution:
             try:
                 self._refuse_where_unasked(graph, answer, begins_anew=moved_away)
                 yield from self._streamed(graph, replace(self.context, stream=stream), modes, control, answer)
+            except UnreachableRewardError as error:
+                raise StoppedError(
+                    f"{error} Every finished step is kept; go on with nslora resume {quoted(self.folder)}."
+                ) from error
             except DamagedError as error:
                 raise DamagedError(
                     f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "

@@ -38,7 +38,8 @@ class Result:
         prompt: The prompt that was chosen.
         adapter: Folder of the PEFT adapter that was chosen; None if the weights stay as they are.
         test: Base and result on the test split, which is looked at once.
-        cost: Tokens, TFLOP, editor calls and editor cost of all rounds.
+        cost: Tokens, TFLOP, editor calls and editor cost of the run. The tokens count the first evaluation and the
+            test split, `tflop` only the first evaluation; `test_tflop` is the rest.
         rounds: What each round did.
         stop: Why the run ended.
         folder: The run's folder; the result lies in `folder / "result"`.

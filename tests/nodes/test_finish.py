@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripted_runs import rows
 
+from nslora.graph.cli.progress import cost_line
 from nslora.graph.runs.run import Run
-from nslora.tools.errors import RewardError
+from nslora.tools.errors import RewardError, StoppedError
+from nslora.tools.rewards import calling
 from nslora.tools.tasks.task import Task, task_from_rows
 
 Begin = Callable[..., Run]
@@ -40,3 +43,61 @@ def test_a_test_that_cannot_be_scored_says_where_the_choice_lies(
     )
     with pytest.raises(RewardError, match=r"no such row.*begin a new run.*Untested, but kept: no adapter, the prompt"):
         run.adapt()
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_judge_that_cannot_be_reached_stops_the_run_and_resume_goes_on(
+    keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    monkeypatch.setattr(calling.time, "sleep", lambda _: None)
+    asked = {row.question for row in getattr(keepers, split)[1:]}
+    out_of_order = True
+
+    async def judge(question: str, reference: str, reply: str) -> dict[str, object]:
+        if out_of_order and question in asked:
+            raise TimeoutError("the judge is late")
+        return {"score": 0.5, "reason": "half"}
+
+    splits = {each: rows(keepers, each) for each in ("train", "validation", "test")}
+    device = {"threads": 1, "device": "cpu"}
+    run = Run.create(
+        tmp_path / "run",
+        task=task_from_rows(**splits, reward=judge, max_new_tokens=8),
+        model=str(tiny_folder()),
+        strategy="lora",
+        max_rounds=0,
+        device=device,
+    )
+    with pytest.raises(StoppedError, match=r"the judge is late.*6 tries.*nslora resume .*run") as caught:
+        run.adapt()
+    assert "begin a new run" not in str(caught.value)
+    out_of_order = False
+    assert run.resume().test.base == 0.0
+    assert run.report()["test"]["base"]["reward"] == 0.5
+
+
+def test_the_cost_counts_the_first_evaluation_and_the_test(
+    keepers: Task, tmp_path: Path, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NSLORA_CACHE", str(tmp_path / "cache"))
+    model = str(tiny_folder())
+
+    def report(name: str) -> dict[str, Any]:
+        settings = {"strategy": "lora", "max_rounds": 0, "device": {"threads": 1, "device": "cpu"}}
+        return Run.create(tmp_path / name, task=keepers, model=model, **settings).adapt().report  # type: ignore[arg-type]
+
+    first, again = report("first"), report("again")
+    cost = first["cost"]
+    assert cost["start_generated_tokens"] > 0 < cost["test_generated_tokens"]
+    assert cost["generated_tokens"] == cost["start_generated_tokens"] + cost["test_generated_tokens"]
+    assert cost["test_tflop"] > 0 < cost["start_tflop"] == cost["tflop"]
+    assert cost["cached_replies"] == 0
+    assert f"{cost['generated_tokens']} generated tokens (" in cost_line(first)
+    cached = again["cost"]["cached_replies"]
+    assert cached >= len(keepers.validation) + len(keepers.test)
+    assert again["cost"] == {
+        **cost,
+        **dict.fromkeys(("generated_tokens", "start_generated_tokens", "test_generated_tokens"), 0),
+        "cached_replies": cached,
+    }
+    assert f"0 generated tokens and {cached} replies from the cache (" in cost_line(again)

@@ -29,6 +29,58 @@ def test_a_document_gives_back_the_prompt_that_it_was_made_from(prompt: Prompt) 
     assert "\r" not in document
 
 
+@settings(max_examples=100, deadline=None)
+@given(PROMPTS, st.text())
+def test_no_carriage_return_of_a_prompt_reaches_the_model(prompt: Prompt, question: str) -> None:
+    sent = [turn["content"] for turn in prompt.messages(question.replace("\r", ""))]
+    assert not any("\r" in text for text in sent)
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n"])
+def test_any_line_ends_make_the_same_prompt(end: str) -> None:
+    several = Prompt("One.\n\nTwo.", "Q: {question}\nA:", (Demonstration("Who\nwas it?", "ADA\nB"),))
+    for prompt in (STYLED, several):
+        assert parse(prompt.render().replace("\n", end)) == prompt
+    assert parse(f"\ufeff```{end}{STYLED.render()}{end}```{end}") == STYLED
+    assert Prompt(f"a{end}b", f"Q:{end}{{question}}").messages("x") == Prompt("a\nb", "Q:\n{question}").messages("x")
+
+
+FENCED = (
+    "```python\n# load the rows\nrows = []\n## twice\n#\n```",
+    "~~~\n# load\n~~~",
+    "````markdown\n# Title\n```\n# inner\n```\n````",
+    "Run this:\n\n   ```bash\n# install\nmake\n   ```\n\nThen:\n\n```\n#!/bin/sh\n# again\n```\ndone",
+)
+
+
+@pytest.mark.parametrize("code", FENCED)
+def test_lines_in_a_code_block_are_no_headings(code: str) -> None:
+    document = (
+        f"# System\n\n{code}\n\n# Question template\n\n{code}\n{{question}}\n\n"
+        f"# Demonstration 1\n\n## Question\n\n{code}\n\n## Reply\n\n{code}\n"
+    )
+    prompt = parse(document)
+    assert prompt == Prompt(code, f"{code}\n{{question}}", (Demonstration(code, code),))
+    assert parse(prompt.render()) == prompt
+    assert parse(document.replace("\n", "\r\n")) == prompt
+    assert parse(f"`````\n{document}\n`````") == prompt
+
+
+def test_parts_of_a_demonstration_may_be_quoted_in_a_code_block() -> None:
+    code = "```\n## Question\nWho?\n## Reply\nADA\n```"
+    document = f"# Question template\n{{question}}\n# Demonstration 1\n## Question\nShow one.\n## Reply\n{code}\n"
+    prompt = parse(document)
+    assert prompt.demonstrations == (Demonstration("Show one.", code),)
+    assert parse(prompt.render()) == prompt
+
+
+def test_a_code_block_without_an_end_hides_no_section() -> None:
+    ends = Prompt("```", "{question}\n```", (Demonstration("```", "x\n```"), Demonstration("a", "```")))
+    assert parse(ends.render()) == ends
+    with pytest.raises(PromptError, match='"# load" is unknown'):
+        parse("# System\n```\n# load\n\n# Question template\n{question}\n```")
+
+
 @settings(max_examples=50, deadline=None)
 @given(PROMPTS)
 def test_a_prompt_keeps_its_hash_through_the_document(prompt: Prompt) -> None:

@@ -197,7 +197,9 @@ def known_rows(
         mended: Its failing reply with the reference in place of the answer, by id, if it lacked only content.
         adapter: Hash of the kept adapter, which wrote `own`; None for the base.
     """
-    untaught = [example for example in examples if example.reference and not reward(example, example.reference).passed]
+    with_reference = [example for example in examples if example.reference]
+    scores = reward.score_all(with_reference, [example.reference or "" for example in with_reference])
+    untaught = [example for example, score in zip(with_reference, scores, strict=True) if not score.passed]
     rows: list[RemadeRow] = []
     for example in untaught:
         replies = ((own.get(example.id), adapter), (mended.get(example.id), LAYOUT))

@@ -144,7 +144,7 @@ def _refuse_runaway(written: str, old: Prompt) -> None:
 
 def _plain(field: str) -> str:
     """A field's text, without answer tags around it (some editors write them there too) and with tags restored."""
-    return restore((answers(field) or [field])[-1].strip())
+    return documents.unix_lines(restore((answers(field) or [field])[-1].strip()))
 
 
 def reply_in_error(error: Exception) -> AIMessage | None:

@@ -122,4 +122,4 @@ def reference_losses(
 
 def grade(reward: Reward, examples: Sequence[Example], replies: Sequence[str]) -> list[Graded]:
     """Each reply with its score. Raises RewardError, naming the row, if the reward returns no usable score."""
-    return [Graded(example, reply, reward(example, reply)) for example, reply in zip(examples, replies, strict=True)]
+    return [Graded(*each) for each in zip(examples, replies, reward.score_all(examples, replies), strict=True)]

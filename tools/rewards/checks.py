@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from nslora.tools.answers import accepted_texts, column_value, has_column
+from nslora.tools.answers import column_value, has_column
 from nslora.tools.prompt import MINUS
 from nslora.tools.rewards.exact_text import laid_out, same_but_for_case, typed, without_edges
+from nslora.tools.rewards.field_texts import texts_of
 from nslora.tools.schema import Settings
 
 if TYPE_CHECKING:
@@ -144,7 +145,9 @@ class BuiltInCheck(Check):
 
 
 class FieldCheck(BuiltInCheck):
-    """A check against a text of the row: its reference, or the column named by `field` (a list: any of its texts).
+    """A check against a text of the row: its reference, or the column named by `field`.
+
+    Any of several texts is accepted: of a list, or of a mapping such as `{"value": ..., "aliases": [...]}`.
 
     `reveal: false` hides the text from feedback, and all suggestions of the reward.
     """
@@ -158,19 +161,17 @@ class FieldCheck(BuiltInCheck):
         """Whether the reply passes for this text."""
 
     def texts(self, example: Example) -> list[str]:
-        """List the accepted texts. Suggestions use the first."""
+        """List the accepted texts. Suggestions use the first. Raises ValueError if the value holds no texts."""
         if self.field == "reference":
-            return accepted_texts(example.reference)
-        return (
-            accepted_texts(column_value(example.fields, self.field)) if has_column(example.fields, self.field) else []
-        )
+            return texts_of(example.reference)
+        return texts_of(column_value(example.fields, self.field) if has_column(example.fields, self.field) else None)
 
     def problem(self, example: Example) -> str | None:
         try:
             if self.texts(example):
                 return None
         except ValueError as error:
-            return f"the check {self.name!r} cannot read the field {self.field!r}: {error}"
+            return f"the check {self.name!r} needs text in the field {self.field!r}, which holds {error}"
         found = ", ".join(map(str, example.fields))
         return f"the check {self.name!r} needs the field {self.field!r}, which is missing or empty (found: {found})"
 

@@ -5,31 +5,38 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from nslora.tools.errors import NsloraError, RewardError
+from nslora.tools.errors import NsloraError, RewardError, UnreachableRewardError
+from nslora.tools.rewards.calling import TRIES, is_async, is_passing, settled
 from nslora.tools.rewards.checks import Check, CheckResult
 from nslora.tools.rewards.function_hash import first_text_of
 from nslora.tools.rewards.score import Score
+from nslora.tools.rewards.signatures import Signature, signature_of
 
 if TYPE_CHECKING:
     from nslora.tools.schema import Example
 
-_OFFERED = ("question", "reference", "reply", "example")
 _ROUNDING = 1e-9
+_ONE_BY_ONE = RLock()  # functions that are not async may not be safe in several threads
+_WORDS = ("feedback", "reason", "reasoning", "comment", "explanation", "rationale")  # names of what a judge says
 
 
 class FunctionCheck(Check):
-    """A check that calls a function with question, reference, reply and example, by keyword, plus the spec's options.
+    """A check that calls a function, by the names of its parameters (`signatures.KNOWN`), plus the spec's options.
 
-    The function returns a number in [0, 1], a bool, (number, feedback), {"score", "feedback"} or a Score.
+    The function returns a number in [0, 1], a bool, (number, feedback), {"score", "feedback"}, an object with `.score`
+    and `.feedback`, or a Score. "reason", "comment" and the like are feedback too. A function of `completions` returns
+    a list with one of these. An async function is awaited.
     """
 
     function: Callable[..., Any]
@@ -45,20 +52,47 @@ class FunctionCheck(Check):
         plain = self.model_dump(exclude_defaults=True, exclude={"function"})
         return {**plain, "code": hashlib.sha256(first_text_of(self.function, whole=self.named).encode()).hexdigest()}
 
+    @cached_property
+    def signature(self) -> Signature:
+        """How the function is called. Raises RewardError if that cannot be known."""
+        return signature_of(self.check, self.function, self.options)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether calls are awaited, so that many can be made at once."""
+        return is_async(self.function)
+
+    def problem(self, example: Example) -> str | None:
+        if not (lacking := self.signature.lacking(example)):
+            return None
+        found = ", ".join(map(str, example.fields))
+        return (
+            f"the reward function {self.check!r} needs {' and '.join(lacking)}, which this row lacks (found: {found})"
+        )
+
     def grade(self, example: Example, reply: str) -> CheckResult:
         where = f"The reward function {self.check!r}, on row {example.id!r} with the reply {reply[:80]!r},"
-        offered = {"question": example.question, "reference": example.reference, "reply": reply, "example": example}
-        arguments, keywords = _arguments(self.function, offered)
+
+        def call() -> Any:
+            arguments, keywords = self.signature.arguments(example, reply)  # anew: the function may change them
+            return self.function(*arguments, **keywords, **self.options)
+
         try:
-            result = self.function(*arguments, **keywords, **self.options)
+            with nullcontext() if self.awaits else _ONE_BY_ONE:
+                result = settled(call)
         except NsloraError:
             raise
         except (Exception, SystemExit) as error:
+            raised = f"{where} raised {type(error).__name__}: {error}"
+            if is_passing(error):
+                raise UnreachableRewardError(
+                    f"{raised}, at each of {TRIES} tries; failures like this pass: wait, then begin or resume."
+                ) from error
             raise RewardError(
-                f"{where} raised {type(error).__name__}: {error}; fix the function and begin a new run "
+                f"{raised}; fix the function and begin a new run "
                 "(scores of two versions do not mix; known replies are not generated again)."
             ) from error
-        return _checked(result, where)
+        return _checked(_only(result, where) if self.signature.family == "batch" else result, where)
 
 
 def function_check(spec: Mapping[str, Any], folder: Path | None = None) -> FunctionCheck:
@@ -71,7 +105,7 @@ def function_check(spec: Mapping[str, Any], folder: Path | None = None) -> Funct
     function = _find(kind, folder)
     own = {key: spec[key] for key in ("name", "weight", "wanted") if key in spec}
     options = {key: value for key, value in spec.items() if key != "check" and key not in own}
-    _check_signature(kind, function, options)
+    signature_of(kind, function, options)
     try:
         return FunctionCheck(
             **{"name": kind.partition(":")[2], **own}, check=kind, function=function, options=options, named=True
@@ -84,7 +118,7 @@ def function_check(spec: Mapping[str, Any], folder: Path | None = None) -> Funct
 def callable_check(function: Callable[..., Any]) -> FunctionCheck:
     """Build the check named "reward" for a callable. Raises RewardError if it cannot be called."""
     name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
-    _check_signature(name, function, {})
+    signature_of(name, function, {})
     return FunctionCheck(check=name, name="reward", function=function)
 
 
@@ -135,33 +169,14 @@ def _module(name: str, folder: Path | None) -> Any:
     return sys.modules[own_name]
 
 
-def _check_signature(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Raise RewardError if the function cannot be called with the offered arguments."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return  # a built-in without a signature: called with (question, reference, reply)
-    arguments, keywords = _arguments(function, dict.fromkeys(_OFFERED))
-    try:
-        signature.bind(*arguments, **keywords, **options)
-    except TypeError as error:
+def _only(result: Any, where: str) -> Any:
+    """The reward of the one completion that a function of `completions` was given."""
+    rewards = list(result) if isinstance(result, Sequence) or hasattr(result, "tolist") else [result, None]
+    if isinstance(result, str) or len(rewards) != 1:
         raise RewardError(
-            f"The reward function {name!r} cannot be called ({error}): it gets {', '.join(_OFFERED)}"
-            + (f" and the options {', '.join(options)}." if options else ".")
-        ) from error
-
-
-def _arguments(function: Callable[..., Any], offered: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Choose the arguments: by keyword if the function uses the offered names, else (question, reference, reply)."""
-    positional = [offered[name] for name in _OFFERED[:3]]
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return positional, {}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return [], dict(offered)
-    by_name = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name in offered]
-    return ([], {name: offered[name] for name in by_name}) if by_name else (positional, {})
+            f"{where} returned {result!r}: with `completions`, it must return a list with one reward for each."
+        )
+    return rewards[0]
 
 
 def _checked(result: Any, where: str) -> CheckResult:
@@ -173,12 +188,19 @@ def _checked(result: Any, where: str) -> CheckResult:
         if "score" not in result:
             found = ", ".join(map(str, result))
             raise RewardError(f"{where} returned a mapping without the key 'score' (found: {found}).")
-        result, feedback = result["score"], result.get("feedback", "")
+        result, feedback = result["score"], _words(result.get)
+    elif hasattr(result, "score"):
+        result, feedback = result.score, _words(lambda name: getattr(result, name, None))
     elif isinstance(result, tuple | list) and len(result) == 2:
         result, feedback = result
     if not isinstance(feedback, str | None):
         raise RewardError(f"{where} returned {feedback!r} as feedback: return text beside the number.")
     return CheckResult(_number(result, where), feedback or "")
+
+
+def _words(get: Callable[[str], Any]) -> Any:
+    """What a judge says beside its number: the first of the names that holds anything."""
+    return next((found for name in _WORDS if (found := get(name))), "")
 
 
 def _from_score(score: Score, where: str) -> CheckResult:
@@ -205,9 +227,6 @@ def _number(value: Any, where: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not -_ROUNDING <= number <= 1 + _ROUNDING:
-        hint = "; an async function is not awaited" if inspect.isawaitable(value) else ""
-        if inspect.iscoroutine(value):
-            value.close()
-        raise RewardError(f"{where} returned {value!r}: it must return a number from 0 to 1{hint}.")
+        raise RewardError(f"{where} returned {value!r}: it must return a number from 0 to 1.")
     # 0.7 + 0.2 + 0.1 is 0.9999999999999999; of 0.0 and -0.0, max gives the first.
     return 1.0 if number >= 1 - _ROUNDING else max(0.0, number)

@@ -6,13 +6,16 @@ Scores are cached by row and reply; `calls` counts the evaluations that were mad
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import ValidationError
 
 from nslora.tools.errors import RewardError
+from nslora.tools.rewards.calling import AT_ONCE
 from nslora.tools.rewards.checks import Check, CheckResult, Contains, ExactMatch, JsonSchema, Length, Regex, UpperCase
 from nslora.tools.rewards.choice import Choice
 from nslora.tools.rewards.json_equal import JsonEqual
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from nslora.tools.schema import Example
 
 Combine = Literal["mean", "all"]
+
+_COUNTING = Lock()  # `calls`, when rows are scored at once
 
 # Begins the last part of the feedback, on a new line; the suggestion follows, to the end of the text.
 SUGGESTION_PREFIX = "A reply that would be right here: "
@@ -76,6 +81,24 @@ class Reward:
         if key not in self._scores:
             self._scores[key] = self.fresh(example, reply)
         return self._scores[key]
+
+    def score_all(self, examples: Sequence[Example], replies: Sequence[str]) -> list[Score]:
+        """Score each reply to its row. Rows are scored at once, up to `AT_ONCE`, if a check is async."""
+        pairs = list(zip(examples, replies, strict=True))
+        if not any(getattr(check, "awaits", False) for check in self.checks):
+            return [self(example, reply) for example, reply in pairs]
+        by_row: dict[tuple[str, str], list[tuple[Example, str]]] = {}
+        for example, reply in pairs:  # replies to one row in turn, because they share its suggestion
+            by_row.setdefault((example.id, example.question), []).append((example, reply))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            waiting = [pool.submit(lambda row: [self(*pair) for pair in row], row) for row in by_row.values()]
+            try:
+                for each in waiting:
+                    each.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [self(example, reply) for example, reply in pairs]
 
     def fresh(self, example: Example, reply: str) -> Score:
         """Score a reply without the cache, to measure the noise of the reward."""
@@ -147,7 +170,8 @@ class Reward:
         return best or self._judge_one(example, reply)
 
     def _judge_one(self, example: Example, reply: str) -> tuple[Score, str | None]:
-        self.calls += 1
+        with _COUNTING:
+            self.calls += 1
         results = [(check, check.grade(example, reply)) for check in self.checks]
         values: dict[str, float] = {}
         for check, result in results:

@@ -129,8 +129,8 @@ def task_from_rows(
         train: Rows that updates learn from: mappings of columns, or a pandas DataFrame.
         validation: Rows that decide whether a candidate is kept.
         test: Rows for the final measurement.
-        reward: Check specs, or a callable of (question, reference, reply) that returns a number in [0, 1], a pair
-            (number, feedback) or a Score.
+        reward: Check specs, or a callable of (question, reference, reply), or with the signature of another framework
+            (`rewards.signatures.KNOWN`). It returns a number in [0, 1], a pair (number, feedback) or a Score.
         name: Shown in reports.
         combine: "mean" or "all"; see `Reward`.
         prompt: The start prompt, its document, or the path of a document that ends in .md.

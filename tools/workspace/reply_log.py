@@ -96,7 +96,8 @@ def classify_replies(
     task = replace(task, reward=task.reward.anew())
     fields = {"question": question_field, "reference": reference_field, "reply": reply_field}
     pairs, before = _read_replies(task, replies, fields), task.reward.calls
-    scored = [Graded(row, reply, task.reward(row, reply)) for row, reply in pairs]
+    scores = task.reward.score_all([row for row, _ in pairs], [reply for _, reply in pairs])
+    scored = [Graded(*pair, score) for pair, score in zip(pairs, scores, strict=True)]
     tolerance = tolerance_of(task.reward, scored)
     good = [each for each in scored if each.score.value >= FULL - tolerance]
     failing = [each for each in scored if each.score.value < FULL - tolerance]

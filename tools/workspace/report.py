@@ -24,6 +24,15 @@ PACKAGES = ("nslora", "torch", "transformers", "peft", "trl", "textgrad", "langg
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation cost. flop: model FLOPs by formula, cached or not; replies from the cache cost no tokens."""
+
+    generated_tokens: int = 0
+    cached_replies: int = 0
+    flop: float = 0.0
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """A finished run in plain values.
 
@@ -33,7 +42,7 @@ class RunFacts:
         start: {"adapter": hash or None, "prompt": hash} of the start; final: of the result.
         validation: Validation reward of base and result; test: what `compare_on_test` found.
         wall_s: Seconds at work.
-        start_flop: Model FLOPs of the evaluation before the first round.
+        start_cost: Cost of the evaluation before the first round; test_cost: of the test split, base and result.
         scores: One record per candidate and test question, for paired comparisons of runs.
     """
 
@@ -44,7 +53,8 @@ class RunFacts:
     validation: Mapping[str, Any]
     test: Mapping[str, Any]
     wall_s: float
-    start_flop: float = 0.0
+    start_cost: Evaluated = Evaluated()
+    test_cost: Evaluated = Evaluated()
     scores: Sequence[Mapping[str, Any]] = ()
 
 
@@ -129,7 +139,7 @@ def _report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
         "overfit_gap": {name: _overfit_gap(facts, name) for name in ("base", "result")},
         "keep_test": KEEP_TEST,
         "rounds": [dict(each) for each in facts.rounds],
-        "cost": _costs(facts.rounds, facts.start_flop),
+        "cost": _costs(facts.rounds, facts.start_cost, facts.test_cost),
         "wall_s": round(facts.wall_s, 3),
         "peak_rss_mb": _peak_rss_mb(),
         "settings": settings.model_dump(mode="json"),
@@ -144,14 +154,25 @@ def _overfit_gap(facts: RunFacts, name: str) -> float | None:
     return None if on_validation is None else float(on_validation - facts.test[name]["reward"])
 
 
-def _costs(rounds: Sequence[Mapping[str, Any]], start_flop: float) -> dict[str, float]:
-    """Sums over the rounds. tflop counts the evaluation before them too, but not the test split."""
-    spent = spent_of(rounds, 0.0, start_flop)
+def _costs(rounds: Sequence[Mapping[str, Any]], start: Evaluated, test: Evaluated) -> dict[str, float]:
+    """Sums over the run, from the first evaluation to the test split.
+
+    tflop is what `max_tflop` caps: the first evaluation and the rounds. test_tflop comes on top of it.
+    """
+    spent = spent_of(rounds, 0.0, start.flop)
     return {
         "trained_tokens": spent.train_tokens,
-        "generated_tokens": sum(each["generated_tokens"] for each in rounds),
-        "start_tflop": start_flop / TERA,
+        "generated_tokens": start.generated_tokens
+        + sum(each["generated_tokens"] for each in rounds)
+        + test.generated_tokens,
+        "start_generated_tokens": start.generated_tokens,
+        "test_generated_tokens": test.generated_tokens,
+        "cached_replies": start.cached_replies
+        + sum(each.get("cached_replies", 0) for each in rounds)
+        + test.cached_replies,
+        "start_tflop": start.flop / TERA,
         "tflop": spent.tflop,
+        "test_tflop": test.flop / TERA,
         "editor_calls": spent.editor_calls,
         "editor_tokens": spent.editor_tokens,
         "editor_cost": spent.cost,

@@ -123,6 +123,15 @@ def test_fields_and_tags_are_read_as_the_same_prompt(text: str) -> None:
     assert read_prompt(json.dumps(fields), OLD, "question") == Prompt(OLD.system, new.template, OLD.demonstrations)
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_no_carriage_return_of_an_editor_comes_into_the_prompt(end: str) -> None:
+    new = Prompt("a\n\nb", "Q:\n{question}", (Demonstration("c\nd", "e\nf"),))
+    pair = {"question": f"c{end}d", "reply": f"e{end}f"}
+    fields = {"system": f"a{end}{end}b", "question_template": f"Q:{end}{{question}}", "demonstrations": [pair]}
+    assert read_prompt(json.dumps(fields), OLD, "document") == new
+    assert read_prompt(improved(new).replace("\n", end), OLD, "document") == new
+
+
 def test_filled_in_fields_are_on_record_and_a_replay_reads_the_same_prompt(tmp_path: Path) -> None:
     path = tmp_path / "editor.jsonl"
     replies = [json.dumps({"system": system}) for system in (OLD.system, HARD)]  # the first changes nothing

@@ -429,13 +429,9 @@ def test_a_function_that_gives_no_number_from_0_to_1_stops_the_run_with_the_row(
 
 
 def test_what_a_function_gives_beside_its_number_is_text():
-    async def late(question, reference, reply):
-        return 1.0
-
     for function, problem in (
         (lambda reply: (1.0, 0.0), "returned 0.0 as feedback"),
         (lambda reply: Score(0.5, {}, "", 5), "the suggestion 5"),
-        (late, "an async function is not awaited"),
     ):
         with pytest.raises(RewardError, match=problem):
             build_reward(function)(row(), "x")
@@ -457,14 +453,13 @@ def test_a_function_that_raises_stops_the_run_with_the_row_and_the_cause():
 
 def test_a_function_is_called_with_the_names_it_asks_for():
     assert build_reward(lambda reply, example: float(reply == example.fields["key"]))(row(), "1911").value == 1.0
-    assert build_reward(lambda a, b, c: float((a, b, c) == ("When was it lit?", "in 1911", "x")))(row(), "x").passed
     assert build_reward(lambda **named: float(set(named) == {"question", "reference", "reply", "example"}))(
         row(), "x"
     ).passed
 
 
 def test_a_function_that_cannot_be_called_is_refused_before_the_run():
-    with pytest.raises(RewardError, match="it gets question, reference, reply, example"):
+    with pytest.raises(RewardError, match=r"unknown parameter 'temperature'.*\(question, reference, reply, example\)"):
         build_reward(lambda reply, temperature: 1.0)
 
 

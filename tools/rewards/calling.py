@@ -1,0 +1,115 @@
+"""Calls of a user's function: async ones are awaited, and passing failures of a server are tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+AT_ONCE = 16  # async calls that wait for an answer at the same time
+WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try
+TRIES = 1 + len(WAITS_S)
+LONGEST_WAIT_S = 60.0  # of what a server asks for in Retry-After
+
+_PASSING_STATUS = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+_STATUS_NAMES = ("status_code", "status", "code")
+# Bases, by name, of the connection errors of httpx, requests, aiohttp, openai and anthropic.
+_PASSING_NAMES = {
+    *("TransportError", "ConnectionError", "Timeout", "ClientConnectionError", "APIConnectionError"),
+    *("ServiceUnavailable", "RateLimitError"),
+}
+_LOCK = threading.Lock()
+
+
+def is_async(function: Any) -> bool:
+    """Whether calls of this function, method or object are awaited."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def settled(call: Callable[[], Any]) -> Any:
+    """Call, await what is awaitable, and try again after a passing failure; raise the last one."""
+    for wait_s in (*WAITS_S, None):
+        try:
+            result = call()
+            return _awaited(result) if inspect.isawaitable(result) else result
+        except Exception as error:
+            if wait_s is None or not is_passing(error):
+                raise
+            time.sleep(min(max(wait_s, _asked_for(error)), LONGEST_WAIT_S))
+    raise AssertionError("the last try returns or raises")
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an error, or the one that it was raised from, says that the same call may succeed later.
+
+    These are time-outs, lost connections, and the HTTP status 408, 425, 429 or 5xx.
+    """
+    while error is not None:
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(is_passing, error.exceptions))
+        status = _status(error)
+        if status is not None:
+            return status in _PASSING_STATUS or 500 <= status < 600
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if isinstance(error, TimeoutError | ConnectionError | socket.gaierror) or names & _PASSING_NAMES:
+            return True
+        reason = getattr(error, "reason", None)  # of urllib's URLError
+        error = reason if isinstance(reason, OSError) else error.__cause__
+    return False
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error carries itself or in its response; None if there is none."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in _STATUS_NAMES:
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and 100 <= value < 600:
+                return int(value)
+    return None
+
+
+def _asked_for(error: BaseException) -> float:
+    """Seconds that the server asks to wait; 0.0 if it says nothing that can be read."""
+    for holder in (getattr(error, "response", None), error):
+        headers = getattr(holder, "headers", None)
+        try:
+            return max(0.0, float(headers["retry-after"]))  # type: ignore[index]
+        except (KeyError, TypeError, ValueError):
+            continue
+    return 0.0
+
+
+def _awaited(result: Awaitable[Any]) -> Any:
+    """Wait for a result on the loop of this process: a client that was made in one loop works in no other."""
+
+    async def outcome() -> tuple[Any, BaseException | None]:
+        try:
+            return await result, None
+        except (Exception, SystemExit) as error:  # SystemExit would end the loop
+            return None, error
+
+    value, error = asyncio.run_coroutine_threadsafe(outcome(), _loop()).result()
+    if error is not None:
+        raise error
+    return value
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    with _LOCK:
+        return _loop_of(os.getpid())  # a forked process has no thread for its parent's loop
+
+
+@functools.cache
+def _loop_of(_process: int) -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="nslora-rewards", daemon=True).start()
+    return loop
