@@ -8,6 +8,9 @@ from nslora.tools.errors import RewardError
 from nslora.tools.rewards.choice import LETTERS, chosen
 from nslora.tools.rewards.reward import build_check, build_reward
 from nslora.tools.schema import Example
+from nslora.tools.tasks.task import task_from_rows
+from nslora.tools.workspace.budget import plan_of
+from nslora.tools.workspace.settings import RunSettings
 
 SPAM, NOT_SPAM, YES = ("spam", "ham"), ("spam", "not spam"), ("yes", "no")
 MOOD = ("positive", "negative", "neutral")
@@ -174,3 +177,15 @@ def test_contains_says_nothing_where_labels_are_apart() -> None:
     assert build_reward(["contains"]).remarks(rows("spam", "ham")) == []
     assert build_reward(["contains"]).remarks([Example("1", "q", "Ada", {}), Example("2", "r", "Ada B.", {})]) == []
     assert build_reward(["choice"]).remarks(rows("A", "B")) == []
+
+
+def test_the_note_on_labels_comes_before_a_run() -> None:
+    given = {
+        split: [{"question": f"{split} {n}?", "reference": ("spam", "not spam")[n % 2]} for n in range(6)]
+        for split in ("train", "validation", "test")
+    }
+    noted = []
+    for check in ("contains", {"check": "choice", "labels": ["spam", "not spam"]}):
+        task = task_from_rows(**given, reward=[check])
+        noted.append(any("Use the check `choice`" in each for each in plan_of(task, RunSettings()).warnings))
+    assert noted == [True, False]
