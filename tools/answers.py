@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,8 @@ _BESIDE = frozenset(
         "normalized_text",
     )
 )
+
+_BARE_REPR: Any = object.__repr__  # of a class that says nothing about its values
 
 
 def column_value(columns: Mapping[str, Any], path: str) -> Any:
@@ -64,7 +65,7 @@ def is_missing(value: Any) -> bool:
     """Whether a value is None or not a number, which pandas writes for a missing value."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
-    return isinstance(value, float) and math.isnan(value)
+    return bool(value != value)  # only NaN, of float, NumPy or Decimal, differs from itself
 
 
 def plain(value: Any) -> Any:
@@ -84,27 +85,34 @@ def accepted_texts(value: Any) -> list[str]:
 
     Args:
         value: A text, a number, a boolean, a list of such, or an object such as `{"value": .., "aliases": [..]}`.
-            Lists may be nested. Missing values and empty texts are left out.
+            Lists may be nested. None and empty texts are left out.
 
     Raises:
-        ValueError: If an object has keys beside its answers that may change their meaning.
+        ValueError: If the value holds NaN, bytes, an object that is no text, or a mapping with keys beside its answers
+            that may change their meaning. The message begins with what came.
     """
     return list(dict.fromkeys(_texts(value)))
 
 
 def _texts(value: Any) -> list[str]:
     value = plain(value)
-    if is_missing(value):
+    if value is None:
         return []
     if isinstance(value, list | tuple):
         return [text for each in value for text in _texts(each)]
+    if isinstance(value, set | frozenset):
+        return sorted(text for each in value for text in _texts(each))
     if isinstance(value, Mapping):
         held = [key for key in _ANSWERS if key in value]
         if not held or set(value) - set(_ANSWERS) - _BESIDE:
             raise ValueError(
-                f"it is an object with the keys {', '.join(map(str, value))}, and it is not known which of them are "
-                "right answers: name one by its path, as in answers.text"
+                f"an object with the keys {', '.join(map(str, value)) or '(none)'}, and it is not known which of them "
+                "are right answers: name one by its path, as in answers.text"
             )
         return [text for key in held for text in _texts(value[key])]
+    if is_missing(value):
+        raise ValueError("NaN, a missing value")
+    if isinstance(value, bytes | bytearray) or type(value).__repr__ is _BARE_REPR:
+        raise ValueError(f"an object of the type {type(value).__name__}")
     text = as_csv_text(value)
     return [text] if text.strip() else []

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from nslora.tools.answers import column_value, has_column
+from nslora.tools.answers import accepted_texts, column_value, has_column
 from nslora.tools.prompt import MINUS
 from nslora.tools.rewards.exact_text import laid_out, same_but_for_case, typed, without_edges
-from nslora.tools.rewards.field_texts import texts_of
 from nslora.tools.schema import Settings
 
 if TYPE_CHECKING:
@@ -163,8 +162,10 @@ class FieldCheck(BuiltInCheck):
     def texts(self, example: Example) -> list[str]:
         """List the accepted texts. Suggestions use the first. Raises ValueError if the value holds no texts."""
         if self.field == "reference":
-            return texts_of(example.reference)
-        return texts_of(column_value(example.fields, self.field) if has_column(example.fields, self.field) else None)
+            return accepted_texts(example.reference)
+        return accepted_texts(
+            column_value(example.fields, self.field) if has_column(example.fields, self.field) else None
+        )
 
     def problem(self, example: Example) -> str | None:
         try:

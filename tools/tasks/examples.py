@@ -81,7 +81,7 @@ class RowReader:
         try:
             texts = accepted_texts(value)
         except ValueError as error:
-            raise TaskError(f"{row.place}: the reference cannot be read: {error} (fields.reference).") from error
+            raise TaskError(f"{row.place}: the reference is no text: it holds {error} (fields.reference).") from error
         return tuple(_usable(row, "reference", text) for text in texts or [""])
 
     def example(self, row: SourceRow, split: str) -> Example:

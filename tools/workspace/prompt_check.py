@@ -20,8 +20,8 @@ def check_for_run(prompt: Prompt, workspace: Workspace) -> None:
         context_tokens=workspace.policy.context_tokens,
         longest_question=longest,
         max_new_tokens=workspace.task.max_new_tokens,
-        forbidden_questions=[row.question for row in held_out],
-        allowed_questions=[row.question for row in train],
+        forbidden_questions=[text for row in held_out for text in workspace.task.reader.quotable(row)],
+        allowed_questions=[text for row in train for text in workspace.task.reader.quotable(row)],
         protected=workspace.settings.editing.protected,
         columns=workspace.task.columns,
     )

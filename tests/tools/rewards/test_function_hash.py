@@ -161,7 +161,7 @@ def judge(reply, words):
     return 1.0
 
 held = [lambda reply: reply in {"a", "b", "c"}, lambda reply: 1.0]
-for each in (Judge(), Judge().score, paying({"a", "b", "c"}, Client()), held[0], max,
+for each in (Judge(), Judge().score, paying({"a", "b", "c"}, Client()), held[0],
              functools.partial(judge, words={"a", "b", "c"})):
     print(build_reward(each).spec["checks"][0]["code"])
 """
