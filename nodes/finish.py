@@ -42,14 +42,8 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
         test=compare_on_test(base, result),
         scores=[*question_scores("base", base), *question_scores("result", result)],
         wall_s=state["wall_s"] + wall_s,
-        start_cost=Evaluated(measured["generated_tokens"], measured["cached_replies"], measured["flop"])
-        if measured
-        else Evaluated(),
-        test_cost=Evaluated(
-            base_cost.generated_tokens + result_cost.generated_tokens,
-            base_cost.cached_replies + result_cost.cached_replies,
-            base_cost.flop + result_cost.flop,
-        ),
+        start_cost=Evaluated.of(measured),
+        test_cost=base_cost + result_cost,
     )
     write_result(workspace, facts)
     return {"status": "finished", "wall_s": wall_s}

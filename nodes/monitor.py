@@ -32,13 +32,8 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
 
 def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Judge the proposal by validation alone. In round 0 the start is kept without a judgement."""
-    measured, proposal, kept, settings = (
-        state["measured"],
-        state["proposal"],
-        state["kept_measured"],
-        workspace.settings,
-    )
-    rounds, changes = list(state["rounds"]), Changes()
+    measured, proposal, kept = state["measured"], state["proposal"], state["kept_measured"]
+    settings, rounds, changes = workspace.settings, list(state["rounds"]), Changes()
     if proposal is not None:
         verdict = judge(state, workspace)
         record = round_record(state, proposal, measured, verdict, workspace)

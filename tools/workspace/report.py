@@ -1,12 +1,14 @@
 """The result folder: adapter, prompt, remade data, decisions, and the report that accounts for them."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import platform
 import resource
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,14 @@ class Evaluated:
     generated_tokens: int = 0
     cached_replies: int = 0
     flop: float = 0.0
+
+    @classmethod
+    def of(cls, measured: Mapping[str, Any] | None) -> Evaluated:
+        """The cost of an evaluation by its summary in the state."""
+        return cls(**{each.name: measured[each.name] for each in fields(cls)}) if measured else cls()
+
+    def __add__(self, other: Evaluated) -> Evaluated:
+        return Evaluated(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
