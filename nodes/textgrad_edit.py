@@ -101,7 +101,7 @@ def failures_to_show(state: AdaptationState, workspace: Workspace) -> list[Grade
 def past_edits(state: AdaptationState, workspace: Workspace) -> list[PastEdit]:
     """Earlier edits with what they brought: the momentum that the editor is shown."""
     edits = []
-    prompt = state["start"]["prompt"]  # the one that was in force before each round
+    prompt = state["start"]["prompt"]  # the prompt that each round began with
     for record in state["rounds"]:
         candidate = record["candidate"]
         if candidate is None:

@@ -31,7 +31,7 @@ from nslora.graph.runs.history import last_whole_round, line_of
 from nslora.graph.runs.integrity import check_records
 from nslora.graph.runs.view import report_of
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
-from nslora.tools.errors import DamagedError, RunError, StoppedError, UnreachableRewardError
+from nslora.tools.errors import DamagedError, EditorCallError, RunError, StoppedError, UnreachableRewardError
 from nslora.tools.files import quoted, read_jsonl, write_json, write_jsonl
 from nslora.tools.prompt import Prompt
 from nslora.tools.workspace.record import (
@@ -146,8 +146,8 @@ class Execution:
         `approve` node, see `question`. A run that was begun before goes on from its last checkpoint, under the same
         settings; a finished one yields nothing. Raises RunError if another process is at work on the run, the disk
         is full, nothing waits for the answer, or another checkpointer holds the run; StoppedError if a reward function
-        meets a failure that passes; and DamagedError, with the command
-        that goes on, if a file of the past is damaged.
+        meets a failure that passes, EditorCallError if a call of the editor fails, and DamagedError if a file of the
+        past is damaged, each with the command that goes on.
         """
         moved_away = self._saver is None and self._place is None and not (self.folder / CHECKPOINTS_FILE).exists()
         with named_disk_problems(self.folder), sole_writer(self.folder) as stream, self.checkpointer() as saver:
@@ -155,10 +155,9 @@ class Execution:
             try:
                 self._refuse_where_unasked(graph, answer, begins_anew=moved_away)
                 yield from self._streamed(graph, replace(self.context, stream=stream), modes, control, answer)
-            except UnreachableRewardError as error:
-                raise StoppedError(
-                    f"{error} Every finished step is kept; go on with nslora resume {quoted(self.folder)}."
-                ) from error
+            except (EditorCallError, UnreachableRewardError) as error:
+                kind = EditorCallError if isinstance(error, EditorCallError) else StoppedError
+                raise kind(f"{error} Every finished step is kept: nslora resume {quoted(self.folder)}") from error
             except DamagedError as error:
                 raise DamagedError(
                     f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "

@@ -48,8 +48,8 @@ class CostLedger:
 
         Args:
             kind: Of the update.
-            **found: Fields of the Proposal: candidate, or error if there is none; note, new_rows, epoch_losses_nats,
-                grad_norms.
+            **found: Fields of the Proposal that differ from nothing. An update that failed has `error` in place of
+                `candidate`.
         """
         wall_s = self.wall_s
         proposal: dict[str, Any] = {
