@@ -7,6 +7,7 @@ A call that failed says nothing about prompts: it stops the run. What a server r
 from collections.abc import Iterator
 
 from nslora.tools.errors import NsloraError
+from nslora.tools.http_status import http_status
 
 # HTTP statuses by which a server refuses the request's content: bad request, too large, unprocessable.
 REFUSED_CONTENT = (400, 413, 422)
@@ -43,13 +44,8 @@ def remedy_for(error: Exception) -> str:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status behind an error of openai, anthropic, httpx, requests or google; None if there is none."""
-    for each in _chain(error):
-        for owner in (each, getattr(each, "response", None)):
-            for name in ("status_code", "code", "status"):
-                if type(status := getattr(owner, name, None)) is int and 400 <= status < 600:
-                    return status
-    return None
+    """The first HTTP status of an error or of what caused it; None if there is none."""
+    return next((status for each in _chain(error) if (status := http_status(each)) is not None), None)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
+from nslora.tools.http_status import http_status
+
 AT_ONCE = 16  # async calls that wait for an answer at the same time
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try
 TRIES = 1 + len(WAITS_S)
 LONGEST_WAIT_S = 60.0  # of what a server asks for in Retry-After
 
 _PASSING_STATUS = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
-_STATUS_NAMES = ("status_code", "status", "code")
 # Bases, by name, of the connection errors of httpx, requests, aiohttp, openai and anthropic.
 _PASSING_NAMES = {
     *("TransportError", "ConnectionError", "Timeout", "ClientConnectionError", "APIConnectionError"),
@@ -56,7 +57,7 @@ def is_passing(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
             return all(map(is_passing, error.exceptions))
-        status = _status(error)
+        status = http_status(error)
         if status is not None:
             return status in _PASSING_STATUS or 500 <= status < 600
         names = {kind.__name__ for kind in type(error).__mro__}
@@ -65,16 +66,6 @@ def is_passing(error: BaseException | None) -> bool:
         reason = getattr(error, "reason", None)  # of urllib's URLError
         error = reason if isinstance(reason, OSError) else error.__cause__
     return False
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error carries itself or in its response; None if there is none."""
-    for holder in (error, getattr(error, "response", None)):
-        for name in _STATUS_NAMES:
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and 100 <= value < 600:
-                return int(value)
-    return None
 
 
 def _asked_for(error: BaseException) -> float:
