@@ -10,7 +10,7 @@ from nslora.graph.runs.execution import Answer, Execution
 from nslora.graph.runs.fork import Beginning, begin, complete
 from nslora.graph.runs.history import checkpoint_before, line_of
 from nslora.graph.runs.view import RunView, look
-from nslora.tools.editor.call_log import EditorLog, RecordedChat
+from nslora.tools.editor.call_log import EditorLog, RecordedCall, RecordedChat
 from nslora.tools.editor.calls import FREE
 from nslora.tools.errors import RunError
 from nslora.tools.files import read_json
@@ -36,6 +36,12 @@ class ReplayedChat(RecordedChat):
     @property
     def _llm_type(self) -> str:
         return self.kind
+
+    def recorded(self, request: str) -> list[RecordedCall]:
+        """As in the record; a request that an earlier version of nslora put in other words goes by its place."""
+        place = self.asked.total()
+        made = [call for call in self.log.first() if not call.call_failed]
+        return super().recorded(request) or [call for call in made[place : place + 1] if not call.request]
 
 
 @dataclass(frozen=True)

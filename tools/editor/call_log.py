@@ -1,7 +1,7 @@
 """The record of an editor's calls: `editor.jsonl`, one line per call.
 
-A line holds the hash of the request, the model's name, the purpose of the call, the reply (or the error that came
-instead), token counts and seconds. It holds neither the request's text nor any API key. A request that is already on
+A line holds the request and its hash, the model's name, the purpose of the call, the reply (or the error that came
+instead), token counts and seconds. It holds no API key. A request that is already on
 record gets its recorded reply, so a resumed run pays for no call twice and a replay calls no model. A call that failed
 is made again on resume.
 """
@@ -45,6 +45,7 @@ class RecordedCall:
         error: The error that came instead of a reply, in one sentence; "" if a reply came.
         call_failed: Whether the call itself failed (key, quota, server, network), which stopped the run.
         reply_bound: Tokens that were reserved for the reply; a replay reserves the same.
+        request: Role and text of each message of the request (before version 0.2: none).
     """
 
     request_sha256: str
@@ -58,12 +59,17 @@ class RecordedCall:
     error: str = ""
     call_failed: bool = False
     reply_bound: int = 0
+    request: Sequence[Sequence[str]] = ()
 
 
 def request_sha256(messages: Sequence[BaseMessage]) -> str:
     """Hash the roles and texts of a request's messages; the hash does not depend on the model that is asked."""
-    plain = [[message.type, str(message.text)] for message in messages]
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain(messages)).encode()).hexdigest()
+
+
+def plain(messages: Sequence[BaseMessage]) -> list[list[str]]:
+    """Role and text of each message."""
+    return [[message.type, str(message.text)] for message in messages]
 
 
 def lines_in(path: Path) -> int:
@@ -100,8 +106,8 @@ class EditorLog:
         """List the calls that sent the request with this hash, in order, whichever model answered."""
         return [call for call in self._calls if call.request_sha256 == request]
 
-    def first(self, count: int) -> list[RecordedCall]:
-        """List the first `count` calls."""
+    def first(self, count: int | None = None) -> list[RecordedCall]:
+        """List the first `count` calls, or all of them."""
         return self._calls[:count]
 
     def asked_a_person(self, request: str) -> bool:
@@ -170,7 +176,7 @@ class RecordedChat(LocalChat):
             EditorError: The record has no such request (the message quotes its beginning), or the call had failed.
         """
         request = request_sha256(messages)
-        calls = [call for call in self.log.calls(request) if not call.call_failed]
+        calls = self.recorded(request)
         if not calls:
             shown = str(messages[-1].text)[:REQUEST_CHARACTERS]
             raise EditorError(
@@ -186,3 +192,7 @@ class RecordedChat(LocalChat):
             return AIMessage(call.reply, response_metadata=recorded)
         usage = tokens_used(call.input_tokens, call.output_tokens)
         return AIMessage(call.reply, usage_metadata=usage, response_metadata={**recorded, TOKENS_ARE_EXACT: True})
+
+    def recorded(self, request: str) -> list[RecordedCall]:
+        """The outcomes on record for the request with this hash, in order."""
+        return [call for call in self.log.calls(request) if not call.call_failed]

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error
 from nslora.tools.editor.call_failures import is_call_failure, remedy_for
-from nslora.tools.editor.call_log import EditorLog, RecordedCall, request_sha256
+from nslora.tools.editor.call_log import EditorLog, RecordedCall, plain, request_sha256
 from nslora.tools.editor.chat_models import editor_name, names_of
 from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT
 from nslora.tools.editor.policy_editor import PolicyChat
@@ -241,6 +241,7 @@ class EditorCalls:
             error=error,
             call_failed=call_failed,
             reply_bound=self._reply_bound,
+            request=[[role, without(text, self._secrets)] for role, text in plain(messages)],
         )
 
     def _describe(self, error: Exception) -> str:

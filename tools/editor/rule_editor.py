@@ -22,6 +22,7 @@ from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT, LocalChat, tokens_u
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN, neutralise, restore
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import PLACEHOLDER, TEMPLATE, Demonstration, Prompt, normalise, parse
+from nslora.tools.rewards.checks import ROW_PREFIX
 from nslora.tools.rewards.reward import SUGGESTION_PREFIX
 
 BACKWARD_MARK = "You are the gradient (feedback) engine"
@@ -40,7 +41,7 @@ _ASKS = re.compile(
 )
 # After this, a sentence is about this row only: what was found instead, or an example.
 _THIS_ROW = re.compile(
-    r", not (?=['\"“\d][^,]*$)|, but (?=.*(?:['\"“\d]|\b(?:is|are|was|has|found|got)\b))"
+    r"; (?:this one|here) |, not (?=['\"“\d][^,]*$)|, but (?=.*(?:['\"“\d]|\b(?:is|are|was|has|found|got)\b))"
     r"|,? (?:such as|for example|for instance|e\.g\.),? ",
     re.IGNORECASE,
 )
@@ -167,7 +168,7 @@ def _instructions(feedback: str) -> list[str]:
     found = []
     for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])|\n+", feedback.strip()):
         rule = _THIS_ROW.split(sentence.strip(), maxsplit=1)[0].rstrip(" .:;,")
-        if rule and _ASKS.search(rule):
+        if rule and _ASKS.search(rule) and not rule.startswith(ROW_PREFIX):
             found.append(restore(re.sub(r"^the reply\b", "Your reply", rule, flags=re.IGNORECASE)) + ".")
     return list(dict.fromkeys(found))
 

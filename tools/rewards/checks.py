@@ -29,6 +29,8 @@ SPACELESS_RANGES = (
     r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
     r"\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
+# Begins a sentence of feedback that holds for its row alone: an editor must not make a rule of it.
+ROW_PREFIX = "For this question, "
 _SPACELESS = re.compile(f"[{SPACELESS_RANGES}]")
 _MOST_LABELS = 50
 _NUMERALS = "[〇零一二三四五六七八九十百千万萬亿億]"
@@ -151,7 +153,7 @@ class FieldCheck(BuiltInCheck):
     `reveal: false` hides the text from feedback, and all suggestions of the reward.
     """
 
-    verb: ClassVar[str]  # "The reply {verb} 'text'."
+    must: ClassVar[str]  # "For this question, the reply must {must} 'text'."
     field: str = "reference"
     reveal: bool = True
 
@@ -182,7 +184,8 @@ class FieldCheck(BuiltInCheck):
             return None
         if self.wanted is not None:
             return f"The reply should be {self.wanted}."
-        return f"The reply {self.verb} {repr(texts[0]) if self.reveal else f'the right text ({self.field})'}."
+        text = repr(texts[0]) if self.reveal else f"the right text ({self.field})"
+        return f"{ROW_PREFIX}the reply must {self.must} {text}."
 
     def repaired(self, example: Example, reply: str) -> str:
         return self.texts(example)[0]
@@ -195,7 +198,7 @@ class ExactMatch(FieldCheck):
     indentation of code, and the case of tokens such as MW and mW do; see `exact_text`.
     """
 
-    verb = "should be exactly"
+    must = "be exactly"
     ignore_case: bool = True
     ignore_whitespace: bool = True
     ignore_punctuation: bool = True
@@ -214,7 +217,7 @@ class ExactMatch(FieldCheck):
 class Contains(FieldCheck):
     """The reply contains the text at word boundaries (`whole_words: false`: anywhere), whatever the white space."""
 
-    verb = "does not contain"
+    must = "contain"
     ignore_case: bool = True
     whole_words: bool = True
 
@@ -330,7 +333,7 @@ class JsonSchema(BuiltInCheck):
             error = best_match(Draft202012Validator(self.shape, registry=REGISTRY).iter_errors(json.loads(reply)))
         except (ValueError, RecursionError):  # a model that repeats itself nests brackets deeper than Python's stack
             return f"The reply should be {self._description()}, with no text before or after it."
-        return None if error is None else f"The reply should be {self._description()}, but {error.message}."
+        return None if error is None else f"The reply should be {self._description()}; here {error.message}."
 
     def repaired(self, example: Example, reply: str) -> str:
         required = self.shape.get("required", [])
@@ -370,11 +373,11 @@ class Length(BuiltInCheck):
         words, chars = len(_WORD.findall(reply)), len(reply)
         wrong = []
         if self.min_words is not None and words < self.min_words:
-            wrong.append(f"The reply should have at least {self.min_words} words, not {words}.")
+            wrong.append(f"The reply should have at least {self.min_words} words; this one has {words}.")
         if self.max_words is not None and words > self.max_words:
-            wrong.append(f"The reply should have at most {self.max_words} words, not {words}.")
+            wrong.append(f"The reply should have at most {self.max_words} words; this one has {words}.")
         if self.max_chars is not None and chars > self.max_chars:
-            wrong.append(f"The reply should have at most {self.max_chars} characters, not {chars}.")
+            wrong.append(f"The reply should have at most {self.max_chars} characters; this one has {chars}.")
         if not wrong:
             return None
         return " ".join(wrong) if self.wanted is None else f"The reply should be {self.wanted}."

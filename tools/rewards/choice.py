@@ -58,7 +58,7 @@ class Choice(FieldCheck):
     the article "A" and the pronoun "I" are no choices. A reply that chooses two labels, or none, earns 0.
     """
 
-    verb = "should choose"
+    must = "choose one label alone,"
     labels: tuple[str, ...] = LETTERS
 
     @field_validator("labels")

@@ -22,7 +22,7 @@ class JsonEqual(FieldCheck):
     compare by value (1 is 1.0, not true). A reply may stand in a code fence; other text around it earns 0.
     """
 
-    verb = "should be JSON equal to"
+    must = "be JSON equal to"
     partial: bool = True
 
     def texts(self, example: Example) -> list[str]:
@@ -48,7 +48,7 @@ class JsonEqual(FieldCheck):
         value, wrong = max((self._share(text, reply) for text in self.texts(example)), key=lambda pair: pair[0])
         if value == 1:
             return CheckResult(1.0)
-        keys = f" Wrong, missing or unknown: {', '.join(wrong)}." if wrong else ""
+        keys = f" Keys to put right, add or leave out: {', '.join(wrong)}." if wrong else ""
         return CheckResult(value if self.partial else 0.0, f"{self.fault(example, reply)}{keys}")
 
     def _share(self, text: str, reply: str) -> tuple[float, list[str]]:

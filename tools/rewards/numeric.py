@@ -27,7 +27,7 @@ _TOWER = re.compile(r"(?:\^|\*\*)[\s{(]*[-\d.]+[\s})]*(?:\^|\*\*)|(?:\^|\*\*)[\s
 class Numeric(FieldCheck):
     """The reply's number equals the row's within `tolerance` (absolute). Unevaluated arithmetic does not count."""
 
-    verb = "should give the number"
+    must = "give the number"
     tolerance: float = Field(1e-6, ge=0, allow_inf_nan=False)
 
     def matches(self, text: str, reply: str) -> bool:

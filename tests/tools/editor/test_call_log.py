@@ -47,6 +47,7 @@ def test_a_line_holds_what_a_replay_needs_and_no_key(tmp_path: Path) -> None:
         "error",
         "call_failed",
         "reply_bound",
+        "request",
     }
     assert [row["error"] for row in rows] == ["", ""]
     assert "a-plain-secret" not in text

@@ -18,7 +18,7 @@ WANTED = "The reply should be a JSON object with the key answer, with no text be
 def failure(number: int, feedback: str = WANTED, right: str | None = "json") -> Graded:
     fact = FACTS[number]
     suggestion = f'{{"answer": "{fact}"}}' if right == "json" else right
-    shown = f"The reply does not contain '{fact}'. {feedback}"
+    shown = f"For this question, the reply must contain '{fact}'. {feedback}"
     if suggestion:
         shown += f"\n{SUGGESTION_PREFIX}{suggestion}"
     example = Example(f"train-{number}", f"Question {number}?", fact, {})
@@ -47,7 +47,9 @@ def test_the_same_request_gets_the_same_answer() -> None:
 
 def test_no_fact_of_a_row_becomes_an_instruction() -> None:
     assert not any(fact in edit(Prompt(), [0, 1]).prompts[0].system for fact in FACTS)
-    exact = "The reply should be exactly '1911'. The reply should have at most 3 words, not 9."
+    exact = (
+        "For this question, the reply must be exactly '1911'. The reply should have at most 3 words; this one has 9."
+    )
     only = critique("Question 0?", f"{exact}\n{SUGGESTION_PREFIX}1911").splitlines()
     assert [line for line in only if line.startswith("Instruction:")] == [
         "Instruction: Your reply should have at most 3 words."
@@ -60,6 +62,8 @@ def test_no_fact_of_a_row_becomes_an_instruction() -> None:
     ("sentence", "rule"),
     [
         ("The reply should have at most 3 words, not 9.", "Your reply should have at most 3 words."),
+        ("The reply should have at most 3 words; this one has 9.", "Your reply should have at most 3 words."),
+        ("The reply should be JSON; here 'answer' is a required property.", "Your reply should be JSON."),
         ("The reply should be JSON, but 'answer' is a required property.", "Your reply should be JSON."),
         ("Do not use commas.", "Do not use commas."),
         ("You must not shout, but use capitals at the start.", "You must not shout, but use capitals at the start."),
@@ -73,7 +77,10 @@ def test_a_quoted_text_is_a_rule_only_where_every_row_was_told_the_same() -> Non
     ends = "The reply should end with 'The End'."
     same = [failure(n, feedback=ends, right=f"{FACTS[n]} The End") for n in (0, 1)]
     assert Editor(RuleEditor()).edit(Prompt(), same).prompts[0].system == "Your reply should end with 'The End'."
-    apart = [failure(n, feedback=f"The reply should be exactly '{FACTS[n]}'.", right=FACTS[n]) for n in (0, 1)]
+    apart = [
+        failure(n, feedback=f"For this question, the reply must be exactly '{FACTS[n]}'.", right=FACTS[n])
+        for n in (0, 1)
+    ]
     assert Editor(RuleEditor()).edit(Prompt(), apart).prompts[0].system == ""
 
 

@@ -142,7 +142,7 @@ def test_the_check_gives_the_label_of_the_row_its_reward() -> None:
     example = Example("1", "q", "B", {})
     score = build_reward(["choice"])(example, "Answer: C")
     assert (score.value, score.suggestion) == (0, "B")
-    assert score.feedback.startswith("The reply should choose 'B'.")
+    assert score.feedback.startswith("For this question, the reply must choose one label alone, 'B'.")
     assert build_reward(["choice"])(example, "Answer: B").value == 1
 
 

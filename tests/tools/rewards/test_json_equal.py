@@ -46,7 +46,7 @@ def test_without_partial_all_pairs_must_be_right() -> None:
 
 def test_the_feedback_names_the_keys() -> None:
     found = graded('{"a": 1, "b": {"c": 2}}', '{"a": 1, "d": 3}')
-    assert found.feedback.endswith("Wrong, missing or unknown: b.c, d.")
+    assert found.feedback.endswith("Keys to put right, add or leave out: b.c, d.")
 
 
 def test_a_hidden_reference_stays_hidden() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import pickle
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from nslora.tools.errors import RewardError
 from nslora.tools.rewards import math_worker
+from nslora.tools.rewards.checks import ROW_PREFIX, FieldCheck
 from nslora.tools.rewards.numeric import plain_number, same_number
 from nslora.tools.rewards.reward import BUILT_IN, SUGGESTION_PREFIX, build_check, build_reward
 from nslora.tools.rewards.score import Score, check_means
@@ -226,14 +228,14 @@ def test_a_letter_with_its_accent_is_one_letter_however_it_came(check):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("exact_match", "The reply should be exactly 'in 1911'."),
-        (FACT, "The reply does not contain '1911'."),
-        ({**FACT, "reveal": False}, "The reply does not contain the right text (key)."),
-        ({"check": "numeric", "field": "key"}, "The reply should give the number '1911'."),
+        ("exact_match", "For this question, the reply must be exactly 'in 1911'."),
+        (FACT, "For this question, the reply must contain '1911'."),
+        ({**FACT, "reveal": False}, "For this question, the reply must contain the right text (key)."),
+        ({"check": "numeric", "field": "key"}, "For this question, the reply must give the number '1911'."),
         ({"check": "regex", "pattern": "a+"}, "The reply should be text that matches the pattern a+."),
         ({"check": "regex", "pattern": "a+", "wanted": "some a"}, "The reply should be some a."),
         ("upper_case", "The reply should be written in capital letters throughout."),
-        ({"check": "length", "max_words": 1}, "The reply should have at most 1 words, not 2."),
+        ({"check": "length", "max_words": 1}, "The reply should have at most 1 words; this one has 2."),
         (STYLE, "The reply should be a JSON object with the key answer, with no text before or after it."),
     ],
 )
@@ -243,7 +245,35 @@ def test_feedback_says_what_is_wrong(spec, words):
 
 def test_feedback_on_json_of_the_wrong_shape_names_the_fault():
     feedback = build_check(STYLE).grade(row(), '{"answer": 1911}').feedback
-    assert feedback == "The reply should be a JSON object with the key answer, but 1911 is not of type 'string'."
+    assert feedback == "The reply should be a JSON object with the key answer; here 1911 is not of type 'string'."
+
+
+READ_BACK = {
+    "exact_match": {},
+    "contains": {"field": "key"},
+    "choice": {"labels": ["in 1911", "in 1912"]},
+    "numeric": {"field": "key"},
+    "regex": {"pattern": "a+"},
+    "json_schema": {"schema": STYLE["schema"]},
+    "json_equal": {"field": "json"},
+    "length": {"max_words": 1, "max_chars": 5},
+    "upper_case": {},
+}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("reply", ["no idea", '{"answer": 1, "x": 2}'])
+def test_feedback_of_each_check_asks_for_something_and_forbids_nothing(name, reply):
+    """An editor read "does not contain 'black barley'" as a rule, and forbade the right answer in the prompt."""
+    example = row(json='{"answer": 1911}')
+    feedback = build_check({"check": name, **READ_BACK[name]}).grade(example, reply).feedback
+    unquoted = re.sub(r"'[^']*'", "", feedback.replace("with no text before or after it", "alone"))
+    for sentence in re.split(r"(?<=\.) ", unquoted):
+        asked = sentence.partition("; ")[0]
+        assert re.search(r"\b(?:must|should)\b|\bto put right", asked), sentence
+        assert not re.search(r"\b(?:no|not|never|wrong|avoid|without)\b|n't", asked), sentence
+    if issubclass(BUILT_IN[name], FieldCheck):
+        assert feedback.startswith(ROW_PREFIX)  # what holds for one row is no rule
 
 
 @pytest.mark.parametrize(
@@ -291,7 +321,7 @@ def test_all_or_nothing_gives_nothing_for_a_part():
 def test_feedback_ends_with_a_reply_that_would_be_right():
     score = build_reward([FACT, STYLE])(row(), "no idea")
     words, _, suggestion = score.feedback.partition("\n" + SUGGESTION_PREFIX)
-    assert words.startswith("The reply does not contain '1911'. The reply should be a JSON object")
+    assert words.startswith("For this question, the reply must contain '1911'. The reply should be a JSON object")
     assert suggestion == score.suggestion == '{"answer": "in 1911"}'
 
 
