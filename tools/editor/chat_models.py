@@ -17,6 +17,7 @@ from nslora.tools.errors import ModelError, first_line
 KNOWN = (
     "'rules' (embedded, no network), 'policy' (the tuned model itself), 'provider:model' such as 'openai:gpt-4o', "
     "'anthropic:...' or 'ollama:...', a model's name with base_url= for any OpenAI-compatible server, "
+    "'gguf:FILE' for a GGUF file on llama.cpp's server, "
     "'recorded:FILE' for the editor.jsonl of an earlier run, or a LangChain chat model object"
 )
 # Timeout of one request, and how often the integration sends it again. OpenAI's client would wait 600 s.
@@ -54,7 +55,7 @@ def connect_editor(
         return spec
     if not spec.strip():
         raise ModelError(f"The editor {spec!r} is unknown: wanted {KNOWN}.")
-    if base_url is not None and (spec in ("rules", "policy") or spec.startswith("recorded:")):
+    if base_url is not None and (spec in ("rules", "policy") or spec.startswith(("recorded:", "gguf:"))):
         raise ModelError(
             f"The editor {spec!r} has no server: beside editor_base_url (--base-url) name the model that "
             "the server calls, as in --editor my-model."
@@ -80,6 +81,10 @@ def connect_editor(
         if not os.path.isfile(model):
             raise ModelError(f"There is no record {Path(model)}: name the editor.jsonl of an earlier run.")
         return RecordedChat(model)
+    if provider == "gguf":
+        from nslora.tools.editor.llama_cpp import llama_cpp_chat
+
+        return llama_cpp_chat(model, timeout_s=timeout_s, transport_retries=transport_retries)
     return _of_provider(provider, model, timeout_s, transport_retries)
 
 
