@@ -40,7 +40,7 @@ from nslora.tools.workspace.record import (
     RUN_FILE,
     read_run_file,
 )
-from nslora.tools.workspace.workspace import Workspace
+from nslora.tools.workspace.workspace import Workspace, refuse_changed_checks
 
 Saver = BaseCheckpointSaver[Any]
 AnyGraph = StateGraph[Any, Any, Any, Any] | Graph
@@ -198,6 +198,7 @@ class Execution:
             if end is None:
                 raise RunError(f"{self.folder} has lost its result, and the checkpoint that it could be made from.")
             config = {**config, **end.config}
+        refuse_changed_checks(self.folder, self.workspace.task)
         check_records(self.folder)
         if not seen.values and self.origin and self.origin["round"] > 0:
             raise RunError(
@@ -242,6 +243,7 @@ class Execution:
         """
         record = read_run_file(self.folder)
         settings = read_settings(**{**record["settings"], "max_rounds": max_rounds})
+        refuse_changed_checks(self.folder, self.workspace.task)
         with sole_writer(self.folder), self.checkpointer() as saver:
             graph = self.compiled(saver)
             values = graph.get_state(self.config).values

@@ -66,12 +66,17 @@ def write_record(
                     "options": dict(task.options),
                     "hash": task.hash,
                     "prompt": task.prompt.hash,
+                    **({"checks": later} if (later := _later_revisions(task)) else {}),
                 },
                 "anchor": workspace.regression_hash,
                 "checkpoints": without_password(checkpoints) if checkpoints else None,
                 "origin": origin,
             },
         )
+
+
+def _later_revisions(task: Task) -> dict[str, int]:
+    return {name: revision for name, revision in task.reward.revisions.items() if revision > 1}
 
 
 def read_settings(**values: Any) -> RunSettings:

@@ -14,7 +14,13 @@ from nslora.graph.runs.checkpoints import copy_past
 from nslora.graph.runs.copy_files import copy_past as copy_files
 from nslora.graph.runs.copy_files import copy_records
 from nslora.graph.runs.execution import Execution
-from nslora.graph.runs.folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
+from nslora.graph.runs.folder import (
+    could_begin,
+    make_folder,
+    read_settings,
+    refuse_unusable,
+    write_record,
+)
 from nslora.graph.runs.history import checkpoint_before, line_of
 from nslora.graph.state import Changes
 from nslora.tools.editor.chat_models import editor_name
@@ -27,7 +33,7 @@ from nslora.tools.schema import KINDS
 from nslora.tools.training.settings import LoraSettings
 from nslora.tools.workspace.record import RUN_FILE, read_run_file
 from nslora.tools.workspace.settings import RunSettings
-from nslora.tools.workspace.workspace import Workspace, register
+from nslora.tools.workspace.workspace import Workspace, refuse_changed_checks, register
 
 R = TypeVar("R", bound=Execution)  # a Run comes back as a Run
 # The shape of an adapter, which further training cannot change.
@@ -139,6 +145,8 @@ def begin(
             f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
             "another model, device or dtype begins at 0, with the first evaluation."
         )
+    if beginning.round > 0:
+        refuse_changed_checks(source.folder, source.workspace.task)
     with source.checkpointer() as saver:
         graph = source.compiled(saver)
         at = checkpoint_before(graph, source.config, source.folder, beginning.round)

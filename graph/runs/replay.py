@@ -18,6 +18,7 @@ from nslora.tools.policies.recorded import RecordedPolicy
 from nslora.tools.policy import Policy
 from nslora.tools.workspace.prompt_store import PromptStore
 from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings
+from nslora.tools.workspace.workspace import changed_checks
 
 COMPARED = ("action", "kept", "adapter", "prompt", "reward_before", "reward_after")
 WORDS = ("reason", "verdict", "error")  # which another version of this package may put otherwise
@@ -69,9 +70,9 @@ def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain:
     The editor's replies come from its record and the policy's from the reply cache; training jobs give the recorded
     adapters, or are trained again with retrain=True, to compare the hashes. A person's answers are given again, and so
     is an action that a fork forced, with which the replay then begins. Nothing is called over the network. A fork is
-    replayed from its own first round on. A run with max_seconds ends after as many rounds as then, since the clock is
-    another one now; an update that the clock had cut off in its middle shows as a difference. Raises RunError if the
-    run has not finished.
+    replayed from its own first round on, and a run of other revisions of its checks from 0. A run with max_seconds ends
+    after as many rounds as then, since the clock is another one now; an update that the clock had cut off in its middle
+    shows as a difference. Raises RunError if the run has not finished.
     """
     started = time.monotonic()
     source.report()
@@ -88,6 +89,8 @@ def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain:
     if origin.get("kind") == "fork" or origin.get("action"):
         begin_at = max(begin_at, origin["round"])  # earlier rounds are its source's, under other settings perhaps
     forced = origin.get("action") if begin_at == origin.get("round") else None
+    if changed := changed_checks(source.folder, source.workspace.task):
+        begin_at = 0  # so that all is scored by the checks of today
     policy = _recorded_policy(source)
     name = record["settings"]["editor"]
     log = EditorLog(source.folder / "editor.jsonl")
@@ -115,6 +118,8 @@ def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain:
     again = look(new.folder)
     first = max(1, begin_at)
     found = differences(old, again, timed=old.settings["max_seconds"] is not None)
+    if found and changed:
+        found.insert(0, changed)
     if found and _changed_by_hand(source, begin_at):
         found.insert(0, "the state was changed by hand (update_state), which a replay does not repeat")
     return Replay(

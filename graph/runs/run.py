@@ -34,7 +34,13 @@ from nslora.tools.policy import Policy
 from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.budget import plan_of
 from nslora.tools.workspace.record import read_run_file, recorded_settings, refuse_half_begun
-from nslora.tools.workspace.workspace import Workspace, open_workspace, refuse_other_regression_set, register
+from nslora.tools.workspace.workspace import (
+    Workspace,
+    is_task_of,
+    open_workspace,
+    refuse_other_regression_set,
+    register,
+)
 
 
 class Run(Execution):
@@ -157,7 +163,7 @@ class Run(Execution):
         refuse_no_task(task)
         if model is not None:
             refuse_no_policy(model)
-        if task.hash != record["task"]["hash"]:
+        if not is_task_of(record, task):
             raise RunError(
                 f"This is another task than {folder} was begun with (hash {task.hash[:12]}, wanted "
                 f"{record['task']['hash'][:12]})."

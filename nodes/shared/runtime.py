@@ -10,7 +10,7 @@ from nslora.tools.errors import BudgetError, RunError
 from nslora.tools.evaluation.rollouts import STORED_REPLIES
 from nslora.tools.policy import OnProgress
 from nslora.tools.workspace.task_clock import TaskClock
-from nslora.tools.workspace.workspace import Workspace, open_workspace
+from nslora.tools.workspace.workspace import Workspace, open_workspace, refuse_changed_checks
 
 # How often a node saves its work, in the unit of its progress; a run can stop there. `approve` never stops half-way,
 # since LangGraph gives a person's answer to a task only once.
@@ -30,7 +30,7 @@ def workspace_for(runtime: Runtime[AdaptationContext], node: str) -> Workspace:
         node: The node's name, for progress events: {"node", "what", "done", "total"}.
 
     Raises:
-        RunError: If the graph was invoked without its context.
+        RunError: If the graph was invoked without its context, or the scoring of a check has changed since.
     """
     if runtime.context is None or not runtime.context.folder:  # a server makes an empty one
         raise RunError(
@@ -38,6 +38,7 @@ def workspace_for(runtime: Runtime[AdaptationContext], node: str) -> Workspace:
             "a context is never persisted)."
         )
     workspace = open_workspace(runtime.context.folder)
+    refuse_changed_checks(workspace.folder, workspace.task)  # a server has not asked before
     # The same task id again after a kill: what it generated before stays on its account. A fork that begins with the
     # first evaluation has its source's task id, but a thread of its own.
     workspace.task_id = getattr(runtime.execution_info, "task_id", None) or ""

@@ -99,6 +99,7 @@ class CheckResult:
 class Check(Settings):
     """A named, weighted check. `wanted` replaces the check's own description of a right reply in feedback."""
 
+    revision: ClassVar[int] = 1  # of its scoring; a run that was begun under another one is not resumed
     check: str
     name: str = Field(min_length=1)
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -124,6 +125,10 @@ class Check(Settings):
     def spec(self) -> dict[str, Any]:
         """The check as plain values, for the task's hash."""
         return self.model_dump(by_alias=True, exclude_defaults=True)
+
+    def spec_of(self, revision: int) -> dict[str, Any]:
+        """The spec under a revision; the first one is not named, so that tasks keep their hash."""
+        return self.spec | ({"revision": revision} if revision > 1 else {})
 
 
 class BuiltInCheck(Check):
@@ -198,6 +203,7 @@ class ExactMatch(FieldCheck):
     indentation of code, and the case of tokens such as MW and mW do; see `exact_text`.
     """
 
+    revision = 2  # structure and the case of tokens count
     must = "be exactly"
     ignore_case: bool = True
     ignore_whitespace: bool = True
@@ -357,6 +363,7 @@ class Length(BuiltInCheck):
     counts as one word, together with its combining marks and the punctuation beside it.
     """
 
+    revision = 2  # scripts without spaces
     min_words: int | None = Field(None, ge=1)
     max_words: int | None = Field(None, ge=1)
     max_chars: int | None = Field(None, ge=1)

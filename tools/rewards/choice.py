@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import field_validator
 
 from nslora.tools.rewards.checks import SPACELESS_RANGES, FieldCheck
+from nslora.tools.rewards.denials import CLAIM_DENIED, DENIED_AFTER
 from nslora.tools.rewards.exact_text import typed, without_edges
 
 if TYPE_CHECKING:
@@ -27,15 +28,12 @@ _MARK = re.compile(
 )
 _NEGATED = re.compile(
     r"(?:\b(?:not|no|never|neither|nor|cannot|without|hardly|barely|scarcely|unlikely|except|exclude[sd]?|non|\w+n't|"
-    r"free of|lacks?|less|opposite of|instead of|rather than|other than|anything but|than|wrong|false)\b(?!\s+only\b)"
+    r"free of|far from|disagree with|lacks?|"
+    r"less|opposite of|instead of|rather than|other than|anything but|than|wrong|false)\b(?!\s+only\b)"
     r"(?:[ \t]+(?!but\b|so\b)[\w'(]+){0,3}[ \t-]*|[不非没無未]是?[ \t]*)[(\[\"'*]*\Z",
     re.IGNORECASE,
 )
-_DENIED = re.compile(
-    r"[)\]\"'*]*\s*(?:(?:is|was|are|seems|can|would|could|does)(?:\s+not\b|n't\b|\s+(?:\w+ly\s+)?"
-    r"(?:wrong|incorrect|unlikely|ruled|excluded|false|impossible|out)\b)|-free\b|\s+than\b|ではな|じゃな|でな)",
-    re.IGNORECASE,
-)
+_DENIED = re.compile(rf"[)\]\"'*]*(?:{DENIED_AFTER}|-free\b|\s+than\b|\s*(?:ではな|じゃな|でな))", re.IGNORECASE)
 # What may follow a letter that is a choice, unlike the article in "A car" and the pronoun in "I think".
 _AFTER_LETTER = re.compile(
     rf"\s*(?:[.,;:!?)\]}}\"'$/&]|\Z|\n)|\s+(?:because|since|as|and|or|but|nor|is|was)\b|[{SPACELESS_RANGES}]"
@@ -121,7 +119,8 @@ def _at(text: str, start: int, mentions: _Mentions) -> str | None:
         r"[)\]\"'}$]*\s*(?:,|/|&|\b(?:and|or)\b|或|和)\s*(?:option\s+|choice\s+)?[(\[\"']*", text[found[1] :]
     )
     other = joined and any(each[0] == found[1] + joined.end() and each[2] != found[2] for each in mentions)
-    return "" if other or _DENIED.match(text[found[1] :]) else found[2]
+    denied = CLAIM_DENIED.search(text[max(0, start - _NEAR_CHARS) : start]) or _DENIED.match(text[found[1] :])
+    return "" if other or denied else found[2]
 
 
 def _mentioned(text: str, mentions: _Mentions) -> str | None:
@@ -133,7 +132,12 @@ def _mentioned(text: str, mentions: _Mentions) -> str | None:
         if letter and (not text[start].isupper() or not _AFTER_LETTER.match(after) or _SUBJECT.match(after)):
             continue
         sentence = re.split(r"(?<=[.!?;,。])\s|\n", before)[-1]
-        if _NEGATED.search(sentence) or _DENIED.match(after) or re.match(r"[^.!\n。]*[?？]", after):
+        if (
+            _NEGATED.search(sentence)
+            or CLAIM_DENIED.search(sentence)
+            or _DENIED.match(after)
+            or re.match(r"[^.!\n。]*[?？]", after)
+        ):
             continue
         named.add(key)
         if not letter or _BEFORE_LETTER.search(before):

@@ -15,9 +15,12 @@ from decimal import Decimal
 
 from nslora.tools.prompt import MINUS
 from nslora.tools.rewards.checks import SPACELESS_RANGES
+from nslora.tools.rewards.denials import CLAIM_DENIED
 from nslora.tools.rewards.number_words import (
     COMPARED_AFTER,
     COMPARED_BEFORE,
+    DIFFERENCE,
+    EXCLAIMED,
     FUNCTION_BEFORE,
     JOINED,
     MARKS,
@@ -25,10 +28,12 @@ from nslora.tools.rewards.number_words import (
     MONTH_BEFORE,
     MONTHS,
     NEGATED_BEFORE,
+    NO_VERB_BEFORE,
     SCALES,
     SCALES_ATTACHED,
     UNIT_WORD,
     UNITS,
+    in_digits,
 )
 
 ENOUGH = decimal.Context(
@@ -80,7 +85,7 @@ class Reading:
 
 def read_number(text: str) -> Reading:
     """Read the number of a text."""
-    text = _typed(text if len(text) <= LONGEST_CHARS else text[-LONGEST_CHARS:].partition(" ")[2])
+    text = _typed(in_digits(text if len(text) <= LONGEST_CHARS else text[-LONGEST_CHARS:].partition(" ")[2]))
     region, sure = _marked(text)
     clean = _without_markup(region)
     found = [each for each in _RUN.finditer(clean) if not _in_a_word(clean, each)]
@@ -118,7 +123,7 @@ def _read_last(region: str, clean: str, found: list[re.Match[str]], sure: bool) 
     if FUNCTION_BEFORE.search(before):
         return Reading(None)
     if _OPERATOR_BEFORE.search(before) or _OPERATOR_AFTER.match(after):
-        return Reading(Expression(_expression(region, sure)), unit)
+        return Reading(Expression(_expression(region, sure)), unit or ("%" if re.match(r"\s*%", after) else ""))
     if value is None or re.match(_LETTER, after):
         return Reading(None)
     return Reading(value, unit or _currency(before))
@@ -126,7 +131,9 @@ def _read_last(region: str, clean: str, found: list[re.Match[str]], sure: bool) 
 
 def _no_single_number(before: str, sentence: str, after: str, found: list[re.Match[str]]) -> bool:
     """Whether the text around the last number makes it a comparison, a date, a time, a range or one of a list."""
-    if COMPARED_BEFORE.search(sentence) or NEGATED_BEFORE.search(sentence) or COMPARED_AFTER.match(after):
+    if any(words.search(sentence) for words in (COMPARED_BEFORE, NEGATED_BEFORE, CLAIM_DENIED)):
+        return True
+    if COMPARED_AFTER.match(after) or (NO_VERB_BEFORE.search(sentence) and DIFFERENCE.match(after)):
         return True
     if MONTH_BEFORE.search(before) or MONTH_AFTER.match(after):
         return True
@@ -207,7 +214,8 @@ def _typed(text: str) -> str:
     text = re.sub(r"\b(?:minus|negative)\s+(?=[$€£¥₹]?\d)", "-", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<![\w)])-(\\?[$€£¥₹])(?=\d)(?!\$\d+\$)", r"\1-", text)
     text = re.sub(r"(\d)\s*(?:per\s?cent\b|パーセント)", r"\1%", text)
-    return _THOUSANDS.sub("", _EMPHASIS.sub(r"\2", text))
+    text = _THOUSANDS.sub("", _EMPHASIS.sub(r"\2", text))
+    return EXCLAIMED.sub(lambda match: f"{match[1] or ''}.", text)
 
 
 def _marked(text: str) -> tuple[str, bool]:
@@ -220,7 +228,12 @@ def _marked(text: str) -> tuple[str, bool]:
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             end += 1
         return text[start : end - (depth == 0)], True
-    marked = [each for each in MARKS.findall(text) if re.search(r"\d|\\[a-zA-Z]", each)]
+    marked = [
+        each[1]
+        for each in MARKS.finditer(text)
+        if re.search(r"\d|\\[a-zA-Z]", each[1])
+        and not CLAIM_DENIED.search(text[max(0, each.start() - 80) : each.start()])
+    ]
     return (marked[-1], True) if marked else (text, False)
 
 

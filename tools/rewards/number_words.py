@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+from nslora.tools.rewards.denials import DENIED_AFTER
+
 _MARK_END = r"(?=[.;]\s|[.;]?\s*\Z|\s[(\[]|[。！？\n])"
 MARKS = re.compile(
-    r"(?i)(?:####|(?<!wrong )(?<!incorrect )(?<!not the )\banswer(?:\s+is|\s*:|\s*=)+|"
+    r"(?i)(?:####|(?<!wrong )(?<!incorrect )(?<!not the )\banswer(?:\s+is\b|\s*:|\s*=)+|"
     r"答案(?:是|为|為|[:：])+|答えは|คำตอบ(?:คือ|:)|정답은)\s*"
     rf"(\S.*?){_MARK_END}"
 )
@@ -99,7 +101,7 @@ _COMPARED = (
     r"(?<!add )(?<!adds )(?<!added )(?<!adding )(?<!sum )(?<!sums )(?<!comes )(?<!came )up\s+to|"
     r"upwards?\s+of|exceed(?:s|ing)?|beyond|almost|nearly|"
     r"(?:a\s+)?(?:minimum|maximum)\s+of|different\s+from|unequal\s+to|as\s+(?:many|few|much|little)\s+as|close\s+to|(?:anything|everything|all)\s+but|"
-    r"no\s+(?:more|less|fewer)\s+than|greater|bar|except|within"
+    r"no\s+(?:more|less|fewer)\s+than|greater|bar|except(?:\s+for)?|within|instead\s+of|far\s+from|used\s+to\s+be"
 )
 COMPARED_BEFORE = re.compile(
     rf"(?:\b(?:{_COMPARED})\s+(?:(?:the|a|of|number|exactly|about|only|just)\s+)*|(?:[<>≤≥≠±]|!=)=?\s*"
@@ -108,14 +110,14 @@ COMPARED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 NEGATED_BEFORE = re.compile(
-    r"(?:\b(?:if|doubt|(?:not|n['’]t)\s+(?:true|right|correct|the\s+case)\s+that)\b[^,;=]*|\b(?:not|never|neither|nor|cannot|except|without|wrong|incorrect|"
-    r"(?:is|are|was|were|do|does|did|ca|could|wo|would|should|has|have|had|must|need)n['’]?t)\b"
-    r"(?!\s+only)(?:\s+(?!but\b|so\b)[\w'’]+){0,3}\s*|(?:不是|不为|並非|并非|非|ไม่ใช่|ไม่|아니라)\s*)[$€£¥₹]?\s*\Z",
+    r"(?:\b(?:not|never|neither|nor|cannot|except|without|(?:wrong|incorrect|false)(?:\s*:)?|hardly|barely|scarcely|"
+    r"(?:is|are|was|were|do|does|did|ca|could|wo|would|should|has|have|had|must|need)n['’]?t)(?:\b|(?<=:))"
+    r"(?!\s+only)(?:\s+(?!but\b|so\b)[\w'’]+){0,3}\s*|\bno\s+|(?:不是|不为|並非|并非|非|ไม่ใช่|ไม่|아니라)\s*)[$€£¥₹]?\s*\Z",
     re.IGNORECASE,
 )
 COMPARED_AFTER = re.compile(
-    r"\s*%\s*of\b|\s+(?:squared|cubed|factorial)\b|!|\+(?!\s*\S)|\+(?=[\s,.])(?!\s*[\d(\\a-z])|[-\s]*ish\b|\s*(?:[^\W\d]+\s+)?or\b|\s*or\b|(?:\s+[^\W\d]+)?\s+(?:is|was|would\s+be|are)\s+(?:not\b|wrong|incorrect|too\b)"
-    r"|(?:\s+[^\W\d]+)?\s+(?:isn|wasn)['’]t\b|\s*(?:[<>≤≥≠±]|!=)|\s+and\s+(?:above|below|over|under|up)\b|\s*[ap]\.?m\b|\s*o['’]clock"
+    rf"\s*%\s*of\b|\s+(?:squared|cubed|factorial)\b|!|\+(?!\s*\S)|\+(?=[\s,.])(?!\s*[\d(\\a-z])|[-\s]*ish\b|\s*(?:[^\W\d]+\s+)?or\b|\s*or\b|(?:\s+[^\W\d]+)?(?:{DENIED_AFTER}|\s+(?:is|was|are)\s+too\b)"
+    r"|\s+(?:and\s+counting|too\s+(?:many|much|few|little)|up|upwards?|onwards?)\b|\s*(?:[<>≤≥≠±]|!=)|\s+and\s+(?:above|below|over|under|up)\b|\s*[ap]\.?m\b|\s*o['’]clock"
     r"|\s*[人个個名元]?(?:以上|以下|以内|未満|超|左右|多|余|餘|ではない|ではありません|じゃない|でない|不对|不對|或|か\d|を超|を下回)|\s*[명개원]?\s*(?:이상|이하|미만|초과)|\s*ขึ้นไป"
     r"|\s*(?:at|or)\s+(?:least|most|more|less)\b|\s*[-–—~〜～]\s*(?:\d|\Z)|\s*(?:\.{2,3}|…)\s*\d|:\d|[)\]]+!|[^.!\n]{0,40}[?？]|\s+(?:[^\W\d]+\s+)?below\s+zero\b",
     re.IGNORECASE,
@@ -140,3 +142,52 @@ FUNCTION_BEFORE = re.compile(
     r"negative|sum|product)\s+(?:of\s+)?\Z",
     re.IGNORECASE,
 )
+
+# Of a bare difference, "42 more": the number is only a part of what is meant. "She needs 42 more apples" counts them.
+DIFFERENCE = re.compile(r"\s+(?:more|less|fewer)\b(?!\s+than)[^.!?\n]*[.!]?\s*\Z", re.IGNORECASE)
+NO_VERB_BEFORE = re.compile(r"(?:\A|[:=]|\b(?:is|are|was|were|it['’]s|be))\s*\Z", re.IGNORECASE)
+# "The answer is 42!" is no factorial, unlike "10!" and "10! ways".
+EXCLAIMED = re.compile(
+    r"((?:[^\W\d_]{2,}|['’]s)\W{1,4}[$€£¥₹]?[-\d.,]*\d)!+(?=[\s\"')]*\Z|\s+[A-Z])|(?<=\d)!{3,}(?=\s|\Z)"
+)
+
+_IN_ENGLISH = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
+)
+_WORDS = _IN_ENGLISH.split()
+_VALUES = {word: n if n < 20 else 10 * (n - 18) for n, word in enumerate(_WORDS)} | {"a": 1, "dozen": 12}
+_ONES, _TEENS, _TENS = ("|".join(_WORDS[start:end]) for start, end in ((1, 10), (10, 20), (20, 28)))
+_POWERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SMALL = rf"(?:(?:{_TENS})(?:[\s-]+(?:{_ONES}))?|{_TEENS}|{_ONES})\b"
+_HUNDREDS = rf"(?:(?:{_SMALL}|a)\s+hundred(?:(?:\s+and)?\s+{_SMALL})?|{_SMALL})"
+_IN_WORDS = re.compile(
+    rf"\b(?:zero|a\s+dozen|(?:{_HUNDREDS}|a(?=\s+(?:thousand|[mbtr]+illion)))"
+    rf"(?:\s+(?:thousand|[mbtr]+illion)\b(?:,?(?:\s+and)?\s+{_HUNDREDS})?)*)(?![\w'’]|-\w)",
+    re.IGNORECASE,
+)
+_LONE_ONE = re.compile(r"(?:\A|[:=]|\b(?:is|exactly|only|just))\W*\Z", re.IGNORECASE)  # unlike "no one", "this one"
+
+
+def in_digits(text: str) -> str:
+    """Write the one English number of a text in digits; the text unchanged if it has digits, or several numbers."""
+    found = [] if re.search(r"\d", text) else list(_IN_WORDS.finditer(text))
+    if len(found) != 1:
+        return text
+    start, end = found[0].span()
+    words = re.findall(r"[a-z]+", found[0].group().lower())
+    if words == ["one"] and not (_LONE_ONE.search(text[:start]) and re.match(r"\W*\Z", text[end:])):
+        return text
+    if re.match(r"[\s-]+(?:point|hal(?:f|ves)|thirds?|quarters?|fourths?|\w+ths?)\b", text[end:], re.IGNORECASE):
+        return text
+    total = part = 0
+    for word in words:
+        if word == "hundred":
+            part *= 100
+        elif word in _POWERS:
+            total, part = total + part * _POWERS[word], 0
+        elif word == "dozen":
+            part = 12
+        else:
+            part += _VALUES.get(word, 0)
+    return f"{text[:start]}{total + part}{text[end:].replace('!', '.')}"

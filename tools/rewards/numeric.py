@@ -25,8 +25,14 @@ _TOWER = re.compile(r"(?:\^|\*\*)[\s{(]*[-\d.]+[\s})]*(?:\^|\*\*)|(?:\^|\*\*)[\s
 
 
 class Numeric(FieldCheck):
-    """The reply's number equals the row's within `tolerance` (absolute). Unevaluated arithmetic does not count."""
+    """The reply's number equals the row's within `tolerance` (absolute).
 
+    Unevaluated arithmetic does not count. "50%" equals 0.5, and 50, because questions ask for a percentage in either
+    way. A known unit is compared with a known unit alone: 42 equals "42 km", and "42 km" is not "42 m". English
+    words are read if the text has no digits and one number ("forty-two").
+    """
+
+    revision = 2  # one number of the whole text, without comparisons and negations
     must = "give the number"
     tolerance: float = Field(1e-6, ge=0, allow_inf_nan=False)
 

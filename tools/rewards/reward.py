@@ -141,7 +141,17 @@ class Reward:
     @property
     def spec(self) -> dict[str, Any]:
         """The reward as plain values, for the task's hash."""
-        spec: dict[str, Any] = {"combine": self.combine, "checks": [check.spec for check in self.checks]}
+        return self.spec_of(self.revisions)
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """The revision of each check, by its name."""
+        return {check.name: check.revision for check in self.checks}
+
+    def spec_of(self, revisions: Mapping[str, int]) -> dict[str, Any]:
+        """The spec under these revisions of the checks; 1 for a check that is not named."""
+        checks = [check.spec_of(revisions.get(check.name, 1)) for check in self.checks]
+        spec: dict[str, Any] = {"combine": self.combine, "checks": checks}
         return spec | ({"costly": True} if self.costly else {}) | ({"noise": self.noise} if self.noise else {})
 
     def _suggest(self, example: Example) -> str | None:

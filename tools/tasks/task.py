@@ -82,6 +82,11 @@ class Task:
     reader: RowReader = field(default_factory=lambda: RowReader(Fields()))
     notes: tuple[str, ...] = ()
 
+    def hash_of(self, revisions: Mapping[str, int]) -> str:
+        """The hash that the task has under these revisions of its checks, by name; 1 for one that is not named."""
+        splits = {split: getattr(self, split) for split in SPLITS}
+        return _hash_of(splits, self.reward.spec_of(revisions), self.max_new_tokens, self.prompt)
+
 
 def load_task(source: str | Path, *, style: str | None = None, combine: str | None = None, **overrides: Any) -> Task:
     """Load a task. Nothing is written.
@@ -254,21 +259,27 @@ def _task(
     _check_system(prompt, columns, document)
     _check_ids(splits)
     _check_overlap(splits)
-    content = {split: [_hashed(example) for example in splits[split]] for split in SPLITS}
-    hashed = {"rows": content, "reward": reward.spec, "max_new_tokens": spec.max_new_tokens}
     return Task(
         name=spec.name,
         **splits,
         reward=reward,
         prompt=prompt,
         max_new_tokens=spec.max_new_tokens,
-        hash=sha256_of_json({**json.loads(json.dumps(hashed, default=as_text)), "prompt": prompt.render()}),
+        hash=_hash_of(splits, reward.spec, spec.max_new_tokens, prompt),
         source=source,
         options=dict(options),
         columns=columns,
         reader=reader,
         notes=tuple(notes + more),
     )
+
+
+def _hash_of(
+    splits: Mapping[str, Sequence[Example]], reward: Mapping[str, Any], max_new_tokens: int, prompt: Prompt
+) -> str:
+    rows = {split: [_hashed(example) for example in splits[split]] for split in SPLITS}
+    hashed = {"rows": rows, "reward": reward, "max_new_tokens": max_new_tokens}
+    return sha256_of_json({**json.loads(json.dumps(hashed, default=as_text)), "prompt": prompt.render()})
 
 
 def _hashed(example: Example) -> list[Any]:

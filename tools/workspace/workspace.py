@@ -18,7 +18,7 @@ from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.editor import Editor
 from nslora.tools.errors import BudgetError, DamagedError, DivergedError, RunError
 from nslora.tools.evaluation.records import EvaluationStore
-from nslora.tools.files import as_text, read_json, sha256_of_json, write_json
+from nslora.tools.files import as_text, quoted, read_json, sha256_of_json, write_json
 from nslora.tools.inference.flops import FlopRates, token_counts
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.inference.weights import Notify, cache_folder, refuse_other_weights
@@ -205,7 +205,7 @@ def open_workspace(folder: str | Path, *, needs_editor: bool = True) -> Workspac
             "run with Run.open(folder, task=..., editor=...)."
         )
     task = load_task(record["task"]["source"], **record["task"]["options"])
-    if task.hash != record["task"]["hash"]:
+    if not is_task_of(record, task):
         raise RunError(
             f"The task {record['task']['source']} has changed since {folder} was begun (or an earlier "
             "nslora began it): restore it, or begin a new run."
@@ -213,6 +213,32 @@ def open_workspace(folder: str | Path, *, needs_editor: bool = True) -> Workspac
     workspace = Workspace(path, recorded_settings(folder, record), task)
     refuse_other_regression_set(workspace, record)
     return register(workspace)
+
+
+def is_task_of(record: Mapping[str, Any], task: Task) -> bool:
+    """Whether a run was begun with this task, perhaps under other revisions of its checks."""
+    recorded = record["task"]["hash"]
+    return bool(recorded in (task.hash, task.hash_of(record["task"].get("checks", {}))))
+
+
+def changed_checks(folder: Path, task: Task) -> str:
+    """Say which checks score otherwise today than when the run was begun, as a sentence without its end; "" if none."""
+    then = read_run_file(folder)["task"].get("checks", {})
+    changed = [
+        f"the check {name!r} had revision {then.get(name, 1)} and has revision {now}"
+        for name, now in task.reward.revisions.items()
+        if then.get(name, 1) != now
+    ]
+    return f"{folder} was scored otherwise than today ({', '.join(changed)})" if changed else ""
+
+
+def refuse_changed_checks(folder: Path, task: Task) -> None:
+    """Raise RunError if a check's scoring has changed since the run was begun, because old and new scores would mix."""
+    if changed := changed_checks(folder, task):
+        raise RunError(
+            f"{changed}: begin a new run, or fork this one at its first evaluation (nslora fork {quoted(folder)} "
+            "--at 0). It can be shown, replayed and exported."
+        )
 
 
 def refuse_other_regression_set(workspace: Workspace, record: Mapping[str, Any]) -> None:

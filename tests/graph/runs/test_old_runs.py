@@ -16,8 +16,11 @@ from nslora.graph.runs.fork import fork
 from nslora.graph.runs.replay import replay
 from nslora.graph.runs.run import Run
 from nslora.graph.runs.view import look
+from nslora.tools.errors import RunError
+from nslora.tools.rewards.checks import Contains
 from nslora.tools.tasks.task import task_from_rows
 from nslora.tools.testing.tiny_task import KEEPERS, PLACES, SPLITS
+from nslora.tools.workspace.record import read_run_file
 
 OLD_RUNS = Path(__file__).with_name("old_runs")
 CHECKS = [
@@ -68,6 +71,26 @@ def test_a_stopped_run_resumes_to_what_the_finished_one_came_to(old: Path) -> No
 def test_a_finished_run_replays_alike(old: Path, tmp_path: Path) -> None:
     found = replay(opened(old / "finished"), tmp_path / "again")
     assert found.differences == ()
+
+
+def test_a_run_of_an_older_revision_of_a_check_is_shown_replayed_and_forked_at_0_but_not_resumed(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Contains, "revision", 2)
+    with pytest.raises(RunError, match=r"the check 'fact' had revision 1 and has revision 2.*--at 0"):
+        opened(old / "stopped").resume()
+    with pytest.raises(RunError, match="revision 2"):
+        opened(old / "finished").resume(max_rounds=9)
+    with pytest.raises(RunError, match="revision 2"):
+        fork(opened(old / "finished"), tmp_path / "at-2", at=2)
+    assert not (tmp_path / "at-2").exists()
+    assert opened(old / "finished").resume().report["result"]  # has ended: nothing is scored
+    assert opened(old / "finished").show().status == "finished"
+    assert replay(opened(old / "finished"), tmp_path / "again").differences == ()
+    anew = fork(opened(old / "finished"), tmp_path / "at-0", at=0)
+    assert anew.adapt().report["task"]["hash"] != opened(old / "finished").report()["task"]["hash"]
+    assert read_run_file(anew.folder)["task"]["checks"] == {"fact": 2}
+    opened(anew.folder).resume()
 
 
 def test_a_finished_run_forks(old: Path, tmp_path: Path) -> None:

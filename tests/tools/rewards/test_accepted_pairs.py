@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import reward_pairs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -21,10 +22,30 @@ LABELS = ("spam", "ham", "other")
 WRAPPED = ("{}", "{}.", "**{}**", " {}\n", "**{}**.")
 SAID = (*WRAPPED, "The answer is {}.", "The answer is **{}**", "Answer: {}", "The final answer is: {}", "#### {}")
 DENIED = ("not {}", "The answer is not {}.", "It isn't {}.", "It is not {}.", "never {}", "anything but {}")
+DENIED += (
+    "{} is wrong", "{} is false.", "{} can't be right", "{} cannot be the answer", "far from {}", "instead of {}",
+    "rather than {}", "everything except {}", "It isn't true that it is {}", "It is false that the answer is {}.",
+    "I don't think the answer is {}.", "I disagree that it is {}", "There is no way that it is {}.",
+    "The answer isn't {}.",
+)  # fmt: skip
 COMPARED = (
     "<{}", "> {}", ">={}", "≤{}", "less than {}", "at least {}", "more than {}", "at most {}", "under {}", "up to {}",
     "The answer is at least {}.", "The answer is less than {}.", "{} or more", "no more than {}", "不到{}", "至少{}",
 )  # fmt: skip
+
+
+def in_words(number: int) -> str:
+    """English words of a number below a million, and of a million."""
+    small = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    small += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+    tens = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+    if number < 20:
+        return small[number]
+    if number < 100:
+        return tens[number // 10] + (f"-{small[number % 10]}" if number % 10 else "")
+    unit, name = next(each for each in ((10**6, "million"), (1000, "thousand"), (100, "hundred")) if number >= each[0])
+    rest = f" and {in_words(number % unit)}" if number % unit else ""
+    return f"{in_words(number // unit)} {name}{rest}"
 
 
 def value(check: object, reference: str, reply: str) -> float:
@@ -34,6 +55,13 @@ def value(check: object, reference: str, reply: str) -> float:
 @given(NUMBERS, st.sampled_from(SAID))
 def test_a_number_is_accepted_however_it_is_said(number: str, words: str) -> None:
     assert value("numeric", number, words.format(number)) == 1
+
+
+@given(st.integers(0, 10**6), st.sampled_from((*WRAPPED[:-1], "The answer is {}.", "There are {} apples!")))
+def test_a_number_in_english_words_is_that_number(number: int, words: str) -> None:
+    assert value("numeric", str(number), words.format(in_words(number))) == 1
+    assert value("numeric", str(number + 1), words.format(in_words(number))) == 0
+    assert value("numeric", str(number), f"not {in_words(number)}") == 0
 
 
 @given(NUMBERS, st.sampled_from((*DENIED, *COMPARED)))
@@ -110,3 +138,22 @@ def test_a_label_that_is_denied_or_one_of_two_is_no_choice(labels: tuple[str, ..
     check = {"check": "choice", "labels": list(labels)}
     assert value(check, label, words.format(label, o=other)) == 0
     assert value(check, other, words.format(label, o=other)) == 0
+
+
+@pytest.mark.parametrize(
+    ("check", "reference", "reply", "right"),
+    [
+        (check, *pair)
+        for check, pairs in (
+            ("numeric", reward_pairs.NUMERIC),
+            ("exact_match", reward_pairs.EXACT_MATCH),
+            ("choice", reward_pairs.LETTERS),
+            ({"check": "choice", "labels": reward_pairs.SENTIMENT_LABELS}, reward_pairs.SENTIMENT),
+            ({"check": "choice", "labels": reward_pairs.SPAM_LABELS}, reward_pairs.SPAM),
+            ("json_equal", reward_pairs.JSON_EQUAL),
+        )
+        for pair in pairs
+    ],
+)
+def test_a_pair_earns_what_a_person_would_give(check: object, reference: str, reply: str, right: int) -> None:
+    assert (value(check, reference, reply) == 1) == bool(right)
