@@ -64,7 +64,7 @@ def _root(
 @app.command()
 def run(
     task: Annotated[str, typer.Argument(help="An embedded task (handbook), a task.yaml, or a folder with one.")],
-    model: Annotated[str, typer.Option(help="Embedded name, folder, or hub id.")] = "SmolLM2-135M-Instruct",
+    model: Annotated[str, typer.Option(help="Embedded name, folder, .gguf file, or hub id.")] = "SmolLM2-135M-Instruct",
     editor: Annotated[str, typer.Option(help="rules, policy, or provider:model such as openai:gpt-4o.")] = "rules",
     base_url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server for the editor.")] = None,
     strategy: Annotated[

@@ -59,7 +59,7 @@ def classify_log(
 
 def diagnosed(
     task: TaskArgument,
-    model: Annotated[str, typer.Option(help="Embedded name, folder, or hub id.")] = "SmolLM2-135M-Instruct",
+    model: Annotated[str, typer.Option(help="Embedded name, folder, .gguf file, or hub id.")] = "SmolLM2-135M-Instruct",
     style: StyleOption = None,
     combine: CombineOption = None,
     json_: JsonOption = None,

@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> None:
-    import xllamacpp  # type: ignore[import-untyped]
+    import xllamacpp
 
     file, port, context, threads = sys.argv[1], *map(int, sys.argv[2:5])
     params = xllamacpp.CommonParams()

