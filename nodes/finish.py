@@ -39,10 +39,11 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
             "base": {"reward": measured["reward"] if measured else None},
             "result": {"reward": state["best_reward"]},
         },
-        test=compare_on_test(base, result),
+        test=compare_on_test(base, result, workspace.task.reward),
         scores=[*question_scores("base", base), *question_scores("result", result)],
         wall_s=state["wall_s"] + wall_s,
         start_cost=Evaluated.of(measured),
+        start_evaluation=measured["key"] if measured else None,
         test_cost=base_cost + result_cost,
     )
     write_result(workspace, facts)

@@ -123,6 +123,7 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
             f"{numbers['reward']:.3f}",
         )
     console.print(table)
+    show_labels(console, report)
     gain = test["gain"]
     console.print(
         f"gain in all checks {gain['all_checks']:+.2f}, 95 % interval {words(gain['interval'])}, paired by question"
@@ -135,6 +136,23 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
         )
     console.print(cost_line(report))
     console.print(f"result   {folder / 'result'}", highlight=False, soft_wrap=True)
+
+
+def show_labels(console: Console, report: Mapping[str, Any]) -> None:
+    """The numbers of classification on the test split, of base and result, for each `label` check."""
+    for which in ("base", "result"):
+        for check, numbers in report["test"][which].get("labels", {}).items():
+            title = (
+                f"{which}, {check}: macro-F1 {numbers['macro_f1']:.3f}, {numbers['no_label']} replies without a label"
+            )
+            table = Table("label", title=title)
+            for column in ("precision", "recall", "F1", "rows"):
+                table.add_column(column, justify="right")
+            for label, row in numbers["labels"].items():
+                table.add_row(
+                    label, *(f"{row[each]:.3f}" for each in ("precision", "recall", "f1")), str(row["support"])
+                )
+            console.print(table)
 
 
 def cost_line(report: Mapping[str, Any]) -> str:

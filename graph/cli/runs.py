@@ -88,12 +88,16 @@ def show(
     number: Annotated[int | None, typer.Option("--round", help="Show one round in full.")] = None,
 ) -> None:
     """Show a run's rounds, or one round with its failures, training rows, critiques and diff."""
+    from nslora.graph.cli.progress import show_labels
     from nslora.graph.cli.tables import show_round, show_view
+    from nslora.graph.runs.execution import report_in
     from nslora.graph.runs.view import look
 
     view = look(folder)
     if number is None:
         show_view(out, view)
+        if view.status == "finished":
+            show_labels(out, report_in(folder))
     else:
         show_round(out, view.round(number))
 

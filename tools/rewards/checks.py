@@ -12,7 +12,7 @@ import unicodedata
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -120,6 +120,10 @@ class Check(Settings):
     def remark(self, examples: Sequence[Example]) -> str | None:
         """Say what in these rows makes the check earn reward by chance; None if nothing does."""
         return None
+
+    def fitted(self, examples: Sequence[Example]) -> Self:
+        """The check with what it takes from the train rows. Raises RewardError if they do not have it."""
+        return self
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Choice(FieldCheck):
     @field_validator("labels")
     @classmethod
     def _differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        keys = [_key(label) for label in labels]
+        keys = [key_of(label) for label in labels]
         if len(labels) < 2 or not all(keys) or len(set(keys)) < len(keys):
             raise ValueError("needs at least two labels that differ in more than case and white space")
         return labels
@@ -70,9 +70,9 @@ class Choice(FieldCheck):
     def problem(self, example: Example) -> str | None:
         if missing := super().problem(example):
             return missing
-        known = {_key(label) for label in self.labels}
+        known = {key_of(label) for label in self.labels}
         for text in self.texts(example):
-            if _key(text) not in known:
+            if key_of(text) not in known:
                 return (
                     f"the check {self.name!r} needs one of its labels ({', '.join(self.labels)}) in the field "
                     f"{self.field!r}, but found {text[:80]!r}: list all labels under `labels`"
@@ -80,22 +80,22 @@ class Choice(FieldCheck):
         return None
 
     def matches(self, text: str, reply: str) -> bool:
-        return chosen(reply, self.labels) == _key(text)
+        return chosen(reply, self.labels) == key_of(text)
 
 
 def chosen(reply: str, labels: Sequence[str]) -> str | None:
     """Give the label that a reply chooses, in lower case; None if it chooses none, or more than one."""
     text = re.sub(r"</?[a-zA-Z][^<>\n]*>", " ", typed(reply[-_LONGEST_CHARS:]))
     text = re.sub(r"(\*{1,3}|`|__)(?=\S)(.+?)(?<=\S)\1", r"\2", text).strip()
-    keys = {_key(label) for label in labels}
+    keys = {key_of(label) for label in labels}
     for layer in without_edges(text):
-        if _key(layer) in keys:
-            return _key(layer)
+        if key_of(layer) in keys:
+            return key_of(layer)
     letters = [label for label in labels if len(label) == 1 and label.isascii() and label.isalpha()]
     if heading := re.match(r"[(\[]?([A-Za-z])(?:[)\].:](?=\s|\Z)|\s*\n)", text):
         rest = text[heading.end() :].strip()
         if heading.group(1).upper() in letters and not _other_choice(rest, heading.group(1), labels):
-            return _key(heading.group(1))
+            return key_of(heading.group(1))
     mentions = _mentions(text, labels)
     marked = [_at(text, mark.end(), mentions) for mark in _MARK.finditer(text)]
     if found := [each for each in marked if each is not None]:
@@ -107,7 +107,7 @@ def _other_choice(rest: str, letter: str, labels: Sequence[str]) -> bool:
     """Whether the text behind "B. " chooses again: "B. No, the answer is C"."""
     mentions = _mentions(rest, labels)
     again = [_at(rest, mark.end(), mentions) for mark in _MARK.finditer(rest)]
-    return any(each not in (None, _key(letter)) for each in again) or bool(re.match(r"[A-Z][.):](?:\s|\Z)", rest))
+    return any(each not in (None, key_of(letter)) for each in again) or bool(re.match(r"[A-Z][.):](?:\s|\Z)", rest))
 
 
 def _at(text: str, start: int, mentions: _Mentions) -> str | None:
@@ -147,7 +147,7 @@ def _mentioned(text: str, mentions: _Mentions) -> str | None:
 
 def _mentions(text: str, labels: Sequence[str]) -> _Mentions:
     """List (start, end, key) of all labels in the text as whole words; of overlapping ones, the longest."""
-    words = sorted({_key(label) for label in labels}, key=len, reverse=True)
+    words = sorted({key_of(label) for label in labels}, key=len, reverse=True)
     patterns = []
     for word in words:
         inner = r"\s+".join(map(re.escape, word.split()))
@@ -158,8 +158,9 @@ def _mentions(text: str, labels: Sequence[str]) -> _Mentions:
         after = rf"(?!{edges[1]}|-\w|[.,]\d|'\w|%)" if edges[1] else ""
         patterns.append(before + inner + after)
     found = re.finditer("|".join(patterns), text, re.IGNORECASE)
-    return [(each.start(), each.end(), _key(each.group())) for each in found]
+    return [(each.start(), each.end(), key_of(each.group())) for each in found]
 
 
-def _key(label: str) -> str:
+def key_of(label: str) -> str:
+    """The form in which labels are compared: without case and with single spaces."""
     return " ".join(typed(label).casefold().split())

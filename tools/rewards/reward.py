@@ -19,6 +19,7 @@ from nslora.tools.rewards.calling import AT_ONCE
 from nslora.tools.rewards.checks import Check, CheckResult, Contains, ExactMatch, JsonSchema, Length, Regex, UpperCase
 from nslora.tools.rewards.choice import Choice
 from nslora.tools.rewards.json_equal import JsonEqual
+from nslora.tools.rewards.label import Label
 from nslora.tools.rewards.numeric import Numeric
 from nslora.tools.rewards.score import Score
 
@@ -36,6 +37,7 @@ BUILT_IN: Mapping[str, type[Check]] = {
     "exact_match": ExactMatch,
     "contains": Contains,
     "choice": Choice,
+    "label": Label,
     "numeric": Numeric,
     "regex": Regex,
     "json_schema": JsonSchema,
@@ -126,6 +128,12 @@ class Reward:
         """Copy the reward with empty caches, for rows whose ids are not unique within this task."""
         return Reward(self.checks, self.combine, costly=self.costly, noise=self.noise)
 
+    def fitted(self, examples: Sequence[Example]) -> Reward:
+        """The reward whose checks have taken what they need from the train rows, such as labels. Raises RewardError."""
+        return Reward(
+            [check.fitted(examples) for check in self.checks], self.combine, costly=self.costly, noise=self.noise
+        )
+
     def problem(self, example: Example) -> str | None:
         """Say why a check cannot score this row, as the end of a sentence; None if all can."""
         problems = [self._problem(reading) for reading in _readings(example)]
@@ -133,6 +141,10 @@ class Reward:
 
     def _problem(self, example: Example) -> str | None:
         return next((problem for check in self.checks if (problem := check.problem(example))), None)
+
+    def label_numbers(self, rows: Sequence[Example], replies: Sequence[str]) -> dict[str, Any]:
+        """Macro-F1 and the numbers of each label, by the name of each `label` check."""
+        return {check.name: check.numbers(rows, replies) for check in self.checks if isinstance(check, Label)}
 
     def remarks(self, examples: Sequence[Example]) -> list[str]:
         """Say what in these rows makes a check earn reward by chance, one sentence or two for each check."""

@@ -254,7 +254,10 @@ def _task(
     )
     refuse_one_question(found, reader)
     rows, more = _in_splits(spec, found, reader)
-    splits = {split: examples_of(split, rows[split], reader, reward) for split in SPLITS}
+    train = examples_of("train", rows["train"], reader, reward)
+    reward = reward.fitted(train)
+    held_out = {split: examples_of(split, rows[split], reader, reward) for split in SPLITS if split != "train"}
+    splits = {"train": train, **held_out}
     columns = tuple(dict.fromkeys(str(name) for row in splits["train"] for name in row.fields))
     _check_system(prompt, columns, document)
     _check_ids(splits)

@@ -17,6 +17,7 @@ from nslora.tools.evaluation.paired_tests import KEEP_TEST, REWARDS, bootstrap_i
 from nslora.tools.files import sha256_of_file, sha256_of_json, write_json, write_jsonl, write_text
 from nslora.tools.inference.flops import TERA
 from nslora.tools.prompt import difference
+from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded, check_means
 from nslora.tools.training.adapters import WEIGHTS
 from nslora.tools.workspace.budget import spent_of
@@ -52,6 +53,7 @@ class RunFacts:
         start: {"adapter": hash or None, "prompt": hash} of the start; final: of the result.
         validation: Validation reward of base and result; test: what `compare_on_test` found.
         wall_s: Seconds at work.
+        start_evaluation: Key of the evaluation before the first round.
         start_cost: Cost of the evaluation before the first round; test_cost: of the test split, base and result.
         scores: One record per candidate and test question, for paired comparisons of runs.
     """
@@ -65,10 +67,11 @@ class RunFacts:
     wall_s: float
     start_cost: Evaluated = Evaluated()
     test_cost: Evaluated = Evaluated()
+    start_evaluation: str | None = None
     scores: Sequence[Mapping[str, Any]] = ()
 
 
-def compare_on_test(base: Sequence[Graded], result: Sequence[Graded]) -> dict[str, Any]:
+def compare_on_test(base: Sequence[Graded], result: Sequence[Graded], reward: Reward) -> dict[str, Any]:
     """Base and result on the same questions. Intervals are 95 % bootstrap; the gain's is paired by question."""
 
     def numbers(graded: Sequence[Graded], passed: list[float]) -> dict[str, Any]:
@@ -77,6 +80,11 @@ def compare_on_test(base: Sequence[Graded], result: Sequence[Graded]) -> dict[st
             "interval": list(bootstrap_interval(passed, bounds=REWARDS)),
             "reward": mean([each.score.value for each in graded]),
             "checks": check_means([each.score.checks for each in graded]),
+            **(
+                {"labels": labels}
+                if (labels := reward.label_numbers([each.example for each in graded], [each.reply for each in graded]))
+                else {}
+            ),
         }
 
     before, after = ([float(each.score.passed) for each in graded] for graded in (base, result))
@@ -144,7 +152,10 @@ def _report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
         "start": dict(facts.start),
         "result": dict(facts.final),
         "test": dict(facts.test),
-        "validation": dict(facts.validation),
+        "validation": {
+            which: {**facts.validation[which], **_labels_on_validation(workspace, facts, candidate)}
+            for which, candidate in (("base", facts.start), ("result", facts.final))
+        },
         "test_looks": 1 + len(list(workspace.folder.glob("result.*"))),
         "overfit_gap": {name: _overfit_gap(facts, name) for name in ("base", "result")},
         "keep_test": KEEP_TEST,
@@ -156,6 +167,19 @@ def _report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
     }
+
+
+def _labels_on_validation(workspace: Workspace, facts: RunFacts, candidate: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of `label` checks for a candidate; its evaluation has the text of failing replies alone."""
+    keys = {sha256_of_json(each["candidate"]): each["evaluation"] for each in facts.rounds}
+    key = facts.start_evaluation if candidate == facts.start else keys.get(sha256_of_json(candidate))
+    if key is None:
+        return {}
+    found = workspace.evaluations.load(key)
+    failed = {each.id: each.reply for each in found.failed("validation")}
+    rows = workspace.task.validation
+    labels = workspace.task.reward.label_numbers(rows, [failed.get(row.id, row.reference or "") for row in rows])
+    return {"labels": labels} if labels else {}
 
 
 def _overfit_gap(facts: RunFacts, name: str) -> float | None:

@@ -1,0 +1,85 @@
+"""The label check: the label of a row out of a closed set, with the numbers of classification beside the reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import ValidationError
+
+from nslora.tools.errors import RewardError
+from nslora.tools.rewards.choice import Choice, chosen, key_of
+
+if TYPE_CHECKING:
+    from nslora.tools.schema import Example
+
+_MOST_LABELS = 100
+
+
+class Label(Choice):
+    """The reply gives the label of the row, and no other: `choice` with the labels of the train rows.
+
+    `labels` lists them if train does not hold all. The report has macro-F1 and the numbers of each label.
+    """
+
+    must = "give the label"
+    labels: tuple[str, ...] = ()
+
+    def fitted(self, examples: Sequence[Example]) -> Self:
+        """Take the labels from train rows, in alphabetical order. Raises RewardError if they are no closed set."""
+        if self.labels:
+            return self
+        labels = sorted({key_of(text): text.strip() for example in examples for text in self.texts(example)}.values())
+        if len(labels) > _MOST_LABELS or len(examples) < 2 * len(labels):
+            raise RewardError(
+                f"The check {self.name!r} takes its labels from train, but found {len(labels)} different texts in "
+                f"{len(examples)} rows: list all labels under `labels`, or use exact_match for free text."
+            )
+        try:
+            return type(self).model_validate({**self.model_dump(by_alias=True), "labels": labels})
+        except ValidationError as error:
+            raise RewardError(
+                f"The check {self.name!r} found the labels {', '.join(labels)}: at least two are needed."
+            ) from error
+
+    def problem(self, example: Example) -> str | None:
+        return super().problem(example) if self.labels else super(Choice, self).problem(example)
+
+    def numbers(self, examples: Sequence[Example], replies: Sequence[str]) -> dict[str, Any]:
+        """The numbers of classification of these replies; see `classification`."""
+        wanted, given = [], []
+        for example, reply in zip(examples, replies, strict=True):
+            right = [key_of(text) for text in example.answers or self.texts(example)]
+            found = chosen(reply, self.labels)
+            wanted.append(found if found in right else right[0])
+            given.append(found)
+        return classification({key_of(label): label for label in self.labels}, wanted, given)
+
+
+def classification(names: dict[str, str], wanted: Sequence[str], given: Sequence[str | None]) -> dict[str, Any]:
+    """Precision, recall and F1 of each label, and their macro mean.
+
+    A reply that is no label is a miss of its row's label, and a label of its own in no mean. A label that is neither
+    wanted nor given counts in no mean, as in scikit-learn's `f1_score(average="macro")`; a quotient by 0 is 0.
+
+    Args:
+        names: Key of a label -> the label as it is shown.
+        wanted: Keys of the right labels.
+        given: Keys of the labels of the replies; None for a reply that is no label.
+
+    Returns:
+        {"macro_f1", "no_label": number of replies, "labels": {label: {"precision", "recall", "f1", "support"}}}.
+    """
+    labels = {}
+    for key, name in names.items():
+        hits = sum(a == b == key for a, b in zip(wanted, given, strict=True))
+        support, times = wanted.count(key), given.count(key)
+        if support or times:
+            labels[name] = {
+                "precision": hits / times if times else 0.0,
+                "recall": hits / support if support else 0.0,
+                "f1": 2 * hits / (support + times),
+                "support": support,
+            }
+    macro = sum(each["f1"] for each in labels.values()) / len(labels) if labels else 0.0
+    return {"macro_f1": macro, "no_label": given.count(None), "labels": labels}
