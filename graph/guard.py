@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from nslora.graph.lock import only_while_alone
+from nslora.graph.projection import Stamp, show_branch
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes
-from nslora.nodes.shared.runtime import thread_of
+from nslora.nodes.shared.runtime import checkpoint_of, thread_of
 from nslora.tools.errors import RunError
 from nslora.tools.files import read_json
 from nslora.tools.workspace.record import OLD_THREAD, OWN_THREAD, QUESTION_FILE, RUN_FILE
@@ -16,7 +17,7 @@ Node = Callable[..., Changes]
 
 
 def alone(node: Node) -> Node:
-    """Let a node work only while no other process works on the same run."""
+    """Let a node work only while no other process works on the same run, and keep the folder in step with the state."""
 
     @functools.wraps(node)
     def guarded(state: AdaptationState, **given: Any) -> Changes:
@@ -28,10 +29,14 @@ def alone(node: Node) -> Node:
                 f"The graph was invoked with the context of another one ({type(context).__name__}): call it "
                 "from a node of yours, with context=run.context."
             )
-        _refuse_another_runs_thread(Path(context.folder), thread_of(given["runtime"]))
-        with only_while_alone(Path(context.folder), context.stream):
+        folder, thread = Path(context.folder), thread_of(given["runtime"])
+        _refuse_another_runs_thread(folder, thread)
+        with only_while_alone(folder, context.stream):
+            if not (folder / RUN_FILE).is_file():  # the node itself says so
+                return node(state, **given)
+            show_branch(folder, state, Stamp(thread, checkpoint_of(given["runtime"]), node.__name__))
             if node.__name__ != "approve":
-                (Path(context.folder) / QUESTION_FILE).unlink(missing_ok=True)  # the run went on, or was taken back
+                (folder / QUESTION_FILE).unlink(missing_ok=True)  # the run went on, or was taken back
             return node(state, **given)
 
     return guarded

@@ -74,6 +74,18 @@ class Proposal(Work):
     person: NotRequired[dict[str, str]]  # what a person who was asked said: {"answer"}, and {"prompt"} of their own
 
 
+class Verdict(TypedDict):
+    """Keep or drop the proposal: what `evaluate` decided, and what `monitor` does.
+
+    by_test: what the paired test said. Another `kept` beside it is a person's, written with `update_state`.
+    """
+
+    kept: bool
+    reason: str
+    numbers: dict[str, float]  # of the paired test
+    by_test: bool
+
+
 class RemadePool(TypedDict):
     """Remade data for the next training job: rows for one prompt, in `remade/<prompt>.jsonl`. waiting: not trained on
     yet.
@@ -103,6 +115,7 @@ class RoundRecord(Work):
     demand: dict[str, float]
     signal: dict[str, dict[str, float]]
     person: NotRequired[dict[str, str]]  # as in Proposal
+    overruled: NotRequired[bool]  # True if a person kept or dropped it against the test
     cached_replies: NotRequired[
         int
     ]  # of its evaluation, if there were any: the cache had them, and they cost no tokens
@@ -114,8 +127,9 @@ def extended(rounds: list[RoundRecord], more: Sequence[list[RoundRecord]]) -> li
     return [*rounds, *(record for each in more for record in each)]
 
 
-# Stored by what each round added: written whole into every checkpoint, 500 rounds would take 697 MB.
-Rounds = Annotated[list[RoundRecord], DeltaChannel(extended, snapshot_frequency=10_000)]
+# Stored by what each round added: written whole into every checkpoint, 500 rounds would take 697 MB. Whole every 20
+# rounds, so that a state is read from few ancestors, and lost ones cost at most 20 rounds' records.
+Rounds = Annotated[list[RoundRecord], DeltaChannel(extended, snapshot_frequency=20)]
 
 
 class AdaptationState(TypedDict):
@@ -132,6 +146,7 @@ class AdaptationState(TypedDict):
     best_reward: float
     proposal: Proposal | None  # waits for evaluation
     measured: Measured | None  # of the newest evaluation
+    verdict: Verdict | None  # on the proposal; None when nothing waits to be kept or dropped
     decision: Decision | None
     remade: RemadePool | None
     signal: dict[str, dict[str, float]]  # per kind: value, saturated, evidence
@@ -168,6 +183,7 @@ def first_state(prompt: str, approve: Approve = "nothing") -> AdaptationState:
         best_reward=-1.0,
         proposal=None,
         measured=None,
+        verdict=None,
         decision=None,
         remade=None,
         signal={},

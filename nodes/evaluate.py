@@ -1,4 +1,4 @@
-"""evaluate: measure the proposed candidate (the start, in round 0) on validation, and on a sample of train."""
+"""evaluate: measure the proposed candidate (the start, in round 0) on validation and a sample of train; judge it."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.cost import CostLedger, Steps
 from nslora.nodes.shared.rounds import kept_evaluation
 from nslora.nodes.shared.runtime import progress, workspace_for
+from nslora.nodes.shared.verdict import verdict_on
 from nslora.tools.dataset.remade import read_rows
 from nslora.tools.errors import BudgetError, RunError, TooLongError
 from nslora.tools.evaluation.measure import attributed_anew, evaluation_of, known_good
@@ -24,16 +25,25 @@ from nslora.tools.workspace.workspace import Workspace
 
 
 def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Changes:
-    """Measure the proposed candidate, or the start in round 0."""
+    """Measure the proposed candidate, or the start in round 0, and say whether to keep it."""
     return step(state, workspace_for(runtime, "evaluate"))
 
 
 def step(state: AdaptationState, workspace: Workspace) -> Changes:
-    """Write the rows and failures to a file, and their summary into the state.
+    """Write the rows and failures to a file, and their summary and the verdict into the state.
 
     Raises RunError if the graph was begun with something else than a first state, or with one on top of rounds.
     """
     refuse_other_beginning(state)
+    changes = measure(state, workspace)
+    if state["proposal"] is not None:
+        measured: AdaptationState = {**state, **changes}  # type: ignore[typeddict-item]
+        changes["verdict"] = verdict_on(measured, workspace)
+    return changes
+
+
+def measure(state: AdaptationState, workspace: Workspace) -> Changes:
+    """The summary of the evaluation; a proposal that cannot be measured becomes one that failed."""
     proposal, kept = state["proposal"], state["kept_measured"]
     candidate = proposal["candidate"] if proposal else state["start"]
     if candidate is None:

@@ -1,4 +1,4 @@
-"""monitor: keep or drop what was proposed, bring the signal up to date, and say whether to stop."""
+"""monitor: do what the verdict says, bring the signal up to date, and say whether to stop."""
 
 import math
 
@@ -12,11 +12,14 @@ from nslora.graph.state import (
     Proposal,
     RemadePool,
     RoundRecord,
+    Verdict,
 )
 from nslora.nodes.shared.cost import work_of_round
 from nslora.nodes.shared.runtime import workspace_for
+from nslora.nodes.shared.verdict import verdict_on
 from nslora.tools.editor.call_log import lines_in
-from nslora.tools.evaluation.acceptance import KeepDecision, best_candidate, compare, fewest_wins
+from nslora.tools.errors import RunError
+from nslora.tools.evaluation.acceptance import best_candidate, fewest_wins
 from nslora.tools.evaluation.paired_tests import TIE
 from nslora.tools.files import write_jsonl
 from nslora.tools.router.monitoring_signal import Update, signal_of
@@ -31,11 +34,15 @@ def monitor(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Chan
 
 
 def step(state: AdaptationState, workspace: Workspace) -> Changes:
-    """Judge the proposal by validation alone. In round 0 the start is kept without a judgement."""
+    """Keep or drop the proposal, and choose the best so far. In round 0 the start is kept without a verdict.
+
+    Raises RunError if a person keeps an update that failed.
+    """
     measured, proposal, kept = state["measured"], state["proposal"], state["kept_measured"]
     settings, rounds, changes = workspace.settings, list(state["rounds"]), Changes()
     if proposal is not None:
-        verdict = judge(state, workspace)
+        # A state of version 0.1.0 holds none.
+        verdict = state.get("verdict") or verdict_on(state, workspace)
         record = round_record(state, proposal, measured, verdict, workspace)
         rounds.append(record)
         record["signal"] = signal_of([Update.of(each) for each in rounds], settings.signal)
@@ -44,16 +51,22 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
             "round": state["round"] + 1,
             "proposal": None,
             "measured": None,
+            "verdict": None,
             "decision": None,
             "rounds": [record],
             "signal": record["signal"],
             "remade": remade_after(state, proposal, verdict),
         }
         if measured is not None and proposal["candidate"] is not None:
-            if verdict.kept:
+            if verdict["kept"]:
                 kept = measured
                 changes |= {"kept": proposal["candidate"], "kept_measured": measured}
             changes |= final_choice(state, rounds, workspace)
+        elif verdict["kept"]:
+            raise RunError(
+                f"The verdict on round {record['round']} says kept, but its update failed ({proposal['error']}): "
+                "write a verdict with kept False, or fork the round."
+            )
     elif measured is not None:
         kept = measured
         changes = {"start_measured": measured, "kept_measured": measured, "best_reward": measured["reward"]}
@@ -63,7 +76,7 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
     return changes
 
 
-def remade_after(state: AdaptationState, proposal: Proposal, verdict: KeepDecision) -> RemadePool | None:
+def remade_after(state: AdaptationState, proposal: Proposal, verdict: Verdict) -> RemadePool | None:
     """The remade data that the next training job learns from: that of a new edit, dropped or not.
 
     A dropped edit does not take the place of the kept one, whose data still waits.
@@ -71,42 +84,37 @@ def remade_after(state: AdaptationState, proposal: Proposal, verdict: KeepDecisi
     pool, candidate = state["remade"], proposal["candidate"]
     if candidate is None or not proposal["new_rows"]:
         return pool
-    if not verdict.kept and pool and pool["waiting"] and pool["prompt"] == state["kept"]["prompt"]:
+    if not verdict["kept"] and pool and pool["waiting"] and pool["prompt"] == state["kept"]["prompt"]:
         return pool
     return RemadePool(prompt=candidate["prompt"], rows=proposal["new_rows"], waiting=True)
-
-
-def judge(state: AdaptationState, workspace: Workspace) -> KeepDecision:
-    """The paired test of the proposal against what is kept, row by row on validation."""
-    kept, measured, proposal = state["kept_measured"], state["measured"], state["proposal"]
-    if proposal is not None and proposal["error"]:
-        return KeepDecision(False, f"failed: {proposal['error']}", {})
-    if kept is None or measured is None:
-        return KeepDecision(False, "dropped: nothing was measured", {})
-    before, after = workspace.evaluations.load(kept["key"]), workspace.evaluations.load(measured["key"])
-    start = workspace.evaluations.load(state["start_measured"]["key"]) if state["start_measured"] else before
-    return compare(before, after, start, settings=workspace.settings.keep)
 
 
 def final_choice(state: AdaptationState, rounds: list[RoundRecord], workspace: Workspace) -> Changes:
     """The candidate that the run would end with, of all that were measured; the start if none is better by the test.
 
     The choice goes by reward, among the candidates under which the regression set did not fall. It is made anew after
-    each round, since every further candidate is one more chance to seem better.
+    each round, since every further candidate is one more chance to seem better. A candidate that a person kept against
+    the test takes the place of the start, and one that a person dropped is no candidate.
     """
     start, settings = state["start_measured"], workspace.settings.keep
     measured = [record for record in rounds if record["evaluation"] and record["candidate"]]
     if start is None or not measured:
         return {}
-    gains = [workspace.evaluations.gains(str(record["evaluation"]), over=start["key"]) for record in measured]
+    base, key, reward = state["start"], start["key"], start["reward"]
+    by_hand = [i for i, each in enumerate(measured) if each.get("overruled") and each["kept"]]
+    if by_hand:
+        last, measured = measured[by_hand[-1]], measured[by_hand[-1] + 1 :]
+        base, key, reward = last["candidate"] or base, str(last["evaluation"]), last["reward_after"] or 0.0
+    measured = [each for each in measured if not each.get("overruled")]
+    gains = [workspace.evaluations.gains(str(record["evaluation"]), over=key) for record in measured]
     least = -settings.anchor_tolerance - TIE
     rewards = [
         (each["reward_after"] or 0.0) if each["numbers"].get("anchor_gain", 0.0) >= least else -math.inf
         for each in measured
     ]
-    best = best_candidate(gains, rewards, start["reward"], settings=settings)
+    best = best_candidate(gains, rewards, reward, settings=settings) if measured else None
     if best is None:
-        return {"best": state["start"], "best_reward": start["reward"]}
+        return {"best": base, "best_reward": reward}
     return {"best": measured[best]["candidate"], "best_reward": rewards[best]}
 
 
@@ -125,7 +133,7 @@ def stop_reason(kept: Measured, rounds: list[RoundRecord], rounds_done: int, set
 
 
 def round_record(
-    state: AdaptationState, proposal: Proposal, measured: Measured | None, verdict: KeepDecision, workspace: Workspace
+    state: AdaptationState, proposal: Proposal, measured: Measured | None, verdict: Verdict, workspace: Workspace
 ) -> RoundRecord:
     """The summary of the round that ends here; its signal is added later."""
     kept, decision = state["kept_measured"], state["decision"]
@@ -133,8 +141,8 @@ def round_record(
         "round": state["round"] + 1,
         "action": proposal["kind"],
         "reason": decision["reason"] if decision else "",
-        "kept": verdict.kept,
-        "verdict": verdict.reason,
+        "kept": verdict["kept"],
+        "verdict": verdict["reason"],
         "error": proposal["error"],
         "candidate": proposal["candidate"],
         "evaluation": measured["key"] if measured else None,
@@ -142,7 +150,7 @@ def round_record(
         "reward_after": measured["reward"] if measured else None,
         "potential_before": kept["potential"] if kept else 0.0,
         "potential_after": measured["potential"] if measured else None,
-        "numbers": dict(verdict.numbers),
+        "numbers": dict(verdict["numbers"]),
         "demand": decision["demand"] if decision else {},
         "signal": {},
         **work_of_round(proposal, measured),  # type: ignore[typeddict-item]  # a Work holds no "person"
@@ -152,4 +160,7 @@ def round_record(
         record["cached_replies"] = measured["cached_replies"]
     if "person" in proposal:
         record["person"] = proposal["person"]
+    if verdict["kept"] != verdict["by_test"]:
+        record["overruled"] = True
+        record["verdict"] = f"{'kept' if verdict['kept'] else 'dropped'} by hand ({verdict['reason']})"
     return record

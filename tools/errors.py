@@ -71,5 +71,11 @@ class EditorCallError(StoppedError):
     """
 
 
+class LostRoundsError(StoppedError):
+    """Checkpoints that held the records of rounds were pruned or have expired. The message names the command that
+    brings the records back.
+    """
+
+
 class DamagedError(RunError):
     """A file of a run was changed, truncated or deleted since it was written. The message names the file."""

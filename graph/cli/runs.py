@@ -20,6 +20,9 @@ def resume(
     reject: Annotated[bool, typer.Option("--reject", help="Reject it.")] = False,
     prompt: Annotated[Path | None, typer.Option(help="Use the prompt in this file instead.")] = None,
     max_rounds: Annotated[int | None, typer.Option(help="Allow so many rounds; a run that has ended goes on.")] = None,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Bring back rounds that pruned checkpoints held, from decisions.jsonl.")
+    ] = False,
     checkpoints: Database = None,
 ) -> None:
     """Go on with a run from its last checkpoint, and answer the question that waits, if one does."""
@@ -29,6 +32,8 @@ def resume(
     elsewhere = (folder / QUESTION_FILE).exists()  # asked under another checkpointer: then the stream says so
     if answer is not None and run.question() is None and not elsewhere:
         raise RunError(f"{folder} waits for no answer: leave out --accept, --reject or --prompt.")
+    if restore:
+        run.restore()
     if max_rounds is not None:
         run.allow(max_rounds)
     settings = run.workspace.settings

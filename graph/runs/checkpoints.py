@@ -6,13 +6,13 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointTuple
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from nslora.tools.errors import RunError, SettingsError, StoppedError
@@ -220,15 +220,26 @@ def copy_past(
 ) -> RunnableConfig:
     """Copy the checkpoint `at` and all that it grew from into `target`, under another thread id.
 
-    The source is only read. Returns the config of the copy of `at`.
+    The source is only read. The two may be one saver, or two that number versions differently: the copy has versions of
+    the target's own, in the same order. Returns the config of the copy of `at`.
     """
     line = [at]
     while line[-1].parent_config is not None and (parent := source.get_tuple(line[-1].parent_config)) is not None:
         line.append(parent)
+    versions = _numbered_by(target, [each.checkpoint for each in line])
     config: RunnableConfig = {"configurable": {"thread_id": thread, "checkpoint_ns": ""}}
+    before: dict[str, Any] = {}
     for each in reversed(line):
         metadata: Any = {**each.metadata, "thread_id": thread} if "thread_id" in each.metadata else each.metadata
-        config = target.put(config, each.checkpoint, metadata, each.checkpoint["channel_versions"])
+        channels, seen = each.checkpoint["channel_versions"], each.checkpoint["versions_seen"]
+        now = {name: versions[version] for name, version in channels.items()}
+        copy = each.checkpoint.copy()
+        copy["channel_versions"] = now
+        copy["versions_seen"] = {
+            node: {name: versions[version] for name, version in of_node.items()} for node, of_node in seen.items()
+        }
+        config = target.put(config, copy, metadata, {k: v for k, v in now.items() if before.get(k) != v})
+        before = now
         writes: dict[str, list[tuple[str, Any]]] = {}
         for task, channel, value in each.pending_writes or ():
             writes.setdefault(task, []).append((channel, value))
@@ -236,3 +247,18 @@ def copy_past(
             for task, values in writes.items():
                 target.put_writes(config, values, task)
     return config
+
+
+def _numbered_by(target: BaseCheckpointSaver[Any], checkpoints: Iterable[Checkpoint]) -> dict[Any, Any]:
+    """Every version in the checkpoints, and the one of the same rank by the target's numbering.
+
+    Versions are integers, or texts that begin with one, padded to 32 digits.
+    """
+    found: set[Any] = set()
+    for each in checkpoints:
+        for versions in (each["channel_versions"], *each["versions_seen"].values()):
+            found |= set(versions.values())
+    numbered, last = {}, None
+    for version in sorted(found, key=lambda each: each if isinstance(each, str) else f"{each:032}"):
+        numbered[version] = last = target.get_next_version(last, None)
+    return numbered

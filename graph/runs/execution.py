@@ -1,6 +1,7 @@
 """The execution of a run: its folder, its thread of checkpoints, and the graph that works on them."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -16,6 +17,7 @@ from langgraph.types import Command, StateSnapshot, StreamMode
 
 from nslora.graph.build import STEPS_PER_ROUND, Graph, build_graph
 from nslora.graph.lock import sole_writer
+from nslora.graph.projection import refuse_lost_rounds, set_aside, show_rounds
 from nslora.graph.runs.checkpoints import (
     CHECKPOINTS_FILE,
     OBJECT,
@@ -32,7 +34,7 @@ from nslora.graph.runs.integrity import check_records
 from nslora.graph.runs.view import report_of
 from nslora.graph.state import AdaptationContext, AdaptationState, first_state
 from nslora.tools.errors import DamagedError, EditorCallError, RunError, StoppedError, UnreachableRewardError
-from nslora.tools.files import quoted, read_jsonl, write_json, write_jsonl
+from nslora.tools.files import quoted, read_jsonl, write_json
 from nslora.tools.prompt import Prompt
 from nslora.tools.workspace.record import (
     OLD_THREAD,
@@ -73,7 +75,7 @@ class Execution:
     ) -> None:
         self.folder = folder.absolute()  # stays valid when the working directory changes
         self.workspace, self.graph = workspace, graph
-        self._saver = saver
+        self.saver = saver
         record = read_run_file(folder)
         recorded = record.get("checkpoints")
         if saver is None and (recorded == OBJECT or (place is not None and without_password(place) != recorded)):
@@ -83,7 +85,7 @@ class Execution:
             )
         if graph is None and record.get("graph_is_object"):
             raise RunError(f"{folder} was begun with a graph of your own: give it again, as Run.open(..., graph=...).")
-        self._place = place or place_of(recorded)
+        self.place = place or place_of(recorded)
         self.thread: str = record.get("thread", OLD_THREAD)
         self.origin: dict[str, Any] | None = record.get("origin")
 
@@ -126,10 +128,10 @@ class Execution:
 
     def checkpointer(self) -> AbstractContextManager[Saver]:
         """The run's checkpoints, open as long as the block lasts."""
-        if self._saver is not None:
-            return nullcontext(self._saver)
-        if self._place is not None:
-            return postgres_checkpoints(self._place)
+        if self.saver is not None:
+            return nullcontext(self.saver)
+        if self.place is not None:
+            return postgres_checkpoints(self.place)
         return sqlite_checkpoints(self.folder / CHECKPOINTS_FILE)
 
     def stream(
@@ -149,7 +151,7 @@ class Execution:
         meets a failure that passes, EditorCallError if a call of the editor fails, and DamagedError if a file of the
         past is damaged, each with the command that goes on.
         """
-        moved_away = self._saver is None and self._place is None and not (self.folder / CHECKPOINTS_FILE).exists()
+        moved_away = self.saver is None and self.place is None and not (self.folder / CHECKPOINTS_FILE).exists()
         with named_disk_problems(self.folder), sole_writer(self.folder) as stream, self.checkpointer() as saver:
             graph = self.compiled(saver)
             try:
@@ -168,7 +170,7 @@ class Execution:
         seen = graph.get_state(self.config)
         traces = [name for name in (QUESTION_FILE, "decisions.jsonl") if (self.folder / name).exists()]
         if traces and not seen.values and not begins_anew and not (self.origin and self.origin["round"] > 0):
-            where = "this checkpointer" if self._saver else described(read_run_file(self.folder).get("checkpoints"))
+            where = "this checkpointer" if self.saver else described(read_run_file(self.folder).get("checkpoints"))
             raise RunError(
                 f"{self.folder} has begun under another checkpointer than {where} ({traces[0]} is there): "
                 "go on with that one, as Run.open(folder, checkpoints=...) or with the graph itself. If it is "
@@ -188,12 +190,15 @@ class Execution:
         seen = graph.get_state(self.config)
         config = self.config
         if seen.values.get("status") == "finished":
-            told = self.folder / "decisions.jsonl"
-            if len(read_jsonl(told)) != len(seen.values["rounds"]):
-                write_jsonl(told, seen.values["rounds"])
-            if (self.folder / "result" / "test.jsonl").is_file() and report_of(self.folder, read_jsonl(told)):
-                return
-            # Somebody removed the result, or a part of it: the last node makes it again, from the same state.
+            refuse_lost_rounds(self.folder, seen.values)
+            show_rounds(self.folder, seen.values["rounds"])
+            whole = (self.folder / "result" / "test.jsonl").is_file()
+            if (report := report_of(self.folder, seen.values["rounds"])) and _is_of(report, seen.values):
+                if whole:
+                    return
+                shutil.rmtree(self.folder / "result")
+            # It is another branch's, or somebody removed it or a part of it: the last node makes it again, from the
+            # same state.
             end = next((each for each in line_of(graph, config) if "finish" in each.next), None)
             if end is None:
                 raise RunError(f"{self.folder} has lost its result, and the checkpoint that it could be made from.")
@@ -234,8 +239,8 @@ class Execution:
     def allow(self, max_rounds: int) -> None:
         """Give the run another limit of rounds, and open it again if it has ended.
 
-        The result of an earlier end is set aside as `result.1`, `result.2`, ...; the next report says how often the
-        test split has been looked at.
+        The result of an earlier end is set aside as `result.CHECKPOINT`; the next report says how often the test split
+        has been looked at.
 
         Raises:
             SettingsError: If `max_rounds` is no number of rounds.
@@ -252,7 +257,7 @@ class Execution:
             write_json(self.folder / RUN_FILE, {**record, "settings": settings.model_dump(mode="json")})
             self.workspace.settings = settings
             if values.get("status") == "finished":
-                _set_aside(self.folder / "result")
+                set_aside(self.folder)
                 changes = {"status": "running", "stop": "", "decision": None}
                 graph.update_state(self.config, changes, as_node="monitor")
 
@@ -276,9 +281,34 @@ class Execution:
         with self.checkpointer() as saver:
             return line_of(self.compiled(saver), self.config)
 
+    def restore(self) -> None:
+        """Bring back records of rounds that pruned or expired checkpoints held, from `decisions.jsonl`.
+
+        Raises RunError if that file does not hold this branch's rounds, or another process works on the run.
+        """
+        with sole_writer(self.folder), self.checkpointer() as saver:
+            graph = self.compiled(saver)
+            values = graph.get_state(self.config).values
+            records, there = read_jsonl(self.folder / "decisions.jsonl"), values["rounds"]
+            done = values["round"]
+            kept = next((each["candidate"] for each in reversed(records) if each["kept"]), values["start"])
+            if len(records) != done or records[done - len(there) :] != there or kept != values["kept"]:
+                raise RunError(
+                    f"The records of {self.folder} cannot be brought back: decisions.jsonl does not hold the {done} "
+                    "rounds of this branch. Fork from a checkpoint that is whole, or begin another run."
+                )
+            if len(there) < done:
+                graph.update_state(self.config, {"rounds": {"__overwrite__": records}})
+
     def report(self) -> dict[str, Any]:
-        """`result/report.json` as a dict. Raises RunError while the run has not finished."""
-        return report_in(self.folder)
+        """`result/report.json` as a dict. Raises RunError while the run, on its newest branch, has no result."""
+        report, state = report_in(self.folder), self.state()
+        if state is not None and not _is_of(report, state):
+            raise RunError(
+                f"The run {self.folder} has no result yet on its newest branch, and result/ is another one's: let it "
+                f"finish (nslora resume {quoted(self.folder)})."
+            )
+        return report
 
 
 def report_in(folder: Path) -> dict[str, Any]:
@@ -290,11 +320,14 @@ def report_in(folder: Path) -> dict[str, Any]:
     return report
 
 
-def _set_aside(result: Path) -> None:
-    """Rename `result` to the first free of `result.1`, `result.2`, ..."""
-    if result.exists():
-        number = 1 + len(list(result.parent.glob("result.*")))
-        result.rename(result.with_name(f"result.{number}"))
+def _is_of(report: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+    """Whether a report is about this state, by content."""
+    return (
+        state["status"] == "finished"
+        and report["result"] == state["best"]
+        and report["rounds"] == state["rounds"]
+        and (not state["stop"] or report["stop"] == state["stop"])
+    )
 
 
 def _storable(answer: Answer) -> Any:

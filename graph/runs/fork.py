@@ -10,17 +10,12 @@ from typing import Any, Generic, Literal, TypeVar
 from langgraph.graph import START
 
 from nslora.graph.build import Graph
-from nslora.graph.runs.checkpoints import copy_past
+from nslora.graph.projection import refuse_lost_rounds
+from nslora.graph.runs.checkpoints import OBJECT, check_checkpoints, copy_past
 from nslora.graph.runs.copy_files import copy_past as copy_files
 from nslora.graph.runs.copy_files import copy_records
-from nslora.graph.runs.execution import Execution
-from nslora.graph.runs.folder import (
-    could_begin,
-    make_folder,
-    read_settings,
-    refuse_unusable,
-    write_record,
-)
+from nslora.graph.runs.execution import Execution, Saver
+from nslora.graph.runs.folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
 from nslora.graph.runs.history import checkpoint_before, line_of
 from nslora.graph.state import Changes
 from nslora.tools.editor.chat_models import editor_name
@@ -42,13 +37,24 @@ SHAPE = ("rank", "alpha", "dropout", "targets", "top_blocks", "use_rslora", "use
 
 @dataclass(frozen=True)
 class Beginning(Generic[R]):
-    """How a new run takes over from another, and from which round on."""
+    """How a new run takes over from another, and from which round on.
+
+    Attributes:
+        source: The other run.
+        folder: Of the new run.
+        round: That is decided again.
+        kind: What it is recorded as.
+        reuse_training: Take the source's adapters for the same training jobs.
+        checkpoints: As in `Run.create`. None: where the source has them, under a thread of the new run's own; a file in
+            the source's folder becomes one in the new folder.
+    """
 
     source: R
     folder: Path
     round: int
     kind: Literal["fork", "replay"]
-    reuse_training: bool = True  # take the source's adapters for the same training jobs
+    reuse_training: bool = True
+    checkpoints: str | Saver | None = None
 
 
 def fork(
@@ -59,6 +65,7 @@ def fork(
     action: Literal["lora", "textgrad"] | None = None,
     editor: str | Chat | None = None,
     settings: Mapping[str, Any] | None = None,
+    checkpoints: str | Saver | None = None,
 ) -> R:
     """A new run in `folder` with the past of `source` before round `at`, which is decided again.
 
@@ -71,7 +78,7 @@ def fork(
     if editor is not None:
         values["editor"] = editor if isinstance(editor, str) else editor_name(editor)
     new = begin(
-        Beginning(source, Path(folder), at, "fork"),
+        Beginning(source, Path(folder), at, "fork", checkpoints=checkpoints),
         read_settings(**values),
         editor=None if isinstance(editor, str) else editor,
         keeps_editor=editor is None,
@@ -88,6 +95,15 @@ def _whole_or_gone(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _without_thread_if_it_fails(saver: Saver, thread: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        saver.delete_thread(thread)
         raise
 
 
@@ -133,7 +149,10 @@ def begin(
     origin: Mapping[str, Any] | None = None,
 ) -> R:
     """Make the new run: its record, the files of its past, and its checkpoints up to the decision of the round."""
-    source, folder = beginning.source, beginning.folder
+    source, folder, given = beginning.source, beginning.folder, beginning.checkpoints
+    check_checkpoints(given)
+    own = given if given is not None else source.saver or source.place
+    place, own_saver = (own, None) if isinstance(own, str) else (None, own)
     record = read_run_file(source.folder)
     old = source.workspace.settings
     if beginning.round > 0 and (settings.model, settings.device.device, settings.device.dtype) != (
@@ -151,6 +170,7 @@ def begin(
         graph = source.compiled(saver)
         at = checkpoint_before(graph, source.config, source.folder, beginning.round)
         past = line_of(graph, at.config)
+        refuse_lost_rounds(source.folder, at.values)
         if beginning.round > 0 and at.values["kept"]["adapter"] is not None:
             _refuse_other_shape(old.lora, settings.lora, beginning.round)
         chat = editor or (source.workspace.editor_chat if keeps_editor else None)
@@ -177,6 +197,7 @@ def begin(
             workspace,
             editor_is_object=is_object,
             graph_is_object=source.graph is not None,
+            checkpoints=place if own_saver is None else OBJECT,
             origin={
                 "run": source.folder.name,
                 "thread": source.thread,
@@ -197,13 +218,13 @@ def begin(
                 trained=beginning.reuse_training,
                 editor=beginning.kind == "fork" and known and _same_editor(old, settings),
             )
-            new = type(source)(folder, register(workspace), graph=source.graph)
+            new = type(source)(folder, register(workspace), own_saver, place, source.graph)
             found = saver.get_tuple(at.config)
             if found is None:
                 raise RunError(f"The checkpoint before round {beginning.round} of {source.folder} is gone.")
             if rounds := at.values.get("rounds"):
                 write_jsonl(folder / "decisions.jsonl", rounds)
-            with new.checkpointer() as target:
+            with new.checkpointer() as target, _without_thread_if_it_fails(target, new.thread):
                 copy_past(saver, target, found, new.thread)
                 if beginning.kind == "fork":
                     reopen(

@@ -1,13 +1,16 @@
 """The past of a run in its checkpoints: which checkpoint decided a round, its ancestors, and which files are whole."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, DeltaChannelHistory
 from langgraph.types import StateSnapshot
 
 from nslora.graph.build import Graph
 from nslora.graph.runs.integrity import check_past
-from nslora.tools.errors import NsloraError, RunError
+from nslora.tools.errors import LostRoundsError, NsloraError, RunError
 from nslora.tools.files import quoted
 from nslora.tools.workspace.workspace import Workspace
 
@@ -20,24 +23,65 @@ def checkpoint_before(graph: Graph, config: RunnableConfig, folder: Path, number
     if number < 0:
         raise RunError(f"Round {number}: wanted a round from 1, or 0 for the first evaluation.")
     # In round 0 a proposal waits when the first update is to be measured, and none when the start is.
+    whole = line_of(graph, config)
     line = [
-        each
-        for each in line_of(graph, config)
-        if each.values.get("round") == max(0, number - 1) and not each.values.get("proposal")
+        each for each in whole if each.values.get("round") == max(0, number - 1) and not each.values.get("proposal")
     ]
     for wanted in ("classify", "finish") if number > 0 else ("evaluate",):
         # Newest first: what a fork changed before it decided is part of what it decided from.
         if found := next((each for each in line if wanted in each.next), None):
             return found
+    if number <= whole[0].values.get("round", -1) + 1 and (whole[-1].metadata or {}).get("source") != "input":
+        raise LostRoundsError(
+            f"{folder} has lost the checkpoints before round {number}, which were pruned or have expired: fork at a "
+            "later round, or go on with the newest state (nslora resume)."
+        )
     raise RunError(f"{folder} never came to round {number}: name an earlier one (nslora show {quoted(folder)}).")
 
 
 def line_of(graph: Graph, config: RunnableConfig) -> list[StateSnapshot]:
     """A checkpoint and all that it grew from, newest first, without what other branches left."""
-    line = [graph.get_state(config)]
-    while line[-1].parent_config is not None:
-        line.append(graph.get_state(line[-1].parent_config))
-    return line
+    if not isinstance(graph.checkpointer, BaseCheckpointSaver):
+        raise RunError("The graph has no checkpointer, so that it has no history: compile it with one.")
+    saver = _Reading(graph.checkpointer, config)
+    reading, line = graph.copy({"checkpointer": saver}), [saver.get_tuple(config)]
+    while (last := line[-1]) is not None and last.parent_config is not None:
+        line.append(saver.get_tuple(last.parent_config))
+    oldest_first = [reading.get_state(each.config) for each in reversed(line) if each is not None]
+    return oldest_first[::-1] or [graph.get_state(config)]
+
+
+class _Reading(BaseCheckpointSaver[Any]):
+    """The checkpoints of one thread, read once: one after the other, each would read its ancestors again."""
+
+    def __init__(self, saver: BaseCheckpointSaver[Any], config: RunnableConfig) -> None:
+        super().__init__(serde=saver.serde)
+        thread = {"thread_id": config["configurable"]["thread_id"], "checkpoint_ns": ""}
+        listed = saver.list({"configurable": thread})  # the newest first
+        self._tuples = {each.checkpoint["id"]: each for each in listed}
+        self._histories: dict[tuple[str, str], DeltaChannelHistory] = {}
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        wanted = config["configurable"].get("checkpoint_id")
+        return self._tuples.get(wanted) if wanted else next(iter(self._tuples.values()), None)
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What was written on the way to a checkpoint: that of its parent, if it was asked for before, and one more."""
+        asked = self.get_tuple(config)
+        parent = self.get_tuple(asked.parent_config) if asked and asked.parent_config else None
+        found: dict[str, DeltaChannelHistory] = {}
+        for channel in channels:
+            before = self._histories.get((parent.checkpoint["id"], channel)) if parent else None
+            if parent is None or before is None or channel in parent.checkpoint["channel_values"]:
+                found |= super().get_delta_channel_history(config=config, channels=[channel])
+            else:
+                more = [each for each in parent.pending_writes or () if each[1] == channel]
+                found[channel] = {**before, "writes": [*before["writes"], *more]}
+            if asked:
+                self._histories[asked.checkpoint["id"], channel] = found[channel]
+        return found
 
 
 def last_whole_round(graph: Graph, config: RunnableConfig, workspace: Workspace) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nslora.graph.runs.execution import Answer, Execution
+from nslora.graph.runs.execution import Answer, Execution, Saver
 from nslora.graph.runs.fork import Beginning, begin, complete
 from nslora.graph.runs.history import checkpoint_before, line_of
 from nslora.graph.runs.view import RunView, look
@@ -64,7 +64,14 @@ class Replay:
         return not self.differences
 
 
-def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain: bool = False) -> Replay:
+def replay(
+    source: Execution,
+    folder: str | Path,
+    *,
+    begin_at: int = 1,
+    retrain: bool = False,
+    checkpoints: str | Saver | None = None,
+) -> Replay:
     """Run `source` again from the decision of round `begin_at` into a new run in `folder`; 0 is the first evaluation.
 
     The editor's replies come from its record and the policy's from the reply cache; training jobs give the recorded
@@ -105,7 +112,7 @@ def replay(source: Execution, folder: str | Path, *, begin_at: int = 1, retrain:
         max_tokens=first_call.reply_bound or None if first_call else None,
     )
     new = begin(
-        Beginning(source, Path(folder), begin_at, "replay", reuse_training=not retrain),
+        Beginning(source, Path(folder), begin_at, "replay", reuse_training=not retrain, checkpoints=checkpoints),
         settings,
         editor=chat,
         policy=policy,

@@ -192,7 +192,7 @@ class Run(Execution):
 
         Args:
             max_rounds: Allow so many rounds from now on; a run that has ended goes on. Its earlier result is kept as
-                `result.1`, and the report says how often the test split has been looked at.
+                `result.CHECKPOINT`, and the report says how often the test split has been looked at.
             answer: To the question that waits: "accept", "reject", or {"answer": "rewrite", "prompt": a Prompt or its
                 document}; to a chat model that asks a person, whatever it expects.
 
@@ -211,6 +211,7 @@ class Run(Execution):
         action: Literal["lora", "textgrad"] | None = None,
         editor: str | Chat | None = None,
         settings: Mapping[str, Any] | None = None,
+        checkpoints: str | Saver | None = None,
     ) -> Self:
         """Make a new run with this one's past before round `at`, which is decided again. This run is only read.
 
@@ -220,26 +221,37 @@ class Run(Execution):
             action: What round `at` does, whatever the strategy would choose.
             editor: Another editor from there on.
             settings: Other fields of `RunSettings`; {"lora": {"rank": 16}} changes that one field of the group.
+            checkpoints: As in `create`. None: where this run has its own, under another thread; a file in this run's
+                folder becomes one in the new folder.
 
         Raises:
             RunError: If the run never came to that round.
             SettingsError: If there is no such action or setting.
         """
         target = folder or beside(self.folder, f"fork{at}")
-        return fork(self, target, at=at, action=action, editor=editor, settings=settings)
+        return fork(self, target, at=at, action=action, editor=editor, settings=settings, checkpoints=checkpoints)
 
-    def replay(self, folder: str | Path | None = None, *, begin_at: int = 1, retrain: bool = False) -> Replay:
+    def replay(
+        self,
+        folder: str | Path | None = None,
+        *,
+        begin_at: int = 1,
+        retrain: bool = False,
+        checkpoints: str | Saver | None = None,
+    ) -> Replay:
         """Run again from the records into a new run, offline, and say what came out differently.
 
         Args:
             folder: Of the new run. None: beside this one's.
             begin_at: The first round that is decided again; 0 is the first evaluation.
             retrain: Train again and compare the adapters' hashes, instead of taking the recorded adapters.
+            checkpoints: As in `fork`.
 
         Raises:
             RunError: If the run has not finished.
         """
-        return replay(self, folder or beside(self.folder, "replay"), begin_at=begin_at, retrain=retrain)
+        target = folder or beside(self.folder, "replay")
+        return replay(self, target, begin_at=begin_at, retrain=retrain, checkpoints=checkpoints)
 
     def compare(self, *others: "Run | str | Path") -> Comparison:
         """Put finished runs of one task beside this one, paired by test question. Raises RunError."""

@@ -120,21 +120,22 @@ class RunView:
         return prompt
 
     def _failures(self, number: int) -> tuple[Failure, ...]:
-        for path in sorted((self.folder / "material").glob(f"{number}-*.json")):
-            key = path.stem.partition("-")[2]
-            return tuple(read_evaluation(self.folder / "evaluations" / f"{key}.jsonl").failures)
-        return ()
+        path = self._of_round("material", number)
+        key = path.stem.partition("-")[2] if path else ""
+        return tuple(read_evaluation(self.folder / "evaluations" / f"{key}.jsonl").failures) if path else ()
+
+    def _of_round(self, folder: str, number: int) -> Path | None:
+        """The round's file there. After time travel there may be one of each branch: the newest is this one's."""
+        found = sorted((self.folder / folder).glob(f"{number}-*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return found[-1] if found else None
 
     def _training_rows(self, number: int) -> tuple[TrainingExample, ...]:
         rows = read_jsonl(self.folder / "material" / f"{number}-rows.jsonl")
         return tuple(TrainingExample(row["source"], row["origin"], row["completion"]) for row in rows)
 
     def _critiques(self, number: int) -> tuple[str, ...]:
-        return tuple(
-            critique
-            for path in sorted((self.folder / "edits").glob(f"{number}-*.json"))
-            for critique in read_json(path)["critiques"]
-        )
+        path = self._of_round("edits", number) if self.rounds[number - 1].action == "textgrad" else None
+        return tuple(read_json(path)["critiques"]) if path else ()
 
 
 def runs(folder: str | Path = "runs") -> list[RunView]:
@@ -189,14 +190,13 @@ def report_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, A
     report = read_json(path)
     if missing := [name for name in REPORT if not _holds(report, name)]:
         raise DamagedError(f"{path} is damaged: it lacks {', '.join(missing)}.")
+    told = report.get("rounds", records)
     try:
-        told, there = (
-            [(each["round"], each["action"], each.get("evaluation")) for each in rounds]
-            for rounds in (report.get("rounds", records), records)
-        )
+        for each in told:
+            round_of(each)
     except (AttributeError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} or {folder}/decisions.jsonl is damaged: a line of it is no round.") from error
-    return report if told == there else None
+    return report if told == list(records) else None
 
 
 def _holds(report: Any, name: str) -> bool:

@@ -22,6 +22,11 @@ def thread_of(runtime: Runtime[AdaptationContext]) -> str:
     return getattr(runtime.execution_info, "thread_id", None) or ""
 
 
+def checkpoint_of(runtime: Runtime[AdaptationContext]) -> str:
+    """Id of the checkpoint that a node began with; "" if the graph keeps none."""
+    return getattr(runtime.execution_info, "checkpoint_id", None) or "" if thread_of(runtime) else ""
+
+
 def workspace_for(runtime: Runtime[AdaptationContext], node: str) -> Workspace:
     """The workspace of this run, with a clock for this task; its progress goes to the graph's `custom` stream.
 

@@ -1,0 +1,85 @@
+"""The folder of a run shows one state of one thread: `decisions.jsonl` and `result/` are written from it.
+
+The state is the truth. When another branch runs in the folder, what the folder shows is made anew, and a result of
+before is set aside.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nslora.graph.state import AdaptationState, RoundRecord
+from nslora.tools.errors import LostRoundsError, RunError
+from nslora.tools.files import quoted, read_json, read_jsonl, write_json, write_jsonl
+
+DECISIONS_FILE = "decisions.jsonl"
+SHOWN_FILE = "shown.json"  # the Stamp of what the folder shows
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Where a node began.
+
+    Attributes:
+        thread: Its thread; "" if the graph has no checkpointer.
+        checkpoint: Id of the checkpoint that it began with.
+        node: Its name.
+    """
+
+    thread: str
+    checkpoint: str
+    node: str
+
+
+def stamp_of(folder: Path) -> Stamp | None:
+    """Where the last node began that worked in the folder; None in a run of version 0.1.0. Raises DamagedError."""
+    return Stamp(**read_json(folder / SHOWN_FILE)) if (folder / SHOWN_FILE).is_file() else None
+
+
+def show_branch(folder: Path, state: AdaptationState, stamp: Stamp) -> None:
+    """Let the folder show the branch on which a node begins. The result of another one is set aside.
+
+    Raises:
+        RunError: If the folder shows another thread.
+        LostRoundsError: If records of rounds are missing from the state.
+    """
+    before, rounds = stamp_of(folder), state.get("rounds", [])
+    refuse_lost_rounds(folder, state)
+    if before is not None and before.thread != stamp.thread and (folder / DECISIONS_FILE).exists():
+        raise RunError(
+            f"{folder} shows the thread {before.thread or 'of a graph without a checkpointer'}, and this one is "
+            f"{stamp.thread or 'without a checkpointer'}: give each thread a folder of its own (Run.create, Run.fork). "
+            f"If the first one's checkpoints are lost, delete {DECISIONS_FILE}: the run begins again from its records."
+        )
+    if stamp != before:  # the same node again, after a kill, writes the same result
+        set_aside(folder)
+        write_json(folder / SHOWN_FILE, asdict(stamp))
+    show_rounds(folder, rounds)
+
+
+def show_rounds(folder: Path, rounds: Sequence[RoundRecord]) -> None:
+    """Write `decisions.jsonl`, unless it says the same already. Raises DamagedError."""
+    path = folder / DECISIONS_FILE
+    if (rounds or path.exists()) and read_jsonl(path) != list(rounds):
+        write_jsonl(path, rounds)
+
+
+def refuse_lost_rounds(folder: Path, state: AdaptationState | dict[str, Any]) -> None:
+    """Raise LostRoundsError if the state counts more rounds than it holds."""
+    done, there = state.get("round", 0), len(state.get("rounds", []))
+    if there < done:
+        raise LostRoundsError(
+            f"The checkpoints of {folder} hold {there} of {done} rounds: earlier ones were pruned, or have expired. "
+            f"Bring the records back from {DECISIONS_FILE} with: nslora resume {quoted(folder)} --restore"
+        )
+
+
+def set_aside(folder: Path) -> None:
+    """Rename `result` to `result.CHECKPOINT`, by the checkpoint that it was made from; it had a number in 0.1.0."""
+    result, stamp = folder / "result", stamp_of(folder)
+    if result.exists():
+        name = stamp.checkpoint if stamp else ""
+        number = 1 + len(list(folder.glob("result.*")))
+        free = name and not (folder / f"result.{name}").exists()
+        result.rename(folder / f"result.{name if free else number}")

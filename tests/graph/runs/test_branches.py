@@ -1,0 +1,200 @@
+"""The state is the truth, the folder shows one branch of it: time travel in place, decisions overruled, lost rounds."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
+from scripted_runs import BULLETS, ONCE, THRICE, TWICE, begun, edits
+from typer.testing import CliRunner
+
+from nslora.graph.build import Graph, build_graph
+from nslora.graph.cli.app import app
+from nslora.graph.projection import stamp_of
+from nslora.graph.runs.history import checkpoint_before, line_of
+from nslora.graph.runs.run import Run
+from nslora.graph.runs.view import look
+from nslora.tools.errors import LostRoundsError, RunError
+from nslora.tools.files import read_jsonl, write_jsonl
+from nslora.tools.prompt import Prompt
+from nslora.tools.tasks.task import Task
+
+
+@contextmanager
+def graph_of(run: Run) -> Iterator[Graph]:
+    with run.checkpointer() as saver:
+        yield build_graph(checkpointer=saver)
+
+
+def prompts(records: Any) -> list[str]:
+    return [each["candidate"]["prompt"] for each in records]
+
+
+def test_a_branch_in_place_takes_the_folder_over_and_the_older_result_is_set_aside(tmp_path: Path, task: Task) -> None:
+    run = begun(tmp_path, task, edits(ONCE, TWICE), max_rounds=2)
+    first = run.adapt().report
+    made_from = stamp_of(run.folder)
+    assert made_from is not None
+    with graph_of(run) as graph:
+        past = [each for each in line_of(graph, run.config) if "monitor" in each.next][-2]
+        verdict = {**past.values["verdict"], "kept": True}
+        branch = graph.update_state(past.config, {"verdict": verdict}, as_node="evaluate")
+        # Nothing ran yet, and the newest branch has no result.
+        with pytest.raises(RunError, match="no result yet on its newest branch"):
+            run.report()
+        ended = graph.invoke(None, {**run.config, **branch}, context=run.context)
+    assert len(ended["rounds"]) == len(first["rounds"])
+    report = run.report()
+    assert (report["result"], first["result"]) == (ended["rounds"][0]["candidate"], first["start"])
+    assert report["rounds"] == ended["rounds"] == read_jsonl(run.folder / "decisions.jsonl")
+    assert [each.kept for each in look(run.folder).rounds] == [True, False]
+    assert run.adapt().report == report
+    aside = run.folder / f"result.{made_from.checkpoint}" / "report.json"
+    assert json.loads(aside.read_text()) == first
+    with graph_of(run) as graph:
+        config: Any = {"configurable": {"thread_id": run.thread, "checkpoint_id": made_from.checkpoint}}
+        assert graph.get_state(config).next == ("finish",)
+
+
+def test_a_branch_with_the_same_rounds_and_another_end_is_another(tmp_path: Path, task: Task) -> None:
+    run = begun(tmp_path, task, edits(BULLETS), max_rounds=1)
+    first = run.adapt().report
+    with graph_of(run) as graph:
+        end = next(each for each in line_of(graph, run.config) if "finish" in each.next)
+        branch = graph.update_state(end.config, {"best": end.values["start"]}, as_node="monitor")
+        with pytest.raises(RunError, match="no result yet"):
+            run.report()
+        graph.invoke(None, {**run.config, **branch}, context=run.context)
+    report = run.adapt().report
+    assert report["rounds"] == first["rounds"]
+    assert (report["result"], report["test_looks"]) == (report["start"], 2)
+    assert report["result"] != first["result"]
+
+
+def test_a_finished_run_whose_newest_branch_was_not_run_goes_on_with_it(tmp_path: Path, task: Task) -> None:
+    run = begun(tmp_path, task, edits(ONCE, TWICE), max_rounds=2)
+    run.adapt()
+    with graph_of(run) as graph:
+        past = checkpoint_before(graph, run.config, run.folder, 1).config
+        graph.update_state(past, {"stop": "stopped by hand"}, as_node="monitor")
+    assert (run.adapt().report["rounds"], run.report()["stop"]) == ([], "stopped by hand")
+    assert look(run.folder).rounds == ()
+
+
+@pytest.mark.parametrize(("proposed", "kept"), [(ONCE, True), (BULLETS, False)])
+def test_one_update_overrules_keep_or_drop_and_the_final_choice_follows(
+    tmp_path: Path, task: Task, proposed: Prompt, kept: bool
+) -> None:
+    run = begun(tmp_path, task, edits(proposed, TWICE), max_rounds=2)
+    with graph_of(run) as graph:
+        graph.invoke(run.first_state(), run.config, context=run.context, interrupt_after=["textgrad_edit"])
+        graph.invoke(None, run.config, context=run.context, interrupt_after=["evaluate"])
+        verdict = graph.get_state(run.config).values["verdict"]
+        assert (verdict["kept"], verdict["by_test"]) == (not kept, not kept)
+        graph.update_state(run.config, {"verdict": {**verdict, "kept": kept}}, as_node="evaluate")
+        assert graph.get_state(run.config).next == ("monitor",)
+    report = run.adapt().report
+    first = report["rounds"][0]
+    assert (first["kept"], first["overruled"]) == (kept, True)
+    assert first["verdict"].startswith("kept by hand (" if kept else "dropped by hand (")
+    assert report["result"] == (first["candidate"] if kept else report["start"])
+    assert "overruled" not in report["rounds"][1]
+
+
+def test_an_update_that_failed_cannot_be_kept_by_hand(tmp_path: Path, task: Task) -> None:
+    run = begun(tmp_path, task, edits(Prompt("")), max_rounds=1)
+    with graph_of(run) as graph:
+        graph.invoke(run.first_state(), run.config, context=run.context, interrupt_after=["textgrad_edit"])
+        graph.invoke(None, run.config, context=run.context, interrupt_after=["evaluate"])
+        verdict = graph.get_state(run.config).values["verdict"]
+        graph.update_state(run.config, {"verdict": {**verdict, "kept": True}}, as_node="evaluate")
+    with pytest.raises(RunError, match="says kept, but its update failed"):
+        run.adapt()
+
+
+def test_one_update_overrules_the_router(tmp_path: Path, task: Task) -> None:
+    run = begun(tmp_path, task, edits(ONCE), max_rounds=2)
+    with graph_of(run) as graph:
+        graph.invoke(run.first_state(), run.config, context=run.context, interrupt_after=["classify"])
+        decision = graph.get_state(run.config).values["decision"]
+        ends = {"decision": {**decision, "action": "finish", "reason": "enough"}}
+        graph.update_state(run.config, ends, as_node="classify")
+    assert run.adapt().stop == "enough"
+
+
+def shortened(saver: BaseCheckpointSaver[Any], run: Run) -> None:
+    """Leave only the newest checkpoint of the run, as pruning and expiring savers do."""
+    newest = saver.get_tuple(run.config)
+    assert newest is not None
+    saver.delete_thread(run.thread)
+    config: Any = {"configurable": {"thread_id": run.thread, "checkpoint_ns": ""}}
+    saver.put(config, newest.checkpoint, newest.metadata, newest.checkpoint["channel_versions"])
+
+
+def test_lost_rounds_are_told_and_brought_back_by_the_command_that_is_told(tmp_path: Path, task: Task) -> None:
+    whole = begun(tmp_path, task, edits(ONCE, TWICE, THRICE), "whole").adapt().report
+    run = begun(tmp_path, task, edits(ONCE, TWICE, THRICE), "pruned")
+    with graph_of(run) as graph:
+        graph.invoke(run.first_state(), run.config, context=run.context, interrupt_before=["monitor"])
+        for _ in range(2):
+            graph.invoke(None, run.config, context=run.context, interrupt_before=["monitor"])
+        shortened(graph.checkpointer, run)  # type: ignore[arg-type]
+    told = (run.folder / "decisions.jsonl").read_bytes()
+    with pytest.raises(LostRoundsError, match=r"hold 0 of 1 rounds.*nslora resume \S+ --restore"):
+        run.adapt()
+    with pytest.raises(LostRoundsError), graph_of(run) as graph:
+        graph.invoke(None, run.config, context=run.context)
+    with pytest.raises(LostRoundsError, match="has lost the checkpoints before round 2"):
+        run.fork(at=2)
+    assert (run.folder / "decisions.jsonl").read_bytes() == told
+    run.restore()
+    again = run.adapt().report
+    assert prompts(again["rounds"]) == prompts(whole["rounds"])
+    assert again["result"] == whole["result"]
+
+
+def test_rounds_of_another_branch_are_not_brought_back(tmp_path: Path, task: Task) -> None:
+    run = begun(tmp_path, task, edits(BULLETS), max_rounds=1)
+    run.adapt()
+    with run.checkpointer() as saver:
+        shortened(saver, run)
+    records = read_jsonl(run.folder / "decisions.jsonl")
+    for wrong in ([], [*records, *records], [{**records[0], "kept": False}]):
+        write_jsonl(run.folder / "decisions.jsonl", wrong)
+        with pytest.raises(RunError, match="cannot be brought back"):
+            run.restore()
+
+
+def test_a_second_thread_does_not_write_over_the_rounds_of_the_first(tmp_path: Path, task: Task) -> None:
+    run = begun(tmp_path, task, edits(ONCE, TWICE), max_rounds=1)
+    start = run.first_state()
+    run.adapt()
+    before = {path: path.read_bytes() for path in run.folder.rglob("*.json*")}
+    graph = build_graph(checkpointer=InMemorySaver())
+    with pytest.raises(RunError, match=r"shows the thread nslora-.* give each thread a folder of its own"):
+        graph.invoke(start, {"configurable": {"thread_id": "mine"}}, context=run.context)
+    with pytest.raises(RunError, match="this one is without a checkpointer"):
+        build_graph().invoke(start, context=run.context)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*.json*")} == before
+    (run.folder / "decisions.jsonl").unlink()
+    ended = graph.invoke(start, {"configurable": {"thread_id": "mine"}}, context=run.context)
+    assert (ended["status"], len(list(run.folder.glob("result.*")))) == ("finished", 1)
+
+
+def test_the_shell_brings_lost_rounds_back(tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path, task, edits(BULLETS), max_rounds=1)
+    run.adapt()
+    with run.checkpointer() as saver:
+        shortened(saver, run)
+    monkeypatch.setattr("nslora.graph.cli.runs._opened", lambda *_, **__: run)
+    lost = CliRunner().invoke(app, ["resume", str(run.folder)])
+    assert "--restore" in str(lost.exception)
+    found = CliRunner().invoke(app, ["resume", str(run.folder), "--restore"])
+    assert found.exit_code == 0, found.output
+    state = run.state()
+    assert state is not None
+    assert len(state["rounds"]) == 1
