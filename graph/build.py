@@ -21,16 +21,36 @@ from nslora.nodes.finish import finish
 from nslora.nodes.lora_update import lora_update
 from nslora.nodes.monitor import monitor
 from nslora.nodes.textgrad_edit import textgrad_edit
+from nslora.tools.errors import SettingsError
 
 STEPS_PER_ROUND = 5  # evaluate, monitor, classify, update, approve
+WITH_EFFECTS = ("evaluate", "monitor", "classify", "lora_update", "textgrad_edit", "approve", "finish")
 
 Workflow = StateGraph[AdaptationState, AdaptationContext, AdaptationState, AdaptationState]
 Graph = CompiledStateGraph[AdaptationState, AdaptationContext, AdaptationState, AdaptationState]
 
 
+class _Loop(StateGraph[AdaptationState, AdaptationContext, AdaptationState, AdaptationState]):
+    """The loop, which cannot be compiled with nodes that a cache would leave out."""
+
+    def compile(self, *given: Any, **options: Any) -> Graph:
+        refuse_cached(self)
+        return super().compile(*given, **options)
+
+
+def refuse_cached(graph: StateGraph[Any, Any, Any, Any]) -> None:
+    """Raise SettingsError if a node of this package has a cache policy."""
+    policies = {name: node.cache_policy or graph._node_defaults.cache_policy for name, node in graph.nodes.items()}
+    if cached := [name for name in WITH_EFFECTS if policies.get(name)]:
+        raise SettingsError(
+            f"A CachePolicy is set for {', '.join(cached)}: these nodes write files into the run's folder, which a "
+            "cached result would leave out. Set it for nodes of your own only; replies are cached already."
+        )
+
+
 def build_workflow() -> Workflow:
     """The loop as a StateGraph, not compiled: to be changed, compiled by hand, or given to `Run.create(graph=...)`."""
-    graph = StateGraph(AdaptationState, context_schema=AdaptationContext)
+    graph = _Loop(AdaptationState, context_schema=AdaptationContext)
     for node in (evaluate, monitor, classify, lora_update, textgrad_edit, approve, finish):
         graph.add_node(node.__name__, alone(node))
     graph.add_edge(START, "evaluate")

@@ -14,6 +14,7 @@ from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import ValidationError
 
+from nslora.graph.build import refuse_cached
 from nslora.graph.lock import HOLDER_FILE, LOCK_FILE, sole_writer
 from nslora.graph.runs.checkpoints import without_password
 from nslora.tools.errors import RunError, SettingsError
@@ -103,11 +104,14 @@ def refuse_no_task(task: object) -> None:
 
 
 def refuse_no_graph(graph: object) -> None:
-    """Raise SettingsError if a graph is neither a StateGraph nor a compiled one."""
-    if graph is not None and not isinstance(graph, StateGraph | CompiledStateGraph):
+    """Raise SettingsError if a graph is neither a StateGraph nor a compiled one, or caches nodes with effects."""
+    if graph is None:
+        return
+    if not isinstance(graph, StateGraph | CompiledStateGraph):
         raise SettingsError(
             f"graph={type(graph).__name__} is no graph: give build_workflow() with your changes, or a compiled one."
         )
+    refuse_cached(graph.builder if isinstance(graph, CompiledStateGraph) else graph)
 
 
 def refuse_no_policy(model: object) -> None:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakePolicy
+from fakes import FakePolicy, ObedientPolicy
+from langgraph.cache.memory import InMemoryCache
+from langgraph.types import CachePolicy
 
-from nslora.graph.build import build_graph
+from nslora.graph.build import build_graph, build_workflow
 from nslora.graph.lock import is_locked
 from nslora.graph.runs.run import Run
 from nslora.graph.runs.view import look
-from nslora.tools.errors import TooLongError
+from nslora.tools.errors import SettingsError, TooLongError
 from nslora.tools.policy import Generated
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.rewards.score import Score
@@ -344,3 +346,17 @@ def test_a_stream_that_is_read_in_several_threads_gives_its_lock_back(begin: Cal
 def test_the_graph_has_a_json_schema_for_what_a_server_shows_as_a_form(kind: str) -> None:
     schema = getattr(build_graph(), f"get_{kind}_jsonschema")()
     assert schema["properties"]
+
+
+def test_a_cache_policy_over_nodes_with_effects_is_refused_at_build(keepers: Task, tmp_path: Path) -> None:
+    cached = build_workflow().set_node_defaults(cache_policy=CachePolicy())
+    one = build_workflow()
+    one.nodes["classify"].cache_policy = CachePolicy()
+    for workflow, named in ((cached, "evaluate, monitor"), (one, "classify:")):
+        with pytest.raises(SettingsError, match=f"A CachePolicy is set for {named}"):
+            workflow.compile()
+        with pytest.raises(SettingsError, match="A CachePolicy is set for"):
+            Run.create(tmp_path / "run", task=keepers, model=ObedientPolicy(), graph=workflow)
+    own = build_workflow()
+    own.add_node("mine", lambda state: {}, cache_policy=CachePolicy())
+    assert own.compile(cache=InMemoryCache()).get_graph().nodes["mine"]

@@ -1,5 +1,6 @@
 """LangGraph's own server serves the graph, offline and without a key."""
 
+import json
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from langgraph_sdk.client import SyncLangGraphClient
 from nslora.graph.runs.run import Run
 from nslora.graph.server import make_graph
 from nslora.tools.errors import RunError
+from nslora.tools.files import read_json
 
 ROOT = Path(__file__).parents[2]
 START_S = 180  # 3 s on a free machine; most of it is imports
@@ -95,6 +97,47 @@ def test_the_server_runs_two_rounds_shows_their_history_and_goes_on_from_a_chang
     told: Any = server.runs.wait(other, "adapt", input=fresh, raise_error=False)
     assert "__error__" in told  # clients are not told which, whoever runs the server is
     assert "invoked without its context: pass context=run.context" in (tmp_path / "server.log").read_text()
+
+
+@pytest.mark.engines
+def test_the_server_conforms_as_checkpointers_do(
+    server: SyncLangGraphClient, begin: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The scenario of tests/graph/runs/test_savers.py, as far as the SDK has its steps."""
+    run = begin(max_rounds=2, strategy="textgrad", approve="edits", keep={"level": 0.45})
+    thread = server.threads.create()["thread_id"]
+    context = {"folder": str(run.folder.resolve())}
+
+    def go(input_: Any = None, **options: Any) -> Any:
+        server.runs.wait(thread, "adapt", input=input_, context=context, **options)
+        return server.threads.get_state(thread)
+
+    first: Any = run.first_state()
+    assert go(first, interrupt_after=["classify"])["next"] == ["textgrad_edit"]  # stopped, and gone on with
+    asked = go()
+    assert asked["next"] == ["approve"]
+    assert asked["tasks"][0]["interrupts"][0]["value"]["kind"] == "textgrad"
+    assert go(command={"resume": {"answer": "accept"}})["next"] == ["approve"]
+    ended = go(command={"resume": "reject"})["values"]
+    assert [each["person"]["answer"] for each in ended["rounds"]] == ["accept", "reject"]
+    assert read_json(run.folder / "result" / "report.json")["rounds"] == ended["rounds"]
+
+    history: Any = server.threads.get_history(thread, limit=50)
+    assert all(len(each["values"].get("rounds", [])) == each["values"].get("round", 0) for each in history)
+    past = [each for each in history if each["next"] == ["monitor"]][-2]
+    verdict = {**past["values"]["verdict"], "kept": not past["values"]["verdict"]["kept"]}
+    branch: Any = server.threads.update_state(
+        thread, {"verdict": verdict}, as_node="evaluate", checkpoint=past["checkpoint"]
+    )
+    assert go(checkpoint=branch["checkpoint"])["next"] == ["approve"]
+    other = go(command={"resume": "reject"})["values"]
+    assert (other["rounds"][0]["overruled"], other["rounds"][0]["kept"]) == (True, verdict["kept"])
+    assert read_json(run.folder / "result" / "report.json")["rounds"] == other["rounds"]
+    assert len(list(run.folder.glob("result.*"))) == 1
+
+    copied: Any = server.threads.copy(thread)  # a second thread, which has no folder of its own
+    told: Any = server.runs.wait(copied["thread_id"], "adapt", input=first, context=context, raise_error=False)
+    assert "give each thread a folder of its own" in json.dumps(told)
 
 
 @pytest.mark.parametrize("context", [None, {}, {"folder": ""}, {"folder": "", "stream": "x"}])
