@@ -4,14 +4,14 @@ The state is the truth. When another branch runs in the folder, what the folder 
 before is set aside.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nslora.graph.state import AdaptationState, RoundRecord
 from nslora.tools.errors import LostRoundsError, RunError
-from nslora.tools.files import quoted, read_json, read_jsonl, write_json, write_jsonl
+from nslora.tools.files import quoted, read_json, read_jsonl, sha256_of_json, write_json, write_jsonl
 
 DECISIONS_FILE = "decisions.jsonl"
 SHOWN_FILE = "shown.json"  # the Stamp of what the folder shows
@@ -61,8 +61,13 @@ def show_branch(folder: Path, state: AdaptationState, stamp: Stamp) -> None:
 def show_rounds(folder: Path, rounds: Sequence[RoundRecord]) -> None:
     """Write `decisions.jsonl`, unless it says the same already. Raises DamagedError."""
     path = folder / DECISIONS_FILE
-    if (rounds or path.exists()) and read_jsonl(path) != list(rounds):
+    if (rounds or path.exists()) and not same_rounds(read_jsonl(path), rounds):
         write_jsonl(path, rounds)
+
+
+def same_rounds(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether two lists of records say the same; a number that is none (NaN) equals itself here."""
+    return list(one) == list(other) or sha256_of_json(list(one)) == sha256_of_json(list(other))
 
 
 def refuse_lost_rounds(folder: Path, state: AdaptationState | dict[str, Any]) -> None:

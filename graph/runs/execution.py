@@ -17,7 +17,7 @@ from langgraph.types import Command, StateSnapshot, StreamMode
 
 from nslora.graph.build import STEPS_PER_ROUND, Graph, build_graph
 from nslora.graph.lock import sole_writer
-from nslora.graph.projection import refuse_lost_rounds, set_aside, show_rounds
+from nslora.graph.projection import refuse_lost_rounds, same_rounds, set_aside, show_rounds
 from nslora.graph.runs.checkpoints import (
     CHECKPOINTS_FILE,
     OBJECT,
@@ -302,21 +302,28 @@ class Execution:
 
     def report(self) -> dict[str, Any]:
         """`result/report.json` as a dict. Raises RunError while the run, on its newest branch, has no result."""
-        report, state = report_in(self.folder), self.state()
-        if state is not None and not _is_of(report, state):
-            raise RunError(
-                f"The run {self.folder} has no result yet on its newest branch, and result/ is another one's: let it "
-                f"finish (nslora resume {quoted(self.folder)})."
-            )
-        return report
+        return report_in(self.folder, self.state())
 
 
-def report_in(folder: Path) -> dict[str, Any]:
-    """The report of the finished run in `folder`. Raises RunError if the run has not finished."""
-    read_run_file(folder)
+def report_in(folder: Path, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The report of the finished run in `folder`. Raises RunError if the run, on its newest branch, has no result.
+
+    state: the newest. None: that in the run's own file of checkpoints, if there is one.
+    """
+    thread, path = read_run_file(folder).get("thread", OLD_THREAD), folder / CHECKPOINTS_FILE
     report = report_of(folder, read_jsonl(folder / "decisions.jsonl"))
     if report is None:
         raise RunError(f"The run {folder} has no result yet: let it finish (nslora resume {quoted(folder)}).")
+    if state is None and path.exists():
+        with sqlite_checkpoints(path) as saver:
+            state = build_graph(checkpointer=saver).get_state({"configurable": {"thread_id": thread}}).values
+    if state:
+        refuse_lost_rounds(folder, dict(state))
+        if not _is_of(report, state):
+            raise RunError(
+                f"The run {folder} has no result yet on its newest branch, and result/ is another one's: let it finish "
+                f"(nslora resume {quoted(folder)})."
+            )
     return report
 
 
@@ -325,7 +332,7 @@ def _is_of(report: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
     return (
         state["status"] == "finished"
         and report["result"] == state["best"]
-        and report["rounds"] == state["rounds"]
+        and same_rounds(report["rounds"], state["rounds"])
         and (not state["stop"] or report["stop"] == state["stop"])
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nslora.graph.lock import is_locked
+from nslora.graph.projection import same_rounds
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.evaluation.records import Failure, read_evaluation
 from nslora.tools.files import read_json, read_jsonl
@@ -196,7 +197,7 @@ def report_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, A
             round_of(each)
     except (AttributeError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} or {folder}/decisions.jsonl is damaged: a line of it is no round.") from error
-    return report if told == list(records) else None
+    return report if same_rounds(told, records) else None
 
 
 def _holds(report: Any, name: str) -> bool:

@@ -1,6 +1,7 @@
 """The state is the truth, the folder shows one branch of it: time travel in place, decisions overruled, lost rounds."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from nslora.graph.build import Graph, build_graph
 from nslora.graph.cli.app import app
-from nslora.graph.projection import stamp_of
+from nslora.graph.projection import same_rounds, show_rounds, stamp_of
 from nslora.graph.runs.history import checkpoint_before, line_of
 from nslora.graph.runs.run import Run
 from nslora.graph.runs.view import look
@@ -81,8 +82,17 @@ def test_a_finished_run_whose_newest_branch_was_not_run_goes_on_with_it(tmp_path
     with graph_of(run) as graph:
         past = checkpoint_before(graph, run.config, run.folder, 1).config
         graph.update_state(past, {"stop": "stopped by hand"}, as_node="monitor")
+    told = CliRunner().invoke(app, ["report", str(run.folder)])
+    assert "no result yet on its newest branch" in str(told.exception)
     assert (run.adapt().report["rounds"], run.report()["stop"]) == ([], "stopped by hand")
     assert look(run.folder).rounds == ()
+
+
+def test_records_with_a_number_that_is_none_are_the_same_again(tmp_path: Path) -> None:
+    rounds: Any = [{"grad_norms": [math.nan]}]
+    show_rounds(tmp_path, rounds)
+    assert same_rounds(read_jsonl(tmp_path / "decisions.jsonl"), rounds)
+    assert not same_rounds([], rounds)
 
 
 @pytest.mark.parametrize(("proposed", "kept"), [(ONCE, True), (BULLETS, False)])
