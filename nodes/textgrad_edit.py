@@ -46,6 +46,8 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
         until=until,
         tokens_left=budget.editing_tokens(),
         never_swallow=(GraphBubbleUp,),
+        round_number=state["round"] + 1,
+        on_wait=workspace.on_progress,
     )
     try:
         edit = editor.edit(

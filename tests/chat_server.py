@@ -3,7 +3,8 @@
     with serve_chat(RuleEditor()) as server:
         editor = Editor(connect_editor("any-name", base_url=server.base_url))
 
-It answers chat completions without streaming and nothing else. Faults of real servers can be scripted:
+It answers chat completions, whole or as a stream, and nothing else. A message's `finish_reason`, `refusal` and usage
+are sent; without text, `content` is null. Faults of real servers can be scripted:
 `serve_chat(ScriptedChat(["a critique", ServerFaultError(429), ...]))`.
 """
 
@@ -33,6 +34,7 @@ class ServerFaultError(Exception):
         hangs: Send nothing until the server is closed.
         cut_off: Send half of a right answer, then close the connection.
         page: Send this HTML instead of JSON.
+        code: The error's code, as in "insufficient_quota".
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class ServerFaultError(Exception):
         hangs: bool = False,
         cut_off: bool = False,
         page: str | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(message)
+        self.code = code
         self.status, self.headers = status, dict(headers or {})
         self.hangs, self.cut_off, self.page = hangs, cut_off, page
 
@@ -95,7 +99,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.seen.append((dict(self.headers), body))
         try:
             messages = [MESSAGES[each["role"]](each["content"]) for each in body["messages"]]
-            self._send(200, json.dumps(completion(self.served.invoke(messages), body.get("model", ""))).encode())
+            whole = completion(self.served.invoke(messages), body.get("model", ""))
+            if body.get("stream"):
+                counts = (body.get("stream_options") or {}).get("include_usage", False)
+                self._send(200, b"".join(chunks(whole, counts=counts)), kind="text/event-stream")
+            else:
+                self._send(200, json.dumps(whole).encode())
         except ServerFaultError as fault:
             self._fail(fault, body)
         except Exception as error:  # a served model that fails is a server that fails
@@ -110,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault.page is not None:
             self._send(200, fault.page.encode(), kind="text/html")
         else:
-            error = {"message": str(fault), "type": "scripted", "param": None, "code": None}
+            error = {"message": str(fault), "type": "scripted", "param": None, "code": fault.code}
             self._send(fault.status, json.dumps({"error": error}).encode(), headers=fault.headers)
 
     def _send(
@@ -136,7 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
 def completion(message: BaseMessage, model: str) -> dict[str, Any]:
     """Convert a reply to OpenAI's `chat.completion` object; it has `usage` only if the model counted tokens."""
     reason = message.response_metadata.get("finish_reason", "stop")
-    said = {"role": "assistant", "content": str(message.text), "refusal": message.additional_kwargs.get("refusal")}
+    refusal = message.additional_kwargs.get("refusal")
+    said = {"role": "assistant", "content": str(message.text) or None, "refusal": refusal}
     choice = {"index": 0, "message": said, "finish_reason": reason}
     answer: dict[str, Any] = {
         "id": "chatcmpl-local",
@@ -149,4 +159,24 @@ def completion(message: BaseMessage, model: str) -> dict[str, Any]:
     if usage:
         counted = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"]}
         answer["usage"] = {**counted, "total_tokens": usage["total_tokens"]}
+        if reasoning := usage.get("output_token_details", {}).get("reasoning"):
+            answer["usage"]["completion_tokens_details"] = {"reasoning_tokens": reasoning}
     return answer
+
+
+def chunks(whole: Mapping[str, Any], *, counts: bool) -> Iterator[bytes]:
+    """Cut a completion into the events of a stream; the counts are sent only to who asks for them."""
+    choice = whole["choices"][0]
+    said, base = choice["message"], {**whole, "object": "chat.completion.chunk"}
+    usage = base.pop("usage", None)
+    text = said["content"] or ""
+    deltas = [{"role": "assistant", "refusal": said["refusal"]}]
+    deltas += [{"content": text[start : start + 40]} for start in range(0, len(text), 40)]
+    events: list[dict[str, Any]] = [
+        *({**base, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas),
+        {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]},
+        *([{**base, "choices": [], "usage": usage}] if counts and usage else []),
+    ]
+    for event in events:
+        yield f"data: {json.dumps(event)}\n\n".encode()
+    yield b"data: [DONE]\n\n"

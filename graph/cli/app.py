@@ -34,6 +34,7 @@ OPTIONS = {
     "folder": "--folder",
     "notify": "in Python only",
     "cls": "in Python only",
+    "check_editor": "--no-check-editor",
 }
 
 app = typer.Typer(
@@ -81,6 +82,9 @@ def run(
     max_editor_tokens: Annotated[int | None, typer.Option(help="Most tokens of the editor, both ways.")] = None,
     max_cost: Annotated[float | None, typer.Option(help="Most that the editor may cost, at editing.prices.")] = None,
     approve: Annotated[str, typer.Option(help="nothing, edits or updates: what waits for your yes.")] = "nothing",
+    check_editor: Annotated[
+        bool, typer.Option(help="Ask an editor behind an address for one token before anything is spent.")
+    ] = True,
     checkpoints: Annotated[str | None, typer.Option(help="postgresql://... instead of a file in FOLDER.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate; spend nothing.")] = False,
     folder: Annotated[Path | None, typer.Option(help="New folder of the run. Default: runs/TASK-TIME.")] = None,
@@ -128,6 +132,7 @@ def run(
             notify=out.print,
             checkpoints=checkpoints,
             overwrite=overwrite,
+            check_editor=check_editor,
             **settings,
         )
     )

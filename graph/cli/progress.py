@@ -135,6 +135,8 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
             f"{test['result']['reward']:.3f}: gap {gap['result']:+.3f} (base {gap['base'] or 0.0:+.3f})"
         )
     console.print(cost_line(report))
+    for problem in report.get("editor_problems", ()):  # a run of an earlier version has none
+        console.print(problem_line(problem), highlight=False)
     console.print(f"result   {folder / 'result'}", highlight=False, soft_wrap=True)
 
 
@@ -165,6 +167,12 @@ def cost_line(report: Mapping[str, Any]) -> str:
         f"generated tokens{known} ({tflop(cost['tflop'] + cost.get('test_tflop', 0.0))} TFLOP), "
         f"{cost['editor_calls']:.0f} editor calls, peak memory {report['peak_rss_mb']:.0f} MiB"
     )
+
+
+def problem_line(problem: Mapping[str, Any]) -> str:
+    """What of the editor's calls failed, how often, and why."""
+    often = "once" if problem["times"] == 1 else f"{problem['times']} times"
+    return f"editor   round {problem['round']}, {problem['purpose']}, {often}: {problem['why']}"
 
 
 def tflop(value: float) -> str:

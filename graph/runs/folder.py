@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from nslora.graph.build import refuse_cached
 from nslora.graph.lock import HOLDER_FILE, LOCK_FILE, sole_writer
 from nslora.graph.runs.checkpoints import without_password
-from nslora.tools.errors import RunError, SettingsError
+from nslora.tools.editor.call_log import RecordedCall
+from nslora.tools.errors import EditorCallError, ModelError, RunError, SettingsError
 from nslora.tools.files import quoted, write_json
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME, Notify, refuse_unreachable, resolve_model
 from nslora.tools.policies.local import refuse_unknown_targets
@@ -156,6 +157,16 @@ def could_begin(workspace: Workspace, *, ask_reward: bool = True) -> None:
     _ = workspace.editor  # connects, and checks prices if there is a cap on cost
     if workspace.given_policy is None and workspace.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
         resolve_model(workspace.settings.model)
+
+
+def ask_editor(workspace: Workspace) -> RecordedCall | None:
+    """Ask the editor for one token, see `EditorCalls.check`. Raises ModelError if the call fails."""
+    if workspace.settings.editor.startswith("gguf:"):  # its server takes memory, and starts with the first edit
+        return None
+    try:
+        return workspace.editor.check()
+    except EditorCallError as error:
+        raise ModelError(str(error)) from error
 
 
 def refuse_unfit_model(name: str, lora: LoraSettings, notify: Notify = lambda _: None) -> None:

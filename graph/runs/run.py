@@ -10,6 +10,7 @@ from nslora.graph.runs.checkpoints import OBJECT, check_checkpoints
 from nslora.graph.runs.compare import Comparison, compare
 from nslora.graph.runs.execution import Answer, AnyGraph, Execution, Saver
 from nslora.graph.runs.folder import (
+    ask_editor,
     beside,
     could_begin,
     delete_earlier,
@@ -58,6 +59,7 @@ class Run(Execution):
         checkpoints: str | Saver | None = None,
         graph: AnyGraph | None = None,
         overwrite: bool = False,
+        check_editor: bool = True,
         **settings: Any,
     ) -> Self:
         """Begin a run in a new folder. Nothing is written if anything that can be checked beforehand is wrong.
@@ -71,12 +73,14 @@ class Run(Execution):
             checkpoints: URL of a PostgreSQL database, or a LangGraph checkpointer. None keeps them in the folder.
             graph: A graph of your own: `build_workflow()` with your changes, or what its `compile()` gave.
             overwrite: Replace an earlier run in `folder`.
+            check_editor: Ask an editor that is given by name for one token, to learn of a wrong key, model or address
+                now. What it costs is in the report. A chat model object is not asked.
             **settings: Fields of `RunSettings`, such as seed=1, max_rounds=4, lora={"rank": 16}.
 
         Raises:
             SettingsError: If an argument cannot be used.
             RunError: If the folder cannot be used.
-            ModelError: If the model or the editor cannot be had.
+            ModelError: If the model or the editor cannot be had, or the editor does not answer.
             RewardError: If the reward fails on a row of the task.
         """
         path = Path(folder)
@@ -103,10 +107,12 @@ class Run(Execution):
                 notify=notify,
             )
 
-        could_begin(workspace())
+        planned = workspace()
+        could_begin(planned)
         refuse_unusable(path, overwrite=overwrite)
         if isinstance(model, str):  # may fetch or convert it
             refuse_unfit_model(model, values.lora, notify)
+        checked = ask_editor(planned) if check_editor and isinstance(editor, str) else None
         if overwrite:
             delete_earlier(path)
         refuse_unusable(path)  # fetching takes minutes, in which another run may have begun there
@@ -120,6 +126,8 @@ class Run(Execution):
             checkpoints=place if checkpoints is None or place else OBJECT,
             graph_is_object=graph is not None,
         )
+        if checked is not None:
+            begun.editor.record(checked)
         return cls(path, begun, None if isinstance(checkpoints, str) else checkpoints, place, graph)
 
     @classmethod

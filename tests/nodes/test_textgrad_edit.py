@@ -201,7 +201,7 @@ def test_a_run_over_real_weights_goes_on_training_after_its_editor_failed(
 
 
 def test_a_failed_call_stops_the_run_and_resume_goes_on_without_a_round_lost(tmp_path: Path, task: Task) -> None:
-    chat = ScriptedChat([ConnectionError("refused"), *[edits(BULLETS)] * 20])
+    chat = ScriptedChat([ConnectionRefusedError("refused"), *[edits(BULLETS)] * 20])
     with pytest.raises(EditorCallError, match=r"resume the run.* nslora resume .*run"):
         run(tmp_path, task, chat, max_rounds=1)
     begun = Run.open(tmp_path / "run", task=task, model=ObedientPolicy(), editor=chat)

@@ -158,7 +158,11 @@ def reply_in_error(error: Exception) -> AIMessage | None:
     completion = getattr(error, "completion", None)
     if completion is not None and getattr(completion, "choices", None):  # the reply reached its length limit
         usage, text = completion.usage, completion.choices[0].message.content or ""
-        return AIMessage(text, usage_metadata=usage and tokens_used(usage.prompt_tokens, usage.completion_tokens))
+        reasoning = getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None) or 0
+        counted = usage and tokens_used(usage.prompt_tokens, usage.completion_tokens, reasoning)
+        return AIMessage(text, usage_metadata=counted, response_metadata={"finish_reason": "length"})
+    if type(error).__name__ == "ContentFilterFinishReasonError":
+        return AIMessage("", response_metadata={"finish_reason": "content_filter"})
     if isinstance(error, ValidationError):  # the server ignored the schema: the reply has tags, or another object
         first = error.errors(include_url=False)[0]
         if len(first["loc"]) <= 1:

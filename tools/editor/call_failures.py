@@ -1,27 +1,38 @@
 """Tell a call that failed (key, quota, server, network) from a request or reply that cannot be used.
 
-A call that failed says nothing about prompts: it stops the run. What a server refuses because of the request's content
-(too long, filtered), or answers in a form that nobody can read, is a failed edit.
+A call that failed says nothing about prompts: it is made again if the failure passes, else it stops the run. What a
+server refuses because of the request's content (too long, filtered), or answers in a form that nobody can read, is a
+failed edit.
 """
 
+import re
+import socket
 from collections.abc import Iterator
 
 from nslora.tools.errors import NsloraError
 from nslora.tools.http_status import http_status
+from nslora.tools.rewards.calling import WAITS_S, asked_to_wait, is_passing
 
 # HTTP statuses by which a server refuses the request's content: bad request, too large, unprocessable.
 REFUSED_CONTENT = (400, 413, 422)
 # Types of the openai and langchain-core packages for a reply that came but cannot be used; the packages may be absent.
 UNUSABLE_REPLY = ("ContentFilterFinishReasonError", "LengthFinishReasonError", "OutputParserException")
+# What some servers say under another status: Gemini answers 400 to a wrong key, Anthropic 400 to an empty account, and
+# OpenAI 429 to a quota that is used up, which no waiting brings back.
+OTHER_STATUS = {
+    401: re.compile(r"api[ _-]?key[ _](?:not valid|invalid|expired)|invalid[ _](?:x-)?api[ _-]?key", re.IGNORECASE),
+    402: re.compile(r"insufficient_quota|credit balance|billing_hard_limit|billing_not_active", re.IGNORECASE),
+}
+LONGEST_WAIT_S = 120.0  # a server that asks for a longer wait stops the run
 REMEDIES = {
     401: "Check its API key",
     402: "Its quota is used up: add credit, or choose another editor",
     403: "Its API key does not allow this: check the key and the account",
     404: "Check the model's name and the base URL",
     408: "It did not answer in time: try again later, or raise the chat model's timeout",
-    429: "Its rate limit or quota is used up, and the chat model's retries are over: try again later",
+    429: "Its rate limit or quota is used up: try again later",
 }
-SERVER_FAILED = "Its server failed, and the chat model's retries are over: try again later, or choose another editor"
+SERVER_FAILED = "Its server failed: try again later, or choose another editor"
 UNREACHED = "No usable answer came: check the chat model, its base URL and the network"
 GO_ON = "resume the run; no round was counted"
 
@@ -30,22 +41,49 @@ def is_call_failure(error: Exception) -> bool:
     """Whether the call itself failed, so that the run must stop."""
     if isinstance(error, NsloraError) or any(type(each).__name__ in UNUSABLE_REPLY for each in _chain(error)):
         return False
-    return status_of(error) not in REFUSED_CONTENT
+    return _meaning(error) not in REFUSED_CONTENT
 
 
-def remedy_for(error: Exception) -> str:
-    """What to do about a call that failed, as the rest of a sentence."""
-    status = status_of(error)
-    if "insufficient_quota" in str(getattr(error, "code", "")):
-        status = 402
+def wait_before(error: Exception, tries: int) -> float | None:
+    """Seconds to wait before a call is made again that failed `tries` times; None if that would not help.
+
+    Failures that pass are rate limits, server errors, time-outs and lost connections. A server that nobody answers at
+    is none. What the server asks for in `Retry-After` is waited for.
+    """
+    nobody = any(isinstance(each, ConnectionRefusedError | socket.gaierror) for each in _chain(error))
+    if nobody or _meaning(error) in OTHER_STATUS or not is_passing(error):
+        return None
+    wait_s = max(WAITS_S[min(tries, len(WAITS_S)) - 1], asked_to_wait(error))
+    return wait_s if wait_s <= LONGEST_WAIT_S else None
+
+
+def remedy_for(error: Exception, then: str = GO_ON) -> str:
+    """What to do about a call that failed, as the rest of a sentence. then: what comes after that."""
+    status = _meaning(error)
     if status is None:
-        return f"{UNREACHED}, then {GO_ON}."
-    return f"{REMEDIES.get(status, SERVER_FAILED)}, then {GO_ON}."
+        return f"{UNREACHED}, then {then}."
+    return f"{REMEDIES.get(status, SERVER_FAILED)}, then {then}."
 
 
 def status_of(error: BaseException) -> int | None:
     """The first HTTP status of an error or of what caused it; None if there is none."""
     return next((status for each in _chain(error) if (status := http_status(each)) is not None), None)
+
+
+def _meaning(error: BaseException) -> int | None:
+    """The HTTP status, or the one that the server means (`OTHER_STATUS`)."""
+    status = status_of(error)
+    if status in (400, 429):
+        said = f"{getattr(error, 'code', '')} {getattr(error, 'body', '')} {_text(error)}"
+        return next((meant for meant, words in OTHER_STATUS.items() if words.search(said)), status)
+    return status
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # some providers' exceptions fail in __str__
+        return ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -1,9 +1,9 @@
 """The record of an editor's calls: `editor.jsonl`, one line per call.
 
 A line holds the request and its hash, the model's name, the purpose of the call, the reply (or the error that came
-instead), token counts and seconds. It holds no API key. A request that is already on
-record gets its recorded reply, so a resumed run pays for no call twice and a replay calls no model. A call that failed
-is made again on resume.
+instead), why the model stopped, token counts and seconds. It holds no API key. A request that is already on record
+gets its recorded reply, so a resumed run pays for no call twice and a replay calls no model. A call that failed is made
+again on resume.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from langchain_core.messages import AIMessage, BaseMessage
 from pydantic import Field
 
 from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT, LocalChat, tokens_used
+from nslora.tools.editor.reply_causes import why_empty, why_final, written
 from nslora.tools.errors import DamagedError, EditorError
 
 REQUEST_CHARACTERS = 200  # of a request, in an error message
+CHECK = "check"  # the purpose of the call by which an editor is asked before a run
 PERSONS_FILE = "asked-of-persons.txt"  # hashes of requests, beside editor.jsonl
 
 
@@ -43,9 +45,14 @@ class RecordedCall:
         estimated: Whether the token counts are estimates.
         seconds: Wall-clock time of the call.
         error: The error that came instead of a reply, in one sentence; "" if a reply came.
-        call_failed: Whether the call itself failed (key, quota, server, network), which stopped the run.
+        call_failed: Whether the call itself failed (key, quota, server, network).
         reply_bound: Tokens that were reserved for the reply; a replay reserves the same.
         request: Role and text of each message of the request (before version 0.2: none).
+        finish_reason: Why the model stopped, in the provider's word (see reply_causes.py).
+        refusal: What the model said when it refused.
+        reasoning_tokens: Output tokens that went into reasoning, as the provider counted them.
+        status: HTTP status of the error, if it has one.
+        round: The round of the run, from 1; 0 outside of rounds.
     """
 
     request_sha256: str
@@ -60,6 +67,11 @@ class RecordedCall:
     call_failed: bool = False
     reply_bound: int = 0
     request: Sequence[Sequence[str]] = ()
+    finish_reason: str = ""
+    refusal: str = ""
+    reasoning_tokens: int = 0
+    status: int | None = None
+    round: int = 0
 
 
 def request_sha256(messages: Sequence[BaseMessage]) -> str:
@@ -109,6 +121,24 @@ class EditorLog:
     def first(self, count: int | None = None) -> list[RecordedCall]:
         """List the first `count` calls, or all of them."""
         return self._calls[:count]
+
+    def of(self, purpose: str) -> list[RecordedCall]:
+        """List the calls that were made for this purpose."""
+        return [call for call in self._calls if call.purpose == purpose]
+
+    def problems(self) -> list[dict[str, Any]]:
+        """What failed, how often and why: calls that failed, and replies that came without text, alike ones together.
+
+        Returns:
+            {"round", "purpose", "editor", "call_failed", "status", "finish_reason", "why", "times"} for each kind.
+        """
+        found: Counter[tuple[Any, ...]] = Counter()
+        for call in self._calls:
+            why = call.error or why_final(call) or ("" if written(call.reply) else why_empty(call))
+            if why:
+                found[call.round, call.purpose, call.model, call.call_failed, call.status, call.finish_reason, why] += 1
+        names = ("round", "purpose", "editor", "call_failed", "status", "finish_reason", "why")
+        return [{**dict(zip(names, kind, strict=True)), "times": times} for kind, times in found.items()]
 
     def asked_a_person(self, request: str) -> bool:
         """Whether the chat model passed this request on to a person, by an interrupt."""
@@ -187,11 +217,12 @@ class RecordedChat(LocalChat):
         self.asked[request] += 1
         if call.error:
             raise EditorError(call.error)
-        recorded = {"recorded_seconds": call.seconds}
-        if call.estimated:
-            return AIMessage(call.reply, response_metadata=recorded)
-        usage = tokens_used(call.input_tokens, call.output_tokens)
-        return AIMessage(call.reply, usage_metadata=usage, response_metadata={**recorded, TOKENS_ARE_EXACT: True})
+        told = {"recorded_seconds": call.seconds, "finish_reason": call.finish_reason}
+        message = AIMessage(call.reply, response_metadata=told, additional_kwargs={"refusal": call.refusal})
+        if not call.estimated:
+            message.response_metadata[TOKENS_ARE_EXACT] = True
+            message.usage_metadata = tokens_used(call.input_tokens, call.output_tokens, call.reasoning_tokens)
+        return message
 
     def recorded(self, request: str) -> list[RecordedCall]:
         """The outcomes on record for the request with this hash, in order."""

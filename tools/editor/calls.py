@@ -1,31 +1,52 @@
 """Every call to an editor's chat model: counted, capped, recorded, and with errors of one type.
 
-The chat model itself retries transport errors, rate limits and timeouts, by its own settings. If the call still fails
-(key, quota, server, network), an EditorCallError stops the run; a request or reply that cannot be used is an
-EditFailedError. Both messages name the exception and hold no API key.
+A call is made again after a failure that passes (rate limit, server error, time-out), unless the chat model does that
+itself. If it still fails (key, quota, server, network), an EditorCallError stops the run; a request or a reply that
+cannot be used is an EditFailedError. Both messages name the exception and hold no API key.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig, ensure_config
 from pydantic import BaseModel, ValidationError
 
 from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error
-from nslora.tools.editor.call_failures import is_call_failure, remedy_for
-from nslora.tools.editor.call_log import EditorLog, RecordedCall, plain, request_sha256
+from nslora.tools.editor.call_failures import GO_ON, is_call_failure, remedy_for, status_of, wait_before
+from nslora.tools.editor.call_log import CHECK, EditorLog, RecordedCall, plain, request_sha256
 from nslora.tools.editor.chat_models import editor_name, names_of
-from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT
+from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT, LocalChat
 from nslora.tools.editor.policy_editor import PolicyChat
 from nslora.tools.editor.redaction import scrub, secrets_of, without
-from nslora.tools.editor.wrapped_chat import Chat, adjusted, branches, configured, reply_tokens_of, to_fill_in
+from nslora.tools.editor.reply_causes import (
+    finish_reason_of,
+    reasoning_tokens_of,
+    refusal_of,
+    why_cut_off,
+    why_empty,
+    why_final,
+    written,
+)
+from nslora.tools.editor.wrapped_chat import (
+    Chat,
+    adjusted,
+    branches,
+    configured,
+    reply_tokens_of,
+    retries_itself,
+    to_fill_in,
+)
 from nslora.tools.errors import EditorCallError, EditorError, SettingsError, StoppedError
+from nslora.tools.http_status import http_status
+from nslora.tools.rewards.calling import awaited
 
 # Rule of thumb for English under today's tokenizers; used only if the provider reports no usage, and then marked.
 CHARACTERS_PER_TOKEN = 4
@@ -38,6 +59,9 @@ FREE = ("rules", "policy")
 REFUSED_STATUS = (400, 404, 415, 422, 501)
 # What chat models without structured output raise when it is asked for; network errors are none of these types.
 UNABLE = (ValueError, TypeError, AttributeError, LookupError, ImportError, NotImplementedError)
+
+CHECK_REQUEST = (HumanMessage("Reply with OK."),)
+AGAIN = "begin again; nothing was begun or written (--no-check-editor begins without asking)"
 
 Messages = Sequence[BaseMessage]
 Form = type[BaseModel]  # the schema of structured output
@@ -79,7 +103,8 @@ class Caps:
 
     A call is reserved before it is made, at one token per byte of its request plus `reply_tokens`, so a cap is never
     overshot. If the chat model has a setting for the reply's length, that is bound too (wrapped_chat.py).
-    Retries by the chat model itself, or by LangChain's with_retry and with_fallbacks around it, count as one call.
+    A call that failed is made again only if the caps hold both; it may have been paid for. Retries by the chat model
+    itself, or by LangChain's with_retry and with_fallbacks around it, count as one call.
 
     Attributes:
         calls: Number of calls.
@@ -100,12 +125,15 @@ class EditFailedError(EditorError):
     Attributes:
         usage: What the edit cost.
         disabled: Whether the editor will not be called again in this run.
+        unusable: Whether a request or a reply was unusable, which counts against `editing.patience`.
     """
 
-    def __init__(self, message: str, *, usage: Usage | None = None, disabled: bool = False) -> None:
+    def __init__(
+        self, message: str, *, usage: Usage | None = None, disabled: bool = False, unusable: bool = True
+    ) -> None:
         super().__init__(message)
         self.usage = usage or Usage()
-        self.disabled = disabled
+        self.disabled, self.unusable = disabled, unusable
 
 
 class EditorCalls:
@@ -119,6 +147,8 @@ class EditorCalls:
             far would not fit.
         tokens_left: Tokens that the calls of one edit may take together.
         never_swallow: Exceptions that pass through the chat model unchanged, such as LangGraph's interrupts.
+        round: The round of the run, for records and traces.
+        on_wait: Called with (what, done, total) each second before a call is made again; an exception ends the waiting.
 
     Args:
         chat: The chat model, possibly inside LangChain's wrappers.
@@ -126,6 +156,8 @@ class EditorCalls:
         caps: Limits over the whole run.
         prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
         structured: Whether structured output is used.
+        transport_retries: How often a call is made again after a failure that passes. A chat model that has retries of
+            its own keeps to those.
 
     Raises:
         SettingsError: There is a cap on cost but no price for the model, or structured output is required and the
@@ -140,15 +172,21 @@ class EditorCalls:
         caps: Caps | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
         structured: Structured = "auto",
+        transport_retries: int = 0,
     ) -> None:
         self.caps = caps or Caps()
         self.spent = self.in_this_edit = Usage()
+        self.round = 0
+        self.on_wait: Callable[[str, int, int], None] = lambda what, done, total: None
         self.until: float | None = None
         self.tokens_left: float | None = None
         self.never_swallow: tuple[type[BaseException], ...] = ()
         self._slowest_s = 0.0
         names = names_of(chat)
         self._chat = configured(chat)
+        self._retries = 0 if retries_itself(self._chat) else transport_retries
+        self._last: RecordedCall | None = None
+        self._async_only = False
         self._log = log
         self._secrets = secrets_of([chat, self._chat])  # `configured` may have created the model, with its key
         models = [branch.model for branch in branches(self._chat)]
@@ -178,7 +216,7 @@ class EditorCalls:
 
         Args:
             messages: The request.
-            purpose: What the call is for; part of its record.
+            purpose: What the call is for; part of its record, and of the metadata of its trace.
             form: Schema of the reply, if the model has structured output.
             warmer: Added to the model's temperature, if it has one set.
 
@@ -196,27 +234,97 @@ class EditorCalls:
         if call is None or (self._log is not None and self._log.asked_a_person(request)):
             form = form if self._structured else None
             self._reserve(messages, form)
-            call = self._call(messages, purpose, form, warmer)
-            if self._log is not None:
-                self._log.append(call)
+            call = self._settled(messages, purpose, form, warmer)
+        self._last = call
         cost = self._cost(call.input_tokens, call.output_tokens)
         usage = Usage(1, call.input_tokens, call.output_tokens, cost, call.estimated, call.seconds)
         self._slowest_s = max(self._slowest_s, usage.seconds)
         self.spent += usage
         self.in_this_edit += usage
-        if call.call_failed:
-            raise EditorCallError(call.error)
-        if call.error:
-            raise EditFailedError(call.error)
+        if problem := call.error or why_final(call):
+            raise EditFailedError(problem)
         return call.reply
 
-    def _call(self, messages: Messages, purpose: str, form: Form | None, warmer: float) -> RecordedCall:
-        reply, error, call_failed, seconds = "", "", False, None
+    def refuse_cut_off(self, reason: str) -> None:
+        """Raise EditFailedError if the last reply, unusable for this reason, was cut off, as the next one would be."""
+        if self._last is not None and (why := why_cut_off(self._last)):
+            raise EditFailedError(f"{why} What came cannot be used: {reason}")
+
+    @property
+    def why_empty(self) -> str:
+        """What is known of the last reply, if it had no text; "" if it had."""
+        return why_empty(self._last) if self._last is not None and not written(self._last.reply) else ""
+
+    def check(self) -> RecordedCall | None:
+        """Ask for one token, to learn of a wrong key, model or address before anything is spent.
+
+        Returns:
+            The call, which is not on record yet; None for an editor that answers in this process, or if a cap does not
+            allow a call.
+
+        Raises:
+            EditorCallError: The call failed.
+        """
+        if all(isinstance(branch.model, LocalChat) for branch in branches(self._chat)):
+            return None
+        try:
+            self._reserve(CHECK_REQUEST, None)
+        except EditFailedError:
+            return None
+        chat, self._chat = self._chat, adjusted(self._chat, warmer=0.0, reply_tokens=1, anyway=True)
+        try:
+            return self._settled(CHECK_REQUEST, CHECK, None, 0.0)
+        finally:
+            self._chat = chat
+
+    def record(self, call: RecordedCall) -> None:
+        """Put a call on record, if there is one."""
+        if self._log is not None:
+            self._log.append(call)
+
+    def _settled(self, messages: Messages, purpose: str, form: Form | None, warmer: float) -> RecordedCall:
+        """Call, and call again after a failure that passes; each try is put on record. Raises EditorCallError."""
+        for tries in itertools.count(1):
+            call, failure = self._call(messages, purpose, form, warmer)
+            if purpose != CHECK:  # then there is no folder yet
+                self.record(call)
+            if failure is None:
+                return call
+            wait_s = wait_before(failure, tries) if tries <= self._retries else None
+            if wait_s is None or not self._allows_retry(messages, form, tries, wait_s):
+                often = f" It failed at each of {tries} tries." if tries > 1 else ""
+                remedy = remedy_for(failure, AGAIN if purpose == CHECK else GO_ON)
+                raise EditorCallError(f"{call.error}{often} {remedy}")
+            self._wait(wait_s, f"try {tries} failed ({call.status or type(failure).__name__})")
+        raise AssertionError("the last try returns or raises")
+
+    def _wait(self, seconds: float, why: str) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.on_wait(f"{why}, the editor is asked again in {math.ceil(left)} s", 0, 1)
+            time.sleep(min(left, 1.0))
+
+    def _allows_retry(self, messages: Messages, form: Form | None, failed: int, wait_s: float) -> bool:
+        try:
+            self._reserve(messages, form, failed=failed, wait_s=wait_s)
+        except EditFailedError:
+            return False
+        return True
+
+    def _call(
+        self, messages: Messages, purpose: str, form: Form | None, warmer: float
+    ) -> tuple[RecordedCall, Exception | None]:
+        """Call once. Returns the call, and the error if the call itself failed."""
+        message, failure, error, seconds = AIMessage(""), None, "", None
         counted: tuple[int, int] | None = (0, 0)
         started = time.monotonic()
+        config = RunnableConfig(
+            run_name=f"editor: {purpose}",
+            tags=["nslora", "editor"],
+            metadata={"purpose": purpose, "round": self.round},
+        )
         try:
-            message = self._invoke(messages, form, warmer)
-            reply = without(_text(message), self._secrets)  # a server may send back what it was sent
+            message = self._invoke(messages, form, warmer, config)
             counted = tokens_of(message)
             seconds = message.response_metadata.get("recorded_seconds")
         except self.never_swallow:  # an interrupt of a chat model that asks a person
@@ -226,10 +334,12 @@ class EditorCalls:
         except StoppedError:
             raise
         except Exception as raised:  # each provider raises its own types
-            call_failed = is_call_failure(raised)
-            error = self._describe(raised) + (f" {remedy_for(raised)}" if call_failed else "")
+            failure = raised
+            error = self._describe(raised)
+        reply = without(_text(message), self._secrets)  # a server may send back what it was sent
         tokens = counted or (sum(_estimate(_text(message)) for message in messages), _estimate(reply))
-        return RecordedCall(
+        failed = failure is not None and is_call_failure(failure)
+        call = RecordedCall(
             request_sha256=request_sha256(messages),
             model=self.model,
             purpose=purpose,
@@ -239,39 +349,48 @@ class EditorCalls:
             estimated=counted is None,
             seconds=time.monotonic() - started if seconds is None else seconds,
             error=error,
-            call_failed=call_failed,
+            call_failed=failed,
             reply_bound=self._reply_bound,
             request=[[role, without(text, self._secrets)] for role, text in plain(messages)],
+            finish_reason=finish_reason_of(message),
+            refusal=scrub(refusal_of(message), self._secrets),
+            reasoning_tokens=reasoning_tokens_of(message),
+            status=None if failure is None else status_of(failure),
+            round=self.round,
         )
+        return call, failure if failed else None
 
     def _describe(self, error: Exception) -> str:
+        """One sentence: which editor, which error, under which HTTP status, in whose words."""
         if isinstance(error, EditorError):
             return str(error)
         try:
             text = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS].strip()
         except Exception:  # some providers' exceptions fail in __str__
             text = ""
-        return f"The editor {self.model} failed with {type(error).__name__}: {text.rstrip('.') or '(no message)'}."
+        status = http_status(error)
+        kind = type(error).__name__ + (f" (HTTP {status})" if status is not None else "")
+        return f"The editor {self.model} failed with {kind}: {text.rstrip('.') or '(no message)'}."
 
-    def _invoke(self, messages: Messages, form: Form | None, warmer: float) -> AIMessage:
+    def _invoke(self, messages: Messages, form: Form | None, warmer: float, config: RunnableConfig) -> AIMessage:
         capped = self.caps.tokens is not None or self.caps.cost is not None
         chat = adjusted(self._chat, warmer=warmer, reply_tokens=self.caps.reply_tokens if capped else None)
         if form is not None:
             try:
                 if (filling_in := to_fill_in(chat, form)) is not None:
-                    return self._fill_in(filling_in, messages, form)
+                    return self._fill_in(filling_in, messages, form, config)
             except Exception as error:
                 # The model's profile promised structured output, but the model (or the server behind it) lacks it.
                 unable = isinstance(error, UNABLE) and not self._required
                 if getattr(error, "status_code", None) not in REFUSED_STATUS and not unable:
                     raise
                 self._structured = False
-        return self._checked(chat.invoke(list(messages)))
+        return self._checked(self._answer(chat, messages, config))
 
-    def _fill_in(self, chat: Any, messages: Messages, form: Form) -> AIMessage:
+    def _fill_in(self, chat: Any, messages: Messages, form: Form, config: RunnableConfig) -> AIMessage:
         """Ask for structured output; the reply is the fields as JSON, or the raw text if they do not fit the schema."""
         try:
-            result = chat.invoke(list(messages))
+            result = self._answer(chat, messages, config)
         except Exception as error:
             if (message := reply_in_error(error)) is None:
                 raise
@@ -285,6 +404,15 @@ class EditorCalls:
             return message
         return message.model_copy(update={"content": fields.model_dump_json()})
 
+    def _answer(self, chat: Any, messages: Messages, config: RunnableConfig) -> Any:
+        """What the chat model answers; one that is async only is awaited."""
+        if not self._async_only:
+            try:
+                return chat.invoke(list(messages), config)
+            except NotImplementedError:
+                self._async_only = True
+        return awaited(chat.ainvoke(list(messages), ensure_config(config)))
+
     def _checked(self, message: BaseMessage) -> AIMessage:
         if not isinstance(message, AIMessage):
             found = type(message).__name__
@@ -296,21 +424,28 @@ class EditorCalls:
         """Tokens that are reserved for the reply of a call."""
         return reply_tokens_of(self._chat, self.caps.reply_tokens)
 
-    def _reserve(self, messages: Messages, form: Form | None) -> None:
-        if self.until is not None and time.monotonic() + self._slowest_s > self.until:
-            raise EditFailedError(f"The run's max_seconds leave no time for another call of the editor {self.model}.")
+    def _reserve(self, messages: Messages, form: Form | None, *, failed: int = 0, wait_s: float = 0.0) -> None:
+        """Raise EditFailedError if a call does not fit, after this many failed tries and this wait."""
+        if self.until is not None and time.monotonic() + wait_s + self._slowest_s > self.until:
+            raise EditFailedError(
+                f"The run's max_seconds leave no time for another call of the editor {self.model}.", unusable=False
+            )
         reply = self._reply_bound
         texts = [_text(message) for message in messages]
         if form is not None:  # providers count the schema as part of the request
             texts.append(json.dumps(form.model_json_schema()))
         request = sum(len(text.encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE for text in texts)
         if self.tokens_left is not None and self.in_this_edit.tokens + request + reply > self.tokens_left:
-            raise EditFailedError(f"The run's max_tflop leave no room for another call of the editor {self.model}.")
-        caps, spent = self.caps, self.spent
+            raise EditFailedError(
+                f"The run's max_tflop leave no room for another call of the editor {self.model}.", unusable=False
+            )
+        caps, spent, calls = self.caps, self.spent, failed + 1
+        checked = self._log.of(CHECK) if self._log is not None else []
+        sent, received = (sum(getattr(each, name) for each in checked) for name in ("input_tokens", "output_tokens"))
         for name, cap, used, wanted in (
-            ("calls", caps.calls, spent.calls, 1),
-            ("tokens", caps.tokens, spent.tokens, request + reply),
-            ("cost", caps.cost, spent.cost, self._cost(request, reply)),
+            ("calls", caps.calls, spent.calls, calls),
+            ("tokens", caps.tokens, spent.tokens + sent + received, calls * (request + reply)),
+            ("cost", caps.cost, spent.cost + self._cost(sent, received), calls * self._cost(request, reply)),
         ):
             if cap is not None and used + wanted > cap:
                 raise EditFailedError(

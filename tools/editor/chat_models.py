@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 
 from nslora.tools.editor.redaction import scrub
-from nslora.tools.editor.wrapped_chat import Branch, Chat, branches, configured
+from nslora.tools.editor.wrapped_chat import RETRIES_NAMES, Branch, Chat, branches, configured
 from nslora.tools.errors import ModelError, first_line
 
 KNOWN = (
@@ -20,11 +20,10 @@ KNOWN = (
     "'gguf:FILE' for a GGUF file on llama.cpp's server, "
     "'recorded:FILE' for the editor.jsonl of an earlier run, or a LangChain chat model object"
 )
-# Timeout of one request, and how often the integration sends it again. OpenAI's client would wait 600 s.
-TIMEOUT_S, TRANSPORT_RETRIES = 180.0, 2
+TIMEOUT_S = 180.0  # of one request; OpenAI's client would wait 600 s
 MODEL_NAMES = ("model_name", "model", "model_id")
-# The names of these two settings in the integrations, as fields or as aliases of fields.
-TIMEOUT_NAMES, RETRIES_NAMES = ("timeout", "request_timeout", "default_request_timeout"), ("max_retries",)
+# The names of this setting in the integrations, as fields or as aliases of fields.
+TIMEOUT_NAMES = ("timeout", "request_timeout", "default_request_timeout")
 
 
 def connect_editor(
@@ -33,11 +32,11 @@ def connect_editor(
     base_url: str | None = None,
     policy_chat: Callable[[], BaseChatModel] | None = None,
     timeout_s: float = TIMEOUT_S,
-    transport_retries: int = TRANSPORT_RETRIES,
 ) -> Chat:
     """Create the chat model that a name stands for; no request is sent.
 
-    Integrations read API keys from the environment themselves.
+    Integrations read API keys from the environment themselves. Their own retries are turned off: `EditorCalls` makes a
+    call again, where caps and the record see it.
 
     Args:
         spec: A name (see `KNOWN`), or a chat model, which is returned unchanged.
@@ -45,7 +44,6 @@ def connect_editor(
             is taken from OPENAI_API_KEY, if that is set.
         policy_chat: Creates the chat model for "policy".
         timeout_s: Timeout of one request, in seconds, if the integration has this setting.
-        transport_retries: Retries after timeouts, rate limits and server errors, if the integration has this setting.
 
     Raises:
         ModelError: The name is unknown, or a package or key is missing; the message says what to do.
@@ -63,7 +61,7 @@ def connect_editor(
     if base_url is not None:
         if not base_url.startswith(("http://", "https://")):
             raise ModelError(f"base_url={base_url!r} is no address: wanted one such as http://127.0.0.1:8000/v1.")
-        return _chat_openai(spec.removeprefix("openai:"), base_url, timeout_s, transport_retries)
+        return _chat_openai(spec.removeprefix("openai:"), base_url, timeout_s)
     if spec == "rules":
         from nslora.tools.editor.rule_editor import RuleEditor
 
@@ -84,8 +82,8 @@ def connect_editor(
     if provider == "gguf":
         from nslora.tools.editor.llama_cpp import llama_cpp_chat
 
-        return llama_cpp_chat(model, timeout_s=timeout_s, transport_retries=transport_retries)
-    return _of_provider(provider, model, timeout_s, transport_retries)
+        return llama_cpp_chat(model, timeout_s=timeout_s)
+    return _of_provider(provider, model, timeout_s)
 
 
 def editor_name(chat: Chat) -> str:
@@ -112,14 +110,14 @@ def _name_of(branch: Branch) -> str:
     if not isinstance(branch.model, BaseChatModel):
         raise ModelError(
             f"The editor is a {kind}, which is no chat model: wanted {KNOWN}, or a chat model of "
-            "LangChain itself (bind, with_config, with_fallbacks and with_retry are understood)."
+            "LangChain itself (bind, with_config, with_fallbacks, with_retry and configurable ones are understood)."
         )
     names = [*map(branch.bound.get, MODEL_NAMES), *(getattr(branch.model, name, None) for name in MODEL_NAMES)]
     name = next((name for name in names if isinstance(name, str) and name), "")
     return f"{kind}:{name}" if name else branch.model._llm_type
 
 
-def _of_provider(provider: str, model: str, timeout_s: float, transport_retries: int) -> BaseChatModel:
+def _of_provider(provider: str, model: str, timeout_s: float) -> BaseChatModel:
     """Integrations raise errors of their own for a missing package, a missing key or an unknown provider."""
     name = f"{provider}:{model}"
     has_registry = importlib.util.find_spec("langchain") is not None
@@ -129,11 +127,11 @@ def _of_provider(provider: str, model: str, timeout_s: float, transport_retries:
         )
     try:
         if not has_registry:
-            return _chat_openai(model, None, timeout_s, transport_retries)
+            return _chat_openai(model, None, timeout_s)
         from langchain.chat_models import init_chat_model
 
         first: BaseChatModel = init_chat_model(model, model_provider=provider)
-        transport = transport_settings(type(first), timeout_s, transport_retries)
+        transport = transport_settings(type(first), timeout_s)
         return init_chat_model(model, model_provider=provider, **transport) if transport else first
     except ImportError as error:
         said = scrub(first_line(error))
@@ -143,10 +141,10 @@ def _of_provider(provider: str, model: str, timeout_s: float, transport_retries:
         raise ModelError(f"The editor '{name}' cannot be connected ({said}); known are {KNOWN}.") from error
 
 
-def transport_settings(kind: type[BaseChatModel], timeout_s: float, transport_retries: int) -> dict[str, Any]:
-    """The arguments by which this integration takes a timeout and a number of retries; only those that it has."""
+def transport_settings(kind: type[BaseChatModel], timeout_s: float) -> dict[str, Any]:
+    """The arguments by which this integration takes a timeout and makes no retries; only those that it has."""
     names = {field.alias or name for name, field in kind.model_fields.items()}
-    wanted = [(TIMEOUT_NAMES, timeout_s), (RETRIES_NAMES, transport_retries)]
+    wanted = [(TIMEOUT_NAMES, timeout_s), (RETRIES_NAMES, 0)]
     settings: dict[str, Any] = {name: value for known, value in wanted for name in known if name in names}
     # langchain-ollama has no timeout, but passes client_kwargs on to its HTTP client.
     field = kind.model_fields.get("client_kwargs")
@@ -156,12 +154,12 @@ def transport_settings(kind: type[BaseChatModel], timeout_s: float, transport_re
     return settings
 
 
-def _chat_openai(model: str, base_url: str | None, timeout_s: float, transport_retries: int) -> BaseChatModel:
+def _chat_openai(model: str, base_url: str | None, timeout_s: float) -> BaseChatModel:
     from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
 
     if base_url is None:
-        return ChatOpenAI(model=model, timeout=timeout_s, max_retries=transport_retries)
+        return ChatOpenAI(model=model, timeout=timeout_s, max_retries=0)
     # A local server asks for no key, but the client does not start without one.
     key = SecretStr(os.environ.get("OPENAI_API_KEY") or "none")
-    return ChatOpenAI(model=model, base_url=base_url, api_key=key, timeout=timeout_s, max_retries=transport_retries)
+    return ChatOpenAI(model=model, base_url=base_url, api_key=key, timeout=timeout_s, max_retries=0)

@@ -15,7 +15,7 @@ from typing import get_args
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from nslora.tools.editor.answer_format import FORMS, Part, Structured, format_rules, read_prompt
-from nslora.tools.editor.call_log import EditorLog
+from nslora.tools.editor.call_log import EditorLog, RecordedCall
 from nslora.tools.editor.calls import Caps, EditFailedError, EditorCalls, Usage
 from nslora.tools.editor.failures_view import (
     ALTERNATIVE_PREFIX,
@@ -28,6 +28,7 @@ from nslora.tools.editor.failures_view import (
     failure_texts,
 )
 from nslora.tools.editor.redaction import SECRET_MARK
+from nslora.tools.editor.reply_causes import written
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN, Request, critique_request, improve_request, neutralise
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.errors import EditorError, PromptError, SettingsError
@@ -82,6 +83,7 @@ class Editor:
         caps: The most that all calls may cost.
         prices: `{model name: {"input": ..., "output": ...}}` per million tokens.
         structured: Whether structured output is used.
+        transport_retries: How often a call is made again after a failure that passes.
         rules: Further sentences that the editor must follow.
 
     Raises:
@@ -100,12 +102,15 @@ class Editor:
         caps: Caps | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
         structured: Structured = "auto",
+        transport_retries: int = 0,
         rules: Sequence[str] = (),
     ) -> None:
         if edit not in get_args(Part):
             raise SettingsError(f"edit={edit!r} is unknown: choose from {', '.join(get_args(Part))}.")
         self.consecutive_failures = 0
-        self._calls = EditorCalls(chat, log=log, caps=caps, prices=prices, structured=structured)
+        self._calls = EditorCalls(
+            chat, log=log, caps=caps, prices=prices, structured=structured, transport_retries=transport_retries
+        )
         self._part: Part = edit
         self._max_failures, self._retries, self._patience = max_failures, retries, patience
         self._rules = tuple(rules)
@@ -114,6 +119,14 @@ class Editor:
     def name(self) -> str:
         """The editor's name for records; it holds no API key."""
         return self._calls.model
+
+    def check(self) -> RecordedCall | None:
+        """Ask for one token, as `EditorCalls.check` does."""
+        return self._calls.check()
+
+    def record(self, call: RecordedCall) -> None:
+        """Put a call of `check` on record, now that the run has a folder."""
+        self._calls.record(call)
 
     @property
     def spent(self) -> Usage:
@@ -129,6 +142,8 @@ class Editor:
         until: float | None = None,
         tokens_left: float | None = None,
         never_swallow: tuple[type[BaseException], ...] = (),
+        round_number: int = 0,
+        on_wait: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> None:
         """Set the state of the run before an edit, so that caps hold over all processes of a run.
 
@@ -140,8 +155,11 @@ class Editor:
             tokens_left: Tokens for the next edit, if the policy is the editor and its compute is capped.
             never_swallow: Exceptions that pass through the chat model and are not failed edits, such as LangGraph's
                 interrupts.
+            round_number: The round, from 1, for records and traces.
+            on_wait: Called with (what, done, total) each second before a call that failed is made again.
         """
         self.consecutive_failures = failures
+        self._calls.round, self._calls.on_wait = round_number, on_wait
         self._calls.spent, self._calls.until, self._calls.tokens_left = spent, until, tokens_left
         self._calls.never_swallow = never_swallow
         self._calls.use_adapter(adapter)
@@ -177,7 +195,7 @@ class Editor:
             attempt = _Attempt(self._calls, self._part, self._retries, prompt, validate)
             edit = attempt.run(choose_failures(failures, self._max_failures), constraints, candidates)
         except EditorError as error:
-            self.consecutive_failures += 1
+            self.consecutive_failures += getattr(error, "unusable", True)
             disabled = getattr(error, "disabled", False) or self.consecutive_failures >= self._patience
             after = f" {self._failed_often()}: it will not be called again in this run." if disabled else ""
             raise EditFailedError(f"{error}{after}", usage=self._calls.in_this_edit, disabled=disabled) from error
@@ -227,10 +245,10 @@ class _Attempt:
             again = f"\n\nYour reply {attempt} was empty: give the feedback in plain words." if attempt else ""
             messages = [SystemMessage(request.system_prompt), HumanMessage(request.prompt + again)]
             reply = self.calls.ask(messages, f"critique, asked {attempt + 1} times" if attempt else "critique")
-            if critique := _without_thinking(reply).strip():
+            if critique := written(reply):
                 return neutralise(clip(critique, CRITIQUE_CHARACTERS))
-            self.problems.append("The editor's critique was empty.")
-        raise EditFailedError(f"The editor gave no critique in {self.retries + 1} replies: they were empty.")
+            self.problems.append(self.calls.why_empty or "The editor's critique was empty.")
+        raise EditFailedError(f"The editor gave no critique in {self.retries + 1} replies. {self.problems[-1]}")
 
     def _improve(self, request: Request, number: int) -> Prompt:
         """Ask for candidate `number` until a reply passes all checks."""
@@ -243,14 +261,16 @@ class _Attempt:
                 return self._accepted(reply)
             except PromptError as error:
                 reason = str(error)
-                self.problems.append(reason)
+                self.problems.append(self.calls.why_empty or reason)
+                self.calls.refuse_cut_off(reason)
             correction = (
                 f"Your reply {attempt} of {self.retries + 1} cannot be used. {neutralise(reason)} "
                 f"Send the whole improved variable again, complete, between {OPEN} and {CLOSE}."
             )
             quoted = clip(reply, REPLY_CHARACTERS) if reply.strip() else "(an empty reply)"
             messages = [*first, AIMessage(quoted), HumanMessage(correction)]
-        raise EditFailedError(f"The editor gave no usable prompt in {self.retries + 1} replies; the last: {reason}")
+        last = self.problems[-1]
+        raise EditFailedError(f"The editor gave no usable prompt in {self.retries + 1} replies; the last: {last}")
 
     def _accepted(self, reply: str) -> Prompt:
         """The prompt in a reply. Raises PromptError, with the reason in words for the editor."""
@@ -275,8 +295,3 @@ def _past_rules(past: Sequence[PastEdit]) -> list[str]:
         for edit in past[-PAST_EDITS:]
     ]
     return [*rules, "Build on earlier edits that were kept; do not repeat what was dropped."] if rules else []
-
-
-def _without_thinking(reply: str) -> str:
-    """The part of a reply after its last think block."""
-    return reply.rpartition("</think>")[2].partition("<think>")[0]

@@ -128,13 +128,12 @@ class LlamaCppChat(ChatOpenAI):
         yield from super()._stream(*args, **settings)
 
 
-def llama_cpp_chat(file: str, *, timeout_s: float, transport_retries: int, seed: int = 0) -> LlamaCppChat:
+def llama_cpp_chat(file: str, *, timeout_s: float, seed: int = 0) -> LlamaCppChat:
     """Make the chat model of a GGUF file, without starting its server.
 
     Args:
         file: Path of the file; `~` is the home folder.
         timeout_s: Timeout of one request, in seconds.
-        transport_retries: Retries after a timeout or a server error.
         seed: Seed of the replies.
 
     Raises:
@@ -154,7 +153,7 @@ def llama_cpp_chat(file: str, *, timeout_s: float, transport_retries: int, seed:
         base_url="http://127.0.0.1/v1",  # the server's own address replaces it
         api_key=SecretStr("none"),
         timeout=timeout_s,
-        max_retries=transport_retries,
+        max_retries=0,  # `EditorCalls` makes a call again
         temperature=0.7,
         seed=seed,
         profile={"structured_output": True},  # llama.cpp turns a JSON schema into a grammar, with any model

@@ -28,7 +28,10 @@ class LocalChat(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=self.reply_to(messages, stop or ()))])
 
 
-def tokens_used(input_tokens: int, output_tokens: int) -> UsageMetadata:
-    """Build LangChain's usage record from two token counts."""
+def tokens_used(input_tokens: int, output_tokens: int, reasoning_tokens: int = 0) -> UsageMetadata:
+    """Build LangChain's usage record from token counts. reasoning_tokens: those of the output that reasoning took."""
     total = input_tokens + output_tokens
-    return UsageMetadata(input_tokens=input_tokens, output_tokens=output_tokens, total_tokens=total)
+    usage = UsageMetadata(input_tokens=input_tokens, output_tokens=output_tokens, total_tokens=total)
+    if reasoning_tokens:
+        usage["output_token_details"] = {"reasoning": reasoning_tokens}
+    return usage

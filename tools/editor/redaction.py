@@ -34,8 +34,9 @@ def secrets_of(chat: object) -> tuple[str, ...]:
 
 def _secrets_in(value: object, *, named: bool, seen: set[int]) -> Iterator[str]:
     """Walk through a value and its parts. named: whether the name of this value says that it is a key."""
-    if callable(reveal := getattr(value, "get_secret_value", None)):
-        yield str(reveal())
+    # Of the type, since attributes of a configurable chat model are those of a model that it makes for the occasion.
+    if callable(reveal := getattr(type(value), "get_secret_value", None)):
+        yield str(reveal(value))
     elif isinstance(value, str):  # a number under such a name is a count, as of tokens
         yield from [value] if named else []
     elif isinstance(value, BaseModel | Mapping | list | tuple) and id(value) not in seen:

@@ -17,8 +17,8 @@ class Price(Settings):
 class EditorSettings(Settings):
     """How the symbolic editor is asked, and the most that it may cost in a run.
 
-    Each failure that is shown costs one call, and about 2000 tokens of the request for the document. timeout_s and
-    transport_retries are used when a chat model is created by name; a chat model object keeps its own settings.
+    Each failure that is shown costs one call, and about 2000 tokens of the request for the document. timeout_s is used
+    when a chat model is created by name; a chat model object keeps its own, and its own retries if it has any.
     """
 
     edit: Literal["document", "system", "question", "demonstrations"] = "document"
@@ -26,7 +26,7 @@ class EditorSettings(Settings):
     candidates: int = Field(1, ge=1)  # prompts per edit; if several, they are screened and the best is proposed
     screening_rows: int = Field(8, ge=2)  # train rows for screening, half failing, half passing
     retries: int = Field(2, ge=0)  # times that an unusable reply is sent back with the reason
-    patience: int = Field(3, ge=1)  # failed edits in a row, then the editor is not called any more
+    patience: int = Field(3, ge=1)  # edits in a row with unusable replies, then the editor is not called any more
     max_calls: int | None = Field(None, ge=0)
     max_tokens: int | None = Field(None, ge=0)  # input and output together
     max_cost: float | None = Field(None, ge=0)  # in the currency of `prices`
@@ -38,5 +38,5 @@ class EditorSettings(Settings):
     protected: tuple[str, ...] = ()  # texts that must stay in the prompt, word for word
     rules: tuple[str, ...] = ()  # further sentences that the editor must follow
     timeout_s: float = Field(180.0, gt=0)  # of one request; a local model on a CPU may need minutes
-    transport_retries: int = Field(2, ge=0)  # after a timeout, a rate limit or a server error
+    transport_retries: int = Field(2, ge=0)  # after a timeout, a lost connection, a rate limit or a server error
     policy_reply_tokens: int = Field(768, ge=16)  # longest reply of the editor "policy"

@@ -1,4 +1,4 @@
-"""Chat models inside LangChain's wrappers: bind, with_config, with_fallbacks, with_retry, configurable fields.
+"""Chat models inside LangChain's wrappers: bind, with_config, with_fallbacks, with_retry, configurable ones.
 
 A wrapper has no settings of its own, so an editor's name, temperature and longest reply are read from the models
 inside. Arguments that were bound around a model take precedence over the model's own fields.
@@ -10,15 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import RunnableConfig, RunnableSerializable, RunnableWithFallbacks
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase
 from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
+from langchain_core.runnables.retry import RunnableRetry
 from pydantic import BaseModel
 
-Chat = BaseChatModel | RunnableSerializable[Any, Any]  # the second only if it wraps nothing but chat models
+from nslora.tools.editor.redaction import scrub, secrets_of
+from nslora.tools.errors import ModelError, first_line
+
+Chat = BaseChatModel | Runnable[Any, Any]  # the second only if it wraps nothing but chat models
 # The names under which integrations bound a reply: OpenAI (two), Anthropic; Google; Ollama.
 REPLY_LENGTH_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
+RETRIES_NAMES = ("max_retries",)
+CONFIGURABLE = "_ConfigurableModel"  # of the langchain package, which may be absent, and has no public name for it
 # Some providers accept temperatures up to 1, others up to 2; a model already above 1 belongs to the others.
 WARMEST, WARMEST_ABOVE_1 = 1.0, 2.0
 
@@ -47,6 +53,8 @@ def configured(chat: Any, config: RunnableConfig | None = None) -> Any:
     if isinstance(chat, DynamicRunnable):
         inner, rest = chat.prepare(config)
         return configured(inner, rest)
+    if type(chat).__name__ == CONFIGURABLE:
+        return configured(_made(chat, config), config)
     if isinstance(chat, RunnableBindingBase):
         return chat.model_copy(update={"bound": configured(chat.bound, merge_configs(chat.config, config))})
     if isinstance(chat, RunnableWithFallbacks):
@@ -54,23 +62,58 @@ def configured(chat: Any, config: RunnableConfig | None = None) -> Any:
     return chat
 
 
-def adjusted(chat: Any, *, warmer: float, reply_tokens: int | None) -> Any:
-    """Copy a chat model with a higher temperature and a bound on its replies.
+def _made(chat: Any, config: RunnableConfig | None) -> Any:
+    """The model that `init_chat_model(..., configurable_fields=...)` stands for. Raises ModelError if it names none.
+
+    Without a config of its own it would take the fields of the graph that it runs in, such as the thread's id.
+    """
+    try:
+        return chat._model({"configurable": {}, **(config or {})})
+    except Exception as error:
+        said = scrub(first_line(error), secrets_of([*vars(chat).values()]))
+        raise ModelError(
+            f"The editor is a configurable chat model that makes no model ({type(error).__name__}: {said}): give it "
+            "one, as in chat.with_config(configurable={'model': 'gpt-4o', 'model_provider': 'openai'})."
+        ) from None  # the cause may hold a key
+
+
+def retries_itself(chat: Any) -> bool:
+    """Whether a call is made again without our doing: by LangChain's with_retry, or by a provider's client.
+
+    Args:
+        chat: A result of `configured`.
+    """
+    if isinstance(chat, RunnableRetry):
+        return True
+    if isinstance(chat, RunnableBindingBase):
+        return retries_itself(chat.bound)
+    if isinstance(chat, RunnableWithFallbacks):
+        return any(map(retries_itself, chat.runnables))
+    settings = _settings(chat)  # None is the client's own number
+    return any(settings.get(name, 0) != 0 for name in RETRIES_NAMES)
+
+
+def adjusted(chat: Any, *, warmer: float, reply_tokens: int | None, anyway: bool = False) -> Any:
+    """Copy a chat model with a higher temperature and a bound on its replies, that counts its tokens in a stream too.
 
     Args:
         chat: A result of `configured`.
         warmer: Added to each temperature that is set.
         reply_tokens: The bound, for models that have none yet; None leaves replies as they are.
+        anyway: Whether the bound takes the place of a model's own.
     """
     if isinstance(chat, RunnableBindingBase):
         names = [name for name in REPLY_LENGTH_NAMES if name in chat.kwargs]
-        changes = _changes(chat.kwargs, warmer, reply_tokens)
-        inner = adjusted(chat.bound, warmer=warmer, reply_tokens=None if names else reply_tokens)
+        changes = _changes(chat.kwargs, warmer, reply_tokens, anyway)
+        inner = adjusted(chat.bound, warmer=warmer, reply_tokens=None if names else reply_tokens, anyway=anyway)
         return chat.model_copy(update={"bound": inner, "kwargs": {**chat.kwargs, **changes}})
     if isinstance(chat, RunnableWithFallbacks):
-        models = [adjusted(each, warmer=warmer, reply_tokens=reply_tokens) for each in chat.runnables]
+        models = [adjusted(each, warmer=warmer, reply_tokens=reply_tokens, anyway=anyway) for each in chat.runnables]
         return _with_models(chat, models)
-    changes = _changes(_settings(chat), warmer, reply_tokens)
+    changes = _changes(_settings(chat), warmer, reply_tokens, anyway)
+    # LangGraph's stream_mode="messages" makes a model stream, and ChatOpenAI then counts no tokens of a local server.
+    if getattr(chat, "stream_usage", False) is None:
+        changes["stream_usage"] = True
     return chat.model_copy(update=changes) if changes else chat
 
 
@@ -130,14 +173,14 @@ def _settings(chat: Any) -> dict[str, Any]:
     return {name: getattr(chat, name, None) for name in type(chat).model_fields}
 
 
-def _changes(settings: Mapping[str, Any], warmer: float, reply_tokens: int | None) -> dict[str, Any]:
-    """The settings to change: a temperature that is set, and a bound on replies that is open."""
+def _changes(settings: Mapping[str, Any], warmer: float, reply_tokens: int | None, anyway: bool) -> dict[str, Any]:
+    """The settings to change: a temperature that is set, and a bound on replies that is open, or any."""
     changes: dict[str, Any] = {}
     now = settings.get("temperature")
     if warmer and isinstance(now, int | float):
         changes["temperature"] = min(max(WARMEST if now <= WARMEST else WARMEST_ABOVE_1, now), now + warmer)
     name = next((name for name in REPLY_LENGTH_NAMES if name in settings), None)
-    if reply_tokens is not None and name is not None and not _length(settings):
+    if reply_tokens is not None and name is not None and (anyway or not _length(settings)):
         changes[name] = reply_tokens
     return changes
 

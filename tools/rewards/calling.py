@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import os
@@ -10,6 +11,8 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -41,11 +44,11 @@ def settled(call: Callable[[], Any]) -> Any:
     for wait_s in (*WAITS_S, None):
         try:
             result = call()
-            return _awaited(result) if inspect.isawaitable(result) else result
+            return awaited(result) if inspect.isawaitable(result) else result
         except Exception as error:
             if wait_s is None or not is_passing(error):
                 raise
-            time.sleep(min(max(wait_s, _asked_for(error)), LONGEST_WAIT_S))
+            time.sleep(min(max(wait_s, asked_to_wait(error)), LONGEST_WAIT_S))
     raise AssertionError("the last try returns or raises")
 
 
@@ -68,25 +71,32 @@ def is_passing(error: BaseException | None) -> bool:
     return False
 
 
-def _asked_for(error: BaseException) -> float:
-    """Seconds that the server asks to wait; 0.0 if it says nothing that can be read."""
+def asked_to_wait(error: BaseException) -> float:
+    """Seconds that the server asks to wait, as a number or as a date; 0.0 if it says nothing that can be read."""
     for holder in (getattr(error, "response", None), error):
-        headers = getattr(holder, "headers", None)
-        try:
-            return max(0.0, float(headers["retry-after"]))  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            continue
+        asked: Any = getattr(getattr(holder, "headers", None), "get", lambda _: None)("retry-after")
+        with suppress(TypeError, ValueError):
+            return max(0.0, float(asked))
+        with suppress(TypeError, ValueError):
+            return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
     return 0.0
 
 
-def _awaited(result: Awaitable[Any]) -> Any:
-    """Wait for a result on the loop of this process: a client that was made in one loop works in no other."""
+def awaited(result: Awaitable[Any]) -> Any:
+    """Wait for a result on the loop of this process: a client that was made in one loop works in no other.
 
-    async def outcome() -> tuple[Any, BaseException | None]:
+    It sees the caller's context variables, and works inside a running loop too, which waits for it.
+    """
+    context = contextvars.copy_context()
+
+    async def settle() -> tuple[Any, BaseException | None]:
         try:
             return await result, None
         except (Exception, SystemExit) as error:  # SystemExit would end the loop
             return None, error
+
+    async def outcome() -> tuple[Any, BaseException | None]:
+        return await asyncio.create_task(settle(), context=context)
 
     value, error = asyncio.run_coroutine_threadsafe(outcome(), _loop()).result()
     if error is not None:
@@ -102,5 +112,5 @@ def _loop() -> asyncio.AbstractEventLoop:
 @functools.cache
 def _loop_of(_process: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="nslora-rewards", daemon=True).start()
+    threading.Thread(target=loop.run_forever, name="nslora-async", daemon=True).start()
     return loop

@@ -33,7 +33,6 @@ def editor_of(settings: RunSettings, *, chat: Chat | None, log: EditorLog, polic
             base_url=settings.editor_base_url,
             policy_chat=lambda: PolicyChat(policy=policy, max_tokens=editing.policy_reply_tokens),
             timeout_s=editing.timeout_s,
-            transport_retries=editing.transport_retries,
         )
     # The editor may still lose a protected text; `check_prompt` then refuses the edit.
     protection = [f"This text must stay in the variable, word for word: {text}" for text in editing.protected]
@@ -47,5 +46,6 @@ def editor_of(settings: RunSettings, *, chat: Chat | None, log: EditorLog, polic
         caps=Caps(editing.max_calls, editing.max_tokens, editing.max_cost, editing.reply_tokens),
         prices={name: price.model_dump() for name, price in editing.prices.items()},
         structured=editing.structured,
+        transport_retries=editing.transport_retries,
         rules=[*editing.rules, *protection],
     )

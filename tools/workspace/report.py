@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nslora.tools.dataset.remade import read_rows
+from nslora.tools.editor.call_log import CHECK, EditorLog
 from nslora.tools.evaluation.paired_tests import KEEP_TEST, REWARDS, bootstrap_interval, mean
 from nslora.tools.files import sha256_of_file, sha256_of_json, write_json, write_jsonl, write_text
 from nslora.tools.inference.flops import TERA
@@ -136,6 +137,7 @@ def write_result(workspace: Workspace, facts: RunFacts) -> Path:
 def _report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
     """What a reader needs to know to understand and repeat the result."""
     task, settings = workspace.task, workspace.settings
+    log = EditorLog(workspace.folder / "editor.jsonl")
     return {
         "task": {
             "name": task.name,
@@ -160,7 +162,8 @@ def _report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
         "overfit_gap": {name: _overfit_gap(facts, name) for name in ("base", "result")},
         "keep_test": KEEP_TEST,
         "rounds": [dict(each) for each in facts.rounds],
-        "cost": _costs(facts.rounds, facts.start_cost, facts.test_cost),
+        "cost": _costs(facts, sum(each.input_tokens + each.output_tokens for each in log.of(CHECK))),
+        "editor_problems": log.problems(),
         "wall_s": round(facts.wall_s, 3),
         "peak_rss_mb": _peak_rss_mb(),
         "settings": settings.model_dump(mode="json"),
@@ -188,11 +191,13 @@ def _overfit_gap(facts: RunFacts, name: str) -> float | None:
     return None if on_validation is None else float(on_validation - facts.test[name]["reward"])
 
 
-def _costs(rounds: Sequence[Mapping[str, Any]], start: Evaluated, test: Evaluated) -> dict[str, float]:
+def _costs(facts: RunFacts, check_tokens: int) -> dict[str, float]:
     """Sums over the run, from the first evaluation to the test split.
 
-    tflop is what `max_tflop` caps: the first evaluation and the rounds. test_tflop comes on top of it.
+    tflop is what `max_tflop` caps: the first evaluation and the rounds. test_tflop comes on top of it. check_tokens: of
+    the call by which the editor was asked before the run.
     """
+    rounds, start, test = facts.rounds, facts.start_cost, facts.test_cost
     spent = spent_of(rounds, 0.0, start.flop)
     return {
         "trained_tokens": spent.train_tokens,
@@ -208,7 +213,8 @@ def _costs(rounds: Sequence[Mapping[str, Any]], start: Evaluated, test: Evaluate
         "tflop": spent.tflop,
         "test_tflop": test.flop / TERA,
         "editor_calls": spent.editor_calls,
-        "editor_tokens": spent.editor_tokens,
+        "editor_tokens": spent.editor_tokens + check_tokens,
+        "editor_check_tokens": check_tokens,
         "editor_cost": spent.cost,
     }
 

@@ -48,6 +48,11 @@ def test_a_line_holds_what_a_replay_needs_and_no_key(tmp_path: Path) -> None:
         "call_failed",
         "reply_bound",
         "request",
+        "finish_reason",
+        "refusal",
+        "reasoning_tokens",
+        "status",
+        "round",
     }
     assert [row["error"] for row in rows] == ["", ""]
     assert "a-plain-secret" not in text
@@ -100,7 +105,7 @@ def test_a_refused_request_is_on_record_is_made_again_and_fails_again_in_a_repla
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["purpose"], row["error"]) for row in rows] == [
         ("critique", ""),
-        ("improve 1", "The editor KeyedChat:tiny-1 failed with RefusedRequestError: late, with [secret]."),
+        ("improve 1", "The editor KeyedChat:tiny-1 failed with RefusedRequestError (HTTP 400): late, with [secret]."),
         ("improve 1", ""),
     ]
     assert rows[1]["seconds"] >= 0

