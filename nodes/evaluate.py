@@ -7,19 +7,16 @@ from langgraph.runtime import Runtime
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
 from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.cost import CostLedger, Steps
-from nslora.nodes.shared.rounds import kept_evaluation
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.nodes.shared.verdict import verdict_on
 from nslora.tools.dataset.remade import read_rows
 from nslora.tools.errors import BudgetError, RunError, TooLongError
-from nslora.tools.evaluation.measure import attributed_anew, evaluation_of, known_good
 from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.evaluation.records import Evaluation, EvaluationCost, Passing
-from nslora.tools.evaluation.rollouts import reference_losses
+from nslora.tools.evaluation.rollouts import attributed_anew, evaluation_of, known_good, reference_losses
 from nslora.tools.files import sha256_of_json
 from nslora.tools.policy import OnProgress
 from nslora.tools.rewards.score import Graded, check_means
-from nslora.tools.workspace.graded_replies import graded_replies
 from nslora.tools.workspace.prompt_check import refuse_long_rows
 from nslora.tools.workspace.workspace import Workspace
 
@@ -48,7 +45,7 @@ def measure(state: AdaptationState, workspace: Workspace) -> Changes:
     candidate = proposal["candidate"] if proposal else state["start"]
     if candidate is None:
         return {"measured": None}
-    ledger, budget, before = CostLedger(workspace), Budget(state, workspace), kept_evaluation(state, workspace)
+    ledger, budget, before = CostLedger(workspace), Budget(state, workspace), workspace.evaluations.of(kept)
     # The start is measured without a limit: a run that knows nothing of its model has nothing to end with.
     until = budget.deadline(to_be_evaluated=False) if proposal else None
     steps = Steps(progress(workspace, "replies", until))
@@ -122,7 +119,7 @@ def evaluated(
     if not before.key:
         refuse_long_rows(workspace, prompt)
     asked = workspace.measured_rows(round_number)
-    graded, replies = graded_replies(workspace, prompt, candidate["adapter"], asked, on_progress)
+    graded, replies = workspace.graded_replies(prompt, candidate["adapter"], asked, on_progress)
     losses, scored_tokens = reference_losses(
         workspace.policy, workspace.replies, prompt, task.validation, adapter=candidate["adapter"]
     )

@@ -6,7 +6,6 @@ from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Ch
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.errors import RewardError, TooLongError
 from nslora.tools.rewards.score import Graded
-from nslora.tools.workspace.graded_replies import graded_replies
 from nslora.tools.workspace.report import Evaluated, RunFacts, compare_on_test, question_scores, write_result
 from nslora.tools.workspace.workspace import Workspace
 
@@ -53,6 +52,6 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
 def on_test(workspace: Workspace, candidate: Candidate, what: str) -> tuple[list[Graded], Evaluated]:
     """Every test question answered by one candidate, graded, and what that cost. what: of the progress."""
     prompt, rows = workspace.prompts.get(candidate["prompt"]), workspace.task.test
-    graded, replies = graded_replies(workspace, prompt, candidate["adapter"], rows, progress(workspace, what))
+    graded, replies = workspace.graded_replies(prompt, candidate["adapter"], rows, progress(workspace, what))
     flop = workspace.flop_rates.forward * replies.forward_tokens
     return graded, Evaluated(replies.tokens, replies.cached, flop)

@@ -5,7 +5,7 @@ from langgraph.runtime import Runtime
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes
 from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.cost import CostLedger, Steps
-from nslora.nodes.shared.rounds import kept_evaluation, material_of, training_prompt, tries
+from nslora.nodes.shared.rounds import material_of, training_prompt, tries
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.dataset.remade import RemadeRow, known_rows, read_rows, rows_by_source
 from nslora.tools.dataset.selection import training_rows
@@ -105,7 +105,7 @@ def known_to_the_kept(examples: list[Example], state: AdaptationState, workspace
     """
     if not workspace.settings.remade_per_row or workspace.task.reward.costly:
         return []
-    evaluation = kept_evaluation(state, workspace)
+    evaluation = workspace.evaluations.of(state["kept_measured"])
     return known_rows(
         workspace.task.reward,
         workspace.prompts.get(state["kept"]["prompt"]),

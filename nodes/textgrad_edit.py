@@ -9,12 +9,13 @@ from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Ch
 from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.cost import CostLedger
 from nslora.nodes.shared.remake import remake_under
-from nslora.nodes.shared.rounds import kept_evaluation, material_of
+from nslora.nodes.shared.rounds import material_of
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.dataset.remade import LAYOUT
 from nslora.tools.editor.editor import Edit, EditFailedError, PastEdit, Usage
 from nslora.tools.editor.failures_view import describe_edit
 from nslora.tools.errors import BudgetError, TooLongError
+from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.evaluation.rollouts import grade
 from nslora.tools.evaluation.screening import Screening
 from nslora.tools.files import write_json
@@ -22,7 +23,6 @@ from nslora.tools.policy import OnProgress
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example, from_record
-from nslora.tools.workspace.graded_replies import graded_replies, mean_reward
 from nslora.tools.workspace.prompt_check import check_for_run
 from nslora.tools.workspace.workspace import Workspace
 
@@ -95,7 +95,7 @@ def propose(
 
 def failures_to_show(state: AdaptationState, workspace: Workspace) -> list[Graded]:
     """Train failures, the largest form deficit first; never a row of validation or test."""
-    replies = {each.id: each.reply for each in kept_evaluation(state, workspace).failed("train")}
+    replies = {each.id: each.reply for each in workspace.evaluations.of(state["kept_measured"]).failed("train")}
     shown = [i for i in material_of(state, workspace).form if i in replies][:FAILURES_OFFERED]
     return grade(workspace.task.reward, [workspace.examples[i] for i in shown], [replies[i] for i in shown])
 
@@ -130,9 +130,9 @@ def screen(
     rows = [*failing, *passing]
     if not Budget(state, workspace).holds_screening(prompts, rows, ledger.flop):
         return Screening()
-    answers = [graded_replies(workspace, each, state["kept"]["adapter"], rows, on_progress) for each in prompts]
+    answers = [workspace.graded_replies(each, state["kept"]["adapter"], rows, on_progress) for each in prompts]
     screening = Screening(
-        tuple(mean_reward(graded) for graded, _ in answers),
+        tuple(mean([each.score.value for each in graded]) for graded, _ in answers),
         len(failing),
         len(passing),
         sum(replies.tokens for _, replies in answers),
@@ -146,7 +146,8 @@ def screening_rows(state: AdaptationState, workspace: Workspace) -> tuple[list[E
     """Train rows that fail and that pass under the candidate in force; if one side is short, the other fills up."""
     most, by_id = workspace.settings.editing.screening_rows, workspace.examples
     failing = [by_id[i] for i in material_of(state, workspace).form if i in by_id]
-    passing = [by_id[row.id] for row in kept_evaluation(state, workspace).of("train").values() if row.passed]
+    rows = workspace.evaluations.of(state["kept_measured"]).of("train").values()
+    passing = [by_id[row.id] for row in rows if row.passed]
     few = min(len(passing), max(most // 2, most - len(failing)))
     return failing[: most - few], passing[:few]
 

@@ -1,13 +1,16 @@
 """Follow one failing row from its task file to its training row: `make trace`.
 
-A module is on the way when a function of it takes the row in and hands it out again: an argument and the returned
-value both hold the row's text. A class is on the way when an instance of it that such a function returned holds the
-text in a field of its own. The run is real: a task file, a random model, one training job.
+A module gets the row when a function of it takes the row as an argument or returns it: to read it, to change it or to
+pass it on. It hands the row on when the argument and the returned value both hold the row's text. Objects of the whole
+run (task, workspace, run) hold every row; a function that is given only one of them does not get the row. A class holds
+the row when an instance of it, handed on, has the text in a field of its own. The run is real: a task file, a random
+model, one training job.
 """
 
 import ast
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -21,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PRODUCT = tuple(f"{ROOT / folder}{os.sep}" for folder in ("graph", "nodes", "tools"))
 MARK = "quokka-7319"
+OF_THE_RUN = {"Task", "Workspace", "Execution", "Run", "Budget", "CostLedger"}  # they hold all rows
 LONGEST_FUNCTION = 60
 
 
@@ -39,11 +43,17 @@ def holds(value: Any, depth: int = 4) -> bool:
 
 def fields(value: Any) -> list[Any]:
     """The fields of an instance of one of our classes."""
-    if not type(value).__module__.startswith("nslora"):
+    if not type(value).__module__.startswith("nslora") or type(value).__name__ in OF_THE_RUN:
         return []
     if dataclasses.is_dataclass(value):
         return [getattr(value, each.name, None) for each in dataclasses.fields(value)]
     return list(getattr(value, "__dict__", {}).values())
+
+
+@functools.cache
+def source(filename: str) -> str:
+    """The file itself if a name leads to it through links, as in build/typing."""
+    return os.path.realpath(filename)
 
 
 class Trace:
@@ -58,16 +68,14 @@ class Trace:
     def __call__(self, frame: FrameType, event: str, value: Any) -> None:
         """Note a function of the product that took the row in and returns it."""
         code = frame.f_code
-        if (
-            self.arrived
-            or event != "return"
-            or not code.co_filename.startswith(PRODUCT)
-            or code.co_name.startswith("<")
-        ):
+        if self.arrived or event != "return" or code.co_name.startswith("<"):
+            return
+        path = source(code.co_filename)
+        if not path.startswith(PRODUCT):
             return
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         taken, handed_out = any(holds(frame.f_locals.get(name)) for name in names), holds(value)
-        module = str(Path(code.co_filename).relative_to(ROOT))
+        module = str(Path(path).relative_to(ROOT))
         if taken or handed_out:
             self.touched.add(module)
         if handed_out and (taken or not self.modules):
@@ -145,8 +153,8 @@ def main() -> None:
     )
     for module, names in trace.modules.items():
         print(f"{module:42} {', '.join(sorted(names))}")
-    print(f"{len(trace.touched)} modules see it")
-    print(f"{len(trace.modules)} modules take it in and hand it out")
+    print(f"{len(trace.touched)} modules get it: {', '.join(sorted(trace.touched))}")
+    print(f"{len(trace.modules)} modules hand it on")
     print(f"{len(trace.classes)} classes hold it: {', '.join(sorted(trace.classes))}")
     print(f"longest function on the way: {longest[1]}, {longest[0]} lines")
 

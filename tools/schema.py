@@ -39,6 +39,11 @@ KINDS: tuple[Kind, ...] = ("lora", "textgrad")
 T = TypeVar("T")
 
 
+def answered(dialogue: Dialogue, reply: str) -> list[Message]:
+    """Return the dialogue with its reply as the last turn."""
+    return [*dialogue, {"role": "assistant", "content": reply}]
+
+
 def as_record(value: Any) -> Any:
     """Convert dataclasses to dicts, recursively; keep other values.
 

@@ -2,7 +2,6 @@
 
 from nslora.graph.state import AdaptationState, Kind, RoundRecord
 from nslora.tools.dataset.selection import Material
-from nslora.tools.evaluation.records import Evaluation
 from nslora.tools.workspace.workspace import Workspace
 
 
@@ -17,12 +16,6 @@ def training_prompt(state: AdaptationState) -> str:
     """Hash of the prompt that a training job trains under: that of waiting remade data, else the kept one."""
     pool = state["remade"]
     return pool["prompt"] if pool and pool["waiting"] else state["kept"]["prompt"]
-
-
-def kept_evaluation(state: AdaptationState, workspace: Workspace) -> Evaluation:
-    """The evaluation of the candidate in force; an empty one before the first."""
-    kept = state["kept_measured"]
-    return workspace.evaluations.load(kept["key"]) if kept else Evaluation("")
 
 
 def material_of(state: AdaptationState, workspace: Workspace) -> Material:

@@ -20,9 +20,10 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import ConfigDict
 
 from nslora.tools.editor.policy_editor import ROLES
-from nslora.tools.inference.flops import TERA, FlopRates, answered, token_counts
+from nslora.tools.inference.flops import TERA, FlopRates
+from nslora.tools.inference.reply_cache import token_counts
 from nslora.tools.policy import Policy
-from nslora.tools.schema import Dialogue
+from nslora.tools.schema import Dialogue, answered
 
 
 @dataclass

@@ -23,10 +23,11 @@ from peers_meter import BatchedChat, Batcher, Meter
 from nslora.tools.editor.rule_editor import RuleEditor
 from nslora.tools.editor.textual_gradients import load_textgrad
 from nslora.tools.evaluation.rollouts import grade
-from nslora.tools.inference.flops import TERA, FlopRates, answered, rates_of, token_counts
+from nslora.tools.inference.flops import TERA, FlopRates, rates_of
+from nslora.tools.inference.reply_cache import token_counts
 from nslora.tools.inference.weights import resolve_model
 from nslora.tools.policies.local import LocalPolicy
-from nslora.tools.schema import Dialogue, Example
+from nslora.tools.schema import Dialogue, Example, answered
 from nslora.tools.tasks.task import Task
 
 THREADS = 32  # of peers that ask in parallel, as the recipes of TextGrad and DSPy do

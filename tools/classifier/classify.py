@@ -12,13 +12,24 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nslora.tools.classifier.attribution import Attribution, attribute
+from nslora.tools.classifier.attribution import (
+    DEFAULTS,
+    LARGEST_NOISE,
+    Attribution,
+    AttributionSettings,
+    attribute,
+    measure_tolerance,
+)
 from nslora.tools.classifier.bradley_terry import RewardHeads, blend, fit_heads
-from nslora.tools.classifier.counterfactuals import DEFAULTS, AttributionSettings
-from nslora.tools.classifier.layouts import Layout, align, learn_layouts
+from nslora.tools.classifier.layouts import (
+    Layout,
+    align,
+    bare,
+    learn_layouts,
+    reference_style_of,
+    without_reference_style,
+)
 from nslora.tools.classifier.probability import p_content
-from nslora.tools.classifier.reference_style import bare, reference_style_of, without_reference_style
-from nslora.tools.classifier.reward_probe import LARGEST_NOISE, measure_tolerance
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example

@@ -28,8 +28,7 @@ from typing import Any
 from nslora.tools.classifier.layouts import learn_layouts
 from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import read_jsonl, unless_changed, write_jsonl
-from nslora.tools.inference.flops import token_counts
-from nslora.tools.inference.reply_cache import ReplyCache
+from nslora.tools.inference.reply_cache import ReplyCache, token_counts
 from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.prompt import Demonstration, Prompt, normalise
 from nslora.tools.rewards.reward import Reward

@@ -135,6 +135,10 @@ class EvaluationStore:
         """The evaluation of this key. Raises DamagedError if its file is missing or damaged."""
         return self._known[key] if key in self._known else self._remember(read_evaluation(self.path(key)))
 
+    def of(self, measured: Mapping[str, Any] | None) -> Evaluation:
+        """The evaluation with this summary in the state; an empty one of None, before the first evaluation."""
+        return self.load(measured["key"]) if measured else Evaluation("")
+
     def write(self, evaluation: Evaluation) -> Evaluation:
         """Write an evaluation to its file, and return it."""
         write_evaluation(self.path(evaluation.key), evaluation)

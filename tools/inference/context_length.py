@@ -7,10 +7,9 @@ left for the tokens that the chat template adds.
 from collections.abc import Callable, Mapping, Sequence
 
 from nslora.tools.errors import TooLongError
-from nslora.tools.inference.flops import answered
 from nslora.tools.policy import TrainingRow
 from nslora.tools.prompt import Prompt
-from nslora.tools.schema import Dialogue, Example
+from nslora.tools.schema import Dialogue, Example, answered
 
 ROWS_NAMED = 5  # in a message
 Count = Callable[[Sequence[Dialogue]], list[int]]  # tokens of each dialogue

@@ -9,16 +9,9 @@ hundred tokens of a question with its demonstrations. The count includes replies
 saved: the same decisions cost the same on every machine, and no strategy profits from the replies of another.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from nslora.tools.inference.reply_cache import ReplyCache, reply_key
-from nslora.tools.schema import Dialogue
-
-if TYPE_CHECKING:
-    from nslora.tools.policy import Policy
+from typing import Any
 
 FLOP_PER_PARAMETER = 2  # one multiplication and one addition
 TERA = 1e12
@@ -66,23 +59,3 @@ def _expert_share(model: Any) -> float:
     experts = next((count for name in EXPERT_COUNTS if (count := getattr(config, name, None))), None)
     active = getattr(config, "num_experts_per_tok", None)
     return float(active / experts) if experts and active else 1.0
-
-
-def token_counts(policy: "Policy", cache: ReplyCache | None, dialogues: Sequence[Dialogue]) -> list[int]:
-    """Count the tokens of each dialogue.
-
-    The reply cache stores the counts too, so that a replay does not even load the tokenizer.
-    """
-    keys = [reply_key(policy.fingerprint, None, json.dumps(["tokens", list(each)]), 0) for each in dialogues]
-    counts = cache.find(keys) if cache else {}
-    unknown = {key: dialogue for key, dialogue in zip(keys, dialogues, strict=True) if key not in counts}
-    new = {key: str(policy.count_tokens(dialogue)) for key, dialogue in unknown.items()}
-    if cache and new:
-        cache.add(new)
-    counts.update(new)
-    return [int(counts[key]) for key in keys]
-
-
-def answered(dialogue: Dialogue, reply: str) -> list[dict[str, str]]:
-    """Return the dialogue with its reply as the last turn."""
-    return [*dialogue, {"role": "assistant", "content": reply}]

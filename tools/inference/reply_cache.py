@@ -1,12 +1,15 @@
 """A cache of greedy replies, which all runs of a user share."""
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from nslora.tools.errors import RunError
+from nslora.tools.policy import Policy
+from nslora.tools.schema import Dialogue
 
 RENDERING = 3  # raise it if a change alters how a dialogue is written or a reply is read
 LOOKUP_CHUNK = 500  # keys in one SQL statement; SQLite's own limit is 999 in old builds
@@ -109,3 +112,18 @@ def _remedy(error: sqlite3.Error) -> str:
     if "locked" in said or "busy" in said:
         return "wait for the other process that uses it, then resume the run"
     return "free some disk space or make the folder writable, then resume the run"
+
+
+def token_counts(policy: Policy, cache: ReplyCache | None, dialogues: Sequence[Dialogue]) -> list[int]:
+    """Count the tokens of each dialogue.
+
+    They are cached beside the replies, so that a replay does not even load the tokenizer.
+    """
+    keys = [reply_key(policy.fingerprint, None, json.dumps(["tokens", list(each)]), 0) for each in dialogues]
+    counts = cache.find(keys) if cache else {}
+    unknown = {key: dialogue for key, dialogue in zip(keys, dialogues, strict=True) if key not in counts}
+    new = {key: str(policy.count_tokens(dialogue)) for key, dialogue in unknown.items()}
+    if cache and new:
+        cache.add(new)
+    counts.update(new)
+    return [int(counts[key]) for key in keys]

@@ -16,13 +16,11 @@ from typing import ClassVar, Literal
 
 from nslora.tools.classifier.attribution import Attribution, Need, need_of
 from nslora.tools.evaluation.acceptance import smallest_detectable_gain
-from nslora.tools.evaluation.measure import measure
 from nslora.tools.evaluation.paired_tests import REWARDS, TIE, bootstrap_interval, mean
 from nslora.tools.evaluation.records import Failure, Row
-from nslora.tools.evaluation.rollouts import ask, grade
+from nslora.tools.evaluation.rollouts import ask, grade, measure
 from nslora.tools.inference.context_length import refuse_long_questions
-from nslora.tools.inference.flops import token_counts
-from nslora.tools.inference.reply_cache import ReplyCache
+from nslora.tools.inference.reply_cache import ReplyCache, token_counts
 from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.rewards.score import Graded, check_means
 from nslora.tools.router.inputs import RouterInput

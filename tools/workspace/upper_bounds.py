@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 
 from nslora.tools.dataset.remade import hinted, with_hint
-from nslora.tools.inference.flops import answered
 from nslora.tools.policy import TrainingJob
 from nslora.tools.prompt import Prompt
-from nslora.tools.schema import Dialogue, Example
+from nslora.tools.schema import Dialogue, Example, answered
 from nslora.tools.workspace.workspace import Workspace
 
 END_TOKENS = 8  # that a chat template writes around a reply

@@ -18,11 +18,14 @@ from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.editor import Editor
 from nslora.tools.errors import BudgetError, DamagedError, DivergedError, RunError
 from nslora.tools.evaluation.records import EvaluationStore
+from nslora.tools.evaluation.rollouts import Replies, ask, grade
 from nslora.tools.files import as_text, quoted, read_json, sha256_of_json, write_json
-from nslora.tools.inference.flops import FlopRates, token_counts
-from nslora.tools.inference.reply_cache import ReplyCache
+from nslora.tools.inference.flops import FlopRates
+from nslora.tools.inference.reply_cache import ReplyCache, token_counts
 from nslora.tools.inference.weights import Notify, cache_folder, refuse_other_weights
 from nslora.tools.policy import OnProgress, Policy, TrainingJob, TrainingResult, no_progress
+from nslora.tools.prompt import Prompt
+from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Dialogue, Example
 from nslora.tools.tasks.regression_set import read_regression_set
 from nslora.tools.tasks.task import Task, load_task
@@ -116,6 +119,21 @@ class Workspace:
     def token_counts(self, dialogues: Sequence[Dialogue]) -> list[int]:
         """Tokens of each dialogue, cached beside the replies."""
         return token_counts(self.policy, self.replies, dialogues)
+
+    def graded_replies(
+        self, prompt: Prompt, adapter: str | None, rows: Sequence[Example], on_progress: OnProgress
+    ) -> tuple[list[Graded], Replies]:
+        """The policy's graded replies to rows, and what they cost; the reply cache answers what it knows."""
+        replies = ask(
+            self.policy,
+            self.replies,
+            prompt,
+            [row.question for row in rows],
+            adapter=adapter,
+            max_new_tokens=self.task.max_new_tokens,
+            on_progress=on_progress,
+        )
+        return grade(self.task.reward, rows, replies.texts), replies
 
     @cached_property
     def flop_rates(self) -> FlopRates:

@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nslora.tools.classifier.attribution import Attribution, attribute, need_of, repairable_rewards
-from nslora.tools.classifier.counterfactuals import AttributionSettings
-from nslora.tools.classifier.reward_probe import measure_tolerance
+from nslora.tools.classifier.attribution import (
+    Attribution,
+    AttributionSettings,
+    attribute,
+    measure_tolerance,
+    need_of,
+    repairable_rewards,
+)
 from nslora.tools.errors import RewardError
 from nslora.tools.rewards.score import Graded, Score
 from nslora.tools.schema import Example

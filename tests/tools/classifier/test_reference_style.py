@@ -6,8 +6,7 @@ import pytest
 
 from nslora.tools.classifier.attribution import Attribution, attribute, need_of
 from nslora.tools.classifier.classify import classify_failures
-from nslora.tools.classifier.layouts import QUESTION, Layout
-from nslora.tools.classifier.reference_style import bare, reference_style_of
+from nslora.tools.classifier.layouts import QUESTION, Layout, bare, reference_style_of
 from nslora.tools.rewards.functions import callable_check
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded

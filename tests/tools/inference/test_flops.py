@@ -8,9 +8,10 @@ from fakes import FakePolicy
 
 from nslora.graph.runs.run import Run
 from nslora.tools.errors import SettingsError
-from nslora.tools.inference.flops import TERA, FlopRates, answered, token_counts
-from nslora.tools.inference.reply_cache import ReplyCache
+from nslora.tools.inference.flops import TERA, FlopRates
+from nslora.tools.inference.reply_cache import ReplyCache, token_counts
 from nslora.tools.policies.local import LocalPolicy
+from nslora.tools.schema import answered
 from nslora.tools.tasks.task import Task
 
 
