@@ -10,9 +10,10 @@ UV_VERSION := 0.13.9
 # cpu or auto: passed to uv, which then picks PyTorch's own index. Empty: whatever constraints.txt and the index give.
 TORCH ?=
 TORCH_VERSION := 2.13.0
-# What the tests and the demo need; `peers` comes with its benchmark.
+# What the tests need; `peers` comes with its benchmark. The demo needs `embedded` alone.
 EXTRAS := dev,embedded,postgres,serving,llamacpp
 INSTALLED := .venv/.installed
+DEMO := .venv/.demo
 
 .PHONY: help setup demo test test-fast test-engines coverage lint types size trace lock clean
 
@@ -21,15 +22,19 @@ help: ## this list
 
 setup: $(INSTALLED) ## make .venv with everything that was tested together
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED) $(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@echo "installing (about a minute)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	@touch $@
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --constraint constraints.txt --editable '.[$(if $(filter $(DEMO),$@),embedded,$(EXTRAS))]'
+	@touch .venv/.demo $@
 
-demo: setup ## adapt a real model to invented facts and a house style (minutes; result in runs/demo/result)
+# All that is installed takes 100 s of CPU to compile, what the demo imports a tenth: it keeps that, whatever is set.
+demo $(DEMO): export PYTHONDONTWRITEBYTECODE =
+demo $(DEMO): export UV_COMPILE_BYTECODE = 0
+
+demo: $(DEMO) ## adapt a real model to invented facts and a house style (minutes; result in runs/demo/result)
 	@$(BIN)/nslora run handbook --folder runs/demo --overwrite
 
 # One process per core, each with one thread: models this small gain nothing from a second one.
