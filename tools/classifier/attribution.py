@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nslora.tools.classifier.answer_core import FUNCTION_WORDS, MARKERS, NUMBER, WORD, shared_runs, shares_most
 from nslora.tools.classifier.answer_lines import several, unmarked
@@ -42,7 +42,7 @@ from nslora.tools.classifier.layouts import (
 from nslora.tools.classifier.probability import p_content
 from nslora.tools.errors import NsloraError, RewardError
 from nslora.tools.rewards.score import Graded, Score
-from nslora.tools.schema import Example
+from nslora.tools.schema import Example, Settings
 
 RewardFunction = Callable[[Example, str], Score]
 
@@ -129,7 +129,7 @@ HELD_BACK = 4  # calls that the search for a layout leaves to the repairs
 Repair = tuple[float, str]  # the reward, and the repaired reply that earned it
 
 
-class AttributionSettings(BaseModel):
+class AttributionSettings(Settings):
     """How many reward calls the classifier makes, and which deficits count as missing.
 
     Attributes:
@@ -146,8 +146,6 @@ class AttributionSettings(BaseModel):
             the benchmark's tuned domains with twelve styles, similarity reward: 0.973 at 0, 0.983 at 0.3, 0.992 at
             0.5; check rewards do not depend on it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tolerance: float = Field(default=0.0, ge=0, lt=1)
     deficit_tolerance: float = Field(default=0.08, ge=0, lt=1)

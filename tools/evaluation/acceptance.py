@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nslora.tools.evaluation.paired_tests import (
     TIE,
@@ -15,29 +15,25 @@ from nslora.tools.evaluation.paired_tests import (
     sign_flip_p_value,
 )
 from nslora.tools.evaluation.records import Evaluation
+from nslora.tools.schema import Settings
 
 
-class KeepSettings(BaseModel):
+class KeepSettings(Settings):
     """When a proposed candidate is kept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # At 0.10 four rows won and none lost suffice. By `make bench-keep` (simulated, 30 / 100 validation rows): where
     # nothing helps, 1 % / 6 % of runs keep something; 5 % / 21 % at 0.20, 20 % / 49 % at 0.45. Where updates bring
     # small steps, 0.49 / 0.59 of the rows pass in the end; 0.46 / 0.58 at 0.05, 0.52 / 0.61 at 0.20.
-    level: float = Field(default=0.10, gt=0, lt=0.5, description="Level of the one-sided paired test.")
+    # Level of the one-sided paired test.
+    level: float = Field(0.10, gt=0, lt=0.5)
     # Where updates only break up to 30 % of the passing rows and mend as many others, 16 to 31 % of runs would end with
     # another result at 0.10, not corrected for four or six looks; 4 to 7 % do at 0.05 with it (`make bench-keep`).
-    result_level: float = Field(
-        default=0.05,
-        gt=0,
-        lt=0.5,
-        description="Level at which a run's result beats its start, for all candidates that were looked at.",
-    )
-    samples: int = Field(default=10_000, ge=100, description="Monte Carlo and bootstrap samples.")
-    anchor_tolerance: float = Field(
-        default=0.0, ge=0, le=1, description="How much the mean reward on an anchor set may fall."
-    )
+    # Level at which a run's result beats its start, for all candidates that were looked at.
+    result_level: float = Field(0.05, gt=0, lt=0.5)
+    # Monte Carlo and bootstrap samples.
+    samples: int = Field(10_000, ge=100)
+    # How much the mean reward on an anchor set may fall.
+    anchor_tolerance: float = Field(0.0, ge=0, le=1)
     seed: int = 0
 
     @property

@@ -12,54 +12,31 @@ The kind of larger gain goes next; within 5 % the cheaper one. A saturated kind 
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nslora.tools.router.inputs import RouterInput
-from nslora.tools.schema import KINDS, Kind
+from nslora.tools.schema import KINDS, Kind, Settings
 
 
-class StrategySettings(BaseModel):
+class StrategySettings(Settings):
     """How need, headroom and cost are weighed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tie_share: float = Field(
-        default=0.05, ge=0, lt=1, description="Expected gains this close are a tie; demand is no more exact than that."
-    )
-    cost_exponent: float = Field(
-        default=0.25,
-        ge=0,
-        le=1,
-        description="Ten times the cost halves the expected gain: a round saved is worth something, the right repair "
-        "is worth more.",
-    )
-    cost_floor: float = Field(
-        default=0.3,
-        gt=0,
-        le=1,
-        description="However expensive, a kind that is needed by 0.9 against 0.1 still goes first (0.9 * 0.3 > 0.1).",
-    )
-    edit_demand: float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description="Least demand for edits: a prompt can also bring out content (a way to reason), and is cheap.",
-    )
-    weights_demand: float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description="Content share below which weights have nothing to learn: plain references carry no form. The "
-        "classifier errs on about one failure in twenty.",
-    )
-    open_headroom: float = Field(
-        default=0.10,
-        ge=0,
-        le=1,
-        description="Least headroom of a kind that is not saturated: one dropped update may have been bad luck, and "
-        "must not hand the round to a kind that nothing asks for.",
-    )
-    drops_without_signal: int = Field(default=2, ge=1, description="As the signal's patience, for its ablation.")
+    # Expected gains this close are a tie; demand is no more exact than that.
+    tie_share: float = Field(0.05, ge=0, lt=1)
+    # Ten times the cost halves the expected gain: a round saved is worth something, the right repair is worth more.
+    cost_exponent: float = Field(0.25, ge=0, le=1)
+    # However expensive, a kind that is needed by 0.9 against 0.1 still goes first (0.9 * 0.3 > 0.1).
+    cost_floor: float = Field(0.3, gt=0, le=1)
+    # Least demand for edits: a prompt can also bring out content (a way to reason), and is cheap.
+    edit_demand: float = Field(0.05, ge=0, le=1)
+    # Content share below which weights have nothing to learn: plain references carry no form. The classifier errs on
+    # about one failure in twenty.
+    weights_demand: float = Field(0.05, ge=0, le=1)
+    # Least headroom of a kind that is not saturated: one dropped update may have been bad luck, and must not hand the
+    # round to a kind that nothing asks for.
+    open_headroom: float = Field(0.10, ge=0, le=1)
+    # As the signal's patience, for its ablation.
+    drops_without_signal: int = Field(2, ge=1)
 
 
 DEFAULTS = StrategySettings()

@@ -28,51 +28,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from nslora.tools.schema import KINDS, Kind
+from nslora.tools.schema import KINDS, Kind, Settings
 
 
-class SignalSettings(BaseModel):
+class SignalSettings(Settings):
     """Thresholds of the signal, each with its reason."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    full_gain: float = Field(
-        default=0.05, gt=0, le=1, description="Reward gain that counts as full progress; 5 points are worth any round."
-    )
-    full_loss_drop: float = Field(
-        default=0.30,
-        gt=0,
-        le=1,
-        description="Relative loss drop over one epoch that counts as full speed; a training job that learns halves "
-        "its loss in two epochs, which is 0.29 each.",
-    )
-    lora_threshold: float = Field(
-        default=0.10, gt=0, lt=1, description="Below it a training job moves the reward by under half a point."
-    )
-    textgrad_threshold: float = Field(
-        default=0.10, gt=0, lt=1, description="Same unit as for lora, so that the two can be compared."
-    )
-    dropped_weight: float = Field(
-        default=0.05,
-        ge=0,
-        lt=1,
-        description="What a falling loss counts for when the training job was dropped: rows learnt by heart lower the "
-        "loss without raising the reward. Under the threshold, or a useless kind would never saturate.",
-    )
-    lora_patience: int = Field(
-        default=2, ge=1, description="One training job can be bad luck of its sample; each further one costs minutes."
-    )
-    textgrad_patience: int = Field(
-        default=2, ge=1, description="One edit can be bad luck of the editor; a second has seen the first's outcome."
-    )
-    window: int = Field(default=2, ge=1, description="Edits that the value of textgrad is averaged over.")
-    reopen_factor: float = Field(
-        default=2.0,
-        ge=1,
-        description="A saturated kind that was run all the same opens again above this many thresholds (hysteresis).",
-    )
+    # Reward gain that counts as full progress; 5 points are worth any round.
+    full_gain: float = Field(0.05, gt=0, le=1)
+    # Relative loss drop over one epoch that counts as full speed; a training job that learns halves its loss in two
+    # epochs, which is 0.29 each.
+    full_loss_drop: float = Field(0.30, gt=0, le=1)
+    # Below it a training job moves the reward by under half a point.
+    lora_threshold: float = Field(0.10, gt=0, lt=1)
+    # Same unit as for lora, so that the two can be compared.
+    textgrad_threshold: float = Field(0.10, gt=0, lt=1)
+    # What a falling loss counts for when the training job was dropped: rows learnt by heart lower the loss without
+    # raising the reward. Under the threshold, or a useless kind would never saturate.
+    dropped_weight: float = Field(0.05, ge=0, lt=1)
+    # One training job can be bad luck of its sample; each further one costs minutes.
+    lora_patience: int = Field(2, ge=1)
+    # One edit can be bad luck of the editor; a second has seen the first's outcome.
+    textgrad_patience: int = Field(2, ge=1)
+    # Edits that the value of textgrad is averaged over.
+    window: int = Field(2, ge=1)
+    # A saturated kind that was run all the same opens again above this many thresholds (hysteresis).
+    reopen_factor: float = Field(2.0, ge=1)
 
     @model_validator(mode="after")
     def _dropped_stays_below(self) -> Self:
