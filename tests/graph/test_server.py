@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -92,11 +93,34 @@ def test_the_server_runs_two_rounds_shows_their_history_and_goes_on_from_a_chang
     ended: Any = server.threads.get_state(thread)["values"]
     assert (ended["status"], ended["stop"]) == ("finished", "stopped by hand")
     assert run.report()["stop"] == "stopped by hand"
-    other = server.threads.create()["thread_id"]
-    fresh: Any = begin("other").first_state()
-    told: Any = server.runs.wait(other, "adapt", input=fresh, raise_error=False)
-    assert "__error__" in told  # clients are not told which, whoever runs the server is
-    assert "invoked without its context: pass context=run.context" in (tmp_path / "server.log").read_text()
+
+
+@pytest.mark.engines
+def test_errors_reach_a_client_of_the_server_in_their_own_words(
+    server: SyncLangGraphClient, begin: Callable[..., Run], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    unreached = begin("unreached", editor="tiny-1", editor_base_url=nobody, check_editor=False, strategy="textgrad")
+    fresh: Any = unreached.first_state()
+    missing = str(tmp_path / "missing")
+    for context, words in (
+        (None, "invoked without its context: pass context=run.context"),
+        ({"folder": missing}, missing),
+        (
+            {"folder": str(unreached.folder.resolve())},
+            "The editor ChatOpenAI:tiny-1 failed with OpenAIConnectionError: Connection error. No usable answer came: "
+            "check the chat model, its base URL and the network, then resume the run; no round was counted.",
+        ),
+    ):
+        thread = server.threads.create()["thread_id"]
+        told: Any = server.runs.wait(thread, "adapt", input=fresh, context=context, raise_error=False)
+        assert words in told["__error__"]["message"]
+        with pytest.raises(Exception, match=re.escape(words)):
+            server.runs.wait(thread, "adapt", input=fresh if context is None else None, context=context)
+    state: Any = server.threads.get_state(thread)["values"]
+    assert (state["round"], state["editor_failures"]) == (0, 0)
 
 
 @pytest.mark.engines

@@ -6,7 +6,6 @@ failed edit.
 """
 
 import re
-import socket
 from collections.abc import Iterator
 
 from nslora.tools.errors import NsloraError
@@ -23,6 +22,11 @@ OTHER_STATUS = {
     401: re.compile(r"api[ _-]?key[ _](?:not valid|invalid|expired)|invalid[ _](?:x-)?api[ _-]?key", re.IGNORECASE),
     402: re.compile(r"insufficient_quota|credit balance|billing_hard_limit|billing_not_active", re.IGNORECASE),
 }
+# A server that is not there. Of httpcore's errors on, the operating system's own is no longer among the causes.
+NOBODY = re.compile(
+    r"connection ?refused|connect call failed|gaierror|name or service not known|nodename nor servname",
+    re.IGNORECASE,
+)
 LONGEST_WAIT_S = 120.0  # a server that asks for a longer wait stops the run
 REMEDIES = {
     401: "Check its API key",
@@ -50,7 +54,7 @@ def wait_before(error: Exception, tries: int) -> float | None:
     Failures that pass are rate limits, server errors, time-outs and lost connections. A server that nobody answers at
     is none. What the server asks for in `Retry-After` is waited for.
     """
-    nobody = any(isinstance(each, ConnectionRefusedError | socket.gaierror) for each in _chain(error))
+    nobody = any(NOBODY.search(f"{type(each).__name__}: {_text(each)}") for each in _chain(error))
     if nobody or _meaning(error) in OTHER_STATUS or not is_passing(error):
         return None
     wait_s = max(WAITS_S[min(tries, len(WAITS_S)) - 1], asked_to_wait(error))

@@ -44,15 +44,16 @@ def finish_reason_of(message: AIMessage) -> str:
 
 def refusal_of(message: AIMessage) -> str:
     """What the model said when it refused; "" if it did not."""
-    blocks = message.content if isinstance(message.content, list) else []
-    values: list[Any] = [dict(block).get("value", block) for block in blocks if isinstance(block, dict)]
+    blocks: list[Any] = message.content if isinstance(message.content, list) else []
+    values = [_part(block, "value") or block for block in blocks]
     found = [message.additional_kwargs.get("refusal"), *(_part(value, "refusal") for value in values)]
     return next((str(each) for each in found if each), "")
 
 
 def reasoning_tokens_of(message: AIMessage) -> int:
     """Output tokens that went into reasoning; 0 if the provider does not count them."""
-    count = ((message.usage_metadata or {}).get("output_token_details") or {}).get("reasoning")
+    usage: Mapping[str, Any] = message.usage_metadata or {}
+    count = (usage.get("output_token_details") or {}).get("reasoning")
     return count if type(count) is int and count > 0 else 0
 
 

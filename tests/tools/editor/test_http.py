@@ -255,11 +255,13 @@ def test_replies_without_text_and_without_a_reason_are_asked_for_again_and_named
     assert len({json.dumps(each) for each in sent}) == 3
 
 
-def test_nobody_at_the_address_stops_the_run() -> None:
+def test_nobody_at_the_address_stops_the_run_at_once(waits: list[float]) -> None:
     with serve_chat(RuleEditor()) as server:
         pass
-    with pytest.raises(EditorCallError, match=r"ConnectionError.* base URL"):
-        editor(server.base_url).edit(OLD, [FAILURE])
+    for address in (server.base_url, "http://no-such-host.invalid/v1"):
+        with pytest.raises(EditorCallError, match=r"ConnectionError.* base URL"):
+            editor(address, transport_retries=2).edit(OLD, [FAILURE])
+    assert waits == []
 
 
 def test_structured_output_over_http_and_a_server_that_refuses_it() -> None:
