@@ -44,7 +44,9 @@ def test_evaluate_knows_a_candidate_again_and_does_not_pay_twice(tmp_path: Path,
 
 
 def test_evaluate_measures_nothing_if_the_update_failed(tmp_path: Path, task: Task) -> None:
-    assert evaluate(state(proposal=proposal()), workspace(tmp_path, task)) == {"measured": None}
+    changes = evaluate(state(proposal=proposal()), workspace(tmp_path, task))
+    assert changes["measured"] is None
+    assert not changes["verdict"]["kept"]
 
 
 def test_evaluate_refuses_a_first_state_on_top_of_rounds(tmp_path: Path, task: Task) -> None:
