@@ -1,6 +1,8 @@
 """Calls of an editor in whole runs: failed ones stop, take no round and are told; all of them can be traced."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,17 @@ import pytest
 from chat_server import ServerFaultError, serve_chat
 from fakes import ObedientPolicy
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI
+from langgraph.types import interrupt
 from pydantic import SecretStr
 from rich.console import Console
 
 from nslora.graph.cli.progress import show_result
 from nslora.graph.runs.run import Run
 from nslora.tools.editor import call_failures
+from nslora.tools.editor.calls import EditorCalls
 from nslora.tools.errors import EditorCallError, ModelError
 from nslora.tools.prompt import Prompt
 from nslora.tools.tasks.task import Task, load_task
@@ -78,9 +83,25 @@ FAILURES: dict[str, Exception] = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
+    """The last state of a run of so many rounds whose editor never failed."""
+
+    @cache
+    def state(rounds: int) -> str:
+        folder = tmp_path_factory.mktemp("whole")
+        task = load_task(write_tiny_task(folder / "task"))
+        run = begin(folder / "run", task, ScriptedChat([answer], repeat=True), max_rounds=rounds)
+        run.adapt()
+        assert run.report()["editor_problems"] == []
+        return plain(run.state())
+
+    return state
+
+
 @pytest.mark.parametrize(("name", "first"), [*((name, 0) for name in FAILURES), ("401", 6)])
 def test_a_run_stopped_by_a_failed_call_goes_on_and_ends_as_one_that_never_failed(
-    tmp_path: Path, task: Task, name: str, first: int
+    tmp_path: Path, task: Task, whole: Callable[[int], str], name: str, first: int
 ) -> None:
     """first: calls that succeed before; with 6, the second edit is half done."""
     failure, rounds = FAILURES[name], 1 + first // 5
@@ -94,14 +115,11 @@ def test_a_run_stopped_by_a_failed_call_goes_on_and_ends_as_one_that_never_faile
     assert before["signal"]["textgrad"]["tries"] == first // 5
     good = ScriptedChat([answer], repeat=True)
     Run.open(tmp_path / "run", task=task, model=ObedientPolicy(), editor=good).resume()
-    whole = begin(tmp_path / "whole", task, ScriptedChat([answer], repeat=True), max_rounds=rounds)
-    whole.adapt()
-    assert plain(stopped.state()) == plain(whole.state())
+    assert plain(stopped.state()) == whole(rounds)
     (problem,) = stopped.report()["editor_problems"]
     assert (problem["call_failed"], problem["status"]) == (True, getattr(failure, "status_code", None))
     assert (problem["round"], problem["purpose"]) == (rounds, "improve 1" if first else "critique")
     assert problem["times"] == (3 if "at each" in name else 1)
-    assert whole.report()["editor_problems"] == []
 
 
 def test_the_last_block_of_a_run_says_what_failed_how_often_and_why(tmp_path: Path, task: Task) -> None:
@@ -182,6 +200,44 @@ def test_objects_and_what_answers_in_this_process_are_not_asked(tmp_path: Path, 
     for number, editor in enumerate([chat, "rules", "policy"]):
         begin(tmp_path / f"run{number}", task, editor)
     assert chat.requests == []
+
+
+class AsyncPerson(ScriptedChat):
+    """A chat model without synchronous calls that asks a person for critiques, by LangGraph's interrupt."""
+
+    def _generate(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    async def _agenerate(self, messages: Any, *_: Any, **__: Any) -> Any:
+        if "gradient (feedback) engine" in str(messages[0].text):
+            said = AIMessage(interrupt("What is wrong?"))
+            return ChatResult(generations=[ChatGeneration(message=said)])
+        return ScriptedChat._generate(self, messages)
+
+
+def test_a_chat_model_that_is_async_only_is_traced_and_may_ask_a_person(tmp_path: Path, task: Task) -> None:
+    chat = AsyncPerson([answer], repeat=True)
+    begun = begin(tmp_path / "run", task, chat, max_rounds=1, editing={"failures": 1})
+    list(begun.stream(["updates"]))
+    assert begun.question() == "What is wrong?"
+    parts = [part for _, part in begun.stream(["messages"], answer="Ask for a dash.")]
+    assert [(str(said.text), meta["purpose"]) for said, meta in parts] == [
+        ("Ask for a dash.", "critique"),
+        (str(answer([HumanMessage("")]).text), "improve 1"),
+    ]
+    assert begun.report()["rounds"][0]["error"] is None
+
+
+def test_waiting_for_another_try_ends_when_the_run_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_failures, "WAITS_S", (60.0,))
+
+    def stop(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt(what)
+
+    calls = EditorCalls(ScriptedChat([StatusError(429)], repeat=True), transport_retries=1)
+    calls.on_wait = stop
+    with pytest.raises(KeyboardInterrupt, match=r"try 1 failed \(429\), the editor is asked again in 60 s"):
+        calls.ask([HumanMessage("Hello.")], "critique")
 
 
 class Spans(BaseCallbackHandler):
