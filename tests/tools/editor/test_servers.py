@@ -188,7 +188,9 @@ def test_a_random_model_gives_a_recorded_failure(
 ) -> None:
     """What a random model writes is never a document; each reply ends at the token limit."""
     log = EditorLog(tmp_path / "editor.jsonl")
-    with pytest.raises(EditFailedError, match=r"no usable prompt|no critique|cut off at its length|spent the whole length") as caught:
+    with pytest.raises(
+        EditFailedError, match=r"no usable prompt|no critique|cut off at its length|spent the whole length"
+    ) as caught:
         editor_of(transformers_serve.chat(str(tiny_folder()), tokens=8), log=log, retries=1).edit(OLD, [FAILURE])
     usage = caught.value.usage
     assert usage.calls == len(log) >= 1
@@ -237,7 +239,9 @@ def test_a_server_that_hangs_stops_the_run_and_answers_again_later(
             editor_of(transformers_serve.chat(str(tiny_folder()), tokens=8, timeout_s=0.5)).edit(OLD, [FAILURE])
     finally:
         transformers_serve.process.send_signal(signal.SIGCONT)
-    with pytest.raises(EditFailedError, match=r"no usable prompt|no critique|cut off at its length|spent the whole length"):
+    with pytest.raises(
+        EditFailedError, match=r"no usable prompt|no critique|cut off at its length|spent the whole length"
+    ):
         editor_of(transformers_serve.chat(str(tiny_folder()), tokens=8), retries=0).edit(OLD, [FAILURE])
 
 
