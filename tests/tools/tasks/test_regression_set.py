@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from nslora.graph.runs.run import Run
-from nslora.nodes.monitor import judge
+from nslora.nodes.shared.verdict import verdict_on
 from nslora.tools.errors import TaskError
 from nslora.tools.evaluation.acceptance import keep_or_drop
 from nslora.tools.evaluation.records import Evaluation, Row
@@ -98,8 +98,8 @@ def test_small_falls_on_the_regression_set_do_not_add_up(begin: Callable[..., Ru
         "measured": {"key": "new"},
         "proposal": None,
     }
-    assert judge(state, run.workspace).numbers["anchor_gain"] == pytest.approx(-0.16)
-    assert not judge(state, run.workspace).kept
+    assert verdict_on(state, run.workspace)["numbers"]["anchor_gain"] == pytest.approx(-0.16)
+    assert not verdict_on(state, run.workspace)["kept"]
 
 
 def test_a_regression_set_may_hold_columns_that_json_cannot_represent(
