@@ -183,9 +183,11 @@ def test_an_editor_given_by_name_is_asked_for_one_token_before_anything_is_writt
 
 def test_a_server_that_refuses_so_short_a_reply_has_answered(tmp_path: Path, task: Task) -> None:
     """OpenAI's reasoning models answer 400 to a limit that is too short for their reasoning."""
-    with serve_chat(ScriptedChat([ServerFaultError(400, "max_tokens is too low")])) as server:
-        begin(tmp_path / "run", task, "tiny-1", editor_base_url=server.base_url)
+    with serve_chat(ScriptedChat([ServerFaultError(400, "max_tokens is too low"), answer], repeat=True)) as server:
+        begun = begin(tmp_path / "run", task, "tiny-1", editor_base_url=server.base_url, max_rounds=1)
         assert len(server.requests) == 1
+        begun.adapt()
+    assert begun.report()["editor_problems"] == []
 
 
 @pytest.mark.parametrize("settings", [{"editing": {"max_calls": 0}}, {"editing": {"max_tokens": 0}}])

@@ -22,7 +22,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from pydantic import Field
 
 from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT, LocalChat, tokens_used
-from nslora.tools.editor.reply_causes import why_empty, why_final, written
+from nslora.tools.editor.reply_causes import why_cut_off, why_empty, why_final, written
 from nslora.tools.errors import DamagedError, EditorError
 
 REQUEST_CHARACTERS = 200  # of a request, in an error message
@@ -110,9 +110,21 @@ class EditorLog:
         """The number of requests that got a reply."""
         return len({call.request_sha256 for call in self._calls if not call.error})
 
-    def find(self, request: str, model: str) -> RecordedCall | None:
-        """Find the first reply of this model to the request with this hash; None if there is no such reply."""
-        return next((call for call in self.calls(request) if call.model == model and not call.error), None)
+    def find(self, request: str, model: str, reply_bound: int) -> RecordedCall | None:
+        """Find the first reply of this model to the request with this hash; None if there is no such reply.
+
+        A reply that ended early counts only under the bound on replies that it had: a longer one may bring more.
+        """
+        return next(
+            (
+                call
+                for call in self.calls(request)
+                if call.model == model
+                and not call.error
+                and (call.reply_bound == reply_bound or not (why_final(call) or why_cut_off(call)))
+            ),
+            None,
+        )
 
     def calls(self, request: str) -> list[RecordedCall]:
         """List the calls that sent the request with this hash, in order, whichever model answered."""
@@ -134,6 +146,8 @@ class EditorLog:
         """
         found: Counter[tuple[Any, ...]] = Counter()
         for call in self._calls:
+            if call.purpose == CHECK:  # a reply of one token, or the refusal of so short a one
+                continue
             why = call.error or why_final(call) or ("" if written(call.reply) else why_empty(call))
             if why:
                 found[call.round, call.purpose, call.model, call.call_failed, call.status, call.finish_reason, why] += 1

@@ -228,7 +228,7 @@ class EditorCalls:
             EditorCallError: The call failed.
         """
         request = request_sha256(messages)
-        call = self._log.find(request, self.model) if self._log is not None else None
+        call = self._log.find(request, self.model, self._reply_bound) if self._log is not None else None
         # LangGraph runs a node again for each answer to an interrupt and hands out the answers by their order. A chat
         # model that asked a person must therefore ask again, or the next interrupt would get this one's answer.
         if call is None or (self._log is not None and self._log.asked_a_person(request)):

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edits import OLD, failure
+from edits import NEW, OLD, KeyedChat, failure
 from langchain_core.messages import AIMessage, UsageMetadata
 
 from nslora.tools.editor.call_log import EditorLog, RecordedCall
 from nslora.tools.editor.editor import EditFailedError, Editor, Usage
 from nslora.tools.editor.reply_causes import finish_reason_of, refusal_of, why_cut_off, why_final
-from nslora.tools.testing.scripted_chat import ScriptedChat
+from nslora.tools.testing.scripted_chat import ScriptedChat, improved
 
 
 def said(content: Any = "", refusal: str | None = None, **metadata: Any) -> AIMessage:
@@ -104,6 +104,20 @@ def test_a_reply_that_was_cut_off_says_so_only_if_it_has_text() -> None:
     half = replace(call(said("half", finish_reason="length")), reasoning_tokens=4)
     assert why_final(half) == ""
     assert "cut off at its length limit (finish_reason length, 9 output tokens, 4 of them for" in why_cut_off(half)
+
+
+@pytest.mark.parametrize("half", ["", "<IMPROVED_VARIABLE> half"])
+def test_a_longer_reply_that_is_allowed_later_is_asked_for(half: str, tmp_path: Path) -> None:
+    log = EditorLog(tmp_path / "editor.jsonl")
+    short = KeyedChat(["critique", said(half, finish_reason="length")], max_tokens=100)
+    for _ in range(2):
+        with pytest.raises(EditFailedError, match="length"):
+            Editor(short, log=log).edit(OLD, [failure()])
+    assert len(short.requests) == 2
+    long = KeyedChat([improved(NEW)], max_tokens=1000)
+    for _ in range(2):
+        assert Editor(long, log=log).edit(OLD, [failure()]).prompts == (NEW,)
+    assert len(long.requests) == 1
 
 
 def test_an_edit_for_which_there_is_no_time_left_does_not_count_against_the_editor() -> None:
