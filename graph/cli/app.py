@@ -17,21 +17,12 @@ from nslora.graph.cli.common import BAD_INPUT, RESUMABLE, announce, err, follow,
 from nslora.tools.errors import NsloraError, StoppedError
 
 USAGE_ERROR = 2  # what click exits with after wrong arguments
-OPTIONS = {
-    "model": "--model",
-    "editor": "--editor",
-    "strategy": "--strategy",
-    "seed": "--seed",
-    "max_rounds": "--max-rounds",
-    "max_seconds": "--max-seconds",
-    "max_train_tokens": "--max-train-tokens",
-    "max_tflop": "--max-tflop",
-    "approve": "--approve",
+_NAMED_ALIKE = (
+    "model editor strategy seed max-rounds max-seconds max-train-tokens max-tflop approve checkpoints overwrite folder"
+)
+OPTIONS = {name.replace("-", "_"): f"--{name}" for name in _NAMED_ALIKE.split()} | {
     "editor_base_url": "--base-url",
     "task": "TASK",
-    "checkpoints": "--checkpoints",
-    "overwrite": "--overwrite",
-    "folder": "--folder",
     "notify": "in Python only",
     "cls": "in Python only",
     "check_editor": "--no-check-editor",

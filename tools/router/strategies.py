@@ -31,16 +31,24 @@ NO_GAINS: Mapping[Kind, float] = {}
 ONCE = "once"  # behind a step of an order: one update instead of as many as go
 
 
+class _Chosen:
+    """A choice below the stop rules that all strategies share."""
+
+    def choose(self, router_input: RouterInput) -> RouterDecision:
+        return must_finish(router_input) or self._choose(router_input)
+
+    def _choose(self, router_input: RouterInput) -> RouterDecision:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Neurosymbolic:
+class Neurosymbolic(_Chosen):
     """Classifier and signal together: the default."""
 
     settings: StrategySettings = DEFAULTS
     name: str = "neurosymbolic"
 
-    def choose(self, router_input: RouterInput) -> RouterDecision:
-        if end := must_finish(router_input):
-            return end
+    def _choose(self, router_input: RouterInput) -> RouterDecision:
         needs = needs_of(router_input, self.settings)
         wanted = [kind for kind in open_kinds(router_input) if needs[kind] > 0]
         if not wanted:
@@ -51,15 +59,13 @@ class Neurosymbolic:
 
 
 @dataclass(frozen=True)
-class SingleKind:
+class SingleKind(_Chosen):
     """One kind of update until it is saturated."""
 
     kind: Kind
     name: str
 
-    def choose(self, router_input: RouterInput) -> RouterDecision:
-        if end := must_finish(router_input):
-            return end
+    def _choose(self, router_input: RouterInput) -> RouterDecision:
         if router_input.progress[self.kind].saturated:
             return _finish(
                 f"{signal_words(router_input, self.kind)}; strategy {self.name} has no other kind.", router_input
@@ -68,7 +74,7 @@ class SingleKind:
 
 
 @dataclass(frozen=True)
-class RandomChoice:
+class RandomChoice(_Chosen):
     """Any kind that is not saturated, drawn by task, seed and round.
 
     By the seed alone it would draw the same kinds on every task, and a mean over tasks would be of one draw.
@@ -76,9 +82,7 @@ class RandomChoice:
 
     name: str = "random"
 
-    def choose(self, router_input: RouterInput) -> RouterDecision:
-        if end := must_finish(router_input):
-            return end
+    def _choose(self, router_input: RouterInput) -> RouterDecision:
         kinds = open_kinds(router_input)
         if not kinds:
             return _finish(why_nothing_goes(router_input), router_input)
@@ -87,7 +91,7 @@ class RandomChoice:
 
 
 @dataclass(frozen=True)
-class FixedOrder:
+class FixedOrder(_Chosen):
     """Steps in a fixed order. Each step repeats its kind until that is saturated, counted from the step's start.
 
     once: whether each step ends after a single update instead, kept or dropped.
@@ -101,9 +105,7 @@ class FixedOrder:
     def name(self) -> str:
         return " -> ".join(f"{kind} {ONCE}" if once else kind for kind, once in zip(self.steps, self.once, strict=True))
 
-    def choose(self, router_input: RouterInput) -> RouterDecision:
-        if end := must_finish(router_input):
-            return end
+    def _choose(self, router_input: RouterInput) -> RouterDecision:
         position = self.position(router_input.history)
         if position >= len(self.steps):
             return _finish(f"The order {self.name} is done: {self._last_words()}.", router_input)
@@ -128,14 +130,12 @@ class FixedOrder:
 
 
 @dataclass(frozen=True)
-class WithoutClassifier:
+class WithoutClassifier(_Chosen):
     """Ablation: the signal alone. Stays with a kind until it is saturated, then the other; starts with the cheaper."""
 
     name: str = "neurosymbolic-without-classifier"
 
-    def choose(self, router_input: RouterInput) -> RouterDecision:
-        if end := must_finish(router_input):
-            return end
+    def _choose(self, router_input: RouterInput) -> RouterDecision:
         kinds = open_kinds(router_input)
         if not kinds:
             return _finish(why_nothing_goes(router_input), router_input)
@@ -145,15 +145,13 @@ class WithoutClassifier:
 
 
 @dataclass(frozen=True)
-class WithoutSignal:
+class WithoutSignal(_Chosen):
     """Ablation: the classifier alone. A kind whose last updates were all dropped is done for good."""
 
     settings: StrategySettings = DEFAULTS
     name: str = "neurosymbolic-without-signal"
 
-    def choose(self, router_input: RouterInput) -> RouterDecision:
-        if end := must_finish(router_input):
-            return end
+    def _choose(self, router_input: RouterInput) -> RouterDecision:
         needs, costs = needs_of(router_input, self.settings), affordability(router_input, self.settings)
         wanted = [kind for kind in KINDS if needs[kind] > 0 and not self.done(kind, router_input.history)]
         if not wanted:
@@ -170,15 +168,13 @@ class WithoutSignal:
 
 
 @dataclass(frozen=True)
-class UserChoice:
+class UserChoice(_Chosen):
     """A user's own function of a RouterInput; it returns a RouterDecision or the name of an action."""
 
     name: str
     function: Callable[[RouterInput], object]
 
-    def choose(self, router_input: RouterInput) -> RouterDecision:
-        if end := must_finish(router_input):
-            return end
+    def _choose(self, router_input: RouterInput) -> RouterDecision:
         try:
             answer = self.function(router_input)
         except NsloraError:
