@@ -382,7 +382,8 @@ class EditorCalls:
             except Exception as error:
                 # The model's profile promised structured output, but the model (or the server behind it) lacks it.
                 unable = isinstance(error, UNABLE) and not self._required
-                if getattr(error, "status_code", None) not in REFUSED_STATUS and not unable:
+                filtered = getattr(error, "code", None) == "content_filter"  # Azure, for what the request holds
+                if filtered or (getattr(error, "status_code", None) not in REFUSED_STATUS and not unable):
                     raise
                 self._structured = False
         return self._checked(self._answer(chat, messages, config))

@@ -247,6 +247,14 @@ def test_a_reply_that_ended_early_says_why_and_is_not_asked_for_again(
     assert replayed.value.usage.tokens == caught.value.usage.tokens
 
 
+def test_a_request_that_a_filter_stops_is_not_sent_again_in_another_form() -> None:
+    fault = ServerFaultError(400, "content management policy", code="content_filter")
+    with serve_chat(ScriptedChat([reply("critique"), fault], repeat=True)) as server:
+        with pytest.raises(EditFailedError, match=r"HTTP 400.*content management policy"):
+            editor(server.base_url, structured="always").edit(OLD, [FAILURE])
+        assert len(server.requests) == 2
+
+
 def test_replies_without_text_and_without_a_reason_are_asked_for_again_and_named() -> None:
     with serve_chat(ScriptedChat([reply("critique"), reply()], repeat=True)) as server:
         with pytest.raises(EditFailedError, match=r"no usable prompt in 3 replies.*without any text.*reasoning parser"):
