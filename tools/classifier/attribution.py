@@ -15,7 +15,6 @@ proven layout). If no layout is known, the content deficit follows from the cont
 from whether the reply states the reference. A failure costs about four reward calls.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -40,7 +39,7 @@ from nslora.tools.classifier.layouts import (
     without_reference_style,
 )
 from nslora.tools.classifier.probability import p_content
-from nslora.tools.errors import NsloraError, RewardError
+from nslora.tools.errors import RewardError
 from nslora.tools.rewards.score import Graded, Score
 from nslora.tools.schema import Example, Settings
 
@@ -70,7 +69,7 @@ class RewardProbe:
             return None
         if reply not in self.seen:
             self.calls += 1
-            self.seen[reply] = _value(self.reward, self.example, reply)
+            self.seen[reply] = self.reward(self.example, reply).value
         return self.seen[reply]
 
 
@@ -101,27 +100,13 @@ def measure_tolerance(reward: RewardFunction, graded: Sequence[Graded], *, large
 
 def _difference(reward: RewardFunction, row: Graded, largest: float) -> float:
     """Difference between two scores of one reply."""
-    first, second = (_value(reward, row.example, row.reply) for _ in range(2))
+    first, second = (reward(row.example, row.reply).value for _ in range(2))
     if abs(first - second) > largest:
         raise RewardError(
             f"Row {row.example.id}: the reward returned {first:.3f} and then {second:.3f} for the same reply "
             f"{row.reply[:80]!r}, but scores of one reply may differ by at most {largest:g}; make the reward steadier."
         )
     return abs(first - second)
-
-
-def _value(reward: RewardFunction, example: Example, reply: str) -> float:
-    """Call the reward and check that it returned a number from 0 to 1."""
-    row = f"Row {example.id}, reply {reply[:80]!r}"
-    try:
-        value = float(reward(example, reply).value)
-    except NsloraError:
-        raise
-    except Exception as error:
-        raise RewardError(f"{row}: the reward raised {type(error).__name__}: {error}; correct the reward.") from error
-    if not math.isfinite(value) or not 0.0 <= value <= 1.0:
-        raise RewardError(f"{row}: the reward returned {value}, but it must return a number from 0 to 1.")
-    return value
 
 
 HELD_BACK = 4  # calls that the search for a layout leaves to the repairs
@@ -372,7 +357,7 @@ def attribute(
         One attribution per failure, in the order of the failures.
 
     Raises:
-        RewardError: The reward raises, or returns no number in [0, 1]; the message names the row.
+        RewardError: The reward fails; the message names the row.
     """
     good = [without_reference_style(each, style) for each in known_good]
     book = LayoutBook(good, settings.max_layouts, [each.reply for each in failures], style)

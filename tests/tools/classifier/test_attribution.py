@@ -254,20 +254,6 @@ def test_calls_are_capped():
     assert len(set(asked)) == 2
 
 
-@pytest.mark.parametrize("value", [float("nan"), 1.5, -0.1])
-def test_an_error_names_the_row_for_which_the_reward_is_no_number_from_0_to_1(value):
-    with pytest.raises(RewardError, match=r"Row train-0.*from 0 to 1"):
-        attribute(failures_of(add, ["in 1066"]), lambda row, reply: Value(value))
-
-
-def test_an_error_names_the_row_for_which_the_reward_raises():
-    def broken(row, reply):
-        raise KeyError("key")
-
-    with pytest.raises(RewardError, match=r"Row train-0.*KeyError"):
-        attribute(failures_of(add, ["in 1066"]), broken)
-
-
 def test_the_need_weighs_each_failure_by_its_missing_reward():
     one = Attribution("a", 1.0, 0.0, 1.0, 0.9, "content", None, 1.0, 1)
     other = Attribution("b", 0.0, 1.0, 0.0, 0.1, "form", None, 1.0, 1)
