@@ -168,9 +168,9 @@ class AdaptationContext:
     stream: str = ""
 
 
-def first_state(prompt: str, approve: Approve = "nothing") -> AdaptationState:
-    """The state that a run begins with: the base model under the task's own prompt."""
-    start = Candidate(adapter=None, prompt=prompt)
+def first_state(prompt: str, approve: Approve = "nothing", adapter: str | None = None) -> AdaptationState:
+    """The state that a run begins with: the base model, or the start adapter on it, under the task's own prompt."""
+    start = Candidate(adapter=adapter, prompt=prompt)
     return AdaptationState(
         status="running",
         stop="",

@@ -125,7 +125,7 @@ def evaluated(
     )
     first, last = len(task.validation), len(task.validation) + len(sample)
     passing = [
-        Passing(graded[i].example.id, graded[i].reply)
+        Passing(graded[i].example.id, graded[i].reply, graded[i].thinking)
         for i in range(first, last)
         if graded[i].score.passed and i not in replies.truncated
     ]

@@ -110,7 +110,7 @@ def known_to_the_kept(examples: list[Example], state: AdaptationState, workspace
         workspace.task.reward,
         workspace.prompts.get(state["kept"]["prompt"]),
         examples,
-        own={each.id: each.reply for each in evaluation.passing},
+        own={each.id: each.thinking + each.reply for each in evaluation.passing},
         mended=evaluation.repaired,
         adapter=state["kept"]["adapter"],
     )

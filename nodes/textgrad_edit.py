@@ -95,7 +95,9 @@ def propose(
 
 def failures_to_show(state: AdaptationState, workspace: Workspace) -> list[Graded]:
     """Train failures, the largest form deficit first; never a row of validation or test."""
-    replies = {each.id: each.reply for each in workspace.evaluations.of(state["kept_measured"]).failed("train")}
+    replies = {
+        each.id: each.thinking + each.reply for each in workspace.evaluations.of(state["kept_measured"]).failed("train")
+    }
     shown = [i for i in material_of(state, workspace).form if i in replies][:FAILURES_OFFERED]
     return grade(workspace.task.reward, [workspace.examples[i] for i in shown], [replies[i] for i in shown])
 

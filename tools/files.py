@@ -82,6 +82,11 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def without_blank(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """A record without a field that is empty, so that files stay as they were before the field existed."""
+    return {key: value for key, value in record.items() if key != name or value}
+
+
 def append_jsonl(path: Path, row: Any) -> None:
     """Append one JSON line and flush it to disk. First removes the partial line of a killed writer."""
     path.parent.mkdir(parents=True, exist_ok=True)

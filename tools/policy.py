@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from nslora.tools.schema import Dialogue
 
 Origin = Literal["reference", "remade", "replay"]
+Thinking = Literal["off", "on", "template"]  # whether replies begin with thinking; "template": as its default is
 OnProgress = Callable[[int, int], None]  # (done, total), in the caller's unit
 
 
@@ -87,7 +88,7 @@ class Generated:
     """Replies in the order of the dialogues, and their cost.
 
     Attributes:
-        replies: One reply per dialogue.
+        replies: One reply per dialogue. Thinking stands between `<think>` and `</think>` before the answer.
         tokens: Generated tokens, over all replies.
         truncated: Indices of the replies that reached the length limit before the model ended them.
     """

@@ -23,6 +23,7 @@ class Example:
         reference: Text; None if the task has no references. Weights learn it.
         fields: All columns, for checks that name one.
         answers: All right answers, `reference` first, if there are several: a reply to any of them is right.
+        thinking: What stands before the reference, up to `</think>`; "" without thinking.
     """
 
     id: str
@@ -30,6 +31,12 @@ class Example:
     reference: str | None
     fields: Mapping[str, Any]
     answers: tuple[str, ...] = ()
+    thinking: str = ""
+
+    @property
+    def target(self) -> str | None:
+        """The reply that weights learn from the row itself: the reference, after its thinking."""
+        return None if self.reference is None else self.thinking + self.reference
 
 
 Message = dict[str, str]

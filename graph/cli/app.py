@@ -18,7 +18,8 @@ from nslora.tools.errors import NsloraError, StoppedError
 
 USAGE_ERROR = 2  # what click exits with after wrong arguments
 _NAMED_ALIKE = (
-    "model editor strategy seed max-rounds max-seconds max-train-tokens max-tflop approve checkpoints overwrite folder"
+    "model adapter thinking editor strategy seed max-rounds max-seconds max-train-tokens max-tflop approve checkpoints "
+    "overwrite folder"
 )
 OPTIONS = {name.replace("-", "_"): f"--{name}" for name in _NAMED_ALIKE.split()} | {
     "editor_base_url": "--base-url",
@@ -57,6 +58,8 @@ def _root(
 def run(
     task: Annotated[str, typer.Argument(help="An embedded task (handbook), a task.yaml, or a folder with one.")],
     model: Annotated[str, typer.Option(help="Embedded name, folder, .gguf file, or hub id.")] = "SmolLM2-135M-Instruct",
+    adapter: Annotated[str | None, typer.Option(help="PEFT folder to start from, in place of the bare model.")] = None,
+    thinking: Annotated[str, typer.Option(help="off, on, or template: as the model's chat template has it.")] = "off",
     editor: Annotated[str, typer.Option(help="rules, policy, or provider:model such as openai:gpt-4o.")] = "rules",
     base_url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server for the editor.")] = None,
     strategy: Annotated[
@@ -93,6 +96,8 @@ def run(
     if any(value is not None for value in caps.values()):
         settings["editing"] = {**group(settings, "editing"), **{k: v for k, v in caps.items() if v is not None}}
     settings |= {
+        "adapter": adapter,
+        "thinking": thinking,
         "strategy": strategy,
         "seed": seed,
         "max_rounds": max_rounds,
@@ -132,7 +137,8 @@ def run(
 def _planned(path: Path, task: Any, checkpoints: str | None, overwrite: bool, **settings: Any) -> Any:
     """The plan of a run, after every check that `Run.create` would make without loading the model."""
     from nslora.graph.runs.checkpoints import check_place
-    from nslora.graph.runs.folder import could_begin, read_settings, refuse_unfit_model, refuse_unusable
+    from nslora.graph.runs.folder import could_begin, fitted_settings, read_settings, refuse_unusable
+    from nslora.tools.inference.weights import EMBEDDED_NAME
     from nslora.tools.workspace.budget import plan_of
     from nslora.tools.workspace.workspace import Workspace
 
@@ -141,8 +147,9 @@ def _planned(path: Path, task: Any, checkpoints: str | None, overwrite: bool, **
     if not overwrite:
         refuse_unusable(path)
     could_begin(Workspace(path, values, task), ask_reward=not task.reward.costly)
-    if values.lora.targets or values.lora.top_blocks:  # otherwise LoRA fits every model
-        refuse_unfit_model(values.model, values.lora, out.print)
+    looked_at = (values.adapter, values.lora.targets, values.lora.top_blocks, values.thinking == "on")
+    if values.model != EMBEDDED_NAME or any(looked_at):  # otherwise everything fits
+        values = fitted_settings(values, out.print)
     return plan_of(task, values)
 
 

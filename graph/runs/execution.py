@@ -109,7 +109,7 @@ class Execution:
         return AdaptationContext(folder=str(self.folder.resolve()))
 
     def first_state(self) -> AdaptationState:
-        """The state to begin with: the base model under the task's prompt.
+        """The state to begin with: the base model, or the start adapter on it, under the task's prompt.
 
         Raises RunError if the run has begun: it would begin again on top of what is there.
         """
@@ -123,7 +123,9 @@ class Execution:
 
     def _first_state(self) -> AdaptationState:
         return first_state(
-            self.workspace.prompts.add(self.workspace.task.prompt), approve=self.workspace.settings.approve
+            self.workspace.prompts.add(self.workspace.task.prompt),
+            approve=self.workspace.settings.approve,
+            adapter=read_run_file(self.folder).get("adapter"),
         )
 
     def checkpointer(self) -> AbstractContextManager[Saver]:

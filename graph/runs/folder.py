@@ -21,11 +21,10 @@ from nslora.tools.editor.call_log import RecordedCall
 from nslora.tools.errors import EditorCallError, ModelError, RunError, SettingsError
 from nslora.tools.files import quoted, write_json
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME, Notify, refuse_unreachable, resolve_model
-from nslora.tools.policies.local import refuse_unknown_targets
+from nslora.tools.policies.local import fitted
 from nslora.tools.policy import Policy
 from nslora.tools.router.strategies import strategy_named
 from nslora.tools.tasks.task import Task
-from nslora.tools.training.settings import LoraSettings
 from nslora.tools.workspace.record import FORMAT, RUN_FILE, read_run_file
 from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.workspace import Workspace
@@ -42,11 +41,12 @@ def write_record(
     graph_is_object: bool = False,
     checkpoints: str | None = None,
     origin: dict[str, Any] | None = None,
+    adapter: str | None = None,
 ) -> None:
     """Write `run.json`, the last thing before a run exists. Raises RunError if another process was faster.
 
     checkpoints: URL of a database (its password is left out), `OBJECT`, None for a file in the folder. origin: of a
-    fork or a replay, {"run", "kind", "round", ...}.
+    fork or a replay, {"run", "kind", "round", ...}. adapter: hash of the adapter that the run starts from.
     """
     task = workspace.task
     with sole_writer(workspace.folder):
@@ -62,6 +62,7 @@ def write_record(
                 "settings": workspace.settings.model_dump(mode="json"),
                 "editor_is_object": editor_is_object,
                 **({"graph_is_object": True} if graph_is_object else {}),
+                **({"adapter": adapter} if adapter else {}),
                 "task": {
                     "name": task.name,
                     "source": task.source,
@@ -169,11 +170,16 @@ def ask_editor(workspace: Workspace) -> RecordedCall | None:
         raise ModelError(str(error)) from error
 
 
-def refuse_unfit_model(name: str, lora: LoraSettings, notify: Notify = lambda _: None) -> None:
-    """Raise ModelError if the model cannot be found or lacks modules that LoRA is to target. Reads no weights."""
-    source = resolve_model(name, notify)
+def fitted_settings(settings: RunSettings, notify: Notify = lambda _: None) -> RunSettings:
+    """The settings with LoRA's rank and place as the start adapter has them, if there is one. Reads no weights.
+
+    Raises ModelError if the model or the adapter cannot be found, loaded or used as these settings want.
+    """
+    source = resolve_model(settings.model, notify)
     refuse_unreachable(source)
-    refuse_unknown_targets(source, lora)
+    adapter = Path(settings.adapter) if settings.adapter else None
+    lora = fitted(source, settings.lora, thinking=settings.thinking, adapter=adapter, notify=notify)
+    return settings.model_copy(update={"lora": lora})
 
 
 def probe(task: Task) -> None:

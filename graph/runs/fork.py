@@ -127,8 +127,8 @@ def _same_editor(old: RunSettings, new: RunSettings) -> bool:
     """
 
     def asked(settings: RunSettings) -> tuple[object, ...]:
-        editing, device = settings.editing, settings.device
-        own = (settings.model, device.device, device.dtype, editing.policy_reply_tokens)
+        editing = settings.editing
+        own = (*_policy_of(settings), editing.policy_reply_tokens)
         return (
             settings.editor_base_url,
             editing.structured,
@@ -155,15 +155,13 @@ def begin(
     place, own_saver = (own, None) if isinstance(own, str) else (None, own)
     record = read_run_file(source.folder)
     old = source.workspace.settings
-    if beginning.round > 0 and (settings.model, settings.device.device, settings.device.dtype) != (
-        old.model,
-        old.device.device,
-        old.device.dtype,
-    ):
+    if beginning.round > 0 and _policy_of(settings) != _policy_of(old):
         raise RunError(
             f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
-            "another model, device or dtype begins at 0, with the first evaluation."
+            "another model, thinking, device or dtype begins at 0, with the first evaluation."
         )
+    if settings.adapter != old.adapter:
+        raise RunError(f"{source.folder} starts from the adapter {old.adapter}: begin a new run from another one.")
     if beginning.round > 0:
         refuse_changed_checks(source.folder, source.workspace.task)
     with source.checkpointer() as saver:
@@ -233,6 +231,11 @@ def begin(
                         new_editor=editor is not None or not keeps_editor or settings.editing != old.editing,
                     )
     return new
+
+
+def _policy_of(settings: RunSettings) -> tuple[object, ...]:
+    """The settings that change what a policy replies."""
+    return settings.model, settings.thinking, settings.device.device, settings.device.dtype
 
 
 def _refuse_other_shape(old: LoraSettings, new: LoraSettings, number: int) -> None:

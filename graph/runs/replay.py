@@ -185,7 +185,8 @@ def _recorded_policy(source: Execution) -> Policy:
     facts = source.folder / POLICY_FILE
     if source.workspace.given_policy is not None or not facts.is_file():
         return source.workspace.policy
-    return RecordedPolicy(facts, source.workspace.settings.model, source.workspace.load_policy)
+    settings = source.workspace.settings
+    return RecordedPolicy(facts, settings.model, source.workspace.load_policy, settings.thinking)
 
 
 def differences(old: RunView, new: RunView, *, timed: bool = False) -> list[str]:

@@ -14,12 +14,12 @@ from nslora.graph.runs.folder import (
     beside,
     could_begin,
     delete_earlier,
+    fitted_settings,
     make_folder,
     read_settings,
     refuse_no_graph,
     refuse_no_policy,
     refuse_no_task,
-    refuse_unfit_model,
     refuse_unusable,
     write_record,
 )
@@ -29,7 +29,7 @@ from nslora.graph.runs.result import Result, result_of
 from nslora.graph.runs.view import RoundDetails, RunView, look
 from nslora.tools.editor.chat_models import editor_name
 from nslora.tools.editor.wrapped_chat import Chat
-from nslora.tools.errors import RunError
+from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.inference.weights import Notify
 from nslora.tools.policy import Policy
 from nslora.tools.tasks.task import Task
@@ -111,7 +111,11 @@ class Run(Execution):
         could_begin(planned)
         refuse_unusable(path, overwrite=overwrite)
         if isinstance(model, str):  # may fetch or convert it
-            refuse_unfit_model(model, values.lora, notify)
+            values = fitted_settings(values, notify)
+        elif values.adapter:
+            raise SettingsError("adapter= needs a model by its name: a policy of your own loads its adapter itself.")
+        if overwrite and values.adapter and Path(values.adapter).resolve().is_relative_to(path.resolve()):
+            raise SettingsError(f"The adapter {values.adapter} lies in the run that is overwritten: copy it first.")
         checked = ask_editor(planned) if check_editor and isinstance(editor, str) else None
         if overwrite:
             delete_earlier(path)
@@ -125,6 +129,7 @@ class Run(Execution):
             editor_is_object=not isinstance(editor, str),
             checkpoints=place if checkpoints is None or place else OBJECT,
             graph_is_object=graph is not None,
+            adapter=begun.adapters.take(Path(values.adapter)) if values.adapter else None,
         )
         if checked is not None:
             begun.editor.record(checked)

@@ -27,13 +27,14 @@ from typing import Any
 
 from nslora.tools.classifier.layouts import learn_layouts
 from nslora.tools.evaluation.rollouts import ask, grade
-from nslora.tools.files import read_jsonl, unless_changed, write_jsonl
+from nslora.tools.files import read_jsonl, unless_changed, without_blank, write_jsonl
 from nslora.tools.inference.reply_cache import ReplyCache, token_counts
 from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.prompt import Demonstration, Prompt, normalise
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example
+from nslora.tools.thinking import split_thinking
 
 LAYOUT = "layout"  # stands for the adapter of a row that no model wrote
 
@@ -50,6 +51,7 @@ class RemadeRow:
         adapter: Hash of the adapter that replied; None for the base, `LAYOUT` for a reference put into a layout.
         reward: Reward of the reply.
         edit: Name of the edit that proposed the prompt, as in the run's folder `edits`; "" for known rows.
+        thinking: What the reply begins with.
     """
 
     source: str
@@ -59,12 +61,13 @@ class RemadeRow:
     adapter: str | None
     reward: float
     edit: str = ""
+    thinking: str = ""
 
     def as_trl(self, prompt: Prompt) -> dict[str, Any]:
         """The row in TRL's conversational prompt-completion format, with its origin in further columns."""
         return {
             "prompt": prompt.messages(self.question),
-            "completion": [{"role": "assistant", "content": self.reply}],
+            "completion": [{"role": "assistant", "content": self.thinking + self.reply}],
             "source": self.source,
             "prompt_hash": self.prompt,
             "edit": self.edit,
@@ -168,7 +171,7 @@ def remake(
         for place, each in enumerate(grade(reward, wanted, replies.texts)):
             if each.score.passed and place not in replies.truncated:
                 question, value = each.example.question, each.score.value
-                row = RemadeRow(each.example.id, question, each.reply, prompt.hash, who, value, edit)
+                row = RemadeRow(each.example.id, question, each.reply, prompt.hash, who, value, edit, each.thinking)
                 rows.setdefault((question, each.reply), row)
     order = {example.id: i for i, example in enumerate(every)}
     found = [*rows.values(), *_laid_out(reward, prompt, every, list(rows.values()), edit)]
@@ -234,7 +237,8 @@ def _first_verified(
     """The first of the (reply, adapter) pairs that earns full reward, as a row; no row if none does."""
     for reply, who in replies:
         if reply is not None and (score := reward(example, reply)).passed:
-            return [RemadeRow(example.id, example.question, reply, prompt.hash, who, score.value, edit)]
+            thinking, answer = split_thinking(reply)
+            return [RemadeRow(example.id, example.question, answer, prompt.hash, who, score.value, edit, thinking)]
     return []
 
 
@@ -248,7 +252,7 @@ def rows_by_source(rows: Sequence[RemadeRow]) -> dict[str, list[RemadeRow]]:
 
 def write_rows(path: Path, rows: Sequence[RemadeRow]) -> None:
     """Write the rows as JSONL, atomically."""
-    write_jsonl(path, [asdict(row) for row in rows])
+    write_jsonl(path, [without_blank(asdict(row), "thinking") for row in rows])
 
 
 @unless_changed

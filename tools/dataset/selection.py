@@ -112,8 +112,8 @@ def training_rows(
     replay = set(random.Random(seed).sample(sorted(material.mastered), count))
     rows = []
     for example in (each for each in train if each.id in wanted | replay):
-        made = [row.reply for row in remade.get(example.id, ())]
-        completions = made or ([] if example.reference is None else [example.reference])
+        made = [row.thinking + row.reply for row in remade.get(example.id, ())]
+        completions = made or ([] if example.target is None else [example.target])
         origin: Origin = "replay" if example.id in replay else "remade" if made else "reference"
         dialogue = tuple(prompt.messages(example.question))
         rows += [TrainingRow(dialogue, completion, example.id, origin) for completion in completions]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from nslora.tools.classifier.attribution import Attribution
 from nslora.tools.errors import DamagedError
 from nslora.tools.evaluation.paired_tests import mean
-from nslora.tools.files import read_whole, sha256_of_json, write_jsonl
+from nslora.tools.files import read_whole, sha256_of_json, without_blank, write_jsonl
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import as_record, from_record
 
@@ -47,6 +47,7 @@ class Failure:
     feedback: str
     attribution: Attribution
     truncated: bool = False
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Passing:
 
     id: str
     reply: str
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
         path,
         [{"header": header}]
         + [{"row": as_record(row)} for row in evaluation.rows]
-        + [{"failure": as_record(each)} for each in evaluation.failures]
-        + [{"passing": asdict(each)} for each in evaluation.passing],
+        + [{"failure": without_blank(as_record(each), "thinking")} for each in evaluation.failures]
+        + [{"passing": without_blank(asdict(each), "thinking")} for each in evaluation.passing],
     )
 
 

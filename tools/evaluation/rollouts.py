@@ -18,7 +18,9 @@ from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example, answered
 from nslora.tools.tasks.task import Task
+from nslora.tools.thinking import split_thinking
 
+NO_ANSWER = "The reply ends inside its thinking, before any answer."
 STORED_REPLIES = 256  # replies are stored in lots of so many: what a kill or Ctrl-C loses of a long evaluation
 
 
@@ -109,7 +111,7 @@ def reference_losses(
     In nats per token, from the cache if it knows all of them; None if a row has no reference.
     """
     scored = [row for row in rows if row.reference]
-    dialogues, references = [prompt.messages(row.question) for row in scored], [row.reference or "" for row in scored]
+    dialogues, references = [prompt.messages(row.question) for row in scored], [row.target or "" for row in scored]
     keys = [
         reply_key(policy.fingerprint, adapter, json.dumps(["loss", dialogue, reference]), 0)
         for dialogue, reference in zip(dialogues, references, strict=True)
@@ -127,8 +129,17 @@ def reference_losses(
 
 
 def grade(reward: Reward, examples: Sequence[Example], replies: Sequence[str]) -> list[Graded]:
-    """Each reply with its score. Raises RewardError, naming the row, if the reward returns no usable score."""
-    return [Graded(*each) for each in zip(examples, replies, reward.score_all(examples, replies), strict=True)]
+    """Each reply with its score, judged by its answer: thinking is set aside, and alone it counts as an empty reply.
+
+    Raises:
+        RewardError: If the reward returns no usable score; the message names the row.
+    """
+    thinking, answers = zip(*map(split_thinking, replies), strict=True) if replies else ((), ())
+    scores = [
+        replace(score, feedback=f"{NO_ANSWER} {score.feedback}".rstrip()) if before and not answer else score
+        for before, answer, score in zip(thinking, answers, reward.score_all(examples, answers), strict=True)
+    ]
+    return [Graded(*each) for each in zip(examples, answers, scores, thinking, strict=True)]
 
 
 def evaluation_of(
@@ -194,7 +205,15 @@ def measure(
         for each, repaired_reward, loss in zip(graded, repaired_rewards, losses or [None] * len(graded), strict=True)
     ]
     failures = [
-        Failure(each.example.id, split, each.example.question, each.reply, each.score.feedback, attribution)
+        Failure(
+            each.example.id,
+            split,
+            each.example.question,
+            each.reply,
+            each.score.feedback,
+            attribution,
+            thinking=each.thinking,
+        )
         for each, attribution in zip(failing, attributions, strict=True)
     ]
     return rows, failures

@@ -49,8 +49,15 @@ def rates_of(model: Any, trained_blocks: int) -> dict[str, float]:
 
 def _matrix_weights(module: Any, expert_share: float) -> float:
     """Count the parameters of a module's matrices, without adapters; of experts, only the share that a token uses."""
-    matrices = {name: p for name, p in module.named_parameters() if p.dim() > 1 and "lora_" not in name}
-    return float(sum(p.numel() * (expert_share if ".experts." in name else 1.0) for name, p in matrices.items()))
+    sizes = {name: _size(p) for name, p in module.named_parameters() if p.dim() > 1 and "lora_" not in name}
+    sizes |= {name: m.in_features * m.out_features for name, m in module.named_modules() if hasattr(m, "qweight")}
+    return float(sum(size * (expert_share if ".experts." in name else 1.0) for name, size in sizes.items()))
+
+
+def _size(parameter: Any) -> int:
+    """Count the entries of a matrix; bitsandbytes packs two of four bits into a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if packed is None else packed.shape.numel())
 
 
 def _expert_share(model: Any) -> float:

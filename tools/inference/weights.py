@@ -82,6 +82,11 @@ def resolve_model(name: str, notify: Notify = lambda _: None) -> ModelSource:
         return ModelSource(EMBEDDED_HUB_ID, EMBEDDED_HUB_ID)
     folder = Path(name).expanduser()
     if os.path.isdir(folder):  # Path.is_dir raises OSError on a name that is too long
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise ModelError(
+                f"The folder {name} holds a PEFT adapter, no model: name its base as the model, and give the folder as "
+                "the start adapter (--adapter; in Python: adapter=)."
+            )
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"The folder {name} contains no config.json, so it is no model: name a folder that "

@@ -1,6 +1,7 @@
 """The process in which a local policy runs: environment variables, imports, warnings, threads and devices."""
 
 import gc
+import logging
 import os
 import sys
 import threading
@@ -54,6 +55,8 @@ def silence_known_warnings() -> None:
     warnings.filterwarnings("ignore", message=r".*`activation_checkpointing` instead.*", category=FutureWarning)
     # A training job's adapter is deleted after it is stored; each use sets the active adapter.
     warnings.filterwarnings("ignore", message=r"Adapter job was active which is now deleted.*")
+    # bitsandbytes logs each 8-bit product of a float32 model.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def default_threads() -> int:

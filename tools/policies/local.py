@@ -18,14 +18,16 @@ from nslora.tools.policies.environment import (
     prepare_environment,
     silence_known_warnings,
 )
+from nslora.tools.policies.loading import UNLOADABLE, refuse_encoder, refuse_missing_quantizer, unloadable
 from nslora.tools.policies.peft_adapters import PeftAdapters
 from nslora.tools.policies.settings import DeviceSettings
-from nslora.tools.policy import Generated, OnProgress, TrainingJob, TrainingResult, no_progress
+from nslora.tools.policy import Generated, OnProgress, Thinking, TrainingJob, TrainingResult, no_progress
 from nslora.tools.schema import Dialogue
 from nslora.tools.training.adapters import OPTIMIZER, AdapterStore
 from nslora.tools.training.lora_targets import lora_targets, peft_placement
 from nslora.tools.training.settings import LoraSettings
 from nslora.tools.training.snapshots import Snapshots
+from nslora.tools.training.start_adapter import lora_settings_of, refuse_other_base
 
 if TYPE_CHECKING:
     from nslora.tools.training.batches import BatchPlan
@@ -34,24 +36,52 @@ if TYPE_CHECKING:
 GENERATION_BATCH = {"cpu": 32, "cuda": 128, "mps": 64}
 
 
-def refuse_unknown_targets(source: ModelSource, lora: LoraSettings) -> None:
-    """Check `lora.targets` and `lora.top_blocks` against the model's configuration, without its weights.
+def fitted(
+    source: ModelSource,
+    lora: LoraSettings,
+    *,
+    thinking: Thinking = "off",
+    adapter: Path | None = None,
+    notify: Notify = lambda _: None,
+) -> LoraSettings:
+    """Check a model's configuration, tokenizer, packages and start adapter before its weights are read.
+
+    Args:
+        source: The model.
+        lora: The settings of the run.
+        thinking: Whether replies begin with thinking.
+        adapter: PEFT folder that the run starts from.
+        notify: Called with a remark about the adapter's base.
+
+    Returns:
+        The LoRA settings; rank, alpha and place are those of the start adapter, if there is one.
 
     Raises:
-        ModelError: If the model lacks one of the modules, or has fewer blocks.
+        ModelError: If it is no causal model, a package is missing, its chat template cannot be used, it lacks a module
+            that LoRA is to target, it has fewer blocks than `lora.top_blocks`, or the adapter does not fit it.
     """
-    if not lora.targets and not lora.top_blocks:
-        return
     prepare_environment()
     with libraries_imported():
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     try:
-        with PROCESS_WIDE, torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.location))
-    except (OSError, ValueError) as error:
-        raise _unloadable(source.name, source, error) from error
-    lora_targets(model, lora, on_cpu=True)
+        with PROCESS_WIDE:
+            config = AutoConfig.from_pretrained(source.location)
+            refuse_encoder(source, config)
+            refuse_missing_quantizer(config)
+            tokenizer = AutoTokenizer.from_pretrained(source.location)
+            if lora.targets or lora.top_blocks or adapter:
+                with torch.device("meta"):
+                    model = AutoModelForCausalLM.from_config(config)
+    except UNLOADABLE as error:
+        raise unloadable(source, error) from error
+    ChatFormat(tokenizer, thinking=thinking).refuse_unusable(source.name)
+    if adapter:
+        refuse_other_base(adapter, model, source, notify)
+        lora = lora_settings_of(adapter, lora, config.get_text_config().num_hidden_layers)
+    if lora.targets or lora.top_blocks:
+        lora_targets(model, lora, on_cpu=True)
+    return lora
 
 
 class LocalPolicy:
@@ -64,6 +94,7 @@ class LocalPolicy:
         adapters: The adapters on disk.
         lora: Settings of training jobs.
         device: Its `batch_size` limits generation.
+        thinking: Whether replies begin with thinking.
     """
 
     def __init__(
@@ -75,6 +106,7 @@ class LocalPolicy:
         adapters: AdapterStore,
         lora: LoraSettings | None = None,
         device: DeviceSettings | None = None,
+        thinking: Thinking = "off",
     ) -> None:
         self.lora = lora or LoraSettings()
         self.adapters = adapters
@@ -82,9 +114,10 @@ class LocalPolicy:
         self.base = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.batch_size = (device.batch_size if device else None) or GENERATION_BATCH.get(self.device, 32)
-        self.fingerprint = f"{fingerprint(source.location, model)}-{str(model.dtype).removeprefix('torch.')}"
         embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
-        self.format = ChatFormat(tokenizer, _stops_of(model), embeddings)
+        self.format = ChatFormat(tokenizer, _stops_of(model), embeddings, thinking)
+        weights, dtype = fingerprint(source.location, model), str(model.dtype).removeprefix("torch.")
+        self.fingerprint = f"{weights}{self.format.revision}-{dtype}"
         self.context_tokens = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2048)
         # Before PEFT wraps the linear modules.
         self._targets = lora_targets(model, self.lora, on_cpu=self.device == "cpu")
@@ -99,6 +132,7 @@ class LocalPolicy:
         adapters: Path,
         lora: LoraSettings | None = None,
         device: DeviceSettings | None = None,
+        thinking: Thinking = "off",
         notify: Notify = lambda _: None,
     ) -> "LocalPolicy":
         """Load a model.
@@ -108,6 +142,7 @@ class LocalPolicy:
             adapters: Folder of the adapters.
             lora: Settings of training jobs.
             device: Where and how to compute.
+            thinking: Whether replies begin with thinking.
             notify: Called with a sentence if the embedded model is converted first.
 
         Raises:
@@ -119,7 +154,7 @@ class LocalPolicy:
             import torch
             import transformers.modeling_utils  # noqa: F401  (every architecture needs it)
             from safetensors import SafetensorError
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
             from transformers.utils import logging
 
         device = device or DeviceSettings()
@@ -138,9 +173,18 @@ class LocalPolicy:
         try:
             with PROCESS_WIDE, libraries_imported():  # imports the architecture's module
                 tokenizer = AutoTokenizer.from_pretrained(source.location)
-                model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise _unloadable(name, source, error) from error
+                config = AutoConfig.from_pretrained(source.location)
+                # Packages of quantised weights choose their kernels by the device while they load.
+                on_device = {"device_map": {"": place}} if getattr(config, "quantization_config", None) else {}
+                model = AutoModelForCausalLM.from_pretrained(
+                    source.location, dtype=dtype, use_safetensors=True, **on_device
+                )
+                if on_device:
+                    from peft import prepare_model_for_kbit_training
+
+                    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        except (*UNLOADABLE, SafetensorError) as error:
+            raise unloadable(source, error) from error
         try:
             model = model.to(place)
         except (AssertionError, RuntimeError) as error:  # no such device, or not enough memory on it
@@ -148,7 +192,8 @@ class LocalPolicy:
                 f"The model '{name}' cannot be put on device.device={place} ({first_line(error)}): leave device.device "
                 "out to use the best device of this machine."
             ) from error
-        return cls(model, tokenizer, source=source, adapters=AdapterStore(adapters), lora=lora, device=device)
+        store = AdapterStore(adapters)
+        return cls(model, tokenizer, source=source, adapters=store, lora=lora, device=device, thinking=thinking)
 
     @property
     def device(self) -> str:
@@ -175,6 +220,10 @@ class LocalPolicy:
     def count_tokens(self, dialogue: Dialogue) -> int:
         """Count the tokens of the prompt, and of the reply if the last turn is one."""
         return self.format.count(dialogue)
+
+    def save_template(self, folder: Path) -> None:
+        """Save the tokenizer with the template that replies were trained in, if the model has none of its own."""
+        self.format.save_plain(folder)
 
     def using(self, adapter: str | None) -> AbstractContextManager[Any]:
         """Return a context manager that yields the base with this adapter active, or without any for None."""
@@ -348,7 +397,3 @@ def _stops_of(model: Any) -> tuple[int, ...]:
     """Return the end tokens of the model's generation config."""
     end = getattr(model.generation_config, "eos_token_id", None)
     return () if end is None else (end,) if isinstance(end, int) else tuple(end)
-
-
-def _unloadable(name: str, source: ModelSource, error: Exception) -> ModelError:
-    return ModelError(f"The model '{name}' cannot be loaded from {source.location}: {first_line(error)}")

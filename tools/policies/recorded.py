@@ -1,5 +1,6 @@
 """A policy for replays: it knows an earlier run's facts, and loads the model only for what is not recorded."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from nslora.tools.files import read_json
 from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.inference.weights import refuse_other_weights, resolve_model
-from nslora.tools.policy import Generated, OnProgress, Policy, TrainingJob, TrainingResult, no_progress
+from nslora.tools.policy import Generated, OnProgress, Policy, Thinking, TrainingJob, TrainingResult, no_progress
 from nslora.tools.schema import Dialogue
 
 
@@ -22,14 +23,15 @@ class RecordedPolicy:
         facts: The run's `policy.json`, which contains the policy's name and fingerprint.
         model: The model's name in the settings, for its tokenizer.
         load: Loads the policy.
+        thinking: Whether replies begin with thinking.
     """
 
-    def __init__(self, facts: Path, model: str, load: Callable[[], Policy]) -> None:
-        self._facts = read_json(facts)
+    def __init__(self, facts: Path, model: str, load: Callable[[], Policy], thinking: Thinking = "off") -> None:
+        self._facts, self._run = read_json(facts), facts.parent
         self.name: str = self._facts.pop("name")
         self.fingerprint: str = self._facts.pop("fingerprint")
         self.context_tokens: int = self._facts["context_tokens"]
-        self._model, self.load = model, load
+        self._model, self.load, self._thinking = model, load, thinking
         self.loaded = False
 
     @cached_property
@@ -45,7 +47,8 @@ class RecordedPolicy:
         """The chat template, without the weights."""
         from transformers import AutoTokenizer
 
-        return ChatFormat(AutoTokenizer.from_pretrained(resolve_model(self._model).location), ())
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(self._model).location)
+        return ChatFormat(tokenizer, thinking=self._thinking)
 
     def generate(
         self,
@@ -73,6 +76,11 @@ class RecordedPolicy:
     def count_tokens(self, dialogue: Dialogue) -> int:
         """Count tokens with the tokenizer alone."""
         return self._format.count(dialogue)
+
+    def save_template(self, folder: Path) -> None:
+        """Copy the tokenizer of the recorded result, if it has one; the model itself may be gone."""
+        if (recorded := self._run / "result" / "tokenizer").is_dir():
+            shutil.copytree(recorded, folder)
 
     def describe(self) -> dict[str, Any]:
         """Return the recorded facts."""

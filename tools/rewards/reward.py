@@ -22,6 +22,7 @@ from nslora.tools.rewards.json_equal import JsonEqual
 from nslora.tools.rewards.label import Label
 from nslora.tools.rewards.numeric import Numeric
 from nslora.tools.rewards.score import Score
+from nslora.tools.thinking import split_thinking
 
 if TYPE_CHECKING:
     from nslora.tools.schema import Example
@@ -79,6 +80,7 @@ class Reward:
         self._suggestions: dict[tuple[str, str], str | None] = {}
 
     def __call__(self, example: Example, reply: str) -> Score:
+        reply = split_thinking(reply)[1]  # what was only considered is no answer
         key = (example.id, example.question, reply)
         if key not in self._scores:
             self._scores[key] = self.fresh(example, reply)

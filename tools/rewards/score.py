@@ -32,11 +32,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Graded:
-    """A row, a reply to it and the score."""
+    """A row, a reply to it and the score. thinking: what the reply begins with; it earns nothing."""
 
     example: Example
     reply: str
     score: Score
+    thinking: str = ""
 
 
 def check_means(scored: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from nslora.tools.schema import Example
 from nslora.tools.tasks.known_formats import converted, in_known_format, own_system, with_system
 from nslora.tools.tasks.readers import SourceRow
 from nslora.tools.tasks.spec import Fields
+from nslora.tools.thinking import split_thinking
 
 _ANSWER_COLUMNS = ("answers", "answer")  # taken for the reference if there is no column `reference`
 _PAIRS = "id", "question", "reference"
@@ -90,7 +91,11 @@ class RowReader:
         if column is not None and column in row.labels:
             columns = {**columns, column: answers[0] if len(answers) == 1 else list(answers)}
         several = answers if len(answers) > 1 else ()
-        return Example(self._id(row, split), self.question(row), answers[0] if answers else None, columns, several)
+        thinking, reference = split_thinking(answers[0]) if answers else ("", None)
+        if thinking and not reference:
+            raise TaskError(f"{row.place}: the reference ends inside its thinking: add the answer after </think>.")
+        several = tuple(split_thinking(each)[1] for each in several)
+        return Example(self._id(row, split), self.question(row), reference, columns, several, thinking)
 
     def _id(self, row: SourceRow, split: str) -> str:
         column = self.fields.id or "id"

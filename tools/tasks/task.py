@@ -288,7 +288,7 @@ def _hash_of(
 def _hashed(example: Example) -> list[Any]:
     """What the task's hash holds of a row; several right answers only if there are several."""
     several = [list(example.answers)] if example.answers else []
-    return [example.id, example.question, example.reference, dict(example.fields), *several]
+    return [example.id, example.question, example.target, dict(example.fields), *several]
 
 
 def _check_ids(splits: Mapping[str, Sequence[Example]]) -> None:

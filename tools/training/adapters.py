@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,16 @@ class AdapterStore:
             shutil.rmtree(self.folder / name)  # damaged: the new folder has the same content
         publish_folder(partial, self.folder / name)
         return name
+
+    def take(self, folder: Path) -> str:
+        """Copy a PEFT folder, without an optimizer's state, into the store, and return its content hash."""
+        with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=".adapter-") as scratch:
+            copy = Path(scratch) / "adapter"
+            copy.mkdir()
+            for file in (WEIGHTS, CONFIG):
+                shutil.copyfile(folder / file, copy / file)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return self.add(copy)
 
     def export(self, name: str, target: Path) -> None:
         """Copy an adapter's PEFT files, without the optimizer's state, to the new folder `target`."""

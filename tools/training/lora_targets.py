@@ -75,7 +75,8 @@ def _is_linear(module: Any) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     own = type(module).__module__.startswith("transformers.models.") and "forward" in vars(type(module))
-    return isinstance(module, torch.nn.Linear | Conv1D) and not own
+    packed = hasattr(module, "qweight")  # GPTQ and AWQ layers, as their packages name the weight
+    return (isinstance(module, torch.nn.Linear | Conv1D) or packed) and not own
 
 
 def _refused(model: Any, blocks: Any) -> set[str]:

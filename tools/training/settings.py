@@ -1,8 +1,8 @@
 """Settings of LoRA training."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nslora.tools.schema import Settings
 
@@ -41,6 +41,13 @@ class LoraSettings(Settings):
     replay_share: float = Field(0.25, ge=0, le=1)  # of the content rows: rows already right, against forgetting
     fast: bool = True  # frozen trunk and compact head, if a probe finds them exact
     share_prefix: bool = True  # if `fast`: the shared prefix once a batch; exact up to rounding
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _as_peft_names_them(cls, value: Any) -> Any:
+        """`all-linear` is the default under PEFT's name; one name needs no list."""
+        named = [value] if isinstance(value, str) else value
+        return None if named == ["all-linear"] else named
 
     def rate_for(self, width: int) -> float:
         """Return `learning_rate`, or the default for a model of this hidden size.

@@ -30,6 +30,7 @@ CHARACTERS_PER_TOKEN = 3.5  # of English and JSON under today's tokenizers, for 
 CHAT_TOKENS = 30  # that a chat template adds around a question and its reply
 DEMONSTRATIONS = 2  # that an edit usually adds to the prompt
 WANTED_GAIN = 0.1  # in reward; what most people would call worth a run
+SHORT_THINKING_TOKENS = 256  # with less room for a reply, thinking rarely comes to its end
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def plan_of(task: Task, settings: RunSettings) -> RunPlan:
     """The plan of a run, without loading a model."""
     rows, rounds, tested, longest = len(task.train), settings.max_rounds, len(task.test), task.max_new_tokens
     evaluated, editing = evaluation_rows(task, settings), settings.editing
-    characters = sum(len(row.question) + len(row.reference or "") + len(task.prompt.render()) for row in task.train)
+    characters = sum(len(row.question) + len(row.target or "") + len(task.prompt.render()) for row in task.train)
     bare = characters / CHARACTERS_PER_TOKEN + rows * CHAT_TOKENS
     speed, prompted = Speed.embedded(longest), bare * (1 + DEMONSTRATIONS)
     steps = step_costs(task, settings, speed, epoch_tokens=prompted, reply_tokens=longest)
@@ -231,6 +232,17 @@ def _warnings(task: Task, settings: RunSettings, job_tokens: int) -> list[str]:
             f"{long} of {len(lengths)} references of train and validation are longer than a reply may be, up "
             f"to about {max(lengths):.0f} tokens (max_new_tokens: {task.max_new_tokens}): raise "
             "max_new_tokens in task.yaml if right replies are as long."
+        )
+    thinking = [row for row in task.train if row.thinking]
+    if thinking and settings.thinking == "off":
+        found.append(
+            f"{len(thinking)} references of train begin with thinking (<think>). If the model's chat template writes "
+            "thinking, weights learn only the answers; --thinking on teaches both."
+        )
+    if settings.thinking == "on" and task.max_new_tokens < SHORT_THINKING_TOKENS:
+        found.append(
+            f"thinking is on, and a reply may take {task.max_new_tokens} tokens with its thinking (max_new_tokens in "
+            "task.yaml): a reply that ends inside its thinking counts as empty."
         )
     found += task.reward.remarks((*task.train, *task.validation, *task.test))
     if settings.max_train_tokens is not None and settings.max_train_tokens < job_tokens:

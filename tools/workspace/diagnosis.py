@@ -204,7 +204,7 @@ def _losses(task: Task, policy: Policy) -> tuple[list[float | None], float]:
         return [None] * len(task.validation), 0.0
     dialogues = [task.prompt.messages(row.question) for row in rows]
     started = time.perf_counter()
-    found = policy.reference_losses(dialogues, [row.reference or "" for row in rows], adapter=None)
+    found = policy.reference_losses(dialogues, [row.target or "" for row in rows], adapter=None)
     seconds = max(1e-9, time.perf_counter() - started)
     by_row = {row.id: loss for row, loss in zip(rows, found, strict=True)}
     return [by_row.get(row.id) for row in task.validation], sum(
@@ -215,7 +215,7 @@ def _losses(task: Task, policy: Policy) -> tuple[list[float | None], float]:
 def _row_tokens(task: Task, policy: Policy, row: Example) -> int:
     """Tokens of a question under the prompt with its reference as the reply."""
     dialogue = task.prompt.messages(row.question)
-    return policy.count_tokens([*dialogue, {"role": "assistant", "content": row.reference or ""}])
+    return policy.count_tokens([*dialogue, {"role": "assistant", "content": row.target or ""}])
 
 
 def _bound(repair: Repair, task: Task, rows: Sequence[Row], answers: Sequence[Attribution]) -> Bound:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from nslora.tools.classifier.attribution import Attribution, Need, VerdictName, need_of
 from nslora.tools.classifier.classify import classify_failures, tolerance_of
 from nslora.tools.errors import TaskError
+from nslora.tools.evaluation.rollouts import grade
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Example
@@ -96,8 +97,7 @@ def classify_replies(
     task = replace(task, reward=task.reward.anew())
     fields = {"question": question_field, "reference": reference_field, "reply": reply_field}
     pairs, before = _read_replies(task, replies, fields), task.reward.calls
-    scores = task.reward.score_all([row for row, _ in pairs], [reply for _, reply in pairs])
-    scored = [Graded(*pair, score) for pair, score in zip(pairs, scores, strict=True)]
+    scored = grade(task.reward, [row for row, _ in pairs], [reply for _, reply in pairs])
     tolerance = tolerance_of(task.reward, scored)
     good = [each for each in scored if each.score.value >= FULL - tolerance]
     failing = [each for each in scored if each.score.value < FULL - tolerance]

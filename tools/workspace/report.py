@@ -123,6 +123,8 @@ def write_result(workspace: Workspace, facts: RunFacts) -> Path:
     if adapter := facts.final["adapter"]:
         workspace.adapters.export(adapter, partial / "adapter")
         sha256 = sha256_of_file(partial / "adapter" / WEIGHTS)
+    if save_template := getattr(workspace.policy, "save_template", None):
+        save_template(partial / "tokenizer")
     write_text(partial / "prompt.md", prompt.render())
     write_jsonl(partial / "remade.jsonl", _remade_rows(workspace))
     write_jsonl(partial / "decisions.jsonl", facts.rounds)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from nslora.tools.editor.settings import EditorSettings
 from nslora.tools.evaluation.acceptance import KeepSettings
 from nslora.tools.policies.settings import DeviceSettings
+from nslora.tools.policy import Thinking
 from nslora.tools.router.expected_gain import StrategySettings
 from nslora.tools.router.monitoring_signal import SignalSettings
 from nslora.tools.schema import Settings
@@ -22,6 +23,8 @@ class RunSettings(Settings):
     """All that decides how a run goes, except the task."""
 
     model: str = "SmolLM2-135M-Instruct"
+    adapter: str | None = None  # PEFT folder that the run starts from: evaluated as the base, and trained on
+    thinking: Thinking = "off"  # before a reply; "template": as the chat template's own default is
     editor: str = "rules"  # of a chat model object: its name, for the record
     editor_base_url: str | None = None
     editing: EditorSettings = EditorSettings()
@@ -63,7 +66,7 @@ class RunSettings(Settings):
         is_folder = os.path.isdir(folder) and name not in (EMBEDDED_HUB_ID, EMBEDDED_NAME)
         return str(folder.absolute()) if is_folder else name
 
-    @field_validator("anchor")
+    @field_validator("anchor", "adapter")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         return None if path is None else str(Path(path).absolute())

@@ -14,7 +14,7 @@ END_TOKENS = 8  # that a chat template writes around a reply
 
 def row_tokens(workspace: Workspace, prompt: Prompt, rows: Sequence[Example]) -> int:
     """Tokens of rows with their references under a prompt."""
-    return sum(workspace.token_counts([answered(prompt.messages(row.question), row.reference or "") for row in rows]))
+    return sum(workspace.token_counts([answered(prompt.messages(row.question), row.target or "") for row in rows]))
 
 
 def replies_flop(workspace: Workspace, dialogues: Sequence[Dialogue]) -> float:

@@ -95,6 +95,7 @@ class Workspace:
             adapters=self.adapters.folder,
             lora=self.settings.lora,
             device=self.settings.device,
+            thinking=self.settings.thinking,
             notify=self.notify,
         )
 

@@ -530,7 +530,7 @@ def test_logits_that_a_model_scales_are_scaled_when_references_are_scored(tmp_pa
     for dialogue, answer, loss in zip(
         dialogues(), ANSWERS, policy.reference_losses(dialogues(), ANSWERS, adapter=None), strict=True
     ):
-        prompt, completion = policy.format.prompt_ids(dialogue), policy.format.completion_ids(answer)
+        prompt, completion = policy.format.pair_ids(dialogue, answer)
         with torch.no_grad():
             logits = policy.base(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(completion))
@@ -566,7 +566,7 @@ def test_a_job_elsewhere_or_in_other_modules_is_another_job(tiny_policy: Make) -
         assert job_sha256(job, policy.lora, {**facts, **change}) != name
 
 
-def test_a_reply_is_tokenised_behind_its_prompt(tiny_policy: Make) -> None:
+def test_a_reply_is_tokenised_behind_its_prompt() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -580,12 +580,6 @@ def test_a_reply_is_tokenised_behind_its_prompt(tiny_policy: Make) -> None:
     spaced = ChatFormat(tokenizer)
     _, completion = spaced.pair_ids([{"role": "user", "content": "who"}], "ok")
     assert [letters[i] for i in completion] == ["o", "k", "</s>"]
-    assert [letters[i] for i in spaced.completion_ids("ok")] == ["▁", "o", "k", "</s>"]  # alone it gets a space
-    policy = tiny_policy()
-    assert policy.format.pair_ids(dialogues()[0], "ok") == (
-        policy.format.prompt_ids(dialogues()[0]),
-        policy.format.completion_ids("ok"),
-    )
 
 
 @pytest.mark.parametrize(
@@ -670,8 +664,8 @@ def test_a_loss_that_is_no_number_or_above_the_bound_is_a_diverged_job(loss: flo
 def test_a_template_without_system_turns_says_it_in_the_first_user_turn(tiny_policy: Make, template: str) -> None:
     policy = tiny_policy()
     policy.tokenizer.chat_template = template
-    assert policy.format.render(dialogues()[0]) == (
-        "<|im_start|>user Answer in few words, please.\n\nWho keeps the mill?<|im_end|>"
+    assert ChatFormat(policy.tokenizer).render(dialogues()[0]) == (
+        "<|im_start|>user Answer in few words, please.\n\nWho keeps the mill?<|im_end|><|im_start|>assistant"
     )
 
 
