@@ -22,7 +22,6 @@ from nslora.tools.dataset.remade import (
     write_rows,
 )
 from nslora.tools.dataset.selection import Material, training_rows
-from nslora.tools.evaluation.acceptance import KeepDecision
 from nslora.tools.files import write_jsonl
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policy import Generated, OnProgress, no_progress
@@ -256,7 +255,7 @@ def test_a_training_job_learns_from_the_newest_edit_but_for_the_kept_one_that_st
 ) -> None:
     state = {**first_state("kept"), "remade": pool}
     proposal: Any = {"kind": "textgrad", "candidate": {"adapter": None, "prompt": "new"}, "new_rows": 3}
-    verdict = KeepDecision(edit_kept, "", {})
+    verdict: Any = {"kept": edit_kept, "reason": "", "numbers": {}, "by_test": edit_kept}
     assert remade_after(state, proposal, verdict) == after
     assert remade_after(state, {**proposal, "new_rows": 0}, verdict) == pool
     assert remade_after(state, {**proposal, "candidate": None}, verdict) == pool
