@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import begin_tiny_run
 from scripted_runs import rows
 
 from nslora.graph.cli.progress import cost_line
 from nslora.graph.runs.run import Run
+from nslora.tools.dataset.remade import RemadeRow
 from nslora.tools.errors import RewardError, StoppedError
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.rewards import calling
 from nslora.tools.tasks.task import Task, task_from_rows
 
@@ -101,3 +104,30 @@ def test_the_cost_counts_the_first_evaluation_and_the_test(
         "cached_replies": cached,
     }
     assert f"0 generated tokens and {cached} replies from the cache (" in cost_line(again)
+
+
+def test_a_base_without_a_template_leaves_one_that_trl_trains_in(
+    own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    model = tiny_folder("gpt2", False)
+    run = begin_tiny_run(tmp_path / "run", keepers, model, strategy="lora", max_rounds=1)
+    result = run.adapt()
+    policy = run.workspace.policy
+    assert isinstance(policy, LocalPolicy)
+    prompt, row = run.workspace.task.prompt, keepers.train[0]
+    trl_row = RemadeRow(row.id, row.question, row.reference or "", prompt.hash, None, 1.0).as_trl(prompt)
+    tokenizer = AutoTokenizer.from_pretrained(result.folder / "result" / "tokenizer")
+    arguments = SFTConfig(tmp_path / "trl", use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[])
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(model),
+        arguments,
+        train_dataset=Dataset.from_list([trl_row]),
+        processing_class=tokenizer,
+    )
+    asked, answered = policy.format.pair_ids(prompt.messages(row.question), row.reference or "")
+    assert trainer.train_dataset[0]["input_ids"] == [*asked, *answered]
+    assert trainer.train_dataset[0]["labels"] == [*[-100] * len(asked), *answered]
