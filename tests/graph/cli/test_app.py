@@ -1,5 +1,6 @@
 """The command line: one clear sentence, a non-zero exit, and nothing written where the input is bad."""
 
+import errno
 import json
 import re
 import subprocess
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from nslora.graph.cli import app as cli
 from nslora.graph.cli.app import app
 from nslora.graph.cli.common import parsed
 from nslora.graph.runs.adapt import default_folder
 from nslora.graph.runs.folder import read_settings
-from nslora.tools.errors import NsloraError, SettingsError
+from nslora.tools.errors import NsloraError, SettingsError, StoppedError, TaskError
 from nslora.tools.tasks.task import load_task
 
 
@@ -245,3 +247,36 @@ def test_a_file_for_what_was_found_that_cannot_be_written_is_named(tmp_path: Pat
     )
     assert isinstance(result.exception, SettingsError), result.output
     assert "cannot be written" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (StoppedError("the reward cannot be reached"), 3, "stopped: the reward cannot be reached"),
+        (TaskError("no rows"), 1, "task: no rows"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 1, "is too long for a file"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "output: it cannot be written: No space left on device"),
+        (SystemExit(2), 1, ""),
+        (SystemExit(130), 130, ""),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_status(
+    raised: BaseException, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise raised
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == status
+    assert said in capsys.readouterr().err
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "notes.txt")
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(PermissionError):
+        cli.main()

@@ -1,6 +1,7 @@
 """What is shown was written by models, editors and users: it is shown as it is, whatever brackets it holds."""
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from nslora.graph.cli import app as cli
 from nslora.graph.cli.plain_console import PlainConsole
-from nslora.graph.cli.progress import next_node, show_node, show_result
+from nslora.graph.cli.progress import next_node, show_labels, show_node, show_result
 from nslora.graph.cli.tables import short, show_question, show_round
 from nslora.graph.runs.run import Run
 from nslora.graph.runs.view import look
@@ -95,3 +96,15 @@ def test_every_command_prints_through_such_a_console(said: str) -> None:
         with each.capture() as shown:
             each.print(said, highlight=False)
         assert said in shown.get()
+
+
+def test_the_numbers_of_labels_are_shown_for_base_and_result() -> None:
+    numbers = {
+        "macro_f1": 0.5,
+        "no_label": 2,
+        "labels": {"spam": {"precision": 0.25, "recall": 1.0, "f1": 0.4, "support": 7}},
+    }
+    shown = console()
+    show_labels(shown, {"test": {"base": {"labels": {"topic": numbers}}, "result": {}}})
+    assert "base, topic: macro-F1 0.500, 2 replies" in text_of(shown)  # the title wraps behind it
+    assert re.search(r"spam .*0\.250 .*1\.000 .*0\.400 .*7", text_of(shown))
