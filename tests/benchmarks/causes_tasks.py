@@ -186,7 +186,7 @@ def batch(tokenizer: Any, rows: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
     from nslora.tools.inference.chat_template import ChatFormat
 
     chat = ChatFormat(tokenizer)
-    pairs = [(chat.prompt_ids(Prompt().messages(question)), chat.completion_ids(reply)) for question, reply in rows]
+    pairs = [chat.pair_ids(Prompt().messages(question), reply) for question, reply in rows]
     longest = max(len(prompt) + len(reply) for prompt, reply in pairs)
     ids = torch.full((len(pairs), longest), tokenizer.pad_token_id)
     labels = torch.full((len(pairs), longest), -100)

@@ -103,10 +103,8 @@ def training_figures(arguments: argparse.Namespace, policy: LocalPolicy, rows: S
 
 def plan_of(policy: LocalPolicy, job: TrainingJob) -> BatchPlan:
     """The training job as tokens, in the policy's own order."""
-    rows = tuple(
-        TokenRow(tuple(policy.format.prompt_ids(row.dialogue)), tuple(policy.format.completion_ids(row.completion)))
-        for row in job.rows
-    )
+    pairs = (policy.format.pair_ids(row.dialogue, row.completion) for row in job.rows)
+    rows = tuple(TokenRow(tuple(asked), tuple(reply)) for asked, reply in pairs)
     return BatchPlan(rows, job.epochs, job.seed, policy.format.pad_id, policy.lora)
 
 

@@ -161,10 +161,7 @@ def test_plain_sft_counts_the_trainers_own_tokens_and_fills_the_cap(
     assert len(once.replies) == 4
     assert once.settings["steps"] == 1  # twelve rows, sixteen a step
     one_epoch = bench.meter.tflop
-    rows = sum(
-        len(policy.format.prompt_ids(user(row.question))) + len(policy.format.completion_ids("yes"))
-        for row in bench.task.train
-    )
+    rows = sum(len(ids) for row in bench.task.train for ids in policy.format.pair_ids(user(row.question), "yes"))
     assert bench.meter.trained_tokens == pytest.approx(rows, rel=0.05)
     bench.meter.cap_tflop, bench.meter.trained_tokens = 3.5 * one_epoch, 0
     assert trl_sft_to_the_cap(bench).settings["epochs"] == 3

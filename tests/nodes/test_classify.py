@@ -37,7 +37,7 @@ def model(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     model = AutoModelForCausalLM.from_pretrained(tiny_folder())
     chat = ChatFormat(tokenizer)
     rows = [
-        (chat.prompt_ids(Prompt().messages(wording.format(word))), chat.completion_ids(f"- {code}"))
+        chat.pair_ids(Prompt().messages(wording.format(word)), f"- {code}")
         for word, code in TAUGHT.items()
         for wording in WORDINGS.values()
     ]

@@ -252,6 +252,7 @@ READ_BACK = {
     "exact_match": {},
     "contains": {"field": "key"},
     "choice": {"labels": ["in 1911", "in 1912"]},
+    "label": {"labels": ["in 1911", "in 1912"]},
     "numeric": {"field": "key"},
     "regex": {"pattern": "a+"},
     "json_schema": {"schema": STYLE["schema"]},
