@@ -123,6 +123,11 @@ $(PEERS): $(INSTALLED)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[peers]'
 	@touch $@
 
+.PHONY: bench-editor
+
+bench-editor: $(PEERS) ## one edit by each editor, on real models (about six hours on two cores; what is done is kept)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_editor.py
+
 .PHONY: bench-remade
 
 bench-remade: setup ## LoRA on 10, 25, 50 remade rows against as many plain references (minutes; what is done is kept)
