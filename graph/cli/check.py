@@ -19,6 +19,7 @@ def checked(
     task: Annotated[str, typer.Argument(help="An embedded task (handbook), a task.yaml, or a folder with one.")],
     style: StyleOption = None,
     combine: CombineOption = None,
+    ask_judges: Annotated[bool, typer.Option("--ask-judges", help="Let judges be asked, which costs money.")] = False,
 ) -> None:
     """Show rows as the model will see them, and what looks wrong with a task. Exit status 1 if something is."""
     from nslora.tools.tasks.check import check_task
@@ -30,7 +31,7 @@ def checked(
         def on_progress(done: int, total: int) -> None:
             status.update(f"judging references: {done} of {total}")
 
-        found = check_task(loaded, on_progress)
+        found = check_task(loaded, on_progress, ask_judges=ask_judges)
     _show(loaded, found)
     if found.wrong:
         raise typer.Exit(BAD_INPUT)
@@ -60,7 +61,8 @@ def _show_row(row: "ShownRow") -> None:
         return
     more = f" (or: {', '.join(map(repr, row.answers[1:]))})" if row.answers else ""
     _line("  reference", _short(row.reference) + more)
-    _line("  reward", f"{row.reward:g}" + (f" {_short(row.feedback)}" if row.feedback else ""))
+    if row.reward is not None:
+        _line("  reward", f"{row.reward:g}" + (f" {_short(row.feedback)}" if row.feedback else ""))
 
 
 def _line(name: str, text: str, style: str = "bold") -> None:

@@ -135,6 +135,8 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
             f"{test['result']['reward']:.3f}: gap {gap['result']:+.3f} (base {gap['base'] or 0.0:+.3f})"
         )
     console.print(cost_line(report))
+    for name, judge in report.get("judges", {}).items():
+        console.print(judge_line(name, judge), highlight=False)
     for problem in report.get("editor_problems", ()):  # a run of an earlier version has none
         console.print(problem_line(problem), highlight=False)
     console.print(f"result   {folder / 'result'}", highlight=False, soft_wrap=True)
@@ -166,6 +168,14 @@ def cost_line(report: Mapping[str, Any]) -> str:
         f"cost     {report['wall_s']:.0f} s, {cost['trained_tokens']} trained and {cost['generated_tokens']} "
         f"generated tokens{known} ({tflop(cost['tflop'] + cost.get('test_tflop', 0.0))} TFLOP), "
         f"{cost['editor_calls']:.0f} editor calls, peak memory {report['peak_rss_mb']:.0f} MiB"
+    )
+
+
+def judge_line(name: str, judge: Mapping[str, Any]) -> str:
+    """What a judge was asked, and what it cost."""
+    return (
+        f"judge    {name} ({judge['model']}): {judge['judged']} replies judged, {judge['wavered']} of them differently "
+        f"by further samples; {judge['calls']} calls, {judge['tokens']} tokens, cost {judge['cost']:g}"
     )
 
 

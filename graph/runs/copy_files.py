@@ -13,8 +13,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from nslora.tools.editor.judge_calls import BEFORE, RECORD
 from nslora.tools.files import read_json, write_jsonl
 from nslora.tools.training.adapters import ADAPTER_NAME
+from nslora.tools.workspace.judges import AGREEMENT_FILE
 
 State = Mapping[str, Any]
 
@@ -104,6 +106,11 @@ def copy_records(source: Path, target: Path, *, editor: bool, trained: bool) -> 
             closing(sqlite3.connect(target / "replies.sqlite")) as new,
         ):
             old.backup(new)
+    judged = [each for name in (BEFORE, RECORD) if (source / name).is_file() for each in _whole_lines(source / name)]
+    if judged:
+        write_jsonl(target / BEFORE, judged)
+    if (source / AGREEMENT_FILE).is_file():
+        _link(source / AGREEMENT_FILE, target / AGREEMENT_FILE)
     if editor and (source / "editor.jsonl").is_file():
         write_jsonl(
             target / "editor.jsonl",

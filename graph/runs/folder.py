@@ -140,10 +140,10 @@ def _fields_at(place: Sequence[int | str]) -> list[str]:
     return list(fields)
 
 
-def could_begin(workspace: Workspace, *, ask_reward: bool = True) -> None:
+def could_begin(workspace: Workspace, *, ask_reward: bool = True, judges: bool = True) -> None:
     """Raise what Run.create would raise of strategy, reward, editor and model; writes nothing.
 
-    ask_reward: about one row of each split.
+    ask_reward: about one row of each split. judges: whether they will be needed.
     """
     _refuse_unnameable(workspace.folder)
     strategy_named(workspace.settings.strategy)
@@ -153,6 +153,10 @@ def could_begin(workspace: Workspace, *, ask_reward: bool = True) -> None:
             f"device.device is {device!r}: wanted cpu, cuda, mps or another kind that torch knows, or "
             "nothing for what this machine has."
         )
+    if judges:
+        workspace.seat_judges(begun=False)
+        for check in workspace.task.reward.judges:
+            check.connect()
     if ask_reward:
         probe(workspace.task)
     _ = workspace.editor  # connects, and checks prices if there is a cap on cost

@@ -181,7 +181,8 @@ def begin(
             notify=source.workspace.notify,
         )
         if chat is not None or not record["editor_is_object"] or not keeps_editor:
-            could_begin(workspace)
+            judged = bool(workspace.task.reward.judges)  # its rows, in the source
+            could_begin(workspace, ask_reward=not judged, judges=beginning.kind == "fork")
             del workspace.editor  # its record is copied later
         if beginning.round > 0 and workspace.regression_hash != source.workspace.regression_hash:
             raise RunError(

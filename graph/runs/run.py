@@ -30,10 +30,12 @@ from nslora.graph.runs.view import RoundDetails, RunView, look
 from nslora.tools.editor.chat_models import editor_name
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.errors import RunError, SettingsError
+from nslora.tools.files import write_json
 from nslora.tools.inference.weights import Notify
 from nslora.tools.policy import Policy
 from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.budget import plan_of
+from nslora.tools.workspace.judges import AGREEMENT_FILE, agreements_of, as_records
 from nslora.tools.workspace.record import read_run_file, recorded_settings, refuse_half_begun
 from nslora.tools.workspace.workspace import (
     Workspace,
@@ -116,6 +118,9 @@ class Run(Execution):
             raise SettingsError("adapter= needs a model by its name: a policy of your own loads its adapter itself.")
         if overwrite and values.adapter and Path(values.adapter).resolve().is_relative_to(path.resolve()):
             raise SettingsError(f"The adapter {values.adapter} lies in the run that is overwritten: copy it first.")
+        agreements = agreements_of(task)
+        for name, agreement in agreements.items():
+            notify(f"judge    {name}: {agreement}")
         checked = ask_editor(planned) if check_editor and isinstance(editor, str) else None
         if overwrite:
             delete_earlier(path)
@@ -131,6 +136,9 @@ class Run(Execution):
             graph_is_object=graph is not None,
             adapter=begun.adapters.take(Path(values.adapter)) if values.adapter else None,
         )
+        begun.seat_judges()
+        if agreements:
+            write_json(path / AGREEMENT_FILE, as_records(agreements))
         if checked is not None:
             begun.editor.record(checked)
         return cls(path, begun, None if isinstance(checkpoints, str) else checkpoints, place, graph)

@@ -16,6 +16,7 @@ from nslora.tools.prompt import Prompt
 from nslora.tools.router.inputs import RouterDecision, RouterInput
 from nslora.tools.schema import KINDS, Example, Kind
 from nslora.tools.workspace.budget import Expected, Spent, affordable_epochs, blocked, expected_seconds, spent_of
+from nslora.tools.workspace.judges import why_unaffordable
 from nslora.tools.workspace.upper_bounds import evaluation_flop, most_tokens, remakes_flop, replies_flop, row_tokens
 from nslora.tools.workspace.workspace import Workspace
 
@@ -72,6 +73,8 @@ class Budget:
             return choice
         strategy = self.workspace.settings.strategy
         closed = blocked(self.workspace.settings, self.spent, self.expected(), self.tokens_per_epoch())
+        if unjudged := self.unjudged():
+            closed |= dict.fromkeys(KINDS, unjudged)
         if choice.action not in closed:
             return choice
         other: Kind = next(kind for kind in KINDS if kind != choice.action)
@@ -80,6 +83,18 @@ class Budget:
         if not decides or other in closed or router_input.progress[other].saturated:
             return replace(choice, action="finish", reason=f"{reason}.")
         return replace(choice, action=other, reason=f"{reason}; {other} is within it.")
+
+    def unjudged(self) -> str:
+        """Why a judge may not be able to score another candidate and the test within its caps; "" if it is."""
+        workspace, judges = self.workspace, self.workspace.task.reward.judges
+        if not judges:
+            return ""
+        # Beside the replies of base and result to the test split, the references that a failing reply is measured by.
+        replies = len(workspace.measured_rows(self.state["round"])) + 3 * len(workspace.task.test)
+        reasons = [
+            why_unaffordable(workspace.settings.judging, check.spent, replies * check.most_calls) for check in judges
+        ]
+        return next(filter(None, reasons), "")
 
     def expected(self) -> Expected:
         """Expected seconds per step, from this run's own measurements; compute by formula."""

@@ -49,6 +49,7 @@ def workspace_for(runtime: Runtime[AdaptationContext], node: str) -> Workspace:
     workspace.task_id = getattr(runtime.execution_info, "task_id", None) or ""
     thread = thread_of(runtime)
     workspace.replies.payer = f"{thread}/{workspace.task_id}" if workspace.task_id else ""
+    workspace.seat_judges()
     workspace.clock = clock = TaskClock(workspace.folder, workspace.task_id)
 
     def on_progress(what: str, done: int, total: int) -> None:

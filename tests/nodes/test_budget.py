@@ -117,7 +117,7 @@ def test_the_other_kind_takes_over_where_the_strategy_is_free_and_that_kind_open
     strategy: str, saturated: bool, action: str
 ) -> None:
     limited = settings(strategy=strategy, editing={"max_calls": 4})
-    task = SimpleNamespace(train=[1], validation=[1], test=[1])
+    task = SimpleNamespace(train=[1], validation=[1], test=[1], reward=SimpleNamespace(judges=()))
     workspace: Any = SimpleNamespace(settings=limited, task=task)
     state: Any = {"rounds": [], "wall_s": 1.0, "start_measured": None, "kept_measured": None, "measured": None}
     router_input: Any = SimpleNamespace(progress={"lora": Progress("lora", 1.0, saturated, {})})

@@ -30,13 +30,13 @@ NOBODY = re.compile(
 LONGEST_WAIT_S = 120.0  # a server that asks for a longer wait stops the run
 REMEDIES = {
     401: "Check its API key",
-    402: "Its quota is used up: add credit, or choose another editor",
+    402: "Its quota is used up: add credit, or choose another model",
     403: "Its API key does not allow this: check the key and the account",
     404: "Check the model's name and the base URL",
     408: "It did not answer in time: try again later, or raise the chat model's timeout",
     429: "Its rate limit or quota is used up: try again later",
 }
-SERVER_FAILED = "Its server failed: try again later, or choose another editor"
+SERVER_FAILED = "Its server failed: try again later, or choose another model"
 UNREACHED = "No usable answer came: check the chat model, its base URL and the network"
 GO_ON = "resume the run; no round was counted"
 

@@ -104,7 +104,11 @@ class EditorLog:
         self._persons = self.path.with_name(PERSONS_FILE)
         self._for_persons = set(self._persons.read_text("utf-8").split()) if self._persons.is_file() else set[str]()
         lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
-        self._calls = [self._parse(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+        self._calls: list[RecordedCall] = []
+        self._by_request: dict[str, list[RecordedCall]] = {}
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                self._note(self._parse(line, number))
 
     def __len__(self) -> int:
         """The number of requests that got a reply."""
@@ -128,7 +132,7 @@ class EditorLog:
 
     def calls(self, request: str) -> list[RecordedCall]:
         """List the calls that sent the request with this hash, in order, whichever model answered."""
-        return [call for call in self._calls if call.request_sha256 == request]
+        return self._by_request.get(request, [])
 
     def first(self, count: int | None = None) -> list[RecordedCall]:
         """List the first `count` calls, or all of them."""
@@ -178,12 +182,18 @@ class EditorLog:
         ):
             return
         with self._lock, self.path.open("a+b") as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # removes a line that a crash cut off
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            if file.read() not in (b"", b"\n"):  # a crash cut the last line off
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
             file.write((json.dumps(asdict(call)) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
+            self._note(call)
+
+    def _note(self, call: RecordedCall) -> None:
         self._calls.append(call)
+        self._by_request.setdefault(call.request_sha256, []).append(call)
 
     def _parse(self, line: bytes, number: int) -> RecordedCall:
         try:

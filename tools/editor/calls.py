@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -27,6 +28,7 @@ from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT, LocalChat
 from nslora.tools.editor.policy_editor import PolicyChat
 from nslora.tools.editor.redaction import scrub, secrets_of, without
 from nslora.tools.editor.reply_causes import (
+    SETTINGS,
     finish_reason_of,
     reasoning_tokens_of,
     refusal_of,
@@ -140,6 +142,7 @@ class EditorCalls:
     """The calls of one chat model in one run.
 
     Attributes:
+        role: What the chat model is here, in messages and traces: "editor", or "judge".
         spent: Usage of all calls, recorded ones included, so that a replay counts the same. A run that continues in
             another process sets it.
         in_this_edit: Usage of the present edit; the editor sets it to 0 when an edit begins.
@@ -173,7 +176,11 @@ class EditorCalls:
         prices: Mapping[str, Mapping[str, float]] | None = None,
         structured: Structured = "auto",
         transport_retries: int = 0,
+        role: str = "editor",
     ) -> None:
+        self.role = role
+        self._turn = threading.Condition()
+        self._in_flight: dict[int, tuple[int, float, float]] = {}  # what each thread's call has reserved
         self.caps = caps or Caps()
         self.spent = self.in_this_edit = Usage()
         self.round = 0
@@ -195,8 +202,8 @@ class EditorCalls:
         self._structured = self._required or (structured == "auto" and has_it)
         if self._required and to_fill_in(self._chat, next(iter(FORMS.values()))) is None:
             raise SettingsError(
-                f"The editor {self.model} has no structured output, or not together with the arguments that are bound "
-                "to it: set editing.structured to 'auto' or 'never'."
+                f"The {role} {self.model} has no structured output, or not together with the arguments that are bound "
+                "to it: set `structured` to 'auto' or 'never'."
             )
         costs_money = any(model._llm_type not in FREE for model in models)
         self._price = _dearest(names, prices or {}, needed=self.caps.cost is not None and costs_money)
@@ -232,18 +239,47 @@ class EditorCalls:
         # LangGraph runs a node again for each answer to an interrupt and hands out the answers by their order. A chat
         # model that asked a person must therefore ask again, or the next interrupt would get this one's answer.
         if call is None or (self._log is not None and self._log.asked_a_person(request)):
-            form = form if self._structured else None
-            self._reserve(messages, form)
-            call = self._settled(messages, purpose, form, warmer)
+            call = self.call(messages, purpose, form=form, warmer=warmer)
+        else:
+            self.count(call)
         self._last = call
-        cost = self._cost(call.input_tokens, call.output_tokens)
-        usage = Usage(1, call.input_tokens, call.output_tokens, cost, call.estimated, call.seconds)
-        self._slowest_s = max(self._slowest_s, usage.seconds)
-        self.spent += usage
-        self.in_this_edit += usage
         if problem := call.error or why_final(call):
             raise EditFailedError(problem)
         return call.reply
+
+    def call(self, messages: Messages, purpose: str, *, form: Form | None = None, warmer: float = 0.0) -> RecordedCall:
+        """Call the model within the caps, and count the call. Several threads may do so at once.
+
+        Args: as of `ask`. Raises EditFailedError if a cap does not allow the call, EditorCallError if it failed.
+        """
+        form = form if self._structured else None
+        with self._turn:
+            while True:
+                try:
+                    self._reserve(messages, form)
+                    break
+                except EditFailedError:
+                    if not self._in_flight:
+                        raise
+                    self._turn.wait()  # calls under way may take less than was reserved for them
+            self._in_flight[threading.get_ident()] = self._most(messages, form)
+        try:
+            call = self._settled(messages, purpose, form, warmer)
+            self.count(call)
+            return call
+        finally:
+            with self._turn:
+                del self._in_flight[threading.get_ident()]
+                self._turn.notify_all()
+
+    def count(self, call: RecordedCall) -> None:
+        """Add a call to what was spent."""
+        cost = self._cost(call.input_tokens, call.output_tokens)
+        usage = Usage(1, call.input_tokens, call.output_tokens, cost, call.estimated, call.seconds)
+        with self._turn:
+            self._slowest_s = max(self._slowest_s, usage.seconds)
+            self.spent += usage
+            self.in_this_edit += usage
 
     def refuse_cut_off(self, reason: str) -> None:
         """Raise EditFailedError if the last reply, unusable for this reason, was cut off, as the next one would be."""
@@ -301,7 +337,7 @@ class EditorCalls:
     def _wait(self, seconds: float, why: str) -> None:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            self.on_wait(f"{why}, the editor is asked again in {math.ceil(left)} s", 0, 1)
+            self.on_wait(f"{why}, the {self.role} is asked again in {math.ceil(left)} s", 0, 1)
             time.sleep(min(left, 1.0))
 
     def _allows_retry(self, messages: Messages, form: Form | None, failed: int, wait_s: float) -> bool:
@@ -319,8 +355,8 @@ class EditorCalls:
         counted: tuple[int, int] | None = (0, 0)
         started = time.monotonic()
         config = RunnableConfig(
-            run_name=f"editor: {purpose}",
-            tags=["nslora", "editor"],
+            run_name=f"{self.role}: {purpose}",
+            tags=["nslora", self.role],
             metadata={"purpose": purpose, "round": self.round},
         )
         try:
@@ -370,7 +406,7 @@ class EditorCalls:
             text = ""
         status = http_status(error)
         kind = type(error).__name__ + (f" (HTTP {status})" if status is not None else "")
-        return f"The editor {self.model} failed with {kind}: {text.rstrip('.') or '(no message)'}."
+        return f"The {self.role} {self.model} failed with {kind}: {text.rstrip('.') or '(no message)'}."
 
     def _invoke(self, messages: Messages, form: Form | None, warmer: float, config: RunnableConfig) -> AIMessage:
         capped = self.caps.tokens is not None or self.caps.cost is not None
@@ -397,7 +433,7 @@ class EditorCalls:
                 raise
             return message
         if not isinstance(result, dict) or "raw" not in result:
-            raise EditFailedError(f"The editor {self.model} gave no raw message beside its structured output.")
+            raise EditFailedError(f"The {self.role} {self.model} gave no raw message beside its structured output.")
         message = self._checked(result["raw"])
         try:
             fields = form.model_validate(result.get("parsed"))
@@ -417,7 +453,7 @@ class EditorCalls:
     def _checked(self, message: BaseMessage) -> AIMessage:
         if not isinstance(message, AIMessage):
             found = type(message).__name__
-            raise EditFailedError(f"The editor {self.model} returned a {found}; an AIMessage was expected.")
+            raise EditFailedError(f"The {self.role} {self.model} returned a {found}; an AIMessage was expected.")
         return message
 
     @property
@@ -429,31 +465,39 @@ class EditorCalls:
         """Raise EditFailedError if a call does not fit, after this many failed tries and this wait."""
         if self.until is not None and time.monotonic() + wait_s + self._slowest_s > self.until:
             raise EditFailedError(
-                f"The run's max_seconds leave no time for another call of the editor {self.model}.", unusable=False
+                f"The run's max_seconds leave no time for another call of the {self.role} {self.model}.", unusable=False
             )
-        reply = self._reply_bound
-        texts = [_text(message) for message in messages]
-        if form is not None:  # providers count the schema as part of the request
-            texts.append(json.dumps(form.model_json_schema()))
-        request = sum(len(text.encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE for text in texts)
-        if self.tokens_left is not None and self.in_this_edit.tokens + request + reply > self.tokens_left:
+        _, most, _ = self._most(messages, form)
+        if self.tokens_left is not None and self.in_this_edit.tokens + most > self.tokens_left:
             raise EditFailedError(
                 f"The run's max_tflop leave no room for another call of the editor {self.model}.", unusable=False
             )
         caps, spent, calls = self.caps, self.spent, failed + 1
         checked = self._log.of(CHECK) if self._log is not None else []
         sent, received = (sum(getattr(each, name) for each in checked) for name in ("input_tokens", "output_tokens"))
-        for name, cap, used, wanted in (
-            ("calls", caps.calls, spent.calls, calls),
-            ("tokens", caps.tokens, spent.tokens + sent + received, calls * (request + reply)),
-            ("cost", caps.cost, spent.cost + self._cost(sent, received), calls * self._cost(request, reply)),
+        with self._turn:
+            others = [most for thread, most in self._in_flight.items() if thread != threading.get_ident()]
+        under_way = [sum(column) for column in zip((0, 0, 0), *others, strict=True)]
+        wanted = [calls * each for each in self._most(messages, form)]
+        used = spent.calls, spent.tokens + sent + received, spent.cost + self._cost(sent, received)
+        for name, cap, before, beside, needed in zip(
+            ("calls", "tokens", "cost"), (caps.calls, caps.tokens, caps.cost), used, under_way, wanted, strict=True
         ):
-            if cap is not None and used + wanted > cap:
+            if cap is not None and before + beside + needed > cap:
+                setting = f"{SETTINGS[self.role]}.max_{name}"
                 raise EditFailedError(
-                    f"The editor's cap on {name} ({cap:g}) is reached: {used:g} are spent and the next call may need "
-                    f"{wanted:g}; raise the cap to go on editing.",
+                    f"The {self.role}'s cap on {name} ({cap:g}) is reached: {before:g} are spent and the next call may "
+                    f"need {needed:g}; go on in a fork with a higher {setting}.",
                     disabled=True,
                 )
+
+    def _most(self, messages: Messages, form: Form | None) -> tuple[int, float, float]:
+        """The most that a call may take: (1, tokens, cost)."""
+        texts = [_text(message) for message in messages]
+        if form is not None:  # providers count the schema as part of the request
+            texts.append(json.dumps(form.model_json_schema()))
+        request = sum(len(text.encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE for text in texts)
+        return 1, request + self._reply_bound, self._cost(request, self._reply_bound)
 
     def _cost(self, input_tokens: int, output_tokens: int) -> float:
         return (input_tokens * self._price["input"] + output_tokens * self._price["output"]) / 1e6

@@ -27,10 +27,7 @@ FILTER = {
 }
 REFUSAL = {"refusal"}
 SHOWN_CHARACTERS = 300  # of a refusal, in an error message
-LONGER = (
-    "allow longer replies (max_tokens of the chat model, --set editing.reply_tokens=N where the editor has a cap, "
-    "or the limit of its server)"
-)
+SETTINGS = {"editor": "editing", "judge": "judging"}  # of a chat model in this role
 
 
 def finish_reason_of(message: AIMessage) -> str:
@@ -62,46 +59,55 @@ def written(reply: str) -> str:
     return reply.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
-def why_final(call: RecordedCall) -> str:
+def why_final(call: RecordedCall, role: str = "editor") -> str:
     """Why the same request must not be sent again, in one sentence with the remedy; "" if it may be."""
     kind = call.finish_reason.lower()
     said = f": {call.refusal[:SHOWN_CHARACTERS]!r}" if call.refusal else ""
     if call.refusal or kind in REFUSAL:
         return (
-            f"The editor {call.model} refused the request{said} ({_numbers(call)}): look in its rows and its prompt "
-            "for what it refuses, or choose another editor."
+            f"The {role} {call.model} refused the request{said} ({_numbers(call)}): look in its rows and its prompt "
+            f"for what it refuses, or choose another {role}."
         )
     if written(call.reply):
         return ""
     if kind in FILTER:
         return (
-            f"A content filter stopped the reply of the editor {call.model} ({_numbers(call)}): look for what it "
-            "filters in the task's rows, or choose an editor with another filter."
+            f"A content filter stopped the reply of the {role} {call.model} ({_numbers(call)}): look for what it "
+            f"filters in the task's rows, or choose another {role}."
         )
     if kind in LENGTH:
         return (
-            f"The editor {call.model} spent the whole length of its reply before it wrote any text ({_numbers(call)}), "
-            f"as reasoning models do: {LONGER}, or have it reason less."
+            f"The {role} {call.model} spent the whole length of its reply before it wrote any text ({_numbers(call)}), "
+            f"as reasoning models do: {_longer(role)}, or have it reason less."
         )
     return ""
 
 
-def why_empty(call: RecordedCall) -> str:
+def why_empty(call: RecordedCall, role: str = "editor") -> str:
     """What is known of a reply without text, in one sentence with the remedy."""
     return (
-        f"The editor {call.model} answered without any text ({_numbers(call)}): see whether its server keeps the text "
-        "elsewhere (a reasoning parser, a tool call), or choose another editor."
+        f"The {role} {call.model} answered without any text ({_numbers(call)}): see whether its server keeps the text "
+        f"elsewhere (a reasoning parser, a tool call), or choose another {role}."
     )
 
 
-def why_cut_off(call: RecordedCall) -> str:
+def why_cut_off(call: RecordedCall, role: str = "editor") -> str:
     """Why a reply with text ended before its end, in one sentence with the remedy; "" if it came whole."""
     kind = call.finish_reason.lower()
     if kind in LENGTH:
-        return f"The reply of the editor {call.model} was cut off at its length limit ({_numbers(call)}): {LONGER}."
+        return (
+            f"The reply of the {role} {call.model} was cut off at its length limit ({_numbers(call)}): {_longer(role)}."
+        )
     if kind in FILTER:
-        return f"A content filter cut off the reply of the editor {call.model} ({_numbers(call)}): choose another one."
+        return f"A content filter cut off the reply of the {role} {call.model} ({_numbers(call)}): choose another one."
     return ""
+
+
+def _longer(role: str) -> str:
+    return (
+        f"allow longer replies (max_tokens of the chat model, --set {SETTINGS[role]}.reply_tokens=N where the {role} "
+        "has a cap, or the limit of its server)"
+    )
 
 
 def _numbers(call: RecordedCall) -> str:

@@ -40,3 +40,19 @@ class EditorSettings(Settings):
     timeout_s: float = Field(180.0, gt=0)  # of one request; a local model on a CPU may need minutes
     transport_retries: int = Field(2, ge=0)  # after a timeout, a lost connection, a rate limit or a server error
     policy_reply_tokens: int = Field(768, ge=16)  # longest reply of the editor "policy"
+
+
+class JudgeSettings(Settings):
+    """The most that each `judge` check may cost in a run, and how it is asked.
+
+    A call that a cap does not allow stops the run, which can go on in a fork under another cap: a reply without a
+    judgement has no score. A fork and a replay count from their own beginning.
+    """
+
+    max_calls: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=0)  # input and output together
+    max_cost: float | None = Field(None, ge=0)  # in the currency of `prices`
+    prices: dict[str, Price] = Field(default_factory=dict)  # by model name, as in "gpt-4o"
+    reply_tokens: int = Field(1024, ge=1)  # longest verdict that is requested under a cap
+    structured: Literal["auto", "always", "never"] = "auto"  # as in EditorSettings
+    transport_retries: int = Field(4, ge=0)  # after a timeout, a lost connection, a rate limit or a server error

@@ -100,6 +100,7 @@ class Check(Settings):
     """A named, weighted check. `wanted` replaces the check's own description of a right reply in feedback."""
 
     revision: ClassVar[int] = 1  # of its scoring; a run that was begun under another one is not resumed
+    all_answers: ClassVar[bool] = False  # whether it reads all right answers of a row at once, not one after another
     check: str
     name: str = Field(min_length=1)
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -124,6 +125,11 @@ class Check(Settings):
     def fitted(self, examples: Sequence[Example]) -> Self:
         """The check with what it takes from the train rows. Raises RewardError if they do not have it."""
         return self
+
+    @property
+    def at_once(self) -> int:
+        """Most replies that it scores at the same time."""
+        return 1
 
     @property
     def spec(self) -> dict[str, Any]:

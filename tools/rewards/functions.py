@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from nslora.tools.errors import NsloraError, RewardError, UnreachableRewardError
-from nslora.tools.rewards.calling import TRIES, is_async, is_passing, settled
+from nslora.tools.rewards.calling import AT_ONCE, TRIES, is_async, is_passing, settled
 from nslora.tools.rewards.checks import Check, CheckResult
 from nslora.tools.rewards.function_hash import first_text_of
 from nslora.tools.rewards.score import Score
@@ -58,9 +58,8 @@ class FunctionCheck(Check):
         return signature_of(self.check, self.function, self.options)
 
     @property
-    def awaits(self) -> bool:
-        """Whether calls are awaited, so that many can be made at once."""
-        return is_async(self.function)
+    def at_once(self) -> int:
+        return AT_ONCE if is_async(self.function) else 1
 
     def problem(self, example: Example) -> str | None:
         if not (lacking := self.signature.lacking(example)):
@@ -78,7 +77,7 @@ class FunctionCheck(Check):
             return self.function(*arguments, **keywords, **self.options)
 
         try:
-            with nullcontext() if self.awaits else _ONE_BY_ONE:
+            with nullcontext() if self.at_once > 1 else _ONE_BY_ONE:
                 result = settled(call)
         except NsloraError:
             raise

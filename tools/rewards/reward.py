@@ -5,6 +5,7 @@ Scores are cached by row and reply; `calls` counts the evaluations that were mad
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import ValidationError
 
 from nslora.tools.errors import RewardError
-from nslora.tools.rewards.calling import AT_ONCE
 from nslora.tools.rewards.checks import Check, CheckResult, Contains, ExactMatch, JsonSchema, Length, Regex, UpperCase
 from nslora.tools.rewards.choice import Choice
 from nslora.tools.rewards.json_equal import JsonEqual
+from nslora.tools.rewards.judging import JudgingCheck
 from nslora.tools.rewards.label import Label
 from nslora.tools.rewards.numeric import Numeric
 from nslora.tools.rewards.score import Score
@@ -46,6 +47,8 @@ BUILT_IN: Mapping[str, type[Check]] = {
     "length": Length,
     "upper_case": UpperCase,
 }
+# A check that stands on a package above this one, as `module:function` does: its builder, called with spec and folder.
+PLUGGED_IN: Mapping[str, str] = {"judge": "nslora.tools.editor.judge:judge_check"}
 
 
 class Reward:
@@ -54,7 +57,8 @@ class Reward:
     Args:
         checks: At least one check, each with a unique name.
         combine: "mean": the mean of the checks, by weight. "all": 1.0 if every check is at 1, else 0.0.
-        costly: True if an evaluation costs money; the classifier then evaluates as little as it can.
+        costly: True if an evaluation costs money; the classifier then evaluates as little as it can. None: if there is
+            a judge.
         noise: Largest difference between two scores of one reply. None: the classifier measures it.
 
     Raises:
@@ -63,7 +67,7 @@ class Reward:
     """
 
     def __init__(
-        self, checks: Sequence[Check], combine: str = "mean", *, costly: bool = False, noise: float | None = None
+        self, checks: Sequence[Check], combine: str = "mean", *, costly: bool | None = None, noise: float | None = None
     ) -> None:
         names = [check.name for check in checks]
         if not names:
@@ -74,10 +78,11 @@ class Reward:
         if combine not in get_args(Combine):
             raise RewardError(f"Unknown reward.combine {combine!r} (known: {', '.join(get_args(Combine))}).")
         self.checks, self.combine, self.calls = tuple(checks), combine, 0
-        self.costly, self.noise = costly, noise
+        self.costly, self.noise = bool(self.judges) if costly is None else costly, noise
         self.tolerance: float | None = None  # measured by the classifier
         self._scores: dict[tuple[str, str, str], Score] = {}
         self._suggestions: dict[tuple[str, str], str | None] = {}
+        self._place: Any = None  # of the judges
 
     def __call__(self, example: Example, reply: str) -> Score:
         reply = split_thinking(reply)[1]  # what was only considered is no answer
@@ -86,15 +91,28 @@ class Reward:
             self._scores[key] = self.fresh(example, reply)
         return self._scores[key]
 
+    @property
+    def judges(self) -> tuple[JudgingCheck, ...]:
+        """The checks that ask a chat model."""
+        return tuple(check for check in self.checks if isinstance(check, JudgingCheck))
+
+    def judge_in(self, place: Any) -> None:
+        """Have the judges work in this `JudgePlace`, whose records are to hold all that is scored from now on."""
+        if self.judges and place is not self._place:
+            self._place = place
+            self._scores, self._suggestions = {}, {}
+            for check in self.judges:
+                check.work_in(place)
+
     def score_all(self, examples: Sequence[Example], replies: Sequence[str]) -> list[Score]:
-        """Score each reply to its row. Rows are scored at once, up to `AT_ONCE`, if a check is async."""
+        """Score each reply to its row. Rows are scored at once if a check is async or a judge."""
         pairs = list(zip(examples, replies, strict=True))
-        if not any(getattr(check, "awaits", False) for check in self.checks):
+        if (at_once := max(check.at_once for check in self.checks)) == 1:
             return [self(example, reply) for example, reply in pairs]
         by_row: dict[tuple[str, str], list[tuple[Example, str]]] = {}
         for example, reply in pairs:  # replies to one row in turn, because they share its suggestion
             by_row.setdefault((example.id, example.question), []).append((example, reply))
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             waiting = [pool.submit(lambda row: [self(*pair) for pair in row], row) for row in by_row.values()]
             try:
                 for each in waiting:
@@ -182,21 +200,22 @@ class Reward:
         Returns:
             The score without suggestion, and the suggestion of a user's function.
         """
-        if len(example.answers) < 2:
+        if len(example.answers) < 2 or all(check.all_answers for check in self.checks):
             return self._judge_one(example, reply)
         best = None
         for reading in (each for each in _readings(example) if self._problem(each) is None):
-            found = self._judge_one(reading, reply)
+            found = self._judge_one(reading, reply, whole=example)
             if best is None or found[0].value > best[0].value:
                 best = found
             if found[0].passed:
                 break
         return best or self._judge_one(example, reply)
 
-    def _judge_one(self, example: Example, reply: str) -> tuple[Score, str | None]:
+    def _judge_one(self, example: Example, reply: str, whole: Example | None = None) -> tuple[Score, str | None]:
         with _COUNTING:
             self.calls += 1
-        results = [(check, check.grade(example, reply)) for check in self.checks]
+        rows = [whole if whole is not None and check.all_answers else example for check in self.checks]
+        results = [(check, check.grade(row, reply)) for check, row in zip(self.checks, rows, strict=True)]
         values: dict[str, float] = {}
         for check, result in results:
             parts = {check.name: result.value} if result.parts is None else result.parts
@@ -255,13 +274,21 @@ def build_check(spec: Any, folder: Path | None = None) -> Check:
         from nslora.tools.rewards.functions import function_check
 
         return function_check(options, folder)
+    if kind in PLUGGED_IN:
+        module, _, name = PLUGGED_IN[kind].partition(":")
+        build: Callable[..., Check] = getattr(importlib.import_module(module), name)
+        return build(options, folder)
     if kind not in BUILT_IN:
         raise RewardError(f"Unknown check {kind!r}: {_known()}.")
     try:
         return BUILT_IN[kind].model_validate({"name": kind, **options})
     except ValidationError as error:
-        problem = first_problem(error, BUILT_IN[kind])
-        raise RewardError(f"The check {kind!r} rejects its options: {problem}.") from error
+        raise rejected(error, BUILT_IN[kind], kind) from error
+
+
+def rejected(error: ValidationError, model: type[Any], kind: str) -> RewardError:
+    """The error for options that a check does not take."""
+    return RewardError(f"The check {kind!r} rejects its options: {first_problem(error, model)}.")
 
 
 def first_problem(error: ValidationError, model: type[Any]) -> str:
@@ -283,4 +310,4 @@ def first_problem(error: ValidationError, model: type[Any]) -> str:
 
 
 def _known() -> str:
-    return f"known are {', '.join(BUILT_IN)}, and your own as package.module:function"
+    return f"known are {', '.join((*BUILT_IN, *PLUGGED_IN))}, and your own as package.module:function"

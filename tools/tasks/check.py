@@ -58,7 +58,9 @@ class TaskCheck:
     notes: tuple[str, ...]
 
 
-def check_task(task: Task, on_progress: Callable[[int, int], None] = lambda done, total: None) -> TaskCheck:
+def check_task(
+    task: Task, on_progress: Callable[[int, int], None] = lambda done, total: None, *, ask_judges: bool = False
+) -> TaskCheck:
     """Judge each reference by the task's own reward, and look for what makes a run fail or mislead.
 
     A reference may miss the form that the reward asks for: such a task teaches form by its prompt. So it is wrong only
@@ -67,12 +69,20 @@ def check_task(task: Task, on_progress: Callable[[int, int], None] = lambda done
     Args:
         task: The task. A costly reward judges a part of the references.
         on_progress: Is called with (references judged, references to judge).
+        ask_judges: Whether a judge may be asked, which costs money. Else a task with one that has not judged all of
+            its references yet is shown without rewards, with the number of calls that they would take.
 
     Raises:
         RewardError: If a function of the reward fails.
     """
     limit = _CHECKED_REPLIES if task.reward.costly else None
     judged = {split: [row for row in getattr(task, split) if row.reference][:limit] for split in SPLITS}
+    calls, notes = _judges(task, [row for rows in judged.values() for row in rows], ask=ask_judges)
+    if calls and not ask_judges:
+        sizes = {split: len(getattr(task, split)) for split in SPLITS}
+        shown = tuple(_shown(task, row, asked=False) for row in task.train[:SHOWN_ROWS])
+        wrong = _contradictions(task)
+        return TaskCheck(sizes, shown, {}, tuple(wrong), (*task.notes, *notes, *_unasked(task), *_too_long(task)))
     total, done = sum(map(len, judged.values())), 0
     full: dict[str, tuple[int, int]] = {}
     unreachable: list[Example] = []
@@ -90,15 +100,37 @@ def check_task(task: Task, on_progress: Callable[[int, int], None] = lambda done
         full[split] = passed, len(rows)
     sizes = {split: len(getattr(task, split)) for split in SPLITS}
     wrong = [*_unreachable(task, unreachable), *_answers_to_anything(task), *_contradictions(task)]
-    notes = [*task.notes, *_missed(missed, total), *_unasked(task), *_too_long(task)]
+    notes = [*task.notes, *notes, *_missed(missed, total), *_unasked(task), *_too_long(task)]
     shown = tuple(_shown(task, row) for row in task.train[:SHOWN_ROWS])
     return TaskCheck(sizes, shown, full, tuple(wrong), tuple(notes))
 
 
-def _shown(task: Task, row: Example) -> ShownRow:
+def _judges(task: Task, rows: Sequence[Example], *, ask: bool) -> tuple[int, list[str]]:
+    """Calls that the task's judges would make in this check, and what is to be said of each judge."""
+    first = task.train[0]
+    pairs = [*((row, row.reference or "") for row in rows), (first, ""), (first, first.question)]
+    total, notes = 0, []
+    for check in task.reward.judges:
+        labelled = check.labelled_pairs()
+        unknown = check.unknown([*pairs, *labelled])
+        total += unknown
+        if unknown and not ask:
+            most = f" (up to {unknown * check.most_calls} with all samples)" if check.most_calls > 1 else ""
+            notes.append(
+                f"The judge {check.judge} has not judged {len(rows)} references and {len(labelled)} labelled rows yet: "
+                f"that takes {unknown} calls{most}, which nslora check --ask-judges makes."
+            )
+        elif (agreement := check.agreement()) is not None:
+            notes.append(f"The judge {check.judge} against labelled rows: {agreement}.")
+    return total, notes
+
+
+def _shown(task: Task, row: Example, *, asked: bool = True) -> ShownRow:
     messages = task.prompt.messages(row.question)
     if not row.reference:
         return ShownRow(row.id, messages, None, (), None, "")
+    if not asked:
+        return ShownRow(row.id, messages, row.reference, row.answers, None, "")
     score = task.reward(row, row.reference)
     return ShownRow(row.id, messages, row.reference, row.answers, score.value, score.feedback)
 

@@ -78,13 +78,14 @@ class RewardSpec(Settings):
 
     Attributes:
         combine: "mean" or "all"; see `Reward`.
-        costly: True if an evaluation costs money. The classifier then uses reward heads (Bradley-Terry).
+        costly: True if an evaluation costs money. The classifier then uses reward heads (Bradley-Terry). None: if a
+            check is a judge.
         noise: Largest difference between two scores of one reply. None: measured, on a few replies judged twice.
         checks: Checks by name or with options; `build_check` reads each.
     """
 
     combine: Combine = "mean"
-    costly: bool = False
+    costly: bool | None = None
     noise: float | None = Field(None, ge=0, le=0.3)
     checks: tuple[str | dict[str, Any], ...] = Field(("exact_match",), min_length=1)
 

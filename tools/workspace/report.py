@@ -22,6 +22,7 @@ from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded, check_means
 from nslora.tools.training.adapters import WEIGHTS
 from nslora.tools.workspace.budget import spent_of
+from nslora.tools.workspace.judges import judges_report
 from nslora.tools.workspace.workspace import Workspace
 
 PACKAGES = ("nslora", "torch", "transformers", "peft", "trl", "textgrad", "langgraph", "langchain-core")
@@ -166,6 +167,7 @@ def _report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
         "rounds": [dict(each) for each in facts.rounds],
         "cost": _costs(facts, sum(each.input_tokens + each.output_tokens for each in log.of(CHECK))),
         "editor_problems": log.problems(),
+        **({"judges": judges} if (judges := judges_report(workspace)) else {}),
         "wall_s": round(facts.wall_s, 3),
         "peak_rss_mb": _peak_rss_mb(),
         "settings": settings.model_dump(mode="json"),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from nslora.tools.editor.settings import EditorSettings
+from nslora.tools.editor.settings import EditorSettings, JudgeSettings
 from nslora.tools.evaluation.acceptance import KeepSettings
 from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import Thinking
@@ -28,6 +28,7 @@ class RunSettings(Settings):
     editor: str = "rules"  # of a chat model object: its name, for the record
     editor_base_url: str | None = None
     editing: EditorSettings = EditorSettings()
+    judging: JudgeSettings = JudgeSettings()  # for tasks with a `judge` check
     remade_per_row: int = Field(1, ge=0)  # verified replies to one train question; 0: no remade data
     strategy: str = "neurosymbolic"
     seed: int = Field(0, ge=0, lt=SEEDS)

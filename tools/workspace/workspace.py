@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.editor import Editor
+from nslora.tools.editor.judge_calls import JudgePlace
 from nslora.tools.errors import BudgetError, DamagedError, DivergedError, RunError
 from nslora.tools.evaluation.records import EvaluationStore
 from nslora.tools.evaluation.rollouts import Replies, ask, grade
@@ -112,6 +113,22 @@ class Workspace:
         """Known replies: shared with other runs, or only this run's if `reuse_replies` is off."""
         folder = cache_folder() if self.settings.reuse_replies else self.folder
         return ReplyCache(folder / "replies.sqlite")
+
+    @cached_property
+    def judge_place(self) -> JudgePlace:
+        """Where the judges of this run work; those of a replay ask nobody."""
+        origin = read_run_file(self.folder).get("origin") or {}
+        offline = origin.get("kind") == "replay"
+        return JudgePlace(self.settings.judging, self.folder, self.replies, offline=offline)
+
+    def seat_judges(self, *, begun: bool = True) -> None:
+        """Have the task's judges work for this run. begun: whether it has a folder; nothing is written else."""
+        if self.task.reward.judges:
+            self.task.reward.judge_in(self.judge_place if begun else self._beforehand)
+
+    @cached_property
+    def _beforehand(self) -> JudgePlace:
+        return JudgePlace(self.settings.judging, cache=self.replies if self.settings.reuse_replies else None)
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         """Tokens of a dialogue."""
