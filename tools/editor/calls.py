@@ -24,8 +24,9 @@ from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error
 from nslora.tools.editor.call_failures import GO_ON, is_call_failure, remedy_for, status_of, wait_before
 from nslora.tools.editor.call_log import CHECK, EditorLog, RecordedCall, plain, request_sha256
 from nslora.tools.editor.chat_models import editor_name, names_of
-from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT, LocalChat
+from nslora.tools.editor.local_chat import LocalChat
 from nslora.tools.editor.policy_editor import PolicyChat
+from nslora.tools.editor.pricing import dearest, estimate, tokens_of
 from nslora.tools.editor.redaction import scrub, secrets_of, without
 from nslora.tools.editor.reply_causes import (
     SETTINGS,
@@ -50,11 +51,8 @@ from nslora.tools.errors import EditorCallError, EditorError, SettingsError, Sto
 from nslora.tools.http_status import http_status
 from nslora.tools.rewards.calling import awaited
 
-# Rule of thumb for English under today's tokenizers; used only if the provider reports no usage, and then marked.
-CHARACTERS_PER_TOKEN = 4
 TOKENS_AROUND_A_MESSAGE = 16  # what a chat template adds to each message; for the reservation only
 MESSAGE_CHARACTERS = 500  # of a provider's error message
-MOST_TOKENS = 1 << 40  # a larger count is no count of tokens, and checkpoints hold 64 bits
 # `_llm_type` of the chat models that run on this machine: a cap on cost needs no price for them.
 FREE = ("rules", "policy")
 # HTTP statuses by which a server refuses structured output; the request is then sent again without it.
@@ -206,7 +204,8 @@ class EditorCalls:
                 "to it: set `structured` to 'auto' or 'never'."
             )
         costs_money = any(model._llm_type not in FREE for model in models)
-        self._price = _dearest(names, prices or {}, needed=self.caps.cost is not None and costs_money)
+        needed = self.caps.cost is not None and costs_money
+        self._price = dearest(names, prices or {}, needed=needed, settings=SETTINGS[role])
 
     @property
     def model(self) -> str:
@@ -373,7 +372,7 @@ class EditorCalls:
             failure = raised
             error = self._describe(raised)
         reply = without(_text(message), self._secrets)  # a server may send back what it was sent
-        tokens = counted or (sum(_estimate(_text(message)) for message in messages), _estimate(reply))
+        tokens = counted or (sum(estimate(_text(message)) for message in messages), estimate(reply))
         failed = failure is not None and is_call_failure(failure)
         call = RecordedCall(
             request_sha256=request_sha256(messages),
@@ -503,50 +502,5 @@ class EditorCalls:
         return (input_tokens * self._price["input"] + output_tokens * self._price["output"]) / 1e6
 
 
-def _dearest(models: Sequence[str], prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> dict[str, float]:
-    """The highest price among the models of which any may answer."""
-    found = [_price(model, prices, needed=needed) for model in models]
-    return {kind: max(price[kind] for price in found) for kind in ("input", "output")}
-
-
-def _price(model: str, prices: Mapping[str, Mapping[str, float]], *, needed: bool) -> Mapping[str, float]:
-    # Also found without the class or provider: a replay of a run without calls knows its editor only as `openai:...`.
-    bare = model.partition(":")[2]
-    known = {**{name.partition(":")[2]: price for name, price in prices.items()}, **prices}
-    price = known.get(model) or (known.get(bare) if bare else None)
-    if price is None and needed:
-        setting = f"--set editing.prices.{bare or model}"
-        raise SettingsError(
-            f"A cap on the editor's cost needs a price for {model!r}, per million tokens: add "
-            f"prices={{{model!r}: {{'input': ..., 'output': ...}}}} to editing, or in the shell {setting}.input=... "
-            f"{setting}.output=...."
-        )
-    if price is not None and not {"input", "output"} <= set(price):
-        raise SettingsError(f"The price of {model!r} needs both 'input' and 'output', per million tokens.")
-    return price or {"input": 0.0, "output": 0.0}
-
-
-def tokens_of(message: AIMessage) -> tuple[int, int] | None:
-    """Read input and output tokens as the provider counted them.
-
-    LangChain's UsageMetadataCallbackHandler does not replace this: it skips replies whose metadata name no model (local
-    servers, fakes), sees no reply inside an error (`reply_in_error`), and accepts any number.
-
-    Returns:
-        None if there are no plausible counts. A count of 0 for a request is not believed, because it would lift the
-        caps on tokens and cost, unless the chat model marks its counts as exact.
-    """
-    usage: Mapping[str, Any] = message.usage_metadata or {}
-    sent, received = (usage.get(name) for name in ("input_tokens", "output_tokens"))
-    if type(sent) is not int or type(received) is not int:
-        return None
-    fewest = 0 if message.response_metadata.get(TOKENS_ARE_EXACT) else 1
-    return (sent, received) if fewest <= sent < MOST_TOKENS and 0 <= received < MOST_TOKENS else None
-
-
 def _text(message: BaseMessage) -> str:
     return str(message.text)
-
-
-def _estimate(text: str) -> int:
-    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)

@@ -12,8 +12,8 @@ from langchain_core.messages import BaseMessage, UsageMetadata
 from pydantic import Field
 
 from nslora.tools.editor.call_log import EditorLog, RecordedChat
-from nslora.tools.editor.calls import tokens_of
 from nslora.tools.editor.editor import Caps, EditFailedError, Editor
+from nslora.tools.editor.pricing import tokens_of
 from nslora.tools.editor.rule_editor import RuleEditor
 from nslora.tools.errors import EditorCallError, SettingsError
 from nslora.tools.prompt import Prompt
