@@ -48,11 +48,20 @@ def refuse_cached(graph: StateGraph[Any, Any, Any, Any]) -> None:
         )
 
 
-def build_workflow() -> Workflow:
-    """The loop as a StateGraph, not compiled: to be changed, compiled by hand, or given to `Run.create(graph=...)`."""
+def build_workflow(**nodes: Any) -> Workflow:
+    """The loop as a StateGraph, not compiled: to be changed, compiled by hand, or given to `Run.create(graph=...)`.
+
+    Args:
+        **nodes: Nodes of your own in the place of those of these names, as `StateGraph.add_node` takes them.
+
+    Raises:
+        SettingsError: If the loop has no node of that name.
+    """
     graph = _Loop(AdaptationState, context_schema=AdaptationContext)
     for node in (evaluate, monitor, classify, lora_update, textgrad_edit, approve, finish):
-        graph.add_node(node.__name__, alone(node))
+        graph.add_node(node.__name__, nodes.pop(node.__name__, None) or alone(node))
+    if nodes:
+        raise SettingsError(f"The loop has no node {', '.join(nodes)}: it has {', '.join(WITH_EFFECTS)}.")
     graph.add_edge(START, "evaluate")
     graph.add_edge("evaluate", "monitor")
     graph.add_conditional_edges("monitor", after_monitor, {name: name for name in ("finish", "classify")})

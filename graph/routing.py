@@ -18,11 +18,14 @@ def after_monitor(state: AdaptationState) -> Literal["finish", "classify"]:
 def after_classify(state: AdaptationState) -> Literal["lora_update", "textgrad_edit", "finish"]:
     """Where did the router send this round?"""
     decision = state["decision"]
-    if decision is None or decision["action"] == "finish":
+    action = decision.get("action") if isinstance(decision, Mapping) else None
+    if decision is None or action == "finish":
         return "finish"
-    if decision["action"] not in NODE_OF:
-        raise RunError(f"The state holds the action {decision['action']!r}: wanted lora, textgrad or finish.")
-    return NODE_OF[decision["action"]]
+    if action is None or action not in NODE_OF:
+        raise RunError(
+            f"The state holds the decision {decision!r}: wanted {{'action': 'lora', 'textgrad' or 'finish', ...}}."
+        )
+    return NODE_OF[action]
 
 
 def after_update(state: AdaptationState) -> Literal["approve", "evaluate"]:

@@ -42,13 +42,13 @@ class Measured(TypedDict):
 
 
 class Decision(TypedDict):
-    """What the router chose for this round, and why."""
+    """What the router chose for this round, and why. A node of a user's own may leave out all but the action."""
 
     action: Literal["lora", "textgrad", "finish"]
-    reason: str
-    evidence: dict[str, float | str]
-    demand: dict[str, float]
-    material: str  # file with the train rows chosen for each kind of update
+    reason: NotRequired[str]
+    evidence: NotRequired[dict[str, float | str]]
+    demand: NotRequired[dict[str, float]]
+    material: NotRequired[str]  # file with the train rows chosen for each kind of update
 
 
 class Work(TypedDict):
@@ -132,8 +132,11 @@ def extended(rounds: list[RoundRecord], more: Sequence[list[RoundRecord]]) -> li
 Rounds = Annotated[list[RoundRecord], DeltaChannel(extended, snapshot_frequency=20)]
 
 
-class AdaptationState(TypedDict):
-    """What survives a checkpoint. Adapters and prompts are named by content hash, never held."""
+class AdaptationState(TypedDict, total=False):
+    """What survives a checkpoint. Adapters and prompts are named by content hash, never held.
+
+    No key is required of an input, which may be {}; after the first evaluation all are there.
+    """
 
     status: Literal["running", "finished"]
     stop: str  # why the run ends; "" while it goes on
@@ -160,11 +163,16 @@ class AdaptationState(TypedDict):
 class AdaptationContext:
     """What a node is given beside the state, never persisted. Plain, so that JSON can carry it.
 
-    folder: the run's folder; empty if a server got no context. stream: of the Run that holds the lock, empty if the
-    graph is invoked by hand.
+    folder: the run's folder; empty if a server got no context.
     """
 
     folder: str = ""
+
+
+@dataclass
+class HeldContext(AdaptationContext):
+    """That of a Run that holds the folder's lock. stream: names that Run to the lock."""
+
     stream: str = ""
 
 

@@ -64,7 +64,7 @@ def question(state: AdaptationState, proposal: Proposal, candidate: Candidate, l
         "round": state["round"] + 1,
         "kind": proposal["kind"],
         "note": proposal["note"],
-        "reason": state["decision"]["reason"] if state["decision"] else "",
+        "reason": state["decision"].get("reason", "") if state["decision"] else "",
         "diff": difference(kept, proposed),
         "prompt": proposed.render(),
         "adapter": {"kept": state["kept"]["adapter"], "proposed": candidate["adapter"]},

@@ -4,10 +4,10 @@ from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes, Decision, Kind, Measured
 from nslora.nodes.shared.budget import Budget
-from nslora.nodes.shared.rounds import tries
+from nslora.nodes.shared.rounds import choose_rows
 from nslora.nodes.shared.runtime import workspace_for
 from nslora.tools.classifier.attribution import Need, need_of
-from nslora.tools.dataset.selection import Material, choose_material
+from nslora.tools.dataset.selection import Material
 from nslora.tools.router.inputs import RouterInput
 from nslora.tools.router.monitoring_signal import Progress, Update, closed, read_signal
 from nslora.tools.router.strategies import strategy_named
@@ -26,12 +26,9 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
     kept = state["kept_measured"]
     if kept is None:
         return {"stop": "nothing was measured"}
-    evaluation = workspace.evaluations.load(kept["key"])
-    need = need_of([each.attribution for each in evaluation.failed("validation")])
-    seed = f"{workspace.settings.seed}/{tries(state['rounds'], 'textgrad')}"
-    material_file = f"material/{state['round'] + 1}-{kept['key']}.json"
-    material = choose_material(workspace.task.train, evaluation.rows, evaluation.failures, seed=seed)
-    material.save(workspace.folder / material_file)
+    need = need_of([each.attribution for each in workspace.evaluations.load(kept["key"]).failed("validation")])
+    material_file = choose_rows(state, kept, workspace)
+    material = Material.load(workspace.folder / material_file)
     strategy = strategy_named(
         workspace.settings.strategy, settings=workspace.settings.routing, signal=workspace.settings.signal
     )

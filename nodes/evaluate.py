@@ -7,10 +7,11 @@ from langgraph.runtime import Runtime
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes, Measured
 from nslora.nodes.shared.budget import Budget
 from nslora.nodes.shared.cost import CostLedger, Steps
+from nslora.nodes.shared.rounds import first_state_of, is_empty
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.nodes.shared.verdict import verdict_on
 from nslora.tools.dataset.remade import read_rows
-from nslora.tools.errors import BudgetError, RunError, TooLongError
+from nslora.tools.errors import BudgetError, TooLongError
 from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.evaluation.records import Evaluation, EvaluationCost, Passing
 from nslora.tools.evaluation.rollouts import attributed_anew, evaluation_of, known_good, reference_losses
@@ -29,10 +30,13 @@ def evaluate(state: AdaptationState, runtime: Runtime[AdaptationContext]) -> Cha
 def step(state: AdaptationState, workspace: Workspace) -> Changes:
     """Write the rows and failures to a file, and their summary and the verdict into the state.
 
-    Raises RunError if the graph was begun with something else than a first state, or with one on top of rounds.
+    A state without keys becomes a first state.
     """
-    refuse_other_beginning(state)
-    changes = measure(state, workspace)
+    begun: Changes = {}
+    if is_empty(state):
+        begun = {key: value for key, value in first_state_of(workspace).items() if key not in state}
+        state = {**state, **begun}  # type: ignore[typeddict-item]
+    changes = {**begun, **measure(state, workspace)}
     if state["proposal"] is not None:
         measured: AdaptationState = {**state, **changes}  # type: ignore[typeddict-item]
         changes["verdict"] = verdict_on(measured, workspace)
@@ -81,17 +85,6 @@ def broken_off_flop(steps: Steps, candidate: Candidate, budget: Budget) -> float
     workspace = budget.workspace
     share = 1.0 - (steps.total - steps.done) / len(workspace.measured_rows(budget.state["round"]))
     return share * budget.measuring_flop(workspace.prompts.get(candidate["prompt"]))
-
-
-def refuse_other_beginning(state: AdaptationState) -> None:
-    """Raise RunError if the state is no run's, or a first state came on top of rounds."""
-    if "kept" not in state:
-        raise RunError("This is no state of a run: begin with run.first_state(), or go on with None in its place.")
-    if state["round"] < (done := len(state["rounds"])):
-        raise RunError(
-            f"A first state was given to a run with {done} rounds behind it, which goes on with None: fork it at "
-            f"round {done} to have them back, or begin another run."
-        )
 
 
 def evaluated(

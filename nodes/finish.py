@@ -29,7 +29,8 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
         raise type(error)(f"{error} Untested, but kept: {adapter}, {prompt}.") from error
     measured, wall_s = state["start_measured"], workspace.clock.seconds
     facts = RunFacts(
-        stop=state["stop"] or (decision["reason"] if (decision := state["decision"]) else ""),  # overruled to finish
+        # An overruled decision ends the run without a stop.
+        stop=state["stop"] or (decision.get("reason", "") if (decision := state["decision"]) else ""),
         rounds=[dict(record) for record in state["rounds"]],
         start=start,
         final=final,

@@ -140,7 +140,7 @@ def round_record(
     record: RoundRecord = {
         "round": state["round"] + 1,
         "action": proposal["kind"],
-        "reason": decision["reason"] if decision else "",
+        "reason": decision.get("reason", "") if decision else "",
         "kept": verdict["kept"],
         "verdict": verdict["reason"],
         "error": proposal["error"],
@@ -151,7 +151,7 @@ def round_record(
         "potential_before": kept["potential"] if kept else 0.0,
         "potential_after": measured["potential"] if measured else None,
         "numbers": dict(verdict["numbers"]),
-        "demand": decision["demand"] if decision else {},
+        "demand": decision.get("demand", {}) if decision else {},
         "signal": {},
         **work_of_round(proposal, measured),  # type: ignore[typeddict-item]  # a Work holds no "person"
         "editor_lines": lines_in(workspace.folder / "editor.jsonl"),

@@ -63,7 +63,7 @@ def run(
     editor: Annotated[str, typer.Option(help="rules, policy, or provider:model such as openai:gpt-4o.")] = "rules",
     base_url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server for the editor.")] = None,
     strategy: Annotated[
-        str, typer.Option(help="neurosymbolic, lora, textgrad, random, or an order.")
+        str, typer.Option(help="neurosymbolic, lora, textgrad, random, an order, or package.module:function.")
     ] = "neurosymbolic",
     style: Annotated[str | None, typer.Option(help="House style, for tasks that have several.")] = None,
     combine: Annotated[str | None, typer.Option(help="mean or all: graded or all-or-nothing reward.")] = None,

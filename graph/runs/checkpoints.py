@@ -145,18 +145,9 @@ def _refuse_newer(pool: Any, known: int, url: str) -> None:
 
 
 def check_checkpoints(checkpoints: object) -> None:
-    """Raise SettingsError if `checkpoints` is neither a place (see `check_place`) nor a synchronous checkpointer.
-
-    A Run works outside an event loop, which asynchronous checkpointers do not support.
-    """
+    """Raise SettingsError if `checkpoints` is neither a place (see `check_place`) nor a checkpointer."""
     if checkpoints is None or isinstance(checkpoints, str):
         check_place(checkpoints)
-    elif type(checkpoints).__module__.endswith(".aio"):
-        raise SettingsError(
-            f"checkpoints={type(checkpoints).__name__}: a Run works without an event loop; give one "
-            "that is not asynchronous (and await asyncio.to_thread(run.adapt)), or compile "
-            "build_graph(checkpointer=saver) and await it by hand."
-        )
     elif not isinstance(checkpoints, BaseCheckpointSaver):
         kind = type(checkpoints).__name__
         what_to_do = (

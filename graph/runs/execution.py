@@ -3,13 +3,13 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver
+from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import RunControl
@@ -31,9 +31,18 @@ from nslora.graph.runs.disk_errors import named_disk_problems
 from nslora.graph.runs.folder import read_settings
 from nslora.graph.runs.history import last_whole_round, line_of
 from nslora.graph.runs.integrity import check_records
+from nslora.graph.runs.loops import FromThreads, Saver, is_asynchronous
 from nslora.graph.runs.view import report_of
-from nslora.graph.state import AdaptationContext, AdaptationState, first_state
-from nslora.tools.errors import DamagedError, EditorCallError, RunError, StoppedError, UnreachableRewardError
+from nslora.graph.state import AdaptationContext, AdaptationState, HeldContext
+from nslora.nodes.shared.rounds import first_state_of
+from nslora.tools.errors import (
+    DamagedError,
+    EditorCallError,
+    RunError,
+    SettingsError,
+    StoppedError,
+    UnreachableRewardError,
+)
 from nslora.tools.files import quoted, read_jsonl, write_json
 from nslora.tools.prompt import Prompt
 from nslora.tools.workspace.record import (
@@ -44,11 +53,31 @@ from nslora.tools.workspace.record import (
 )
 from nslora.tools.workspace.workspace import Workspace, refuse_changed_checks
 
-Saver = BaseCheckpointSaver[Any]
 AnyGraph = StateGraph[Any, Any, Any, Any] | Graph
 # To a question of `approve`: {"answer": "accept"}, "reject", or {"answer": "rewrite", "prompt": the document, or a
 # Prompt}; to a question of a chat model, whatever it expects.
 Answer = str | Mapping[str, Any]
+OUTWARD = (  # of a question that a Run meets inside a node of another graph
+    " To let the question reach the caller of the graph that this node is of, call build_graph().invoke({}, "
+    "context=run.context) in it in the place of the Run."
+)
+OWN_KEYS = (
+    "thread_id",
+    "checkpoint_id",
+    "checkpoint_ns",
+    "checkpoint_map",
+)  # of a config: they name where a run goes on
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A graph under its run's lock, with its open checkpoints, and what it is called with."""
+
+    graph: Graph
+    saver: Saver
+    input: Any
+    config: RunnableConfig
+    context: AdaptationContext
 
 
 class Execution:
@@ -75,7 +104,7 @@ class Execution:
     ) -> None:
         self.folder = folder.absolute()  # stays valid when the working directory changes
         self.workspace, self.graph = workspace, graph
-        self.saver = saver
+        self.saver = FromThreads(saver) if saver is not None and is_asynchronous(saver) else saver
         record = read_run_file(folder)
         recorded = record.get("checkpoints")
         if saver is None and (recorded == OBJECT or (place is not None and without_password(place) != recorded)):
@@ -119,14 +148,7 @@ class Execution:
                 f"The run {self.folder} has begun: to go on, give the graph None in the place of "
                 "first_state(), or call adapt()."
             )
-        return self._first_state()
-
-    def _first_state(self) -> AdaptationState:
-        return first_state(
-            self.workspace.prompts.add(self.workspace.task.prompt),
-            approve=self.workspace.settings.approve,
-            adapter=read_run_file(self.folder).get("adapter"),
-        )
+        return first_state_of(self.workspace)
 
     def checkpointer(self) -> AbstractContextManager[Saver]:
         """The run's checkpoints, open as long as the block lasts."""
@@ -142,23 +164,50 @@ class Execution:
         *,
         control: RunControl | None = None,
         answer: Answer | None = None,
+        config: RunnableConfig | None = None,
     ) -> Iterator[tuple[str, Any]]:
         """Run to the end, yielding (mode, part) of LangGraph's stream as they come.
 
-        modes: "updates" gives {node: changes}, "values" whole states, "custom" progress inside a node. control: its
-        `request_drain()` ends the run after the current step with GraphDrained. answer: to the question of an
-        `approve` node, see `question`. A run that was begun before goes on from its last checkpoint, under the same
-        settings; a finished one yields nothing. Raises RunError if another process is at work on the run, the disk
-        is full, nothing waits for the answer, or another checkpointer holds the run; StoppedError if a reward function
-        meets a failure that passes, EditorCallError if a call of the editor fails, and DamagedError if a file of the
-        past is damaged, each with the command that goes on.
+        A run that was begun before goes on from its last checkpoint, under the same settings; a finished one yields
+        nothing.
+
+        Args:
+            modes: "updates" gives {node: changes}, "values" whole states, "custom" progress inside a node.
+            control: Its `request_drain()` ends the run after the current step with GraphDrained.
+            answer: To the question of an `approve` node, see `question`.
+            config: Callbacks, tags, metadata, run_name and the like, in addition to `Execution.config`.
+
+        Raises:
+            RunError: If another process is at work on the run, the disk is full, nothing waits for the answer, or
+                another checkpointer holds the run.
+            StoppedError: If a reward function meets a failure that passes.
+            EditorCallError: If a call of the editor fails.
+            DamagedError: If a file of the past is damaged. The last three name the command that goes on.
         """
+        with self._begun(answer, config) as begun:
+            if begun is not None:
+                for mode, part in begun.graph.stream(
+                    begun.input,
+                    begun.config,
+                    context=begun.context,
+                    stream_mode=list(modes),
+                    durability="sync",
+                    control=control,
+                ):
+                    yield str(mode), part
+
+    @contextmanager
+    def _begun(self, answer: Answer | None, config: RunnableConfig | None) -> Iterator[Begun | None]:
+        """The graph under the run's lock; None if there is nothing to do. Raises what `stream` raises."""
+        added = self._with(config)
         moved_away = self.saver is None and self.place is None and not (self.folder / CHECKPOINTS_FILE).exists()
         with named_disk_problems(self.folder), sole_writer(self.folder) as stream, self.checkpointer() as saver:
             graph = self.compiled(saver)
             try:
                 self._refuse_where_unasked(graph, answer, begins_anew=moved_away)
-                yield from self._streamed(graph, replace(self.context, stream=stream), modes, control, answer)
+                found = self._beginning(graph, added, answer)
+                held = HeldContext(self.context.folder, stream)
+                yield None if found is None else Begun(graph, saver, *found, held)
             except (EditorCallError, UnreachableRewardError) as error:
                 kind = EditorCallError if isinstance(error, EditorCallError) else StoppedError
                 raise kind(f"{error} Every finished step is kept: nslora resume {quoted(self.folder)}") from error
@@ -167,6 +216,18 @@ class Execution:
                     f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "
                     f"fork {quoted(self.folder)} --at {last_whole_round(graph, self.config, self.workspace)}"
                 ) from error
+
+    def _with(self, config: RunnableConfig | None) -> RunnableConfig:
+        """The run's config with what a caller adds. Raises SettingsError if that names another place to go on from."""
+        if config is not None and not isinstance(config, Mapping):
+            raise SettingsError(f"config={config!r}: wanted a dict such as {{'tags': [...], 'callbacks': [...]}}.")
+        configurable = (config or {}).get("configurable") or {}
+        if named := [key for key in OWN_KEYS if key in configurable]:
+            raise SettingsError(
+                f"config names a {named[0]}: a Run goes on from the newest checkpoint of its own thread "
+                f"({self.thread}). Leave it out, or invoke build_graph() by hand to go on from another checkpoint."
+            )
+        return {**self.config, **(config or {}), "configurable": {**configurable, **self.config["configurable"]}}
 
     def _refuse_where_unasked(self, graph: Graph, answer: Answer | None, *, begins_anew: bool) -> None:
         seen = graph.get_state(self.config)
@@ -181,50 +242,43 @@ class Execution:
         if answer is not None and not seen.interrupts:
             raise RunError(f"{self.folder} waits for no answer: leave out answer, or look at question() first.")
 
-    def _streamed(
-        self,
-        graph: Graph,
-        context: AdaptationContext,
-        modes: Sequence[StreamMode],
-        control: RunControl | None,
-        answer: Answer | None,
-    ) -> Iterator[tuple[str, Any]]:
+    def _beginning(
+        self, graph: Graph, config: RunnableConfig, answer: Answer | None
+    ) -> tuple[Any, RunnableConfig] | None:
+        """The input and the config that the graph is called with; None if nothing is left to do."""
         seen = graph.get_state(self.config)
-        config = self.config
         if seen.values.get("status") == "finished":
             refuse_lost_rounds(self.folder, seen.values)
             show_rounds(self.folder, seen.values["rounds"])
             whole = (self.folder / "result" / "test.jsonl").is_file()
             if (report := report_of(self.folder, seen.values["rounds"])) and _is_of(report, seen.values):
                 if whole:
-                    return
+                    return None
                 shutil.rmtree(self.folder / "result")
             # It is another branch's, or somebody removed it or a part of it: the last node makes it again, from the
             # same state.
-            end = next((each for each in line_of(graph, config) if "finish" in each.next), None)
+            end = next((each for each in line_of(graph, self.config) if "finish" in each.next), None)
             if end is None:
                 raise RunError(f"{self.folder} has lost its result, and the checkpoint that it could be made from.")
-            config = {**config, **end.config}
+            config = {**config, "configurable": {**config["configurable"], **end.config["configurable"]}}
         refuse_changed_checks(self.folder, self.workspace.task)
         check_records(self.folder)
         if not seen.values and self.origin and self.origin["round"] > 0:
             raise RunError(
                 f"{self.folder} has lost the checkpoints that it was begun with: fork again, into another folder."
             )
-        start: Any = None if seen.values else self._first_state()
-        if seen.interrupts:
-            if answer is None:
-                return
-            start = Command(resume=_storable(answer))
-        for mode, part in graph.stream(
-            start, config, context=context, stream_mode=list(modes), durability="sync", control=control
-        ):
-            yield str(mode), part
+        if not seen.interrupts:
+            return None if seen.values else first_state_of(self.workspace), config
+        return None if answer is None else (Command(resume=_storable(answer)), config)
 
     def finish(self, answer: Answer | None = None, **options: Any) -> dict[str, Any]:
         """Run to the end and return the report. Args as in `stream`. Raises RunError if a person is asked."""
         for _ in self.stream(answer=answer, **options):
             pass
+        return self.ended()
+
+    def ended(self) -> dict[str, Any]:
+        """The report of the run that has come to its end. Raises RunError if a person is asked instead."""
         if (asked := self.question()) is not None:
             problem = asked.get("problem") if isinstance(asked, Mapping) else None
             then = (
@@ -234,7 +288,7 @@ class Execution:
             )
             raise RunError(
                 (f"{problem} " if problem else "") + f"The run {self.folder} waits for a person: look at "
-                f"question(), then {then}."
+                f"question(), then {then}.{OUTWARD if var_child_runnable_config.get() else ''}"
             )
         return self.report()
 

@@ -14,9 +14,10 @@ from nslora.graph.projection import refuse_lost_rounds
 from nslora.graph.runs.checkpoints import OBJECT, check_checkpoints, copy_past
 from nslora.graph.runs.copy_files import copy_past as copy_files
 from nslora.graph.runs.copy_files import copy_records
-from nslora.graph.runs.execution import Execution, Saver
+from nslora.graph.runs.execution import Execution
 from nslora.graph.runs.folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
 from nslora.graph.runs.history import checkpoint_before, line_of
+from nslora.graph.runs.loops import Saver
 from nslora.graph.state import Changes
 from nslora.tools.editor.chat_models import editor_name
 from nslora.tools.editor.wrapped_chat import Chat
@@ -274,7 +275,7 @@ def force(run: Execution, action: Literal["lora", "textgrad"]) -> None:
         decision = graph.get_state(run.config).values["decision"]
         if decision is None:
             raise RunError(f"{run.folder}: there was nothing to decide, so no action can be forced.")
-        reason = f"Chosen by hand, in a fork; the strategy said: {decision['action']} ({decision['reason']})"
+        reason = f"Chosen by hand, in a fork; the strategy said: {decision['action']} ({decision.get('reason', '')})"
         graph.update_state(
             run.config, {"decision": {**decision, "action": action, "reason": reason}, "stop": ""}, as_node="classify"
         )

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nslora.graph.runs.execution import Answer, Execution, Saver
+from nslora.graph.runs.execution import Answer, Execution
 from nslora.graph.runs.fork import Beginning, begin, complete
 from nslora.graph.runs.history import checkpoint_before, line_of
+from nslora.graph.runs.loops import Saver
 from nslora.graph.runs.view import RunView, look
 from nslora.tools.editor.call_log import EditorLog, RecordedCall, RecordedChat
 from nslora.tools.editor.calls import FREE

@@ -6,9 +6,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from langchain_core.runnables import RunnableConfig
+
+from nslora.graph.runs.asynchronous import AsyncExecution
 from nslora.graph.runs.checkpoints import OBJECT, check_checkpoints
 from nslora.graph.runs.compare import Comparison, compare
-from nslora.graph.runs.execution import Answer, AnyGraph, Execution, Saver
+from nslora.graph.runs.execution import Answer, AnyGraph
 from nslora.graph.runs.folder import (
     ask_editor,
     beside,
@@ -24,6 +27,7 @@ from nslora.graph.runs.folder import (
     write_record,
 )
 from nslora.graph.runs.fork import fork
+from nslora.graph.runs.loops import Saver
 from nslora.graph.runs.replay import Replay, replay
 from nslora.graph.runs.result import Result, result_of
 from nslora.graph.runs.view import RoundDetails, RunView, look
@@ -46,7 +50,7 @@ from nslora.tools.workspace.workspace import (
 )
 
 
-class Run(Execution):
+class Run(AsyncExecution):
     """One adaptation: a folder, a workspace and a thread of checkpoints. `create` or `open` makes one."""
 
     @classmethod
@@ -200,15 +204,24 @@ class Run(Execution):
             )
         return cls(path, register(workspace), saver, place, graph)
 
-    def adapt(self) -> Result:
+    def adapt(self, *, config: RunnableConfig | None = None) -> Result:
         """Run from the last checkpoint to the end.
+
+        Args:
+            config: LangChain's: callbacks, tags, metadata, run_name, ..., in addition to the run's own.
 
         Raises:
             RunError: If the run stops before its end to ask a person: see `question` and `resume`.
         """
-        return self.resume()
+        return self.resume(config=config)
 
-    def resume(self, answer: Answer | None = None, *, max_rounds: int | None = None) -> Result:
+    async def aadapt(self, *, config: RunnableConfig | None = None) -> Result:
+        """Await what `adapt` does; the event loop is free meanwhile, and a cancelled run can be resumed."""
+        return await self.aresume(config=config)
+
+    def resume(
+        self, answer: Answer | None = None, *, max_rounds: int | None = None, config: RunnableConfig | None = None
+    ) -> Result:
         """Go on from the last checkpoint to the end.
 
         Args:
@@ -216,13 +229,22 @@ class Run(Execution):
                 `result.CHECKPOINT`, and the report says how often the test split has been looked at.
             answer: To the question that waits: "accept", "reject", or {"answer": "rewrite", "prompt": a Prompt or its
                 document}; to a chat model that asks a person, whatever it expects.
+            config: As in `adapt`.
 
         Raises:
             RunError: If a person is asked, no question waits for the answer, or another process works on the run.
         """
         if max_rounds is not None:
             self.allow(max_rounds)
-        return result_of(self.folder, self.finish(answer))
+        return result_of(self.folder, self.finish(answer, config=config))
+
+    async def aresume(
+        self, answer: Answer | None = None, *, max_rounds: int | None = None, config: RunnableConfig | None = None
+    ) -> Result:
+        """Await what `resume` does; the event loop is free meanwhile, and a cancelled run can be resumed."""
+        if max_rounds is not None:
+            await self._apart(self.allow, max_rounds)
+        return result_of(self.folder, await self.afinish(answer, config=config))
 
     def fork(
         self,

@@ -1,8 +1,23 @@
 """What the rounds so far say to the nodes."""
 
-from nslora.graph.state import AdaptationState, Kind, RoundRecord
-from nslora.tools.dataset.selection import Material
+from nslora.graph.state import AdaptationState, Kind, Measured, RoundRecord, first_state
+from nslora.tools.dataset.selection import Material, choose_material
+from nslora.tools.workspace.record import read_run_file
 from nslora.tools.workspace.workspace import Workspace
+
+
+def first_state_of(workspace: Workspace) -> AdaptationState:
+    """The state to begin with: the base model, or the start adapter on it, under the task's prompt."""
+    return first_state(
+        workspace.prompts.add(workspace.task.prompt),
+        approve=workspace.settings.approve,
+        adapter=read_run_file(workspace.folder).get("adapter"),
+    )
+
+
+def is_empty(state: AdaptationState) -> bool:
+    """Whether the graph was begun with {}; some keys have a value in every state."""
+    return state.keys() <= {"rounds", "wall_s", "approve"}
 
 
 def tries(rounds: list[RoundRecord], kind: Kind) -> int:
@@ -19,8 +34,19 @@ def training_prompt(state: AdaptationState) -> str:
 
 
 def material_of(state: AdaptationState, workspace: Workspace) -> Material:
-    """The train rows that this round's decision chose."""
-    decision = state["decision"]
-    if decision is None:
+    """The train rows that this round's decision chose; a decision of a user's own node may leave the choice open."""
+    decision, kept = state["decision"], state["kept_measured"]
+    if decision is None or kept is None:
         return Material((), (), ())
-    return Material.load(workspace.folder / decision["material"])
+    name = decision.get("material") or choose_rows(state, kept, workspace)
+    return Material.load(workspace.folder / name)
+
+
+def choose_rows(state: AdaptationState, kept: Measured, workspace: Workspace) -> str:
+    """Choose the train rows for each kind of update by the evaluation of what is kept; returns the file's name."""
+    evaluation = workspace.evaluations.load(kept["key"])
+    seed = f"{workspace.settings.seed}/{tries(state['rounds'], 'textgrad')}"
+    name = f"material/{state['round'] + 1}-{kept['key']}.json"
+    material = choose_material(workspace.task.train, evaluation.rows, evaluation.failures, seed=seed)
+    material.save(workspace.folder / name)
+    return name

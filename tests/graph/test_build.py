@@ -342,10 +342,16 @@ def test_a_stream_that_is_read_in_several_threads_gives_its_lock_back(begin: Cal
     assert not is_locked(begin("other").folder.with_name("run"))
 
 
-@pytest.mark.parametrize("kind", ["input", "output", "context"])
-def test_the_graph_has_a_json_schema_for_what_a_server_shows_as_a_form(kind: str) -> None:
-    schema = getattr(build_graph(), f"get_{kind}_jsonschema")()
-    assert schema["properties"]
+def test_the_graph_has_json_schemas_for_what_a_server_shows_as_a_form() -> None:
+    graph = build_graph()
+    state, folder = graph.get_input_jsonschema(), graph.get_context_jsonschema()
+    assert state["properties"].keys() == graph.get_output_jsonschema()["properties"].keys() > {"kept", "rounds"}
+    assert "required" not in state  # the input may be {}
+    assert folder is not None
+    assert folder["properties"] == {"folder": {"default": "", "title": "Folder", "type": "string"}}
+    assert graph.get_config_jsonschema()["properties"]
+    for schema in (state, folder, graph.get_config_jsonschema()):
+        json.dumps(schema)
 
 
 def test_a_cache_policy_over_nodes_with_effects_is_refused_at_build(keepers: Task, tmp_path: Path) -> None:

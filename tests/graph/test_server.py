@@ -80,8 +80,14 @@ def test_the_server_runs_two_rounds_shows_their_history_and_goes_on_from_a_chang
     run = begin(max_rounds=2)
     thread = server.threads.create()["thread_id"]
     context = {"folder": str(run.folder.resolve())}
-    first: Any = run.first_state()
-    server.runs.wait(thread, "adapt", input=first, context=context, interrupt_before=["finish"])
+    (assistant,) = server.assistants.search()
+    schemas: Any = server.assistants.get_schemas(assistant["assistant_id"])
+    assert schemas["context_schema"]["properties"].keys() == {"folder"}
+    for kind in ("input_schema", "output_schema", "state_schema"):
+        assert schemas[kind]["properties"]["kept"]
+        assert "required" not in schemas[kind]  # a form may be sent empty
+    assert schemas["config_schema"]
+    server.runs.wait(thread, "adapt", input={}, context=context, interrupt_before=["finish"])
     state: Any = server.threads.get_state(thread)
     assert state["next"] == ["finish"]
     assert [each["action"] for each in state["values"]["rounds"]] == ["textgrad", "textgrad"]
@@ -164,7 +170,7 @@ def test_the_server_conforms_as_checkpointers_do(
     assert "give each thread a folder of its own" in json.dumps(told)
 
 
-@pytest.mark.parametrize("context", [None, {}, {"folder": ""}, {"folder": "", "stream": "x"}])
+@pytest.mark.parametrize("context", [None, {}, {"folder": ""}])
 def test_a_graph_without_a_context_says_what_to_pass(begin: Callable[..., Run], context: Any) -> None:
     with pytest.raises(RunError, match=r"invoked without its context: pass context=run\.context"):
         make_graph().invoke(begin().first_state(), context=context)

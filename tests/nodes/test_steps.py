@@ -14,7 +14,6 @@ from nslora.nodes.evaluate import step as evaluate
 from nslora.nodes.finish import step as finish
 from nslora.nodes.lora_update import step as lora_update
 from nslora.nodes.textgrad_edit import step as textgrad_edit
-from nslora.tools.errors import RunError
 from nslora.tools.router.monitoring_signal import Update, signal_of
 from nslora.tools.schema import KINDS
 from nslora.tools.tasks.task import Task
@@ -49,12 +48,10 @@ def test_evaluate_measures_nothing_if_the_update_failed(tmp_path: Path, task: Ta
     assert not changes["verdict"]["kept"]
 
 
-def test_evaluate_refuses_a_first_state_on_top_of_rounds(tmp_path: Path, task: Task) -> None:
-    room = workspace(tmp_path, task)
-    with pytest.raises(RunError, match="a run with 1 rounds behind it"):
-        evaluate(state(rounds=[{}]), room)
-    with pytest.raises(RunError, match="no state of a run"):
-        evaluate({}, room)  # type: ignore[typeddict-item]
+def test_evaluate_makes_a_first_state_of_an_empty_one(tmp_path: Path, task: Task) -> None:
+    changes = evaluate({}, workspace(tmp_path, task))  # type: ignore[typeddict-item]
+    assert changes["start"] == changes["kept"] == {"adapter": None, "prompt": task.prompt.hash}
+    assert changes["measured"]["reward"] > 0
 
 
 def test_classify_decides_from_the_signal_in_the_state(tmp_path: Path, task: Task) -> None:

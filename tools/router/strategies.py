@@ -246,6 +246,17 @@ def _user_function(spec: str) -> Callable[[RouterInput], object]:
     return chosen
 
 
+def name_of(function: Callable[..., object]) -> str:
+    """`module:function` of a user's own strategy. Raises SettingsError if another process would not find it so."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if module in (None, "__main__") or getattr(sys.modules.get(module), name, None) is not function:
+        raise SettingsError(
+            f"strategy={name or function!r} stands in no module, so that a resumed run would not find it: write the "
+            "function into a module, on its first level, and give it or 'module:function'."
+        )
+    return f"{module}:{name}"
+
+
 def must_finish(router_input: RouterInput) -> RouterDecision | None:
     """The end that holds under every strategy, if there is one; `why_stop` has the rules."""
     reason = why_stop(

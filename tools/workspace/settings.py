@@ -13,6 +13,7 @@ from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import Thinking
 from nslora.tools.router.expected_gain import StrategySettings
 from nslora.tools.router.monitoring_signal import SignalSettings
+from nslora.tools.router.strategies import name_of
 from nslora.tools.schema import Settings
 from nslora.tools.training.settings import LoraSettings
 
@@ -56,6 +57,11 @@ class RunSettings(Settings):
                 "environment (OPENAI_API_KEY)"
             )
         return url
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _by_name(cls, strategy: object) -> object:
+        return name_of(strategy) if callable(strategy) else strategy
 
     @field_validator("model")
     @classmethod

@@ -281,18 +281,6 @@ def test_an_interrupt_of_a_chat_model_is_no_failed_edit() -> None:
     assert not graph.get_state(config).interrupts
 
 
-def test_checkpoints_that_want_an_event_loop_are_refused_before_a_folder_is_made(begin: Any, tmp_path: Path) -> None:
-    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-
-    async def create() -> None:
-        async with AsyncSqliteSaver.from_conn_string(":memory:") as saver:
-            with pytest.raises(SettingsError, match=r"asyncio.to_thread\(run.adapt\)"):
-                begin("run", checkpoints=saver)
-
-    asyncio.run(create())
-    assert not (tmp_path / "run").exists()
-
-
 class AsyncOnly(ScriptedChat):
     """A chat model of a client that has no synchronous calls."""
 
