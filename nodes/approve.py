@@ -93,14 +93,14 @@ def read_answer(answer: Any, workspace: Workspace) -> tuple[str, Prompt | None]:
     if isinstance(answer, str):
         answer = {"answer": answer}
     wanted = answer.get("answer") if isinstance(answer, dict) else None
-    if wanted not in ANSWERS:
+    if wanted not in ANSWERS or (wanted == "rewrite") != ("prompt" in answer):
         raise PromptError(
             f"The answer was {answer!r}: wanted {{'answer': 'accept'}}, {{'answer': 'reject'}} or "
             "{'answer': 'rewrite', 'prompt': the whole document}."
         )
     if wanted != "rewrite":
         return wanted, None
-    document = answer.get("prompt", "")
+    document = answer["prompt"]
     if not isinstance(document, str):
         raise PromptError(
             f"The prompt was a {type(document).__name__}: wanted the whole document as text "

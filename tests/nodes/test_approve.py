@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from nslora.graph.build import build_graph
 from nslora.graph.cli.app import app
 from nslora.graph.runs.run import Run
-from nslora.tools.errors import RunError
+from nslora.nodes.approve import read_answer
+from nslora.tools.errors import PromptError, RunError
 from nslora.tools.files import write_json
 from nslora.tools.inference.flops import TERA
 from nslora.tools.policies.local import LocalPolicy
@@ -221,6 +222,15 @@ def test_a_run_whose_checkpoints_are_lost_begins_again_as_it_is_told(begin: Begi
         for file in run.folder.glob("checkpoints.sqlite*"):
             file.unlink()
     assert len(run.adapt().report["rounds"]) == 2
+
+
+def test_an_answer_of_another_form_is_told_which_one_is_wanted() -> None:
+    call = {"name": "approve", "args": {"answer": "accept"}, "id": "1", "type": "tool_call"}
+    agents = ({"decisions": [{"type": "approve"}]}, [{"type": "accept", "args": None}], call, [call])
+    halves = ({"answer": "rewrite"}, {"answer": "accept", "prompt": Prompt("Be brief.").render()}, {"prompt": "x"})
+    for answer in (*agents, *halves, "ACCEPT", "", None, True, 7, ["accept"], {"answer": ["accept"]}):
+        with pytest.raises(PromptError, match=r"^The answer was .*: wanted \{'answer': 'accept'\}, .* 'reject'"):
+            read_answer(answer, None)  # type: ignore[arg-type]
 
 
 def test_an_answer_that_cannot_be_used_is_told_and_a_prompt_may_be_given_as_one(begin: Begin) -> None:

@@ -28,6 +28,8 @@ Structured = Literal["auto", "always", "never"]
 # A document longer than this, and than several times the old one, is a runaway reply.
 DOCUMENT_CHARACTERS, GROWTH = 20_000, 4
 
+_OBJECT = re.compile(r'\s*\{\s*["}]')  # the beginning of a JSON object; "{question}" is the question
+
 # For each part that may change alone: its heading in the document, and its attribute of a Prompt.
 _HEADINGS: Mapping[Part, str] = {
     "system": documents.SYSTEM,
@@ -109,8 +111,10 @@ def read_prompt(reply: str, old: Prompt, part: Part) -> Prompt:
     """
     try:
         fields = FORMS[part].model_validate_json(reply)
-    except ValidationError:
-        return _from_tags(reply, old, part)
+    except ValidationError as error:
+        if answers(reply) or not is_object(reply):
+            return _from_tags(reply, old, part)
+        raise PromptError(_wrong_fields(error, FORMS[part])) from error
     _refuse_runaway(reply, old)
     changes: dict[str, Any] = {}
     for name, value in fields:
@@ -119,6 +123,18 @@ def read_prompt(reply: str, old: Prompt, part: Part) -> Prompt:
         else:
             changes["template" if name == "question_template" else name] = _plain(value)
     return replace(old, **changes)
+
+
+def is_object(reply: str) -> bool:
+    """Whether an editor filled in fields, rightly or not, in the place of a text."""
+    return _OBJECT.match(reply) is not None
+
+
+def _wrong_fields(error: ValidationError, form: type[BaseModel]) -> str:
+    first = error.errors(include_url=False)[0]
+    place = "".join(f" of {part}" for part in reversed(first["loc"]))
+    wanted = ", ".join(f'"{name}"' for name in form.model_fields)
+    return f"The JSON object does not fit ({first['msg']}{place}): fill in the fields {wanted}."
 
 
 def _from_tags(reply: str, old: Prompt, part: Part) -> Prompt:
@@ -145,6 +161,15 @@ def _refuse_runaway(written: str, old: Prompt) -> None:
 def _plain(field: str) -> str:
     """A field's text, without answer tags around it (some editors write them there too) and with tags restored."""
     return documents.unix_lines(restore((answers(field) or [field])[-1].strip()))
+
+
+def with_arguments(message: AIMessage) -> AIMessage:
+    """A message with the arguments of its tool call as its text, if it has a tool call and no text."""
+    calls = [*message.tool_calls, *message.invalid_tool_calls]
+    if message.text.strip() or not calls:
+        return message
+    arguments = calls[0]["args"]
+    return message.model_copy(update={"content": arguments if isinstance(arguments, str) else json.dumps(arguments)})
 
 
 def reply_in_error(error: Exception) -> AIMessage | None:

@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig, ensure_config
 from pydantic import BaseModel, ValidationError
 
-from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error
+from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error, with_arguments
 from nslora.tools.editor.call_failures import GO_ON, is_call_failure, remedy_for, status_of, wait_before
 from nslora.tools.editor.call_log import CHECK, EditorLog, RecordedCall, plain, request_sha256
 from nslora.tools.editor.chat_models import editor_name, names_of
@@ -437,7 +437,7 @@ class EditorCalls:
         try:
             fields = form.model_validate(result.get("parsed"))
         except ValidationError:
-            return message
+            return with_arguments(message)
         return message.model_copy(update={"content": fields.model_dump_json()})
 
     def _answer(self, chat: Any, messages: Messages, config: RunnableConfig) -> Any:

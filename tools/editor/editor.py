@@ -14,7 +14,7 @@ from typing import get_args
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from nslora.tools.editor.answer_format import FORMS, Part, Structured, format_rules, read_prompt
+from nslora.tools.editor.answer_format import FORMS, Part, Structured, format_rules, is_object, read_prompt
 from nslora.tools.editor.call_log import EditorLog, RecordedCall
 from nslora.tools.editor.calls import Caps, EditFailedError, EditorCalls, Usage
 from nslora.tools.editor.failures_view import (
@@ -263,9 +263,10 @@ class _Attempt:
                 reason = str(error)
                 self.problems.append(self.calls.why_empty or reason)
                 self.calls.refuse_cut_off(reason)
+            place = "in these fields" if is_object(reply) else f"between {OPEN} and {CLOSE}"
             correction = (
                 f"Your reply {attempt} of {self.retries + 1} cannot be used. {neutralise(reason)} "
-                f"Send the whole improved variable again, complete, between {OPEN} and {CLOSE}."
+                f"Send the whole improved variable again, complete, {place}."
             )
             quoted = clip(reply, REPLY_CHARACTERS) if reply.strip() else "(an empty reply)"
             messages = [*first, AIMessage(quoted), HumanMessage(correction)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from edits import NEW, OLD, StructuredChat, counted, failure, texts
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 
 from nslora.tools.editor.answer_format import DocumentForm, SystemForm, read_prompt
@@ -80,6 +80,37 @@ def test_if_the_fields_do_not_fit_the_schema_the_raw_text_is_read(filled: Any) -
     assert edit.prompts == (NEW,)
     assert "no complete" in texts(chat.requests[-1])[3]  # told, and asked again
     assert edit.usage.input_tokens > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"improved": "Be brief."}, "Field required of system"),
+        ({"system": ["Be brief."]}, "Input should be a valid string of system"),
+        ('{"system": "Be br', "Invalid JSON"),
+    ],
+)
+def test_a_tool_call_of_another_form_is_told_which_one_is_wanted(arguments: Any, told: str) -> None:
+    class Calls(StructuredChat):
+        """Fills in fields by a tool call, which has no text."""
+
+        def with_structured_output(self, schema: Any, **_: Any) -> Any:
+            def call(messages: Any) -> Any:
+                if (said := self.invoke(messages)).text != "call":
+                    return {"raw": said, "parsed": json.loads(said.text)}
+                kind = "invalid_tool_calls" if isinstance(arguments, str) else "tool_calls"
+                made: Any = {kind: [{"name": "SystemForm", "args": arguments, "id": "1"}]}
+                return {"raw": AIMessage("", **made), "parsed": None}
+
+            return RunnableLambda(call)
+
+    chat = Calls(["critique", "call", json.dumps({"system": "Reply in capitals."})])
+    edit = Editor(chat, edit="system").edit(OLD, [failure()])
+    assert edit.prompts[0].system == "Reply in capitals."
+    asked_again = texts(chat.requests[-1])[3]
+    assert told in asked_again
+    assert 'fill in the fields "system". Send the whole improved variable again, complete, in these' in asked_again
+    assert edit.problems == (asked_again.partition("cannot be used. ")[2].partition(" Send the whole")[0],)
 
 
 @pytest.mark.parametrize(
