@@ -15,7 +15,7 @@ EXTRAS := dev,embedded,postgres,serving,llamacpp
 INSTALLED := .venv/.installed
 DEMO := .venv/.demo
 
-.PHONY: help setup demo test test-fast test-engines coverage lint types size trace lock clean
+.PHONY: help setup demo demo-llm test test-fast test-engines coverage lint types size trace lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ demo $(DEMO): export UV_COMPILE_BYTECODE = 0
 
 demo: $(DEMO) ## adapt a real model to invented facts and a house style (minutes; result in runs/demo/result)
 	@$(BIN)/nslora run handbook --folder runs/demo --overwrite
+
+MODELS := tests/benchmarks/fetch_models.py
+
+demo-llm: setup ## adapt a 0.5B model with a 1.5B model as its editor (fetches 1.6 GB; result in runs/demo-llm/result)
+	@$(BIN)/python $(MODELS) qwen-0.5b qwen-1.5b
+	@$(BIN)/nslora run tests/benchmarks/data/banking12/demo.yaml --folder runs/demo-llm --overwrite --max-rounds 2 \
+	  --model $$($(BIN)/python $(MODELS) qwen-0.5b) --editor gguf:$$($(BIN)/python $(MODELS) qwen-1.5b)
 
 # One process per core, each with one thread: models this small gain nothing from a second one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --dist worksteal
