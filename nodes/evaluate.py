@@ -102,7 +102,7 @@ def evaluated(
             workspace.policy.fingerprint,
             [row.id for row in sample],
             task.max_new_tokens,
-            *([row.question, row.reference] for row in workspace.regression_set),
+            *([row.asked, row.reference] for row in workspace.regression_set),
         ]
     )[:16]
     if key in workspace.evaluations:

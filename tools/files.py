@@ -82,9 +82,9 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def without_blank(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """A record without a field that is empty, so that files stay as they were before the field existed."""
-    return {key: value for key, value in record.items() if key != name or value}
+def without_blank(record: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A record without those fields that are empty, so that files stay as they were before the fields existed."""
+    return {key: value for key, value in record.items() if key not in names or value}
 
 
 def append_jsonl(path: Path, row: Any) -> None:

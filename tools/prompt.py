@@ -36,6 +36,7 @@ from dataclasses import dataclass
 
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt_variables import check_variables
+from nslora.tools.schema import Example, Message, Turns
 
 PLACEHOLDER = "{question}"
 SYSTEM, TEMPLATE, DEMONSTRATION = "System", "Question template", "Demonstration"
@@ -97,12 +98,23 @@ class Prompt:
         """Fill the question into the template: the user turn. No carriage return of the template is sent."""
         return unix_lines(self.template).replace(PLACEHOLDER, question)
 
-    def messages(self, question: str) -> list[dict[str, str]]:
-        """Give the chat turns, as `{"role", "content"}`. Demonstrations also go through the template."""
-        turns = [{"role": "system", "content": unix_lines(self.system)}] if self.system else []
+    def dialogue(self, example: Example) -> list[Message]:
+        """Give the chat turns of a row: those of `messages`, with the turns before its question."""
+        return self.messages(example.question, example.history)
+
+    def messages(self, question: str, history: Turns = ()) -> list[Message]:
+        """Give the chat turns, as `{"role", "content"}`: system, demonstrations, history, question.
+
+        Demonstrations also go through the template. A system turn of the history follows the prompt's own in one turn,
+        since templates know one alone.
+        """
+        systems = [self.system, *(text for role, text in history if role == "system")]
+        system = "\n\n".join(unix_lines(text) for text in systems if text)
+        turns = [{"role": "system", "content": system}] if system else []
         for demonstration in self.demonstrations:
             turns.append({"role": "user", "content": self.ask(unix_lines(demonstration.question))})
             turns.append({"role": "assistant", "content": unix_lines(demonstration.reply)})
+        turns += [{"role": role, "content": text} for role, text in history if role != "system"]
         return [*turns, {"role": "user", "content": self.ask(question)}]
 
     def render(self) -> str:
@@ -170,7 +182,7 @@ def check_prompt(
     *,
     count_tokens: Callable[[Sequence[dict[str, str]]], int] | None = None,
     context_tokens: int | None = None,
-    longest_question: str = "",
+    longest: Example | None = None,
     max_new_tokens: int = 0,
     forbidden_questions: Iterable[str] = (),
     allowed_questions: Iterable[str] = (),
@@ -183,7 +195,7 @@ def check_prompt(
         prompt: The prompt.
         count_tokens: Counts the tokens of chat turns. None skips the check of the length.
         context_tokens: The model's context, which must hold the prompt, the longest question and the reply.
-        longest_question: The longest question of the task.
+        longest: The longest row of the task.
         max_new_tokens: Longest reply, in tokens.
         forbidden_questions: Questions of validation and test, which must not appear in the prompt.
         allowed_questions: Questions of train. A demonstration may use one even if it contains a forbidden question.
@@ -204,7 +216,7 @@ def check_prompt(
             raise PromptError(f"A protected text is missing: keep {text[:80]!r} in the prompt, word for word.")
     _check_copies(prompt, forbidden_questions, allowed_questions)
     if count_tokens is not None and context_tokens is not None:
-        tokens = count_tokens(prompt.messages(longest_question))
+        tokens = count_tokens(prompt.dialogue(longest) if longest else prompt.messages(""))
         if tokens + max_new_tokens > context_tokens:
             raise PromptError(
                 f"The prompt is too long: {tokens} tokens with the longest question and {max_new_tokens} for the reply "

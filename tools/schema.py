@@ -13,17 +13,21 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Turns = tuple[tuple[str, str], ...]  # (role, text) of each
+
+
 @dataclass(frozen=True)
 class Example:
-    """One row of a task.
+    """One row of a task: a dialogue that ends with a question. Most rows have one turn alone.
 
     Attributes:
         id: Unique in the task: the row's own id, or "<split>-<number of the row in its source, from 1>".
-        question: Text.
+        question: Text of the last user turn.
         reference: Text; None if the task has no references. Weights learn it.
         fields: All columns, for checks that name one.
         answers: All right answers, `reference` first, if there are several: a reply to any of them is right.
         thinking: What stands before the reference, up to `</think>`; "" without thinking.
+        history: Turns before the question, as (role, text): perhaps a system turn, then user and assistant in turn.
     """
 
     id: str
@@ -32,6 +36,12 @@ class Example:
     fields: Mapping[str, Any]
     answers: tuple[str, ...] = ()
     thinking: str = ""
+    history: Turns = ()
+
+    @property
+    def asked(self) -> str:
+        """All that is asked, as one text: the question, after the turns before it."""
+        return transcript(self.history, self.question)
 
     @property
     def target(self) -> str | None:
@@ -44,6 +54,12 @@ Dialogue = Sequence[Message]
 Kind = Literal["lora", "textgrad"]
 KINDS: tuple[Kind, ...] = ("lora", "textgrad")
 T = TypeVar("T")
+
+
+def transcript(history: Turns, question: str) -> str:
+    """Write a dialogue as one text; a question without history stays as it is."""
+    turns = (*history, ("user", question)) if history else ()
+    return "\n\n".join(f"{role.capitalize()}: {text}" for role, text in turns) or question
 
 
 def answered(dialogue: Dialogue, reply: str) -> list[Message]:

@@ -120,7 +120,7 @@ class Budget:
         if self.state["approve"] == "nothing":
             return self.measuring_flop(prompt)
         prompts = (self.kept_prompt, prompt)
-        shown = [each.messages(row.question) for each in prompts for row in self.approval_rows()]
+        shown = [each.dialogue(row) for each in prompts for row in self.approval_rows()]
         return self.measuring_flop(prompt) + replies_flop(self.workspace, shown)
 
     def measuring_flop(self, prompt: Prompt) -> float:
@@ -138,7 +138,7 @@ class Budget:
         """
         if self.workspace.settings.max_tflop is None:
             return True
-        needed = replies_flop(self.workspace, [prompt.messages(row.question) for prompt in prompts for row in rows])
+        needed = replies_flop(self.workspace, [prompt.dialogue(row) for prompt in prompts for row in rows])
         return needed + (spent_flop + max(map(self.evaluation_flop, prompts))) <= self.left_flop
 
     def editing_tokens(self) -> float | None:

@@ -141,9 +141,8 @@ def test_a_question_that_comes_twice_is_asked_and_paid_once(
 
         cache = ReplyCache(tmp_path / name)
         cache.payer = "run/task"
-        return evaluation.ask(
-            tiny_policy(), cache, Prompt(), list(questions), adapter=None, max_new_tokens=3, on_progress=on_progress
-        )
+        dialogues = [Prompt().messages(question) for question in questions]
+        return evaluation.ask(tiny_policy(), cache, dialogues, adapter=None, max_new_tokens=3, on_progress=on_progress)
 
     with pytest.raises(Killed):
         ask("broken", LOT)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import Demonstration, Prompt, check_prompt, difference, normalise, parse
+from nslora.tools.schema import Example
 
 HEADINGS = ("# System", "\\# System", "#\xa0x", "## Question", "##reply:", "# ", "#")
 MARKS = ("\\", "\\\\", "\\#", "\\~", "~", "", "  ", "\t", "\u2003", "\x85", "\r", "```", "{question")
@@ -178,7 +179,7 @@ def words(turns: Sequence[dict[str, str]]) -> int:
 
 def test_a_prompt_that_leaves_no_room_for_question_and_reply_is_refused() -> None:
     # 2 + 2 + 1 + 2 + 1 words of the prompt and 1 + 3 of the question: 12, and 5 for the reply.
-    options = {"count_tokens": words, "longest_question": "a b c", "max_new_tokens": 5}
+    options = {"count_tokens": words, "longest": Example("1", "a b c", None, {}), "max_new_tokens": 5}
     check_prompt(STYLED, context_tokens=17, **options)  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="12 tokens with the longest question and 5 for the reply"):
         check_prompt(STYLED, context_tokens=16, **options)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ the classifier repaired to full reward.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.prompt import Demonstration, Prompt, normalise
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
-from nslora.tools.schema import Example
+from nslora.tools.schema import Example, Turns
 from nslora.tools.thinking import split_thinking
 
 LAYOUT = "layout"  # stands for the adapter of a row that no model wrote
@@ -46,6 +46,7 @@ class RemadeRow:
     Attributes:
         source: Id of the train example.
         question: The question without the hint.
+        history: The turns before it.
         reply: The reply that earned full reward.
         prompt: Hash of the prompt that the row teaches.
         adapter: Hash of the adapter that replied; None for the base, `LAYOUT` for a reference put into a layout.
@@ -62,11 +63,12 @@ class RemadeRow:
     reward: float
     edit: str = ""
     thinking: str = ""
+    history: Turns = ()
 
     def as_trl(self, prompt: Prompt) -> dict[str, Any]:
         """The row in TRL's conversational prompt-completion format, with its origin in further columns."""
         return {
-            "prompt": prompt.messages(self.question),
+            "prompt": prompt.messages(self.question, self.history),
             "completion": [{"role": "assistant", "content": self.thinking + self.reply}],
             "source": self.source,
             "prompt_hash": self.prompt,
@@ -93,16 +95,20 @@ class Remade:
     forward_tokens: int = 0
 
 
-def with_hint(question: str, reference: str | None) -> str:
-    """The question with its reference as a hint."""
+def with_hint(example: Example) -> Example:
+    """The row with its reference as a hint in its question."""
+    return replace(example, question=_hint(example.question, example.reference))
+
+
+def _hint(question: str, reference: str | None) -> str:
     return f"{question}\n(The answer is: {reference or ''})"
 
 
 def hinted(prompt: Prompt, examples: Iterable[Example]) -> Prompt:
     """The prompt with a hint in each demonstration whose question is the question of one of the examples."""
-    references = {normalise(example.question): example.reference for example in examples}
+    references = {normalise(example.asked): example.reference for example in examples}
     demonstrations = tuple(
-        Demonstration(with_hint(each.question, references[key]), each.reply)
+        Demonstration(_hint(each.question, references[key]), each.reply)
         if (key := normalise(each.question)) in references
         else each
         for each in prompt.demonstrations
@@ -144,10 +150,10 @@ def remake(
         on_progress: Called with replies done and wanted.
     """
     every = [example for example in (*examples, *unasked) if example.reference]
-    hints = {example.id: with_hint(example.question, example.reference) for example in every}
     hinted_prompt = hinted(prompt, every)
+    hints = {example.id: hinted_prompt.dialogue(with_hint(example)) for example in every}
     with_reference = [example for example in examples if example.reference]
-    lengths = token_counts(policy, cache, [hinted_prompt.messages(hints[example.id]) for example in with_reference])
+    lengths = token_counts(policy, cache, [hints[example.id] for example in with_reference])
     fitting = [
         example
         for example, length in zip(with_reference, lengths, strict=True)
@@ -161,7 +167,6 @@ def remake(
         replies = ask(
             policy,
             cache,
-            hinted_prompt,
             [hints[example.id] for example in wanted],
             adapter=who,
             max_new_tokens=max_new_tokens,
@@ -170,9 +175,8 @@ def remake(
         generated, asked, forward = generated + replies.tokens, asked + len(wanted), forward + replies.forward_tokens
         for place, each in enumerate(grade(reward, wanted, replies.texts)):
             if each.score.passed and place not in replies.truncated:
-                question, value = each.example.question, each.score.value
-                row = RemadeRow(each.example.id, question, each.reply, prompt.hash, who, value, edit, each.thinking)
-                rows.setdefault((question, each.reply), row)
+                row = _row(each.example, each.reply, prompt, who, each.score.value, edit, each.thinking)
+                rows.setdefault((each.example.asked, each.reply), row)
     order = {example.id: i for i, example in enumerate(every)}
     found = [*rows.values(), *_laid_out(reward, prompt, every, list(rows.values()), edit)]
     return Remade(tuple(sorted(found, key=lambda row: order[row.source])), generated, asked, forward)
@@ -214,7 +218,7 @@ def _laid_out(
 ) -> list[RemadeRow]:
     """References that earn full reward in a learnt layout, for the examples that have no row."""
     by_id = {example.id: example for example in examples}
-    by_question = {normalise(example.question): example for example in examples}
+    by_question = {normalise(example.asked): example for example in examples}
     pairs = [(by_id[row.source], row.reply) for row in rows]
     pairs += [
         (by_question[key], each.reply)
@@ -238,8 +242,15 @@ def _first_verified(
     for reply, who in replies:
         if reply is not None and (score := reward(example, reply)).passed:
             thinking, answer = split_thinking(reply)
-            return [RemadeRow(example.id, example.question, answer, prompt.hash, who, score.value, edit, thinking)]
+            return [_row(example, answer, prompt, who, score.value, edit, thinking)]
     return []
+
+
+def _row(
+    example: Example, reply: str, prompt: Prompt, who: str | None, value: float, edit: str, thinking: str
+) -> RemadeRow:
+    question, history = example.question, example.history
+    return RemadeRow(example.id, question, reply, prompt.hash, who, value, edit, thinking, history)
 
 
 def rows_by_source(rows: Sequence[RemadeRow]) -> dict[str, list[RemadeRow]]:
@@ -252,10 +263,13 @@ def rows_by_source(rows: Sequence[RemadeRow]) -> dict[str, list[RemadeRow]]:
 
 def write_rows(path: Path, rows: Sequence[RemadeRow]) -> None:
     """Write the rows as JSONL, atomically."""
-    write_jsonl(path, [without_blank(asdict(row), "thinking") for row in rows])
+    write_jsonl(path, [without_blank(asdict(row), "thinking", "history") for row in rows])
 
 
 @unless_changed
 def read_rows(path: Path) -> list[RemadeRow]:
     """The rows that `write_rows` wrote; none if there is no file. Raises DamagedError if a line is damaged."""
-    return [RemadeRow(**row) for row in read_jsonl(path, written_whole=True)]
+    return [
+        RemadeRow(**{**row, "history": tuple(map(tuple, row.get("history", ())))})
+        for row in read_jsonl(path, written_whole=True)
+    ]

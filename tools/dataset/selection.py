@@ -115,6 +115,6 @@ def training_rows(
         made = [row.thinking + row.reply for row in remade.get(example.id, ())]
         completions = made or ([] if example.target is None else [example.target])
         origin: Origin = "replay" if example.id in replay else "remade" if made else "reference"
-        dialogue = tuple(prompt.messages(example.question))
+        dialogue = tuple(prompt.dialogue(example))
         rows += [TrainingRow(dialogue, completion, example.id, origin) for completion in completions]
     return rows

@@ -41,7 +41,7 @@ def failure_texts(failure: Graded) -> ShownFailure:
     shown = clip(_general_feedback(failure), FEEDBACK_CHARACTERS) or f"The reply earned {score.value:.2f} of 1."
     if suggestion and len(suggestion) <= SUGGESTION_CHARACTERS:
         shown += f"\n{SUGGESTION_PREFIX}{suggestion}"
-    question = clip(failure.example.question, QUESTION_CHARACTERS)
+    question = clip(failure.example.asked, QUESTION_CHARACTERS)
     reply = clip(failure.reply, REPLY_CHARACTERS) or "(an empty reply)"
     return ShownFailure(neutralise(question), neutralise(reply), neutralise(_valid(shown)))
 

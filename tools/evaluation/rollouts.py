@@ -16,7 +16,7 @@ from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.prompt import Demonstration, Prompt, normalise
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
-from nslora.tools.schema import Example, answered
+from nslora.tools.schema import Dialogue, Example, answered
 from nslora.tools.tasks.task import Task
 from nslora.tools.thinking import split_thinking
 
@@ -42,15 +42,13 @@ class Replies:
 def ask(
     policy: Policy,
     cache: ReplyCache | None,
-    prompt: Prompt,
-    questions: Sequence[str],
+    dialogues: Sequence[Dialogue],
     *,
     adapter: str | None,
     max_new_tokens: int,
     on_progress: OnProgress = no_progress,
 ) -> Replies:
-    """The policy's greedy replies to `questions` under `prompt`, from the cache if it knows them."""
-    dialogues = [prompt.messages(question) for question in questions]
+    """The policy's greedy replies to `dialogues`, from the cache if it knows them."""
     keys = [reply_key(policy.fingerprint, adapter, json.dumps(dialogue), max_new_tokens) for dialogue in dialogues]
     marks = {
         key: reply_key(policy.fingerprint, adapter, json.dumps(["cut", dialogue]), max_new_tokens)
@@ -111,7 +109,7 @@ def reference_losses(
     In nats per token, from the cache if it knows all of them; None if a row has no reference.
     """
     scored = [row for row in rows if row.reference]
-    dialogues, references = [prompt.messages(row.question) for row in scored], [row.target or "" for row in scored]
+    dialogues, references = [prompt.dialogue(row) for row in scored], [row.target or "" for row in scored]
     keys = [
         reply_key(policy.fingerprint, adapter, json.dumps(["loss", dialogue, reference]), 0)
         for dialogue, reference in zip(dialogues, references, strict=True)
@@ -208,7 +206,7 @@ def measure(
         Failure(
             each.example.id,
             split,
-            each.example.question,
+            each.example.asked,
             each.reply,
             each.score.feedback,
             attribution,
@@ -253,7 +251,7 @@ def known_good(task: Task, demonstrations: Iterable[Demonstration], replies: Ite
         demonstrations: Of its prompts; those that ask no train question are left out.
         replies: Ids of train or validation rows, each with a reply.
     """
-    by_question = {normalise(row.question): row for row in task.train}
+    by_question = {normalise(row.asked): row for row in task.train}
     by_id = {row.id: row for row in (*task.train, *task.validation)}
     pairs = [(by_question.get(normalise(each.question)), each.reply) for each in demonstrations]
     pairs += [(by_id.get(source), reply) for source, reply in replies]

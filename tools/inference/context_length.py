@@ -30,7 +30,7 @@ def refuse_long_questions(
     Raises:
         TooLongError: If some questions do not fit; the message names them.
     """
-    every = {f"{split} {row.id}": prompt.messages(row.question) for split, rows in splits.items() for row in rows}
+    every = {f"{split} {row.id}": prompt.dialogue(row) for split, rows in splits.items() for row in rows}
     beyond = _outgrown(list(every.values()), context_tokens - max_new_tokens, count)
     if long := [name for name, too_long in zip(every, beyond, strict=True) if too_long]:
         raise TooLongError(

@@ -86,7 +86,7 @@ class Reward:
 
     def __call__(self, example: Example, reply: str) -> Score:
         reply = split_thinking(reply)[1]  # what was only considered is no answer
-        key = (example.id, example.question, reply)
+        key = (example.id, example.asked, reply)
         if key not in self._scores:
             self._scores[key] = self.fresh(example, reply)
         return self._scores[key]
@@ -111,7 +111,7 @@ class Reward:
             return [self(example, reply) for example, reply in pairs]
         by_row: dict[tuple[str, str], list[tuple[Example, str]]] = {}
         for example, reply in pairs:  # replies to one row in turn, because they share its suggestion
-            by_row.setdefault((example.id, example.question), []).append((example, reply))
+            by_row.setdefault((example.id, example.asked), []).append((example, reply))
         with ThreadPoolExecutor(at_once) as pool:
             waiting = [pool.submit(lambda row: [self(*pair) for pair in row], row) for row in by_row.values()]
             try:
@@ -139,7 +139,7 @@ class Reward:
         Returns:
             The reply. None if it does not earn full reward, the row has no reference, or a check hides the answer.
         """
-        key = (example.id, example.question)
+        key = (example.id, example.asked)
         if key not in self._suggestions:
             self._suggestions[key] = self._suggest(example)
         return self._suggestions[key]

@@ -119,7 +119,7 @@ class Signature:
         return sorted(name for name in self.needed if name not in offered)
 
     def _offered(self, example: Example, reply: str) -> dict[str, Any]:
-        question, reference, columns = example.question, example.reference, dict(example.fields)
+        question, reference, columns = example.asked, example.reference, dict(example.fields)
         if self.family == "own":
             return {"question": question, "reference": reference, "reply": reply, "example": example}
         named = {} if reference is None else dict.fromkeys(_REFERENCE, reference)
@@ -129,7 +129,9 @@ class Signature:
             return {"data_source": source, "solution_str": reply, **truth, "extra_info": columns}
         if self.family == "dspy":
             return self._dspy(example, reply)
-        prompt, completion = self._turn("user", question), self._turn("assistant", reply)
+        turns = [*example.history, ("user", example.question)]
+        prompt = [{"role": role, "content": text} for role, text in turns] if self.messages else question
+        completion = [{"role": "assistant", "content": reply}] if self.messages else reply
         if self.family == "batch":
             by_row = {name: [value] for name, value in (named | columns).items()}
             return {**by_row, "prompts": [prompt], "completions": [completion]}
@@ -138,14 +140,11 @@ class Signature:
         state = {"prompt": prompt, "completion": completion, **answer, "info": values["info"], "task": values["task"]}
         return {**values, "state": state}
 
-    def _turn(self, role: str, text: str) -> Any:
-        return [{"role": role, "content": text}] if self.messages else text
-
     @staticmethod
     def _dspy(example: Example, reply: str) -> dict[str, Any]:
         reference, columns = example.reference, example.fields
         names = {} if reference is None else {"reference": reference, "answer": reference}
-        gold = Record("example", {"question": example.question, **names, **columns}, str(dict(columns)))
+        gold = Record("example", {"question": example.asked, **names, **columns}, str(dict(columns)))
         outputs = [name for name, value in columns.items() if reference is not None and value == reference]
         pred = Record("prediction", dict.fromkeys((*_OUTPUT, *outputs), reply), reply)
         nothing = dict.fromkeys(("trace", "pred_name", "pred_trace"))

@@ -126,7 +126,7 @@ def _judges(task: Task, rows: Sequence[Example], *, ask: bool) -> tuple[int, lis
 
 
 def _shown(task: Task, row: Example, *, asked: bool = True) -> ShownRow:
-    messages = task.prompt.messages(row.question)
+    messages = task.prompt.dialogue(row)
     if not row.reference:
         return ShownRow(row.id, messages, None, (), None, "")
     if not asked:
@@ -172,7 +172,7 @@ def _contradictions(task: Task) -> list[str]:
     answers: dict[str, set[tuple[str, ...]]] = {}
     for row in task.train:
         if row.reference:
-            answers.setdefault(same_question(row.question), set()).add(row.answers or (row.reference,))
+            answers.setdefault(same_question(row.asked), set()).add(row.answers or (row.reference,))
     several = [
         question for question, found in answers.items() if len(found) > 1 and not set.intersection(*map(set, found))
     ]
@@ -194,7 +194,7 @@ def _unasked(task: Task) -> list[str]:
     unused = []
     for name in task.columns:
         texts = [value for row in rows if isinstance(value := row.fields.get(name), str) and value.strip()]
-        asked = all(text in row.question for row, text in zip(rows, texts, strict=False)) if texts else True
+        asked = all(text in row.asked for row, text in zip(rows, texts, strict=False)) if texts else True
         if name not in known and not asked and len(set(texts)) > 1:
             unused.append(name)
     if not unused or QUESTION_NAME in unused:

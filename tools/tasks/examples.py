@@ -13,8 +13,8 @@ from nslora.tools.errors import TaskError
 from nslora.tools.prompt import Prompt
 from nslora.tools.prompt_variables import QUESTION_NAME, fill, fold, variables
 from nslora.tools.rewards.reward import Reward
-from nslora.tools.schema import Example
-from nslora.tools.tasks.known_formats import converted, in_known_format, own_system, with_system
+from nslora.tools.schema import Example, transcript
+from nslora.tools.tasks.known_formats import converted, in_dialogue, in_known_format, own_system, with_system
 from nslora.tools.tasks.readers import SourceRow
 from nslora.tools.tasks.spec import Fields
 from nslora.tools.thinking import split_thinking
@@ -43,6 +43,10 @@ class RowReader:
         asked = fill(self.question_template, lambda name: self._put_in(row, name), row.columns)
         return _usable(row, "question", asked)
 
+    def asked(self, row: SourceRow) -> str:
+        """Read all that is asked, as `Example.asked` has it. Raises TaskError as `question` does."""
+        return transcript(row.history, self.question(row))
+
     def can_ask(self, columns: Mapping[str, Any]) -> bool:
         """Whether the question is put together from several columns, and a row has them all."""
         if self.question_template is None:
@@ -52,8 +56,8 @@ class RowReader:
 
     def quotable(self, example: Example) -> list[str]:
         """List the texts by which a prompt could give a question away: all that is asked, and the question alone."""
-        alone = example.fields.get(self.fields.question) if self.question_template is not None else None
-        return [example.question, *([alone] if isinstance(alone, str) and alone.strip() else [])]
+        alone = example.fields.get(self.fields.question) if self.question_template is not None else example.question
+        return list(dict.fromkeys([example.asked, *([alone] if isinstance(alone, str) and alone.strip() else [])]))
 
     def _put_in(self, row: SourceRow, name: str) -> str:
         if name == QUESTION_NAME:
@@ -95,7 +99,8 @@ class RowReader:
         if thinking and not reference:
             raise TaskError(f"{row.place}: the reference ends inside its thinking: add the answer after </think>.")
         several = tuple(split_thinking(each)[1] for each in several)
-        return Example(self._id(row, split), self.question(row), reference, columns, several, thinking)
+        question = self.question(row)
+        return Example(self._id(row, split), question, reference, columns, several, thinking, row.history)
 
     def _id(self, row: SourceRow, split: str) -> str:
         column = self.fields.id or "id"
@@ -142,8 +147,8 @@ def prepared(
 
     prompt = prompt_of(folded)
     named = frozenset(each.name for each in variables(templates[-1] or "", columns))
-    first = found["train"][0].columns if found["train"] else {}
-    if not {"question", "reference"} & fields.model_fields_set and (kind := in_known_format(first)):
+    first = next((row.columns for values in found.values() for row in values), {})
+    if "question" not in fields.model_fields_set and (kind := in_known_format(first)):
         found = {split: converted(values, kind, named) for split, values in found.items()}
         every = [row for values in found.values() for row in values]
         if (system := own_system(every)) and not prompt.system:
@@ -151,6 +156,8 @@ def prepared(
         else:
             found = {split: [with_system(row) for row in values] for split, values in found.items()}
         notes.append(f"The rows are read as {kind}.")
+        if any(role == "assistant" for values in found.values() for row in values for role, _ in row.history):
+            notes.append("Rows hold several turns: weights learn the last assistant turn, and earlier ones are asked.")
     fields, more = _with_reference(fields, found["train"][0].columns if found["train"] else {}, reward)
     return found, RowReader(fields, templates[-1]), prompt, notes + more
 
@@ -190,7 +197,7 @@ def examples_of(split: str, rows: Sequence[SourceRow], reader: RowReader, reward
 def refuse_one_question(rows: Mapping[str, Sequence[SourceRow]], reader: RowReader) -> None:
     """Raise TaskError if every row asks the same question, while another column differs."""
     every = [row for values in rows.values() for row in values]
-    if len(every) < 2 or len({reader.question(row) for row in every}) > 1:
+    if len(every) < 2 or len({reader.asked(row) for row in every}) > 1:
         return
     roles = {reader.fields.question, reader.fields.reference, "id", "output", *_PAIRS}
     others = [name for name in every[0].columns if name not in roles and _differs(every, name)]
@@ -213,6 +220,8 @@ def _value(row: SourceRow, role: str, path: str) -> Any:
     except KeyError:
         hint = ", or write `reference: null` if the task has no references" if role == "reference" else ""
         where = "name another column in the prompt" if role == "prompt" else f"name the column under fields.{role}"
+        if role == "reference" and in_dialogue(row.columns):
+            where = f"the dialogue ends with a user turn: end it with the assistant's answer, or {where}"
         raise TaskError(
             f"{row.place}: no field {path!r} (found: {', '.join(map(str, row.columns))}): {where} in task.yaml{hint}."
         ) from None

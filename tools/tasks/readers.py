@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nslora.tools.errors import TaskError
+from nslora.tools.schema import Turns
 
 _LONGEST_FIELD = 2**31 - 1  # characters in one field of a CSV file
 _MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -29,12 +30,14 @@ class SourceRow:
         place: Where the row is, for messages: `train.jsonl:3`.
         columns: Column name -> value.
         labels: Column name -> label names, for columns that hold numbers of labels (ClassLabel of `datasets`).
+        history: Turns before the question, of a row that holds a dialogue.
     """
 
     number: int
     place: str
     columns: Mapping[str, Any]
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    history: Turns = ()
 
 
 @contextmanager

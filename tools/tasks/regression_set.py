@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nslora.tools.answers import accepted_texts
 from nslora.tools.errors import TaskError
-from nslora.tools.schema import Example
+from nslora.tools.schema import Example, transcript
+from nslora.tools.tasks.known_formats import SYSTEM_COLUMN, converted, in_known_format, with_system
 from nslora.tools.tasks.readers import SourceRow, read_rows
 from nslora.tools.tasks.splits import keys_of
 from nslora.tools.tasks.task import Task, any_keys
@@ -31,6 +32,10 @@ def read_regression_set(path: str | None, task: Task) -> tuple[Example, ...]:
         raise TaskError(
             f"{path}: the regression set has no rows: write a JSON object with question and reference on each line."
         )
+    if kind := in_known_format(rows[0].columns):
+        rows = converted(rows, kind)
+        shared = task.prompt.system
+        rows = [row if row.columns.get(SYSTEM_COLUMN) == shared else with_system(row) for row in rows]
     splits = {
         "test": (any_keys(task.test), "which a run looks at only once"),
         "train": (any_keys(task.train), "but training never uses the regression set"),
@@ -39,7 +44,7 @@ def read_regression_set(path: str | None, task: Task) -> tuple[Example, ...]:
     for row in rows:
         question = _question(row, task)
         for split, (keys, reason) in splits.items():
-            if keys_of(question) & keys:
+            if keys_of(transcript(row.history, question)) & keys:
                 raise TaskError(
                     f"{row.place}: {question[:80]!r} is also in the {split} split, {reason}: "
                     "remove it from one of the two."
@@ -49,7 +54,8 @@ def read_regression_set(path: str | None, task: Task) -> tuple[Example, ...]:
         except ValueError as error:
             raise TaskError(f"{row.place}: the reference cannot be read: {error}.") from error
         several = tuple(answers) if len(answers) > 1 else ()
-        example = Example(f"anchor-{row.number}", question, answers[0] if answers else None, row.columns, several)
+        reference = answers[0] if answers else None
+        example = Example(f"anchor-{row.number}", question, reference, row.columns, several, history=row.history)
         if problem := task.reward.problem(example):
             raise TaskError(f"{row.place}: {problem}.")
         examples.append(example)

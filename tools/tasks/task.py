@@ -170,7 +170,7 @@ def embedded_tasks() -> tuple[str, ...]:
 
 def any_keys(examples: Iterable[Example]) -> set[str]:
     """Union of the keys of all questions."""
-    return set().union(*(keys_of(example.question) for example in examples))
+    return set().union(*(keys_of(example.asked) for example in examples))
 
 
 def _document(source: str | Path) -> Document:
@@ -220,7 +220,7 @@ def _in_splits(
     notes: list[str] = []
 
     def asked(row: SourceRow) -> str:
-        return same_question(reader.question(row))
+        return same_question(reader.asked(row))
 
     def answered(row: SourceRow) -> str:
         return "\n".join(reader.answers(row)[:1])
@@ -234,7 +234,7 @@ def _in_splits(
             notes += filter(None, [label_note(found["train"], answered)])
         notes += cut_notes(found, most, shares)
     if spec.duplicates == "drop":
-        found, more = without_duplicates(found, reader.question, answered)
+        found, more = without_duplicates(found, reader.asked, answered)
         notes += more
     found, more = sampled(found, spec.rows)
     return found, notes + more + size_notes(found)
@@ -286,9 +286,10 @@ def _hash_of(
 
 
 def _hashed(example: Example) -> list[Any]:
-    """What the task's hash holds of a row; several right answers only if there are several."""
+    """What the task's hash holds of a row; several right answers and turns only if there are several."""
     several = [list(example.answers)] if example.answers else []
-    return [example.id, example.question, example.target, dict(example.fields), *several]
+    turns = [{"history": example.history}] if example.history else []
+    return [example.id, example.question, example.target, dict(example.fields), *several, *turns]
 
 
 def _check_ids(splits: Mapping[str, Sequence[Example]]) -> None:
@@ -308,11 +309,11 @@ def _check_overlap(splits: Mapping[str, Sequence[Example]]) -> None:
     """Raise TaskError if a question is in two splits, whatever the references are."""
     for held_out, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         known = any_keys(splits[other])
-        copies = [example for example in splits[held_out] if keys_of(example.question) & known]
+        copies = [example for example in splits[held_out] if keys_of(example.asked) & known]
         if copies:
             raise TaskError(
                 f"The splits overlap: {len(copies)} of the {len(splits[held_out])} {held_out} rows are in {other} too, "
-                f"first {copies[0].id} {copies[0].question[:80]!r}: remove them from one of the two, or write "
+                f"first {copies[0].id} {copies[0].asked[:80]!r}: remove them from one of the two, or write "
                 "`duplicates: drop` in task.yaml."
             )
 

@@ -171,7 +171,7 @@ def plan_of(task: Task, settings: RunSettings) -> RunPlan:
     """The plan of a run, without loading a model."""
     rows, rounds, tested, longest = len(task.train), settings.max_rounds, len(task.test), task.max_new_tokens
     evaluated, editing = evaluation_rows(task, settings), settings.editing
-    characters = sum(len(row.question) + len(row.target or "") + len(task.prompt.render()) for row in task.train)
+    characters = sum(len(row.asked) + len(row.target or "") + len(task.prompt.render()) for row in task.train)
     bare = characters / CHARACTERS_PER_TOKEN + rows * CHAT_TOKENS
     speed, prompted = Speed.embedded(longest), bare * (1 + DEMONSTRATIONS)
     steps = step_costs(task, settings, speed, epoch_tokens=prompted, reply_tokens=longest)
@@ -227,7 +227,7 @@ def _warnings(task: Task, settings: RunSettings, job_tokens: int) -> list[str]:
             f"(wanted: {WANTED_GAIN:g}): add validation rows, or expect smaller gains to be dropped."
         )
     for split, rows in (("validation", task.validation), ("test", task.test)):
-        if (different := len({same_question(row.question) for row in rows})) < len(rows):
+        if (different := len({same_question(row.asked) for row in rows})) < len(rows):
             found.append(
                 f"The {len(rows)} rows of {split} ask {different} different questions: intervals and tests "
                 "count each row as independent, so they are too narrow. Keep one row of each question."

@@ -176,8 +176,7 @@ def _measured(
     replies = ask(
         policy,
         cache,
-        task.prompt,
-        [row.question for row in examples],
+        [task.prompt.dialogue(row) for row in examples],
         adapter=None,
         max_new_tokens=task.max_new_tokens,
         on_progress=watched,
@@ -185,7 +184,7 @@ def _measured(
     tokens, count = replies.tokens, len(examples) - replies.cached
     if not count or len(moments) == 1:
         moments = [(0, time.perf_counter())]
-        dialogues = [task.prompt.messages(row.question) for row in examples[:TIMED_ROWS]]
+        dialogues = [task.prompt.dialogue(row) for row in examples[:TIMED_ROWS]]
         tokens = policy.generate(dialogues, adapter=None, max_new_tokens=task.max_new_tokens).tokens
         count = len(dialogues)
         moments.append((count, time.perf_counter()))
@@ -202,7 +201,7 @@ def _losses(task: Task, policy: Policy) -> tuple[list[float | None], float]:
     rows = [row for row in task.validation if row.reference]
     if not rows:
         return [None] * len(task.validation), 0.0
-    dialogues = [task.prompt.messages(row.question) for row in rows]
+    dialogues = [task.prompt.dialogue(row) for row in rows]
     started = time.perf_counter()
     found = policy.reference_losses(dialogues, [row.target or "" for row in rows], adapter=None)
     seconds = max(1e-9, time.perf_counter() - started)
@@ -214,7 +213,7 @@ def _losses(task: Task, policy: Policy) -> tuple[list[float | None], float]:
 
 def _row_tokens(task: Task, policy: Policy, row: Example) -> int:
     """Tokens of a question under the prompt with its reference as the reply."""
-    dialogue = task.prompt.messages(row.question)
+    dialogue = task.prompt.dialogue(row)
     return policy.count_tokens([*dialogue, {"role": "assistant", "content": row.target or ""}])
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from nslora.tools.inference.context_length import refuse_long_questions
 from nslora.tools.prompt import Prompt, check_prompt
+from nslora.tools.schema import Example
 from nslora.tools.workspace.workspace import Workspace
 
 LONGEST_COUNTED = 16  # questions whose tokens are counted to find the longest
@@ -13,12 +14,12 @@ LONGEST_COUNTED = 16  # questions whose tokens are counted to find the longest
 def check_for_run(prompt: Prompt, workspace: Workspace) -> None:
     """Raise PromptError for a prompt that must not be proposed."""
     train, held_out = workspace.task.train, (*workspace.task.validation, *workspace.task.test)
-    longest = _longest_question([row.question for row in (*train, *held_out, *workspace.regression_set)], workspace)
+    longest = _longest((*train, *held_out, *workspace.regression_set), workspace)
     check_prompt(
         prompt,
         count_tokens=workspace.count_tokens,
         context_tokens=workspace.policy.context_tokens,
-        longest_question=longest,
+        longest=longest,
         max_new_tokens=workspace.task.max_new_tokens,
         forbidden_questions=[text for row in held_out for text in workspace.task.reader.quotable(row)],
         allowed_questions=[text for row in train for text in workspace.task.reader.quotable(row)],
@@ -27,10 +28,11 @@ def check_for_run(prompt: Prompt, workspace: Workspace) -> None:
     )
 
 
-def _longest_question(questions: Sequence[str], workspace: Workspace) -> str:
-    """The question of most tokens among those of most bytes: counting them all takes long on a large task."""
-    few = heapq.nlargest(LONGEST_COUNTED, dict.fromkeys(questions), key=lambda question: len(question.encode()))
-    return max(few, key=lambda question: workspace.count_tokens([{"role": "user", "content": question}]))
+def _longest(rows: Sequence[Example], workspace: Workspace) -> Example:
+    """The row of most tokens among those of most bytes: counting them all takes long on a large task."""
+    different = {row.asked: row for row in rows}
+    few = heapq.nlargest(LONGEST_COUNTED, different, key=lambda asked: len(asked.encode()))
+    return different[max(few, key=lambda asked: workspace.count_tokens([{"role": "user", "content": asked}]))]
 
 
 def refuse_long_rows(workspace: Workspace, prompt: Prompt) -> None:

@@ -135,7 +135,7 @@ def _read_replies(
         place, rows = "replies", from_python(replies, "replies")
     if not rows:
         raise TaskError(f"{place}: no reply came: write one JSON object a line, with question, reference and reply.")
-    known = {same_question(row.question): row for row in (*task.train, *task.validation, *task.test)}
+    known = {same_question(row.asked): row for row in (*task.train, *task.validation, *task.test)}
     pairs: dict[str, tuple[Example, str]] = {}
     for number, row in enumerate(rows, 1):
         example, reply = _pair(row, task, known, fields)
@@ -166,6 +166,8 @@ def _pair(row: SourceRow, task: Task, known: Mapping[str, Example], fields: Mapp
         raise TaskError(f"{row.place}: the reference is {reference!r}: write it in quotes, or null for none.")
     known_columns = {**(twin.fields if twin else {}), **columns, "question": question, "reference": reference}
     example = Example(str(columns.get("id", f"row-{row.number}")), question, reference, known_columns, answers)
+    if twin and twin.history:
+        example = replace(example, question=twin.question, history=twin.history)
     if (problem := task.reward.problem(example)) is not None:
         raise TaskError(f"{row.place}: {problem}.")
     return example, reply
@@ -188,7 +190,7 @@ def _verdict(failure: Graded, found: Attribution, reward: Reward) -> ReplyVerdic
     paid = None if found.repaired is None or reward.costly else reward(failure.example, found.repaired).value
     return ReplyVerdict(
         id=found.example_id,
-        question=failure.example.question,
+        question=failure.example.asked,
         reference=failure.example.reference,
         reply=failure.reply,
         reward=failure.score.value,

@@ -105,7 +105,7 @@ def question_scores(candidate: str, graded: Sequence[Graded]) -> list[dict[str, 
         {
             "candidate": candidate,
             "id": each.example.id,
-            "question_sha256": sha256_of_json(each.example.question)[:16],
+            "question_sha256": sha256_of_json(each.example.asked)[:16],
             "reward": each.score.value,
             "passed": each.score.passed,
             "checks": dict(each.score.checks),

@@ -14,7 +14,7 @@ END_TOKENS = 8  # that a chat template writes around a reply
 
 def row_tokens(workspace: Workspace, prompt: Prompt, rows: Sequence[Example]) -> int:
     """Tokens of rows with their references under a prompt."""
-    return sum(workspace.token_counts([answered(prompt.messages(row.question), row.target or "") for row in rows]))
+    return sum(workspace.token_counts([answered(prompt.dialogue(row), row.target or "") for row in rows]))
 
 
 def replies_flop(workspace: Workspace, dialogues: Sequence[Dialogue]) -> float:
@@ -26,14 +26,14 @@ def replies_flop(workspace: Workspace, dialogues: Sequence[Dialogue]) -> float:
 def evaluation_flop(workspace: Workspace, prompt: Prompt, round_number: int) -> float:
     """Most model FLOPs that the evaluation of a candidate with this prompt takes."""
     scored = row_tokens(workspace, prompt, [row for row in workspace.task.validation if row.reference])
-    asked = [prompt.messages(row.question) for row in workspace.measured_rows(round_number)]
+    asked = [prompt.dialogue(row) for row in workspace.measured_rows(round_number)]
     return replies_flop(workspace, asked) + workspace.flop_rates.forward * scored
 
 
 def remakes_flop(workspace: Workspace, prompt: Prompt, rows: Sequence[Example], askers: int) -> list[float]:
     """Most model FLOPs that answering each row anew takes. askers: how many models answer it."""
     hints = hinted(prompt, rows)
-    counts = workspace.token_counts([hints.messages(with_hint(row.question, row.reference)) for row in rows])
+    counts = workspace.token_counts([hints.dialogue(with_hint(row)) for row in rows])
     longest = workspace.task.max_new_tokens + END_TOKENS
     return [askers * workspace.flop_rates.forward * (count + longest) for count in counts]
 

@@ -145,8 +145,7 @@ class Workspace:
         replies = ask(
             self.policy,
             self.replies,
-            prompt,
-            [row.question for row in rows],
+            [prompt.dialogue(row) for row in rows],
             adapter=adapter,
             max_new_tokens=self.task.max_new_tokens,
             on_progress=on_progress,
@@ -181,7 +180,7 @@ class Workspace:
         """Content hash of the regression set; None without one."""
         # As text: a column of a Parquet file may hold a type that JSON lacks, such as a date.
         rows = [
-            [row.question, row.reference, {name: as_text(value) for name, value in row.fields.items()}]
+            [row.asked, row.reference, {name: as_text(value) for name, value in row.fields.items()}]
             for row in self.regression_set
         ]
         return sha256_of_json(rows) if rows else None

@@ -88,7 +88,8 @@ def test_a_row_whose_hint_does_not_fit_the_context_is_not_asked_but_put_into_a_l
 
 
 def test_the_hint_stands_in_the_question_and_in_the_demonstrations_of_train(task: Task) -> None:
-    assert with_hint("Who {reference}?", "a {question}") == "Who {reference}?\n(The answer is: a {question})"
+    hinted_row = with_hint(Example("1", "Who {reference}?", "a {question}", {}))
+    assert hinted_row.question == "Who {reference}?\n(The answer is: a {question})"
     prompt = hinted(PROMPT, [Example("train-1", "Who keeps the mill", "ok", {})])
     assert [each.question for each in prompt.demonstrations] == [
         "Who keeps the mill?\n(The answer is: ok)",

@@ -34,7 +34,7 @@ def refused(rows: list[dict[str, Any]], **options: Any) -> str:
 
 
 def asked(task: Task) -> str:
-    return task.prompt.messages(task.train[0].question)[-1]["content"]
+    return task.prompt.dialogue(task.train[0])[-1]["content"]
 
 
 # Columns in prompts
@@ -156,19 +156,22 @@ def test_a_system_message_that_all_rows_share_is_the_system_turn():
     assert task.train[0].question == "Who, a?"
 
 
-def test_system_messages_that_differ_are_asked_with_the_question():
-    task = task_of([{"messages": turns(c, system=f"You are {c}.")} for c in LETTERS])
-    assert (asked(task), task.prompt.system) == ("You are a.\n\nWho, a?", "")
-
-
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ({"messages": turns("a") * 2}, "the turns user, assistant, user, assistant, but a row holds one user turn"),
-        ({"messages": []}, "the dialogue has the turns none"),
+        ({"messages": []}, "the dialogue has no user turn (turns: none)"),
         ({"messages": "Who?"}, "the messages are str"),
         ({"messages": ["Who?"]}, "a message is str"),
-        ({"messages": turns("a")[:1]}, "no field 'reference'"),
+        (
+            {"messages": turns("a")[:1]},
+            "no field 'reference' (found: messages, question): the dialogue ends with a user",
+        ),
+        ({"messages": turns("a")[:1] + turns("a")}, "has two user turns in a row (turns 1 and 2): make them one"),
+        ({"messages": [*turns("a"), turns("a")[1]]}, "has two assistant turns in a row (turns 2 and 3)"),
+        ({"messages": turns("a")[1:] + turns("a")}, "begins with an assistant turn"),
+        ({"messages": turns("a") + turns("b", system="Now b.")}, "has a system turn after its beginning"),
+        ({"messages": [*turns("a"), {"role": "tool", "content": "7"}, *turns("b")]}, "has a turn of tool"),
+        ({"messages": [turns("a")[0], {**turns("a")[1], "tool_calls": [{}]}]}, "has a turn of assistant with a tool"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of the type image"),
         ({"messages": [{"role": "user", "content": None}]}, "a message has no text"),
         ({"text": "Who?"}, "no column 'messages', which other rows have"),
