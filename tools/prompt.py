@@ -18,6 +18,13 @@ r"""The prompt: a readable document that an editor rewrites as a whole, and the 
 
     {"answer": "Ada Brandt"}
 
+A section with a name holds a text of its own, which is put in where the system turn or the question template says
+`{section:NAME}`. An edit may neither change nor drop a section that is protected:
+
+    # Section house-style (protected)
+
+    Write dates as 1911-05-06.
+
 Rendering is lossless for any text. A line that would parse as a heading gets a backslash in front (`\# like this`), an
 empty line at the edge of a text becomes a lone backslash, and a line with control characters or unpaired surrogates
 becomes `\~` and Python's unicode escapes. So the document is always valid UTF-8 and has no `\r`. The parser accepts
@@ -32,14 +39,14 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nslora.tools.errors import PromptError
-from nslora.tools.prompt_variables import check_variables
+from nslora.tools.prompt_variables import check_system, check_variables
 from nslora.tools.schema import Example, Message, Turns
 
 PLACEHOLDER = "{question}"
-SYSTEM, TEMPLATE, DEMONSTRATION = "System", "Question template", "Demonstration"
+SYSTEM, TEMPLATE, DEMONSTRATION, SECTION = "System", "Question template", "Demonstration", "Section"
 QUESTION, REPLY = "Question", "Reply"
 
 # A held-out question of at least this many words counts as copied if it appears in another text.
@@ -57,6 +64,9 @@ _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNOR
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 _NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ud800-\udfff]")
 _FENCE = re.compile(r"\s*(?:(`{3,})[^`]*|(~{3,}).*)")
+_SECTION_NAME = re.compile(r"\w[\w-]*")
+_SECTION_USE = re.compile(r"\{section:(\w[\w-]*)\}")
+_SECTION_HEADING = re.compile(r"Section (\w[\w-]*)( \(protected\))?", re.IGNORECASE)
 _NOTHING = "\\~"  # an empty text, because the parser rejects an empty part
 
 
@@ -69,6 +79,20 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A named text, put in for `{section:NAME}`. protected: an edit may neither change nor drop it."""
+
+    name: str
+    text: str
+    protected: bool = False
+
+    @property
+    def heading(self) -> str:
+        """Without the mark of a heading."""
+        return f"{SECTION} {self.name}{' (protected)' if self.protected else ''}"
+
+
+@dataclass(frozen=True)
 class Prompt:
     """The text that the policy gets around a question.
 
@@ -76,27 +100,52 @@ class Prompt:
         system: The system turn; "" sends no system turn.
         template: The user turn, with `{question}` exactly once.
         demonstrations: Sent before the question, in this order.
+        sections: Texts that the system turn and the template put in by name.
 
     Raises:
-        PromptError: If the template does not contain `{question}` exactly once.
+        PromptError: If the template does not contain `{question}` exactly once, or a section is unknown or comes twice.
     """
 
     system: str = ""
     template: str = PLACEHOLDER
     demonstrations: tuple[Demonstration, ...] = ()
+    sections: tuple[Section, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "demonstrations", tuple(self.demonstrations))
+        object.__setattr__(self, "sections", tuple(self.sections))
         count = self.template.count(PLACEHOLDER)
         if count != 1:
             raise PromptError(
                 f"The question template must contain {PLACEHOLDER} exactly once, but contains it {count} times: "
                 "put it where the question goes."
             )
+        names = [section.name for section in self.sections]
+        for name in names:
+            if names.count(name) > 1 or not _SECTION_NAME.fullmatch(name):
+                raise PromptError(
+                    f"The section {name!r} comes twice, or its name is not one word: give it another name."
+                )
+        if unknown := [name for name in self.held_sections if name not in names]:
+            raise PromptError(
+                f"{{section:{unknown[0]}}} names no section (sections: {', '.join(names) or 'none'}): add "
+                f'"# {SECTION} {unknown[0]}" with its text, or use a name that there is.'
+            )
+
+    @property
+    def held_sections(self) -> list[str]:
+        """Names of the sections that the system turn or the template puts in."""
+        return _SECTION_USE.findall(f"{self.system}\n{self.template}")
+
+    def _filled(self, text: str) -> str:
+        """Put in the sections of a text."""
+        texts = {section.name: section.text for section in self.sections}
+        return unix_lines(_SECTION_USE.sub(lambda use: texts[use[1]], text))
 
     def ask(self, question: str) -> str:
         """Fill the question into the template: the user turn. No carriage return of the template is sent."""
-        return unix_lines(self.template).replace(PLACEHOLDER, question)
+        before, _, after = self.template.partition(PLACEHOLDER)
+        return f"{self._filled(before)}{question}{self._filled(after)}"
 
     def dialogue(self, example: Example) -> list[Message]:
         """Give the chat turns of a row: those of `messages`, with the turns before its question."""
@@ -108,8 +157,8 @@ class Prompt:
         Demonstrations also go through the template. A system turn of the history follows the prompt's own in one turn,
         since templates know one alone.
         """
-        systems = [self.system, *(text for role, text in history if role == "system")]
-        system = "\n\n".join(unix_lines(text) for text in systems if text)
+        systems = [self._filled(self.system), *(text for role, text in history if role == "system")]
+        system = "\n\n".join(text for text in systems if text)
         turns = [{"role": "system", "content": system}] if system else []
         for demonstration in self.demonstrations:
             turns.append({"role": "user", "content": self.ask(unix_lines(demonstration.question))})
@@ -119,7 +168,7 @@ class Prompt:
 
     def render(self) -> str:
         """Write the document; `parse(p.render()) == p` for every prompt."""
-        return write_document(self.system, self.template, self.demonstrations)
+        return write_document(self.system, self.template, self.demonstrations, self.sections)
 
     @property
     def hash(self) -> str:
@@ -132,28 +181,42 @@ def unix_lines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def write_document(system: str | None, template: str | None, demonstrations: Sequence[Demonstration]) -> str:
-    """Write a document without the sections that are None. The result may be invalid; `parse` checks it."""
-    sections = [] if system is None else [f"# {SYSTEM}", _body(system)]
-    sections += [] if template is None else [f"# {TEMPLATE}", _body(template)]
+def write_document(
+    system: str | None,
+    template: str | None,
+    demonstrations: Sequence[Demonstration],
+    sections: Sequence[Section] = (),
+) -> str:
+    """Write a document without the parts that are None. The result may be invalid; `parse` checks it."""
+    parts = [] if system is None else [f"# {SYSTEM}", _body(system)]
+    parts += [] if template is None else [f"# {TEMPLATE}", _body(template)]
+    for section in sections:
+        parts += [f"# {section.heading}", _body(section.text)]
     for number, demonstration in enumerate(demonstrations, 1):
-        sections += [
+        parts += [
             f"# {DEMONSTRATION} {number}",
             f"## {QUESTION}",
             _body(demonstration.question) or _NOTHING,
             f"## {REPLY}",
             _body(demonstration.reply) or _NOTHING,
         ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def parse(document: str, *, template: str | None = None, changed: Callable[[str], str] = str) -> Prompt:
+def parse(
+    document: str,
+    *,
+    template: str | None = None,
+    changed: Callable[[str], str] = str,
+    sections: Callable[[list[Section]], Sequence[Section]] = list,
+) -> Prompt:
     """Parse a document.
 
     Args:
-        document: Text with the sections System, Question template and Demonstration.
+        document: Text with the sections System, Question template, Section and Demonstration.
         template: The question template, if the document leaves this section out.
         changed: Is applied to the question template before it is checked.
+        sections: Is applied to the named sections before they are checked.
 
     Raises:
         PromptError: If the placeholder is missing or repeated, a section is unknown or repeated, or a demonstration
@@ -166,7 +229,26 @@ def parse(document: str, *, template: str | None = None, changed: Callable[[str]
         raise PromptError(f'The section "# {TEMPLATE}" is missing: add the user turn, with {PLACEHOLDER} in it.')
     demonstrations = [_demonstration(name, lines) for name, lines in found.items() if name.startswith(DEMONSTRATION)]
     user_turn = _text(found[TEMPLATE]) if TEMPLATE in found else template or ""
-    return Prompt(_text(found.get(SYSTEM, [])), changed(user_turn), tuple(demonstrations))
+    written = [
+        Section(heading[1], _text(lines), bool(heading[2]))
+        for name, lines in found.items()
+        if (heading := _SECTION_HEADING.fullmatch(name))
+    ]
+    return Prompt(_text(found.get(SYSTEM, [])), changed(user_turn), tuple(demonstrations), tuple(sections(written)))
+
+
+def kept_sections(old: Sequence[Section], written: Sequence[Section]) -> list[Section]:
+    """Give the sections of an edited document: protected ones stay, also if they are left out, and no other becomes so.
+
+    Raises:
+        PromptError: If a protected section was changed.
+    """
+    protected = {section.name: section for section in old if section.protected}
+    for section in written:
+        if section.name in protected and section.text != protected[section.name].text:
+            raise PromptError(f"The section {section.name} is protected: leave its text as it is, or leave it out.")
+    kept = [protected.get(section.name) or replace(section, protected=False) for section in written]
+    return [*kept, *(section for section in protected.values() if section not in kept)]
 
 
 def difference(old: Prompt, new: Prompt) -> str:
@@ -207,6 +289,7 @@ def check_prompt(
     """
     refuse_no_text(prompt)
     check_variables(prompt.system, prompt.template, columns)
+    check_sections(prompt, columns)
     for number, demonstration in enumerate(prompt.demonstrations, 1):
         if not demonstration.question.strip() or not demonstration.reply.strip():
             raise PromptError(f"Demonstration {number} has an empty question or reply: write both.")
@@ -224,6 +307,17 @@ def check_prompt(
             )
 
 
+def check_sections(prompt: Prompt, columns: Iterable[str] = ()) -> None:
+    """Raise PromptError if no turn holds a section, or a section names a column, where nothing is filled in."""
+    for section in prompt.sections:
+        if section.name not in prompt.held_sections:
+            raise PromptError(
+                f"No turn holds the section {section.name}: write {{section:{section.name}}} into the system turn or "
+                "the question template, where its text goes, or remove it (a protected one cannot be removed)."
+            )
+        check_system(section.text, columns)
+
+
 def refuse_no_text(prompt: Prompt) -> None:
     """Raise PromptError if the prompt contains control characters, unpaired surrogates or U+FFFD."""
     if found := _NOT_TEXT.search(_everything(prompt)):
@@ -231,7 +325,8 @@ def refuse_no_text(prompt: Prompt) -> None:
 
 
 def _everything(prompt: Prompt) -> str:
-    return "\n".join([prompt.system, prompt.template, *(f"{d.question}\n{d.reply}" for d in prompt.demonstrations)])
+    pairs = (f"{pair.question}\n{pair.reply}" for pair in prompt.demonstrations)
+    return "\n".join([prompt.system, prompt.template, *(section.text for section in prompt.sections), *pairs])
 
 
 class _AsRead(dict[int, str]):
@@ -264,7 +359,8 @@ def normalise(text: str) -> str:
 def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[str]) -> None:
     """Raise PromptError if a forbidden question is a demonstration, or is quoted anywhere in the prompt."""
     known = {normalise(question) for question in allowed}
-    around = f" {normalise(prompt.system)} / {normalise(prompt.template)} "
+    texts = [prompt.system, prompt.template, *(section.text for section in prompt.sections)]
+    around = f" {' / '.join(map(normalise, texts))} "
     demonstrations = []
     for each in prompt.demonstrations:
         asked = normalise(each.question)
@@ -276,7 +372,9 @@ def _check_copies(prompt: Prompt, forbidden: Iterable[str], allowed: Iterable[st
             if words == asked or (long_enough and f" {words} " in text):
                 raise PromptError(f"Demonstration {number} copies a validation or test row: use a train row instead.")
         if long_enough and f" {words} " in around:
-            raise PromptError("The system turn or the template quotes a validation or test question: remove it.")
+            raise PromptError(
+                "The system turn, the template or a section quotes a validation or test question: remove it."
+            )
 
 
 def _split(
@@ -326,8 +424,8 @@ def _section(line: str) -> str | None:
         return known
     title = line.lstrip("#").strip().rstrip(":").strip()
     raise PromptError(
-        f'The section "# {title[:80]}" is unknown (known: {SYSTEM}, {TEMPLATE}, {DEMONSTRATION} 1, 2, ...): '
-        "write a line of text that begins with # as \\#."
+        f'The section "# {title[:80]}" is unknown (known: {SYSTEM}, {TEMPLATE}, {SECTION} NAME, {DEMONSTRATION} 1, 2, '
+        "...): write a line of text that begins with # as \\#."
     )
 
 
@@ -338,6 +436,8 @@ def _known_section(line: str) -> str | None:
     for known in (SYSTEM, TEMPLATE):
         if title.casefold() == known.casefold():
             return known
+    if _SECTION_HEADING.fullmatch(title):
+        return title
     numbered = re.fullmatch(r"demonstration\s*(\d*)", title, re.IGNORECASE)
     return f"{DEMONSTRATION} {numbered[1]}".strip() if numbered else None
 

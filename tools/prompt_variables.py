@@ -107,6 +107,11 @@ def fold(template: str, columns: Iterable[str]) -> tuple[str, str | None]:
         return re.sub(r"\{\{\s*question\s*\}\}", "{question}", template), None
     start = template.rfind("\n", 0, found[0].start) + 1
     end = found[-1].end
+    if "{section:" in template[start:end]:
+        raise PromptError(
+            "A {section:NAME} stands among the columns of the question template, which become the question: put it on "
+            "a line before the first of them, or after the last."
+        )
     return f"{template[:start]}{{{QUESTION_NAME}}}{template[end:]}", template[start:end]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nslora.tools.policy import Policy as Policy
     from nslora.tools.prompt import Demonstration as Demonstration
     from nslora.tools.prompt import Prompt as Prompt
+    from nslora.tools.prompt import Section as Section
     from nslora.tools.rewards.score import Score as Score
     from nslora.tools.schema import Example as Example
     from nslora.tools.tasks.task import Task as Task
@@ -31,7 +32,7 @@ _NAMES = {
     "nslora.graph.runs.result": ("Result",),
     "nslora.graph.runs.run": ("Run",),
     "nslora.tools.policy": ("Policy",),
-    "nslora.tools.prompt": ("Demonstration", "Prompt"),
+    "nslora.tools.prompt": ("Demonstration", "Prompt", "Section"),
     "nslora.tools.rewards.score": ("Score",),
     "nslora.tools.schema": ("Example",),
     "nslora.tools.tasks.task": ("Task", "load_task", "task_from_rows"),

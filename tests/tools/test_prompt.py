@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nslora.tools.errors import PromptError
-from nslora.tools.prompt import Demonstration, Prompt, check_prompt, difference, normalise, parse
+from nslora.tools.prompt import Demonstration, Prompt, Section, check_prompt, difference, normalise, parse
 from nslora.tools.schema import Example
 
 HEADINGS = ("# System", "\\# System", "#\xa0x", "## Question", "##reply:", "# ", "#")
@@ -17,7 +17,10 @@ TEXTS = st.one_of(
     st.lists(st.one_of(st.sampled_from([*HEADINGS, *MARKS]), st.text())).map("\n".join),
 )
 TEMPLATES = st.tuples(TEXTS, TEXTS).map("{question}".join).filter(lambda text: text.count("{question}") == 1)
-PROMPTS = st.builds(Prompt, TEXTS, TEMPLATES, st.lists(st.builds(Demonstration, TEXTS, TEXTS), max_size=3).map(tuple))
+DEMONSTRATIONS = st.lists(st.builds(Demonstration, TEXTS, TEXTS), max_size=3)
+NAMES = st.from_regex(r"\w[\w-]{0,8}", fullmatch=True)
+SECTIONS = st.lists(st.builds(Section, NAMES, TEXTS, st.booleans()), max_size=2, unique_by=lambda each: each.name)
+PROMPTS = st.builds(Prompt, TEXTS, TEMPLATES, DEMONSTRATIONS.map(tuple), SECTIONS.map(tuple))
 STYLED = Prompt("Be brief.", "Q: {question}", (Demonstration("Who?", "ADA"), Demonstration("When?", "1911")))
 
 

@@ -113,7 +113,7 @@ def hinted(prompt: Prompt, examples: Iterable[Example]) -> Prompt:
         else each
         for each in prompt.demonstrations
     )
-    return Prompt(prompt.system, prompt.template, demonstrations)
+    return replace(prompt, demonstrations=demonstrations)
 
 
 def remake(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from nslora.tools import prompt as documents
 from nslora.tools.editor.local_chat import tokens_used
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN, answers, restore
 from nslora.tools.errors import PromptError
-from nslora.tools.prompt import PLACEHOLDER, Demonstration, Prompt
+from nslora.tools.prompt import PLACEHOLDER, Demonstration, Prompt, Section, kept_sections
 
 Part = Literal["document", "system", "question", "demonstrations"]
 # Whether structured output is used: if the model's profile says that it has it, always, or never.
@@ -37,11 +37,12 @@ _HEADINGS: Mapping[Part, str] = {
     "demonstrations": documents.DEMONSTRATION,
 }
 _ATTRIBUTES: Mapping[Part, str] = {"system": "system", "question": "template", "demonstrations": "demonstrations"}
+_NO_OTHERS = "There are no other sections."
 _LAYOUT = (
     f'The variable is a Markdown document with the sections "# {documents.SYSTEM}" (may be empty), '
     f'"# {documents.TEMPLATE}" (holds {PLACEHOLDER} exactly once) and any number of "# {documents.DEMONSTRATION} 1", '
     f'"# {documents.DEMONSTRATION} 2", ..., each with "## {documents.QUESTION}" and "## {documents.REPLY}". '
-    "There are no other sections."
+    f"{_NO_OTHERS}"
 )
 _DEMONSTRATIONS = (
     "Demonstrations are sent to the language model as earlier turns of the chat; small models follow demonstrations "
@@ -89,13 +90,20 @@ FORMS: Mapping[Part, type[BaseModel]] = {
 }
 
 
-def format_rules(part: Part) -> list[str]:
+def format_rules(part: Part, sections: Sequence[Section] = ()) -> list[str]:
     """List the sentences that tell an editor the document's format and the part that may change."""
+    layout = _LAYOUT
+    if sections:
+        layout = layout.replace(_NO_OTHERS, "")
+        layout += 'The text of a "# Section NAME" is put in for {section:NAME} in the other sections: keep that mark. '
+        if any(section.protected for section in sections):
+            layout += "Leave out sections that are protected; they stay as they are. "
+        layout += _NO_OTHERS
     if part == "document":
-        return [f"{_LAYOUT} Send the whole document.", _DEMONSTRATIONS, _ESCAPE]
+        return [f"{layout} Send the whole document.", _DEMONSTRATIONS, _ESCAPE]
     heading = _HEADINGS[part] + (" ..." if part == "demonstrations" else "")
     only = f'Change only "# {heading}" and send it alone, with its heading: all other sections stay as they are.'
-    return [_LAYOUT, *([_DEMONSTRATIONS] if part == "demonstrations" else []), _ESCAPE, only]
+    return [layout, *([_DEMONSTRATIONS] if part == "demonstrations" else []), _ESCAPE, only]
 
 
 def read_prompt(reply: str, old: Prompt, part: Part) -> Prompt:
@@ -146,10 +154,10 @@ def _from_tags(reply: str, old: Prompt, part: Part) -> Prompt:
     _refuse_runaway(block, old)
     document = restore(block).strip()
     if part == "document":
-        return documents.parse(document)
+        return documents.parse(document, sections=lambda written: kept_sections(old.sections, written))
     if not re.search(rf"^#\s+{_HEADINGS[part]}\b", document, re.IGNORECASE | re.MULTILINE):
         raise PromptError(f'The section "# {_HEADINGS[part]}" is missing: it is the one that may change.')
-    new = documents.parse(document, template=old.template)
+    new = documents.parse(document, template=old.template, sections=lambda _: old.sections)
     return replace(old, **{_ATTRIBUTES[part]: getattr(new, _ATTRIBUTES[part])})
 
 

@@ -190,7 +190,7 @@ class Editor:
         if not failures:
             raise EditFailedError("There is no failure to learn from, so the editor was not called.")
         self._calls.in_this_edit = Usage()
-        constraints = [*format_rules(self._part), *self._rules, *_past_rules(past)]
+        constraints = [*format_rules(self._part, prompt.sections), *self._rules, *_past_rules(past)]
         try:
             attempt = _Attempt(self._calls, self._part, self._retries, prompt, validate)
             edit = attempt.run(choose_failures(failures, self._max_failures), constraints, candidates)

@@ -53,6 +53,9 @@ def describe_edit(old: Prompt, new: Prompt) -> str:
         changed.append(f"The system turn became {_quoted(new.system)}.")
     if new.template != old.template:
         changed.append(f"The question template became {_quoted(new.template)}.")
+    for section in new.sections:
+        if section not in old.sections:
+            changed.append(f"The section {section.name} became {_quoted(section.text)}.")
     if new.demonstrations != old.demonstrations:
         added = [_quoted(each.question) for each in new.demonstrations if each not in old.demonstrations]
         removed = [_quoted(each.question) for each in old.demonstrations if each not in new.demonstrations]

@@ -21,7 +21,7 @@ from nslora.tools.editor.failures_view import ALTERNATIVE_PREFIX, CLIPPED, PAST_
 from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT, LocalChat, tokens_used
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN, neutralise, restore
 from nslora.tools.errors import PromptError
-from nslora.tools.prompt import PLACEHOLDER, TEMPLATE, Demonstration, Prompt, normalise, parse
+from nslora.tools.prompt import PLACEHOLDER, TEMPLATE, Demonstration, normalise, parse
 from nslora.tools.rewards.checks import ROW_PREFIX
 from nslora.tools.rewards.reward import SUGGESTION_PREFIX
 
@@ -113,7 +113,7 @@ def improve(request: str, corrections: Sequence[str]) -> str:
     demonstrations = _demonstrations(old.demonstrations, pairs, tried, more)
     too_long = sum("too long" in text for text in corrections)
     kept = demonstrations[: max(0, len(demonstrations) - too_long)]
-    return Prompt(_with_instructions(old.system, instructions), old.template, tuple(kept)).render()
+    return replace(old, system=_with_instructions(old.system, instructions), demonstrations=tuple(kept)).render()
 
 
 def _read_critiques(critiques: Sequence[str]) -> tuple[list[str], list[Demonstration]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from nslora.tools.errors import PromptError, TaskError
 from nslora.tools.files import as_text, sha256_of_json
-from nslora.tools.prompt import Prompt, parse
+from nslora.tools.prompt import Prompt, check_sections, parse
 from nslora.tools.prompt_variables import check_system
 from nslora.tools.rewards.reward import Reward, build_reward
 from nslora.tools.schema import Example
@@ -328,7 +328,9 @@ def _prompt(text: str | None, document: Document, changed: Callable[[str], str])
         with readable(where):
             text = where.read_text(encoding="utf-8-sig")
     try:
-        return parse(text, changed=changed)
+        prompt = parse(text, changed=changed)
+        check_sections(prompt)
+        return prompt
     except PromptError as error:
         raise TaskError(
             f"{where}: the start prompt is rejected: {error} (In Python, Prompt(system=...) makes a system turn only.)"
