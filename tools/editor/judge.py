@@ -198,7 +198,7 @@ class Judge(JudgingCheck):
 
     def request(self, example: Example, reply: str) -> list[BaseMessage]:
         """The messages that ask for a judgement."""
-        data: dict[str, Any] = {"question": example.question}
+        data: dict[str, Any] = {"question": example.asked}
         if references := [each for each in example.answers or (example.reference,) if each]:
             data["references"] = references
         quoted = json.dumps({**data, "reply": reply}, ensure_ascii=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nslora.tools.prompt_variables import QUESTION_NAME, variables
 from nslora.tools.schema import Example, Message
+from nslora.tools.tasks.near_duplicates import across
 from nslora.tools.tasks.spec import SPLITS
 from nslora.tools.tasks.splits import same_question
 from nslora.tools.tasks.task import Task
@@ -82,7 +83,9 @@ def check_task(
         sizes = {split: len(getattr(task, split)) for split in SPLITS}
         shown = tuple(_shown(task, row, asked=False) for row in task.train[:SHOWN_ROWS])
         wrong = _contradictions(task)
-        return TaskCheck(sizes, shown, {}, tuple(wrong), (*task.notes, *notes, *_unasked(task), *_too_long(task)))
+        return TaskCheck(
+            sizes, shown, {}, tuple(wrong), (*task.notes, *notes, *_near(task), *_unasked(task), *_too_long(task))
+        )
     total, done = sum(map(len, judged.values())), 0
     full: dict[str, tuple[int, int]] = {}
     unreachable: list[Example] = []
@@ -100,7 +103,7 @@ def check_task(
         full[split] = passed, len(rows)
     sizes = {split: len(getattr(task, split)) for split in SPLITS}
     wrong = [*_unreachable(task, unreachable), *_answers_to_anything(task), *_contradictions(task)]
-    notes = [*task.notes, *notes, *_missed(missed, total), *_unasked(task), *_too_long(task)]
+    notes = [*task.notes, *notes, *_missed(missed, total), *_near(task), *_unasked(task), *_too_long(task)]
     shown = tuple(_shown(task, row) for row in task.train[:SHOWN_ROWS])
     return TaskCheck(sizes, shown, full, tuple(wrong), tuple(notes))
 
@@ -123,6 +126,12 @@ def _judges(task: Task, rows: Sequence[Example], *, ask: bool) -> tuple[int, lis
         elif (agreement := check.agreement()) is not None:
             notes.append(f"The judge {check.judge} against labelled rows: {agreement}.")
     return total, notes
+
+
+def _near(task: Task) -> list[str]:
+    """Questions of different splits that are nearly alike, unless that was said on loading."""
+    near = across({split: [same_question(row.asked) for row in getattr(task, split)] for split in SPLITS})
+    return [note for note in near if note not in task.notes]
 
 
 def _shown(task: Task, row: Example, *, asked: bool = True) -> ShownRow:

@@ -32,13 +32,15 @@ class SplitShares(Settings):
     """Shares of the train questions that become the splits without their own source.
 
     A share that is not stated is 0.2, and at most 500 validation and 1,000 test questions. stratify: each reference has
-    the same share of each split, for tasks whose references are labels.
+    the same share of each split, for tasks whose references are labels. near_duplicates: whether questions that are
+    nearly alike stay in one split.
     """
 
     validation: float = Field(0.2, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
     seed: int = 0
     stratify: bool = False
+    near_duplicates: Literal["together", "apart"] = "together"
 
 
 class RowCaps(Settings):

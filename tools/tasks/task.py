@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nslora.tools.prompt_variables import check_system
 from nslora.tools.rewards.reward import Reward, build_reward
 from nslora.tools.schema import Example
 from nslora.tools.tasks.examples import RowReader, examples_of, prepared, refuse_one_question
+from nslora.tools.tasks.near_duplicates import across, together
 from nslora.tools.tasks.readers import SourceRow, from_python, read_dataset, read_rows, readable
 from nslora.tools.tasks.spec import (
     MAX_NEW_TOKENS,
@@ -219,7 +221,7 @@ def _in_splits(
     found = {split: list(values) for split, values in rows.items()}
     notes: list[str] = []
 
-    def asked(row: SourceRow) -> str:
+    def key(row: SourceRow) -> str:
         return same_question(reader.asked(row))
 
     def answered(row: SourceRow) -> str:
@@ -227,6 +229,16 @@ def _in_splits(
 
     if spec.split is not None:
         shares, most = shares_of(spec.split, [split for split in SPLITS if split not in found])
+        alike: dict[str, str] = {}
+        keys = {row.number: key(row) for row in found["train"]}
+        if spec.split.near_duplicates == "together":
+            questions = list(dict.fromkeys(keys.values()))
+            smallest = min(min(share * len(questions), most.get(split, inf)) for split, share in shares.items())
+            alike, notes = together(questions, round(smallest))
+
+        def asked(row: SourceRow) -> str:
+            return alike.get(keys[row.number], keys[row.number])
+
         if spec.split.stratify:
             found.update(split_by_label(found["train"], shares, spec.split.seed, asked, answered, most))
         else:
@@ -237,6 +249,8 @@ def _in_splits(
         found, more = without_duplicates(found, reader.asked, answered)
         notes += more
     found, more = sampled(found, spec.rows)
+    if spec.duplicates == "drop":
+        notes += across({split: map(key, values) for split, values in found.items()})
     return found, notes + more + size_notes(found)
 
 

@@ -1,6 +1,9 @@
 """Which rows go to which split: shares, labels, samples, duplicates, ids."""
 
+import itertools
 import json
+import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ import pytest
 import yaml
 
 from nslora.tools.errors import NsloraError, TaskError
+from nslora.tools.tasks.check import check_task
+from nslora.tools.tasks.near_duplicates import near_pairs
 from nslora.tools.tasks.task import Task, load_task, task_from_rows
 from nslora.tools.workspace.budget import plan_of
 from nslora.tools.workspace.settings import RunSettings
@@ -146,3 +151,97 @@ def test_own_ids_are_ignored_on_demand():
         "train-2",
         "train-3",
     ]
+
+
+# Near-duplicates
+
+WORDS = "alder birch cedar elm fir hazel larch maple oak pine rowan spruce willow yew ash beech lime plum pear quince"
+
+
+def sentence(seed: int, length: int = 14) -> str:
+    return " ".join(random.Random(seed).choices(WORDS.split(), k=length))
+
+
+def nearly_alike(count: int) -> list[dict[str, Any]]:
+    """Each question comes a second time with one more word."""
+    rows = [{"question": sentence(n), "reference": f"n{n}"} for n in range(count)]
+    return [*rows, *({"question": f"{row['question']} please", "reference": row["reference"]} for row in rows)]
+
+
+@pytest.mark.parametrize("stratify", [False, True])
+def test_questions_that_are_nearly_alike_go_to_one_split(tmp_path, stratify):
+    rows = [{**row, "reference": row["reference"][-1]} for row in nearly_alike(40)]
+    task = one_file(tmp_path, rows, split={"stratify": stratify})
+    assert sizes(task) == [48, 16, 16]
+    for split in SPLITS:
+        asked = {row.question for row in getattr(task, split)}
+        assert all(f"{each} please" in asked or each.removesuffix(" please") in asked for each in asked)
+    assert task.notes[0].startswith(
+        "split: 80 questions that are nearly alike, in 40 groups, are not cut apart (first '"
+    )
+    assert check_task(task).notes == task.notes
+    cut = one_file(tmp_path, rows, split={"stratify": stratify, "near_duplicates": "apart"})
+    assert not any("nearly alike" in note for note in cut.notes)
+    (found,) = (note for note in check_task(cut).notes if "nearly alike" in note)
+    assert re.match(
+        r"\d+ questions of validation and test are nearly alike to one of another split \(\w+ and \w+: '", found
+    )
+
+
+def test_questions_of_one_template_are_cut_as_different_ones(tmp_path):
+    rows = [{"question": f"Tell me in one word who is it that keeps {n}", "reference": f"n{n}"} for n in range(50)]
+    task = one_file(tmp_path, rows)
+    assert sizes(task) == [30, 10, 10]
+    assert "split: 50 questions are alike but for a few words, more than a split holds" in task.notes[0]
+    assert task.hash == one_file(tmp_path, rows, split={"near_duplicates": "apart"}).hash
+
+
+def test_near_duplicates_of_given_splits_are_noted_and_exact_ones_dropped():
+    first, second = (sentence(n) for n in (1, 2))
+    train = [{"question": each, "reference": "x"} for each in (first, second, "Who?")]
+    test = [{"question": f"{first} please", "reference": "x"}, {"question": "Why?", "reference": "x"}]
+    options: dict[str, Any] = {"train": train, "validation": [train[1]], "test": test}
+    task = task_from_rows(**options, duplicates="drop")
+    assert sizes(task) == [2, 1, 2]
+    assert task.notes[1].startswith(
+        "1 questions of validation and test are nearly alike to one of another split (train"
+    )
+    assert sum("nearly alike" in note for note in check_task(task).notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (sentence(1), sentence(1).upper() + "!", True),
+        (sentence(1), sentence(2), False),
+        (sentence(1, 300), sentence(1, 300) + " yew oak", True),
+        (sentence(1, 300), sentence(3, 300), False),
+        ("Who?", "who", True),
+        ("Who?", "Why?", False),
+        ("王芳是谁的老师，她住在哪里，她喜欢什么水果？", "王芳是谁的老师，她住在哪里，她喜欢什么水果", True),
+        ("?", "!", False),
+    ],
+)
+def test_what_is_nearly_alike(one: str, other: str, alike: bool):
+    assert near_pairs([one, "Nothing of the kind.", other]) == ([(0, 2)] if alike else [])
+
+
+def test_all_groups_of_questions_are_found():
+    """Against the definition: Jaccard similarity of all pairs, whatever is shared and rare."""
+    rng = random.Random(0)
+    texts = [sentence(rng.randrange(60)).split() for _ in range(200)]
+    for text in texts:
+        text[rng.randrange(14)] = rng.choice(["yew", "oak", text[0]])
+    asked = list(dict.fromkeys(" ".join(text) for text in texts))
+    sets = [set(itertools.pairwise(text.split())) for text in asked]
+    links = [{n for n, other in enumerate(sets) if len(one & other) >= 0.8 * len(one | other)} for one in sets]
+    groups = {min(_linked(n, links)) for n in range(len(asked))}
+    assert len(asked) - len(groups) == len(near_pairs(asked)) > 5
+
+
+def _linked(start: int, links: list[set[int]]) -> set[int]:
+    found, new = set[int](), {start}
+    while new:
+        found |= new
+        new = {other for each in new for other in links[each]} - found
+    return found
