@@ -109,8 +109,8 @@ bench-keep: setup ## what the level of keep-or-drop costs and saves, simulated (
 bench-crashes: setup ## kill -9 at 60 places of a run on a tiny model, resume, compare (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_crashes.py
 
-bench-growth: setup ## 500 rounds without a model: bytes and milliseconds per round stay flat
-	@$(BIN)/python tests/benchmarks/bench_growth.py
+bench-growth: setup ## 500 rounds without a model: bytes and time per round stay flat; reading them back
+	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_growth.py
 
 bench-replay: setup ## a run of the embedded model against its replay (minutes; the run is kept)
 	@$(BIN)/python tests/benchmarks/bench_replay.py

@@ -6,6 +6,7 @@ START -> evaluate -> monitor -+-> finish -> END
             +---------------------------- (approve, if wanted) -+
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from langgraph.graph import END, START, StateGraph
@@ -13,6 +14,7 @@ from langgraph.graph.state import CompiledStateGraph
 
 from nslora.graph.guard import alone
 from nslora.graph.routing import after_classify, after_monitor, after_update
+from nslora.graph.soundness import of_sound_states
 from nslora.graph.state import AdaptationContext, AdaptationState
 from nslora.nodes.approve import approve
 from nslora.nodes.classify import classify
@@ -38,10 +40,11 @@ class _Loop(StateGraph[AdaptationState, AdaptationContext, AdaptationState, Adap
         return super().compile(*given, **options)
 
 
-def refuse_cached(graph: StateGraph[Any, Any, Any, Any]) -> None:
-    """Raise SettingsError if a node of this package has a cache policy."""
-    policies = {name: node.cache_policy or graph._node_defaults.cache_policy for name, node in graph.nodes.items()}
-    if cached := [name for name in WITH_EFFECTS if policies.get(name)]:
+def refuse_cached(graph: StateGraph[Any, Any, Any, Any] | Graph) -> None:
+    """Raise SettingsError if a node of this package has a cache policy, its own or the graph's."""
+    of_all = graph.cache_policy if isinstance(graph, CompiledStateGraph) else graph._node_defaults.cache_policy
+    nodes: Mapping[str, Any] = graph.nodes
+    if cached := [name for name in WITH_EFFECTS if name in nodes and (nodes[name].cache_policy or of_all)]:
         raise SettingsError(
             f"A CachePolicy is set for {', '.join(cached)}: these nodes write files into the run's folder, which a "
             "cached result would leave out. Set it for nodes of your own only; replies are cached already."
@@ -64,12 +67,13 @@ def build_workflow(**nodes: Any) -> Workflow:
         raise SettingsError(f"The loop has no node {', '.join(nodes)}: it has {', '.join(WITH_EFFECTS)}.")
     graph.add_edge(START, "evaluate")
     graph.add_edge("evaluate", "monitor")
-    graph.add_conditional_edges("monitor", after_monitor, {name: name for name in ("finish", "classify")})
-    graph.add_conditional_edges(
-        "classify", after_classify, {name: name for name in ("lora_update", "textgrad_edit", "finish")}
-    )
-    for update in ("lora_update", "textgrad_edit"):
-        graph.add_conditional_edges(update, after_update, {name: name for name in ("evaluate", "approve")})
+    for name, edge, ends in (
+        ("monitor", after_monitor, ("finish", "classify")),
+        ("classify", after_classify, ("lora_update", "textgrad_edit", "finish")),
+        ("lora_update", after_update, ("evaluate", "approve")),
+        ("textgrad_edit", after_update, ("evaluate", "approve")),
+    ):
+        graph.add_conditional_edges(name, of_sound_states(edge), {end: end for end in ends})
     graph.add_edge("approve", "evaluate")
     graph.add_edge("finish", END)
     return graph

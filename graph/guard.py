@@ -7,8 +7,8 @@ from typing import Any
 
 from nslora.graph.lock import only_while_alone
 from nslora.graph.projection import Stamp, show_branch
+from nslora.graph.soundness import refuse_wrong_values
 from nslora.graph.state import AdaptationContext, AdaptationState, Changes
-from nslora.nodes.shared.rounds import is_empty
 from nslora.nodes.shared.runtime import checkpoint_of, thread_of
 from nslora.tools.errors import RunError
 from nslora.tools.files import read_json
@@ -35,8 +35,7 @@ def alone(node: Node) -> Node:
         with only_while_alone(folder, getattr(context, "stream", "")):
             if not (folder / RUN_FILE).is_file():  # the node itself says so
                 return node(state, **given)
-            if node.__name__ == "evaluate":
-                _refuse_other_beginning(state)
+            refuse_wrong_values(state)
             show_branch(folder, state, Stamp(thread, checkpoint_of(given["runtime"]), node.__name__))
             if node.__name__ != "approve":
                 (folder / QUESTION_FILE).unlink(missing_ok=True)  # the run went on, or was taken back
@@ -59,17 +58,3 @@ def _refuse_another_runs_thread(folder: Path, thread: str) -> None:
             "context of the run whose config you pass."
         )
 
-
-def _refuse_other_beginning(state: AdaptationState) -> None:
-    """Raise RunError if the state is no run's, or a first state came on top of rounds."""
-    if is_empty(state):
-        return
-    if "kept" not in state:
-        raise RunError("This is no state of a run: begin with {} or run.first_state(), and go on with None.")
-    if state["proposal"] is None and state["kept_measured"] is not None:
-        raise RunError("An input was given to a run that has begun, which goes on with None in its place.")
-    if state["round"] < (done := len(state["rounds"])):
-        raise RunError(
-            f"A first state was given to a run with {done} rounds behind it, which goes on with None: fork it at "
-            f"round {done} to have them back, or begin another run."
-        )

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nslora.graph.state import AdaptationState, RoundRecord
+from nslora.nodes.shared.rounds import is_empty
 from nslora.tools.errors import LostRoundsError, RunError
 from nslora.tools.files import quoted, read_json, read_jsonl, sha256_of_json, write_json, write_jsonl
+from nslora.tools.workspace.record import OLD_THREAD, RUN_FILE
 
 DECISIONS_FILE = "decisions.jsonl"
 SHOWN_FILE = "shown.json"  # the Stamp of what the folder shows
@@ -41,21 +43,51 @@ def show_branch(folder: Path, state: AdaptationState, stamp: Stamp) -> None:
     """Let the folder show the branch on which a node begins. The result of another one is set aside.
 
     Raises:
-        RunError: If the folder shows another thread.
+        RunError: If the folder shows another thread, or a run is begun on top of itself.
         LostRoundsError: If records of rounds are missing from the state.
     """
-    before, rounds = stamp_of(folder), state.get("rounds", [])
+    rounds = state.get("rounds", [])
     refuse_lost_rounds(folder, state)
-    if before is not None and before.thread != stamp.thread and (folder / DECISIONS_FILE).exists():
-        raise RunError(
-            f"{folder} shows the thread {before.thread or 'of a graph without a checkpointer'}, and this one is "
-            f"{stamp.thread or 'without a checkpointer'}: give each thread a folder of its own (Run.create, Run.fork). "
-            f"If the first one's checkpoints are lost, delete {DECISIONS_FILE}: the run begins again from its records."
-        )
+    _refuse_other_beginning(state, stamp.node)
+    before = _refuse_second_thread(folder, stamp.thread, rounds)
     if stamp != before:  # the same node again, after a kill, writes the same result
         set_aside(folder)
         write_json(folder / SHOWN_FILE, asdict(stamp))
     show_rounds(folder, rounds)
+
+
+def _refuse_second_thread(folder: Path, thread: str, rounds: Sequence[RoundRecord]) -> Stamp | None:
+    """What the folder shows. Raises RunError if that is another thread: both would write the same files."""
+    before = stamp_of(folder)
+    shown = before.thread if before else thread
+    if before is None and not same_rounds(read_jsonl(folder / DECISIONS_FILE), rounds):
+        shown = read_json(folder / RUN_FILE).get("thread", OLD_THREAD)  # a run of 0.1.0
+    if thread != shown:
+        raise RunError(
+            f"{folder} shows the thread {shown or 'of a graph without a checkpointer'}, and this one is "
+            f"{thread or 'without a checkpointer'}: give each thread a folder of its own (Run.create, Run.fork). If "
+            f"the first one's checkpoints are lost, delete {SHOWN_FILE} and {DECISIONS_FILE}: the run begins again "
+            "from its records."
+        )
+    return before
+
+
+def _refuse_other_beginning(state: AdaptationState, node: str) -> None:
+    """Raise RunError if the state is no run's, or was begun anew, whole or in part, on top of what the run did."""
+    if node == "evaluate" and is_empty(state):
+        return
+    if "kept" not in state:
+        raise RunError("This is no state of a run: begin with {} or run.first_state(), and go on with None.")
+    if (done := state["round"]) < (there := len(state["rounds"])):
+        raise RunError(
+            f"A first state, or another number of rounds ({done}), was given to a run with {there} rounds behind it, "
+            "which goes on with None: fork it at a round to have its past back, or begin another run."
+        )
+    if node == "evaluate" and state["proposal"] is None and state["kept_measured"] is not None:
+        raise RunError(
+            "Nothing waits to be evaluated: an input was given to a run that has begun, which goes on with None in its "
+            "place, or its proposal was taken away, which a verdict with kept False drops."
+        )
 
 
 def show_rounds(folder: Path, rounds: Sequence[RoundRecord]) -> None:

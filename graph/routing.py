@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 from nslora.graph.state import AdaptationState
-from nslora.tools.errors import RunError
 
 UpdateNode = Literal["lora_update", "textgrad_edit"]
 NODE_OF: Mapping[str, UpdateNode] = {"lora": "lora_update", "textgrad": "textgrad_edit"}
@@ -18,14 +17,9 @@ def after_monitor(state: AdaptationState) -> Literal["finish", "classify"]:
 def after_classify(state: AdaptationState) -> Literal["lora_update", "textgrad_edit", "finish"]:
     """Where did the router send this round?"""
     decision = state["decision"]
-    action = decision.get("action") if isinstance(decision, Mapping) else None
-    if decision is None or action == "finish":
+    if decision is None or decision["action"] == "finish":
         return "finish"
-    if action is None or action not in NODE_OF:
-        raise RunError(
-            f"The state holds the decision {decision!r}: wanted {{'action': 'lora', 'textgrad' or 'finish', ...}}."
-        )
-    return NODE_OF[action]
+    return NODE_OF[decision["action"]]
 
 
 def after_update(state: AdaptationState) -> Literal["approve", "evaluate"]:

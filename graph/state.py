@@ -46,7 +46,7 @@ class Decision(TypedDict):
 
     action: Literal["lora", "textgrad", "finish"]
     reason: NotRequired[str]
-    evidence: NotRequired[dict[str, float | str]]
+    evidence: NotRequired[dict[str, Any]]  # numbers and text, of whatever strategy decided
     demand: NotRequired[dict[str, float]]
     material: NotRequired[str]  # file with the train rows chosen for each kind of update
 

@@ -113,7 +113,7 @@ def refuse_no_graph(graph: object) -> None:
         raise SettingsError(
             f"graph={type(graph).__name__} is no graph: give build_workflow() with your changes, or a compiled one."
         )
-    refuse_cached(graph.builder if isinstance(graph, CompiledStateGraph) else graph)
+    refuse_cached(graph)
 
 
 def refuse_no_policy(model: object) -> None:

@@ -16,7 +16,7 @@ from nslora.graph.runs.copy_files import copy_past as copy_files
 from nslora.graph.runs.copy_files import copy_records
 from nslora.graph.runs.execution import Execution
 from nslora.graph.runs.folder import could_begin, make_folder, read_settings, refuse_unusable, write_record
-from nslora.graph.runs.history import checkpoint_before, line_of
+from nslora.graph.runs.history import line_of, past_of
 from nslora.graph.runs.loops import Saver
 from nslora.graph.state import Changes
 from nslora.tools.editor.chat_models import editor_name
@@ -167,8 +167,8 @@ def begin(
         refuse_changed_checks(source.folder, source.workspace.task)
     with source.checkpointer() as saver:
         graph = source.compiled(saver)
-        at = checkpoint_before(graph, source.config, source.folder, beginning.round)
-        past = line_of(graph, at.config)
+        past = past_of(line_of(graph, source.config), source.folder, beginning.round)
+        at = past[0]
         refuse_lost_rounds(source.folder, at.values)
         if beginning.round > 0 and at.values["kept"]["adapter"] is not None:
             _refuse_other_shape(old.lora, settings.lora, beginning.round)

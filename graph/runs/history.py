@@ -15,23 +15,30 @@ from nslora.tools.files import quoted
 from nslora.tools.workspace.workspace import Workspace
 
 
-def checkpoint_before(graph: Graph, config: RunnableConfig, folder: Path, number: int) -> StateSnapshot:
-    """The checkpoint from which round `number` was decided; for the round after the last, that of the end.
+def past_of(line: Sequence[StateSnapshot], folder: Path, number: int) -> list[StateSnapshot]:
+    """The part of a run's line from which round `number` was decided, newest first; for the round after the last, that
+    of the end.
 
-    Round 0 is the first evaluation. Raises RunError if the run never came so far.
+    Round 0 is the first evaluation. Raises RunError if the run never came so far, or has no checkpoints here.
     """
     if number < 0:
         raise RunError(f"Round {number}: wanted a round from 1, or 0 for the first evaluation.")
+    if line[0].metadata is None:
+        raise RunError(
+            f"{folder} has no checkpoints here: if a server or a checkpointer of your own has them, its history and "
+            "update_state are the way back."
+        )
     # In round 0 a proposal waits when the first update is to be measured, and none when the start is.
-    whole = line_of(graph, config)
-    line = [
-        each for each in whole if each.values.get("round") == max(0, number - 1) and not each.values.get("proposal")
+    done = [
+        i
+        for i, each in enumerate(line)
+        if each.values.get("round") == max(0, number - 1) and not each.values.get("proposal")
     ]
     for wanted in ("classify", "finish") if number > 0 else ("evaluate",):
         # Newest first: what a fork changed before it decided is part of what it decided from.
-        if found := next((each for each in line if wanted in each.next), None):
-            return found
-    if number <= whole[0].values.get("round", -1) + 1 and (whole[-1].metadata or {}).get("source") != "input":
+        if (found := next((i for i in done if wanted in line[i].next), None)) is not None:
+            return list(line[found:])
+    if number <= line[0].values.get("round", -1) + 1 and (line[-1].metadata or {}).get("source") != "input":
         raise LostRoundsError(
             f"{folder} has lost the checkpoints before round {number}, which were pruned or have expired: fork at a "
             "later round, or go on with the newest state (nslora resume)."
@@ -86,11 +93,10 @@ class _Reading(BaseCheckpointSaver[Any]):
 
 def last_whole_round(graph: Graph, config: RunnableConfig, workspace: Workspace) -> int:
     """The highest round that can be decided again, since every file that its past names is whole; 0 for none."""
-    rounds = graph.get_state(config).values.get("round", 0)
-    for number in range(rounds + 1, 0, -1):
+    line = line_of(graph, config)
+    for number in range(line[0].values.get("round", 0) + 1, 0, -1):
         try:
-            at = checkpoint_before(graph, config, workspace.folder, number)
-            check_past(workspace, [each.values for each in line_of(graph, at.config)], number - 1)
+            check_past(workspace, [each.values for each in past_of(line, workspace.folder, number)], number - 1)
         except NsloraError:  # never came so far, or something of it is damaged: what, was said already
             continue
         return number

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nslora.graph.runs.execution import Answer, Execution
 from nslora.graph.runs.fork import Beginning, begin, complete
-from nslora.graph.runs.history import checkpoint_before, line_of
+from nslora.graph.runs.history import line_of, past_of
 from nslora.graph.runs.loops import Saver
 from nslora.graph.runs.view import RunView, look
 from nslora.tools.editor.call_log import EditorLog, RecordedCall, RecordedChat
@@ -143,16 +143,9 @@ def replay(
 def _changed_by_hand(source: Execution, begin_at: int) -> bool:
     """Whether someone wrote into the state behind the place from which round `begin_at` is decided again."""
     with source.checkpointer() as saver:
-        graph = source.compiled(saver)
-        past = {
-            each.config["configurable"]["checkpoint_id"]
-            for each in line_of(graph, checkpoint_before(graph, source.config, source.folder, begin_at).config)
-        }
-        return any(
-            (each.metadata or {}).get("source") == "update"
-            for each in line_of(graph, source.config)
-            if each.config["configurable"]["checkpoint_id"] not in past
-        )
+        line = line_of(source.compiled(saver), source.config)
+    later = len(line) - len(past_of(line, source.folder, begin_at))
+    return any((each.metadata or {}).get("source") == "update" for each in line[:later])
 
 
 def _answer_again(new: Execution, old: RunView) -> None:

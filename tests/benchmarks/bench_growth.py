@@ -6,6 +6,7 @@ round stores all summaries once, so that rounds are compared by their median, an
 """
 
 import argparse
+import io
 import os
 import statistics
 import sys
@@ -17,18 +18,33 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from form import figure, publish
+from fakes import ObedientPolicy
+from form import Figure, figure, publish
+from rich.console import Console
 
 from nslora.graph import build
+from nslora.graph.cli.tables import show_history
 from nslora.graph.runs.checkpoints import CHECKPOINTS_FILE, sqlite_checkpoints
-from nslora.graph.runs.history import line_of
-from nslora.graph.state import Candidate, Changes, Decision, Measured, Proposal, RoundRecord, first_state
+from nslora.graph.runs.run import Run
+from nslora.graph.state import (
+    AdaptationState,
+    Candidate,
+    Changes,
+    Decision,
+    Measured,
+    Proposal,
+    RoundRecord,
+    first_state,
+)
+from nslora.nodes.finish import finish
+from nslora.tools.tasks.task import load_task
+from nslora.tools.testing.tiny_task import write_tiny_task
 
 ROUNDS = 500
 WINDOW = 100  # rounds compared at each end
 ALLOWED = 1.10
 MOST_MB = 25  # of 500 rounds
-HISTORY_ROUNDS, HISTORY_S = 400, 1.0
+READ_ROUNDS, READ_S = (100, 400), 1.0
 
 
 def main() -> None:
@@ -37,7 +53,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="nslora-growth-") as name:
         found = grow(Path(name), rounds)
-        checkpoints, history_s = read_history(Path(name), min(rounds, HISTORY_ROUNDS))
+        read = [it for each in READ_ROUNDS if each <= rounds for it in read_back(Path(name), each)]
     window = min(WINDOW, rounds // 3)
     first, last = slice(1, 1 + window), slice(-window, None)
     bytes_first, bytes_last = statistics.median(found.bytes_[first]), statistics.median(found.bytes_[last])
@@ -53,8 +69,7 @@ def main() -> None:
             figure("time per round, last rounds", ms_last, "ms"),
             figure("last over first, time", ms_last / ms_first, at_most=ALLOWED),
             figure("whole database", found.total_bytes / 1e6, "MB", at_most=MOST_MB * rounds / ROUNDS),
-            figure("checkpoints in the history", checkpoints),
-            figure("time to read the history", history_s, "s", at_most=HISTORY_S),
+            *read,
         ],
         title=f"{rounds} rounds of checkpoints",
     )
@@ -75,16 +90,19 @@ class Growth:
     total_bytes: int
 
 
-def grow(folder: Path, rounds: int) -> Growth:
-    """Run `rounds` rounds of stand-ins."""
+def grow(
+    folder: Path, rounds: int, *, thread: str = "growth", start: AdaptationState | None = None, whole: bool = True
+) -> Growth:
+    """Run `rounds` rounds of stand-ins; whole=False stops before `finish`."""
     for name, node in stand_ins(rounds).items():
         setattr(build, name, node)
     path = folder / CHECKPOINTS_FILE
     sizes, times = [0.0], [time.process_time()]
     with sqlite_checkpoints(path) as saver:
-        graph = build.build_graph(checkpointer=saver)
-        config: Any = {"configurable": {"thread_id": "growth"}, "recursion_limit": build.STEPS_PER_ROUND * (rounds + 2)}
-        for part in graph.stream(first_state("0" * 16), config, stream_mode="updates", durability="sync"):
+        graph = build.build_graph(checkpointer=saver, interrupt_before=None if whole else ["finish"])
+        config: Any = {"configurable": {"thread_id": thread}, "recursion_limit": build.STEPS_PER_ROUND * (rounds + 2)}
+        first = start or first_state("0" * 16)
+        for part in graph.stream(first, config, stream_mode="updates", durability="sync"):
             if "monitor" in part:
                 sizes.append(float(size(path)))
                 times.append(time.process_time())
@@ -93,18 +111,30 @@ def grow(folder: Path, rounds: int) -> Growth:
     return Growth(bytes_, ms, size(path))
 
 
-def read_history(folder: Path, rounds: int) -> tuple[int, float]:
-    """Checkpoints in the history of the first `rounds` rounds, and CPU seconds to read them, the best of three."""
-    with sqlite_checkpoints(folder / CHECKPOINTS_FILE) as saver:
-        graph = build.build_graph(checkpointer=saver)
-        thread: Any = {"configurable": {"thread_id": "growth"}}
-        at = next(each for each in line_of(graph, thread) if each.values.get("round", 0) == rounds)
+def read_back(folder: Path, rounds: int) -> list[Figure]:
+    """CPU seconds of what reads a whole run of `rounds` rounds, the best of three."""
+    task = load_task(write_tiny_task(folder / "task"))
+    run = Run.create(folder / f"run{rounds}", task=task, model=ObedientPolicy(), max_rounds=rounds)
+    grow(run.folder, rounds, thread=run.thread, start=run.first_state(), whole=False)
+    build.finish = finish  # the real one, which tests the start under this policy
+    with run.checkpointer() as saver:  # whose evaluation was none
+        build.build_graph(checkpointer=saver).update_state(run.config, {"start_measured": None}, as_node="monitor")
+    run.adapt()
+    checkpoints = len(run.history())
+    figures = [figure(f"checkpoints of {rounds} rounds", checkpoints)]
+    for name, read in {
+        "run.history()": run.history,
+        "nslora history": lambda: show_history(Console(file=io.StringIO()), run.history()),
+        "run.show()": run.show,
+        "run.report()": run.report,
+    }.items():
         times = []
         for _ in range(3):
             begun = time.process_time()
-            found = line_of(graph, at.config)
+            read()
             times.append(time.process_time() - begun)
-    return len(found), min(times)
+        figures.append(figure(f"{name}, {rounds} rounds", min(times), "s", at_most=READ_S))
+    return figures
 
 
 def size(path: Path) -> int:

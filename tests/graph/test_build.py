@@ -363,6 +363,10 @@ def test_a_cache_policy_over_nodes_with_effects_is_refused_at_build(keepers: Tas
             workflow.compile()
         with pytest.raises(SettingsError, match="A CachePolicy is set for"):
             Run.create(tmp_path / "run", task=keepers, model=ObedientPolicy(), graph=workflow)
+    compiled = build_graph(cache=InMemoryCache())
+    compiled.cache_policy = CachePolicy()  # a default for all nodes, after compile
+    with pytest.raises(SettingsError, match="A CachePolicy is set for evaluate, monitor"):
+        Run.create(tmp_path / "run", task=keepers, model=ObedientPolicy(), graph=compiled)
     own = build_workflow()
     own.add_node("mine", lambda state: {}, cache_policy=CachePolicy())
     assert own.compile(cache=InMemoryCache()).get_graph().nodes["mine"]

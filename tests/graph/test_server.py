@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,15 @@ from langgraph_sdk.client import SyncLangGraphClient
 from nslora.graph.runs.run import Run
 from nslora.graph.server import make_graph
 from nslora.tools.errors import RunError
-from nslora.tools.files import read_json
+from nslora.tools.files import read_json, read_jsonl
 
 ROOT = Path(__file__).parents[2]
 START_S = 180  # 3 s on a free machine; most of it is imports
 
 
-@pytest.fixture
-def server(own_cache: Path, tmp_path: Path) -> Iterator[SyncLangGraphClient]:
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[SyncLangGraphClient, "subprocess.Popen[bytes]"]]:
+    """A server whose own store is in `folder`, so that another one there goes on with its threads."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,21 +48,30 @@ def server(own_cache: Path, tmp_path: Path) -> Iterator[SyncLangGraphClient]:
     ]
     # The server's own store goes where it is started.
     for name in ("langgraph.json", "graph"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    log = (tmp_path / "server.log").open("w")
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env={**environment, "LANGGRAPH_CLI_NO_ANALYTICS": "1"},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    ) as process:
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    with (
+        (folder / "server.log").open("w") as log,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**environment, "LANGGRAPH_CLI_NO_ANALYTICS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
         try:
             url = f"http://127.0.0.1:{port}"
-            wait_for(f"{url}/ok", process, tmp_path / "server.log")
-            yield get_sync_client(url=url, timeout=300)
+            wait_for(f"{url}/ok", process, folder / "server.log")
+            yield get_sync_client(url=url, timeout=300), process
         finally:
             process.terminate()
+
+
+@pytest.fixture
+def server(own_cache: Path, tmp_path: Path) -> Iterator[SyncLangGraphClient]:
+    with serving(tmp_path) as (client, _):
+        yield client
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -165,9 +177,55 @@ def test_the_server_conforms_as_checkpointers_do(
     assert read_json(run.folder / "result" / "report.json")["rounds"] == other["rounds"]
     assert len(list(run.folder.glob("result.*"))) == 1
 
+    end = next(each for each in server.threads.get_history(thread, limit=50) if each["next"] == ["finish"])
+    before = read_json(run.folder / "result" / "report.json")
+    go(checkpoint=end["checkpoint"])  # LangGraph's replay
+    again = read_json(run.folder / "result" / "report.json")
+    assert (again["result"], again["rounds"], again["test"]) == (before["result"], before["rounds"], before["test"])
+
     copied: Any = server.threads.copy(thread)  # a second thread, which has no folder of its own
-    told: Any = server.runs.wait(copied["thread_id"], "adapt", input=first, context=context, raise_error=False)
+    thread = copied["thread_id"]
+    told: Any = server.runs.wait(thread, "adapt", input=first, context=context, raise_error=False)
     assert "give each thread a folder of its own" in json.dumps(told)
+    fork = shutil.copytree(run.folder, tmp_path / "fork")
+    for name in ("shown.json", "decisions.jsonl"):
+        (fork / name).unlink()
+    context = {"folder": str(fork)}
+    past = next(each for each in server.threads.get_history(thread, limit=50) if each["next"] == ["classify"])
+    assert go(checkpoint=past["checkpoint"])["next"] == ["approve"]
+    assert go(command={"resume": "accept"})["values"]["rounds"][1]["person"] == {"answer": "accept"}
+    assert read_json(fork / "result" / "report.json")["rounds"] != again["rounds"]
+    assert read_json(run.folder / "result" / "report.json") == again
+    with pytest.raises(RunError, match="has no checkpoints here"):
+        run.replay(tmp_path / "replay")
+
+
+@pytest.mark.engines
+def test_a_thread_goes_on_after_its_server_was_killed(
+    own_cache: Path, begin: Callable[..., Run], tmp_path: Path
+) -> None:
+    """`langgraph dev` writes its store every 10 s: the folder may show more than the thread that goes on."""
+    run = begin(max_rounds=2, strategy="textgrad", approve="edits", keep={"level": 0.45})
+    context = {"folder": str(run.folder.resolve())}
+    store = tmp_path / ".langgraph_api" / ".langgraph_checkpoint.1.pckl"
+    first: Any = run.first_state()
+    with serving(tmp_path) as (client, process):
+        thread = client.threads.create()["thread_id"]
+        client.runs.wait(thread, "adapt", input=first, context=context, interrupt_after=["classify"])
+        now = time.time()
+        while not (store.exists() and store.stat().st_mtime > now + 0.5):
+            time.sleep(0.2)
+        client.runs.wait(thread, "adapt", input=None, context=context)
+        client.runs.wait(thread, "adapt", command={"resume": "accept"}, context=context)
+        process.kill()
+    assert len(read_jsonl(run.folder / "decisions.jsonl")) == 1
+    with serving(tmp_path) as (client, _):
+        assert client.threads.get_state(thread)["next"] == ["textgrad_edit"]
+        for each in ({"input": None}, {"command": {"resume": "accept"}}, {"command": {"resume": "reject"}}):
+            client.runs.wait(thread, "adapt", context=context, **each)
+        ended: Any = client.threads.get_state(thread)["values"]
+    assert [each["person"]["answer"] for each in ended["rounds"]] == ["accept", "reject"]
+    assert read_json(run.folder / "result" / "report.json")["rounds"] == ended["rounds"]
 
 
 @pytest.mark.parametrize("context", [None, {}, {"folder": ""}])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from nslora.graph.build import Graph, build_graph
 from nslora.graph.cli.app import app
 from nslora.graph.projection import same_rounds, show_rounds, stamp_of
-from nslora.graph.runs.history import checkpoint_before, line_of
+from nslora.graph.runs.history import line_of, past_of
 from nslora.graph.runs.run import Run
 from nslora.graph.runs.view import look
 from nslora.tools.errors import LostRoundsError, RunError
@@ -80,7 +80,7 @@ def test_a_finished_run_whose_newest_branch_was_not_run_goes_on_with_it(tmp_path
     run = begun(tmp_path, task, edits(ONCE, TWICE), max_rounds=2)
     run.adapt()
     with graph_of(run) as graph:
-        past = checkpoint_before(graph, run.config, run.folder, 1).config
+        past = past_of(line_of(graph, run.config), run.folder, 1)[0].config
         graph.update_state(past, {"stop": "stopped by hand"}, as_node="monitor")
     told = CliRunner().invoke(app, ["report", str(run.folder)])
     assert "no result yet on its newest branch" in str(told.exception)
@@ -179,20 +179,74 @@ def test_rounds_of_another_branch_are_not_brought_back(tmp_path: Path, task: Tas
             run.restore()
 
 
-def test_a_second_thread_does_not_write_over_the_rounds_of_the_first(tmp_path: Path, task: Task) -> None:
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
+
+
+def test_a_second_thread_does_not_write_over_the_first(tmp_path: Path, task: Task) -> None:
     run = begun(tmp_path, task, edits(ONCE, TWICE), max_rounds=1)
-    start = run.first_state()
-    run.adapt()
-    before = {path: path.read_bytes() for path in run.folder.rglob("*.json*")}
-    graph = build_graph(checkpointer=InMemorySaver())
-    with pytest.raises(RunError, match=r"shows the thread nslora-.* give each thread a folder of its own"):
-        graph.invoke(start, {"configurable": {"thread_id": "mine"}}, context=run.context)
-    with pytest.raises(RunError, match="this one is without a checkpointer"):
-        build_graph().invoke(start, context=run.context)
-    assert {path: path.read_bytes() for path in run.folder.rglob("*.json*")} == before
+    start, mine = run.first_state(), build_graph(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "mine"}}
+    for stop in (["evaluate"], ["monitor"], None):  # before its first round, after it, finished
+        with graph_of(run) as graph:
+            begins = graph.get_state(run.config).values == {}
+            graph.invoke(start if begins else None, run.config, context=run.context, interrupt_after=stop)
+        before = files_of(run.folder)
+        with pytest.raises(RunError, match=r"shows the thread nslora-.* give each thread a folder of its own"):
+            mine.invoke(start, config, context=run.context)
+        with pytest.raises(RunError, match="this one is without a checkpointer"):
+            build_graph().invoke(start, context=run.context)
+        assert files_of(run.folder) == before
+    (run.folder / "shown.json").unlink()  # as version 0.1.0 left a run
+    with pytest.raises(RunError, match=r"delete shown\.json and decisions\.jsonl"):
+        mine.invoke(start, config, context=run.context)
     (run.folder / "decisions.jsonl").unlink()
-    ended = graph.invoke(start, {"configurable": {"thread_id": "mine"}}, context=run.context)
+    ended = mine.invoke(start, config, context=run.context)
     assert (ended["status"], len(list(run.folder.glob("result.*")))) == ("finished", 1)
+
+
+# What update_state is given, as which node, and what is told: by an edge before it is written, or by the next node.
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"decision": {"action": "lara"}}, "classify", "decision.action: Input should be 'lora', 'textgrad' or"),
+    ({"decision": "lora"}, "classify", r"decision: .*dictionary \(came: 'lora'\)"),
+    ({"stop": 1}, "monitor", "stop: Input should be a valid string"),
+    ({"approve": "edit"}, "textgrad_edit", "approve: Input should be 'nothing'"),
+    ({"proposal": {"kind": "lora"}}, "textgrad_edit", r"proposal\.wall_s: Field required"),
+    ({"verdict": {"kept": "no", "reason": "", "numbers": {}, "by_test": True}}, "evaluate", r"verdict\.kept.*boolean"),
+    ({"kept": {"prompt": "b" * 16}}, "evaluate", r"kept\.adapter: Field required"),
+    ({"best": None}, "evaluate", "best: Input should be a valid dictionary"),
+    ({"best_reward": "high"}, "evaluate", "best_reward: Input should be a valid number"),
+    ({"round": 7}, "evaluate", "hold 0 of 7 rounds"),
+    ({"rounds": [{"round": 1}]}, "evaluate", r"rounds\.0\.wall_s: Field required"),
+    ({"status": "done"}, "evaluate", "status: Input should be 'running'"),
+    ({"measured": {}}, "evaluate", r"measured\.key: Field required"),
+    ({"start": "base"}, "evaluate", "start: Input should be a valid dictionary"),
+    ({"remade": {"prompt": 1, "rows": 1, "waiting": True}}, "evaluate", r"remade\.prompt"),
+    ({"editor_failures": "2"}, "evaluate", "editor_failures: Input should be a valid integer"),
+    ({"signal": {"lora": 1}}, "evaluate", r"signal\.lora"),
+    ({"proposal": None}, "approve", "Nothing waits to be evaluated"),
+]
+
+
+def test_a_wrong_value_in_the_state_is_refused_before_anything_is_lost(tmp_path: Path, task: Task) -> None:
+    run = begun(tmp_path, task, edits(ONCE), max_rounds=1)
+    run.adapt()
+    past = next(each for each in run.history() if "monitor" in each.next)
+    before = files_of(run.folder)
+
+    def changed(graph: Graph, given: dict[str, Any], node: str) -> None:
+        branch = graph.update_state(past.config, given, as_node=node)
+        graph.invoke(None, {**run.config, **branch}, context=run.context)
+
+    with graph_of(run) as graph:
+        for given, node, told in WRONG:
+            newest = graph.get_state(run.config)
+            with pytest.raises(RunError, match=told):
+                changed(graph, given, node)
+            if node not in ("evaluate", "approve"):
+                assert graph.get_state(run.config) == newest
+    written = {path.name for path, content in files_of(run.folder).items() if content != before.get(path)}
+    assert written <= {"checkpoints.sqlite", "checkpoints.sqlite-wal", "checkpoints.sqlite-shm"}
 
 
 def test_the_shell_brings_lost_rounds_back(tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from nslora.graph import lock as run_lock
 from nslora.graph.build import build_graph
 from nslora.graph.cli.stop_signals import stopping
 from nslora.graph.runs.fork import fork
-from nslora.graph.runs.history import checkpoint_before
+from nslora.graph.runs.history import line_of, past_of
 from nslora.graph.runs.run import Run
 from nslora.graph.runs.view import look
 from nslora.graph.state import AdaptationState
@@ -332,7 +332,7 @@ def test_a_run_that_was_taken_back_is_not_finished_until_it_ends_again(begin: Be
     first = run.adapt().report
     with run.checkpointer() as saver:
         graph = build_graph(checkpointer=saver)
-        earlier = checkpoint_before(graph, run.config, run.folder, 1).config
+        earlier = past_of(line_of(graph, run.config), run.folder, 1)[0].config
         graph.invoke(None, {**run.config, **earlier}, context=run.context, interrupt_after=["monitor"])
     view = look(run.folder)
     assert (view.status, view.stop, len(view.rounds)) == ("stopped", "", 1)
@@ -371,7 +371,7 @@ def test_a_run_that_was_taken_back_from_a_question_waits_no_more(begin: Begin) -
         run.adapt()
     with run.checkpointer() as saver:
         graph = build_graph(checkpointer=saver)
-        earlier = checkpoint_before(graph, run.config, run.folder, 1).config
+        earlier = past_of(line_of(graph, run.config), run.folder, 1)[0].config
         graph.invoke(None, {**run.config, **earlier}, context=run.context, interrupt_after=["classify"])
     assert look(run.folder).status == "stopped"
 
