@@ -1,6 +1,8 @@
 """The past of a run in its checkpoints: which checkpoint decided a round, its ancestors, and which files are whole."""
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +52,25 @@ def line_of(graph: Graph, config: RunnableConfig) -> list[StateSnapshot]:
     """A checkpoint and all that it grew from, newest first, without what other branches left."""
     if not isinstance(graph.checkpointer, BaseCheckpointSaver):
         raise RunError("The graph has no checkpointer, so that it has no history: compile it with one.")
-    saver = _Reading(graph.checkpointer, config)
-    reading, line = graph.copy({"checkpointer": saver}), [saver.get_tuple(config)]
-    while (last := line[-1]) is not None and last.parent_config is not None:
-        line.append(saver.get_tuple(last.parent_config))
-    oldest_first = [reading.get_state(each.config) for each in reversed(line) if each is not None]
+    with _without_collection():
+        saver = _Reading(graph.checkpointer, config)
+        reading, line = graph.copy({"checkpointer": saver}), [saver.get_tuple(config)]
+        while (last := line[-1]) is not None and last.parent_config is not None:
+            line.append(saver.get_tuple(last.parent_config))
+        oldest_first = [reading.get_state(each.config) for each in reversed(line) if each is not None]
     return oldest_first[::-1] or [graph.get_state(config)]
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Make many objects that stay: the collector would look at all of them again and again, a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Reading(BaseCheckpointSaver[Any]):

@@ -77,10 +77,10 @@ def replay(
 
     The editor's replies come from its record and the policy's from the reply cache; training jobs give the recorded
     adapters, or are trained again with retrain=True, to compare the hashes. A person's answers are given again, and so
-    is an action that a fork forced, with which the replay then begins. Nothing is called over the network. A fork is
-    replayed from its own first round on, and a run of other revisions of its checks from 0. A run with max_seconds ends
-    after as many rounds as then, since the clock is another one now; an update that the clock had cut off in its middle
-    shows as a difference. Raises RunError if the run has not finished.
+    is an action that a fork forced, with which the replay then begins. Nothing is called over the network. A fork or a
+    replay is replayed from its own first round on, and a run of other revisions of its checks from 0. A run with
+    max_seconds ends after as many rounds as then, since the clock is another one now; an update that the clock had cut
+    off in its middle shows as a difference. Raises RunError if the run has not finished.
     """
     started = time.monotonic()
     source.report()
@@ -94,16 +94,16 @@ def replay(
     # Filled-in fields are on record as text, which is read without structured output.
     settings = settings.model_copy(update={"editing": settings.editing.model_copy(update={"structured": "never"})})
     origin = source.origin or {}
-    if origin.get("kind") == "fork" or origin.get("action"):
-        begin_at = max(begin_at, origin["round"])  # earlier rounds are its source's, under other settings perhaps
+    begin_at = max(begin_at, origin.get("round", 0))  # earlier rounds are its source's, under other settings perhaps
     forced = origin.get("action") if begin_at == origin.get("round") else None
     if changed := changed_checks(source.folder, source.workspace.task):
         begin_at = 0  # so that all is scored by the checks of today
     policy = _recorded_policy(source)
     name = record["settings"]["editor"]
     log = EditorLog(source.folder / "editor.jsonl")
-    # Calls of the rounds before; a fork's record begins with replies alone, whichever round they are of.
-    made = 0 if origin.get("kind") == "fork" or begin_at < 2 else old.rounds[begin_at - 2].editor_lines
+    # Calls of its own rounds before; a fork's record begins with replies alone, whichever round they are of.
+    first_own = begin_at <= max(1, origin.get("round", 0))
+    made = 0 if origin.get("kind") == "fork" or first_own else old.rounds[begin_at - 2].editor_lines
     first_call = next(iter(log.first(1)), None)
     chat = ReplayedChat(
         log=log,

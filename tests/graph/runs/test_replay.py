@@ -270,3 +270,11 @@ def test_a_round_that_never_was_cannot_be_replayed_from(finished: Run, tmp_path:
     with pytest.raises(RunError, match="never came to round 5: it has 3"):
         replay(finished, tmp_path / "again", begin_at=5)
     assert not (tmp_path / "again").exists()
+
+
+def test_a_replay_is_replayed_from_its_own_first_round(tmp_path: Path, task: Task) -> None:
+    run = begun(tmp_path, task, edits(ONCE, TWICE, THRICE))
+    run.adapt()
+    first = replay(run, tmp_path / "replay", begin_at=2)
+    again = replay(first.run, tmp_path / "again")
+    assert (again.differences, again.rounds) == ((), first.rounds)
