@@ -47,9 +47,9 @@ def show_branch(folder: Path, state: AdaptationState, stamp: Stamp) -> None:
         LostRoundsError: If records of rounds are missing from the state.
     """
     rounds = state.get("rounds", [])
+    before = _refuse_second_thread(folder, stamp.thread, rounds)
     refuse_lost_rounds(folder, state)
     _refuse_other_beginning(state, stamp.node)
-    before = _refuse_second_thread(folder, stamp.thread, rounds)
     if stamp != before:  # the same node again, after a kill, writes the same result
         set_aside(folder)
         write_json(folder / SHOWN_FILE, asdict(stamp))
@@ -58,9 +58,9 @@ def show_branch(folder: Path, state: AdaptationState, stamp: Stamp) -> None:
 
 def _refuse_second_thread(folder: Path, thread: str, rounds: Sequence[RoundRecord]) -> Stamp | None:
     """What the folder shows. Raises RunError if that is another thread: both would write the same files."""
-    before = stamp_of(folder)
+    before, decisions = stamp_of(folder), folder / DECISIONS_FILE
     shown = before.thread if before else thread
-    if before is None and not same_rounds(read_jsonl(folder / DECISIONS_FILE), rounds):
+    if before is None and decisions.exists() and not same_rounds(read_jsonl(decisions), rounds):
         shown = read_json(folder / RUN_FILE).get("thread", OLD_THREAD)  # a run of 0.1.0
     if thread != shown:
         raise RunError(
