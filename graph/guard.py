@@ -57,4 +57,3 @@ def _refuse_another_runs_thread(folder: Path, thread: str) -> None:
             f"The thread {thread} is another run's than {folder}, whose thread is {own}: give the graph the "
             "context of the run whose config you pass."
         )
-

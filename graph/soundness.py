@@ -29,8 +29,8 @@ def refuse_wrong_values(state: Mapping[str, Any]) -> None:
         place = ".".join(str(part) for part in first["loc"])
         came = "" if first["type"] == "missing" else f" (came: {first['input']!r:.80})"
         raise RunError(
-            f"The state cannot be worked on: {place}: {first['msg']}{came}. Write it again with update_state, or go on "
-            "from an earlier checkpoint; nothing was changed."
+            f"The state cannot be worked on: {place}: {first['msg']}{came}. Correct what gave it, update_state or a "
+            "node of your own; nothing was changed."
         ) from None
 
 

@@ -52,7 +52,7 @@ def test_only_nodes_of_the_loop_are_replaced_and_a_strange_decision_is_told() ->
 def test_a_decision_of_another_form_is_told(tmp_path: Path, task: Task, decision: Any) -> None:
     workflow = build_workflow(classify=lambda state: {"decision": decision})
     run = begun(tmp_path, task, edits(BULLETS), graph=workflow)
-    with pytest.raises(RunError, match=r"wanted \{'action': 'lora', 'textgrad' or 'finish', \.\.\.\}"):
+    with pytest.raises(RunError, match=r"decision(\.action)?: (Input should be|Field required)"):
         run.adapt()
 
 

@@ -46,7 +46,8 @@ def encrypted(tmp_path: Path) -> Iterator[Checkpoints]:
     from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
     plain = JsonPlusSerializer(pickle_fallback=False, allowed_msgpack_modules=None)
-    serde = EncryptedSerializer.from_pycryptodome_aes(plain, key=b"0123456789abcdef")
+    key = b"A key of 16 byte"
+    serde = EncryptedSerializer.from_pycryptodome_aes(plain, key=key)
     path = tmp_path / "encrypted.sqlite"
     connection = sqlite3.connect(path, check_same_thread=False)
     yield SqliteSaver(connection, serde=serde)
@@ -55,6 +56,7 @@ def encrypted(tmp_path: Path) -> Iterator[Checkpoints]:
     ).fetchall()
     assert {kind for (kind,) in kinds} <= {"msgpack+aes", "null+aes"}  # the forks' rows, too
     connection.close()
+    assert not [each for each in tmp_path.rglob("*") if each.is_file() and key in each.read_bytes()]
 
 
 @contextmanager
@@ -101,7 +103,7 @@ def integers(tmp_path: Path) -> Iterator[Checkpoints]:
     yield IntegerVersions()
 
 
-IN_PROCESS = [default, memory, file_of_ones_own, integers, encrypted]
+IN_PROCESS = [default, memory, file_of_ones_own, integers, encrypted, asynchronous]
 
 
 @pytest.mark.parametrize("opened", IN_PROCESS)
