@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import field_validator
 
 from nslora.tools.rewards.checks import SPACELESS_RANGES, FieldCheck
-from nslora.tools.rewards.denials import CLAIM_DENIED, DENIED_AFTER
+from nslora.tools.rewards.denials import CLAIM_DENIED, DENIED_AFTER, FOREIGN
 from nslora.tools.rewards.exact_text import typed, without_edges
 
 if TYPE_CHECKING:
@@ -22,27 +22,38 @@ _NEAR_CHARS = 160  # a sentence without end is read no further
 LETTERS = tuple("ABCDEFGHIJ")
 
 _MARK = re.compile(
-    r"(?i)(?:####|\\(?:boxed|fbox|text)\{|\b(?:answer|choice|option|label|category|class|verdict|sentiment)"
-    r"(?:\s+(?:is|would be|should be)|\s*[:=])+|(?:答案|选项|選項)(?:是|为|為|选|[:：])+|答えは|"
+    r"(?i)(?:####|\\(?:boxed|fbox|text)\{|"
+    r"(?<!wrong )(?<!incorrect )(?<!not the )\b(?:answer|choice|option|label|category|class|verdict|sentiment|correct)"
+    r"(?:\s+(?:is|would be|should be)|\s*[:=])+|(?:答案|选项|選項)(?:是|为|為|选|[:：])+|"
+    r"(?:答え|正解)(?:は|[:：])+|(?<![不没別别])[选選](?:择|擇)?|"
+    r"\b(?:Antwort\s+(?:ist|lautet)|réponse\s+est|respuesta\s+(?:correcta\s+)?es|resposta\s+é|risposta\s+è)\s+|"
     r"คำตอบ(?:คือ|:)|정답은)\s*(?:option\s+|choice\s+|letter\s+|\\text\{|[(\[\"'{$])*"
 )
 _NEGATED = re.compile(
     r"(?:\b(?:not|no|never|neither|nor|cannot|without|hardly|barely|scarcely|unlikely|except|exclude[sd]?|non|\w+n't|"
     r"free of|far from|disagree with|lacks?|"
+    rf"{FOREIGN}|"
+    r"(?:(?:any|every)thing|all|none) but|incorrect|nobody|no one|"
     r"less|opposite of|instead of|rather than|other than|anything but|than|wrong|false)\b(?!\s+only\b)"
-    r"(?:[ \t]+(?!but\b|so\b)[\w'(]+){0,3}[ \t-]*|[不非没無未]是?[ \t]*)[(\[\"'*]*\Z",
+    r"(?:[ \t]+(?!but\b|so\b)[\w'(]+){0,3}[ \t-]*|"
+    r"\b(?:wrong|incorrect)(?:\s+\w+){0,2}\s*:\s*|[不非没無未][是选選]?(?:择|擇)?[ \t]*)[(\[\"'*]*\Z",
     re.IGNORECASE,
 )
 _DENIED = re.compile(rf"[)\]\"'*]*(?:{DENIED_AFTER}|-free\b|\s+than\b|\s*(?:ではな|じゃな|でな))", re.IGNORECASE)
 # What may follow a letter that is a choice, unlike the article in "A car" and the pronoun in "I think".
 _AFTER_LETTER = re.compile(
-    rf"\s*(?:[.,;:!?)\]}}\"'$/&]|\Z|\n)|\s+(?:because|since|as|and|or|but|nor|is|was)\b|[{SPACELESS_RANGES}]"
+    rf"\s*(?:[.,;:!?。，！)\]}}\"'$/&]|\Z|\n)|\s+(?:because|since|as|and|or|but|nor|is|was)\b|[{SPACELESS_RANGES}]"
 )
 _BEFORE_LETTER = re.compile(
     r"(?:\A|[\n(\[{\"'$]|[.;:,!?]\s|\b(?:option|choice|answer|letter|think|thinks|choose|chose|pick|select|say|guess|believe|"
-    r"is|be|it's|with|so|but|therefore|thus|hence|to)\b:?)\s*[(\[\"'{$]*\Z",
+    r"maybe|perhaps|probably|possibly|likely|certainly|definitely|surely|just|"
+    r"is|be|it's|with|so|sondern|mais|sino|donc|daher|but|therefore|thus|hence|to)\b:?)\s*[(\[\"'{$]*\Z",
     re.IGNORECASE,
 )
+_DETERMINERS = ("no", "none", "any")  # labels that also begin a phrase: "no answer"
+_AFTER_DETERMINER = re.compile(rf"{_AFTER_LETTER.pattern}|\s*(?:\(|[-–—]\s)")
+_NONE_OF = re.compile(r"\b(?:neither|none\s+of|weder)\s+[(\[\"']*\Z", re.IGNORECASE)
+_LIST_GAP = re.compile(r"[)\]\"']*\s*(?:,\s*)?(?:and|or|nor|,)\s*[(\[\"']*", re.IGNORECASE)
 _SUBJECT = re.compile(
     r"[)\]\"']*\s+(?:is|was)\b(?!\s+(?:the\s+|my\s+)?(?:\w+ly\s+)?(?:right|correct|best|true|answer|choice))",
     re.IGNORECASE,
@@ -113,7 +124,10 @@ def _other_choice(rest: str, letter: str, labels: Sequence[str]) -> bool:
 def _at(text: str, start: int, mentions: _Mentions) -> str | None:
     """Give the label at a place of the text, "" if two are offered there or it is denied, None if there is none."""
     found = next((each for each in mentions if each[0] == start), None)
-    if found is None or (len(found[2]) == 1 and found[2].isalpha() and not _AFTER_LETTER.match(text[found[1] :])):
+    if found is None:
+        return None
+    in_phrase = (len(found[2]) == 1 and found[2].isalpha()) or found[2] in _DETERMINERS
+    if in_phrase and not _AFTER_LETTER.match(text[found[1] :]):
         return None
     joined = re.match(
         r"[)\]\"'}$]*\s*(?:,|/|&|\b(?:and|or)\b|或|和)\s*(?:option\s+|choice\s+)?[(\[\"']*", text[found[1] :]
@@ -126,9 +140,11 @@ def _at(text: str, start: int, mentions: _Mentions) -> str | None:
 def _mentioned(text: str, mentions: _Mentions) -> str | None:
     """Give the one label that the text names without denying it."""
     offered, named = set(), set()
-    for start, end, key in mentions:
+    for index, (start, end, key) in enumerate(mentions):
         before, after = text[max(0, start - _NEAR_CHARS) : start], text[end : end + _NEAR_CHARS]
         letter = len(key) == 1 and key.isascii() and key.isalpha()
+        if key in _DETERMINERS and not _AFTER_DETERMINER.match(after):
+            continue
         if letter and (not text[start].isupper() or not _AFTER_LETTER.match(after) or _SUBJECT.match(after)):
             continue
         sentence = re.split(r"(?<=[.!?;,。])\s|\n", before)[-1]
@@ -136,6 +152,7 @@ def _mentioned(text: str, mentions: _Mentions) -> str | None:
             _NEGATED.search(sentence)
             or CLAIM_DENIED.search(sentence)
             or _DENIED.match(after)
+            or _denied_with_others(text, index, mentions)
             or re.match(r"[^.!\n。]*[?？]", after)
         ):
             continue
@@ -145,12 +162,23 @@ def _mentioned(text: str, mentions: _Mentions) -> str | None:
     return next(iter(offered)) if len(offered) == 1 and named == offered else None
 
 
+def _denied_with_others(text: str, index: int, mentions: _Mentions) -> bool:
+    """Whether a label stands in a list that is denied as a whole: "neither A, B nor C", "A and B are wrong"."""
+    first = last = index
+    while first > 0 and _LIST_GAP.fullmatch(text[mentions[first - 1][1] : mentions[first][0]]):
+        first -= 1
+    while last + 1 < len(mentions) and _LIST_GAP.fullmatch(text[mentions[last][1] : mentions[last + 1][0]]):
+        last += 1
+    before = text[max(0, mentions[first][0] - _NEAR_CHARS) : mentions[first][0]]
+    return first < last and bool(_NONE_OF.search(before) or _DENIED.match(text[mentions[last][1] :]))
+
+
 def _mentions(text: str, labels: Sequence[str]) -> _Mentions:
     """List (start, end, key) of all labels in the text as whole words; of overlapping ones, the longest."""
     words = sorted({key_of(label) for label in labels}, key=len, reverse=True)
     patterns = []
     for word in words:
-        inner = r"\s+".join(map(re.escape, word.split()))
+        inner = r"[\s_]+".join(map(re.escape, word.split()))
         edges = [
             "" if re.match(f"[{SPACELESS_RANGES}]", end) else rf"[^\W{SPACELESS_RANGES}]" for end in (word[0], word[-1])
         ]
@@ -162,5 +190,5 @@ def _mentions(text: str, labels: Sequence[str]) -> _Mentions:
 
 
 def key_of(label: str) -> str:
-    """The form in which labels are compared: without case and with single spaces."""
-    return " ".join(typed(label).casefold().split())
+    """The form in which labels are compared: without case, and with single spaces, also for underscores."""
+    return " ".join(typed(label).casefold().replace("_", " ").split())

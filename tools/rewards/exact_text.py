@@ -21,7 +21,8 @@ _MOST_LAYERS = 8  # a model that repeats itself nests deeper
 _MEANINGFUL = frozenset("%‰‱&@#/\\*'\"§¶†‡′″")  # end a text as part of it: 50%, C#, f'
 _LEADING = frozenset("¿¡")  # a full stop or an exclamation mark in front is part of the text: .5, .NET, !x
 _PAIRS = {"(": ")", "[": "]", "{": "}", "「": "」", "『": "』", "«": "»", "‹": "›", "《": "》", "〈": "〉", "【": "】"}
-_ALIKE = ("***", "**", "*", "```", "`", '"', "'", "$$", "$")
+_ADDRESS = re.compile(r"://|[\\/]\w*[\\/]|\A[a-zA-Z]:\\")  # of a page or a file, where case counts
+_ALIKE = ("***", "**", "*", "__", "```", "`", '"', "'", "$$", "$")
 _WORDS_IN_CAPITALS = frozenset({"YES", "NO", "OK", "AND", "OR", "NOT", "THE", "ALL"})
 
 
@@ -59,7 +60,7 @@ def same_but_for_case(text: str, reply: str) -> bool:
     """
     if text == reply:
         return True
-    if text.casefold() != reply.casefold():
+    if text.casefold() != reply.casefold() or _ADDRESS.search(text):
         return False
     ours, theirs = re.findall(r"\w+|\W+", text), re.findall(r"\w+|\W+", reply)
     if len(ours) != len(theirs):
@@ -76,6 +77,8 @@ def same_but_for_case(text: str, reply: str) -> bool:
 def _plain(token: str, other: str, shouted: bool) -> bool:
     """Whether the case of a token of the reference says nothing, nor does the case in the reply."""
     if any(c.isdigit() for c in token) or not all(map(_in_one_case, (token, other))):
+        return False
+    if len(token) == 1 and unicodedata.name(token, "").startswith("GREEK"):  # π is not Π
         return False
     if len(token) == 1 or token.islower() or shouted or token.upper() in _WORDS_IN_CAPITALS:
         return True
@@ -111,6 +114,8 @@ def _unwrapped(text: str) -> str | None:
     text = text.strip()
     for mark in _ALIKE:
         inner = text[len(mark) : -len(mark)]
+        if mark == "__" and " " not in inner:  # __init__
+            continue
         if text.startswith(mark) and text.endswith(mark) and inner.strip() and mark[0] not in inner:
             return inner
     closing = _PAIRS.get(text[:1])

@@ -23,6 +23,7 @@ from nslora.tools.rewards.number_words import (
     EXCLAIMED,
     FUNCTION_BEFORE,
     JOINED,
+    LENGTHS,
     MARKS,
     MONTH_AFTER,
     MONTH_BEFORE,
@@ -56,7 +57,11 @@ _GROUPS = (
 )
 # "**18**" and "_18_" are 18 in bold and in italics; "9*2*3" and "a_b_c" have no emphasis.
 _EMPHASIS = re.compile(r"(?<![\w*_\\])(\*{1,3}|_{1,3})(?=\S)(.{1,400}?)(?<=\S)\1(?![\w*])")
-_THOUSANDS = re.compile(r"(?<=\d)(?:[\u00a0\u2009\u202f]|\\,|\{,\})(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)(?:[\u00a0\u2009\u202f]|,?\\[,!]|\{,\})(?=\d{3}(?!\d))")
+_POWERED = re.compile(
+    rf"(?<=\d)(\s*)({'|'.join(sorted(LENGTHS, key=len, reverse=True))})\s*(?:([²³])|\^\s*\{{?([23])\}}?)"
+)
+_SPACED = re.compile(r"(?<![\d.,])(?<!\d )([1-9]\d{0,2}(?: \d{3})+),(\d{1,2})(?![\d,])")  # 1 234 567,89
 _SENTENCE_END = re.compile(r"[.!?;。！？](?=\s|\Z)|\n")
 _OPERATOR_BEFORE = re.compile(r"(?:[*/^×÷{|\\√]|[-+](?=\s*\Z|\())\s*\(*\s*\Z|[)\]}]\s*\Z|\d\s*[(\[]\s*\Z")
 _OPERATOR_AFTER = re.compile(r"\s*(?:[*/^×÷%=\\|√]|[+-]\s*[\d(a-z\\])|[{}(\[]")
@@ -180,8 +185,12 @@ def _value(match: re.Match[str], with_sign: bool) -> Decimal | None:
 
 
 def _in_a_word(text: str, match: re.Match[str]) -> bool:
-    """Whether digits are an ordinal ("2nd")."""
-    return bool(re.match(r"(?:st|nd|rd|th)\b", text[match.end() :]))
+    """Whether digits are an ordinal ("2nd") or a decade ("the 1960s")."""
+    after = text[match.end() :]
+    decade = (
+        match.group().endswith("0") and re.match(r"['’]?s\b", after) and re.search(r"\bthe\s+\Z", text[: match.start()])
+    )
+    return bool(decade or re.match(r"(?:st|nd|rd|th)\b", after))
 
 
 def _is_hyphen(text: str, match: re.Match[str]) -> bool:
@@ -208,7 +217,11 @@ def _typed(text: str) -> str:
         if unicodedata.category(c) != "Cf"
     )
     text = text.translate(MINUS).replace("⁄", "/").replace("＋", "+")
-    text = re.sub(r"(?<=[a-z])[²³]", "", text)  # m², cm³: units
+    text = _POWERED.sub(lambda m: f"{m[1]}{'square' if (m[3] or m[4]) in '²2' else 'cubic'} {m[2]}", text)
+    text = re.sub(r"(?<=[a-z])[²³]", "", text)
+    text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*(?:\^|\*\*|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]))", " × ", text)
+    text = re.sub(r"(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = _SPACED.sub(lambda m: m[1].replace(" ", "") + "." + m[2], text)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda power: "^{" + power.group().translate(_SUPERSCRIPTS) + "}", text)
     text = re.sub(r"<<[^<>\n]*>>|</?[a-zA-Z][^<>\n]*>|[-=]+>|→|⇒", " ", text)
     text = re.sub(r"\b(?:minus|negative)\s+(?=[$€£¥₹]?\d)", "-", text, flags=re.IGNORECASE)
@@ -243,7 +256,7 @@ def _without_markup(text: str) -> str:
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree", "°", text)
     text = re.sub(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[()\[\],;:! ]", " ", text)
     text = text.replace("\\%", "%").replace("\\$", "$")
-    text = re.sub(r"(\d\s*(?:[mck]?m|ft|in|yd|mi)\s*)\^\s*\{?[23]\}?", r"\1", text)  # square and cubic units
+    text = _POWERED.sub(lambda m: f"{m[1]}{'square' if m[4] == '2' else 'cubic'} {m[2]}", text)  # of \text{m}^2
     return re.sub(r"\$(?!\s*[-\d])|(?<=\d)\$", " ", text)
 
 

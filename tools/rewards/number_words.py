@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nslora.tools.rewards.denials import DENIED_AFTER
+from nslora.tools.rewards.denials import DENIED_AFTER, FOREIGN
 
 _MARK_END = r"(?=[.;]\s|[.;]?\s*\Z|\s[(\[]|[。！？\n])"
 MARKS = re.compile(
@@ -14,6 +14,7 @@ MARKS = re.compile(
 )
 
 SCALES = {
+    "millionen": "1e6", "milliarden": "1e9", "millones": "1e6", "milliards": "1e9", "mio": "1e6", "mrd": "1e9",
     "hundred": "1e2", "thousand": "1e3", "million": "1e6", "billion": "1e9", "trillion": "1e12", "mn": "1e6",
     "bn": "1e9", "lakhs": "1e5", "lakh": "1e5", "crores": "1e7", "crore": "1e7", "dozen": "12",
     "百": "1e2", "千": "1e3", "万": "1e4", "萬": "1e4", "亿": "1e8", "億": "1e8", "兆": "1e12",
@@ -90,6 +91,13 @@ baht บาท
 won 원
 """.strip().splitlines()
 UNITS = {word: words.split()[0] for words in _SAME_UNIT for word in words.split()}
+LENGTHS = [word for word, unit in UNITS.items() if unit in ("km", "m", "cm", "mm", "mile", "ft", "in", "yd")]
+UNITS |= {
+    before + word: f"{power} {UNITS[word]}"
+    for power, names in (("square", ("square ", "sq ", "sq. ")), ("cubic", ("cubic ", "cu ", "cu. ")))
+    for before in names
+    for word in LENGTHS
+}
 _UNIT = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
 _LATIN = "a-zA-Z\u00c0-\u024f"
 # A Latin unit ends where its letters end; a Han unit has no such end.
@@ -111,13 +119,14 @@ COMPARED_BEFORE = re.compile(
 )
 NEGATED_BEFORE = re.compile(
     r"(?:\b(?:not|never|neither|nor|cannot|except|without|(?:wrong|incorrect|false)(?:\s*:)?|hardly|barely|scarcely|"
-    r"(?:is|are|was|were|do|does|did|ca|could|wo|would|should|has|have|had|must|need)n['’]?t)(?:\b|(?<=:))"
+    rf"{FOREIGN}|no\s+(?:longer|one)|nobody|nothing|"
+    r"(?:is|are|was|were|do|does|did|ca|could|wo|would|should|has|have|had|must|need|ai)n['’]?t)(?:\b|(?<=:))"
     r"(?!\s+only)(?:\s+(?!but\b|so\b)[\w'’]+){0,3}\s*|\bno\s+|(?:不是|不为|並非|并非|非|ไม่ใช่|ไม่|아니라)\s*)[$€£¥₹]?\s*\Z",
     re.IGNORECASE,
 )
 COMPARED_AFTER = re.compile(
-    rf"\s*%\s*of\b|\s+(?:squared|cubed|factorial)\b|!|\+(?!\s*\S)|\+(?=[\s,.])(?!\s*[\d(\\a-z])|[-\s]*ish\b|\s*(?:[^\W\d]+\s+)?or\b|\s*or\b|(?:\s+[^\W\d]+)?(?:{DENIED_AFTER}|\s+(?:is|was|are)\s+too\b)"
-    r"|\s+(?:and\s+counting|too\s+(?:many|much|few|little)|up|upwards?|onwards?)\b|\s*(?:[<>≤≥≠±]|!=)|\s+and\s+(?:above|below|over|under|up)\b|\s*[ap]\.?m\b|\s*o['’]clock"
+    rf"\s*%\s*of\b|\s+(?:squared|cubed|factorial)\b|!|\+(?!\s*\S)|\+(?=[\s,.])(?!\s*[\d(\\a-z])|[-\s]*ish\b|\s*(?:[^\W\d]+\s+)?or\b|(?:\s+[^\W\d]+)?(?:{DENIED_AFTER}|\s+(?:is|was|are)\s+too\b)"
+    r"|\s+(?:and\s+counting|too\s+(?:many|much|few|little)|up|upwards?|onwards?)\b|\s*(?:[<>≤≥≠±]|!=)|\s+and\s+(?:above|below|over|under|up)\b|\s*[ap]\.?m\b|\s*(?:o['’]clock|noon|midnight)\b"
     r"|\s*[人个個名元]?(?:以上|以下|以内|未満|超|左右|多|余|餘|ではない|ではありません|じゃない|でない|不对|不對|或|か\d|を超|を下回)|\s*[명개원]?\s*(?:이상|이하|미만|초과)|\s*ขึ้นไป"
     r"|\s*(?:at|or)\s+(?:least|most|more|less)\b|\s*[-–—~〜～]\s*(?:\d|\Z)|\s*(?:\.{2,3}|…)\s*\d|:\d|[)\]]+!|[^.!\n]{0,40}[?？]|\s+(?:[^\W\d]+\s+)?below\s+zero\b",
     re.IGNORECASE,
@@ -171,14 +180,19 @@ _LONE_ONE = re.compile(r"(?:\A|[:=]|\b(?:is|exactly|only|just))\W*\Z", re.IGNORE
 
 def in_digits(text: str) -> str:
     """Write the one English number of a text in digits; the text unchanged if it has digits, or several numbers."""
-    found = [] if re.search(r"\d", text) else list(_IN_WORDS.finditer(text))
+    if re.search(r"\d", text):
+        return text
+    if len(han := list(_IN_HAN.finditer(text))) == 1:
+        return _han_in_digits(text, han[0])
+    found = list(_IN_WORDS.finditer(text))
     if len(found) != 1:
         return text
     start, end = found[0].span()
     words = re.findall(r"[a-z]+", found[0].group().lower())
-    if words == ["one"] and not (_LONE_ONE.search(text[:start]) and re.match(r"\W*\Z", text[end:])):
+    behind = re.match(r"[\s-]+(and\s+a\s+half|hal(?:f|ves)|thirds?|quarters?|fourths?)\b", text[end:], re.IGNORECASE)
+    if words == ["one"] and not behind and not (_LONE_ONE.search(text[:start]) and re.match(r"\W*\Z", text[end:])):
         return text
-    if re.match(r"[\s-]+(?:point|hal(?:f|ves)|thirds?|quarters?|fourths?|\w+ths?)\b", text[end:], re.IGNORECASE):
+    if not behind and re.match(r"[\s-]+(?:point|\w+ths?)\b", text[end:], re.IGNORECASE):
         return text
     total = part = 0
     for word in words:
@@ -190,4 +204,42 @@ def in_digits(text: str) -> str:
             part = 12
         else:
             part += _VALUES.get(word, 0)
-    return f"{text[:start]}{total + part}{text[end:].replace('!', '.')}"
+    number = str(total + part)
+    if behind:
+        name = behind[1].lower()
+        below = next(n for letter, n in (("h", 2), ("t", 3), ("q", 4), ("f", 4)) if name[0] in (letter, "a"))
+        number = f"{number}.5" if name[0] == "a" else f"{number}/{below}"
+        end += behind.end()
+    return f"{text[:start]}{number}{text[end:].replace('!', '.')}"
+
+
+_HAN_DIGITS = {
+    c: n for n, names in enumerate(("〇零", "一", "二两兩", "三", "四", "五", "六", "七", "八", "九")) for c in names
+}
+_HAN_TENS, _HAN_GROUPS = {"十": 10, "百": 100, "千": 1000}, {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
+_IN_HAN = re.compile(f"[{''.join((*_HAN_DIGITS, *_HAN_TENS, *_HAN_GROUPS))}]+")
+_HAN_BEFORE = re.compile(r"(?:\A|[是为為有共得于於答：:=，。、はが\s])[\s*「]*\Z")
+_HAN_AFTER = re.compile(r"[\s*」]*(?:です|だ|[。！，,.!?]|\Z)")
+_HAN_COUNTED = re.compile(r"\s*(?:[个個人只本元円块塊名天年条條件匹台岁歳度枚つ]|公里|美元|小时|分钟)")
+
+
+def _han_in_digits(text: str, run: re.Match[str]) -> str:
+    """Write a Han numeral in digits if it stands as a number: 三 and 三个苹果, but not 三角形 and 一定."""
+    before, after = text[: run.start()], text[run.end() :]
+    counts = len(run.group()) > 1 or run.group() != "一"
+    if not _HAN_AFTER.match(after) and not (counts and _HAN_COUNTED.match(after)):
+        return text
+    # After other Han letters, only what denies or compares it may stand, which is read later: 不是三, 不到三.
+    if not _HAN_BEFORE.search(before) and not COMPARED_BEFORE.search(before) and not NEGATED_BEFORE.search(before):
+        return text
+    if len(run.group()) > 1 and all(c in _HAN_DIGITS for c in run.group()):  # 二〇二四
+        return f"{before}{''.join(str(_HAN_DIGITS[c]) for c in run.group())}{after}"
+    total = section = digit = 0
+    for c in run.group():
+        if c in _HAN_DIGITS:
+            digit = _HAN_DIGITS[c]
+        elif c in _HAN_TENS:
+            section, digit = section + (digit or 1) * _HAN_TENS[c], 0
+        else:
+            total, section, digit = (total + section + digit) * _HAN_GROUPS[c], 0, 0
+    return f"{before}{total + section + digit}{after}"

@@ -157,3 +157,13 @@ def test_a_label_that_is_denied_or_one_of_two_is_no_choice(labels: tuple[str, ..
 )
 def test_a_pair_earns_what_a_person_would_give(check: object, reference: str, reply: str, right: int) -> None:
     assert (value(check, reference, reply) == 1) == bool(right)
+
+
+def test_pairs_of_public_data_sets_earn_what_a_person_would_give() -> None:
+    wrong = [
+        (check, *pair)
+        for check, pairs in reward_pairs.BREAKERS
+        for pair in pairs
+        if (value(check, *pair[:2]) == 1) != bool(pair[2])
+    ]
+    assert wrong == []

@@ -118,7 +118,7 @@ MOOD = ("positive", "negative", "neutral")
         (YES, "no", "no"),
         (YES, "No.", "no"),
         (YES, "Yes, it is.", "yes"),
-        (YES, "There is no doubt: yes", None),
+        (YES, "There is no doubt: yes", "yes"),
         (("好", "坏"), "好", "好"),
         (("好", "坏"), "不好", None),
         (("好", "坏"), "答案是好", "好"),
