@@ -12,6 +12,7 @@ import yaml
 
 from nslora.tools.errors import NsloraError
 from nslora.tools.prompt import Demonstration, Prompt
+from nslora.tools.rewards.reward import build_reward
 from nslora.tools.tasks.task import Task, load_task, task_from_rows
 
 LETTERS = "abcdefgh"
@@ -199,11 +200,12 @@ def test_the_task_of_the_readme_loads(tmp_path):
     assert [len(task.train), len(task.validation), len(task.test)] == [6, 2, 2]
 
 
-def test_the_prompt_of_the_tasks_page_is_one(tmp_path):
+def test_the_examples_of_the_tasks_page_are_a_prompt_and_a_judge():
     page = (PAGES / "tools/tasks/README.md").read_text(encoding="utf-8")
-    (content,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    prompt = yaml.safe_load(content)["prompt"]
-    assert asked(task_of(IN_CONTEXT, prompt=prompt)) == "Passage: a was first.\n\nQuestion: Who, a?"
+    prompt, reward = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    assert asked(task_of(IN_CONTEXT, **prompt)) == "Passage: a was first.\n\nQuestion: Who, a?"
+    (judge,) = build_reward(reward["reward"]).judges
+    assert (judge.judge, judge.most_calls, judge.at_once) == ("openai:gpt-4o", 3, 8)
 
 
 # Several right answers
