@@ -36,6 +36,8 @@ def alone(node: Node) -> Node:
             if not (folder / RUN_FILE).is_file():  # the node itself says so
                 return node(state, **given)
             refuse_wrong_values(state)
+            if not thread and node.__name__ == "evaluate":
+                _refuse_lost_questions(folder, state)
             show_branch(folder, state, Stamp(thread, checkpoint_of(given["runtime"]), node.__name__))
             if node.__name__ != "approve":
                 (folder / QUESTION_FILE).unlink(missing_ok=True)  # the run went on, or was taken back
@@ -56,4 +58,13 @@ def _refuse_another_runs_thread(folder: Path, thread: str) -> None:
         raise RunError(
             f"The thread {thread} is another run's than {folder}, whose thread is {own}: give the graph the "
             "context of the run whose config you pass."
+        )
+
+
+def _refuse_lost_questions(folder: Path, state: AdaptationState) -> None:
+    """Raise RunError if a person is to be asked by a graph that cannot wait for an answer."""
+    if (state.get("approve") or read_json(folder / RUN_FILE)["settings"].get("approve", "nothing")) != "nothing":
+        raise RunError(
+            f"{folder} asks a person about updates, and the graph has no checkpointer to wait for the answer with: "
+            "compile it, or its parent graph, with one."
         )

@@ -9,7 +9,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.runtime import RunControl
 from langgraph.types import StreamMode
 
-from nslora.graph.runs.execution import Answer, Execution
+from nslora.graph.runs.execution import Answer, Execution, modes_of
 from nslora.graph.runs.loops import FromThreads, awaitable, in_threads, to_its_end
 from nslora.graph.state import AdaptationState
 
@@ -21,7 +21,7 @@ class AsyncExecution(Execution):
 
     async def astream(
         self,
-        modes: Sequence[StreamMode] = ("updates", "custom"),
+        modes: StreamMode | Sequence[StreamMode] = ("updates", "custom"),
         *,
         control: RunControl | None = None,
         answer: Answer | None = None,
@@ -32,7 +32,7 @@ class AsyncExecution(Execution):
         Nodes of your own may be `async def` here. If the task is cancelled, or the iterator closed, the run stops as it
         does after the first Ctrl-C, and only then is the cancellation raised and the lock given back.
         """
-        control = control or RunControl()
+        control, wanted = control or RunControl(), modes_of(modes)
         if isinstance(self.saver, FromThreads):
             self.saver.attach()
         async with in_threads(self._begun(answer, config)) as begun:
@@ -43,7 +43,7 @@ class AsyncExecution(Execution):
                 begun.input,
                 begun.config,
                 context=begun.context,
-                stream_mode=list(modes),
+                stream_mode=wanted,
                 durability="sync",
                 control=control,
             )

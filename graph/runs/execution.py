@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
@@ -160,7 +160,7 @@ class Execution:
 
     def stream(
         self,
-        modes: Sequence[StreamMode] = ("updates", "custom"),
+        modes: StreamMode | Sequence[StreamMode] = ("updates", "custom"),
         *,
         control: RunControl | None = None,
         answer: Answer | None = None,
@@ -184,13 +184,14 @@ class Execution:
             EditorCallError: If a call of the editor fails.
             DamagedError: If a file of the past is damaged. The last three name the command that goes on.
         """
+        wanted = modes_of(modes)
         with self._begun(answer, config) as begun:
             if begun is not None:
                 for mode, part in begun.graph.stream(
                     begun.input,
                     begun.config,
                     context=begun.context,
-                    stream_mode=list(modes),
+                    stream_mode=wanted,
                     durability="sync",
                     control=control,
                 ):
@@ -278,8 +279,14 @@ class Execution:
         return self.ended()
 
     def ended(self) -> dict[str, Any]:
-        """The report of the run that has come to its end. Raises RunError if a person is asked instead."""
-        if (asked := self.question()) is not None:
+        """The report of the run that has come to its end.
+
+        Raises RunError if it has stopped before: to ask a person, or at a breakpoint of the user's graph.
+        """
+        with self.checkpointer() as saver:
+            seen = self.compiled(saver).get_state(self.config)
+        if seen.interrupts:
+            asked = seen.interrupts[0].value
             problem = asked.get("problem") if isinstance(asked, Mapping) else None
             then = (
                 "resume({'answer': 'accept'})"
@@ -289,6 +296,11 @@ class Execution:
             raise RunError(
                 (f"{problem} " if problem else "") + f"The run {self.folder} waits for a person: look at "
                 f"question(), then {then}.{OUTWARD if var_child_runnable_config.get() else ''}"
+            )
+        if seen.next:
+            raise RunError(
+                f"The run {self.folder} stopped before {', '.join(seen.next)}, at a breakpoint of its graph "
+                "(interrupt_before, interrupt_after): adapt() or resume() goes on."
             )
         return self.report()
 
@@ -359,6 +371,14 @@ class Execution:
     def report(self) -> dict[str, Any]:
         """`result/report.json` as a dict. Raises RunError while the run, on its newest branch, has no result."""
         return report_in(self.folder, self.state())
+
+
+def modes_of(modes: str | Sequence[str]) -> list[Any]:
+    """Stream modes as a list. Raises SettingsError if LangGraph knows one of them not, and would stream nothing."""
+    found, known = [modes] if isinstance(modes, str) else list(modes), get_args(StreamMode)
+    if strange := [mode for mode in found if mode not in known]:
+        raise SettingsError(f"modes={strange[0]!r} is no stream mode: known are {', '.join(known)}.")
+    return found
 
 
 def report_in(folder: Path, state: Mapping[str, Any] | None = None) -> dict[str, Any]:

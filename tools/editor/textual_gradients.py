@@ -24,11 +24,13 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
+_LOADING = threading.Lock()  # two runs of one process may want TextGrad at the same moment
 OPEN, CLOSE = "<IMPROVED_VARIABLE>", "</IMPROVED_VARIABLE>"
 DOCUMENT_ROLE = "prompt document for a language model: system turn, question template and demonstrations"
 REPLY_ROLE = "reply of the language model"
@@ -164,12 +166,13 @@ def load_textgrad() -> ModuleType:
     The client libraries of its own engines, litellm and openai, are imported only when one of those engines is used,
     which this project never does: 0.3 s of CPU instead of 5.0 (2026-11, two cores of an AMD EPYC).
     """
-    before = os.environ.get("TEXTGRAD_LOG_DIR")
     with (
+        _LOADING,
         _import_later("litellm", "completion"),
         _import_later("openai", "OpenAI"),
         tempfile.TemporaryDirectory(prefix="nslora-textgrad-", ignore_cleanup_errors=True) as folder,
     ):
+        before = os.environ.get("TEXTGRAD_LOG_DIR")
         os.environ["TEXTGRAD_LOG_DIR"] = folder
         try:
             import textgrad

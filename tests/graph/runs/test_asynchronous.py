@@ -207,6 +207,22 @@ def test_nodes_of_ones_own_may_be_asynchronous(tmp_path: Path, task: Task) -> No
     assert seen == [("finished", threading.main_thread())]
 
 
+@pytest.mark.engines
+def test_runs_with_postgresql_are_awaited(tmp_path: Path, task: Task, database: str) -> None:
+    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+
+    async def life() -> None:
+        first = begun(tmp_path, task, edits(BULLETS), "url", max_rounds=1, checkpoints=database)
+        async with AsyncPostgresSaver.from_conn_string(f"{database}?client_encoding=utf8") as saver:
+            await saver.setup()
+            other = begun(tmp_path, task, edits(BULLETS), "object", max_rounds=1, checkpoints=saver)
+            one, two = await asyncio.gather(first.aadapt(), other.aadapt())
+            assert len(one.rounds) == len(two.rounds) == 1
+            assert (await asyncio.to_thread(other.replay)).same
+
+    asyncio.run(life())
+
+
 class Names(BaseCallbackHandler):
     """Notes the runs that begin, with their tags and metadata."""
 

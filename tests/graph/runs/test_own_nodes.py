@@ -82,7 +82,26 @@ def test_a_graph_begins_with_nothing_but_a_folder(tmp_path: Path, task: Task) ->
             graph.invoke(again, config, context=run.context)  # type: ignore[arg-type]
     assert run.report() == report
     with pytest.raises(RunError, match=r"begin with \{\} or run.first_state"):
-        build_graph().invoke({"best_reward": 1.0}, context=same.context)  # type: ignore[arg-type]
+        graph.invoke({"best_reward": 1.0}, {"configurable": {"thread_id": "b"}}, context=same.context)  # type: ignore[arg-type]
+
+
+def test_a_breakpoint_of_ones_own_graph_is_told_and_gone_on_from(tmp_path: Path, task: Task) -> None:
+    run = begun(tmp_path, task, edits(ONCE), max_rounds=1, graph=build_workflow().compile(interrupt_before=["finish"]))
+    with pytest.raises(RunError, match="stopped before finish, at a breakpoint of its graph"):
+        run.adapt()
+    assert run.adapt().rounds
+    assert run.adapt().report == run.report()
+
+
+@pytest.mark.parametrize("modes", ["nonsense", ["updates", "nonsense"]])
+def test_a_stream_mode_that_there_is_not_is_refused_before_anything_runs(
+    tmp_path: Path, task: Task, modes: Any
+) -> None:
+    run = begun(tmp_path, task, edits(ONCE), max_rounds=0)
+    with pytest.raises(SettingsError, match="modes='nonsense' is no stream mode: known are values, updates"):
+        next(run.stream(modes))
+    assert run.state() is None
+    assert [mode for mode, _ in run.stream("updates")] == ["updates"] * 3
 
 
 class Project(TypedDict):
@@ -96,7 +115,10 @@ def test_questions_reach_the_caller_of_a_parent_graph(tmp_path: Path, task: Task
     def tune(project: Project) -> dict[str, float]:
         return {"score": build_graph().invoke({}, context=run.context)["best_reward"]}  # type: ignore[arg-type]
 
-    parent = StateGraph(Project).add_node("tune", tune).add_edge(START, "tune").compile(checkpointer=InMemorySaver())
+    workflow = StateGraph(Project).add_node("tune", tune).add_edge(START, "tune")
+    with pytest.raises(RunError, match="no checkpointer to wait for the answer with"):
+        workflow.compile().invoke({"score": 0.0})
+    parent = workflow.compile(checkpointer=InMemorySaver())
     answers: list[Any] = [{"score": 0.0}, "accept", {"decisions": [{"type": "approve"}]}, "reject"]
     asked = []
     for each in answers:
