@@ -135,6 +135,13 @@ $(PEERS): $(INSTALLED)
 bench-editor: $(PEERS) ## one edit by each editor, on real models (about six hours on two cores; what is done is kept)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_editor.py
 
+.PHONY: bench-rates
+# Gemma's terms must be agreed to: make bench-rates AGREE=--agree
+AGREE ?=
+
+bench-rates: setup ## the default learning rate against four others, on three models (about five hours on two cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_rates.py $(AGREE)
+
 .PHONY: bench-remade
 
 bench-remade: setup ## LoRA on 10, 25, 50 remade rows against as many plain references (minutes; what is done is kept)

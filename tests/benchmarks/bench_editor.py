@@ -27,27 +27,22 @@ from typing import Any
 
 from fetch_models import fetch, model_file
 from form import README, Figure, commit, figure, in_readme, machine, publish
+from validation_runs import EMBEDDED, Measured, measured, task_of
 
-from nslora.graph.runs.run import Run
 from nslora.tools.editor.call_log import CHECK
 from nslora.tools.editor.llama_cpp import llama_cpp_chat
 from nslora.tools.evaluation.paired_tests import bootstrap_interval, mean
-from nslora.tools.evaluation.records import Evaluation
+from nslora.tools.evaluation.rollouts import grade
 from nslora.tools.files import append_jsonl, read_jsonl
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.rewards.score import Graded
-from nslora.tools.tasks.task import Task, load_task
+from nslora.tools.tasks.task import Task
 
-HERE = Path(__file__).parent
-FOLDER, RECORDS = Path("build/bench/editor"), HERE / "records" / "editor.jsonl"
+FOLDER, RECORDS = Path("build/bench/editor"), Path(__file__).parent / "records" / "editor.jsonl"
 SAMPLES = 3
-TASKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "handbook-label": ("handbook", {"style": "label"}),
-    "banking12": (str(HERE / "data" / "banking12"), {}),
-    "restaurant8k": (str(HERE / "data" / "restaurant8k"), {}),
-}
-EMBEDDED, HALF_B, EDITOR_MODEL = "SmolLM2-135M-Instruct", "qwen-0.5b", "qwen-1.5b"
-POLICIES = (EMBEDDED, HALF_B)
+TASKS = ("handbook-label", "banking12", "restaurant8k")
+POLICIES = (EMBEDDED, "qwen-0.5b")
+EDITOR_MODEL = "qwen-1.5b"
 RULES, REFLECT, OWN, TWO_STAGES = "rules", "1.5B, reflect", "the policy, reflect", "1.5B, textgrad"
 RANDOM_ROWS, GEPA = "two random rows", "1.5B, GEPA's prompt"
 EDITORS = (RULES, RANDOM_ROWS, REFLECT, OWN, GEPA, TWO_STAGES)
@@ -69,10 +64,6 @@ class Cell:
         name = "".join(each if each.isalnum() or each in ".-" else "-" for each in self.editor)
         return FOLDER / self.task / self.policy / f"{name}-{self.sample}"
 
-    def load(self) -> Task:
-        source, options = TASKS[self.task]
-        return load_task(source, **options)
-
 
 def cells() -> Iterator[Cell]:
     """All cells, sample by sample: an interrupted benchmark is complete for the first samples."""
@@ -88,23 +79,25 @@ def finished() -> dict[Cell, dict[str, Any]]:
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Make the edit of a cell, measure it on validation, and record it."""
-    base = measured(replace(cell, editor="base"), cell.load(), max_rounds=0)
+    task = task_of(cell.task)
+    base = measured(replace(cell, editor="base").folder, task, cell.policy, max_rounds=0, seed=cell.sample)
     began = time.monotonic()
     if cell.editor in (RANDOM_ROWS, GEPA):
         prompt, spent = (random_rows if cell.editor == RANDOM_ROWS else reflected_by_gepa)(cell, base)
         spent["seconds"] = time.monotonic() - began
-        after = measured(cell, replace(cell.load(), prompt=prompt), max_rounds=0) if prompt else None
+        shown = replace(task, prompt=prompt) if prompt else task
+        after = measured(cell.folder, shown, cell.policy, max_rounds=0, seed=cell.sample) if prompt else None
     else:
-        after, prompt, spent = edited(cell)
-    policy, task = base.run.workspace.policy, cell.load()
+        after, prompt, spent = edited(cell, task)
+    policy = base.run.workspace.policy
     added = [
         policy.count_tokens(prompt.messages(row.question)) - policy.count_tokens(task.prompt.messages(row.question))
         for row in (task.train if prompt else ())
     ]
     return {
         **asdict(cell),
-        "base": rewards(base.evaluation),
-        "rewards": rewards((after or base).evaluation),
+        "base": base.rewards,
+        "rewards": (after or base).rewards,
         "usable": int(prompt is not None),
         **spent,
         "added_tokens": round(mean(added), 1) if added else 0.0,
@@ -114,12 +107,14 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     }
 
 
-def edited(cell: Cell) -> tuple[Measured | None, Prompt | None, dict[str, Any]]:
+def edited(cell: Cell, task: Task) -> tuple[Measured | None, Prompt | None, dict[str, Any]]:
     """One round of the strategy "textgrad", without remade data."""
     after = measured(
-        cell,
-        cell.load(),
+        cell.folder,
+        task,
+        cell.policy,
         max_rounds=1,
+        seed=cell.sample,
         strategy="textgrad",
         remade_per_row=0,
         editor={RULES: "rules", OWN: "policy"}.get(cell.editor, f"gguf:{model_file(EDITOR_MODEL)}"),
@@ -142,43 +137,8 @@ def edited(cell: Cell) -> tuple[Measured | None, Prompt | None, dict[str, Any]]:
     return after, after.run.workspace.prompts.get(round_one["candidate"]["prompt"]), spent
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A run and its newest evaluation."""
-
-    run: Run
-    evaluation: Evaluation
-
-
-def measured(cell: Cell, task: Task, **settings: Any) -> Measured:
-    """Run up to the end of the last round. The node `finish`, which would read the test split, is not run."""
-    run = Run.create(
-        cell.folder,
-        task=task,
-        model=EMBEDDED if cell.policy == EMBEDDED else str(model_file(cell.policy)),
-        seed=cell.sample,
-        overwrite=True,
-        check_editor=False,
-        device={"device": "cpu", "threads": 1},
-        **settings,
-    )
-    key = ""
-    for _, part in run.stream(["updates"]):
-        changes = part.get("evaluate") or {}
-        key = changes["measured"]["key"] if changes.get("measured") else key
-        if (part.get("monitor") or {}).get("round", -1 if settings["max_rounds"] else 0) == settings["max_rounds"]:
-            break
-    return Measured(run, run.workspace.evaluations.load(key))
-
-
-def rewards(evaluation: Evaluation) -> dict[str, float]:
-    return {name: round(row.value, 4) for name, row in sorted(evaluation.of("validation").items())}
-
-
 def failures(cell: Cell, base: Measured) -> list[Graded]:
     """Train failures of the base, drawn by the cell's sample."""
-    from nslora.tools.evaluation.rollouts import grade
-
     task = base.run.workspace.task
     failed = {each.id: each.reply for each in base.evaluation.failed("train")}
     drawn = random.Random(cell.sample).sample(sorted(failed), len(failed))
