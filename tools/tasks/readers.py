@@ -80,7 +80,7 @@ def read_dataset(path: str, name: str | None, split: str, revision: str | None) 
     """Read one split of a Hugging Face dataset with `datasets.load_dataset`.
 
     Raises:
-        TaskError: If `load_dataset` fails. The message holds its error.
+        TaskError: If `load_dataset` fails. The message lists the configs or splits that there are, or holds its error.
     """
     from datasets import load_dataset
 
@@ -89,11 +89,30 @@ def read_dataset(path: str, name: str | None, split: str, revision: str | None) 
         found = load_dataset(path, name, split=split, revision=revision)
         rows = list(found)
     except Exception as error:
+        if isinstance(error, ValueError) and (advice := _other_names(path, name, split, revision)):
+            raise TaskError(f"{label}: {advice}.") from error
         raise TaskError(
             f"{label}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
             "check dataset.path, dataset.name and dataset.splits."
         ) from error
     return _numbered(((f"{label}, row {number}", row) for number, row in enumerate(rows, 1)), _label_names(found))
+
+
+def _other_names(path: str, name: str | None, split: str, revision: str | None) -> str | None:
+    """Say which configs or splits a dataset has, if it lacks the one that was named."""
+    from datasets import get_dataset_config_names, get_dataset_split_names
+
+    try:
+        configs = get_dataset_config_names(path, revision=revision)
+        if name not in configs and (name is not None or len(configs) > 1):
+            there = f"the config {name!r} is unknown" if name else "it has several configs"
+            return f"{there} ({', '.join(configs)}): write one of them under dataset.name"
+        splits = get_dataset_split_names(path, name or configs[0], revision=revision)
+    except Exception:  # then `load_dataset` failed for another reason, and says it
+        return None
+    if split.split("[")[0] in splits:
+        return None
+    return f"the split is unknown ({', '.join(map(str, splits))}): name those that there are under dataset.splits"
 
 
 def _label_names(dataset: Any) -> dict[str, Sequence[str]]:

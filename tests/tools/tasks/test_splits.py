@@ -153,6 +153,49 @@ def test_own_ids_are_ignored_on_demand():
     ]
 
 
+# Configs of a dataset
+
+CARD = "---\nconfigs:\n" + "".join(
+    f"- config_name: {name}\n  data_files:\n"
+    + "".join(f"  - split: {split}\n    path: {name}/{split}.jsonl\n" for split in ("train", "test"))
+    for name in ("easy", "hard")
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"name": "easy"}, None),
+        ({"name": "hard"}, None),
+        ({}, "split train: it has several configs (easy, hard): write one of them under dataset.name."),
+        ({"name": "mid"}, "(mid), split train: the config 'mid' is unknown (easy, hard): write"),
+        ({"name": "easy", "splits": {"train": "dev"}}, "split dev: the split is unknown (train, test): name"),
+        ({"name": "easy", "splits": {"train": "train[:4]"}}, None),
+    ],
+)
+def test_a_dataset_with_configs_is_read_by_the_name_of_one(tmp_path, monkeypatch, changes, part):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "README.md").write_text(f"{CARD}---\n")
+    for name in ("easy", "hard"):
+        (tmp_path / "set" / name).mkdir()
+        for split, start in (("train", 0), ("test", 20)):
+            rows = [{"question": f"What is {name} {n}?", "reference": name} for n in range(start, start + 10)]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / "set" / name / f"{split}.jsonl").write_text(text)
+    dataset = {"path": "set", "splits": {"train": "train", "test": "test"}} | changes
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({"dataset": dataset, "split": {}}))
+    if part is None:
+        assert {row.reference for row in load_task(tmp_path).train} == {changes["name"]}
+        return
+    with pytest.raises(TaskError) as caught:
+        load_task(tmp_path)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 # Near-duplicates
 
 WORDS = "alder birch cedar elm fir hazel larch maple oak pine rowan spruce willow yew ash beech lime plum pear quince"
