@@ -72,13 +72,17 @@ def rows_to_train(state: AdaptationState, workspace: Workspace) -> tuple[list[Tr
     pool, settings, prompt_hash = state["remade"], workspace.settings, training_prompt(state)
     waiting = bool(pool and pool["waiting"])
     remade = rows_by_source(read_rows(workspace.remade / f"{prompt_hash}.jsonl"))
-    without = [row for row in workspace.task.train if row.id not in remade]
+    train, most = workspace.task.train, settings.remade_rows
+    if waiting and remade and most is not None and len(train) > most:
+        # Plain references of the other rows would unteach the form that the remade ones teach.
+        train = tuple(row for row in train if row.id in remade)
+    without = [row for row in train if row.id not in remade]
     if without and prompt_hash == state["kept"]["prompt"]:
         remade |= rows_by_source(known_to_the_kept(without, state, workspace))
     material = material_of(state, workspace)
     rows, left_out = within_context(
         training_rows(
-            workspace.task.train,
+            train,
             material,
             workspace.prompts.get(prompt_hash),
             remade,

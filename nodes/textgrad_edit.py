@@ -87,10 +87,16 @@ def propose(
         candidate=Candidate(adapter=state["kept"]["adapter"], prompt=prompt.hash),
         new_rows=len(remade.rows),
         note=f"{len(prompt.demonstrations)} demonstrations, "
-        f"{len(sources)} of {len(workspace.task.train)} rows remade "
+        f"{len(sources)} of {described_sample(workspace)} remade "
         f"({len(by_model)} answered by the model, {len(sources - by_model)} put into a layout)"
         f"{screening.describe()}",
     )
+
+
+def described_sample(workspace: Workspace) -> str:
+    """The rows that remade data is made of, in words."""
+    rows, most = len(workspace.task.train), workspace.settings.remade_rows
+    return f"{rows} rows" if most is None or rows <= most else f"a sample of {most} of {rows} rows (remade_rows)"
 
 
 def failures_to_show(state: AdaptationState, workspace: Workspace) -> list[Graded]:

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -22,6 +22,12 @@ from nslora.tools.workspace.workspace import Workspace
 
 DECIDES = ("neurosymbolic", "random")  # beginnings of the names of strategies that ask for no fixed kind
 APPROVAL_ROWS = 8
+
+
+def in_order(rows: Iterable[Example], train: Sequence[Example]) -> tuple[Example, ...]:
+    """Rows of train in the order of its file."""
+    wanted = {row.id for row in rows}
+    return tuple(row for row in train if row.id in wanted)
 
 
 @dataclass(frozen=True)
@@ -147,10 +153,20 @@ class Budget:
             return None
         return (self.left_flop - self.evaluation_flop(self.kept_prompt)) / self.rates.forward
 
-    def affordable_remakes(self, prompt: Prompt, spent_flop: float) -> tuple[Example, ...]:
-        """The train rows that can be answered anew under a proposed prompt, its evaluation reserved.
+    def remade_sample(self) -> list[Example]:
+        """The train rows that remade data is made of, drawn if there are more than `remade_rows`."""
+        workspace = self.workspace
+        rows, most = workspace.task.train, workspace.settings.remade_rows
+        if not workspace.settings.remade_per_row:
+            return []
+        drawn = list(range(len(rows)))
+        random.Random(f"{workspace.settings.seed}/{self.state['round']}/remade").shuffle(drawn)
+        return [rows[i] for i in drawn[:most]]
 
-        If not all of them fit they are drawn: the first rows of a sorted file would be of one class.
+    def affordable_remakes(self, prompt: Prompt, spent_flop: float) -> tuple[Example, ...]:
+        """The rows of the sample that can be answered anew under a proposed prompt, its evaluation reserved.
+
+        If not all of them fit, the first that were drawn are: the first rows of a sorted file would be of one class.
 
         Args:
             prompt: The proposed one.
@@ -159,10 +175,9 @@ class Budget:
         Raises:
             BudgetError: If not even the evaluation fits.
         """
-        workspace = self.workspace
-        rows = workspace.task.train if workspace.settings.remade_per_row else ()
+        workspace, rows = self.workspace, self.remade_sample()
         if workspace.settings.max_tflop is None:
-            return rows
+            return in_order(rows, workspace.task.train)
         left = self.left_flop - spent_flop - self.evaluation_flop(prompt)
         if left < 0:
             raise BudgetError(
@@ -171,11 +186,8 @@ class Budget:
             )
         askers = 2 if self.state["kept"]["adapter"] else 1  # the base, and the adapter in force
         needs = remakes_flop(workspace, prompt, rows, askers)
-        drawn = list(range(len(rows)))
-        random.Random(f"{workspace.settings.seed}/{self.state['round']}/remade").shuffle(drawn)
-        sums = accumulate(needs[i] for i in drawn)
-        affordable = {i for i, need in zip(drawn, sums, strict=True) if need <= left}
-        return tuple(row for i, row in enumerate(rows) if i in affordable)
+        affordable = [row for row, need in zip(rows, accumulate(needs), strict=True) if need <= left]
+        return in_order(affordable, workspace.task.train)
 
     def tokens_per_epoch(self) -> int:
         """Most tokens of one epoch over all train rows; 0 if nothing caps them."""

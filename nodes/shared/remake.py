@@ -1,7 +1,7 @@
 """The remade data of a proposed prompt."""
 
 from nslora.graph.state import AdaptationState
-from nslora.nodes.shared.budget import Budget
+from nslora.nodes.shared.budget import Budget, in_order
 from nslora.nodes.shared.cost import CostLedger
 from nslora.tools.dataset.remade import Remade, remake, write_rows
 from nslora.tools.policy import OnProgress
@@ -13,7 +13,8 @@ def remake_under(
 ) -> Remade:
     """Make and store the remade data of a proposed prompt.
 
-    The policy answers as many train rows as the budget holds; the references of the others are put into its layouts.
+    The policy answers as many rows of a sample of train as the budget holds; the references of the sample's others are
+    put into its layouts.
 
     Args:
         prompt: The proposed one.
@@ -27,9 +28,9 @@ def remake_under(
         BudgetError: If not even the prompt's evaluation fits, or if on_progress raises it.
     """
     workspace = ledger.workspace
-    examples = Budget(state, workspace).affordable_remakes(prompt, spent_flop)
+    budget = Budget(state, workspace)
+    examples = budget.affordable_remakes(prompt, spent_flop)
     asked = {example.id for example in examples}
-    per_row = workspace.settings.remade_per_row
     remade = remake(
         workspace.policy,
         workspace.replies,
@@ -38,9 +39,9 @@ def remake_under(
         examples,
         adapter=state["kept"]["adapter"],
         max_new_tokens=workspace.task.max_new_tokens,
-        per_row=per_row,
+        per_row=workspace.settings.remade_per_row,
         edit=edit,
-        unasked=[row for row in workspace.task.train if row.id not in asked] if per_row else [],
+        unasked=[row for row in in_order(budget.remade_sample(), workspace.task.train) if row.id not in asked],
         on_progress=on_progress,
     )
     ledger.generate(remade.generated_tokens, remade.forward_tokens)

@@ -273,7 +273,7 @@ def test_candidates_are_screened_only_where_the_budget_holds_it(
 def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tuple(Example(f"{kind}-{i}", f"Question {i}?", kind, {}) for kind in ("one", "two") for i in range(20))
     workspace: Any = SimpleNamespace(
-        settings=SimpleNamespace(remade_per_row=1, max_tflop=20e-12, seed=0),
+        settings=SimpleNamespace(remade_per_row=1, remade_rows=None, max_tflop=20e-12, seed=0),
         flop_rates=SimpleNamespace(forward=1.0),
         task=SimpleNamespace(train=rows, max_new_tokens=1),
         token_counts=lambda dialogues: [1] * len(dialogues),
@@ -287,6 +287,13 @@ def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monk
     assert {row.reference for row in found} == {"one", "two"}
     assert list(found) == [row for row in rows if row in found]  # in the file's order
     assert found == Budget(state, workspace).affordable_remakes(Prompt(), 0.0)
+    workspace.settings.max_tflop = None
+    assert Budget(state, workspace).affordable_remakes(Prompt(), 0.0) == rows
+    workspace.settings.remade_rows = 12
+    drawn = Budget(state, workspace).affordable_remakes(Prompt(), 0.0)
+    assert len(drawn) == 12
+    assert all(row in drawn for row in found)
+    assert {row.id for row in Budget(state, workspace).remade_sample()} == {row.id for row in drawn}
 
 
 class Counting(ObedientPolicy):

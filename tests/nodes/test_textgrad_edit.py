@@ -21,7 +21,9 @@ from langgraph.types import interrupt
 from nslora.graph.runs.replay import replay
 from nslora.graph.runs.run import Run
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN
-from nslora.tools.errors import EditorCallError, RunError
+from nslora.tools.errors import DivergedError, EditorCallError, RunError
+from nslora.tools.files import read_jsonl
+from nslora.tools.policy import OnProgress, TrainingJob, TrainingResult, no_progress
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.schema import KINDS
 from nslora.tools.tasks.task import Task, load_task
@@ -74,6 +76,26 @@ def test_an_edit_that_helps_is_kept_and_its_remade_rows_tell_where_they_come_fro
         (BULLETS.hash, edit.stem, "", 1.0)
     }
     assert json.loads(edit.read_text())["critiques"] == ["Ask for a dash."] * 4
+
+
+def test_of_more_rows_than_remade_rows_a_sample_is_remade_and_the_next_job_learns_from_it(
+    tmp_path: Path, task: Task
+) -> None:
+    class Diverges(ObedientPolicy):
+        def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+            raise DivergedError("The loss is nan.")
+
+    half = Prompt("Begin half of the replies with a dash.")
+    settings = {"strategy": "textgrad once -> lora once", "max_rounds": 2, "remade_rows": 3}
+    begun = run(tmp_path, task, ScriptedChat([edits(half)], repeat=True), Diverges(), **settings)
+    edit, job = state_of(begun)["rounds"]
+    assert "3 of a sample of 3 of 8 rows (remade_rows) remade" in edit["note"]
+    assert job["error"] == "The loss is nan."
+    rows = read_jsonl(begun.folder / "material" / "2-rows.jsonl")
+    assert [row["origin"] for row in rows] == ["remade"] * 3
+    assert {row["source"] for row in rows} == {
+        row["source"] for row in read_jsonl(begun.folder / "remade" / f"{half.hash}.jsonl")
+    }
 
 
 def test_an_editor_that_makes_every_prompt_worse_for_20_rounds_never_lowers_the_kept_reward(

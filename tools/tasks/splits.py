@@ -198,7 +198,7 @@ def cut_notes(
 def size_notes(rows: Mapping[str, Sequence[SourceRow]]) -> list[str]:
     """Advise a cap for a large split."""
     costs = {
-        "train": "an edit may answer each of {:,} rows anew; `rows: {{train: 5000}}` draws a sample.",
+        "train": "a training job may learn from all {:,} rows; `rows: {{train: 5000}}` draws a sample.",
         "validation": "each round answers all {:,} rows; `rows: {{validation: 500}}` draws a sample.",
     }
     return [

@@ -20,6 +20,7 @@ from nslora.tools.workspace.cost_estimate import (
     UNCERTAINTY,
     Speed,
     evaluation_rows,
+    remade_questions,
     step_costs,
     whole_run,
 )
@@ -87,7 +88,7 @@ def expected_seconds(
     """Expect each step to take as long as the longest one so far, times `SAFETY`.
 
     A kind that has not run yet is guessed from the seconds per reply: training on a row once takes half a reply, and
-    an edit answers each train row twice.
+    an edit answers each row of its remade data twice.
 
     Args:
         rounds: Records of the rounds.
@@ -97,7 +98,8 @@ def expected_seconds(
     """
     per_reply_s = evaluation_s / evaluation_rows(task, settings)
     per_pass_s = per_reply_s * len(task.train)
-    update_s: dict[Kind, float] = {"lora": per_pass_s * settings.lora.epochs / 2, "textgrad": per_pass_s * 2}
+    remade_s = per_reply_s * 2 * remade_questions(task, settings)
+    update_s: dict[Kind, float] = {"lora": per_pass_s * settings.lora.epochs / 2, "textgrad": remade_s}
     for kind, guess in update_s.items():
         measured = [float(each["wall_s"]) for each in rounds if each["action"] == kind]
         update_s[kind] = SAFETY * max(measured, default=guess)
@@ -176,7 +178,7 @@ def plan_of(task: Task, settings: RunSettings) -> RunPlan:
     speed, prompted = Speed.embedded(longest), bare * (1 + DEMONSTRATIONS)
     steps = step_costs(task, settings, speed, epoch_tokens=prompted, reply_tokens=longest)
     job = round(bare * settings.lora.epochs), steps.job.tokens
-    replies = evaluated + tested, (rounds + 1) * evaluated + rounds * 2 * rows + 2 * tested
+    replies = evaluated + tested, (rounds + 1) * evaluated + rounds * 2 * remade_questions(task, settings) + 2 * tested
     calls = rounds * (editing.failures + editing.candidates) * (1 + editing.retries)
     caps = {"tokens": editing.max_tokens, "cost": editing.max_cost}
     time = f"unknown before the first evaluation, for {settings.model}"

@@ -83,8 +83,17 @@ def update_tokens(task: Task, settings: RunSettings) -> dict[Kind, float]:
     generated one: training counts three times its tokens (forward and backward), and LoRA on the top third of the
     blocks over a frozen trunk leaves a third of that.
     """
-    tokens = float(len(task.train) * task.max_new_tokens)
-    return {"lora": tokens * settings.lora.epochs, "textgrad": tokens}
+    longest = float(task.max_new_tokens)
+    return {
+        "lora": len(task.train) * longest * settings.lora.epochs,
+        "textgrad": remade_questions(task, settings) * longest,
+    }
+
+
+def remade_questions(task: Task, settings: RunSettings) -> int:
+    """Train questions that an edit answers anew, at most."""
+    rows = len(task.train)
+    return rows if settings.remade_rows is None else min(rows, settings.remade_rows)
 
 
 def step_costs(
@@ -104,7 +113,7 @@ def step_costs(
     def replies(what: str, least: int, most: int) -> Cost:
         return Cost(what, round(least * reply_tokens), (least * low, most * high))
 
-    rows, evaluated, tested = len(task.train), evaluation_rows(task, settings), 2 * len(task.test)
+    rows, evaluated, tested = remade_questions(task, settings), evaluation_rows(task, settings), 2 * len(task.test)
     trained = round(epoch_tokens * settings.lora.epochs)
     fastest, slowest = speed.trained_token_s
     return StepCosts(

@@ -18,6 +18,7 @@ QUESTION_FILE = "question.json"  # exists while a person is asked
 POLICY_FILE = "policy.json"  # what a replay needs to know of the policy without loading it
 FORMAT = 1  # of a run's folder; a folder of a higher format is left alone
 KEYS = {"created", "settings", "editor_is_object", "task"}
+UNKNOWN_ONCE = {"remade_rows": None}  # settings of runs that began before there was a limit
 REMOVED = {"keep.interval_level"}  # settings of earlier versions that changed no decision
 
 
@@ -40,7 +41,7 @@ def read_run_file(folder: Path) -> dict[str, Any]:
         )
     if missing := KEYS - record.keys():
         raise RunError(f"{folder} is not the folder of a run ({RUN_FILE} is damaged: no {', '.join(sorted(missing))}).")
-    return {**record, "settings": migrated(record["settings"])}
+    return {**record, "settings": UNKNOWN_ONCE | migrated(record["settings"])}
 
 
 def migrated(settings: Mapping[str, Any], group: str = "") -> dict[str, Any]:

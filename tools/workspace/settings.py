@@ -31,6 +31,7 @@ class RunSettings(Settings):
     editing: EditorSettings = EditorSettings()
     judging: JudgeSettings = JudgeSettings()  # for tasks with a `judge` check
     remade_per_row: int = Field(1, ge=0)  # verified replies to one train question; 0: no remade data
+    remade_rows: int | None = Field(1000, ge=1)  # train questions that an edit has answered anew; of more, a sample
     strategy: str = "neurosymbolic"
     seed: int = Field(0, ge=0, lt=SEEDS)
     max_rounds: int = Field(6, ge=0)

@@ -63,14 +63,15 @@ def test_a_large_file_gives_samples_of_its_default_shares(tmp_path):
     assert task.notes == (
         "validation: a sample of 500 rows, not 0.2 of all 100,000; `split: {validation: 0.2}` gives the whole share.",
         "test: a sample of 1,000 rows, not 0.2 of all 100,000; `split: {test: 0.2}` gives the whole share.",
-        "train: an edit may answer each of 98,500 rows anew; `rows: {train: 5000}` draws a sample.",
+        "train: a training job may learn from all 98,500 rows; `rows: {train: 5000}` draws a sample.",
     )
     assert plan_of(task, RunSettings()).warnings[:3] == task.notes
 
-    # (6 rounds + 1) * (500 validation rows, 24 of train) + 6 edits * 2 askers * 5,000 train rows + 2 * 1,000 of test
+    # (6 rounds + 1) * (500 validation rows, 24 of train) + 6 edits * 2 askers * 1,000 train rows + 2 * 1,000 of test
     one_file(tmp_path, rows_of(7000))
     few = load_task(tmp_path, rows={"train": 5000})
-    assert " to 65668 replies" in plan_of(few, RunSettings()).lines["generation"]
+    assert " to 17668 replies" in plan_of(few, RunSettings()).lines["generation"]
+    assert " to 65668 replies" in plan_of(few, RunSettings(remade_rows=None)).lines["generation"]
 
 
 def test_shares_that_are_stated_are_whole_and_a_large_validation_is_said(tmp_path):
