@@ -175,6 +175,8 @@ def signature_of(name: str, function: Callable[..., Any], options: Mapping[str, 
     if family in _TAKES_COLUMNS:
         unknown = []
     if unknown or not (is_open or any(each.name in offered for each in free)):
+        if inspect.isclass(function):
+            raise RewardError(f"The reward function {name!r} is a class: give an object of it that can be called.")
         raise RewardError(
             f"The reward function {name!r} has {_described(unknown)}, so nobody knows what to give it: known are "
             f"{KNOWN}; rename its parameters, or give them as options of the check."

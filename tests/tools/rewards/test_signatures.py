@@ -1,10 +1,16 @@
 """Reward functions with the signatures of other frameworks are called as they are there, or refused."""
 
+import math
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from nslora.tools.errors import RewardError, TaskError
 from nslora.tools.rewards.reward import build_check, build_reward
@@ -210,3 +216,52 @@ def test_a_function_of_completions_gives_a_list_of_one(result: Any) -> None:
 def test_what_a_judge_says_reaches_the_editor(result: Any) -> None:
     score = build_reward(lambda question, reference, reply: result)(Example("1", "Q?", None, {}), "x")
     assert (score.value, score.feedback) == (0.25, "No year.")
+
+
+class Uncalled:
+    def __init__(self, threshold):
+        self.threshold = threshold
+
+    def __call__(self, question, reply):
+        return 1.0
+
+
+def test_a_class_in_the_place_of_its_object_is_refused() -> None:
+    with pytest.raises(RewardError, match="is a class: give an object of it"):
+        build_reward(Uncalled)
+    assert build_reward(Uncalled(0.5))(ROW, RIGHT).value == 1
+
+
+def scaled(reply, scale):
+    return scale
+
+
+def raw(*values):
+    return [(lambda reply, value=value: value) for value in values]
+
+
+def test_what_functions_return_is_a_number_or_refused_in_a_sentence() -> None:
+    judge = SimpleNamespace(score=np.float64(0.5), feedback=None)
+    half = (0.5, np.float32(0.5), torch.tensor(0.5), Decimal("0.5"), Fraction(1, 2), {"score": 0.5}, judge, (0.5, None))
+    for function in (*raw(*half), partial(scaled, scale=0.5), lambda completions, **columns: np.array([0.5])):
+        assert build_reward(function)(ROW, RIGHT).value == 0.5
+    for function in raw(True, np.bool_(True), 1, torch.tensor(True), {"score": True, "reason": ""}, 1 + 1e-12):
+        assert build_reward(function)(ROW, RIGHT).value == 1
+    wrong = (
+        None,
+        "1.0",
+        math.nan,
+        math.inf,
+        5,
+        -1,
+        1j,
+        np.array([1.0, 0.5]),
+        torch.tensor([0.5, 1.0]),
+        [],
+        {},
+        object(),
+    )
+    wrong += ({"reward": 1.0}, {"score": None}, (0.5, {"why": "x"}), (each for each in (1.0,)))
+    for function in (*raw(*wrong), lambda completions, **columns: [None], lambda completions, **columns: 1.0):
+        with pytest.raises(RewardError, match=r"on row 'train-1' with the reply 'in 1911', returned .*[.:]"):
+            build_reward(function)(ROW, RIGHT)
