@@ -141,6 +141,7 @@ class EditorCalls:
 
     Attributes:
         role: What the chat model is here, in messages and traces: "editor", or "judge".
+        go_on: What to do when the cause of a failed call is removed, as the end of a sentence.
         spent: Usage of all calls, recorded ones included, so that a replay counts the same. A run that continues in
             another process sets it.
         in_this_edit: Usage of the present edit; the editor sets it to 0 when an edit begins.
@@ -176,7 +177,7 @@ class EditorCalls:
         transport_retries: int = 0,
         role: str = "editor",
     ) -> None:
-        self.role = role
+        self.role, self.go_on = role, GO_ON
         self._turn = threading.Condition()
         self._in_flight: dict[int, tuple[int, float, float]] = {}  # what each thread's call has reserved
         self.caps = caps or Caps()
@@ -328,7 +329,7 @@ class EditorCalls:
             wait_s = wait_before(failure, tries) if tries <= self._retries else None
             if wait_s is None or not self._allows_retry(messages, form, tries, wait_s):
                 often = f" It failed at each of {tries} tries." if tries > 1 else ""
-                remedy = remedy_for(failure, AGAIN if purpose == CHECK else GO_ON)
+                remedy = remedy_for(failure, AGAIN if purpose == CHECK else self.go_on)
                 raise EditorCallError(f"{call.error}{often} {remedy}")
             self._wait(wait_s, f"try {tries} failed ({call.status or type(failure).__name__})")
         raise AssertionError("the last try returns or raises")

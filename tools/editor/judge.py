@@ -148,7 +148,9 @@ class Judge(JudgingCheck):
     @cached_property
     def calls(self) -> JudgeCalls:
         """The calls of the chat model, which is connected when it is asked first."""
-        return JudgeCalls(self.name, self.judge, self._connected, self.concurrency)
+        # The name of an object's class alone does not say which model answers.
+        shared = isinstance(self.model, str) or ":" in self.judge
+        return JudgeCalls(self.name, self.judge, self._connected, self.concurrency, shared=shared)
 
     def connect(self) -> None:
         _ = self.calls.calls

@@ -75,10 +75,13 @@ class JudgeCalls:
         model: The judge's name.
         connect: Makes the chat model, when one is to be asked.
         at_once: Most calls under way.
+        shared: Whether the name says which model answers, so that other runs may use its judgements.
     """
 
-    def __init__(self, name: str, model: str, connect: Callable[[], Chat], at_once: int) -> None:
-        self._name, self.model, self._connect = name, model, connect
+    def __init__(
+        self, name: str, model: str, connect: Callable[[], Chat], at_once: int, *, shared: bool = True
+    ) -> None:
+        self._name, self.model, self._connect, self._is_shared = name, model, connect, shared
         self._calls: EditorCalls | None = None
         self._slots, self._lock = BoundedSemaphore(at_once), RLock()
         self._record: EditorLog | None = None
@@ -125,6 +128,8 @@ class JudgeCalls:
             transport_retries=settings.transport_retries,
             role="judge",
         )
+        if place.folder is None:
+            calls.go_on = "ask again"
         for call in own:
             calls.count(call)
         return calls
@@ -247,10 +252,13 @@ class JudgeCalls:
                         self.calls.count(call)
                     self._remember(call, sample, paid=paid)
                 return call
-        cache = self._place.cache if self._place is not None else None
         key = self._key(request, sample)
-        found = cache.find([key]) if cache is not None else {}
+        found = self._cache.find([key]) if self._cache is not None else {}
         return RecordedCall(**json.loads(found[key])) if found else None
+
+    @property
+    def _cache(self) -> ReplyCache | None:
+        return self._place.cache if self._place is not None and self._is_shared else None
 
     def _key(self, request: str, sample: int) -> str:
         return sha256_of_json(["judgement", self.model, request, sample])
@@ -263,8 +271,8 @@ class JudgeCalls:
         self._known[key] = call
         purpose = f"{self._name}, sample {sample}"
         self._write(replace(call, purpose=purpose if paid else purpose + KNOWN))
-        if self._place is not None and self._place.cache is not None:
-            self._place.cache.add({self._key(*key): json.dumps(asdict(call))})
+        if self._cache is not None:
+            self._cache.add({self._key(*key): json.dumps(asdict(call))})
 
     def _write(self, call: RecordedCall) -> None:
         if self._record is not None:

@@ -197,16 +197,22 @@ def plan_of(task: Task, settings: RunSettings) -> RunPlan:
         "compute": "no cap" if settings.max_tflop is None else f"at most {settings.max_tflop:g} TFLOP",
         "editor": f"{settings.editor}: 0 to {_capped(calls, editing.max_calls)} calls"
         + "".join(f", at most {cap:g} {name}" for name, cap in caps.items() if cap is not None),
-        **{
-            f"judge {check.name}": f"{check.judge}: {replies[0] * check.most_calls} to "
-            f"{_capped((replies[1] + rows + tested) * check.most_calls, settings.judging.max_calls)} calls, at most "
-            f"{check.at_once} at once"
-            for check in task.reward.judges
-        },
+        **({"judge": judging} if (judging := _judging(task, settings, replies)) else {}),
         "time": time + ("" if settings.max_seconds is None else f"; stops before {settings.max_seconds:.0f} s"),
         "gain": f"smallest that validation can tell from noise: {_detectable(task, settings):.3f} in reward",
     }
     return RunPlan(lines, tuple(_warnings(task, settings, job[0])))
+
+
+def _judging(task: Task, settings: RunSettings, replies: tuple[int, int]) -> str:
+    """The calls of each judge for so many replies (fewest, most); those of failing rows take their reference too."""
+    references = len(task.train) + len(task.test)
+    cap = settings.judging.max_calls
+    return "; ".join(
+        f"{check.name} ({check.judge}): {_capped(replies[0] * check.most_calls, cap)} to "
+        f"{_capped((replies[1] + references) * check.most_calls, cap)} calls, at most {check.at_once} at once"
+        for check in task.reward.judges
+    )
 
 
 def _capped(most: int, cap: int | None) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from chat_server import ServerFaultError, serve_chat
+from edits import StructuredChat
 from langchain_core.messages import AIMessage, BaseMessage
 from scripted_runs import BULLETS, ONCE, begun, edits
 
@@ -25,6 +26,7 @@ from nslora.tools.schema import Example
 from nslora.tools.tasks.check import check_task
 from nslora.tools.tasks.task import Task, load_task, task_from_rows
 from nslora.tools.testing.scripted_chat import ScriptedChat
+from nslora.tools.workspace.budget import plan_of
 
 ROW = Example("r1", "Who keeps the mill?", "Ada", {})
 
@@ -46,8 +48,14 @@ def said(score: float, reasons: str = "It lacks the year.") -> str:
     return json.dumps({"reasons": reasons, "score": score})
 
 
+class NamedChat(ScriptedChat):
+    """A chat model whose name says which model answers."""
+
+    model_name: str = "tiny-1"
+
+
 def judge(*replies: Any, **options: Any) -> tuple[Judge, ScriptedChat]:
-    chat = ScriptedChat(list(replies))
+    chat = NamedChat(list(replies))
     options = {"rubric": "Names the keeper and the year.", **options}
     check = build_check({"check": "judge", "model": chat, **options})
     assert isinstance(check, Judge)
@@ -141,6 +149,15 @@ def test_a_known_judgement_is_not_asked_for_again() -> None:
     for changed in ({"rubric": "Another."}, {"criteria": {"a": "b"}}):
         assert judge(**changed)[0].unknown([(ROW, "Ada")]) == 1
     assert other.unknown([(ROW, "Ada"), (ROW, "Bea"), (ROW, "Bea")]) == 1
+    unnamed = build_check({"check": "judge", "model": ScriptedChat([]), "rubric": "Names the keeper and the year."})
+    assert unnamed.unknown([(ROW, "Ada")]) == 1
+
+
+def test_a_judge_with_structured_output_fills_in_the_verdict() -> None:
+    chat = StructuredChat([said(0.5), json.dumps({"score": 1})])
+    check = build_check({"check": "judge", "model": chat, "rubric": "x"})
+    assert check.grade(ROW, "a").value == 0.5
+    assert "Verdict" in str(chat.asked_for)
 
 
 def test_failures_that_pass_are_asked_again_and_others_stop() -> None:
@@ -214,7 +231,7 @@ def test_the_spec_has_what_decides_scores_and_no_address() -> None:
     options = {"model": "my-model", "base_url": "http://127.0.0.1:1/v1", "rubric": "x"}
     spec = build_check({"check": "judge", **options, "concurrency": 2, "labelled": "rows.csv"}).spec
     assert spec == {"check": "judge", "name": "judge", "rubric": "x", "model": "my-model"}
-    assert judge()[0].spec["model"] == "scripted"
+    assert judge()[0].spec["model"] == "NamedChat:tiny-1"
 
 
 def labelled(folder: Path, scores: list[float]) -> Path:
@@ -317,6 +334,8 @@ def test_a_run_is_stopped_goes_on_and_is_replayed_without_a_second_call(
 def test_a_run_ends_before_a_judge_is_out_of_calls(tmp_path: Path, keepers: Task) -> None:
     task = judged_task(keepers, ScriptedChat([dashes], repeat=True))
     run: Execution = begun(tmp_path, task, edits(ONCE, BULLETS), judging={"max_calls": 60})
+    # 6 validation rows, 6 of train, 6 of test.
+    assert plan_of(task, run.workspace.settings).lines["judge"].startswith("judge (scripted): 18 to 60 calls")
     report = run.finish()
     assert "judge's calls 60" in report["stop"]
     assert report["judges"]["judge"]["calls"] <= 60
