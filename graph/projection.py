@@ -48,8 +48,8 @@ def show_branch(folder: Path, state: AdaptationState, stamp: Stamp) -> None:
     """
     rounds = state.get("rounds", [])
     before = _refuse_second_thread(folder, stamp.thread, rounds)
-    refuse_lost_rounds(folder, state)
     _refuse_other_beginning(state, stamp.node)
+    refuse_lost_rounds(folder, state)
     if stamp != before:  # the same node again, after a kill, writes the same result
         set_aside(folder)
         write_json(folder / SHOWN_FILE, asdict(stamp))
@@ -108,7 +108,8 @@ def refuse_lost_rounds(folder: Path, state: AdaptationState | dict[str, Any]) ->
     if there < done:
         raise LostRoundsError(
             f"The checkpoints of {folder} hold {there} of {done} rounds: earlier ones were pruned, or have expired. "
-            f"Bring the records back from {DECISIONS_FILE} with: nslora resume {quoted(folder)} --restore"
+            f"Bring the records back from {DECISIONS_FILE} with run.restore(), or with: nslora resume "
+            f"{quoted(folder)} --restore"
         )
 
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
+from langgraph.errors import InvalidUpdateError
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
@@ -11,6 +12,10 @@ from nslora.graph.state import AdaptationState
 from nslora.tools.errors import RunError
 
 E = TypeVar("E")
+
+
+class WrongStateError(RunError, InvalidUpdateError):
+    """The state holds a value that its key cannot have. LangGraph's server lets a client read an InvalidUpdateError."""
 
 
 @functools.cache
@@ -21,14 +26,14 @@ def _schema() -> TypeAdapter[Any]:
 
 
 def refuse_wrong_values(state: Mapping[str, Any]) -> None:
-    """Raise RunError if a value of the state is of another type than its key's, or none that the key can have."""
+    """Raise WrongStateError if a value of the state is none that its key can have."""
     try:
         _schema().validate_python(state, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         came = "" if first["type"] == "missing" else f" (came: {first['input']!r:.80})"
-        raise RunError(
+        raise WrongStateError(
             f"The state cannot be worked on: {place}: {first['msg']}{came}. Correct what gave it, update_state or a "
             "node of your own; nothing was changed."
         ) from None

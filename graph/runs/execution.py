@@ -357,10 +357,17 @@ class Execution:
         with sole_writer(self.folder), self.checkpointer() as saver:
             graph = self.compiled(saver)
             values = graph.get_state(self.config).values
-            records, there = read_jsonl(self.folder / "decisions.jsonl"), values["rounds"]
-            done = values["round"]
-            kept = next((each["candidate"] for each in reversed(records) if each["kept"]), values["start"])
-            if len(records) != done or records[done - len(there) :] != there or kept != values["kept"]:
+            records, there = read_jsonl(self.folder / "decisions.jsonl"), values.get("rounds", [])
+            done = values.get("round", 0)
+            written = len(records)
+            records = records[:done]  # a kill may leave one that the state does not count yet
+            kept = next((each["candidate"] for each in reversed(records) if each["kept"]), values.get("start"))
+            if (
+                not values
+                or written not in (done, done + 1)
+                or records[done - len(there) :] != there
+                or kept != values["kept"]
+            ):
                 raise RunError(
                     f"The records of {self.folder} cannot be brought back: decisions.jsonl does not hold the {done} "
                     "rounds of this branch. Fork from a checkpoint that is whole, or begin another run."

@@ -167,6 +167,8 @@ def test_the_server_conforms_as_checkpointers_do(
     history: Any = server.threads.get_history(thread, limit=50)
     assert all(len(each["values"].get("rounds", [])) == each["values"].get("round", 0) for each in history)
     past = [each for each in history if each["next"] == ["monitor"]][-2]
+    with pytest.raises(Exception, match=r"verdict: Input should be a valid dictionary \(came: 'kept'\)"):
+        server.threads.update_state(thread, {"verdict": "kept"}, as_node="monitor")
     verdict = {**past["values"]["verdict"], "kept": not past["values"]["verdict"]["kept"]}
     branch: Any = server.threads.update_state(
         thread, {"verdict": verdict}, as_node="evaluate", checkpoint=past["checkpoint"]

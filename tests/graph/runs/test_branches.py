@@ -173,10 +173,16 @@ def test_rounds_of_another_branch_are_not_brought_back(tmp_path: Path, task: Tas
     with run.checkpointer() as saver:
         shortened(saver, run)
     records = read_jsonl(run.folder / "decisions.jsonl")
-    for wrong in ([], [*records, *records], [{**records[0], "kept": False}]):
+    for wrong in ([], [*records, *records, *records], [{**records[0], "kept": False}]):
         write_jsonl(run.folder / "decisions.jsonl", wrong)
         with pytest.raises(RunError, match="cannot be brought back"):
             run.restore()
+    write_jsonl(run.folder / "decisions.jsonl", [*records, records[0]])  # as a kill in `monitor` leaves it
+    run.restore()
+    assert (run.state() or {})["rounds"] == records
+    (run.folder / "checkpoints.sqlite").unlink()
+    with pytest.raises(RunError, match="cannot be brought back"):
+        run.restore()
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
