@@ -10,7 +10,7 @@ from langgraph.runtime import RunControl
 from langgraph.types import StreamMode
 
 from nslora.graph.runs.execution import Answer, Execution, modes_of
-from nslora.graph.runs.loops import FromThreads, awaitable, in_threads, to_its_end
+from nslora.graph.runs.loops import FromThreads, awaitable, in_thread, in_threads, to_its_end
 from nslora.graph.state import AdaptationState
 
 T = TypeVar("T")
@@ -82,4 +82,4 @@ class AsyncExecution(Execution):
         """Call a method in a worker thread, from where it can ask an asynchronous checkpointer too."""
         if isinstance(self.saver, FromThreads):
             self.saver.attach()
-        return await asyncio.to_thread(method, *given)
+        return await in_thread(method, *given)

@@ -25,6 +25,7 @@ from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import write_json, write_jsonl
 from nslora.tools.policy import Policy
 from nslora.tools.router.monitoring_signal import Update, signal_of
+from nslora.tools.router.strategies import name_of
 from nslora.tools.schema import KINDS
 from nslora.tools.training.settings import LoraSettings
 from nslora.tools.workspace.record import RUN_FILE, read_run_file
@@ -75,7 +76,10 @@ def fork(
     """
     if action not in (None, *KINDS):
         raise SettingsError(f"action={action!r}: wanted {' or '.join(KINDS)}.")
-    values = merged(read_run_file(source.folder)["settings"], settings or {})
+    changed = dict(settings or {})
+    if callable(strategy := changed.get("strategy")):
+        changed["strategy"] = name_of(strategy)  # for the record
+    values = merged(read_run_file(source.folder)["settings"], changed)
     if editor is not None:
         values["editor"] = editor if isinstance(editor, str) else editor_name(editor)
     new = begin(
@@ -83,7 +87,7 @@ def fork(
         read_settings(**values),
         editor=None if isinstance(editor, str) else editor,
         keeps_editor=editor is None,
-        origin={"action": action, "settings": dict(settings or {})},
+        origin={"action": action, "settings": changed},
     )
     complete(new, action)
     return new

@@ -1,7 +1,10 @@
 """Checkpointers and locks across an event loop: asynchronous ones asked by threads, synchronous ones awaited."""
 
 import asyncio
+import contextvars
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -12,6 +15,7 @@ from nslora.tools.errors import RunError
 
 T = TypeVar("T")
 Saver = BaseCheckpointSaver[Any]
+_THREADS = ThreadPoolExecutor(thread_name_prefix="nslora")
 
 
 def is_asynchronous(saver: Saver) -> bool:
@@ -138,19 +142,28 @@ async def to_its_end(work: Awaitable[T], when_cancelled: Callable[[], None] = la
     raise cancelled
 
 
+async def in_thread(method: Callable[..., T], *given: Any) -> T:
+    """Call a method in a worker thread, as `asyncio.to_thread` does.
+
+    The loop's own threads stay free for what is awaited meanwhile: a checkpointer may need one.
+    """
+    call = functools.partial(contextvars.copy_context().run, method, *given)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, call)
+
+
 @asynccontextmanager
 async def in_threads(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
     """Enter and leave a context manager in worker threads, for each to its end."""
     try:
-        value = await to_its_end(entering := asyncio.ensure_future(asyncio.to_thread(manager.__enter__)))
+        value = await to_its_end(entering := asyncio.ensure_future(in_thread(manager.__enter__)))
     except asyncio.CancelledError:
         if not entering.exception():
-            await asyncio.to_thread(manager.__exit__, None, None, None)
+            await in_thread(manager.__exit__, None, None, None)
         raise
     try:
         yield value
     except BaseException as error:
-        if not await to_its_end(asyncio.to_thread(manager.__exit__, type(error), error, error.__traceback__)):
+        if not await to_its_end(in_thread(manager.__exit__, type(error), error, error.__traceback__)):
             raise
     else:
-        await to_its_end(asyncio.to_thread(manager.__exit__, None, None, None))
+        await to_its_end(in_thread(manager.__exit__, None, None, None))

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from nslora.tools.tasks.task import Task
 
 
 class OnlyAwaited(BaseCheckpointSaver[Any]):
-    """A checkpointer without a synchronous method; it notes the threads that it is asked in."""
+    """A checkpointer without a synchronous method, which needs a thread of its loop's; it notes where it is asked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class OnlyAwaited(BaseCheckpointSaver[Any]):
 
     async def aget_tuple(self, config: Any) -> Any:
         self.threads.add(threading.current_thread().name)
-        return self.kept.get_tuple(config)
+        return await asyncio.to_thread(self.kept.get_tuple, config)
 
     async def alist(self, config: Any, **options: Any) -> AsyncIterator[Any]:
         for each in self.kept.list(config, **options):
@@ -83,6 +84,8 @@ def test_a_run_is_awaited_asks_and_goes_on_with_checkpointers_of_both_kinds(
     )
 
     async def life() -> Run:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))  # is never kept waiting for what needs it
         async with opened(tmp_path) as saver:
             opened_by.clear()
             editor, policy = edits(ONCE, TWICE), ObedientPolicy()
@@ -98,6 +101,7 @@ def test_a_run_is_awaited_asks_and_goes_on_with_checkpointers_of_both_kinds(
             state = await run.astate()
             assert state is not None
             assert state["status"] == "finished"
+            loop.set_default_executor(ThreadPoolExecutor(2))  # of which to_thread keeps one
             assert len(await asyncio.to_thread(run.history)) > 10
             if saver is None:
                 return run

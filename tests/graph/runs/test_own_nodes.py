@@ -24,6 +24,10 @@ def edit_twice(seen: RouterInput) -> str:
     return "textgrad" if seen.round < 2 else "finish"
 
 
+def edit_once(seen: RouterInput) -> str:
+    return "finish" if seen.round else "textgrad"
+
+
 def test_a_classifier_of_ones_own_writes_a_decision_and_nothing_else(tmp_path: Path, task: Task) -> None:
     def decide(state: Any) -> dict[str, Any]:
         return {"decision": {"action": "textgrad" if state["round"] < 2 else "finish"}}
@@ -61,6 +65,7 @@ def test_a_strategy_may_be_given_as_the_function_that_a_module_names(tmp_path: P
     assert run.workspace.settings.strategy == f"{__name__}:edit_twice"
     result = run.adapt()
     assert (len(result.rounds), result.stop) == (2, f"Strategy {__name__}:edit_twice ended the run.")
+    assert len(run.fork(at=2, settings={"strategy": edit_once}).adapt().rounds) == 1
     for nameless in (lambda seen: "lora", ObedientPolicy().reply):
         with pytest.raises(SettingsError, match="stands in no module"):
             begun(tmp_path, task, edits(ONCE), "other", strategy=nameless)
