@@ -24,7 +24,7 @@ LETTERS = tuple("ABCDEFGHIJ")
 _MARK = re.compile(
     r"(?i)(?:####|\\(?:boxed|fbox|text)\{|"
     r"(?<!wrong )(?<!incorrect )(?<!not the )\b(?:answer|choice|option|label|category|class|verdict|sentiment|correct)"
-    r"(?:\s+(?:is|would be|should be)|\s*[:=])+|(?:答案|选项|選項)(?:是|为|為|选|[:：])+|"
+    r"(?:\s+(?:is|would be|should be)|\s*[:=]|\s+[-–—](?=\s))+|(?:答案|选项|選項)(?:是|为|為|选|[:：])+|"
     r"(?:答え|正解)(?:は|[:：])+|(?<![不没別别])[选選](?:择|擇)?|"
     r"\b(?:Antwort\s+(?:ist|lautet)|réponse\s+est|respuesta\s+(?:correcta\s+)?es|resposta\s+é|risposta\s+è)\s+|"
     r"คำตอบ(?:คือ|:)|정답은)\s*(?:option\s+|choice\s+|letter\s+|\\text\{|[(\[\"'{$])*"
@@ -33,6 +33,7 @@ _NEGATED = re.compile(
     r"(?:\b(?:not|no|never|neither|nor|cannot|without|hardly|barely|scarcely|unlikely|except|exclude[sd]?|non|\w+n't|"
     r"free of|far from|disagree with|lacks?|"
     rf"{FOREIGN}|"
+    r"eliminat\w+|rul(?:e|es|ed|ing) out|discard\w*|cross(?:ed|ing)? out|reject\w*|fail(?:s|ed)? to|"
     r"(?:(?:any|every)thing|all|none) but|incorrect|nobody|no one|"
     r"less|opposite of|instead of|rather than|other than|anything but|than|wrong|false)\b(?!\s+only\b)"
     r"(?:[ \t]+(?!but\b|so\b)[\w'(]+){0,3}[ \t-]*|"
@@ -42,11 +43,11 @@ _NEGATED = re.compile(
 _DENIED = re.compile(rf"[)\]\"'*]*(?:{DENIED_AFTER}|-free\b|\s+than\b|\s*(?:ではな|じゃな|でな))", re.IGNORECASE)
 # What may follow a letter that is a choice, unlike the article in "A car" and the pronoun in "I think".
 _AFTER_LETTER = re.compile(
-    rf"\s*(?:[.,;:!?。，！)\]}}\"'$/&]|\Z|\n)|\s+(?:because|since|as|and|or|but|nor|is|was)\b|[{SPACELESS_RANGES}]"
+    rf"\s*(?:[.,;:!?。，！)\]}}\"'$/&]|\Z|\n)|\s+(?:because|since|as|and|or|but|nor|is|was|fits?|works?|holds?|matches)\b|\s+\(|[{SPACELESS_RANGES}]"
 )
 _BEFORE_LETTER = re.compile(
     r"(?:\A|[\n(\[{\"'$]|[.;:,!?]\s|\b(?:option|choice|answer|letter|think|thinks|choose|chose|pick|select|say|guess|believe|"
-    r"maybe|perhaps|probably|possibly|likely|certainly|definitely|surely|just|"
+    r"maybe|perhaps|probably|possibly|likely|certainly|definitely|surely|just|only|opci[oó]n|"
     r"is|be|it's|with|so|sondern|mais|sino|donc|daher|but|therefore|thus|hence|to)\b:?)\s*[(\[\"'{$]*\Z",
     re.IGNORECASE,
 )
@@ -130,7 +131,8 @@ def _at(text: str, start: int, mentions: _Mentions) -> str | None:
     if in_phrase and not _AFTER_LETTER.match(text[found[1] :]):
         return None
     joined = re.match(
-        r"[)\]\"'}$]*\s*(?:,|/|&|\b(?:and|or)\b|或|和)\s*(?:option\s+|choice\s+)?[(\[\"']*", text[found[1] :]
+        r"[)\]\"'}$]*\s*(?:,|/|&|\b(?:and|or)\b|或|和)\s*(?:maybe\s+|perhaps\s+|possibly\s+|even\s+)?(?:option\s+|choice\s+)?[(\[\"']*",
+        text[found[1] :],
     )
     other = joined and any(each[0] == found[1] + joined.end() and each[2] != found[2] for each in mentions)
     denied = CLAIM_DENIED.search(text[max(0, start - _NEAR_CHARS) : start]) or _DENIED.match(text[found[1] :])

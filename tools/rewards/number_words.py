@@ -118,14 +118,14 @@ COMPARED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 NEGATED_BEFORE = re.compile(
-    r"(?:\b(?:not|never|neither|nor|cannot|except|without|(?:wrong|incorrect|false)(?:\s*:)?|hardly|barely|scarcely|"
+    r"(?:\b(?:not|never|neither|nor|cannot|except|without|(?:wrong|incorrect|false)(?:\s+\w+)?(?:\s*:)?|hardly|barely|scarcely|"
     rf"{FOREIGN}|no\s+(?:longer|one)|nobody|nothing|"
     r"(?:is|are|was|were|do|does|did|ca|could|wo|would|should|has|have|had|must|need|ai)n['’]?t)(?:\b|(?<=:))"
-    r"(?!\s+only)(?:\s+(?!but\b|so\b)[\w'’]+){0,3}\s*|\bno\s+|(?:不是|不为|並非|并非|非|ไม่ใช่|ไม่|아니라)\s*)[$€£¥₹]?\s*\Z",
+    r"(?!\s+only)(?:\s+(?!but\b|so\b)[\w'’]+){0,3}\s*|\bno\s+|(?:不是|没有|沒有|不为|並非|并非|非|ไม่ใช่|ไม่|아니라)\s*)[$€£¥₹]?\s*\Z",
     re.IGNORECASE,
 )
 COMPARED_AFTER = re.compile(
-    rf"\s*%\s*of\b|\s+(?:squared|cubed|factorial)\b|!|\+(?!\s*\S)|\+(?=[\s,.])(?!\s*[\d(\\a-z])|[-\s]*ish\b|\s*(?:[^\W\d]+\s+)?or\b|(?:\s+[^\W\d]+)?(?:{DENIED_AFTER}|\s+(?:is|was|are)\s+too\b)"
+    rf"\s*%\s*of\b|\s+(?:squared|cubed|factorial)\b|!|\+(?!\s*\S)|\+(?=[\s,.])(?!\s*[\d(\\a-z])|[-\s]*ish\b|\s*(?:[^\W\d]+\s+)?or\b|-?fold\b|(?:\s+[^\W\d]+)?(?:{DENIED_AFTER})"
     r"|\s+(?:and\s+counting|too\s+(?:many|much|few|little)|up|upwards?|onwards?)\b|\s*(?:[<>≤≥≠±]|!=)|\s+and\s+(?:above|below|over|under|up)\b|\s*[ap]\.?m\b|\s*(?:o['’]clock|noon|midnight)\b"
     r"|\s*[人个個名元]?(?:以上|以下|以内|未満|超|左右|多|余|餘|ではない|ではありません|じゃない|でない|不对|不對|或|か\d|を超|を下回)|\s*[명개원]?\s*(?:이상|이하|미만|초과)|\s*ขึ้นไป"
     r"|\s*(?:at|or)\s+(?:least|most|more|less)\b|\s*[-–—~〜～]\s*(?:\d|\Z)|\s*(?:\.{2,3}|…)\s*\d|:\d|[)\]]+!|[^.!\n]{0,40}[?？]|\s+(?:[^\W\d]+\s+)?below\s+zero\b",

@@ -14,11 +14,12 @@ from pydantic import Field
 
 from nslora.tools.rewards.checks import FieldCheck
 from nslora.tools.rewards.math_worker import is_number, same_expression
-from nslora.tools.rewards.number_text import ENOUGH, Expression, read_number
+from nslora.tools.rewards.number_text import ENOUGH, Expression, Reading, read_number
 
 if TYPE_CHECKING:
     from nslora.tools.schema import Example
 
+_PER_CENT = re.compile(r"[^\d.^\\/*]*?(-?\d+(?:\.\d+)?)\s*\\?%[^\d^\\/*]*")
 _ROUNDING = Decimal("1e-12")  # relative error of a printed float
 # Powers of powers, large exponents and factorials of large numbers: sympy would compute `9^9^9^9` until it is killed.
 _TOWER = re.compile(r"(?:\^|\*\*)[\s{(]*[-\d.]+[\s})]*(?:\^|\*\*)|(?:\^|\*\*)[\s{(]*-?\d{4,}|\d{4,}\s*!|!\s*!")
@@ -62,6 +63,21 @@ def _is_expression(number: Expression) -> bool:
     return not _TOWER.search(number.text) and is_number(number.text)
 
 
+def _close(left: Decimal, right: Decimal, tolerance: float) -> bool:
+    with decimal.localcontext(ENOUGH):
+        whole = left == left.to_integral_value() and right == right.to_integral_value()
+        rounding = 0 if whole else _ROUNDING * max(abs(left), abs(right))
+        return bool(abs(left - right) <= Decimal(repr(tolerance)) + rounding)
+
+
+def _per_cent(reading: Reading) -> Decimal | None:
+    """The percentage, 12.5 for "12.5%", if it is the only number of its text."""
+    if not isinstance(reading.number, Expression) or reading.unit != "%":
+        return None
+    only = _PER_CENT.fullmatch(reading.number.text)
+    return Decimal(only[1]) if only else None
+
+
 def same_number(expected: str, reply: str, tolerance: float) -> bool:
     """Whether two texts give the same number. False if one gives none, or if each has a known unit and they differ.
 
@@ -78,9 +94,12 @@ def same_number(expected: str, reply: str, tolerance: float) -> bool:
     if left is None or right is None or (wanted.unit and given.unit and wanted.unit != given.unit):
         return False
     if isinstance(left, Decimal) and isinstance(right, Decimal):
-        with decimal.localcontext(ENOUGH):
-            whole = left == left.to_integral_value() and right == right.to_integral_value()
-            rounding = 0 if whole else _ROUNDING * max(abs(left), abs(right))
-            return bool(abs(left - right) <= Decimal(repr(tolerance)) + rounding)
+        return _close(left, right, tolerance)
+    ours, theirs = _per_cent(wanted), _per_cent(given)
+    if ours is not None and theirs is not None:
+        return _close(ours, theirs, tolerance)
+    for part, other in ((ours, right), (theirs, left)):  # math-verify takes "25%" for 25, but not "12.5%" for 12.5
+        if part is not None and isinstance(other, Decimal):
+            return _close(part, other, tolerance) or _close(part / 100, other, tolerance)
     texts = [each.text if isinstance(each, Expression) else f"{each:f}" for each in (left, right)]
     return not any(map(_TOWER.search, texts)) and same_expression(texts[0], texts[1], tolerance)

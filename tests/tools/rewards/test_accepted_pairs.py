@@ -161,9 +161,11 @@ def test_a_pair_earns_what_a_person_would_give(check: object, reference: str, re
 
 def test_pairs_of_public_data_sets_earn_what_a_person_would_give() -> None:
     wrong = [
-        (check, *pair)
+        (check, reference, reply, right)
         for check, pairs in reward_pairs.BREAKERS
-        for pair in pairs
-        if (value(check, *pair[:2]) == 1) != bool(pair[2])
+        for reference, replies in pairs.items()
+        for right, those in zip((True, False), replies, strict=True)
+        for reply in those
+        if (value(check, reference, reply) == 1) != right
     ]
     assert wrong == []
