@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from langgraph.config import get_config
+from langgraph.constants import CONFIG_KEY_CHECKPOINTER
+
 from nslora.graph.lock import only_while_alone
 from nslora.graph.projection import Stamp, show_branch
 from nslora.graph.soundness import refuse_wrong_values
@@ -30,7 +33,8 @@ def alone(node: Node) -> Node:
                 f"The graph was invoked with the context of another one ({type(context).__name__}): call it "
                 "from a node of yours, with context=run.context."
             )
-        folder, thread = Path(context.folder), thread_of(given["runtime"])
+        persisted = get_config()["configurable"].get(CONFIG_KEY_CHECKPOINTER)  # else the config's thread is no thread
+        folder, thread = Path(context.folder), thread_of(given["runtime"]) if persisted else ""
         _refuse_another_runs_thread(folder, thread)
         with only_while_alone(folder, getattr(context, "stream", "")):
             if not (folder / RUN_FILE).is_file():  # the node itself says so
@@ -38,7 +42,7 @@ def alone(node: Node) -> Node:
             refuse_wrong_values(state)
             if not thread and node.__name__ == "evaluate":
                 _refuse_lost_questions(folder, state)
-            show_branch(folder, state, Stamp(thread, checkpoint_of(given["runtime"]), node.__name__))
+            show_branch(folder, state, Stamp(thread, checkpoint_of(given["runtime"]) if thread else "", node.__name__))
             if node.__name__ != "approve":
                 (folder / QUESTION_FILE).unlink(missing_ok=True)  # the run went on, or was taken back
             return node(state, **given)

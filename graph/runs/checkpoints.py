@@ -159,6 +159,17 @@ def check_checkpoints(checkpoints: object) -> None:
         raise SettingsError(f"checkpoints={kind} is no checkpointer: {what_to_do}.")
 
 
+def refuse_unreadable(saver: BaseCheckpointSaver[Any], config: RunnableConfig, folder: Path) -> None:
+    """Raise RunError if the newest checkpoint of a run was written by another serialiser, or under another key."""
+    try:
+        saver.get_tuple(config)
+    except (ValueError, NotImplementedError) as error:
+        raise RunError(
+            f"The checkpoints of {folder} cannot be read with this checkpointer ({error}): give one with the "
+            "serialiser, and the key, that they were written with; nothing was changed."
+        ) from error
+
+
 def check_place(place: str | None) -> None:
     """Raise SettingsError if `place` is neither None nor the URL of a PostgreSQL database."""
     if place is None:

@@ -24,6 +24,7 @@ from nslora.graph.runs.checkpoints import (
     described,
     place_of,
     postgres_checkpoints,
+    refuse_unreadable,
     sqlite_checkpoints,
     without_password,
 )
@@ -117,6 +118,8 @@ class Execution:
         self.place = place or place_of(recorded)
         self.thread: str = record.get("thread", OLD_THREAD)
         self.origin: dict[str, Any] | None = record.get("origin")
+        if saver is not None and saver is self.saver:
+            refuse_unreadable(saver, self.config, folder)
 
     def compiled(self, saver: Saver) -> Graph:
         """The run's graph with this checkpointer."""
@@ -357,17 +360,16 @@ class Execution:
         with sole_writer(self.folder), self.checkpointer() as saver:
             graph = self.compiled(saver)
             values = graph.get_state(self.config).values
-            records, there = read_jsonl(self.folder / "decisions.jsonl"), values.get("rounds", [])
-            done = values.get("round", 0)
-            written = len(records)
-            records = records[:done]  # a kill may leave one that the state does not count yet
-            kept = next((each["candidate"] for each in reversed(records) if each["kept"]), values.get("start"))
-            if (
-                not values
-                or written not in (done, done + 1)
-                or records[done - len(there) :] != there
-                or kept != values["kept"]
-            ):
+            if not values:
+                raise RunError(
+                    f"{self.folder} has no checkpoint left to bring records back into: move decisions.jsonl away, and "
+                    "the run begins again from its records."
+                )
+            written, there, done = read_jsonl(self.folder / "decisions.jsonl"), values["rounds"], values["round"]
+            records = written[:done]  # a kill may leave one that the state does not count yet
+            kept = next((each["candidate"] for each in reversed(records) if each["kept"]), values["start"])
+            whole = len(written) in (done, done + 1) and records[done - len(there) :] == there
+            if not whole or kept != values["kept"]:
                 raise RunError(
                     f"The records of {self.folder} cannot be brought back: decisions.jsonl does not hold the {done} "
                     "rounds of this branch. Fork from a checkpoint that is whole, or begin another run."

@@ -231,8 +231,9 @@ def test_a_fork_is_not_begun_again_on_top_of_its_past(tmp_path: Path, task: Task
     with first.checkpointer() as saver, pytest.raises(RunError, match="a run with 1 rounds behind it"):
         build_graph(checkpointer=saver).invoke(state, first.config, context=first.context)
     assert fork(first, tmp_path / "back", at=1).adapt().report["rounds"]
+    new = begun(tmp_path, task, edits(BULLETS), "new")
     with pytest.raises(RunError, match="no state of a run"):
-        build_graph().invoke({"stop": "enough"}, first.config, context=first.context)  # type: ignore[call-overload]
+        build_graph().invoke({"stop": "enough"}, context=new.context)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,13 @@ def encrypted(tmp_path: Path) -> Iterator[Checkpoints]:
 
     plain = JsonPlusSerializer(pickle_fallback=False, allowed_msgpack_modules=None)
     key = b"A key of 16 byte"
-    serde = EncryptedSerializer.from_pycryptodome_aes(plain, key=key)
+    serde, other = (EncryptedSerializer.from_pycryptodome_aes(plain, key=each) for each in (key, b"B" * 16))
     path = tmp_path / "encrypted.sqlite"
     connection = sqlite3.connect(path, check_same_thread=False)
     yield SqliteSaver(connection, serde=serde)
+    for wrong in (plain, other):
+        with pytest.raises(RunError, match=r"cannot be read with this checkpointer .* and the key"):
+            Run.open(tmp_path / "run", checkpoints=SqliteSaver(connection, serde=wrong), needs_editor=False)
     kinds = connection.execute(
         "SELECT DISTINCT type FROM checkpoints UNION SELECT DISTINCT type FROM writes"
     ).fetchall()
