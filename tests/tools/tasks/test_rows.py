@@ -370,7 +370,7 @@ def test_other_files_give_the_same_rows(tmp_path):
     ("name", "content", "part"),
     [
         ("train.jsonl.gz", b"{}", "invalid gzip"),
-        ("train.jsonl.gz", gzip.compress(b'{"question": "a", "reference": "b"}' * 99)[:-20], "ends too early"),
+        ("train.jsonl.gz", gzip.compress(b'{"question": "a", "reference": "b"}' * 99, mtime=0)[:-20], "ends too early"),
         ("train.tsv", b"question\treference\na\tb\tc\n", "3 values for 2 columns; quote values with tabs"),
         ("train.csv", b"question;reference\na;b;c\n", "quote values with semicolons"),
         ("train.parquet.gz", b"", "the format '.gz' is unknown"),
