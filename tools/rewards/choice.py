@@ -53,6 +53,7 @@ _BEFORE_LETTER = re.compile(
 )
 _DETERMINERS = ("no", "none", "any")  # labels that also begin a phrase: "no answer"
 _AFTER_DETERMINER = re.compile(rf"{_AFTER_LETTER.pattern}|\s*(?:\(|[-–—]\s)")
+_MOST_LISTED = 10  # labels on each side of one; a reply that repeats itself lists thousands
 _NONE_OF = re.compile(r"\b(?:neither|none\s+of|weder)\s+[(\[\"']*\Z", re.IGNORECASE)
 _LIST_GAP = re.compile(r"[)\]\"']*\s*(?:,\s*)?(?:and|or|nor|,)\s*[(\[\"']*", re.IGNORECASE)
 _SUBJECT = re.compile(
@@ -167,9 +168,17 @@ def _mentioned(text: str, mentions: _Mentions) -> str | None:
 def _denied_with_others(text: str, index: int, mentions: _Mentions) -> bool:
     """Whether a label stands in a list that is denied as a whole: "neither A, B nor C", "A and B are wrong"."""
     first = last = index
-    while first > 0 and _LIST_GAP.fullmatch(text[mentions[first - 1][1] : mentions[first][0]]):
+    while (
+        index - first < _MOST_LISTED
+        and first > 0
+        and _LIST_GAP.fullmatch(text[mentions[first - 1][1] : mentions[first][0]])
+    ):
         first -= 1
-    while last + 1 < len(mentions) and _LIST_GAP.fullmatch(text[mentions[last][1] : mentions[last + 1][0]]):
+    while (
+        last - index < _MOST_LISTED
+        and last + 1 < len(mentions)
+        and _LIST_GAP.fullmatch(text[mentions[last][1] : mentions[last + 1][0]])
+    ):
         last += 1
     before = text[max(0, mentions[first][0] - _NEAR_CHARS) : mentions[first][0]]
     return first < last and bool(_NONE_OF.search(before) or _DENIED.match(text[mentions[last][1] :]))

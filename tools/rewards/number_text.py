@@ -221,7 +221,7 @@ def _typed(text: str) -> str:
     text = re.sub(r"(?<=[a-z])[²³]", "", text)
     text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*(?:\^|\*\*|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]))", " × ", text)
     text = re.sub(r"(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"(?<=\d)\s*\*?\s*pi\b", r"\\pi", text)
+    text = re.sub(r"(?<=\d)\s*(?:\*\s*)?pi\b", r"\\pi", text)
     text = _SPACED.sub(lambda m: m[1].replace(" ", "") + "." + m[2], text)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda power: "^{" + power.group().translate(_SUPERSCRIPTS) + "}", text)
     text = re.sub(r"<<[^<>\n]*>>|</?[a-zA-Z][^<>\n]*>|[-=]+>|→|⇒", " ", text)
