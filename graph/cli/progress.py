@@ -134,6 +134,12 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
             f"overfit  reward on validation {report['validation']['result']['reward']:.3f}, on test "
             f"{test['result']['reward']:.3f}: gap {gap['result']:+.3f} (base {gap['base'] or 0.0:+.3f})"
         )
+    tokens = report.get("prompt_tokens", {})  # a run of an earlier version has none
+    if tokens.get("result") is not None:
+        console.print(
+            f"prompt   adds {tokens['result']} tokens to each row trained on and each reply served (base "
+            f"{tokens['base']})"
+        )
     console.print(cost_line(report))
     for name, judge in report.get("judges", {}).items():
         console.print(judge_line(name, judge), highlight=False)

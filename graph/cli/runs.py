@@ -91,15 +91,22 @@ def runs(folder: Annotated[Path, typer.Argument(help="The folder of the runs.")]
 def show(
     folder: Folder,
     number: Annotated[int | None, typer.Option("--round", help="Show one round in full.")] = None,
+    editor: Annotated[
+        bool, typer.Option("--editor", help="With --round: what its editor was sent and answered, whole.")
+    ] = False,
 ) -> None:
     """Show a run's rounds, or one round with its failures, training rows, critiques and diff."""
     from nslora.graph.cli.progress import show_labels
-    from nslora.graph.cli.tables import show_round, show_view
+    from nslora.graph.cli.tables import show_editor_calls, show_round, show_view
     from nslora.graph.runs.execution import report_in
     from nslora.graph.runs.view import look
 
     view = look(folder)
-    if number is None:
+    if editor and number is None:
+        raise SettingsError("--editor shows the calls of one round: give it, as in --round 1 --editor.")
+    if editor and number is not None:
+        show_editor_calls(out, view.round(number))
+    elif number is None:
         show_view(out, view)
         if view.status == "finished":
             show_labels(out, report_in(folder))

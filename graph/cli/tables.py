@@ -18,7 +18,7 @@ from nslora.tools.files import quoted
 from nslora.tools.workspace.budget import RunPlan
 
 FAILURES_SHOWN = 12
-TEXT_CHARACTERS = 160
+TEXT_CHARACTERS, WHOLE = 160, 1_000_000
 
 
 def show_runs(console: Console, found: Sequence[RunView]) -> None:
@@ -103,6 +103,25 @@ def show_round(console: Console, details: RoundDetails) -> None:
         console.print(Panel(Text(short(critique, 2000)), title=f"the editor's critique {number}"))
     if details.diff:
         console.print(Panel(Syntax(details.diff, "diff", word_wrap=True), title="prompt"))
+
+
+def show_editor_calls(console: Console, details: RoundDetails) -> None:
+    """What the editor was sent, what it answered, why it stopped, the tokens, and which rows it was shown."""
+    if not details.editor_calls:
+        console.print(f"In round {details.round.number}, no editor was asked.")
+    for number, call in enumerate(details.editor_calls, 1):
+        about = "about " if call.estimated else ""
+        console.print(
+            f"call {number}: {call.purpose}, {short(call.model)}, {about}{call.input_tokens} tokens in, "
+            f"{call.output_tokens} out, {call.seconds:.1f} s, finish reason {call.finish_reason or 'not told'}",
+            highlight=False,
+        )
+        for role, text in call.request or [("", "(not on record: an earlier version of nslora kept its hash alone)")]:
+            console.print(Panel(Text(short(text, WHOLE)), title=f"sent {role}"))
+        console.print(Panel(Text(short(call.error or call.reply, WHOLE)), title="error" if call.error else "reply"))
+    if details.rows_shown:
+        told = ", ".join(f"{i} {row or '(a demonstration)'}" for i, row in enumerate(details.rows_shown, 1))
+        console.print(f"rows shown: {told}", highlight=False)
 
 
 def show_history(console: Console, checkpoints: Sequence[StateSnapshot]) -> None:

@@ -18,7 +18,7 @@ from nslora.tools.files import read_json
 from nslora.tools.policies.recorded import RecordedPolicy
 from nslora.tools.policy import Policy
 from nslora.tools.workspace.prompt_store import PromptStore
-from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings
+from nslora.tools.workspace.record import POLICY_FILE, RUN_FILE, read_run_file, recorded_settings
 from nslora.tools.workspace.workspace import changed_checks
 
 COMPARED = ("action", "kept", "adapter", "prompt", "reward_before", "reward_after")
@@ -28,22 +28,26 @@ WORDS = ("reason", "verdict", "error")  # which another version of this package 
 class ReplayedChat(RecordedChat):
     """The record of an editor under that editor's own name and kind, by which prices and calls are found.
 
-    max_tokens: what was reserved for a reply, so that a cap is reached at the same call.
+    max_tokens: what was reserved for a reply, so that a cap is reached at the same call. by_place: whether requests
+    that are not on record go by their place; an earlier version of nslora put them in other words.
     """
 
     recorded_name: str
     kind: str = "recorded"
     max_tokens: int | None = None
+    by_place: bool = False
 
     @property
     def _llm_type(self) -> str:
         return self.kind
 
     def recorded(self, request: str) -> list[RecordedCall]:
-        """As in the record; a request that an earlier version of nslora put in other words goes by its place."""
+        """As in the record; a request of an earlier version goes by its place."""
         place = self.asked.total()
         made = [call for call in self.log.first() if not call.call_failed]
-        return super().recorded(request) or [call for call in made[place : place + 1] if not call.request]
+        return super().recorded(request) or [
+            call for call in made[place : place + 1] if self.by_place or not call.request
+        ]
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def replay(
         recorded_name=first_call.model if first_call else name,
         kind=name if name in FREE else "recorded",
         max_tokens=first_call.reply_bound or None if first_call else None,
+        by_place="protocol" not in read_json(source.folder / RUN_FILE)["settings"].get("editing", {}),
     )
     new = begin(
         Beginning(source, Path(folder), begin_at, "replay", reuse_training=not retrain, checkpoints=checkpoints),

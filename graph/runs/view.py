@@ -11,6 +11,7 @@ from typing import Any
 
 from nslora.graph.lock import is_locked
 from nslora.graph.projection import same_rounds
+from nslora.tools.editor.call_log import EditorLog, RecordedCall
 from nslora.tools.errors import DamagedError, RunError
 from nslora.tools.evaluation.records import Failure, read_evaluation
 from nslora.tools.files import read_json, read_jsonl
@@ -68,7 +69,10 @@ class TrainingExample:
 class RoundDetails:
     """What a round looked at and did. failures: of the kept candidate, with the classifier's verdict on each.
 
-    critiques: the editor's textual gradients. diff: of the prompt in force before and the proposed one.
+    critiques: the editor's textual gradients. diff: of the prompt in force before and the proposed one. editor_calls:
+    with the text that was sent; a request that an earlier round or run had sent was answered from the record, and is
+    here as it was then. rows_shown: ids of the rows in it, in the order of their numbers; "" for a demonstration of the
+    prompt, nothing if the edit failed.
     """
 
     round: Round
@@ -76,6 +80,8 @@ class RoundDetails:
     training_rows: tuple[TrainingExample, ...]
     critiques: tuple[str, ...]
     diff: str
+    editor_calls: tuple[RecordedCall, ...] = ()
+    rows_shown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,16 @@ class RunView:
         prompts = PromptStore(self.folder / "prompts")
         before, proposed = self._prompt_before(number), found.prompt
         diff = difference(prompts.get(before), prompts.get(proposed)) if before and proposed else ""
-        return RoundDetails(found, self._failures(number), self._training_rows(number), self._critiques(number), diff)
+        edit = self._edit(number)
+        return RoundDetails(
+            found,
+            self._failures(number),
+            self._training_rows(number),
+            tuple(edit.get("critiques", ())),
+            diff,
+            self._editor_calls(number, set(edit.get("requests", ()))),
+            tuple(edit.get("rows", ())),
+        )
 
     def prompt(self, name: str) -> Prompt:
         """The prompt document of this hash."""
@@ -134,9 +149,15 @@ class RunView:
         rows = read_jsonl(self.folder / "material" / f"{number}-rows.jsonl")
         return tuple(TrainingExample(row["source"], row["origin"], row["completion"]) for row in rows)
 
-    def _critiques(self, number: int) -> tuple[str, ...]:
+    def _editor_calls(self, number: int, requests: set[str]) -> tuple[RecordedCall, ...]:
+        calls = EditorLog(self.folder / "editor.jsonl").first()
+        return tuple(each for each in calls if each.round == number or each.request_sha256 in requests)
+
+    def _edit(self, number: int) -> Mapping[str, Any]:
+        """The record of the round's edit; an empty one if there was none, or if it failed."""
         path = self._of_round("edits", number) if self.rounds[number - 1].action == "textgrad" else None
-        return tuple(read_json(path)["critiques"]) if path else ()
+        record: Mapping[str, Any] = read_json(path) if path else {}
+        return record
 
 
 def runs(folder: str | Path = "runs") -> list[RunView]:

@@ -43,6 +43,7 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begin(folder: Path, task: Task, editor: Any, **settings: Any) -> Run:
     wanted = {"strategy": "textgrad", "max_rounds": 2, "reuse_replies": False, **settings}
+    wanted["editing"] = {"protocol": "textgrad", **settings.get("editing", {})}  # several calls an edit
     return Run.create(folder, task=task, model=ObedientPolicy(), editor=editor, **wanted)
 
 

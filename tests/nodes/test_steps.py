@@ -82,7 +82,7 @@ def test_textgrad_edit_proposes_a_prompt_with_its_remade_data(tmp_path: Path, ta
     proposed = changes["proposal"]
     assert proposed["candidate"] == {"adapter": None, "prompt": BULLETS.hash}
     assert proposed["new_rows"] == len(task.train)
-    assert proposed["editor"]["calls"] == 5
+    assert proposed["editor"]["calls"] == 1
     assert proposed["wall_s"] == changes["wall_s"] > 0
     assert changes["editor_failures"] == 0
 

@@ -53,13 +53,13 @@ def state_of(begun: Run) -> Any:
 
 
 def edits(*prompts: Prompt) -> Callable[[list[BaseMessage]], str]:
-    """An editor that gives these prompts in turn, and a critique whenever it is asked for one."""
+    """An editor that gives these prompts in turn after an analysis, and a critique whenever it is asked for one."""
     left = list(prompts)
 
     def answer(messages: list[BaseMessage]) -> str:
         if "gradient (feedback) engine" in str(messages[0].text):
             return "Ask for a dash."
-        return improved(left.pop(0) if len(left) > 1 else left[0])
+        return f"Ask for a dash.\n{improved(left.pop(0) if len(left) > 1 else left[0])}"
 
     return answer
 
@@ -75,7 +75,7 @@ def test_an_edit_that_helps_is_kept_and_its_remade_rows_tell_where_they_come_fro
     assert {(row["prompt_hash"], row["edit"], row["adapter"], row["reward"]) for row in rows} == {
         (BULLETS.hash, edit.stem, "", 1.0)
     }
-    assert json.loads(edit.read_text())["critiques"] == ["Ask for a dash."] * 4
+    assert json.loads(edit.read_text())["critiques"] == ["Ask for a dash."]
 
 
 def test_of_more_rows_than_remade_rows_a_sample_is_remade_and_the_next_job_learns_from_it(
@@ -118,8 +118,8 @@ def test_what_was_tried_before_is_told_to_the_editor(tmp_path: Path, task: Task)
     run(tmp_path, task, chat, max_rounds=2)
     shown = str(chat.requests[-1][1].text)
     assert re.search(
-        r'Earlier edit: The system turn became "Be worse, once\."\. It changed the validation reward by '
-        r"-0\.\d+ and was dropped\.",
+        r'round 1, edit: The system turn became "Be worse, once\."\. Validation reward -0\.\d+, fact -1\.00, style '
+        r"\+0\.00; dropped\.",
         shown,
     )
 
@@ -238,23 +238,84 @@ def test_a_failed_call_stops_the_run_and_resume_goes_on_without_a_round_lost(tmp
 
 def test_several_candidates_are_screened_on_train_rows_and_the_figures_are_recorded(tmp_path: Path, task: Task) -> None:
     chat = ScriptedChat([edits(Prompt("Be worse."), BULLETS)], repeat=True)
-    begun = run(tmp_path, task, chat, editing={"candidates": 2, "screening_rows": 4}, max_rounds=1)
+    editing = {"protocol": "textgrad", "candidates": 2, "screening_rows": 4}
+    begun = run(tmp_path, task, chat, editing=editing, max_rounds=1)
     record = state_of(begun)["rounds"][0]
     assert record["candidate"]["prompt"] == BULLETS.hash
     assert "candidate 2 of 2, screened on 4 failing and 0 passing train rows (rewards 0.00, 1.00)" in record["note"]
     written = json.loads(next((begun.folder / "edits").glob("*.json")).read_text())
     tokens = {key: written["screening"].pop(key) for key in ("generated_tokens", "forward_tokens")}
-    assert written["screening"] == {"rewards": [0.0, 1.0], "failing": 4, "passing": 0}
+    assert written["screening"] == {"rewards": [0.0, 1.0], "failing": 4, "passing": 0, "prompt_tokens": [2, 10]}
     assert record["generated_tokens"] >= tokens["generated_tokens"] > 0
     assert written["proposed"] == BULLETS.hash
+
+
+def test_of_prompts_that_earn_the_same_the_cheaper_one_is_proposed_and_its_price_told(
+    tmp_path: Path, task: Task
+) -> None:
+    dear = Prompt("Answer in one line that begins with a dash. " + "Do so in every single reply that you give. " * 9)
+    chat = ScriptedChat([edits(dear, BULLETS)], repeat=True)
+    begun = run(tmp_path, task, chat, editing={"candidates": 2, "protocol": "textgrad"}, max_rounds=1)
+    record = state_of(begun)["rounds"][0]
+    assert record["candidate"]["prompt"] == BULLETS.hash
+    assert re.search(r"10 tokens added to a row; candidate 2 of 2, .* adding \d{3}, 10 tokens to a row", record["note"])
+    assert begun.report()["prompt_tokens"] == {"base": 0, "result": 10}
+
+
+def reflections(*documents: Any) -> ScriptedChat:
+    """An editor that fills in these documents, the same at every call."""
+    return ScriptedChat([json.dumps({"analysis": "Dashes.", "documents": list(documents)})], repeat=True)
+
+
+def test_one_request_is_an_edit_and_it_holds_no_text_of_validation_or_test(tmp_path: Path) -> None:
+    """Not even as a reference, a reply, a list of values or a question: the texts of both splits hold a sentinel."""
+    folder = write_tiny_task(tmp_path / "task")
+    for split in ("validation", "test"):
+        rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+        marked = [
+            {"question": f"{row['question']} zebrafish", "reference": f"{row['reference']} zebrafish"} for row in rows
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in marked))
+    (folder / "task.yaml").write_text((folder / "task.yaml").read_text() + "goal: Name the keeper, after a dash.\n")
+    for protocol in ("reflect", "textgrad"):
+        chat = reflections({"system": "Be worse."}, {"system": "A dash for half of them.", "rows": [1]})
+        editing = {"protocol": protocol, "retries": 1}
+        begun = run(tmp_path / protocol, load_task(folder), chat, editing=editing, max_rounds=2, keep={"level": 0.45})
+        assert chat.requests
+        assert not any("zebrafish" in str(message.text) for request in chat.requests for message in request)
+        if protocol == "textgrad":
+            continue
+        first, second = state_of(begun)["rounds"]
+        assert (first["editor"]["calls"], first["kept"]) == (1, True)
+        assert "candidate 2 of 2" in first["note"]
+        record = json.loads(next((begun.folder / "edits").glob("1-*.json")).read_text())
+        assert record["critiques"] == ["Dashes."]
+        assert set(record["rows"]) == {row.id for row in load_task(folder).train}
+        asked = str(chat.requests[-1][1].text)
+        for words in ("Name the keeper, after a dash.", "12 tokens at most", "8 validation rows fail", "round 1, edit"):
+            assert words in asked
+        assert not second["kept"]
+
+
+def test_a_demonstration_that_its_own_row_does_not_reward_is_refused_with_the_reason(
+    tmp_path: Path, task: Task
+) -> None:
+    row = task.train[0]
+    failing = Prompt(BULLETS.system, demonstrations=(Demonstration(row.question, "nobody"),))
+    right = Prompt(BULLETS.system, demonstrations=(Demonstration(row.question, f"- {row.reference}"),))
+    chat = ScriptedChat([improved(failing), improved(right)])
+    begun = run(tmp_path, task, chat, editing={"protocol": "reflect"}, max_rounds=1)
+    assert state_of(begun)["rounds"][0]["candidate"]["prompt"] == right.hash
+    told = str(chat.requests[1][3].text)
+    assert "Demonstration 1 earns 0.00 of 1 by the reward on its own row" in told
+    assert f"- {row.reference}" in told
 
 
 def test_candidates_are_screened_on_rows_that_pass_too(tmp_path: Path, task: Task) -> None:
     worse = [Prompt(f"Be worse, {number}.") for number in range(2)]
     chat = ScriptedChat([edits(Prompt("A dash for half of them."), worse[0], worse[1], BULLETS)], repeat=True)
-    begun = run(
-        tmp_path, task, chat, editing={"candidates": 2, "screening_rows": 4}, max_rounds=2, keep={"level": 0.45}
-    )
+    editing = {"protocol": "textgrad", "candidates": 2, "screening_rows": 4}
+    begun = run(tmp_path, task, chat, editing=editing, max_rounds=2, keep={"level": 0.45})
     first, second = state_of(begun)["rounds"]
     assert "candidate 1 of 2, screened on 4 failing and 0 passing train rows (rewards 0.62, 0.00)" in first["note"]
     assert first["kept"]
@@ -267,10 +328,10 @@ def test_the_policy_edits_its_own_prompt_under_the_adapter_in_force(tmp_path: Pa
     begun = run(tmp_path, task, "policy", policy, max_rounds=1)
     record = state_of(begun)["rounds"][0]
     assert record["kept"]
-    assert policy.asked_under == [None] * 5
+    assert policy.asked_under == [None]
     lines = (begun.folder / "editor.jsonl").read_text().splitlines()
     assert {json.loads(line)["model"] for line in lines} == {"PolicyChat:base"}
-    assert record["editor"]["calls"] == 5
+    assert record["editor"]["calls"] == 1
     assert record["editor"]["estimated"] is False
 
 
@@ -307,9 +368,8 @@ def test_a_cap_holds_over_the_whole_run(tmp_path: Path, task: Task) -> None:
         return AIMessage(edits(Prompt(f"Be worse, {len(chat.requests)} times."))(messages), usage_metadata=counted)
 
     chat = ScriptedChat([answer], repeat=True)
-    begun = run(
-        tmp_path, task, chat, max_rounds=5, signal={"textgrad_patience": 100}, editing={"max_calls": 12, "failures": 4}
-    )
+    editing = {"protocol": "textgrad", "max_calls": 12}
+    begun = run(tmp_path, task, chat, max_rounds=5, signal={"textgrad_patience": 100}, editing=editing)
     state = state_of(begun)
     edited = [record for record in state["rounds"] if record["action"] == "textgrad"]
     assert len(edited) == 2  # of five calls each; a third would pass the cap
@@ -371,7 +431,8 @@ class AskingChat(BaseChatModel):
 
 
 def test_each_answer_of_a_person_goes_to_the_question_that_it_was_given_for(tmp_path: Path, task: Task) -> None:
-    settings = {"strategy": "textgrad", "max_rounds": 1, "reuse_replies": False, "editing": {"failures": 2}}
+    settings: dict[str, Any] = {"strategy": "textgrad", "max_rounds": 1, "reuse_replies": False}
+    settings["editing"] = {"protocol": "textgrad", "failures": 2}
     begun = Run.create(tmp_path / "run", task=task, model=ObedientPolicy(), editor=AskingChat(), **settings)
     answers = ["the first critique", "the second critique", "no document", improved(BULLETS)]
     with pytest.raises(RunError, match=r"then resume\(answer\)"):

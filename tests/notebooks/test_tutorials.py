@@ -17,7 +17,7 @@ SAID = {
     "01_first_run": ("all checks on 12 test questions: 0.00 -> ", "round limit of 3", "adapter_model.safetensors"),
     "02_your_own_task": ('json | {"answer": ', "loud | PARIS", "rows.csv:2: no field 'question'", "2 lora | "),
     "03_plug_in_an_editor": (
-        "3 requests",
+        "1 request",
         "cap 0.001: cost 0.0000, 0 calls",
         "False in any of",
         "+Start the line with a dash.",

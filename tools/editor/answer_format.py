@@ -106,6 +106,27 @@ def format_rules(part: Part, sections: Sequence[Section] = ()) -> list[str]:
     return [layout, *([_DEMONSTRATIONS] if part == "demonstrations" else []), _ESCAPE, only]
 
 
+def layout_rules(part: Part, columns: Sequence[str], sections: Sequence[Section]) -> list[str]:
+    """List the sentences that tell an editor what the document is, without how to send it.
+
+    columns: of the rows; the editor is told that none of them but the question is filled in. sections: of the document.
+    """
+    rules = [
+        f"The variable has a system turn (may be empty), a question template ({PLACEHOLDER} exactly once) and "
+        "demonstrations, which are sent to the language model as earlier turns of the chat."
+    ]
+    if sections:
+        marks = ", ".join(f"{{section:{section.name}}}" for section in sections)
+        rules.append(
+            f"{marks}: the text of the section is put in there; keep that mark, and leave the section as it is."
+        )
+    if part != "document":
+        rules.append(f'Only "# {_HEADINGS[part]}" may change: all other sections stay as they are.')
+    elsewhere = f" (the rows' columns: {', '.join(columns[:12])})" if len(columns) > 2 else ""
+    rules.append(f"Nothing but {PLACEHOLDER} is filled in, and only in the question template{elsewhere}.")
+    return rules
+
+
 def read_prompt(reply: str, old: Prompt, part: Part) -> Prompt:
     """Read the prompt that an editor's reply proposes.
 
@@ -123,13 +144,14 @@ def read_prompt(reply: str, old: Prompt, part: Part) -> Prompt:
         if answers(reply) or not is_object(reply):
             return _from_tags(reply, old, part)
         raise PromptError(_wrong_fields(error, FORMS[part])) from error
-    _refuse_runaway(reply, old)
+    refuse_runaway(reply, old)
     changes: dict[str, Any] = {}
     for name, value in fields:
         if name == "demonstrations":
-            changes[name] = tuple(Demonstration(_plain(pair.question), _plain(pair.reply)) for pair in value)
+            changes[name] = tuple(Demonstration(plain_text(pair.question), plain_text(pair.reply)) for pair in value)
         else:
-            changes["template" if name == "question_template" else name] = _plain(value)
+            text = plain_text(value)
+            changes.update({"template": single_braces(text)} if name == "question_template" else {name: text})
     return replace(old, **changes)
 
 
@@ -150,24 +172,36 @@ def _from_tags(reply: str, old: Prompt, part: Part) -> Prompt:
     if not blocks:
         raise PromptError(f"It has no complete {OPEN} ... {CLOSE} block; it may have been cut off, or refused.")
     # A block without a heading is prose that mentions the tags, unless there is nothing else.
-    block = next((block for block in reversed(blocks) if "# " in block), blocks[-1])
-    _refuse_runaway(block, old)
+    return prompt_of_block(next((block for block in reversed(blocks) if "# " in block), blocks[-1]), old, part)
+
+
+def prompt_of_block(block: str, old: Prompt, part: Part) -> Prompt:
+    """Read one document that was written between tags. Raises PromptError."""
+    refuse_runaway(block, old)
     document = restore(block).strip()
     if part == "document":
-        return documents.parse(document, sections=lambda written: kept_sections(old.sections, written))
+        return documents.parse(
+            document, changed=single_braces, sections=lambda written: kept_sections(old.sections, written)
+        )
     if not re.search(rf"^#\s+{_HEADINGS[part]}\b", document, re.IGNORECASE | re.MULTILINE):
         raise PromptError(f'The section "# {_HEADINGS[part]}" is missing: it is the one that may change.')
-    new = documents.parse(document, template=old.template, sections=lambda _: old.sections)
+    new = documents.parse(document, template=old.template, changed=single_braces, sections=lambda _: old.sections)
     return replace(old, **{_ATTRIBUTES[part]: getattr(new, _ATTRIBUTES[part])})
 
 
-def _refuse_runaway(written: str, old: Prompt) -> None:
+def single_braces(template: str) -> str:
+    """Write the place of the question as it must be: some editors double the braces."""
+    return re.sub(r"\{\{\s*question\s*\}\}", PLACEHOLDER, template)
+
+
+def refuse_runaway(written: str, old: Prompt) -> None:
+    """Raise PromptError if a document is far longer than the old one."""
     if len(written) > max(DOCUMENT_CHARACTERS, GROWTH * len(old.render())):
         raise PromptError(f"The document is far too long ({len(written)} characters): keep it about as it was.")
 
 
-def _plain(field: str) -> str:
-    """A field's text, without answer tags around it (some editors write them there too) and with tags restored."""
+def plain_text(field: str) -> str:
+    """Read a field's text, without answer tags around it (some editors write them there too) and with tags restored."""
     return documents.unix_lines(restore((answers(field) or [field])[-1].strip()))
 
 

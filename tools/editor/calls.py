@@ -14,10 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig, ensure_config
+from langchain_core.runnables.config import ContextThreadPoolExecutor
 from pydantic import BaseModel, ValidationError
 
 from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error, with_arguments
@@ -65,6 +66,9 @@ AGAIN = "begin again; nothing was begun or written (--no-check-editor begins wit
 
 Messages = Sequence[BaseMessage]
 Form = type[BaseModel]  # the schema of structured output
+AT_ONCE = 8  # calls
+I = TypeVar("I")  # noqa: E741
+O = TypeVar("O")  # noqa: E741
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,8 @@ class EditorCalls:
         go_on: What to do when the cause of a failed call is removed, as the end of a sentence.
         spent: Usage of all calls, recorded ones included, so that a replay counts the same. A run that continues in
             another process sets it.
-        in_this_edit: Usage of the present edit; the editor sets it to 0 when an edit begins.
+        in_this_edit: Usage of the present edit.
+        requests: Hashes of the requests of the present edit.
         until: `time.monotonic()` at which the last call must have ended. A call is not begun if the slowest call so
             far would not fit.
         tokens_left: Tokens that the calls of one edit may take together.
@@ -182,6 +187,7 @@ class EditorCalls:
         self._in_flight: dict[int, tuple[int, float, float]] = {}  # what each thread's call has reserved
         self.caps = caps or Caps()
         self.spent = self.in_this_edit = Usage()
+        self.requests: list[str] = []
         self.round = 0
         self.on_wait: Callable[[str, int, int], None] = lambda what, done, total: None
         self.until: float | None = None
@@ -191,7 +197,7 @@ class EditorCalls:
         names = names_of(chat)
         self._chat = configured(chat)
         self._retries = 0 if retries_itself(self._chat) else transport_retries
-        self._last: RecordedCall | None = None
+        self._of_thread = threading.local()
         self._async_only = False
         self._log = log
         self._secrets = secrets_of([chat, self._chat])  # `configured` may have created the model, with its key
@@ -212,6 +218,10 @@ class EditorCalls:
     def model(self) -> str:
         """The chat model's name for records; a policy's name changes with its adapter."""
         return editor_name(self._chat)
+
+    def begin_edit(self) -> None:
+        """Count the calls of another edit from 0."""
+        self.in_this_edit, self.requests = Usage(), []
 
     def use_adapter(self, adapter: str | None) -> None:
         """Answer under this adapter from now on, if the policy itself is the editor."""
@@ -242,7 +252,9 @@ class EditorCalls:
             call = self.call(messages, purpose, form=form, warmer=warmer)
         else:
             self.count(call)
-        self._last = call
+        self._of_thread.last = call
+        with self._turn:
+            self.requests.append(request)
         if problem := call.error or why_final(call):
             raise EditFailedError(problem)
         return call.reply
@@ -281,6 +293,41 @@ class EditorCalls:
             self.spent += usage
             self.in_this_edit += usage
 
+    def each(self, work: Callable[[I], O], items: Sequence[I]) -> list[O]:
+        """Do work that asks the model once or more for each item, and return the results in order.
+
+        Calls over a network are made at once, after the first; in turn if the model passes requests on to a person,
+        since LangGraph hands out a person's answers in order.
+        """
+        found = [work(item) for item in items[:1]]
+        first = self._last.request_sha256 if self._last is not None else ""
+        person = self._log is not None and self._log.asked_a_person(first)
+        if person or self.in_process or len(items) < 3:
+            return found + [work(item) for item in items[1:]]
+        with ContextThreadPoolExecutor(AT_ONCE) as pool:
+            return found + list(pool.map(work, items[1:]))
+
+    @property
+    def in_process(self) -> bool:
+        """Whether no call goes over a network."""
+        return all(isinstance(branch.model, LocalChat) for branch in branches(self._chat))
+
+    @property
+    def is_rules(self) -> bool:
+        """Whether the embedded rule editor answers, which knows TextGrad's own requests alone."""
+        return all(branch.model._llm_type == "rules" for branch in branches(self._chat))
+
+    @property
+    def _last(self) -> RecordedCall | None:
+        """The last call of this thread."""
+        last: RecordedCall | None = getattr(self._of_thread, "last", None)
+        return last
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the model ended its last reply, in the provider's word; "" if it did not say."""
+        return self._last.finish_reason if self._last is not None else ""
+
     def refuse_cut_off(self, reason: str) -> None:
         """Raise EditFailedError if the last reply, unusable for this reason, was cut off, as the next one would be."""
         if self._last is not None and (why := why_cut_off(self._last)):
@@ -301,7 +348,7 @@ class EditorCalls:
         Raises:
             EditorCallError: The call failed.
         """
-        if all(isinstance(branch.model, LocalChat) for branch in branches(self._chat)):
+        if self.in_process:
             return None
         try:
             self._reserve(CHECK_REQUEST, None)

@@ -1,35 +1,69 @@
 """The symbolic editor: failures and their feedback in, new prompt documents out, by TextGrad through any chat model.
 
-An edit is one transaction. The editor criticises each of a few failures (TextGrad's backward request) and then writes
-a new document (TextGrad's optimizer request). The document is parsed and checked here. If it is unusable, the editor
-is told the reason and asked again, a bounded number of times. On any failure the old prompt stays in force, and the
-caller gets one EditFailedError with what the attempt cost.
+An edit is one transaction, by one of two protocols. `reflect`: one request tells the editor all that is known
+(briefing.py), and one reply holds its analysis, which is the textual gradient, and one or several documents.
+`textgrad`: the editor criticises each of a few failures (TextGrad's backward request) and then writes a new document
+(TextGrad's optimizer request). Documents are parsed and checked here. If none is usable, the editor is told the reason
+and asked again, a bounded number of times. On any failure the old prompt stays in force, and the caller gets one
+EditFailedError with what the attempt cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import get_args
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar, get_args
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from nslora.tools.editor.answer_format import FORMS, Part, Structured, format_rules, is_object, read_prompt
+from nslora.tools.editor.answer_format import (
+    FORMS,
+    Part,
+    Structured,
+    format_rules,
+    is_object,
+    layout_rules,
+    read_prompt,
+)
+from nslora.tools.editor.briefing import (
+    INPUT_TOKENS,
+    LEAST_TOKENS,
+    MOST_ROWS,
+    Briefing,
+    Row,
+    Situation,
+    brief,
+    tokens_of_text,
+)
 from nslora.tools.editor.call_log import EditorLog, RecordedCall
-from nslora.tools.editor.calls import Caps, EditFailedError, EditorCalls, Usage
+from nslora.tools.editor.calls import Caps, EditFailedError, EditorCalls, Form, Usage
+from nslora.tools.editor.contradictions import refuse_contradictions
 from nslora.tools.editor.failures_view import (
     ALTERNATIVE_PREFIX,
     CRITIQUE_CHARACTERS,
     MAX_FAILURES,
     PAST_PREFIX,
     REPLY_CHARACTERS,
+    PastEdit,
     choose_failures,
     clip,
     failure_texts,
 )
 from nslora.tools.editor.redaction import SECRET_MARK
+from nslora.tools.editor.reflection import REFLECTIONS, Reflected, answer_format, read_reflection
 from nslora.tools.editor.reply_causes import written
-from nslora.tools.editor.textual_gradients import CLOSE, OPEN, Request, critique_request, improve_request, neutralise
+from nslora.tools.editor.settings import Protocol
+from nslora.tools.editor.textual_gradients import (
+    CLOSE,
+    OPEN,
+    REWARD_SAYS,
+    Request,
+    critique_request,
+    improve_request,
+    neutralise,
+    step_request,
+)
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.errors import EditorError, PromptError, SettingsError
 from nslora.tools.prompt import Prompt, refuse_no_text
@@ -38,16 +72,11 @@ from nslora.tools.rewards.score import Graded
 __all__ = ["Caps", "Edit", "EditFailedError", "Editor", "Part", "PastEdit", "Usage", "choose_failures"]
 
 PAST_EDITS = 5
+ANSWER_AGAIN = "Send the whole answer again, complete, in the form that was asked for."
 WARMER_PER_CANDIDATE = 0.3  # added to the temperature for each further candidate
 
 
-@dataclass(frozen=True)
-class PastEdit:
-    """An earlier edit: its summary, its gain in mean validation reward, and whether it was kept."""
-
-    summary: str
-    gain: float
-    kept: bool
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,15 +85,19 @@ class Edit:
 
     Attributes:
         prompts: One or more candidates, in the order in which the editor wrote them; all different, none the old one.
-        critiques: TextGrad's textual gradients, one per failure shown.
+        critiques: Textual gradients: the analysis, or TextGrad's critiques, one per failure shown.
         usage: What the edit cost.
         problems: What was wrong with replies on the way.
+        rows: Ids of the rows that the editor was shown, in their order; "" for a demonstration of the old prompt.
+        requests: Hashes of the requests.
     """
 
     prompts: tuple[Prompt, ...]
     critiques: tuple[str, ...]
     usage: Usage
     problems: tuple[str, ...]
+    rows: tuple[str, ...] = ()
+    requests: tuple[str, ...] = ()
 
 
 class Editor:
@@ -76,8 +109,11 @@ class Editor:
     Args:
         chat: The chat model, possibly inside LangChain's wrappers.
         log: The record of its calls.
+        protocol: How the editor is asked. The embedded rule editor is always asked by `textgrad`.
         edit: The part of the prompt that may change; other parts are kept.
-        max_failures: Failures that are shown in one edit.
+        max_failures: Failures that are shown in one edit; None: 20, if they fit, or 4 by `textgrad`.
+        max_input_tokens: Most tokens of a request by `reflect`, as estimated; None: 2,000, or 1,000 beside the
+            document and its rules if that is more.
         retries: How often an unusable reply is sent back with the reason.
         patience: After this many failed edits in a row the editor is not called any more.
         caps: The most that all calls may cost.
@@ -95,8 +131,10 @@ class Editor:
         chat: Chat,
         *,
         log: EditorLog | None = None,
+        protocol: Protocol = "textgrad",
         edit: Part = "document",
-        max_failures: int = MAX_FAILURES,
+        max_failures: int | None = None,
+        max_input_tokens: int | None = None,
         retries: int = 2,
         patience: int = 3,
         caps: Caps | None = None,
@@ -112,13 +150,20 @@ class Editor:
             chat, log=log, caps=caps, prices=prices, structured=structured, transport_retries=transport_retries
         )
         self._part: Part = edit
+        self._protocol: Protocol = "textgrad" if self._calls.is_rules else protocol
         self._max_failures, self._retries, self._patience = max_failures, retries, patience
+        self._max_input_tokens = max_input_tokens
         self._rules = tuple(rules)
 
     @property
     def name(self) -> str:
         """The editor's name for records; it holds no API key."""
         return self._calls.model
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the editor is asked."""
+        return self._protocol
 
     def check(self) -> RecordedCall | None:
         """Ask for one token, as `EditorCalls.check` does."""
@@ -172,15 +217,17 @@ class Editor:
         past: Sequence[PastEdit] = (),
         validate: Callable[[Prompt], None] | None = None,
         candidates: int = 1,
+        situation: Situation | None = None,
     ) -> Edit:
         """Propose prompts that repair these failures.
 
         Args:
             prompt: The prompt in force.
             failures: Failing rollouts, the most important first.
-            past: Earlier edits, for the editor to build on.
+            past: Earlier updates, for the editor to build on.
             validate: Raises PromptError for a prompt that must not be proposed; the editor is told its message.
-            candidates: Number of prompts to ask for; duplicates are dropped.
+            candidates: Number of prompts to ask for, at most; duplicates are dropped.
+            situation: What else an editor is told by `reflect`.
 
         Raises:
             EditFailedError: The editor gave no usable prompt.
@@ -189,11 +236,16 @@ class Editor:
             raise EditFailedError(f"{self._failed_often()}: it is not called any more in this run.", disabled=True)
         if not failures:
             raise EditFailedError("There is no failure to learn from, so the editor was not called.")
-        self._calls.in_this_edit = Usage()
-        constraints = [*format_rules(self._part, prompt.sections), *self._rules, *_past_rules(past)]
+        self._calls.begin_edit()
+        attempt = _Attempt(self._calls, self._part, self._retries, prompt, validate)
         try:
-            attempt = _Attempt(self._calls, self._part, self._retries, prompt, validate)
-            edit = attempt.run(choose_failures(failures, self._max_failures), constraints, candidates)
+            if self._protocol == "reflect":
+                edit = self._reflect(attempt, failures, past, situation or Situation(), candidates)
+            else:
+                constraints = [*format_rules(self._part, prompt.sections), *self._rules, *_past_rules(past)]
+                edit = attempt.run(
+                    choose_failures(failures, self._max_failures or MAX_FAILURES), constraints, candidates
+                )
         except EditorError as error:
             self.consecutive_failures += getattr(error, "unusable", True)
             disabled = getattr(error, "disabled", False) or self.consecutive_failures >= self._patience
@@ -201,6 +253,32 @@ class Editor:
             raise EditFailedError(f"{error}{after}", usage=self._calls.in_this_edit, disabled=disabled) from error
         self.consecutive_failures = 0
         return edit
+
+    def _reflect(
+        self,
+        attempt: _Attempt,
+        failures: Sequence[Graded],
+        past: Sequence[PastEdit],
+        situation: Situation,
+        candidates: int,
+    ) -> Edit:
+        """One request with all that is known, within the limit."""
+        document = neutralise(attempt.old.render())
+        constraints = [*layout_rules(self._part, situation.columns, attempt.old.sections), *self._rules]
+        answer = answer_format(self._part, candidates)
+        fixed = sum(map(tokens_of_text, step_request(document, "", constraints, answer)))
+        limit = self._max_input_tokens or max(INPUT_TOKENS, fixed + LEAST_TOKENS)
+        if limit - fixed < LEAST_TOKENS // 4:
+            raise EditFailedError(
+                f"The document and its rules take {fixed} of the {limit} tokens of a request to the editor, which "
+                "leaves no room for rows: raise editing.max_input_tokens.",
+                disabled=True,
+            )
+        briefing = brief(
+            attempt.old, failures, situation, past, room=limit - fixed, most_rows=self._max_failures or MOST_ROWS
+        )
+        request = step_request(document, briefing.context, constraints, answer)
+        return attempt.reflect(request, briefing, candidates)
 
     def _failed_often(self) -> str:
         return f"The editor {self.name} failed {self.consecutive_failures} times in a row"
@@ -216,18 +294,57 @@ class _Attempt:
     old: Prompt
     validate: Callable[[Prompt], None] | None
     problems: list[str] = field(default_factory=list)
+    shown: Sequence[Graded] = ()
+
+    def reflect(self, request: Request, briefing: Briefing, candidates: int) -> Edit:
+        """Ask once for an analysis and documents."""
+        self.shown = briefing.failures
+        read = partial(self._reflected, rows=briefing.rows, most=candidates)
+        found = self._asked(request, "reflect", REFLECTIONS[self.part], read, lambda _: ANSWER_AGAIN)
+        rows = [row.id for row in briefing.rows]
+        return self._edit(found.prompts, list(filter(None, [found.analysis])), rows)
+
+    def _edit(self, prompts: Sequence[Prompt], critiques: Sequence[str], rows: Sequence[str]) -> Edit:
+        calls = self.calls
+        return Edit(
+            tuple(prompts),
+            tuple(critiques),
+            calls.in_this_edit,
+            tuple(self.problems),
+            tuple(rows),
+            tuple(calls.requests),
+        )
+
+    def _reflected(self, reply: str, rows: Sequence[Row], most: int) -> Reflected:
+        """The usable documents of a reply, at most so many. Raises PromptError if there is none."""
+        found = read_reflection(reply, self.old, self.part, rows, self.calls.finish_reason)
+        prompts, faults = list[Prompt](), list(found.faults)
+        for prompt in found.prompts[:most]:
+            try:
+                self._check(prompt)
+            except PromptError as error:
+                faults.append(str(error))
+            else:
+                prompts += [prompt] if prompt not in prompts else []
+        if not prompts:
+            raise PromptError(" ".join(dict.fromkeys(faults)))
+        self.problems += faults
+        return replace(found, prompts=tuple(prompts))
 
     def run(self, failures: Sequence[Graded], constraints: Sequence[str], candidates: int) -> Edit:
+        """Ask for a critique of each failure, and then for documents."""
+        self.shown = failures
         document = neutralise(self.old.render())
         shown = [failure_texts(failure) for failure in failures]
-        critiques = [self._criticise(critique_request(document, failure)) for failure in shown]
+        critiques = self.calls.each(self._criticise, [critique_request(document, failure) for failure in shown])
+        gradients = [f"{said}\n{REWARD_SAYS}{row.feedback}" for said, row in zip(critiques, shown, strict=True)]
         prompts: list[Prompt] = []
         for number in range(1, candidates + 1):
             other = (
                 f"{ALTERNATIVE_PREFIX} {number} of {candidates}: take another approach than the obvious one, "
                 "for example other or more demonstrations, or instructions in other words."
             )
-            request = improve_request(document, shown, critiques, [*constraints, *([other] if number > 1 else [])])
+            request = improve_request(document, shown, gradients, [*constraints, *([other] if number > 1 else [])])
             try:
                 prompt = self._improve(request, number)
             except EditorError as error:
@@ -237,7 +354,7 @@ class _Attempt:
                 break
             if prompt not in prompts:
                 prompts.append(prompt)
-        return Edit(tuple(prompts), tuple(critiques), self.calls.in_this_edit, tuple(self.problems))
+        return self._edit(prompts, critiques, [each.example.id for each in failures])
 
     def _criticise(self, request: Request) -> str:
         """Ask for a critique; it is neutralised, so it can neither open nor close a tag in the next request."""
@@ -252,21 +369,34 @@ class _Attempt:
 
     def _improve(self, request: Request, number: int) -> Prompt:
         """Ask for candidate `number` until a reply passes all checks."""
+        warmer = WARMER_PER_CANDIDATE * (number - 1)
+        return self._asked(request, f"improve {number}", FORMS[self.part], self._accepted, _send_again, warmer)
+
+    def _asked(
+        self,
+        request: Request,
+        purpose: str,
+        form: Form,
+        read: Callable[[str], T],
+        again: Callable[[str], str],
+        warmer: float = 0.0,
+    ) -> T:
+        """Ask until `read` takes the reply. It raises PromptError with the reason, which the editor is told.
+
+        again: how an unusable reply is to be sent again, in words.
+        """
         first: list[BaseMessage] = [SystemMessage(request.system_prompt), HumanMessage(request.prompt)]
         messages, reason = first, ""
         for attempt in range(1, self.retries + 2):
-            warmer = WARMER_PER_CANDIDATE * (number - 1)
-            reply = self.calls.ask(messages, f"improve {number}", form=FORMS[self.part], warmer=warmer)
+            reply = self.calls.ask(messages, purpose, form=form, warmer=warmer)
             try:
-                return self._accepted(reply)
+                return read(reply)
             except PromptError as error:
                 reason = str(error)
                 self.problems.append(self.calls.why_empty or reason)
                 self.calls.refuse_cut_off(reason)
-            place = "in these fields" if is_object(reply) else f"between {OPEN} and {CLOSE}"
             correction = (
-                f"Your reply {attempt} of {self.retries + 1} cannot be used. {neutralise(reason)} "
-                f"Send the whole improved variable again, complete, {place}."
+                f"Your reply {attempt} of {self.retries + 1} cannot be used. {neutralise(reason)} {again(reply)}"
             )
             quoted = clip(reply, REPLY_CHARACTERS) if reply.strip() else "(an empty reply)"
             messages = [*first, AIMessage(quoted), HumanMessage(correction)]
@@ -276,6 +406,11 @@ class _Attempt:
     def _accepted(self, reply: str) -> Prompt:
         """The prompt in a reply. Raises PromptError, with the reason in words for the editor."""
         new = read_prompt(reply, self.old, self.part)
+        self._check(new)
+        return new
+
+    def _check(self, new: Prompt) -> None:
+        """Raise PromptError, with the reason in words for the editor, if a prompt must not be proposed."""
         refuse_no_text(new)
         if new == self.old:
             raise PromptError("The document is the same as before: change it so that the feedback is met.")
@@ -284,15 +419,20 @@ class _Attempt:
         # Recorded replies have this mark in place of the chat model's own keys.
         if SECRET_MARK in new.render() and SECRET_MARK not in self.old.render():
             raise PromptError("The document holds a key: leave it out.")
+        refuse_contradictions(new, self.old, self.shown)
         if self.validate is not None:
             self.validate(new)
-        return new
+
+
+def _send_again(reply: str) -> str:
+    place = "in these fields" if is_object(reply) else f"between {OPEN} and {CLOSE}"
+    return f"Send the whole improved variable again, complete, {place}."
 
 
 def _past_rules(past: Sequence[PastEdit]) -> list[str]:
     rules = [
         f"{PAST_PREFIX} {neutralise(clip(edit.summary, REPLY_CHARACTERS))} It changed the validation reward by "
         f"{edit.gain:+.3f} and was {'kept' if edit.kept else 'dropped'}."
-        for edit in past[-PAST_EDITS:]
+        for edit in [each for each in past if each.kind == "textgrad"][-PAST_EDITS:]
     ]
     return [*rules, "Build on earlier edits that were kept; do not repeat what was dropped."] if rules else []

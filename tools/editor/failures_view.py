@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nslora.tools.editor.textual_gradients import ShownFailure, neutralise
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.reward import SUGGESTION_PREFIX
 from nslora.tools.rewards.score import Graded
+from nslora.tools.schema import Kind
 
 MAX_FAILURES = 4  # each repeats its conversation in the optimizer's request: about 2k tokens
 QUESTION_CHARACTERS, REPLY_CHARACTERS, FEEDBACK_CHARACTERS, SUGGESTION_CHARACTERS = 2000, 800, 1200, 2000
@@ -16,6 +18,21 @@ CLIPPED = " [...] "
 QUOTED_CHARACTERS = 160  # of a text in the summary of an edit
 # How two kinds of constraint begin; the rule editor looks for them.
 PAST_PREFIX, ALTERNATIVE_PREFIX = "Earlier edit:", "This is alternative"
+
+
+@dataclass(frozen=True)
+class PastEdit:
+    """An earlier update: an edit with its summary, or a training job.
+
+    gain: in mean validation reward; checks: gain of each check.
+    """
+
+    summary: str
+    gain: float
+    kept: bool
+    kind: Kind = "textgrad"
+    round: int = 0
+    checks: Mapping[str, float] = field(default_factory=dict)
 
 
 def choose_failures(failures: Sequence[Graded], most: int = MAX_FAILURES) -> list[Graded]:
@@ -36,14 +53,24 @@ def failure_texts(failure: Graded) -> ShownFailure:
 
     A suggested reply is shown whole or not at all, because half of a right reply is a wrong one.
     """
-    score = failure.score
-    suggestion = score.feedback.partition(SUGGESTION_PREFIX.strip())[2].strip() or score.suggestion or ""
-    shown = clip(_general_feedback(failure), FEEDBACK_CHARACTERS) or f"The reply earned {score.value:.2f} of 1."
+    suggestion = right_reply_of(failure)
+    shown = clip(feedback_of(failure), FEEDBACK_CHARACTERS)
     if suggestion and len(suggestion) <= SUGGESTION_CHARACTERS:
         shown += f"\n{SUGGESTION_PREFIX}{suggestion}"
     question = clip(failure.example.asked, QUESTION_CHARACTERS)
     reply = clip(failure.reply, REPLY_CHARACTERS) or "(an empty reply)"
     return ShownFailure(neutralise(question), neutralise(reply), neutralise(_valid(shown)))
+
+
+def right_reply_of(graded: Graded) -> str | None:
+    """A reply that would earn full reward on the row; None if none is known."""
+    score = graded.score
+    return score.feedback.partition(SUGGESTION_PREFIX.strip())[2].strip() or score.suggestion or None
+
+
+def feedback_of(failure: Graded) -> str:
+    """The reward's words without the suggested reply, which differs from row to row."""
+    return _general_feedback(failure) or f"The reply earned {failure.score.value:.2f} of 1."
 
 
 def describe_edit(old: Prompt, new: Prompt) -> str:

@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from nslora.tools.editor.failures_view import ALTERNATIVE_PREFIX, CLIPPED, PAST_PREFIX
 from nslora.tools.editor.local_chat import TOKENS_ARE_EXACT, LocalChat, tokens_used
-from nslora.tools.editor.textual_gradients import CLOSE, OPEN, neutralise, restore
+from nslora.tools.editor.textual_gradients import CLOSE, OPEN, REWARD_SAYS, neutralise, restore
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import PLACEHOLDER, TEMPLATE, Demonstration, normalise, parse
 from nslora.tools.rewards.checks import ROW_PREFIX
@@ -122,6 +122,7 @@ def _read_critiques(critiques: Sequence[str]) -> tuple[list[str], list[Demonstra
     quoting: Counter[str] = Counter()
     pairs: list[Demonstration] = []
     for text in critiques:
+        text = text.partition(REWARD_SAYS)[0]  # the critique has it already
         lines = [line.strip() for line in text.strip().split("\n")]
         marked = any(line.startswith((INSTRUCTION, PERHAPS, DEMONSTRATION)) for line in lines)
         count.update(_marked(lines, INSTRUCTION) if marked else _instructions(text))

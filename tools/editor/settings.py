@@ -6,6 +6,9 @@ from pydantic import Field
 
 from nslora.tools.schema import Settings
 
+Protocol = Literal["reflect", "textgrad"]
+MOST_DOCUMENTS = 3  # in one reply by "reflect"
+
 
 class Price(Settings):
     """Price of a chat model per million tokens, in any currency."""
@@ -17,13 +20,18 @@ class Price(Settings):
 class EditorSettings(Settings):
     """How the symbolic editor is asked, and the most that it may cost in a run.
 
-    Each failure that is shown costs one call, and about 2000 tokens of the request for the document. timeout_s is used
-    when a chat model is created by name; a chat model object keeps its own, and its own retries if it has any.
+    protocol: "reflect" asks once, with rows by number, for an analysis and one or several documents; "textgrad" asks
+    for a critique of each failure and then for a document. The rule editor is always asked by "textgrad". timeout_s is
+    used when a chat model is created by name; a chat model object keeps its own, and its own retries if it has any.
     """
 
+    protocol: Protocol = "reflect"
+    # Of a request by "reflect", as estimated. None: 2000, or 1000 beside the document and its rules if that is more.
+    max_input_tokens: int | None = Field(None, ge=1000)
     edit: Literal["document", "system", "question", "demonstrations"] = "document"
-    failures: int = Field(4, ge=1)  # shown in one edit
-    candidates: int = Field(1, ge=1)  # prompts per edit; if several, they are screened and the best is proposed
+    failures: int | None = Field(None, ge=1)  # shown in one edit; None: 20, if they fit, or 4 by "textgrad"
+    # Most prompts per edit; if several, they are screened and the best is proposed. None: 3, or 1 by "textgrad".
+    candidates: int | None = Field(None, ge=1)
     screening_rows: int = Field(8, ge=2)  # train rows for screening, half failing, half passing
     retries: int = Field(2, ge=0)  # times that an unusable reply is sent back with the reason
     patience: int = Field(3, ge=1)  # edits in a row with unusable replies, then the editor is not called any more
@@ -40,6 +48,21 @@ class EditorSettings(Settings):
     timeout_s: float = Field(180.0, gt=0)  # of one request; a local model on a CPU may need minutes
     transport_retries: int = Field(2, ge=0)  # after a timeout, a lost connection, a rate limit or a server error
     policy_reply_tokens: int = Field(768, ge=16)  # longest reply of the editor "policy"
+
+    def under(self, protocol: Protocol) -> "EditorSettings":
+        """The settings with all that is left open, under this protocol."""
+        failures, candidates = (4, 1) if protocol == "textgrad" else (20, MOST_DOCUMENTS)
+        return self.model_copy(
+            update={
+                "protocol": protocol,
+                "failures": self.failures or failures,
+                "candidates": self.candidates or candidates,
+            }
+        )
+
+    def calls(self, candidates: int = 1) -> int:
+        """Calls of an edit with so many candidates, if no reply is asked for again; of settings from `under`."""
+        return 1 if self.protocol == "reflect" else (self.failures or 0) + candidates
 
 
 class JudgeSettings(Settings):

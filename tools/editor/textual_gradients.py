@@ -1,9 +1,13 @@
 r"""TextGrad's requests to a chat model, built from its own templates, and the reading of replies to them.
 
-An edit sends two kinds of request. TextGrad's backward pass asks for a critique of the prompt document, given one
-failing reply and its feedback (a "textual gradient"). Its optimizer step asks for an improved document, given all
-critiques. The texts are those of TextGrad 0.1.8 to the letter: `tests/tools/editor/test_textual_gradients.py` compares
-them with what TextGrad's own classes send. The classes themselves are not used, for these reasons:
+The protocol `textgrad` sends two kinds of request. TextGrad's backward pass asks for a critique of the prompt
+document, given one failing reply and its feedback (a "textual gradient"). Its optimizer step asks for an improved
+document, given all critiques. The texts are those of TextGrad 0.1.8 to the letter:
+`tests/tools/editor/test_textual_gradients.py` compares them with what TextGrad's own classes send. The protocol
+`reflect` sends the optimizer step alone, with rows in the place of critiques and without TextGrad's answer format; the
+editor writes its analysis, which is the textual gradient, and the documents in one reply.
+
+TextGrad's classes themselves are not used, for these reasons:
 
 - importing the package opens a log of every prompt in the working directory and imports two client libraries;
 - variables hash by identity, so gradients come in another order in every process, and they cannot be pickled;
@@ -34,6 +38,9 @@ _LOADING = threading.Lock()  # two runs of one process may want TextGrad at the 
 OPEN, CLOSE = "<IMPROVED_VARIABLE>", "</IMPROVED_VARIABLE>"
 DOCUMENT_ROLE = "prompt document for a language model: system turn, question template and demonstrations"
 REPLY_ROLE = "reply of the language model"
+# What follows the critique of a failure in the optimizer's request: the words of the reward itself.
+REWARD_SAYS = "What the reward itself says of this reply: "
+_ANSWER_FORMAT = "This is very important: You MUST"  # begins the answer format in the optimizer's system prompt
 # The document is in each request once, as the variable; repeating it as the system prompt would only cost tokens.
 SYSTEM_PROMPT_NOTE = "(made from the prompt document that is to be improved)"
 
@@ -93,19 +100,39 @@ def improve_request(
         constraints: Rules that the new document must follow; at least one.
     """
     load_textgrad()
-    from textgrad.optimizer import optimizer_prompts as templates
+    from textgrad.optimizer.optimizer_prompts import GRADIENT_TEMPLATE
 
-    variable = _variable(document)
-    tags = {"new_variable_start_tag": OPEN, "new_variable_end_tag": CLOSE}
     gradients = [
-        templates.GRADIENT_TEMPLATE.format(**variable, context=_conversation(failure), feedback=critique)
+        GRADIENT_TEMPLATE.format(**_variable(document), context=_conversation(failure), feedback=critique)
         for failure, critique in zip(failures, critiques, strict=True)
     ]
+    return step_request(document, "\n".join(gradients), constraints)
+
+
+def step_request(document: str, context: str, constraints: Sequence[str], answer_format: str = "") -> Request:
+    """Build the request of TextGrad's optimizer step around a context.
+
+    Args:
+        document: The rendered prompt, neutralised.
+        context: What is known of the document: TextGrad's gradients, or a briefing.
+        constraints: Rules that the new document must follow; at least one.
+        answer_format: How to answer, in the place of TextGrad's own format.
+    """
+    load_textgrad()
+    from textgrad.optimizer import optimizer_prompts as templates
+
+    tags = {"new_variable_start_tag": OPEN, "new_variable_end_tag": CLOSE}
     numbered = "\n".join(f"Constraint {number}: {text}" for number, text in enumerate(constraints, 1))
-    prompt = templates.construct_tgd_prompt(
-        do_constrained=True, **variable, **tags, variable_grad="\n".join(gradients), constraint_text=numbered
+    prompt = str(
+        templates.construct_tgd_prompt(
+            do_constrained=True, **_variable(document), **tags, variable_grad=context, constraint_text=numbered
+        )
     )
-    return Request(templates.OPTIMIZER_SYSTEM_PROMPT.format(**tags), str(prompt))
+    system = str(templates.OPTIMIZER_SYSTEM_PROMPT.format(**tags))
+    if answer_format:
+        prompt = prompt.removesuffix(templates.TGD_PROMPT_SUFFIX.format(**tags)) + answer_format
+        system = system.partition(_ANSWER_FORMAT)[0].strip()
+    return Request(system, prompt)
 
 
 def _variable(document: str) -> Mapping[str, str]:

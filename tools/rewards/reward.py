@@ -144,6 +144,11 @@ class Reward:
             self._suggestions[key] = self._suggest(example)
         return self._suggestions[key]
 
+    @property
+    def reveals(self) -> bool:
+        """Whether right replies may be shown, in feedback and to editors."""
+        return all(getattr(check, "reveal", True) for check in self.checks)
+
     def anew(self) -> Reward:
         """Copy the reward with empty caches, for rows whose ids are not unique within this task."""
         return Reward(self.checks, self.combine, costly=self.costly, noise=self.noise)
@@ -187,7 +192,7 @@ class Reward:
         return spec | ({"costly": True} if self.costly else {}) | ({"noise": self.noise} if self.noise else {})
 
     def _suggest(self, example: Example) -> str | None:
-        if example.reference is None or not all(getattr(check, "reveal", True) for check in self.checks):
+        if example.reference is None or not self.reveals:
             return None
         reply = example.reference
         for check in self.checks:

@@ -93,9 +93,13 @@ class RewardSpec(Settings):
 
 
 class TaskSpec(Settings):
-    """A whole task.yaml. `prompt` is a prompt document, or the path of a document that ends in .md."""
+    """A whole task.yaml. `prompt` is a prompt document, or the path of a document that ends in .md.
+
+    `goal` says in the user's words what the replies are for; an editor of prompts reads it.
+    """
 
     name: str = Field(pattern=r"\S")
+    goal: str | None = Field(None, pattern=r"\S")
     data: SplitSources | None = None
     dataset: Dataset | None = None
     split: SplitShares | None = None

@@ -62,12 +62,13 @@ class Task:
         reward: Scores replies.
         prompt: The prompt that a run starts from.
         max_new_tokens: Longest reply, in tokens.
-        hash: SHA-256 of rows, reward, max_new_tokens and start prompt, 64 hex characters.
+        hash: SHA-256 of rows, reward, max_new_tokens, start prompt and goal, 64 hex characters.
         source: First argument of `load_task`, so that another process can load the task; "" for rows from Python.
         options: Keyword arguments of `load_task`.
         columns: Columns of the train rows.
         reader: Reads further rows as those of the task: the regression set, logs of replies.
         notes: What was decided on loading, such as samples, and advice; not part of the hash.
+        goal: What the replies are for, in the user's words; editors of prompts read it. "" if nobody said.
     """
 
     name: str
@@ -83,11 +84,12 @@ class Task:
     columns: tuple[str, ...] = ()
     reader: RowReader = field(default_factory=lambda: RowReader(Fields()))
     notes: tuple[str, ...] = ()
+    goal: str = ""
 
     def hash_of(self, revisions: Mapping[str, int]) -> str:
         """The hash that the task has under these revisions of its checks, by name; 1 for one that is not named."""
         splits = {split: getattr(self, split) for split in SPLITS}
-        return _hash_of(splits, self.reward.spec_of(revisions), self.max_new_tokens, self.prompt)
+        return _hash_of(splits, self.reward.spec_of(revisions), self.max_new_tokens, self.prompt, self.goal)
 
 
 def load_task(source: str | Path, *, style: str | None = None, combine: str | None = None, **overrides: Any) -> Task:
@@ -129,6 +131,7 @@ def task_from_rows(
     fields: Mapping[str, str | bool | None] | None = None,
     rows: Mapping[str, int] | None = None,
     duplicates: str = "refuse",
+    goal: str | None = None,
 ) -> Task:
     """Make a task from rows in memory.
 
@@ -145,6 +148,7 @@ def task_from_rows(
         fields: Column names for "question", "reference" and "id".
         rows: Most rows of a split, such as {"validation": 200}; more are a sample, drawn with the seed rows["seed"].
         duplicates: "drop" drops rows that repeat within a split or in another one; "refuse" refuses the latter.
+        goal: What the replies are for, in your words; editors of prompts read it.
 
     Raises:
         TaskError: If a row or an argument is wrong.
@@ -152,6 +156,7 @@ def task_from_rows(
     """
     content = {
         "name": name,
+        "goal": goal,
         "data": dict.fromkeys(SPLITS, ""),  # TaskSpec asks for a source
         "fields": fields or {},
         "prompt": prompt.render() if isinstance(prompt, Prompt) else prompt,
@@ -276,27 +281,30 @@ def _task(
     _check_system(prompt, columns, document)
     _check_ids(splits)
     _check_overlap(splits)
+    goal = (spec.goal or "").strip()
     return Task(
         name=spec.name,
         **splits,
         reward=reward,
         prompt=prompt,
         max_new_tokens=spec.max_new_tokens,
-        hash=_hash_of(splits, reward.spec, spec.max_new_tokens, prompt),
+        hash=_hash_of(splits, reward.spec, spec.max_new_tokens, prompt, goal),
         source=source,
         options=dict(options),
         columns=columns,
         reader=reader,
         notes=tuple(notes + more),
+        goal=goal,
     )
 
 
 def _hash_of(
-    splits: Mapping[str, Sequence[Example]], reward: Mapping[str, Any], max_new_tokens: int, prompt: Prompt
+    splits: Mapping[str, Sequence[Example]], reward: Mapping[str, Any], max_new_tokens: int, prompt: Prompt, goal: str
 ) -> str:
     rows = {split: [_hashed(example) for example in splits[split]] for split in SPLITS}
     hashed = {"rows": rows, "reward": reward, "max_new_tokens": max_new_tokens}
-    return sha256_of_json({**json.loads(json.dumps(hashed, default=as_text)), "prompt": prompt.render()})
+    said = {"goal": goal} if goal else {}
+    return sha256_of_json({**json.loads(json.dumps(hashed, default=as_text)), "prompt": prompt.render(), **said})
 
 
 def _hashed(example: Example) -> list[Any]:

@@ -116,12 +116,12 @@ def blocked(settings: RunSettings, spent: Spent, expected: Expected, tokens_per_
         tokens_per_epoch: Tokens of one epoch over all train rows, the least that a training job may need.
     """
     reasons: dict[Kind, str] = {}
-    editing, cap = settings.editing, settings.max_train_tokens
+    editing, cap = settings.editing.under(settings.protocol), settings.max_train_tokens
     if cap is not None and spent.train_tokens + tokens_per_epoch > cap:
         reasons["lora"] = (
             f"{spent.train_tokens} of {cap} train tokens are spent, and one epoch takes up to {tokens_per_epoch}"
         )
-    calls, cap = editing.failures + 1, editing.max_calls
+    calls, cap = editing.calls(), editing.max_calls
     if cap is not None and spent.editor_calls + calls > cap:
         reasons["textgrad"] = f"{spent.editor_calls} of {cap} editor calls are spent, and an edit takes {calls}"
     if editing.max_tokens is not None and spent.editor_tokens >= editing.max_tokens:
@@ -172,14 +172,14 @@ class RunPlan:
 def plan_of(task: Task, settings: RunSettings) -> RunPlan:
     """The plan of a run, without loading a model."""
     rows, rounds, tested, longest = len(task.train), settings.max_rounds, len(task.test), task.max_new_tokens
-    evaluated, editing = evaluation_rows(task, settings), settings.editing
+    evaluated, editing = evaluation_rows(task, settings), settings.editing.under(settings.protocol)
     characters = sum(len(row.asked) + len(row.target or "") + len(task.prompt.render()) for row in task.train)
     bare = characters / CHARACTERS_PER_TOKEN + rows * CHAT_TOKENS
     speed, prompted = Speed.embedded(longest), bare * (1 + DEMONSTRATIONS)
     steps = step_costs(task, settings, speed, epoch_tokens=prompted, reply_tokens=longest)
     job = round(bare * settings.lora.epochs), steps.job.tokens
     replies = evaluated + tested, (rounds + 1) * evaluated + rounds * 2 * remade_questions(task, settings) + 2 * tested
-    calls = rounds * (editing.failures + editing.candidates) * (1 + editing.retries)
+    calls = rounds * editing.calls(editing.candidates or 1) * (1 + editing.retries)
     caps = {"tokens": editing.max_tokens, "cost": editing.max_cost}
     time = f"unknown before the first evaluation, for {settings.model}"
     if settings.model in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
@@ -264,7 +264,7 @@ def _warnings(task: Task, settings: RunSettings, job_tokens: int) -> list[str]:
             f"max_train_tokens {settings.max_train_tokens} is less than one full training job (about "
             f"{job_tokens}): jobs will be shorter, or left out."
         )
-    failures, calls = settings.editing.failures, settings.editing.max_calls
-    if calls is not None and calls <= failures:
-        found.append(f"{calls} editor calls are too few for one edit, which takes {failures + 1}.")
+    needed, calls = settings.editing.under(settings.protocol).calls(), settings.editing.max_calls
+    if calls is not None and calls < needed:
+        found.append(f"{calls} editor calls are too few for one edit, which takes {needed}.")
     return found

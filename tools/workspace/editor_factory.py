@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nslora.tools.editor.call_log import EditorLog
+from nslora.tools.editor.call_log import EditorLog, RecordedChat
 from nslora.tools.editor.chat_models import connect_editor
 from nslora.tools.editor.editor import Caps, Editor
 from nslora.tools.editor.policy_editor import PolicyChat
@@ -34,13 +34,17 @@ def editor_of(settings: RunSettings, *, chat: Chat | None, log: EditorLog, polic
             policy_chat=lambda: PolicyChat(policy=policy, max_tokens=editing.policy_reply_tokens),
             timeout_s=editing.timeout_s,
         )
+    # A record answers the requests of the protocol that made it, whatever the settings say.
+    recorded = isinstance(chat, RecordedChat) and chat.log.of("critique")
     # The editor may still lose a protected text; `check_prompt` then refuses the edit.
     protection = [f"This text must stay in the variable, word for word: {text}" for text in editing.protected]
     return Editor(
         chat,
         log=log,
+        protocol="textgrad" if recorded else settings.protocol,
         edit=editing.edit,
         max_failures=editing.failures,
+        max_input_tokens=editing.max_input_tokens,
         retries=editing.retries,
         patience=editing.patience,
         caps=Caps(editing.max_calls, editing.max_tokens, editing.max_cost, editing.reply_tokens),

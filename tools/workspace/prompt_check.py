@@ -3,9 +3,11 @@
 import heapq
 from collections.abc import Sequence
 
+from nslora.tools.errors import PromptError
 from nslora.tools.inference.context_length import refuse_long_questions
-from nslora.tools.prompt import Prompt, check_prompt
+from nslora.tools.prompt import Prompt, check_prompt, normalise
 from nslora.tools.schema import Example
+from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.workspace import Workspace
 
 LONGEST_COUNTED = 16  # questions whose tokens are counted to find the longest
@@ -26,6 +28,22 @@ def check_for_run(prompt: Prompt, workspace: Workspace) -> None:
         protected=workspace.settings.editing.protected,
         columns=workspace.task.columns,
     )
+
+
+def refuse_wrong_demonstrations(prompt: Prompt, kept: Prompt, task: Task) -> None:
+    """Raise PromptError if a new demonstration of a train row earns less by the reward than a known right reply.
+
+    If no right reply to the row is known, it must earn something.
+    """
+    for number, each in enumerate(prompt.demonstrations, 1):
+        rows = [row for row in task.train if normalise(row.asked) == normalise(each.question)]
+        if each in kept.demonstrations or not rows:
+            continue
+        row, score = max(((row, task.reward(row, each.reply)) for row in rows), key=lambda graded: graded[1].value)
+        if not score.passed and (score.value <= 0 or task.reward.suggestion(row) is not None):
+            raise PromptError(
+                f"Demonstration {number} earns {score.value:.2f} of 1 by the reward on its own row: {score.feedback}"
+            )
 
 
 def _longest(rows: Sequence[Example], workspace: Workspace) -> Example:

@@ -47,11 +47,14 @@ def read_run_file(folder: Path) -> dict[str, Any]:
 def migrated(settings: Mapping[str, Any], group: str = "") -> dict[str, Any]:
     """Settings of any earlier version without those that were removed since.
 
+    A run that names no protocol of its editor was begun when there was only `textgrad`.
+
     Args:
         settings: Recorded settings, or one group of them.
         group: Name of the group with a dot, "" for all settings.
     """
-    return {
+    added = {"protocol": "textgrad"} if group == "editing." and "protocol" not in settings else {}
+    return added | {
         name: migrated(value, f"{group}{name}.") if isinstance(value, Mapping) else value
         for name, value in settings.items()
         if f"{group}{name}" not in REMOVED

@@ -163,6 +163,10 @@ def _report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
         },
         "test_looks": 1 + len(list(workspace.folder.glob("result.*"))),
         "overfit_gap": {name: _overfit_gap(facts, name) for name in ("base", "result")},
+        "prompt_tokens": {
+            which: workspace.prompt_tokens(workspace.prompts.get(str(candidate["prompt"])))
+            for which, candidate in (("base", facts.start), ("result", facts.final))
+        },
         "keep_test": KEEP_TEST,
         "rounds": [dict(each) for each in facts.rounds],
         "cost": _costs(facts, sum(each.input_tokens + each.output_tokens for each in log.of(CHECK))),

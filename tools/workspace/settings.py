@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from nslora.tools.editor.settings import EditorSettings, JudgeSettings
+from nslora.tools.editor.settings import EditorSettings, JudgeSettings, Protocol
 from nslora.tools.evaluation.acceptance import KeepSettings
 from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import Thinking
@@ -48,6 +48,11 @@ class RunSettings(Settings):
     signal: SignalSettings = SignalSettings()
     routing: StrategySettings = StrategySettings()
     reuse_replies: bool = True  # share replies with other runs; this run's own are cached in either case
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the editor is asked: the embedded rule editor knows TextGrad's own requests alone."""
+        return "textgrad" if self.editor == "rules" else self.editing.protocol
 
     @field_validator("editor_base_url")
     @classmethod

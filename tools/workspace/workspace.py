@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.editor import Editor
 from nslora.tools.editor.judge_calls import JudgePlace
-from nslora.tools.errors import BudgetError, DamagedError, DivergedError, RunError
+from nslora.tools.errors import BudgetError, DamagedError, DivergedError, ModelError, RunError
 from nslora.tools.evaluation.records import EvaluationStore
 from nslora.tools.evaluation.rollouts import Replies, ask, grade
 from nslora.tools.files import as_text, quoted, read_json, sha256_of_json, write_json
@@ -137,6 +137,18 @@ class Workspace:
     def token_counts(self, dialogues: Sequence[Dialogue]) -> list[int]:
         """Tokens of each dialogue, cached beside the replies."""
         return token_counts(self.policy, self.replies, dialogues)
+
+    def prompt_tokens(self, prompt: Prompt) -> int | None:
+        """Tokens that a prompt adds to each row that is trained on, and to each reply that is served.
+
+        None if they are not on record and the model is gone, as in a replay of an old run.
+        """
+        row = self.task.train[0]
+        try:
+            asked, bare = self.token_counts([each.dialogue(row) for each in (prompt, Prompt())])
+        except ModelError:
+            return None
+        return asked - bare
 
     def graded_replies(
         self, prompt: Prompt, adapter: str | None, rows: Sequence[Example], on_progress: OnProgress

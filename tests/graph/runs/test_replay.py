@@ -259,9 +259,9 @@ def test_a_cap_on_tokens_is_reached_at_the_same_call_in_a_replay(tmp_path: Path,
         max_tokens: int | None = 100
 
     editor = Short(edits(ONCE).replies, repeat=True)
-    run = begun(tmp_path, task, editor, max_rounds=1, editing={"max_tokens": cap})
+    run = begun(tmp_path, task, editor, max_rounds=1, editing={"protocol": "textgrad", "max_tokens": cap})
     (only,) = run.adapt().report["rounds"]
-    assert ("cap on tokens" in str(only["error"])) == (cap < 8000)
+    assert ("cap on tokens" in str(only["error"])) == (cap < 11000)
     found = replay(run, tmp_path / "replay")
     assert found.same, found.differences
 

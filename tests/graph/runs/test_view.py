@@ -60,6 +60,13 @@ def test_the_shell_shows_what_python_shows(finished: Run) -> None:
     one = shell.invoke(app, ["show", str(finished.folder), "--round", "1"])
     for part in ("verdict", "critique 1", "Demonstration 1"):
         assert part in one.output
+    asked = shell.invoke(app, ["show", str(finished.folder), "--round", "1", "--editor"])
+    for part in ("call 1: ", "sent system", "optimization system", "reply", "rows shown: 1 train-"):
+        assert part in asked.output
+    trained = shell.invoke(app, ["show", str(finished.folder), "--round", "3", "--editor"])
+    assert "no editor was asked" in trained.output
+    refused = shell.invoke(app, ["show", str(finished.folder), "--editor"])
+    assert "--round 1 --editor" in str(refused.exception)
     assert "mermaid" in shell.invoke(app, ["graph", "--help"]).output
     drawn = shell.invoke(app, ["graph", "--mermaid"]).output
     assert all(node in drawn for node in ("evaluate", "approve", "finish"))

@@ -1,5 +1,6 @@
 """Calls of an editor: counted, priced, capped before they are made, and without a key in any error."""
 
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 from edits import NEW, OLD, KeyedChat, counted, failure
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import BaseMessage, UsageMetadata
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import Field
 
 from nslora.tools.editor.call_log import EditorLog, RecordedChat
@@ -27,6 +30,32 @@ def test_tokens_are_counted_from_what_the_provider_says_and_priced_by_the_users_
     assert (usage.calls, usage.input_tokens, usage.output_tokens, usage.estimated) == (2, 200, 40, False)
     assert usage.cost == pytest.approx(200 * 10e-6 + 40 * 100e-6)
     assert editor.spent == usage
+
+
+class RemoteChat(BaseChatModel):
+    """A chat model that answers two critiques only if both have been asked for; the first comes alone."""
+
+    together: Any = Field(default_factory=lambda: threading.Barrier(2, timeout=30))
+    model_name: str = "remote"
+
+    @property
+    def _llm_type(self) -> str:
+        return "remote"
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        asked = str(messages[1].text)
+        if "Question 1?" not in asked and "<IMPROVED_VARIABLE>" not in asked:
+            self.together.wait()
+        number = next((n for n in (1, 2, 3) if f"Question {n}?" in asked), 0)
+        text = improved(NEW) if "<IMPROVED_VARIABLE>" in asked else f"critique {number}"
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(text))])
+
+
+def test_critiques_are_asked_for_at_once_and_come_in_the_order_of_their_rows(tmp_path: Path) -> None:
+    failures = [failure(1), failure(2, right="ADA"), failure(3, right="BOB")]
+    edit = Editor(RemoteChat(), log=EditorLog(tmp_path / "editor.jsonl")).edit(OLD, failures)
+    assert edit.critiques == ("critique 1", "critique 2", "critique 3")
+    assert (edit.usage.calls, len(EditorLog(tmp_path / "editor.jsonl"))) == (4, 4)
 
 
 class NotingChat(KeyedChat):

@@ -194,9 +194,10 @@ def test_the_hash_does_not_depend_on_where_the_task_lies(folder, tmp_path_factor
         {"reward": {"combine": "all"}},
         {"reward": [{"check": "exact_match", "ignore_case": False}]},
         {"data": {**FILES, "test": "more.jsonl"}},
+        {"goal": "Name the letter."},
     ],
 )
-def test_rows_reward_and_start_prompt_each_change_the_hash(folder, task_yaml, change):
+def test_rows_reward_start_prompt_and_goal_each_change_the_hash(folder, task_yaml, change):
     (folder / "more.jsonl").write_text(jsonl([{"question": "What is e?", "reference": "E"}]))
     assert load_task(task_yaml(**change)).hash != load_task(task_yaml()).hash
 

@@ -41,7 +41,6 @@ def test_a_question_of_test_may_not_be_quoted_without_its_passage(tmp_path: Path
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (Prompt("Be brief.", "{{question}}"), "write {question}, in single braces"),
         (Prompt("Be brief.", "C: {context}\n{question}"), "(columns: passage, question, reference)"),
         (Prompt("Be brief.", "P: {passage}\n{question}"), "(columns: passage, question, reference)"),
         (Prompt("Read {{ passage }}.", "{question}"), "nothing is filled in there"),

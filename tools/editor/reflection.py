@@ -1,0 +1,234 @@
+"""The reply to a request of the protocol `reflect`: an analysis and one or several documents, rows by number.
+
+A chat model with structured output fills in the fields of `REFLECTIONS`. Any other is asked for the same JSON object in
+words; it may as well write whole documents between TextGrad's tags. Near-misses are repaired: a code fence, line ends
+inside a JSON text, one document outside the list, `{{question}}`, and a closing tag or both that a reply lacks although
+the model ended it by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from langchain_core.utils.json import parse_json_markdown
+from pydantic import BaseModel, Field, create_model
+
+from nslora.tools.editor.answer_format import Part, plain_text, prompt_of_block, refuse_runaway, single_braces
+from nslora.tools.editor.briefing import Row
+from nslora.tools.editor.reply_causes import written
+from nslora.tools.editor.textual_gradients import CLOSE, OPEN, answers
+from nslora.tools.errors import PromptError
+from nslora.tools.prompt import PLACEHOLDER, SYSTEM, TEMPLATE, Demonstration, Prompt
+
+SYSTEM_CHARACTERS, MOST_DEMONSTRATIONS = 700, 8
+ANALYSIS_CHARACTERS = 2000  # that are kept
+ENDED_BY_ITSELF = {"stop", "end_turn", "eos", "stop_sequence"}  # finish reasons
+
+
+# Names, docstrings and descriptions of these classes are part of the JSON schema that a chat model is sent. A field
+# with the default None may be left out, or be null where a server wants every field.
+class ReplyForm(BaseModel):
+    """Another right reply to a row than the one that would be filled in."""
+
+    row: int
+    reply: str
+
+
+class SystemPart(BaseModel):
+    """A new system turn."""
+
+    system: str = Field(
+        description=f"The whole new system turn: short rules that hold for every row, {SYSTEM_CHARACTERS} characters "
+        "at most."
+    )
+
+
+class TemplatePart(BaseModel):
+    """A new question template."""
+
+    question_template: str = Field(description=f"The user turn, with {PLACEHOLDER} once, where the question goes.")
+
+
+class DemonstrationsPart(BaseModel):
+    """New demonstrations."""
+
+    rows: list[int] = Field(description="Numbers of 2 to 4 rows with different right replies.")
+    replies: list[ReplyForm] | None = None
+
+
+class DocumentPart(DemonstrationsPart, SystemPart):
+    """A new document."""
+
+    question_template: str | None = Field(None, description=f"Only if it must change; holds {PLACEHOLDER} once.")
+
+
+_PARTS: Mapping[Part, type[BaseModel]] = {
+    "document": DocumentPart,
+    "system": SystemPart,
+    "question": TemplatePart,
+    "demonstrations": DemonstrationsPart,
+}
+
+
+def _reflection(part: type[BaseModel]) -> type[BaseModel]:
+    analysis = Field(description="One sentence: why the rows fail, and what the document must change.")
+    return create_model(
+        "Reflection",
+        __doc__="The analysis of the failures, and the documents that mend them.",
+        analysis=(str, analysis),
+        documents=(list[part], Field(description="One or several different documents.")),  # type: ignore[valid-type]
+    )
+
+
+REFLECTIONS: Mapping[Part, type[BaseModel]] = {name: _reflection(part) for name, part in _PARTS.items()}
+
+
+@dataclass(frozen=True)
+class Reflected:
+    """What a reply holds: the analysis, the prompts, and what is wrong with other documents in it."""
+
+    analysis: str
+    prompts: tuple[Prompt, ...]
+    faults: tuple[str, ...]
+
+
+def answer_format(part: Part, documents: int) -> str:
+    """Tell an editor in words how to answer. documents: most that one reply may hold."""
+    fields = {
+        "system": f'"system": "the whole new system turn: short rules that hold for every row, {SYSTEM_CHARACTERS} '
+        'characters at most"',
+        "question": f'"question_template": "the new user turn, with {PLACEHOLDER} once, where the question goes"',
+        "demonstrations": '"rows": [2, 5]',
+    }
+    wanted = [fields["system"], fields["demonstrations"]] if part == "document" else [fields[part]]
+    lines = [
+        "Answer with one JSON object and nothing else, in this form:",
+        '{"analysis": "one sentence: why the rows fail, and what the document must change", "documents": [{'
+        + ", ".join(wanted)
+        + "}]}",
+    ]
+    if part in ("document", "demonstrations"):
+        lines.append(
+            '"rows" are the numbers of 2 to 4 rows from above, with different right replies: they become the new '
+            "demonstrations, with their right replies. Small models follow demonstrations far better than rules. To "
+            'write a reply yourself, add "replies": [{"row": 2, "reply": "..."}]; it must earn the full reward.'
+        )
+    if part == "document":
+        lines.append(f'Add "question_template" only if it must change; it holds {PLACEHOLDER} once.')
+    if part in ("document", "system"):
+        lines.append("Rules hold for every row: the answer to a single row is none.")
+    if documents > 1:
+        lines.append(
+            f'"documents" may hold up to {documents} documents that take different ways; the best is found by a trial.'
+        )
+    return "\n".join(lines)
+
+
+def read_reflection(reply: str, old: Prompt, part: Part, rows: Sequence[Row], finish_reason: str = "") -> Reflected:
+    """Read the documents that a reply proposes; what the editor may not change is taken from the old one.
+
+    Args:
+        reply: A JSON object with the fields of `REFLECTIONS[part]`, or text with documents between TextGrad's tags.
+        old: The prompt in force.
+        part: The part that may change.
+        rows: The rows that may be named by number, from 1.
+        finish_reason: Why the model stopped, in the provider's word; "" if it does not say.
+
+    Raises:
+        PromptError: If the reply holds no document at all; the message says why, in words for the editor.
+    """
+    text = written(reply)
+    record = _json_of(text)
+    if record is None:
+        blocks = _blocks(reply, finish_reason)
+        found = [functools.partial(prompt_of_block, block, old, part) for block in blocks]
+        analysis = text.partition(OPEN)[0]
+    else:
+        documents = record.get("documents", [record])
+        documents = documents if isinstance(documents, list) else [documents]
+        found = [functools.partial(_prompt_of, each, old, part, rows) for each in documents]
+        analysis = str(record.get("analysis") or "")
+    prompts, faults = [], []
+    for each in found:
+        try:
+            prompts.append(each())
+        except PromptError as error:
+            faults.append(str(error))
+    if not prompts and not faults:
+        raise PromptError("It holds no document: write at least one.")
+    return Reflected(analysis.strip()[:ANALYSIS_CHARACTERS], tuple(prompts), tuple(faults))
+
+
+def _json_of(text: str) -> dict[str, Any] | None:
+    """The JSON object of a reply, also within a code fence or prose; None if there is none."""
+    begins = re.search(r'\{\s*"', text)
+    if begins is None or OPEN in text[: begins.start()]:
+        return None
+    try:
+        inside = text[begins.start() : text.rindex("}") + 1]
+        found = parse_json_markdown(inside, parser=functools.partial(json.loads, strict=False))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _blocks(reply: str, finish_reason: str) -> list[str]:
+    """The documents between tags. If the model ended the reply by itself, a lacking tag is no sign of a cut."""
+    if found := answers(reply):  # one without a heading is prose that mentions the tags, unless there is nothing else
+        return [each for each in found if "# " in each] or found
+    if finish_reason.lower() in ENDED_BY_ITSELF:
+        text = written(reply).rpartition(OPEN)[2].partition(CLOSE)[0].strip()
+        if re.match(rf"(?:`{{3,}}\w*\s*)?#\s+(?:{SYSTEM}|{TEMPLATE})\b", text, re.IGNORECASE):
+            return [text]
+    raise PromptError(
+        "It is neither a whole JSON object with analysis and documents, nor a document between "
+        f"{OPEN} and {CLOSE}: it may have been cut off, or be a refusal."
+    )
+
+
+def _prompt_of(document: Any, old: Prompt, part: Part, rows: Sequence[Row]) -> Prompt:
+    """The prompt of one document in a JSON object."""
+    names = set(_PARTS[part].model_fields)
+    given = {name for name in names if document.get(name) is not None} if isinstance(document, dict) else set()
+    if not given:
+        raise PromptError(f"A document has none of the fields {', '.join(sorted(names))}: fill them in.")
+    refuse_runaway(json.dumps(document), old)
+    changes: dict[str, Any] = {}
+    if "system" in given:
+        changes["system"] = re.sub(rf"^#\s+{SYSTEM}\s*\n+", "", plain_text(str(document["system"])))
+    if "question_template" in given:
+        changes["template"] = single_braces(plain_text(str(document["question_template"])))
+    if given & {"rows", "replies"}:
+        changes["demonstrations"] = _demonstrations(document, rows)
+    return replace(old, **changes)
+
+
+def _demonstrations(document: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Demonstration, ...]:
+    """The rows that a document names, each once, with the replies that it writes for them."""
+    own: dict[int, str] = {}
+    for each in document.get("replies") or ():
+        if isinstance(each, Mapping) and str(each.get("reply") or "").strip():
+            own[_number(each.get("row"), rows)] = plain_text(str(each["reply"]))
+    named = document.get("rows") or []
+    numbers = [_number(each, rows) for each in (named if isinstance(named, list) else [named])]
+    found = []
+    for number in list(dict.fromkeys([*numbers, *own]))[:MOST_DEMONSTRATIONS]:
+        row = rows[number - 1]
+        if (reply := own.get(number, row.right)) is None:
+            raise PromptError(f'No right reply to row {number} is known: write it under "replies", or name other rows.')
+        found.append(Demonstration(row.question, reply))
+    return tuple(found)
+
+
+def _number(said: Any, rows: Sequence[Row]) -> int:
+    """The number of a row, also of "[5]" or "row 5"."""
+    digits = re.fullmatch(r"\D*(\d{1,6})\D*", str(said))
+    number = int(digits[1]) if digits else 0
+    if not 1 <= number <= len(rows):
+        raise PromptError(f"There is no row {str(said)[:40]}: rows have the numbers 1 to {len(rows)}.")
+    return number
