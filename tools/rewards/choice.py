@@ -23,7 +23,8 @@ LETTERS = tuple("ABCDEFGHIJ")
 
 _MARK = re.compile(
     r"(?i)(?:####|\\(?:boxed|fbox|text)\{|"
-    r"(?<!wrong )(?<!incorrect )(?<!not the )\b(?:answer|choice|option|label|category|class|verdict|sentiment|correct)"
+    r"(?<!wrong )(?<!incorrect )(?<!not the )\b(?:answer|choice|option|label|category|class|verdict|"
+    r"sentiment|correct|final)"
     r"(?:\s+(?:is|would be|should be)|\s*[:=]|\s+[-–—](?=\s))+|(?:答案|选项|選項)(?:是|为|為|选|[:：])+|"
     r"(?:答え|正解)(?:は|[:：])+|(?<![不没別别])[选選](?:择|擇)?|"
     r"\b(?:Antwort\s+(?:ist|lautet)|réponse\s+est|respuesta\s+(?:correcta\s+)?es|resposta\s+é|risposta\s+è)\s+|"
@@ -43,11 +44,11 @@ _NEGATED = re.compile(
 _DENIED = re.compile(rf"[)\]\"'*]*(?:{DENIED_AFTER}|-free\b|\s+than\b|\s*(?:ではな|じゃな|でな))", re.IGNORECASE)
 # What may follow a letter that is a choice, unlike the article in "A car" and the pronoun in "I think".
 _AFTER_LETTER = re.compile(
-    rf"\s*(?:[.,;:!?。，！)\]}}\"'$/&]|\Z|\n)|\s+(?:because|since|as|and|or|but|nor|is|was|fits?|works?|holds?|matches)\b|\s+\(|[{SPACELESS_RANGES}]"
+    rf"\s*(?:[.,;:!?。，！)\]}}\"'$/&]|\Z|\n)|\s+(?:because|since|as|and|or|but|nor|is|was|while|fits?|works?|holds?|matches|seems|looks)\b|\s+\(|[{SPACELESS_RANGES}]"
 )
 _BEFORE_LETTER = re.compile(
     r"(?:\A|[\n(\[{\"'$]|[.;:,!?]\s|\b(?:option|choice|answer|letter|think|thinks|choose|chose|pick|select|say|guess|believe|"
-    r"maybe|perhaps|probably|possibly|likely|certainly|definitely|surely|just|only|opci[oó]n|"
+    r"maybe|perhaps|probably|possibly|likely|certainly|definitely|surely|just|only|suggests?|opci[oó]n|"
     r"is|be|it's|with|so|sondern|mais|sino|donc|daher|but|therefore|thus|hence|to)\b:?)\s*[(\[\"'{$]*\Z",
     re.IGNORECASE,
 )

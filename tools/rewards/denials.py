@@ -25,7 +25,7 @@ DENIED_AFTER = (
     r"quite|it|the\s+answer)|(?:(?:is|was)\s+)?no\s+longer|wrong|incorrect|false|too)\b|"
     r"\s+(?:ist|war|wäre|sind)\s+(?:nicht|falsch|kein)|\s+n['’]est\b|\s+est\s+(?:faux|fausse|incorrect|erron)|"
     r"\s+(?:no|non|não)\s+(?:es|è|é|son)\b|\s+(?:es|è|é)\s+(?:fals|incorrect|errad|sbagliat)|"
-    r"\s*(?:ไม่ใช่|不是|不对|不對|değil|नहीं|[명개원]?[가이은는]?\s*아[닙니])|"
+    r"\s*(?:ไม่ใช่|不是|不对|不對|değil|नहीं|[명개원]?[가이은는]?\s*(?:아[닙니]|틀[렸리린])|(?:是|為|为)?(?:错|錯)|に?はなら?ない|になら?ない)|"
     r"\s*[(,]\s*(?:(?:is|was)\s+)?(?:wrong|incorrect|false)\b|\s+(?:is|was|are)\s+too\b|\s+lies?\s+outside\b|"
     r"\s+ha(?:s|ve|d)\s+been\s+(?:disprov|refuted|rejected|excluded|eliminated|ruled))"
 )

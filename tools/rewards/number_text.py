@@ -128,6 +128,8 @@ def _read_last(region: str, clean: str, found: list[re.Match[str]], sure: bool) 
     if FUNCTION_BEFORE.search(before):
         return Reading(None)
     if _OPERATOR_BEFORE.search(before) or _OPERATOR_AFTER.match(after):
+        if re.search(r"\d[xyzabnpqrtuvw](?![a-zA-Z\d])", _last_clause(clean, found)):
+            return Reading(None)  # 8x+1, which math-verify takes for 8
         return Reading(Expression(_expression(region, sure)), unit or ("%" if re.match(r"\s*%", after) else ""))
     if value is None or re.match(_LETTER, after):
         return Reading(None)
