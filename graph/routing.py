@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from nslora.graph.state import AdaptationState
+from nslora.tools.errors import RunError
 
 UpdateNode = Literal["lora_update", "textgrad_edit"]
 NODE_OF: Mapping[str, UpdateNode] = {"lora": "lora_update", "textgrad": "textgrad_edit"}
@@ -17,6 +18,11 @@ def after_monitor(state: AdaptationState) -> Literal["finish", "classify"]:
 def after_classify(state: AdaptationState) -> Literal["lora_update", "textgrad_edit", "finish"]:
     """Where did the router send this round?"""
     decision = state["decision"]
+    if decision is None and not state["stop"]:
+        raise RunError(
+            "The classifier wrote no decision: wanted {'decision': {'action': 'lora', 'textgrad' or 'finish'}}. The "
+            "edges of the loop go by it; what a Command(goto=...) names would run beside them."
+        )
     if decision is None or decision["action"] == "finish":
         return "finish"
     return NODE_OF[decision["action"]]

@@ -190,6 +190,11 @@ class Execution:
         wanted = modes_of(modes)
         with self._begun(answer, config) as begun:
             if begun is not None:
+                if begun.config.get("max_concurrency") == 1:  # LangGraph 1.2.22; awaited, it works
+                    raise SettingsError(
+                        "max_concurrency=1 leaves LangGraph no thread for its stream, so that it would wait for ever: "
+                        "leave it out. The loop's nodes run one after the other in any case."
+                    )
                 for mode, part in begun.graph.stream(
                     begun.input,
                     begun.config,
@@ -251,7 +256,7 @@ class Execution:
     ) -> tuple[Any, RunnableConfig] | None:
         """The input and the config that the graph is called with; None if nothing is left to do."""
         seen = graph.get_state(self.config)
-        if seen.values.get("status") == "finished":
+        if seen.values.get("status") == "finished" and not seen.next:  # else nodes of the user's own come after
             refuse_lost_rounds(self.folder, seen.values)
             show_rounds(self.folder, seen.values["rounds"])
             whole = (self.folder / "result" / "test.jsonl").is_file()

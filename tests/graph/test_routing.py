@@ -25,7 +25,6 @@ def test_a_reason_to_stop_ends_the_loop(stop: str, goes_to: str) -> None:
 @pytest.mark.parametrize(
     ("decision", "goes_to"),
     [
-        (None, "finish"),
         ({"action": "finish"}, "finish"),
         ({"action": "lora"}, "lora_update"),
         ({"action": "textgrad"}, "textgrad_edit"),
@@ -33,6 +32,7 @@ def test_a_reason_to_stop_ends_the_loop(stop: str, goes_to: str) -> None:
 )
 def test_each_action_has_its_node(decision: Any, goes_to: str) -> None:
     assert after_classify(state(decision=decision)) == goes_to
+    assert after_classify(state(decision=None, stop="nothing was measured")) == "finish"
 
 
 @pytest.mark.parametrize(

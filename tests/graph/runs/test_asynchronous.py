@@ -252,5 +252,7 @@ def test_a_config_of_the_callers_own_is_added_and_names_no_other_place(
             run.adapt(config={"configurable": {wrong: "x"}})
     with pytest.raises(SettingsError, match="wanted a dict"):
         run.adapt(config="tags")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="would wait for ever"):
+        begun(tmp_path, task, edits(BULLETS), "one").adapt(config={"max_concurrency": 1})
     with pytest.raises(RecursionError, match="limit of 2"):
         begun(tmp_path, task, edits(BULLETS), "other").adapt(config={"recursion_limit": 2})

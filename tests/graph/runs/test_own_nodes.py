@@ -8,7 +8,7 @@ from fakes import ObedientPolicy
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
-from langgraph.types import Command
+from langgraph.types import Command, interrupt
 from scripted_runs import BULLETS, ONCE, TWICE, begun, edits
 from typing_extensions import TypedDict
 
@@ -52,6 +52,16 @@ def test_only_nodes_of_the_loop_are_replaced_and_a_strange_decision_is_told() ->
         build_workflow(classifier=print, router=print)
 
 
+@pytest.mark.parametrize("said", [{}, {"decision": None}, Command(goto="textgrad_edit")])
+def test_a_classifier_without_a_decision_is_told_before_anything_else_runs(
+    tmp_path: Path, task: Task, said: Any
+) -> None:
+    run = begun(tmp_path, task, edits(BULLETS), graph=build_workflow(classify=lambda state: said))
+    with pytest.raises(RunError, match="The classifier wrote no decision: wanted"):
+        run.adapt()
+    assert run.history()[0].next == ("classify",)
+
+
 @pytest.mark.parametrize("decision", ["lora", {"action": "both"}, {}])
 def test_a_decision_of_another_form_is_told(tmp_path: Path, task: Task, decision: Any) -> None:
     workflow = build_workflow(classify=lambda state: {"decision": decision})
@@ -88,6 +98,17 @@ def test_a_graph_begins_with_nothing_but_a_folder(tmp_path: Path, task: Task) ->
     assert run.report() == report
     with pytest.raises(RunError, match=r"begin with \{\} or run.first_state"):
         graph.invoke({"best_reward": 1.0}, {"configurable": {"thread_id": "b"}}, context=same.context)  # type: ignore[arg-type]
+
+
+def test_a_node_behind_the_end_asks_and_is_answered(tmp_path: Path, task: Task) -> None:
+    answers = []
+    workflow = build_workflow().add_node("publish", lambda state: answers.append(interrupt("publish?")))
+    run = begun(tmp_path, task, edits(ONCE), max_rounds=0, graph=workflow.add_edge("finish", "publish"))
+    with pytest.raises(RunError, match=r"waits for a person: look at question\(\), then resume\(answer\)"):
+        run.adapt()
+    assert run.question() == "publish?"
+    assert run.resume({"yes": True}).stop
+    assert answers == [{"yes": True}]
 
 
 def test_a_breakpoint_of_ones_own_graph_is_told_and_gone_on_from(tmp_path: Path, task: Task) -> None:
