@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,10 +63,12 @@ def _inside(value: Any, keys: list[str]) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is None or not a number, which pandas writes for a missing value."""
+    """Whether a value is None, not a number, which pandas writes for a missing value, or infinite (1e400 in JSON)."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
-    return bool(value != value)  # only NaN, of float, NumPy or Decimal, differs from itself
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return bool(value != value)  # only NaN, of NumPy or Decimal too, differs from itself
 
 
 def plain(value: Any) -> Any:

@@ -95,6 +95,7 @@ def fold(template: str, columns: Iterable[str]) -> tuple[str, str | None]:
         PromptError: If a variable is no column.
     """
     columns = list(columns)
+    _refuse_expressions(template, columns)
     found = variables(template, columns)
     known = {*columns, QUESTION_NAME}
     unknown = [each.name for each in found if each.name.split(".")[0] not in known and each.name not in known]
@@ -115,6 +116,22 @@ def fold(template: str, columns: Iterable[str]) -> tuple[str, str | None]:
     return f"{template[:start]}{{{QUESTION_NAME}}}{template[end:]}", template[start:end]
 
 
+def _refuse_expressions(text: str, columns: Iterable[str]) -> None:
+    """Raise PromptError if a column stands in the syntax of another language of templates: it would be sent as such."""
+    names = "|".join(map(re.escape, sorted({*columns, QUESTION_NAME}, key=len, reverse=True)))
+    forms = (
+        r"\{%-?\s*(?:if|for|set|else|elif|endif|endfor)\b.*?%\}",  # Jinja
+        rf"\{{\{{\s*(?:{names})\s*\|[^{{}}]*\}}\}}",  # Jinja's filters
+        rf"\{{(?:{names})(?:\[|![rsa]\b|:[<>^=+\-\d.])[^{{}}]*\}}",  # str.format and f-strings
+        rf"%\((?:{names})\)s|(?<![\w$\\])\$(?:{names})\b(?!\$)",
+    )
+    if found := next((match for form in forms if (match := re.search(form, text, re.DOTALL))), None):
+        raise PromptError(
+            f"The prompt has {found[0][:60]}, which is not filled in: write a column as {{name}} alone, without "
+            "formats, filters or conditions."
+        )
+
+
 def check_variables(system: str, template: str, columns: Iterable[str]) -> None:
     """Check a prompt in which `{question}` alone is filled in: the prompt of a run, and each edit of it.
 
@@ -127,6 +144,7 @@ def check_variables(system: str, template: str, columns: Iterable[str]) -> None:
         PromptError: If the template has another variable, or the system turn names a column in braces.
     """
     columns = list(columns)
+    _refuse_expressions(template, columns)
     for each in variables(template, columns):
         written = template[each.start : each.end]
         if each.name == QUESTION_NAME and written != f"{{{QUESTION_NAME}}}":
@@ -143,6 +161,7 @@ def check_variables(system: str, template: str, columns: Iterable[str]) -> None:
 def check_system(system: str, columns: Iterable[str]) -> None:
     """Raise PromptError if the system turn names a column, or `question`, in braces: it would be sent as it stands."""
     columns = list(columns)
+    _refuse_expressions(system, columns)
     for each in variables(system, columns):
         if each.name in columns or each.name == QUESTION_NAME:
             raise PromptError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from nslora.tools.tasks.splits import same_question
 from nslora.tools.tasks.task import Task
 
 SHOWN_ROWS = 3
+_FINAL = re.compile(r"####|\\boxed\{")
 _CHECKED_REPLIES = 200  # replies that a costly reward judges, at most
 _CHARACTERS_PER_TOKEN = 3.5  # English; less in other scripts
 _LONG_SHARE = 0.05  # of references that do not fit into a reply
@@ -84,7 +86,11 @@ def check_task(
         shown = tuple(_shown(task, row, asked=False) for row in task.train[:SHOWN_ROWS])
         wrong = _contradictions(task)
         return TaskCheck(
-            sizes, shown, {}, tuple(wrong), (*task.notes, *notes, *_near(task), *_unasked(task), *_too_long(task))
+            sizes,
+            shown,
+            {},
+            tuple(wrong),
+            (*task.notes, *notes, *_near(task), *_unasked(task), *_solutions(task), *_too_long(task)),
         )
     total, done = sum(map(len, judged.values())), 0
     full: dict[str, tuple[int, int]] = {}
@@ -103,7 +109,15 @@ def check_task(
         full[split] = passed, len(rows)
     sizes = {split: len(getattr(task, split)) for split in SPLITS}
     wrong = [*_unreachable(task, unreachable), *_answers_to_anything(task), *_contradictions(task)]
-    notes = [*task.notes, *notes, *_missed(missed, total), *_near(task), *_unasked(task), *_too_long(task)]
+    notes = [
+        *task.notes,
+        *notes,
+        *_missed(missed, total),
+        *_near(task),
+        *_unasked(task),
+        *_solutions(task),
+        *_too_long(task),
+    ]
     shown = tuple(_shown(task, row) for row in task.train[:SHOWN_ROWS])
     return TaskCheck(sizes, shown, full, tuple(wrong), tuple(notes))
 
@@ -196,14 +210,19 @@ def _contradictions(task: Task) -> list[str]:
 def _unasked(task: Task) -> list[str]:
     """Columns of text that differ from row to row and reach neither the model nor the reward."""
     fields = task.reader.fields
-    known = {fields.question, fields.reference, "id", fields.id, "question", "reference"}
+    known = {fields.question, fields.reference, "id", fields.id, "question", "reference", "messages", "conversations"}
     known |= {getattr(check, "field", None) for check in task.reward.checks}
     known |= {each.name for each in variables(task.reader.question_template or "", task.columns)}
     rows = task.train[:_CHECKED_REPLIES]
     unused = []
     for name in task.columns:
         texts = [value for row in rows if isinstance(value := row.fields.get(name), str) and value.strip()]
-        asked = all(text in row.asked for row, text in zip(rows, texts, strict=False)) if texts else True
+        learnt = [value for row in rows for value in (row.target, row.reference, *row.answers)]
+        asked = (
+            set(texts) <= set(learnt) or all(text in row.asked for row, text in zip(rows, texts, strict=False))
+            if texts
+            else True
+        )
         if name not in known and not asked and len(set(texts)) > 1:
             unused.append(name)
     if not unused or QUESTION_NAME in unused:
@@ -211,6 +230,17 @@ def _unasked(task: Task) -> list[str]:
     return [
         f"The model does not see the columns {', '.join(unused[:_LISTED])}: put one into the question template, as in "
         f"{{{unused[0]}}}, if the answer depends on it."
+    ]
+
+
+def _solutions(task: Task) -> list[str]:
+    """Advise another check if most references are solutions of which exact_match wants every word."""
+    marked = sum(bool(_FINAL.search(row.reference or "")) for row in task.train)
+    if 2 * marked <= len(task.train) or all(check.name != "exact_match" for check in task.reward.checks):
+        return []
+    return [
+        f"{marked} of {len(task.train)} train references are solutions that end with an answer (#### or \\boxed), and "
+        "exact_match wants the whole text: `reward: [numeric]` judges the answer alone."
     ]
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from nslora.tools.answers import accepted_texts, as_csv_text, column_value, has_column, is_missing, plain
 from nslora.tools.errors import TaskError
-from nslora.tools.prompt import Prompt
+from nslora.tools.prompt import Prompt, unix_lines
 from nslora.tools.prompt_variables import QUESTION_NAME, fill, fold, variables
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.schema import Example, transcript
+from nslora.tools.tasks import choices
 from nslora.tools.tasks.known_formats import converted, in_dialogue, in_known_format, own_system, with_system
 from nslora.tools.tasks.readers import SourceRow
 from nslora.tools.tasks.spec import Fields
@@ -31,10 +32,12 @@ class RowReader:
     Attributes:
         fields: The columns; `reference` is the column that was found.
         question_template: What is asked of a row, with columns in braces; None: the column of the question.
+        choices: How the references name the row's choices; they are asked with letters. None: they do not.
     """
 
     fields: Fields
     question_template: str | None = None
+    choices: choices.Kind | None = None
 
     def question(self, row: SourceRow) -> str:
         """Read the question. Raises TaskError if a column is missing, empty or no text; the message names the row."""
@@ -62,16 +65,25 @@ class RowReader:
     def _put_in(self, row: SourceRow, name: str) -> str:
         if name == QUESTION_NAME:
             return _text(row, "question", self.fields.question)
+        found = choices.choices_in(row.columns) if self.choices else None
+        if found and name in (found[0], f"{found[0]}.text"):
+            return choices.lettered(found[1])
         value = _value(row, "prompt", name)
         if value is None:
             return ""
         values = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(each, Mapping | list | tuple) or is_missing(each) for each in values):
+        lines = [
+            [*each] if isinstance(each, list | tuple) else [each] for each in values
+        ]  # HotpotQA: lists of sentences
+        if any(isinstance(each, Mapping | list | tuple) or is_missing(each) for line in lines for each in line):
+            inside = f"{name}.{next(iter(value))}" if isinstance(value, Mapping) and value else "context.text"
             raise TaskError(
                 f"{row.place}: the column {name!r} of the prompt holds {str(value)[:60]!r}, which is no text: fill it "
-                "in, or name the text by its path, as in {context.text}."
+                f"in, or name the text by its path, as in {{{inside}}}."
             )
-        return "\n".join(as_csv_text(each) for each in values)
+        return "\n".join(
+            " ".join(as_csv_text(each).strip() if line[1:] else as_csv_text(each) for each in line) for line in lines
+        )
 
     def answers(self, row: SourceRow) -> tuple[str, ...]:
         """Read all right answers; () if the task has no references. Raises TaskError as `question` does."""
@@ -87,6 +99,8 @@ class RowReader:
             texts = accepted_texts(value)
         except ValueError as error:
             raise TaskError(f"{row.place}: the reference is no text: it holds {error} (fields.reference).") from error
+        if self.choices == "numbers":
+            texts = [choices.letter_of(text) for text in texts]
         return tuple(_usable(row, "reference", text) for text in texts or [""])
 
     def example(self, row: SourceRow, split: str) -> Example:
@@ -159,14 +173,35 @@ def prepared(
         if any(role == "assistant" for values in found.values() for row in values for role, _ in row.history):
             notes.append("Rows hold several turns: weights learn the last assistant turn, and earlier ones are asked.")
     fields, more = _with_reference(fields, found["train"][0].columns if found["train"] else {}, reward)
-    return found, RowReader(fields, templates[-1]), prompt, notes + more
+    by, advice = _choices(found["train"], fields, named)
+    return found, RowReader(fields, templates[-1], by), prompt, notes + more + advice
+
+
+def _choices(rows: Sequence[SourceRow], fields: Fields, named: Iterable[str]) -> tuple[choices.Kind | None, list[str]]:
+    """Find out how references name the choices of their rows. Raises TaskError if they number what is not asked."""
+    column = fields.reference
+    if column is None or not rows or (found := choices.choices_in(rows[0].columns)) is None:
+        return None, []
+    pairs = ((row.columns, _value(row, "reference", column)) for row in rows if has_column(row.columns, column))
+    kind, (name, _) = choices.kind_of(pairs), found
+    asked = any(each.split(".")[0] == name for each in named)
+    if kind == "numbers" and not asked:
+        raise TaskError(
+            f"{rows[0].place}: the reference is the number of one of the {name}, which are not asked: put {{{name}}} "
+            "into the question template of the prompt."
+        )
+    if kind is None or not asked:
+        return None, []
+    letter = "the reference is the letter of its number" if kind == "numbers" else "the reference is one of them"
+    return kind, [f"The {name} are asked with the letters A, B, ...; {letter}."]
 
 
 def _with_reference(fields: Fields, first: Mapping[str, Any], reward: Reward) -> tuple[Fields, list[str]]:
     """Take the column of the right answers for the reference, if task.yaml names none and there is no `reference`."""
     named = [getattr(check, "field", "reference") for check in reward.checks]
     checked = [name for name in named if name != "reference"]
-    candidates = [name for name in (*dict.fromkeys(checked), *_ANSWER_COLUMNS) if has_column(first, name)]
+    named_first = (*dict.fromkeys(checked), *_ANSWER_COLUMNS)
+    candidates = [name for name in named_first if has_column(first, name) and column_value(first, name) is not None]
     if fields.reference is None:
         return fields, [
             f"No row has a reference (reference: null): weights learn verified replies alone; `reference: {name}` "
@@ -256,4 +291,4 @@ def _usable(row: SourceRow, role: str, text: str) -> str:
         raise TaskError(f"{row.place}: the {role} is empty: fill it in or remove the row.")
     if _SURROGATE.search(text):
         raise TaskError(f"{row.place}: the {role} holds an unpaired surrogate, which tokenizers reject: remove it.")
-    return text
+    return unix_lines(text)

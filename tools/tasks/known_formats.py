@@ -6,17 +6,21 @@ its own. Nothing is converted if the row has a column `question`, or if task.yam
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, cycle, pairwise
 from typing import Any
 
 from nslora.tools.answers import is_missing, plain
 from nslora.tools.errors import TaskError
+from nslora.tools.prompt import unix_lines
 from nslora.tools.tasks.readers import SourceRow
+from nslora.tools.thinking import CLOSING, OPENING
 
 SYSTEM_COLUMN = "system"
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of a message, by family
 _DIALOGUES = ("messages", "conversations")
 _ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -71,7 +75,10 @@ def _instruction(given: str, output: str) -> _Convert:
         instruction, more = row.columns["instruction"], row.columns.get(given)
         with_more = isinstance(more, str) and more.strip() and given not in named
         question = f"{instruction}\n\n{more}" if with_more and isinstance(instruction, str) else instruction
-        return {"question": question, "reference": row.columns[output]}, []
+        earlier = plain(row.columns.get("history")) or []  # LLaMA-Factory: pairs of a question and its answer
+        turns = zip(cycle(("user", "assistant")), chain.from_iterable(earlier), strict=False)
+        history = [(role, _text_of(row, text)) for role, text in turns]
+        return {"question": question, "reference": row.columns[output]}, history
 
     return convert
 
@@ -88,6 +95,11 @@ def _prompt(completion: str | None) -> _Convert:
     def convert(row: SourceRow, named: frozenset[str]) -> _Read:
         asked = plain(row.columns.get("prompt"))
         answer = None if completion is None else plain(row.columns[completion])
+        if completion == "completion" and plain(row.columns.get("label")) is False:
+            raise TaskError(
+                f"{row.place}: the completion is labelled false, as in unpaired preferences (KTO), so weights must not "
+                "learn it: keep the rows whose label is true."
+            )
         if asked is None and isinstance(answer, str):  # hh-rlhf writes all turns in one text
             parts = _HH_TURN.split(answer)
             spoken = zip(parts[1::2], parts[2::2], strict=True)
@@ -107,6 +119,11 @@ def _prompt(completion: str | None) -> _Convert:
 def _turns(row: SourceRow, messages: Any) -> _Turns:
     """Read messages as (role, text); ShareGPT writes `from` and `value` for `role` and `content`."""
     messages = plain(messages)
+    if isinstance(messages, str) and messages.lstrip().startswith("["):  # as a CSV file holds them
+        try:
+            messages = json.loads(messages)
+        except ValueError as error:
+            raise TaskError(f"{row.place}: the messages are invalid JSON ({error}): write a list.") from error
     if not isinstance(messages, list | tuple):
         raise TaskError(f"{row.place}: the messages are {type(messages).__name__}: write a list of role and content.")
     turns = []
@@ -121,6 +138,9 @@ def _turns(row: SourceRow, messages: Any) -> _Turns:
                 "system, user and assistant can be asked; leave the row out, or write the turn as text of one of them."
             )
         turns.append((role, _text_of(row, content)))
+    thought = next((each for key in _THOUGHTS if turns and isinstance(each := messages[-1].get(key), str)), "").strip()
+    if thought and turns[-1][0] == "assistant" and OPENING not in turns[-1][1]:
+        turns[-1] = ("assistant", f"{OPENING}\n{thought}\n{CLOSING}\n\n{turns[-1][1]}")
     return turns
 
 
@@ -128,14 +148,15 @@ def _text_of(row: SourceRow, content: Any) -> str:
     if isinstance(content, list | tuple):
         kinds = {part.get("type") if isinstance(part, Mapping) else "text" for part in content}
         if kinds <= {"text"}:
-            return "".join(part if isinstance(part, str) else str(part.get("text", "")) for part in content)
+            parts = (part if isinstance(part, str) else str(part.get("text", "")) for part in content)
+            return unix_lines("".join(parts))
         other = sorted(str(kind) for kind in kinds - {"text"})[0]
         raise TaskError(
             f"{row.place}: a message holds a part of the type {other}: only text can be asked; leave it out."
         )
     if not isinstance(content, str):
         raise TaskError(f"{row.place}: a message has no text (came: {str(content)[:40]!r}): write it under `content`.")
-    return content
+    return unix_lines(content)
 
 
 def _dialogue(row: SourceRow, turns: _Turns, system: str | None) -> _Read:

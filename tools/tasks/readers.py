@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from nslora.tools.errors import TaskError
 from nslora.tools.schema import Turns
 
 _LONGEST_FIELD = 2**31 - 1  # characters in one field of a CSV file
-_MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_MARKS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _Placed = Iterator[tuple[str, Any]]  # (place, value) of each row
 
 
@@ -183,19 +184,27 @@ def _json(path: Path) -> _Placed:
     try:
         values = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data" and "\n" in text[: getattr(error, "pos", 0)]:
+            yield from _jsonl(path)  # many data sets name JSON lines so
+            return
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise TaskError(f"{path}{line}: invalid JSON ({error}).") from error
+    if isinstance(values, dict):  # {"version": "1", "data": [{...}, ...]}
+        lists = [each for each in values.values() if isinstance(each, list) and each and isinstance(each[0], dict)]
+        values = lists[0] if len(lists) == 1 else values
     if not isinstance(values, list):
-        raise TaskError(f"{path}: got {type(values).__name__}; write a list of JSON objects.")
+        raise TaskError(
+            f"{path}: got {type(values).__name__}; write a list of JSON objects, or an object with one such list."
+        )
     yield from _in_order(path, values)
 
 
 def _csv(path: Path) -> _Placed:
     with _lines_of(path) as file:
-        header = file.readline()
+        header = re.sub('"[^"]*"', "", file.readline())
         file.seek(0)
-        # A header without a comma but with a semicolon: Excel writes it so where the comma is the decimal mark.
-        yield from _delimited(path, file, ";" if ";" in header and "," not in header else ",")
+        # A header without commas: Excel writes semicolons where the comma is the decimal mark.
+        yield from _delimited(path, file, next((mark for mark in _MARKS if mark in header), ","))
 
 
 def _tsv(path: Path) -> _Placed:
@@ -211,7 +220,9 @@ def _lines_of(path: Path) -> TextIO:
 
 def _delimited(path: Path, file: TextIO, delimiter: str) -> _Placed:
     csv.field_size_limit(_LONGEST_FIELD)  # applies to the whole module; the default is 128 KiB
-    reader = csv.DictReader(file, strict=True, delimiter=delimiter)
+    spaced = re.search(rf"\w\"?{re.escape(delimiter)} +", file.readline()) is not None  # "question, reference"
+    file.seek(0)
+    reader = csv.DictReader(file, strict=True, delimiter=delimiter, skipinitialspace=spaced)
     try:
         names = reader.fieldnames or ()
         if twice := [name for name, count in Counter(names).items() if count > 1]:
