@@ -203,7 +203,7 @@ def _contradictions(task: Task) -> list[str]:
         return []
     return [
         f"{len(several)} train questions have different references in different rows (first {several[0][:60]!r}): "
-        "ask what tells the rows apart, or list all right answers in one reference."
+        "ask what tells the rows apart, or make each question one row with all answers by `duplicates: merge`."
     ]
 
 

@@ -88,8 +88,8 @@ class RowReader:
     def answers(self, row: SourceRow) -> tuple[str, ...]:
         """Read all right answers; () if the task has no references. Raises TaskError as `question` does."""
         column = self.fields.reference
-        if column is None:
-            return ()
+        if column is None or row.merged:
+            return row.merged
         value = _value(row, "reference", column)
         if is_missing(value):
             raise TaskError(f"{row.place}: the reference is {value}: fill it in or remove the row.")
@@ -106,7 +106,7 @@ class RowReader:
     def example(self, row: SourceRow, split: str) -> Example:
         """Make the Example of a row. Raises TaskError as `question` does."""
         answers, columns, column = self.answers(row), row.columns, self.fields.reference
-        if column is not None and column in row.labels:
+        if column is not None and (column in row.labels or row.merged):
             columns = {**columns, column: answers[0] if len(answers) == 1 else list(answers)}
         several = answers if len(answers) > 1 else ()
         thinking, reference = split_thinking(answers[0]) if answers else ("", None)

@@ -32,6 +32,7 @@ class SourceRow:
         columns: Column name -> value.
         labels: Column name -> label names, for columns that hold numbers of labels (ClassLabel of `datasets`).
         history: Turns before the question, of a row that holds a dialogue.
+        merged: All right answers of the rows that were made this one; () if it is one row.
     """
 
     number: int
@@ -39,6 +40,7 @@ class SourceRow:
     columns: Mapping[str, Any]
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     history: Turns = ()
+    merged: tuple[str, ...] = ()
 
 
 @contextmanager

@@ -104,7 +104,7 @@ class TaskSpec(Settings):
     dataset: Dataset | None = None
     split: SplitShares | None = None
     rows: RowCaps = RowCaps()
-    duplicates: Literal["refuse", "drop"] = "refuse"
+    duplicates: Literal["refuse", "drop", "merge"] = "refuse"
     fields: Fields = Fields()
     prompt: str | None = None
     max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1, strict=True)

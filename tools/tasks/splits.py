@@ -6,6 +6,7 @@ import random
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from nslora.tools.prompt import normalise
 from nslora.tools.tasks.readers import SourceRow
@@ -138,6 +139,32 @@ def sampled(rows: Mapping[str, Sequence[SourceRow]], caps: RowCaps) -> tuple[Row
     return kept, notes
 
 
+def merged(
+    rows: Mapping[str, Sequence[SourceRow]], question_of: QuestionOf, answers_of: Callable[[SourceRow], tuple[str, ...]]
+) -> tuple[Rows, list[str]]:
+    """Make the rows of one question in a split one row, with the right answers of all.
+
+    Returns:
+        The rows, and a note for each split that has fewer.
+    """
+    kept: Rows = {}
+    notes = []
+    for split, every in rows.items():
+        groups: defaultdict[str, list[SourceRow]] = defaultdict(list)
+        for row in every:
+            groups[same_question(question_of(row))].append(row)
+        kept[split] = []
+        for first, *others in groups.values():
+            answers = tuple(dict.fromkeys(text for row in (first, *others) for text in answers_of(row)))
+            kept[split].append(replace(first, merged=answers) if others else first)
+        if len(kept[split]) < len(every):
+            notes.append(
+                f"{split}: {len(every):,} rows ask {len(kept[split]):,} questions; each is one row, and a reply to any "
+                "of its answers is right."
+            )
+    return kept, notes
+
+
 def without_duplicates(
     rows: Mapping[str, Sequence[SourceRow]], question_of: QuestionOf, answer_of: QuestionOf
 ) -> tuple[Rows, list[str]]:
@@ -172,7 +199,7 @@ def without_duplicates(
         ]
         if reasons:
             lost_rows = " and ".join(reasons)
-            notes.append(f"{split}: of {len(rows[split]):,} rows, {lost_rows} are dropped (duplicates: drop).")
+            notes.append(f"{split}: of {len(rows[split]):,} rows, {lost_rows} are dropped.")
     return {split: kept[split] for split in SPLITS}, notes[::-1]
 
 

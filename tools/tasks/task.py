@@ -37,6 +37,7 @@ from nslora.tools.tasks.splits import (
     cut_notes,
     keys_of,
     label_note,
+    merged,
     same_question,
     sampled,
     shares_of,
@@ -147,7 +148,8 @@ def task_from_rows(
         max_new_tokens: Longest reply, in tokens.
         fields: Column names for "question", "reference" and "id".
         rows: Most rows of a split, such as {"validation": 200}; more are a sample, drawn with the seed rows["seed"].
-        duplicates: "drop" drops rows that repeat within a split or in another one; "refuse" refuses the latter.
+        duplicates: "drop" drops rows that repeat within a split or in another one; "merge" makes the rows of a question
+            one with all of their answers, and drops those of another split; "refuse" refuses the latter.
         goal: What the replies are for, in your words; editors of prompts read it.
 
     Raises:
@@ -250,11 +252,14 @@ def _in_splits(
             found.update(split_off(found["train"], shares, spec.split.seed, asked, most))
             notes += filter(None, [label_note(found["train"], answered)])
         notes += cut_notes(found, most, shares)
-    if spec.duplicates == "drop":
+    if spec.duplicates == "merge":
+        found, more = merged(found, reader.asked, reader.answers)
+        notes += more
+    if spec.duplicates != "refuse":
         found, more = without_duplicates(found, reader.asked, answered)
         notes += more
     found, more = sampled(found, spec.rows)
-    if spec.duplicates == "drop":
+    if spec.duplicates != "refuse":
         notes += across({split: map(key, values) for split, values in found.items()})
     return found, notes + more + size_notes(found)
 

@@ -120,8 +120,8 @@ def test_duplicates_are_dropped_on_demand_with_a_note():
     task = task_from_rows(**options, duplicates="drop")
     assert sizes(task) == [9, 5, 7]
     assert task.notes == (
-        "train: of 13 rows, 2 that are in validation too and 2 that are in test too are dropped (duplicates: drop).",
-        "validation: of 6 rows, 1 that are in test too are dropped (duplicates: drop).",
+        "train: of 13 rows, 2 that are in validation too and 2 that are in test too are dropped.",
+        "validation: of 6 rows, 1 that are in test too are dropped.",
     )
 
 
@@ -131,8 +131,23 @@ def test_rows_that_repeat_within_a_split_are_dropped_only_on_demand():
     task = task_from_rows(**options, duplicates="drop")
     assert (sizes(task), task.notes) == (
         [4, 1, 1],
-        ("train: of 8 rows, 4 that repeat another are dropped (duplicates: drop).",),
+        ("train: of 8 rows, 4 that repeat another are dropped.",),
     )
+
+
+def test_rows_of_one_question_are_merged_on_demand():
+    train = [{"question": f"What is {n // 2}?", "reference": ["a", "b", f"n{n}"][: 1 + n % 2 * 2]} for n in range(8)]
+    options: dict[str, Any] = {"train": train, "validation": rows_of(1, 20), "test": [*rows_of(1, 30), *rows_of(1, 3)]}
+    reward = [{"check": "exact_match", "field": "reference"}]
+    task = task_from_rows(**options, duplicates="merge", reward=reward)
+    assert sizes(task) == [3, 1, 2]
+    assert (task.train[0].reference, task.train[0].answers) == ("a", ("a", "b", "n1"))
+    assert [task.reward(task.train[0], reply).value for reply in ("a", "b", "n1", "n3")] == [1, 1, 1, 0]
+    assert task.notes == (
+        "train: 8 rows ask 4 questions; each is one row, and a reply to any of its answers is right.",
+        "train: of 4 rows, 1 that are in test too are dropped.",
+    )
+    assert not check_task(task).wrong
 
 
 def test_dropping_what_does_not_repeat_changes_nothing():
