@@ -312,7 +312,8 @@ def test_a_run_is_stopped_goes_on_and_is_replayed_without_a_second_call(
     chat = ScriptedChat([failing], repeat=True)
     task = judged_task(keepers, chat, concurrency=1, labelled=labelled(tmp_path, [1, 0, 1]))
     chat.replies[0] = by_number
-    run = begun(tmp_path, task, edits(ONCE, BULLETS), max_rounds=1)
+    editor = edits(ONCE, BULLETS)
+    run = begun(tmp_path, task, editor, max_rounds=1)
     chat.replies[0] = failing
     with pytest.raises(StoppedError, match=r"HTTP 401.*nslora resume"):
         run.finish()
@@ -322,7 +323,7 @@ def test_a_run_is_stopped_goes_on_and_is_replayed_without_a_second_call(
     told = run.report()["judges"]["judge"]
     assert told["calls"] == len(asked) - 1
     assert told["agreement"]["rows"] == 3
-    assert "dash" in (run.folder / "edits").glob("*.json").__next__().read_text()
+    assert "A line that begins with a dash is wanted." in str(editor.requests[0])
     assert fork(run, tmp_path / "fork", at=1).finish()["judges"]["judge"]["judged"] > 0
     (tmp_path / "cache" / "replies.sqlite").unlink(missing_ok=True)
     monkeypatch.setattr(Judge, "_connected", lambda _: pytest.fail("a replay connected the judge"))
