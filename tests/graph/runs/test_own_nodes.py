@@ -52,7 +52,7 @@ def test_only_nodes_of_the_loop_are_replaced_and_a_strange_decision_is_told() ->
         build_workflow(classifier=print, router=print)
 
 
-@pytest.mark.parametrize("said", [{}, {"decision": None}, Command(goto="textgrad_edit")])
+@pytest.mark.parametrize("said", [{}, Command(goto="textgrad_edit")])
 def test_a_classifier_without_a_decision_is_told_before_anything_else_runs(
     tmp_path: Path, task: Task, said: Any
 ) -> None:
@@ -62,7 +62,7 @@ def test_a_classifier_without_a_decision_is_told_before_anything_else_runs(
     assert run.history()[0].next == ("classify",)
 
 
-@pytest.mark.parametrize("decision", ["lora", {"action": "both"}, {}])
+@pytest.mark.parametrize("decision", ["lora", {"action": "both"}])
 def test_a_decision_of_another_form_is_told(tmp_path: Path, task: Task, decision: Any) -> None:
     workflow = build_workflow(classify=lambda state: {"decision": decision})
     run = begun(tmp_path, task, edits(BULLETS), graph=workflow)
