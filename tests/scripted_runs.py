@@ -25,7 +25,7 @@ def edits(*proposed: Prompt | Exception, **fields: Any) -> ScriptedChat:
         new = left.pop(0) if len(left) > 1 else left[0]
         if isinstance(new, Exception):
             raise new
-        return improved(new)
+        return f"Ask for a dash.\n{improved(new)}"
 
     return ScriptedChat([answer], repeat=True, **fields)
 
