@@ -53,7 +53,8 @@ class PolicyChat(LocalChat):
         if room < SHORTEST_REPLY_TOKENS:
             raise EditorError(
                 f"The request to edit takes {tokens} of the {policy.context_tokens} tokens that {policy.name} can "
-                "read, which leaves no room for a reply: show fewer failures (editing.failures) or use another editor."
+                "read, which leaves no room for a reply: show fewer failures (editing.max_input_tokens, or "
+                "editing.failures by textgrad), or use another editor."
             )
         generated = policy.generate([dialogue], adapter=self.adapter, max_new_tokens=room)
         reply = generated.replies[0]
