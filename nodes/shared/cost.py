@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nslora.graph.state import Changes, Kind, Measured, Proposal, Work
-from nslora.tools.editor.calls import Usage
+from nslora.tools.editor.pricing import Usage
 from nslora.tools.policy import OnProgress
 from nslora.tools.workspace.workspace import Workspace
 

@@ -6,9 +6,10 @@ failed edit.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from nslora.tools.errors import NsloraError
+from nslora.tools.editor.redaction import scrub
+from nslora.tools.errors import EditorError, NsloraError
 from nslora.tools.http_status import http_status
 from nslora.tools.rewards.calling import WAITS_S, asked_to_wait, is_passing
 
@@ -39,6 +40,20 @@ REMEDIES = {
 SERVER_FAILED = "Its server failed: try again later, or choose another model"
 UNREACHED = "No usable answer came: check the chat model, its base URL and the network"
 GO_ON = "resume the run; no round was counted"
+MESSAGE_CHARACTERS = 500  # of a provider's error message
+
+
+def in_words(error: Exception, who: str, secrets: Sequence[str]) -> str:
+    """One sentence: who failed, with which error, under which HTTP status, in whose words; without secrets."""
+    if isinstance(error, EditorError):
+        return str(error)
+    try:
+        text = scrub(str(error), secrets)[:MESSAGE_CHARACTERS].strip()
+    except Exception:  # some providers' exceptions fail in __str__
+        text = ""
+    status = http_status(error)
+    kind = type(error).__name__ + (f" (HTTP {status})" if status is not None else "")
+    return f"{who} failed with {kind}: {text.rstrip('.') or '(no message)'}."
 
 
 def is_call_failure(error: Exception) -> bool:

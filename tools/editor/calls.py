@@ -13,7 +13,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -22,12 +21,12 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor
 from pydantic import BaseModel, ValidationError
 
 from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error, with_arguments
-from nslora.tools.editor.call_failures import GO_ON, is_call_failure, remedy_for, status_of, wait_before
+from nslora.tools.editor.call_failures import GO_ON, in_words, is_call_failure, remedy_for, status_of, wait_before
 from nslora.tools.editor.call_log import CHECK, EditorLog, RecordedCall, plain, request_sha256
 from nslora.tools.editor.chat_models import editor_name, names_of
 from nslora.tools.editor.local_chat import LocalChat
 from nslora.tools.editor.policy_editor import PolicyChat
-from nslora.tools.editor.pricing import dearest, estimate, tokens_of
+from nslora.tools.editor.pricing import Caps, Usage, dearest, estimate, tokens_of
 from nslora.tools.editor.redaction import scrub, secrets_of, without
 from nslora.tools.editor.reply_causes import (
     SETTINGS,
@@ -49,11 +48,9 @@ from nslora.tools.editor.wrapped_chat import (
     to_fill_in,
 )
 from nslora.tools.errors import EditorCallError, EditorError, SettingsError, StoppedError
-from nslora.tools.http_status import http_status
 from nslora.tools.rewards.calling import awaited
 
 TOKENS_AROUND_A_MESSAGE = 16  # what a chat template adds to each message; for the reservation only
-MESSAGE_CHARACTERS = 500  # of a provider's error message
 # `_llm_type` of the chat models that run on this machine: a cap on cost needs no price for them.
 FREE = ("rules", "policy")
 # HTTP statuses by which a server refuses structured output; the request is then sent again without it.
@@ -69,58 +66,6 @@ Form = type[BaseModel]  # the schema of structured output
 AT_ONCE = 8  # calls
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What editor calls cost.
-
-    Attributes:
-        calls: Number of calls, failed ones included.
-        input_tokens: Tokens of the requests.
-        output_tokens: Tokens of the replies.
-        cost: In the currency of the user's price table.
-        estimated: Whether some token counts are estimates.
-        seconds: Wall-clock time.
-    """
-
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float = 0.0
-    estimated: bool = False
-    seconds: float = 0.0
-
-    def __add__(self, other: Usage) -> Usage:
-        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "estimated"}
-        return Usage(**sums, estimated=self.estimated or other.estimated)
-
-    @property
-    def tokens(self) -> int:
-        """Input and output tokens together."""
-        return self.input_tokens + self.output_tokens
-
-
-@dataclass(frozen=True)
-class Caps:
-    """The most that an editor may cost in a run; None means no cap.
-
-    A call is reserved before it is made, at one token per byte of its request plus `reply_tokens`, so a cap is never
-    overshot. If the chat model has a setting for the reply's length, that is bound too (wrapped_chat.py).
-    A call that failed is made again only if the caps hold both; it may have been paid for. Retries by the chat model
-    itself, or by LangChain's with_retry and with_fallbacks around it, count as one call.
-
-    Attributes:
-        calls: Number of calls.
-        tokens: Input and output tokens together.
-        cost: In the currency of the price table.
-        reply_tokens: Longest reply, in tokens, of a chat model that has no bound of its own.
-    """
-
-    calls: int | None = None
-    tokens: int | None = None
-    cost: float | None = None
-    reply_tokens: int = 4096
 
 
 class EditFailedError(EditorError):
@@ -418,7 +363,7 @@ class EditorCalls:
             raise
         except Exception as raised:  # each provider raises its own types
             failure = raised
-            error = self._describe(raised)
+            error = in_words(raised, f"The {self.role} {self.model}", self._secrets)
         reply = without(_text(message), self._secrets)  # a server may send back what it was sent
         tokens = counted or (sum(estimate(_text(message)) for message in messages), estimate(reply))
         failed = failure is not None and is_call_failure(failure)
@@ -442,18 +387,6 @@ class EditorCalls:
             round=self.round,
         )
         return call, failure if failed else None
-
-    def _describe(self, error: Exception) -> str:
-        """One sentence: which editor, which error, under which HTTP status, in whose words."""
-        if isinstance(error, EditorError):
-            return str(error)
-        try:
-            text = scrub(str(error), self._secrets)[:MESSAGE_CHARACTERS].strip()
-        except Exception:  # some providers' exceptions fail in __str__
-            text = ""
-        status = http_status(error)
-        kind = type(error).__name__ + (f" (HTTP {status})" if status is not None else "")
-        return f"The {self.role} {self.model} failed with {kind}: {text.rstrip('.') or '(no message)'}."
 
     def _invoke(self, messages: Messages, form: Form | None, warmer: float, config: RunnableConfig) -> AIMessage:
         capped = self.caps.tokens is not None or self.caps.cost is not None

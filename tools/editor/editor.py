@@ -37,7 +37,7 @@ from nslora.tools.editor.briefing import (
     tokens_of_text,
 )
 from nslora.tools.editor.call_log import EditorLog, RecordedCall
-from nslora.tools.editor.calls import Caps, EditFailedError, EditorCalls, Form, Usage
+from nslora.tools.editor.calls import EditFailedError, EditorCalls, Form
 from nslora.tools.editor.contradictions import refuse_contradictions
 from nslora.tools.editor.failures_view import (
     ALTERNATIVE_PREFIX,
@@ -50,6 +50,7 @@ from nslora.tools.editor.failures_view import (
     clip,
     failure_texts,
 )
+from nslora.tools.editor.pricing import Caps, Usage
 from nslora.tools.editor.redaction import SECRET_MARK
 from nslora.tools.editor.reflection import REFLECTIONS, Reflected, answer_format, read_reflection
 from nslora.tools.editor.reply_causes import written

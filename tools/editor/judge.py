@@ -15,9 +15,9 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from nslora.tools.editor.call_log import request_sha256
-from nslora.tools.editor.calls import Usage
 from nslora.tools.editor.chat_models import connect_editor, editor_name
 from nslora.tools.editor.judge_calls import JudgeCalls, JudgePlace
+from nslora.tools.editor.pricing import Usage
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.errors import ModelError, RewardError
 from nslora.tools.rewards.checks import ROW_PREFIX, CheckResult

@@ -19,7 +19,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import BaseModel
 
 from nslora.tools.editor.call_log import EditorLog, RecordedCall, RecordedChat, request_sha256
-from nslora.tools.editor.calls import Caps, EditFailedError, EditorCalls, Usage
+from nslora.tools.editor.calls import EditFailedError, EditorCalls
+from nslora.tools.editor.pricing import Caps, Usage
 from nslora.tools.editor.reply_causes import why_cut_off, why_empty, why_final, written
 from nslora.tools.editor.settings import JudgeSettings
 from nslora.tools.editor.wrapped_chat import Chat

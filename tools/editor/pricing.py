@@ -1,9 +1,10 @@
-"""What a call of a chat model took: its tokens as the provider counted them, and their price."""
+"""What calls of a chat model took: tokens as the provider counted them, and their price; and the most they may take."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from langchain_core.messages import AIMessage
@@ -14,6 +15,58 @@ from nslora.tools.errors import SettingsError
 # Rule of thumb for English under today's tokenizers; used only if the provider reports no usage, and then marked.
 CHARACTERS_PER_TOKEN = 4
 MOST_TOKENS = 1 << 40  # a larger count is no count of tokens, and checkpoints hold 64 bits
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What editor calls cost.
+
+    Attributes:
+        calls: Number of calls, failed ones included.
+        input_tokens: Tokens of the requests.
+        output_tokens: Tokens of the replies.
+        cost: In the currency of the user's price table.
+        estimated: Whether some token counts are estimates.
+        seconds: Wall-clock time.
+    """
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    estimated: bool = False
+    seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "estimated"}
+        return Usage(**sums, estimated=self.estimated or other.estimated)
+
+    @property
+    def tokens(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True)
+class Caps:
+    """The most that an editor may cost in a run; None means no cap.
+
+    A call is reserved before it is made, at one token per byte of its request plus `reply_tokens`, so a cap is never
+    overshot. If the chat model has a setting for the reply's length, that is bound too (wrapped_chat.py).
+    A call that failed is made again only if the caps hold both; it may have been paid for. Retries by the chat model
+    itself, or by LangChain's with_retry and with_fallbacks around it, count as one call.
+
+    Attributes:
+        calls: Number of calls.
+        tokens: Input and output tokens together.
+        cost: In the currency of the price table.
+        reply_tokens: Longest reply, in tokens, of a chat model that has no bound of its own.
+    """
+
+    calls: int | None = None
+    tokens: int | None = None
+    cost: float | None = None
+    reply_tokens: int = 4096
 
 
 def dearest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from nslora.tools.editor.calls import Usage
+from nslora.tools.editor.pricing import Usage
 from nslora.tools.editor.settings import JudgeSettings
 from nslora.tools.files import read_json
 from nslora.tools.rewards.judging import Agreement
