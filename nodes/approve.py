@@ -15,7 +15,6 @@ from nslora.nodes.shared.cost import CostLedger
 from nslora.nodes.shared.remake import remake_under
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.errors import BudgetError, PromptError
-from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.files import write_json
 from nslora.tools.prompt import Prompt, difference, parse
 from nslora.tools.workspace.prompt_check import check_for_run
@@ -82,9 +81,7 @@ def screening(state: AdaptationState, candidate: Candidate, ledger: CostLedger) 
     rewards = {}
     for name, each in (("kept", state["kept"]), ("proposed", candidate)):
         prompt, on_progress = workspace.prompts.get(each["prompt"]), progress(workspace, "screening replies")
-        graded, replies = workspace.graded_replies(prompt, each["adapter"], rows, on_progress)
-        ledger.generate(replies.tokens, replies.forward_tokens)
-        rewards[name] = mean([each.score.value for each in graded])
+        rewards[name], _ = ledger.mean_reward(prompt, each["adapter"], rows, on_progress)
     return {"rows": len(rows), "generated_tokens": ledger.generated_tokens, "flop": ledger.flop, **rewards}
 
 

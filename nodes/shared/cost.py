@@ -1,11 +1,16 @@
 """What one call of a node spends, counted in one place."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nslora.graph.state import Changes, Kind, Measured, Proposal, Work
 from nslora.tools.editor.pricing import Usage
+from nslora.tools.evaluation.paired_tests import mean
+from nslora.tools.evaluation.rollouts import Replies
 from nslora.tools.policy import OnProgress
+from nslora.tools.prompt import Prompt
+from nslora.tools.schema import Example
 from nslora.tools.workspace.workspace import Workspace
 
 
@@ -31,6 +36,14 @@ class CostLedger:
         """Add generated tokens, and the prompts and replies that went through the model."""
         self.generated_tokens += tokens
         self.flop += self.workspace.flop_rates.forward * forward_tokens
+
+    def mean_reward(
+        self, prompt: Prompt, adapter: str | None, rows: Sequence[Example], on_progress: OnProgress
+    ) -> tuple[float, Replies]:
+        """The mean reward of a candidate's replies to these rows, charged here, and the replies."""
+        graded, replies = self.workspace.graded_replies(prompt, adapter, rows, on_progress)
+        self.generate(replies.tokens, replies.forward_tokens)
+        return mean([each.score.value for each in graded]), replies
 
     def train(self, tokens: int) -> None:
         """Add the tokens of a training job."""

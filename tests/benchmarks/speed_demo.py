@@ -31,7 +31,10 @@ PARTS = {
     "loading the model": (f"{POLICY}.load",),
     "storing adapters": (f"{PEFT}.save",),
     "fetching adapters": (f"{PEFT}._load", f"{PEFT}.begin"),
-    "rewards and classifier": ("nslora.nodes.evaluate.evaluation_of", "nslora.nodes.evaluate.attributed_anew"),
+    "rewards and classifier": (
+        "nslora.tools.workspace.measuring.evaluation_of",
+        "nslora.nodes.evaluate.attributed_anew",
+    ),
     "checkpoints": (f"{SAVER}.put", f"{SAVER}.put_writes"),
 }
 

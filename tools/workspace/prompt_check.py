@@ -13,8 +13,11 @@ from nslora.tools.workspace.workspace import Workspace
 LONGEST_COUNTED = 16  # questions whose tokens are counted to find the longest
 
 
-def check_for_run(prompt: Prompt, workspace: Workspace) -> None:
-    """Raise PromptError for a prompt that must not be proposed."""
+def check_for_run(prompt: Prompt, workspace: Workspace, kept: Prompt | None = None) -> None:
+    """Raise PromptError for a prompt that must not be proposed.
+
+    kept: that in force, if an editor proposes; its own new demonstrations must be right, and a person's need not.
+    """
     train, held_out = workspace.task.train, (*workspace.task.validation, *workspace.task.test)
     longest = _longest((*train, *held_out, *workspace.regression_set), workspace)
     check_prompt(
@@ -28,9 +31,11 @@ def check_for_run(prompt: Prompt, workspace: Workspace) -> None:
         protected=workspace.settings.editing.protected,
         columns=workspace.task.columns,
     )
+    if kept is not None:
+        _refuse_wrong_demonstrations(prompt, kept, workspace.task)
 
 
-def refuse_wrong_demonstrations(prompt: Prompt, kept: Prompt, task: Task) -> None:
+def _refuse_wrong_demonstrations(prompt: Prompt, kept: Prompt, task: Task) -> None:
     """Raise PromptError if a new demonstration of a train row earns less by the reward than a known right reply.
 
     If no right reply to the row is known, it must earn something.
