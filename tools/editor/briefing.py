@@ -5,6 +5,7 @@ All texts and lists of values come from train rows. Of validation, there are cou
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -132,7 +133,7 @@ def brief(
         room: Tokens that the context may take, as `tokens_of_text` estimates them.
         most_rows: Failures to show, if they fit.
     """
-    lines = _numbers(situation)
+    lines = [*_numbers(situation), *_in_common([reply for each in failures if (reply := right_reply_of(each))])]
     chosen = varied(failures, most_rows)
     passing = varied(situation.passing, MOST_PASSING)
     history = [_past_line(each) for each in past[-MOST_PAST:]]
@@ -214,6 +215,23 @@ def _numbers(situation: Situation) -> list[str]:
             "reply that is served: whatever is added must be worth its tokens."
         )
     return lines
+
+
+def _in_common(right: Sequence[str]) -> list[str]:
+    """How all right replies begin and end, if there are three different ones or more."""
+    if len(set(right)) < 3:
+        return []
+    begin = _same_letters(right)
+    end = _same_letters([reply[len(begin) :][::-1] for reply in right])[::-1]
+    ways = [
+        f"{how} {_shown(text, VALUE)!r}" for how, text in (("begin with", begin), ("end with", end)) if text.strip()
+    ]
+    return [f"All right replies to the failing rows {' and '.join(ways)}."] if ways else []
+
+
+def _same_letters(texts: Sequence[str]) -> str:
+    """The longest beginning that all texts share."""
+    return "".join(each[0] for each in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*texts, strict=False)))
 
 
 def _commonest(replies: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ from nslora.tools.editor.failures_view import (
 )
 from nslora.tools.editor.pricing import Caps, Usage
 from nslora.tools.editor.redaction import SECRET_MARK
-from nslora.tools.editor.reflection import REFLECTIONS, Reflected, answer_format, read_reflection
+from nslora.tools.editor.reflection import Reflected, answer_format, read_reflection, reflection_form
 from nslora.tools.editor.reply_causes import written
 from nslora.tools.editor.settings import Protocol
 from nslora.tools.editor.textual_gradients import (
@@ -301,7 +301,7 @@ class _Attempt:
         """Ask once for an analysis and documents."""
         self.shown = briefing.failures
         read = partial(self._reflected, rows=briefing.rows, most=candidates)
-        found = self._asked(request, "reflect", REFLECTIONS[self.part], read, lambda _: ANSWER_AGAIN)
+        found = self._asked(request, "reflect", reflection_form(self.part, candidates), read, lambda _: ANSWER_AGAIN)
         rows = [row.id for row in briefing.rows]
         return self._edit(found.prompts, list(filter(None, [found.analysis])), rows)
 

@@ -27,6 +27,7 @@ from nslora.tools.files import read_json, write_json
 from nslora.tools.inference.weights import cache_folder
 
 GGUF_MAGIC = b"GGUF"
+REPLY_TOKENS = 2048  # a small model may repeat itself without end
 CONTEXT = 8192  # tokens of request and reply together; a document with its failures takes 2,000 to 4,000
 START_S = 600.0  # the weights may lie on a slow disk
 SCRIPT = Path(__file__).with_name("llama_cpp_server.py")
@@ -155,6 +156,7 @@ def llama_cpp_chat(file: str, *, timeout_s: float, seed: int = 0) -> LlamaCppCha
         timeout=timeout_s,
         max_retries=0,  # `EditorCalls` makes a call again
         temperature=0.7,
+        max_completion_tokens=REPLY_TOKENS,
         seed=seed,
         profile={"structured_output": True},  # llama.cpp turns a JSON schema into a grammar, with any model
     )

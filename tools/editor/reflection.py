@@ -1,6 +1,6 @@
 """The reply to a request of the protocol `reflect`: an analysis and one or several documents, rows by number.
 
-A chat model with structured output fills in the fields of `REFLECTIONS`. Any other is asked for the same JSON object in
+A chat model with structured output fills in the fields of `reflection_form`. Any other is asked for the same object in
 words; it may as well write whole documents between TextGrad's tags. Near-misses are repaired: a code fence, line ends
 inside a JSON text, one document outside the list, `{{question}}`, and a closing tag or both that a reply lacks although
 the model ended it by itself.
@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import GenericAlias
 from typing import Any
 
 from langchain_core.utils.json import parse_json_markdown
@@ -23,10 +24,12 @@ from nslora.tools.editor.briefing import Row
 from nslora.tools.editor.reply_causes import written
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN, answers
 from nslora.tools.errors import PromptError
-from nslora.tools.prompt import PLACEHOLDER, SYSTEM, TEMPLATE, Demonstration, Prompt
+from nslora.tools.prompt import PLACEHOLDER, SYSTEM, TEMPLATE, Demonstration, Prompt, normalise
 
-SYSTEM_CHARACTERS, MOST_DEMONSTRATIONS = 700, 8
+SYSTEM_CHARACTERS, MOST_DEMONSTRATIONS = 700, 8  # a small model that fills in a form may never end an open list
 ANALYSIS_CHARACTERS = 2000  # that are kept
+ANALYSIS = "One sentence: why the rows fail, and what the document must change."
+SYSTEM_TURN = f"The whole new system turn: short rules that hold for every row, {SYSTEM_CHARACTERS} characters at most."
 ENDED_BY_ITSELF = {"stop", "end_turn", "eos", "stop_sequence"}  # finish reasons
 
 
@@ -42,10 +45,7 @@ class ReplyForm(BaseModel):
 class SystemPart(BaseModel):
     """A new system turn."""
 
-    system: str = Field(
-        description=f"The whole new system turn: short rules that hold for every row, {SYSTEM_CHARACTERS} characters "
-        "at most."
-    )
+    system: str = Field(description=SYSTEM_TURN)
 
 
 class TemplatePart(BaseModel):
@@ -57,8 +57,10 @@ class TemplatePart(BaseModel):
 class DemonstrationsPart(BaseModel):
     """New demonstrations."""
 
-    rows: list[int] = Field(description="Numbers of 2 to 4 rows with different right replies.")
-    replies: list[ReplyForm] | None = None
+    rows: list[int] = Field(
+        description="Numbers of 2 to 4 rows with different right replies.", max_length=MOST_DEMONSTRATIONS
+    )
+    replies: list[ReplyForm] | None = Field(None, max_length=MOST_DEMONSTRATIONS)
 
 
 class DocumentPart(DemonstrationsPart, SystemPart):
@@ -75,17 +77,19 @@ _PARTS: Mapping[Part, type[BaseModel]] = {
 }
 
 
-def _reflection(part: type[BaseModel]) -> type[BaseModel]:
-    analysis = Field(description="One sentence: why the rows fail, and what the document must change.")
+@functools.cache
+def reflection_form(part: Part, documents: int) -> type[BaseModel]:
+    """Give the schema of a reply in which `part` may change. documents: most that it may hold."""
+    several: Any = GenericAlias(list, (_PARTS[part],))
     return create_model(
         "Reflection",
         __doc__="The analysis of the failures, and the documents that mend them.",
-        analysis=(str, analysis),
-        documents=(list[part], Field(description="One or several different documents.")),  # type: ignore[valid-type]
+        analysis=(str, Field(description=ANALYSIS)),
+        documents=(
+            several,
+            Field(description="One or several different documents.", min_length=1, max_length=documents),
+        ),
     )
-
-
-REFLECTIONS: Mapping[Part, type[BaseModel]] = {name: _reflection(part) for name, part in _PARTS.items()}
 
 
 @dataclass(frozen=True)
@@ -98,34 +102,32 @@ class Reflected:
 
 
 def answer_format(part: Part, documents: int) -> str:
-    """Tell an editor in words how to answer. documents: most that one reply may hold."""
-    fields = {
-        "system": f'"system": "the whole new system turn: short rules that hold for every row, {SYSTEM_CHARACTERS} '
-        'characters at most"',
-        "question": f'"question_template": "the new user turn, with {PLACEHOLDER} once, where the question goes"',
-        "demonstrations": '"rows": [2, 5]',
-    }
-    wanted = [fields["system"], fields["demonstrations"]] if part == "document" else [fields[part]]
+    """Tell an editor in words how to answer. There is no example in it, since small models copy examples.
+
+    documents: most that one reply may hold.
+    """
+    several = "an object each, that take different ways; the best is found by a trial"
     lines = [
-        "Answer with one JSON object and nothing else, in this form:",
-        '{"analysis": "one sentence: why the rows fail, and what the document must change", "documents": [{'
-        + ", ".join(wanted)
-        + "}]}",
+        "Answer with one JSON object and nothing else. Its fields:",
+        f"- analysis: {ANALYSIS}",
+        f"- documents: a list of up to {documents} new documents, {several}. The fields of each:"
+        if documents > 1
+        else "- documents: a list with one object, the new document. Its fields:",
     ]
+    if part in ("document", "system"):
+        lines.append(f"  - system: {SYSTEM_TURN} The answer to a single row is no such rule.")
     if part in ("document", "demonstrations"):
         lines.append(
-            '"rows" are the numbers of 2 to 4 rows from above, with different right replies: they become the new '
-            "demonstrations, with their right replies. Small models follow demonstrations far better than rules. To "
-            'write a reply yourself, add "replies": [{"row": 2, "reply": "..."}]; it must earn the full reward.'
+            "  - rows: the numbers of 2 to 4 rows from above with different right replies. They become the new "
+            "demonstrations, with their right replies; small models follow demonstrations far better than rules."
         )
-    if part == "document":
-        lines.append(f'Add "question_template" only if it must change; it holds {PLACEHOLDER} once.')
-    if part in ("document", "system"):
-        lines.append("Rules hold for every row: the answer to a single row is none.")
-    if documents > 1:
         lines.append(
-            f'"documents" may hold up to {documents} documents that take different ways; the best is found by a trial.'
+            "  - replies: only to write a demonstration's reply yourself; objects with row (its number) and reply, "
+            "which must earn the full reward."
         )
+    if part in ("document", "question"):
+        only = "only if it must change; " if part == "document" else ""
+        lines.append(f"  - question_template: {only}the user turn, with {PLACEHOLDER} once, where the question goes.")
     return "\n".join(lines)
 
 
@@ -133,7 +135,7 @@ def read_reflection(reply: str, old: Prompt, part: Part, rows: Sequence[Row], fi
     """Read the documents that a reply proposes; what the editor may not change is taken from the old one.
 
     Args:
-        reply: A JSON object with the fields of `REFLECTIONS[part]`, or text with documents between TextGrad's tags.
+        reply: A JSON object with the fields of `reflection_form`, or text with documents between TextGrad's tags.
         old: The prompt in force.
         part: The part that may change.
         rows: The rows that may be named by number, from 1.
@@ -200,7 +202,9 @@ def _prompt_of(document: Any, old: Prompt, part: Part, rows: Sequence[Row]) -> P
     refuse_runaway(json.dumps(document), old)
     changes: dict[str, Any] = {}
     if "system" in given:
-        changes["system"] = re.sub(rf"^#\s+{SYSTEM}\s*\n+", "", plain_text(str(document["system"])))
+        changes["system"] = system = re.sub(rf"^#\s+{SYSTEM}\s*\n+", "", plain_text(str(document["system"])))
+        if normalise(system) and f" {normalise(system)} " in f" {normalise(SYSTEM_TURN)} ":
+            raise PromptError("The system turn repeats how it is to be written: write the rules themselves.")
     if "question_template" in given:
         changes["template"] = single_braces(plain_text(str(document["question_template"])))
     if given & {"rows", "replies"}:

@@ -100,6 +100,14 @@ def test_the_rewards_words_of_one_row_are_not_repeated_beside_its_right_reply() 
     assert "The reward says: the same as of row 1" in told.context
 
 
+def test_what_all_right_replies_have_in_common_is_told() -> None:
+    replies = [f"ANSWER: {name} [END]" for name in ("Ada", "Bo", "Cy")]
+    failures = [Graded(failed(i).example, "x", Score(0.0, {}, "No.", reply)) for i, reply in enumerate(replies)]
+    told = brief(Prompt(), failures, SITUATION, [], room=900).context
+    assert "All right replies to the failing rows begin with 'ANSWER:' and end with '[END]'." in told
+    assert "All right replies to" not in brief(Prompt(), failures[:2], SITUATION, [], room=900).context
+
+
 def test_many_different_references_are_no_closed_list() -> None:
     told = brief(Prompt(), [failed(0)], Situation(references=[f"fact {n}" for n in range(30)]), [], room=900)
     assert "All right answers" not in told.context

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage
 
 from nslora.tools.editor.briefing import Row, Situation
 from nslora.tools.editor.editor import EditFailedError, Editor
-from nslora.tools.editor.reflection import REFLECTIONS, read_reflection
+from nslora.tools.editor.reflection import read_reflection, reflection_form
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.rewards.score import Graded, Score
@@ -63,6 +63,10 @@ def test_numbers_are_read_as_small_models_write_them(sent: Any, expected: tuple[
         ({"title": "x"}, "none of the fields"),
         ("Shout.", "none of the fields"),
         ({"system": "x" * 50_000}, "far too long"),
+        (
+            {"system": "The whole new system turn: short rules that hold for every row"},
+            "repeats how it is to be written",
+        ),
     ],
 )
 def test_a_document_that_cannot_be_used_is_a_fault_and_the_others_stand(document: Any, fault: str) -> None:
@@ -116,12 +120,12 @@ def test_one_call_is_an_edit_and_its_analysis_is_the_textual_gradient() -> None:
     assert [len(prompt.demonstrations) for prompt in edit.prompts] == [1, 2]
     assert edit.critiques == ("No capitals.",)
     assert edit.rows == ("train-1", "train-2")
-    assert chat.asked_for == [REFLECTIONS["document"]]
+    assert chat.asked_for == [reflection_form("document", 2)]
     (request,) = chat.requests
     system, asked = texts(request)
     assert system.startswith("You are part of an optimization system")
     assert "IMPROVED_VARIABLE" not in system + asked
-    for words in ("Names in capitals.", "Stay polite.", "[1] Question: Question 1?", "up to 2 documents", "<ROLE>"):
+    for words in ("Names in capitals.", "Stay polite.", "[1] Question: Question 1?", "up to 2 new documents", "<ROLE>"):
         assert words in asked
 
 
