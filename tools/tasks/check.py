@@ -80,24 +80,14 @@ def check_task(
     """
     limit = _CHECKED_REPLIES if task.reward.costly else None
     judged = {split: [row for row in getattr(task, split) if row.reference][:limit] for split in SPLITS}
-    calls, notes = _judges(task, [row for rows in judged.values() for row in rows], ask=ask_judges)
-    if calls and not ask_judges:
-        sizes = {split: len(getattr(task, split)) for split in SPLITS}
-        shown = tuple(_shown(task, row, asked=False) for row in task.train[:SHOWN_ROWS])
-        wrong = _contradictions(task)
-        return TaskCheck(
-            sizes,
-            shown,
-            {},
-            tuple(wrong),
-            (*task.notes, *notes, *_near(task), *_unasked(task), *_solutions(task), *_too_long(task)),
-        )
+    calls, said = _judges(task, [row for rows in judged.values() for row in rows], ask=ask_judges)
+    asked = ask_judges or not calls
     total, done = sum(map(len, judged.values())), 0
     full: dict[str, tuple[int, int]] = {}
     unreachable: list[Example] = []
     missed: list[Example] = []
     hidden = not all(getattr(check, "reveal", True) for check in task.reward.checks)  # then nothing is suggested
-    for split, rows in judged.items():
+    for split, rows in judged.items() if asked else ():
         passed = 0
         for row in rows:
             score = task.reward(row, row.reference or "")
@@ -108,18 +98,11 @@ def check_task(
             on_progress(done, total)
         full[split] = passed, len(rows)
     sizes = {split: len(getattr(task, split)) for split in SPLITS}
-    wrong = [*_unreachable(task, unreachable), *_answers_to_anything(task), *_contradictions(task)]
-    notes = [
-        *task.notes,
-        *notes,
-        *_missed(missed, total),
-        *_near(task),
-        *_unasked(task),
-        *_solutions(task),
-        *_too_long(task),
-    ]
-    shown = tuple(_shown(task, row) for row in task.train[:SHOWN_ROWS])
-    return TaskCheck(sizes, shown, full, tuple(wrong), tuple(notes))
+    anything = _answers_to_anything(task) if asked else []
+    wrong = (*_unreachable(task, unreachable), *anything, *_contradictions(task))
+    advice = (*_missed(missed, total), *_near(task), *_unasked(task), *_solutions(task), *_too_long(task))
+    shown = tuple(_shown(task, row, asked=asked) for row in task.train[:SHOWN_ROWS])
+    return TaskCheck(sizes, shown, full, wrong, (*task.notes, *said, *advice))
 
 
 def _judges(task: Task, rows: Sequence[Example], *, ask: bool) -> tuple[int, list[str]]:
@@ -148,14 +131,10 @@ def _near(task: Task) -> list[str]:
     return [note for note in near if note not in task.notes]
 
 
-def _shown(task: Task, row: Example, *, asked: bool = True) -> ShownRow:
-    messages = task.prompt.dialogue(row)
-    if not row.reference:
-        return ShownRow(row.id, messages, None, (), None, "")
-    if not asked:
-        return ShownRow(row.id, messages, row.reference, row.answers, None, "")
-    score = task.reward(row, row.reference)
-    return ShownRow(row.id, messages, row.reference, row.answers, score.value, score.feedback)
+def _shown(task: Task, row: Example, *, asked: bool) -> ShownRow:
+    score = task.reward(row, row.reference) if row.reference and asked else None
+    told = (score.value, score.feedback) if score else (None, "")
+    return ShownRow(row.id, task.prompt.dialogue(row), row.reference or None, row.answers, *told)
 
 
 def _unreachable(task: Task, rows: Sequence[Example]) -> list[str]:
@@ -218,11 +197,7 @@ def _unasked(task: Task) -> list[str]:
     for name in task.columns:
         texts = [value for row in rows if isinstance(value := row.fields.get(name), str) and value.strip()]
         learnt = [value for row in rows for value in (row.target, row.reference, *row.answers)]
-        asked = (
-            set(texts) <= set(learnt) or all(text in row.asked for row, text in zip(rows, texts, strict=False))
-            if texts
-            else True
-        )
+        asked = set(texts) <= set(learnt) or all(text in row.asked for row, text in zip(rows, texts, strict=False))
         if name not in known and not asked and len(set(texts)) > 1:
             unused.append(name)
     if not unused or QUESTION_NAME in unused:
