@@ -39,6 +39,7 @@ def split_off(
     seed: int,
     question_of: QuestionOf,
     most: Mapping[str, int] | None = None,
+    label_of: QuestionOf | None = None,
 ) -> Rows:
     """Split rows at random by question: all rows of one question go to one split.
 
@@ -48,55 +49,27 @@ def split_off(
         seed: Seed of the shuffle.
         question_of: Gives the question of a row.
         most: Split name -> most distinct questions.
+        label_of: Gives the label of a row: each label then has the same share of each split, as far as whole rows
+            allow. A question with several labels counts for the label of its first row.
 
     Returns:
         Split name -> rows. "train" holds the rest.
     """
-    asked = [question_of(row) for row in rows]
-    questions = sorted(set(asked))
-    random.Random(seed).shuffle(questions)
-    owner = dict.fromkeys(questions, "train")
-    start = 0
-    for split, share in shares.items():
-        count = min(round(share * len(questions)), (most or {}).get(split, len(questions)))
-        owner.update(dict.fromkeys(questions[start : start + count], split))
-        start += count
-    return _by_owner(rows, asked, owner, shares)
-
-
-def split_by_label(
-    rows: Sequence[SourceRow],
-    shares: Mapping[str, float],
-    seed: int,
-    question_of: QuestionOf,
-    label_of: QuestionOf,
-    most: Mapping[str, int] | None = None,
-) -> Rows:
-    """Split rows at random so that each label has the same share of each split, as far as whole rows allow.
-
-    All rows of one question go to one split; a question with several labels counts for the label of its first row.
-    Arguments and result are those of `split_off`; `label_of` gives the label of a row.
-    """
     labels: dict[str, str] = {}
     asked = [question_of(row) for row in rows]
     for row, question in zip(rows, asked, strict=True):
-        labels.setdefault(question, label_of(row))
+        labels.setdefault(question, label_of(row) if label_of else "")
     groups: dict[str, list[str]] = defaultdict(list)
     for question in sorted(labels):
         groups[labels[question]].append(question)
     for label, questions in groups.items():
-        random.Random(f"{seed}/{label}").shuffle(questions)
+        random.Random(f"{seed}/{label}" if label_of else seed).shuffle(questions)
     owner = dict.fromkeys(labels, "train")
     for split, share in shares.items():
         count = min(round(share * len(labels)), (most or {}).get(split, len(labels)))
         for label, taken in _quotas({label: len(questions) for label, questions in groups.items()}, count).items():
             owner.update(dict.fromkeys(groups[label][:taken], split))
             del groups[label][:taken]
-    return _by_owner(rows, asked, owner, shares)
-
-
-def _by_owner(rows: Sequence[SourceRow], asked: Sequence[str], owner: Mapping[str, str], shares: Iterable[str]) -> Rows:
-    """Give each split the rows whose question it owns."""
     found: Rows = {split: [] for split in ("train", *shares)}
     for row, question in zip(rows, asked, strict=True):
         found[owner[question]].append(row)

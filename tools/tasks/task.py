@@ -42,7 +42,6 @@ from nslora.tools.tasks.splits import (
     sampled,
     shares_of,
     size_notes,
-    split_by_label,
     split_off,
     without_duplicates,
 )
@@ -246,11 +245,9 @@ def _in_splits(
         def asked(row: SourceRow) -> str:
             return alike.get(keys[row.number], keys[row.number])
 
-        if spec.split.stratify:
-            found.update(split_by_label(found["train"], shares, spec.split.seed, asked, answered, most))
-        else:
-            found.update(split_off(found["train"], shares, spec.split.seed, asked, most))
-            notes += filter(None, [label_note(found["train"], answered)])
+        label_of = answered if spec.split.stratify else None
+        found.update(split_off(found["train"], shares, spec.split.seed, asked, most, label_of))
+        notes += filter(None, [None if label_of else label_note(found["train"], answered)])
         notes += cut_notes(found, most, shares)
     if spec.duplicates == "merge":
         found, more = merged(found, reader.asked, reader.answers)
