@@ -60,7 +60,7 @@ def classification(names: dict[str, str], wanted: Sequence[str], given: Sequence
     """Precision, recall and F1 of each label, and their macro mean.
 
     A reply that is no label is a miss of its row's label, and a label of its own in no mean. A label that is neither
-    wanted nor given counts in no mean, as in scikit-learn's `f1_score(average="macro")`; a quotient by 0 is 0.
+    wanted nor given counts in no mean, as in `f1_score(average="macro")`; a quotient by 0 is 0.
 
     Args:
         names: Key of a label -> the label as it is shown.
@@ -70,16 +70,14 @@ def classification(names: dict[str, str], wanted: Sequence[str], given: Sequence
     Returns:
         {"macro_f1", "no_label": number of replies, "labels": {label: {"precision", "recall", "f1", "support"}}}.
     """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    keys = [key for key in names if key in {*wanted, *given}]
     labels = {}
-    for key, name in names.items():
-        hits = sum(a == b == key for a, b in zip(wanted, given, strict=True))
-        support, times = wanted.count(key), given.count(key)
-        if support or times:
-            labels[name] = {
-                "precision": hits / times if times else 0.0,
-                "recall": hits / support if support else 0.0,
-                "f1": 2 * hits / (support + times),
-                "support": support,
-            }
-    macro = sum(each["f1"] for each in labels.values()) / len(labels) if labels else 0.0
+    if keys:
+        said = [each or "" for each in given]
+        columns = precision_recall_fscore_support(wanted, said, labels=keys, zero_division=0.0)
+        for key, *numbers in zip(keys, *(column.tolist() for column in columns), strict=True):
+            labels[names[key]] = dict(zip(("precision", "recall", "f1", "support"), numbers, strict=True))
+    macro = sum(each["f1"] for each in labels.values()) / max(1, len(labels))
     return {"macro_f1": macro, "no_label": given.count(None), "labels": labels}
