@@ -17,7 +17,21 @@ class Price(Settings):
     output: float = Field(ge=0)
 
 
-class EditorSettings(Settings):
+class CallSettings(Settings):
+    """The most that the calls of a chat model may cost, and whether it fills in fields.
+
+    structured: "auto" uses structured output instead of tags if the model's profile says that it has it; "always" is
+    for a server that has it with any model (vLLM, llama.cpp, Ollama).
+    """
+
+    max_calls: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=0)  # input and output together
+    max_cost: float | None = Field(None, ge=0)  # in the currency of `prices`
+    prices: dict[str, Price] = Field(default_factory=dict)  # by model name, as in "gpt-4o"
+    structured: Literal["auto", "always", "never"] = "auto"
+
+
+class EditorSettings(CallSettings):
     """How the symbolic editor is asked, and the most that it may cost in a run.
 
     protocol: "reflect" asks once, with rows by number, for an analysis and one or several documents; "textgrad" asks
@@ -35,14 +49,7 @@ class EditorSettings(Settings):
     screening_rows: int = Field(8, ge=2)  # train rows for screening, half failing, half passing
     retries: int = Field(2, ge=0)  # times that an unusable reply is sent back with the reason
     patience: int = Field(3, ge=1)  # edits in a row with unusable replies, then the editor is not called any more
-    max_calls: int | None = Field(None, ge=0)
-    max_tokens: int | None = Field(None, ge=0)  # input and output together
-    max_cost: float | None = Field(None, ge=0)  # in the currency of `prices`
-    prices: dict[str, Price] = Field(default_factory=dict)  # by model name, as in "gpt-4o"
     reply_tokens: int = Field(4096, ge=1)  # longest reply that is requested under a cap
-    # Structured output instead of tags. "auto": if the model's profile says that it has it. "always": for a server that
-    # has it with any model (vLLM, llama.cpp, Ollama).
-    structured: Literal["auto", "always", "never"] = "auto"
     protected: tuple[str, ...] = ()  # texts that must stay in the prompt, word for word
     rules: tuple[str, ...] = ()  # further sentences that the editor must follow
     timeout_s: float = Field(180.0, gt=0)  # of one request; a local model on a CPU may need minutes
@@ -65,17 +72,12 @@ class EditorSettings(Settings):
         return 1 if self.protocol == "reflect" else (self.failures or 0) + candidates
 
 
-class JudgeSettings(Settings):
+class JudgeSettings(CallSettings):
     """The most that each `judge` check may cost in a run, and how it is asked.
 
     A call that a cap does not allow stops the run, which can go on in a fork under another cap: a reply without a
     judgement has no score. A fork and a replay count from their own beginning.
     """
 
-    max_calls: int | None = Field(None, ge=0)
-    max_tokens: int | None = Field(None, ge=0)  # input and output together
-    max_cost: float | None = Field(None, ge=0)  # in the currency of `prices`
-    prices: dict[str, Price] = Field(default_factory=dict)  # by model name, as in "gpt-4o"
     reply_tokens: int = Field(1024, ge=1)  # longest verdict that is requested under a cap
-    structured: Literal["auto", "always", "never"] = "auto"  # as in EditorSettings
     transport_retries: int = Field(4, ge=0)  # after a timeout, a lost connection, a rate limit or a server error
