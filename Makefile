@@ -55,7 +55,7 @@ test-fast: setup ## without the tests that run the embedded model
 
 # In parts: make test-engines PART=tests/notebooks. What cannot be set up here is skipped, and the end says why.
 PART ?= tests
-test-engines: setup ## tests on real servers, databases and notebook kernels
+test-engines: setup ## tests on real servers, databases and notebook kernels, and what takes long
 	@$(PYTEST) -m engines -rs $(PART)
 
 coverage: setup ## lines of graph/ and nodes/ that `make test` runs, child processes included

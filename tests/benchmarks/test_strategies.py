@@ -285,6 +285,7 @@ def test_a_record_says_what_a_run_did_and_cost(finished: Run, tmp_path: Path) ->
     assert found["curve"][-1][0] == pytest.approx(finished.report()["cost"]["tflop"], abs=1e-3)
 
 
+@pytest.mark.engines  # 12 s of bootstraps
 def test_the_readme_shows_what_is_on_record() -> None:
     records = read_jsonl(RECORDS)
     wanted = in_readme("bench-strategies", readme_lines(Scores(records), records))

@@ -193,13 +193,13 @@ def test_calls_are_reserved_before_they_are_made_also_at_once() -> None:
 
 
 def test_no_more_are_under_way_than_the_cap_says() -> None:
-    lock, now, most = threading.Lock(), [0], [0]
+    lock, now, most, three = threading.Lock(), [0], [0], threading.Barrier(3)
 
     def counting(messages: list[BaseMessage]) -> str:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        time.sleep(0.02)
+        three.wait(timeout=30)  # each call ends only beside two others
         with lock:
             now[0] -= 1
         return said(1)

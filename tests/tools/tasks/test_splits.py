@@ -57,13 +57,13 @@ def test_a_cap_that_is_none_is_refused(rows):
 
 
 def test_a_large_file_gives_samples_of_its_default_shares(tmp_path):
-    """100,000 rows with `split: {}` would take 900,168 replies at 20,000 validation and test rows."""
-    task = one_file(tmp_path, rows_of(100_000))
-    assert sizes(task) == [98_500, 500, 1000]
+    """100,000 rows with `split: {}` would take 900,168 replies at 20,000 validation and test rows; here are 20,000."""
+    task = one_file(tmp_path, rows_of(20_000))
+    assert sizes(task) == [18_500, 500, 1000]
     assert task.notes == (
-        "validation: a sample of 500 rows, not 0.2 of all 100,000; `split: {validation: 0.2}` gives the whole share.",
-        "test: a sample of 1,000 rows, not 0.2 of all 100,000; `split: {test: 0.2}` gives the whole share.",
-        "train: a training job may learn from all 98,500 rows; `rows: {train: 5000}` draws a sample.",
+        "validation: a sample of 500 rows, not 0.2 of all 20,000; `split: {validation: 0.2}` gives the whole share.",
+        "test: a sample of 1,000 rows, not 0.2 of all 20,000; `split: {test: 0.2}` gives the whole share.",
+        "train: a training job may learn from all 18,500 rows; `rows: {train: 5000}` draws a sample.",
     )
     assert plan_of(task, RunSettings()).warnings[:3] == task.notes
 
