@@ -206,8 +206,8 @@ def _numbers(situation: Situation) -> list[str]:
         lines.append(f"Under the present document {', and '.join(means)}.")
     if verdicts := ", ".join(f"{count} {name}" for name, count in situation.verdicts.items() if count):
         lines.append(
-            f"What the failing train replies lack: {verdicts}. A document mends form; facts that the model does not "
-            "know are left to the training of its weights."
+            f"What the failing train replies lack: {verdicts}. A document mends form, which is how a reply is written. "
+            "It must not hold facts: the training of weights teaches them."
         )
     if situation.prompt_tokens is not None:
         lines.append(

@@ -26,10 +26,14 @@ from nslora.tools.editor.textual_gradients import CLOSE, OPEN, answers
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import PLACEHOLDER, SYSTEM, TEMPLATE, Demonstration, Prompt, normalise
 
-SYSTEM_CHARACTERS, MOST_DEMONSTRATIONS = 700, 8  # a small model that fills in a form may never end an open list
+SYSTEM_CHARACTERS, MOST_DEMONSTRATIONS = 700, 8
+ROWS_IN_FORM = 4  # a small model that fills in a form fills every place of a list
 ANALYSIS_CHARACTERS = 2000  # that are kept
-ANALYSIS = "One sentence: why the rows fail, and what the document must change."
-SYSTEM_TURN = f"The whole new system turn: short rules that hold for every row, {SYSTEM_CHARACTERS} characters at most."
+ANALYSIS = "One sentence: what the right replies have in common that the replies now lack."
+SYSTEM_TURN = (
+    "The whole new system turn: short rules on how a reply is written, for all rows, "
+    f"{SYSTEM_CHARACTERS} characters at most."
+)
 ENDED_BY_ITSELF = {"stop", "end_turn", "eos", "stop_sequence"}  # finish reasons
 
 
@@ -57,10 +61,8 @@ class TemplatePart(BaseModel):
 class DemonstrationsPart(BaseModel):
     """New demonstrations."""
 
-    rows: list[int] = Field(
-        description="Numbers of 2 to 4 rows with different right replies.", max_length=MOST_DEMONSTRATIONS
-    )
-    replies: list[ReplyForm] | None = Field(None, max_length=MOST_DEMONSTRATIONS)
+    rows: list[int] = Field(description="Numbers of 2 to 4 rows with different right replies.", max_length=ROWS_IN_FORM)
+    replies: list[ReplyForm] | None = Field(None, max_length=ROWS_IN_FORM)
 
 
 class DocumentPart(DemonstrationsPart, SystemPart):

@@ -64,7 +64,7 @@ def test_numbers_are_read_as_small_models_write_them(sent: Any, expected: tuple[
         ("Shout.", "none of the fields"),
         ({"system": "x" * 50_000}, "far too long"),
         (
-            {"system": "The whole new system turn: short rules that hold for every row"},
+            {"system": "The whole new system turn: short rules on how a reply is written"},
             "repeats how it is to be written",
         ),
     ],
