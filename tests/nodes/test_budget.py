@@ -199,6 +199,7 @@ def test_rows_that_ask_the_same_are_told_before_they_count_as_several(keepers: T
         "test": [{**rows[0], "question": "Where?"}],
     }
     warnings = plan_of(task_from_rows(train=rows, **twice, reward="exact_match"), settings()).warnings
+    assert warnings[0].startswith("2 validation rows cannot tell any gain from noise (wanted: 0.1): add")
     assert any(each.startswith("The 2 rows of validation ask 1 different questions") for each in warnings)
     assert not any("rows of test" in each for each in warnings)
 

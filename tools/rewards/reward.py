@@ -299,7 +299,7 @@ def rejected(error: ValidationError, model: type[Any], kind: str) -> RewardError
 def first_problem(error: ValidationError, model: type[Any]) -> str:
     """Describe the first error of a pydantic validation: the field, what is wrong, the value."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the whole"
+    place = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         for key in first["loc"][:-1]:
@@ -311,7 +311,7 @@ def first_problem(error: ValidationError, model: type[Any]) -> str:
         return f"the field {place!r} is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
     came = "" if isinstance(first["input"], Mapping) else f" (came: {str(first['input'])[:80]!r})"
-    return f"{place}: {message[:1].lower()}{message[1:]}{came}{more}"
+    return f"{place}: {message[:1].lower()}{message[1:]}{came}{more}" if place else f"{message}{came}{more}"
 
 
 def _known() -> str:

@@ -18,6 +18,7 @@ _FINAL = re.compile(r"####|\\boxed\{")
 _CHECKED_REPLIES = 200  # replies that a costly reward judges, at most
 _CHARACTERS_PER_TOKEN = 3.5  # English; less in other scripts
 _LONG_SHARE = 0.05  # of references that do not fit into a reply
+_FORMATS = ("messages", "conversations", "chosen", "rejected")  # columns that known formats read or leave out
 _LISTED = 5  # rows in a message
 
 
@@ -189,7 +190,7 @@ def _contradictions(task: Task) -> list[str]:
 def _unasked(task: Task) -> list[str]:
     """Columns of text that differ from row to row and reach neither the model nor the reward."""
     fields = task.reader.fields
-    known = {fields.question, fields.reference, "id", fields.id, "question", "reference", "messages", "conversations"}
+    known = {fields.question, fields.reference, "id", fields.id, "question", "reference", *_FORMATS}
     known |= {getattr(check, "field", None) for check in task.reward.checks}
     known |= {each.name for each in variables(task.reader.question_template or "", task.columns)}
     rows = task.train[:_CHECKED_REPLIES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from nslora.tools.answers import accepted_texts, as_csv_text, column_value, has_
 from nslora.tools.errors import TaskError
 from nslora.tools.prompt import Prompt, unix_lines
 from nslora.tools.prompt_variables import QUESTION_NAME, fill, fold, variables
+from nslora.tools.rewards.json_equal import JsonEqual
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.schema import Example, transcript
 from nslora.tools.tasks import choices
@@ -33,11 +35,13 @@ class RowReader:
         fields: The columns; `reference` is the column that was found.
         question_template: What is asked of a row, with columns in braces; None: the column of the question.
         choices: How the references name the row's choices; they are asked with letters. None: they do not.
+        as_json: The reward compares JSON, so that an object is one right answer.
     """
 
     fields: Fields
     question_template: str | None = None
     choices: choices.Kind | None = None
+    as_json: bool = False
 
     def question(self, row: SourceRow) -> str:
         """Read the question. Raises TaskError if a column is missing, empty or no text; the message names the row."""
@@ -95,6 +99,8 @@ class RowReader:
             raise TaskError(f"{row.place}: the reference is {value}: fill it in or remove the row.")
         if not isinstance(value, str | int | float | list | tuple | Mapping):
             raise TaskError(_no_text(row, "reference", value))
+        if self.as_json:
+            value = _json_text(row, value)
         try:
             texts = accepted_texts(value)
         except ValueError as error:
@@ -174,7 +180,8 @@ def prepared(
             notes.append("Rows hold several turns: weights learn the last assistant turn, and earlier ones are asked.")
     fields, more = _with_reference(fields, found["train"][0].columns if found["train"] else {}, reward)
     by, advice = _choices(found["train"], fields, named)
-    return found, RowReader(fields, templates[-1], by), prompt, notes + more + advice
+    as_json = any(isinstance(check, JsonEqual) for check in reward.checks)
+    return found, RowReader(fields, templates[-1], by, as_json), prompt, notes + more + advice
 
 
 def _choices(rows: Sequence[SourceRow], fields: Fields, named: Iterable[str]) -> tuple[choices.Kind | None, list[str]]:
@@ -277,6 +284,16 @@ def _text(row: SourceRow, role: str, column: str) -> str:
     if not isinstance(value, str):
         raise TaskError(_no_text(row, role, value))
     return _usable(row, role, value)
+
+
+def _json_text(row: SourceRow, value: Any) -> Any:
+    """Write an object as JSON. A list may be one value or several right answers, unless it holds texts of JSON."""
+    if isinstance(value, list | tuple) and not all(isinstance(each, str) for each in value):
+        raise TaskError(
+            f"{row.place}: the reference is a list, which may be one JSON value or several right answers: write the "
+            "value as text, as in '[1, 2]', or each right answer as a text of JSON (fields.reference)."
+        )
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else value
 
 
 def _no_text(row: SourceRow, role: str, value: Any) -> str:

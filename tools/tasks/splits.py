@@ -186,7 +186,7 @@ def cut_notes(
     cut: Mapping[str, Sequence[SourceRow]], most: Mapping[str, int], shares: Mapping[str, float]
 ) -> list[str]:
     """Say which splits are smaller than their default share."""
-    total = sum(map(len, cut.values()))
+    total = sum(len(cut[split]) for split in ("train", *shares))
     return [
         f"{split}: a sample of {len(cut[split]):,} rows, not {shares[split]:g} of all {total:,}; "
         f"`split: {{{split}: {shares[split]:g}}}` gives the whole share."

@@ -1,23 +1,24 @@
 """A task: rows in three disjoint splits, a reward that scores replies, and the prompt that a run starts from.
 
-`load_task("handbook")` loads an embedded task, `load_task(path)` a folder or a task.yaml, and `task_from_rows` takes
-rows from Python.
+`load_task("handbook")` loads an embedded task, `load_task(path)` a folder, a task.yaml or a file of rows, and
+`task_from_rows` takes rows from Python.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from nslora.tools.errors import PromptError, TaskError
 from nslora.tools.files import as_text, sha256_of_json
-from nslora.tools.prompt import Prompt, check_sections, parse
-from nslora.tools.prompt_variables import check_system
+from nslora.tools.prompt import PLACEHOLDER, SYSTEM, TEMPLATE, Prompt, check_sections, parse
+from nslora.tools.prompt_variables import check_system, variables
 from nslora.tools.rewards.reward import Reward, build_reward
 from nslora.tools.schema import Example
 from nslora.tools.tasks.examples import RowReader, examples_of, prepared, refuse_one_question
@@ -46,6 +47,12 @@ from nslora.tools.tasks.splits import (
     without_duplicates,
 )
 
+_HEADING = re.compile(r"^#\s", re.MULTILINE)
+_FILES = {  # names of a split's file, as `datasets` finds them in a folder
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
 _EMBEDDED = Path(__file__).parent / "embedded"
 _FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".json.gz")
 
@@ -96,7 +103,7 @@ def load_task(source: str | Path, *, style: str | None = None, combine: str | No
     """Load a task. Nothing is written.
 
     Args:
-        source: Name of an embedded task, or path of a folder or a task.yaml.
+        source: Name of an embedded task, or path of a folder, a task.yaml or a file of rows.
         style: One of the styles in task.yaml.
         combine: "mean" or "all"; replaces reward.combine.
         **overrides: Replace top-level fields of task.yaml.
@@ -105,7 +112,7 @@ def load_task(source: str | Path, *, style: str | None = None, combine: str | No
         TaskError: If the task cannot be read. The message names file, line and field.
         RewardError: If a check is unknown or rejects its options.
     """
-    document = _document(source)
+    document = _document(source, overrides)
     spec = validated(document, overrides)
     options = {"style": style, "combine": combine, **overrides}
     return _task(
@@ -181,26 +188,43 @@ def any_keys(examples: Iterable[Example]) -> set[str]:
     return set().union(*(keys_of(example.asked) for example in examples))
 
 
-def _document(source: str | Path) -> Document:
-    """Find and parse the task; a folder without task.yaml holds one file for each split."""
+def _document(source: str | Path, overrides: Iterable[str]) -> Document:
+    """Find and parse the task: a task.yaml, a folder with one or with a file for each split, or a file of rows."""
     path = _EMBEDDED / str(source) if str(source) in embedded_tasks() else Path(source)
     with readable(path):
-        if path.is_dir() and (path / "task.yaml").is_file():
-            return read_document(path / "task.yaml")
         if path.is_dir():
-            return Document(path, path.absolute(), {"data": {split: _first_file(path, split) for split in SPLITS}})
-        if path.suffix in (".yaml", ".yml") and path.is_file():
-            return read_document(path)
-    known = ", ".join(embedded_tasks())
-    raise TaskError(f"No task {str(path)!r}: give a folder, a task.yaml or an embedded task (known: {known}).")
+            written = path / "task.yaml"
+            document = read_document(written) if written.is_file() else Document(path, path.absolute(), {})
+        elif path.suffix in (".yaml", ".yml") and path.is_file():
+            document = read_document(path)
+        elif path.is_file() and path.name.endswith(_FORMATS):
+            content = {"name": path.name.partition(".")[0], "data": path.name, "split": {}}
+            return Document(path, path.parent.absolute(), content)
+        else:
+            known = ", ".join(embedded_tasks())
+            raise TaskError(
+                f"No task {str(path)!r}: give a folder, a task.yaml, a file of rows such as rows.csv, or an embedded "
+                f"task (known: {known})."
+            )
+        return document if {"data", "dataset"} & {*document.content, *overrides} else _with_files(document)
 
 
-def _first_file(folder: Path, split: str) -> str:
-    for suffix in _FORMATS:
-        if (folder / f"{split}{suffix}").is_file():
-            return f"{split}{suffix}"
-    known = ", ".join(_FORMATS[1:])
-    raise TaskError(f"{folder}: the folder has neither task.yaml nor {split}.jsonl (or {known}).")
+def _with_files(document: Document) -> Document:
+    """Name the files of the splits that stand in the folder; a split without a file is a share of train."""
+    paths = {
+        split: f"{name}{suffix}"
+        for split, names in _FILES.items()
+        for suffix in reversed(_FORMATS)
+        for name in reversed(names)
+        if (document.folder / f"{name}{suffix}").is_file()
+    }
+    if "train" not in paths:
+        raise TaskError(
+            f"{document.path}: there is no file of train rows, train{_FORMATS[0]} (or {', '.join(_FORMATS[1:])}): add "
+            "it, or name a file under `data`, or a Hugging Face data set under `dataset`, in task.yaml."
+        )
+    shares: dict[str, Any] = {} if len(paths) == len(SPLITS) else {"split": {}}
+    return replace(document, content={**shares, **document.content, "data": paths})
 
 
 def _rows(spec: TaskSpec, document: Document) -> dict[str, list[SourceRow]]:
@@ -343,7 +367,7 @@ def _check_overlap(splits: Mapping[str, Sequence[Example]]) -> None:
 
 
 def _prompt(text: str | None, document: Document, changed: Callable[[str], str]) -> Prompt:
-    """Parse a prompt document; one line that ends in .md is the path of the document."""
+    """Parse a prompt document; one line that ends in .md is its path, a text without headings one of the two turns."""
     if text is None:
         return Prompt()
     where = document.path
@@ -351,14 +375,14 @@ def _prompt(text: str | None, document: Document, changed: Callable[[str], str])
         where = document.folder / text.strip()
         with readable(where):
             text = where.read_text(encoding="utf-8-sig")
+    if not _HEADING.search(text):
+        text = f"# {TEMPLATE if variables(text) else SYSTEM}\n\n{text}"
     try:
-        prompt = parse(text, changed=changed)
+        prompt = parse(text, template=PLACEHOLDER, changed=changed)
         check_sections(prompt)
         return prompt
     except PromptError as error:
-        raise TaskError(
-            f"{where}: the start prompt is rejected: {error} (In Python, Prompt(system=...) makes a system turn only.)"
-        ) from error
+        raise TaskError(f"{where}: the start prompt is rejected: {error}") from error
 
 
 def _check_system(prompt: Prompt, columns: Sequence[str], document: Document) -> None:

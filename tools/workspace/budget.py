@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nslora.tools.evaluation.acceptance import smallest_detectable_gain
+from nslora.tools.evaluation.acceptance import fewest_wins, smallest_detectable_gain
 from nslora.tools.inference.flops import TERA
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME
 from nslora.tools.schema import Kind
@@ -230,9 +230,11 @@ def _warnings(task: Task, settings: RunSettings, job_tokens: int) -> list[str]:
     found = list(task.notes)
     smallest = _detectable(task, settings)
     if smallest > WANTED_GAIN:
+        none = len(task.validation) < fewest_wins(settings.keep.from_start)
+        gain, rest = ("any gain", "every update") if none else (f"a gain below {smallest:.2f}", "smaller gains")
         found.append(
-            f"{len(task.validation)} validation rows cannot tell a gain below {smallest:.2f} from noise "
-            f"(wanted: {WANTED_GAIN:g}): add validation rows, or expect smaller gains to be dropped."
+            f"{len(task.validation)} validation rows cannot tell {gain} from noise (wanted: {WANTED_GAIN:g}): "
+            f"add validation rows, or expect {rest} to be dropped."
         )
     for split, rows in (("validation", task.validation), ("test", task.test)):
         if (different := len({same_question(row.asked) for row in rows})) < len(rows):

@@ -102,7 +102,7 @@ TAKEN: dict[str, tuple[Any, dict[str, Any], list[str], tuple[str, ...]]] = {
         lambda n: {"system": "S", "instruction": f"q{n}", "input": "", "output": f"n{n}", "history": [["a", "b"]]},
         {}, ["S", "a", "b", "q0"], ("n0",),
     ),
-    "DPO": (lambda n: {"prompt": f"p{n}", "chosen": f"c{n}", "rejected": "r"}, {}, ["p0"], ("c0",)),
+    "DPO": (lambda n: {"prompt": f"p{n}", "chosen": f"c{n}", "rejected": f"r{n}"}, {}, ["p0"], ("c0",)),
     "UltraFeedback": (
         lambda n: {"prompt": f"p{n}", "chosen": [user(f"p{n}"), said(f"c{n}")], "rejected": [user(f"p{n}"), said("r")],
                    "score_chosen": 8.0},
@@ -140,6 +140,18 @@ TAKEN: dict[str, tuple[Any, dict[str, Any], list[str], tuple[str, ...]]] = {
     ),
     "values of NumPy": (
         lambda n: {"question": np.str_(f"q{n}"), "reference": np.array([f"n{n}"])}, {}, ["q0"], ("n0",),
+    ),
+    "objects under json_equal": (
+        lambda n: {"question": f"q{n}", "reference": {"text": "é", "n": n, "in": {"none": None, "list": [1]}}},
+        {"reward": ["json_equal"]}, ["q0"], ('{"text": "é", "n": 0, "in": {"none": null, "list": [1]}}',),
+    ),
+    "a prompt without headings": (
+        lambda n: {"text": f"t{n}", "reference": "x"},
+        {"prompt": "### Text\n{text}\n### JSON such as {\"a\": 1}", "fields": {"question": "text"}},
+        ['### Text\nt0\n### JSON such as {"a": 1}'], ("x",),
+    ),
+    "a system turn without headings": (
+        lambda n: {"question": f"q{n}", "reference": "x"}, {"prompt": 'Say {"a": 1}.'}, ['Say {"a": 1}.', "q0"], ("x",),
     ),
     "a number of 31 digits": (
         lambda n: {"question": f"q{n}", "reference": 10**30 + n}, {"reward": ["numeric"]}, ["q0"], ("1" + "0" * 30,),
@@ -185,6 +197,10 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "a whole object in the prompt": (
         lambda n: {**PLAIN, "context": {"sentences": [f"{n}"]}}, IN_CONTEXT, "by its path, as in {context.sentences}.",
+    ),
+    "a list under json_equal": (
+        lambda n: {**PLAIN, "reference": [1, 2]}, {"reward": ["json_equal"]},
+        "train row 1: the reference is a list, which may be one JSON value or several right answers",
     ),
     "infinity": (lambda n: {**PLAIN, "reference": float("inf")}, {}, "train row 1: the reference is inf"),
     "a date": (lambda n: {**PLAIN, "reference": datetime.date(2020, 1, 1)}, {}, "has the type date, but"),

@@ -242,7 +242,6 @@ def test_rows_from_python_make_a_task_with_a_function_as_its_reward():
         ({"train": 5}, "train: got int; give a list of rows"),
         ({"name": " "}, "task_from_rows: name: "),
         ({"prompt": 5}, "prompt: input should be a valid string (came: '5')"),
-        ({"prompt": "You are terse."}, "In Python, Prompt(system=...) makes a system turn only"),
         ({"fields": {"answer": "a"}}, "unknown field 'fields.answer' (known: id, question, reference)"),
         ({"prompt": "# Question template\n\nno place"}, "the start prompt is rejected"),
         ({"train": [{"question": "q", "reference": "r", "id": True}]}, "the id in the column 'id' is True"),
@@ -265,7 +264,8 @@ def test_rows_may_come_from_a_generator_and_ids_from_an_array():
 
 def test_a_missing_task_is_refused_with_the_embedded_ones():
     assert refused("handbok") == (
-        "No task 'handbok': give a folder, a task.yaml or an embedded task (known: handbook)."
+        "No task 'handbok': give a folder, a task.yaml, a file of rows such as rows.csv, or an embedded task (known: "
+        "handbook)."
     )
 
 
@@ -285,7 +285,7 @@ def test_a_missing_task_is_refused_with_the_embedded_ones():
         ({"style": "loud"}, "unknown style 'loud' (known: none)"),
         ({"styles": {"a": [], "b": []}, "style": "c"}, "task.yaml:6: unknown style 'c' (known: a, b)"),
         ({"styles": {"a": ["exakt"]}, "style": "a"}, "task.yaml:8: Unknown check 'exakt'"),
-        ({"data": {"train": "train.jsonl"}}, "task.yaml: the whole: no source for validation and test"),
+        ({"data": {"train": "train.jsonl"}}, "task.yaml: no source for validation and test"),
         ({"data": {"validation": "train.jsonl"}}, "the field 'data.train' is missing"),
         ({"dataset": {"path": "x"}}, "give either `data` (files) or `dataset`"),
         ({"split": {}}, "`split` has nothing to cut"),
@@ -296,7 +296,7 @@ def test_a_missing_task_is_refused_with_the_embedded_ones():
         ({"data": {**FILES, "test": "test.txt"}}, "the format '.txt' is unknown (known: .jsonl"),
         ({"data": {**FILES, "test": "empty.jsonl"}}, "empty.jsonl: the split 'test' has no rows"),
         ({"prompt": "none.md"}, "none.md: cannot be read"),
-        ({"prompt": "Say it."}, "the start prompt is rejected"),
+        ({"prompt": "# Rules\n\nSay it."}, "the start prompt is rejected"),
         ({"reward": [{"check": "contains", "field": "key"}]}, "jsonl:1: the check 'contains' needs the field 'key'"),
         ({"reward": ["numeric"]}, "train.jsonl:1: the check 'numeric' needs a number in the field 'reference', but"),
         ({"fields": {"id": "nr"}}, "train.jsonl:1: the id in the column 'nr' is None"),
@@ -388,9 +388,25 @@ def test_a_line_separator_inside_a_json_text_is_no_end_of_line(tmp_path):
     assert read_rows(tmp_path / "rows.jsonl")[0].columns == {"question": "a\u2028b"}
 
 
-def test_a_folder_that_lacks_a_split_is_refused(folder):
-    (folder / "test.jsonl").unlink()
-    assert "has neither task.yaml nor test.jsonl" in refused(folder)
+def test_files_of_splits_are_found_and_the_others_are_cut_from_train(folder):
+    rows = "".join(jsonl([{"question": f"q{n}", "reference": "x"}]) for n in range(10))
+    (folder / "train.jsonl").write_text(rows)
+    (folder / "validation.jsonl").rename(folder / "dev.jsonl")
+    (folder / "task.yaml").write_text("reward: [contains]\n")
+    whole = load_task(folder)
+    assert [len(whole.train), whole.validation[0].question, whole.reward.checks[0].name] == [
+        10,
+        "What is c?",
+        "contains",
+    ]
+    (folder / "dev.jsonl").unlink()
+    (folder / "task.yaml").unlink()
+    assert [len(getattr(load_task(folder), split)) for split in FILES] == [8, 2, len(whole.test)]
+    alone = load_task(folder / "train.jsonl")
+    assert [alone.name, len(alone.train), len(alone.test)] == ["train", 6, 2]
+    assert load_task(alone.source).hash == alone.hash
+    (folder / "train.jsonl").unlink()
+    assert "there is no file of train rows, train.jsonl (or .json, .csv" in refused(folder)
 
 
 def test_ids_that_stand_twice_are_refused(folder):
