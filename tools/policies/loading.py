@@ -7,42 +7,24 @@ from nslora.tools.errors import ModelError, first_line
 from nslora.tools.inference.weights import ModelSource
 
 UNLOADABLE = (OSError, ValueError, ImportError)
-# Packages that transformers asks for only when a model needs them, by the names in its messages.
-OPTIONAL_PACKAGES = {
-    "sentencepiece": "sentencepiece",
-    "tiktoken": "tiktoken",
-    "protobuf": "protobuf",
-    "google.protobuf": "protobuf",
-    "bitsandbytes": "bitsandbytes",
-    "gptqmodel": "gptqmodel",
-    "optimum": "optimum",
-    "autoawq": "autoawq",
-    "compressed-tensors": "compressed-tensors",
-    "compressed_tensors": "compressed-tensors",
-    "flash-attn": "flash-attn",
-    "flash_attn": "flash-attn",
-    "mistral-common": "mistral-common",
-    "mistral_common": "mistral-common",
-    "hqq": "hqq",
-    "torchao": "torchao",
-    "kernels": "kernels",
-    "gguf": "gguf",
-    "einops": "einops",
-    "mamba-ssm": "mamba-ssm",
-    "causal-conv1d": "causal-conv1d",
-}
+# Packages that transformers asks for only when a model needs them, as pip calls them; in its messages, some have a `_`.
+OPTIONAL_PACKAGES = re.compile(
+    "sentencepiece|tiktoken|protobuf|bitsandbytes|gptqmodel|optimum|autoawq|compressed-tensors|flash-attn|"
+    "mistral-common|hqq|torchao|kernels|gguf|einops|mamba-ssm|causal-conv1d"
+)
 
 
 def missing_package(error: Exception) -> str | None:
     """Return the package whose absence an error of transformers reports, as pip calls it; None if it reports none."""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return OPTIONAL_PACKAGES.get(error.name, error.name.partition(".")[0])
-    said = str(error).lower()
+        return error.name.removeprefix("google.").partition(".")[0].replace("_", "-")
+    said = str(error).lower().replace("_", "-")
     asks = isinstance(error, ImportError) or "install" in said or "requires" in said
     named = re.search(r"pip install (?:-\S+ )*['\"]?([a-z0-9_.-]+)", said)
     if asks and named and named[1] != "transformers":  # which is there, and does not know the architecture
-        return OPTIONAL_PACKAGES.get(named[1], named[1])
-    return next((package for name, package in OPTIONAL_PACKAGES.items() if asks and name in said), None)
+        return named[1]
+    found = OPTIONAL_PACKAGES.search(said) if asks else None
+    return found[0] if found else None
 
 
 def unloadable(source: ModelSource, error: Exception) -> ModelError:
