@@ -62,6 +62,9 @@ class JudgePlace:
         return None if self.folder is None else EditorLog(self.folder / BEFORE)
 
 
+_NOWHERE = JudgePlace()  # until somebody says where, or asks
+
+
 class _Absent(RecordedChat):
     """Stands for the chat model in a replay, which needs its name alone."""
 
@@ -85,34 +88,31 @@ class JudgeCalls:
         self._name, self.model, self._connect, self._is_shared = name, model, connect, shared
         self._calls: EditorCalls | None = None
         self._slots, self._lock = BoundedSemaphore(at_once), RLock()
-        self._record: EditorLog | None = None
-        self._before: EditorLog | None = None
         self._locks: dict[tuple[str, int], Lock] = {}
         self._known: dict[tuple[str, int], RecordedCall] = {}
         self._unrecorded: list[RecordedCall] = []  # paid before the run had a folder
-        self._place: JudgePlace | None = None
+        self._place = _NOWHERE
 
     def work_in(self, place: JudgePlace) -> None:
         """Take caps, records and caches from here from now on."""
         if place is self._place:
             return
         self._place, self._known, self._calls = place, {}, None
-        self._record, self._before = place.record, place.before
-        if self._record is not None:
+        if place.record is not None:
             waiting, self._unrecorded = self._unrecorded, []
             for call in waiting:
-                self._record.append(call)
+                place.record.append(call)
 
     @property
     def calls(self) -> EditorCalls:
         """The chat model with its caps. Raises SettingsError if a cap on cost has no price."""
         with self._lock:
             if self._calls is None:
-                self._calls = self._connected(self._place or self._shared())
+                self._calls = self._connected(self._shared())
             return self._calls
 
     def _connected(self, place: JudgePlace) -> EditorCalls:
-        settings, own = place.settings, self._own_calls()
+        settings = place.settings
         chat: Chat
         if place.offline and place.before is not None:
             known = next(
@@ -131,16 +131,15 @@ class JudgeCalls:
         )
         if place.folder is None:
             calls.go_on = "ask again"
-        for call in own:
-            calls.count(call)
+        for call in self._used():
+            if not call.purpose.endswith(KNOWN):  # else another run has paid for it
+                calls.count(call)
         return calls
 
-    def _own_calls(self) -> list[RecordedCall]:
-        """What this run has paid for."""
-        calls = self._unrecorded if self._record is None else self._record.first()
-        return [
-            each for each in calls if each.purpose.startswith(f"{self._name}, ") and not each.purpose.endswith(KNOWN)
-        ]
+    def _used(self) -> list[RecordedCall]:
+        """The calls that this run has used, failed ones too."""
+        calls = self._unrecorded if self._place.record is None else self._place.record.first()
+        return [each for each in calls if each.purpose.startswith(f"{self._name}, ")]
 
     @property
     def spent(self) -> Usage:
@@ -150,8 +149,8 @@ class JudgeCalls:
     def judged(self) -> tuple[int, int]:
         """How many replies were judged in this run, and on how many of them the samples differed."""
         found: dict[str, set[str]] = {}
-        for call in self._record.first() if self._record is not None else ():
-            if call.purpose.startswith(f"{self._name}, ") and not call.error:
+        for call in self._used() if self._place.record is not None else ():
+            if not call.error:
                 found.setdefault(call.request_sha256, set()).add(call.purpose.removesuffix(KNOWN))
         return len(found), sum(len(samples) > 2 for samples in found.values())
 
@@ -215,7 +214,7 @@ class JudgeCalls:
         raise self._failed(f"The judge {self.model} gave no usable verdict, asked twice: {problem}")
 
     def _asked(self, messages: Sequence[BaseMessage], form: type[BaseModel], sample: int) -> RecordedCall:
-        if self._place is not None and self._place.offline:
+        if self._place.offline:
             raise self._failed(
                 f"The records of {self._place.folder} hold no such judgement of the judge {self.model}, and a replay "
                 "asks nobody."
@@ -234,19 +233,18 @@ class JudgeCalls:
     def _shared(self) -> JudgePlace:
         """Where it works; outside of runs without caps, with the cache that all runs share."""
         with self._lock:
-            if (place := self._place) is None:
-                place = JudgePlace(cache=ReplyCache(cache_folder() / "replies.sqlite"))
-                self.work_in(place)
-            return place
+            if self._place is _NOWHERE:
+                self.work_in(JudgePlace(cache=ReplyCache(cache_folder() / "replies.sqlite")))
+            return self._place
 
     def _find(self, request: str, sample: int) -> RecordedCall | None:
         if (request, sample) in self._known:
             return self._known[request, sample]
-        for log in (self._record, self._before):
+        for log in (self._place.record, self._place.before):
             for call in log.calls(request) if log is not None else ():
                 if call.error or call.purpose.removesuffix(KNOWN) != f"{self._name}, sample {sample}":
                     continue
-                if log is self._record:
+                if log is self._place.record:
                     self._known[request, sample] = call
                 else:  # it counts as it counted there
                     if paid := not call.purpose.endswith(KNOWN):
@@ -259,7 +257,7 @@ class JudgeCalls:
 
     @property
     def _cache(self) -> ReplyCache | None:
-        return self._place.cache if self._place is not None and self._is_shared else None
+        return self._place.cache if self._is_shared else None
 
     def _key(self, request: str, sample: int) -> str:
         return sha256_of_json(["judgement", self.model, request, sample])
@@ -276,7 +274,7 @@ class JudgeCalls:
             self._cache.add({self._key(*key): json.dumps(asdict(call))})
 
     def _write(self, call: RecordedCall) -> None:
-        if self._record is not None:
-            self._record.append(call)
+        if self._place.record is not None:
+            self._place.record.append(call)
         elif not call.purpose.endswith(KNOWN):
             self._unrecorded.append(call)
