@@ -5,6 +5,7 @@ classifier and editor see the answer; records keep the thinking beside it.
 """
 
 OPENING, CLOSING = "<think>", "</think>"
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")  # of a message, by family
 
 
 def split_thinking(reply: str) -> tuple[str, str]:

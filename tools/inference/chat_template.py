@@ -12,7 +12,7 @@ from typing import Any
 from nslora.tools.errors import ModelError, first_line
 from nslora.tools.policy import Thinking
 from nslora.tools.schema import Dialogue
-from nslora.tools.thinking import CLOSING, OPENING, split_thinking, thought_in
+from nslora.tools.thinking import CLOSING, OPENING, THOUGHT_KEYS, split_thinking, thought_in
 
 ASKED, MARK = [{"role": "user", "content": "a"}], "Zq7MARK7qZ"  # a dialogue that shows how a template writes
 # How families open and close their thinking: Qwen, DeepSeek, GLM, Nemotron, LFM; Gemma 4; gpt-oss; Mistral; Seed.
@@ -24,7 +24,6 @@ MARKERS = (
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
 )
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")  # of a message, by family
 # The template for a model that has none; a reply ends with the end token, or before the next question.
 PLAIN_TEMPLATE = (
     "{% set labels = {'user': 'Question: ', 'assistant': 'Answer: '} %}"

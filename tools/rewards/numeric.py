@@ -53,12 +53,6 @@ class Numeric(FieldCheck):
         return None
 
 
-def plain_number(text: str) -> Decimal | None:
-    """Read the number that a text marks as its answer, or its last; None if it needs arithmetic or is none."""
-    number = read_number(text).number
-    return number if isinstance(number, Decimal) else None
-
-
 def _is_expression(number: Expression) -> bool:
     return not _TOWER.search(number.text) and is_number(number.text)
 

@@ -17,10 +17,9 @@ from nslora.tools.answers import is_missing, plain
 from nslora.tools.errors import TaskError
 from nslora.tools.prompt import unix_lines
 from nslora.tools.tasks.readers import SourceRow
-from nslora.tools.thinking import CLOSING, OPENING
+from nslora.tools.thinking import CLOSING, OPENING, THOUGHT_KEYS
 
 SYSTEM_COLUMN = "system"
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of a message, by family
 _DIALOGUES = ("messages", "conversations")
 _ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -138,7 +137,8 @@ def _turns(row: SourceRow, messages: Any) -> _Turns:
                 "system, user and assistant can be asked; leave the row out, or write the turn as text of one of them."
             )
         turns.append((role, _text_of(row, content)))
-    thought = next((each for key in _THOUGHTS if turns and isinstance(each := messages[-1].get(key), str)), "").strip()
+    thoughts = (messages[-1].get(key) for key in THOUGHT_KEYS if turns)
+    thought = next((each for each in thoughts if isinstance(each, str)), "").strip()
     if thought and turns[-1][0] == "assistant" and OPENING not in turns[-1][1]:
         turns[-1] = ("assistant", f"{OPENING}\n{thought}\n{CLOSING}\n\n{turns[-1][1]}")
     return turns

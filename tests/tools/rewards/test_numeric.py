@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from decimal import Decimal
 
 import pytest
 
-from nslora.tools.rewards.numeric import plain_number, same_number
+from nslora.tools.rewards.number_text import read_number
+from nslora.tools.rewards.numeric import same_number
 from nslora.tools.rewards.reward import build_check
 from nslora.tools.schema import Example
 
@@ -388,5 +390,5 @@ def test_a_reference_that_is_a_number_is_taken(text: str) -> None:
      ("1'234.5", 1234.5), ("18万", 180000), ("3千万", 30000000), ("2.5k", 2500), ("1e3", 1000), ("25,5", None)],
 )  # fmt: skip
 def test_thousands_and_scales_are_read_where_they_have_one_meaning(text: str, number: float | None) -> None:
-    found = plain_number(text)
-    assert (found if found is None else float(found)) == number
+    found = read_number(text).number
+    assert (float(found) if isinstance(found, Decimal) else None) == number

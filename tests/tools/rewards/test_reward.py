@@ -8,6 +8,7 @@ import math
 import pickle
 import re
 import threading
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from nslora.tools.errors import RewardError
 from nslora.tools.rewards import math_worker
 from nslora.tools.rewards.checks import ROW_PREFIX, FieldCheck
-from nslora.tools.rewards.numeric import plain_number, same_number
+from nslora.tools.rewards.number_text import read_number
+from nslora.tools.rewards.numeric import same_number
 from nslora.tools.rewards.reward import BUILT_IN, SUGGESTION_PREFIX, build_check, build_reward
 from nslora.tools.rewards.score import Score, check_means
 from nslora.tools.schema import Example
@@ -169,8 +171,8 @@ def test_the_tolerance_is_absolute():
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
 def test_a_plain_number_is_read_as_python_writes_it(number):
-    found = plain_number(f"It is {number!r} metres")
-    assert found is not None
+    found = read_number(f"It is {number!r} metres").number
+    assert isinstance(found, Decimal)
     assert float(found) == number
 
 
