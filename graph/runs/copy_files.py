@@ -58,25 +58,17 @@ def evaluations_of(state: State) -> set[str]:
 
 def copy_past(source: Path, target: Path, states: Iterable[State], rounds_done: int) -> None:
     """Bring into `target` what the `states` of the past name, and the material of its finished rounds."""
+    names = [f"{path.parent.name}/{path.name}" for path in material_of_rounds(source, rounds_done)]
+    names += ["policy.json"] if rounds_done >= 0 else []  # before, the new run may have another model
+    prompts = [each for name in names if name.startswith("edits/") for each in _candidates_in(source / name)]
     for state in states:
-        for candidate in candidates_of(state):
-            _link(source / "prompts" / f"{candidate['prompt']}.md", target / "prompts" / f"{candidate['prompt']}.md")
-            _link(
-                source / "remade" / f"{candidate['prompt']}.jsonl", target / "remade" / f"{candidate['prompt']}.jsonl"
-            )
-            if candidate["adapter"]:
-                _link(source / "adapters" / candidate["adapter"], target / "adapters" / candidate["adapter"])
-        for name in _prompts_of_people(state):
-            _link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
-        for key in evaluations_of(state):
-            _link(source / "evaluations" / f"{key}.jsonl", target / "evaluations" / f"{key}.jsonl")
-    for path in material_of_rounds(source, rounds_done):
-        _link(path, target / path.parent.name / path.name)
-    for path in sorted((target / "edits").glob("*.json")):
-        for name in _candidates_in(path):
-            _link(source / "prompts" / f"{name}.md", target / "prompts" / f"{name}.md")
-    if rounds_done >= 0:  # begun with the first evaluation, the new run may have another model
-        _link(source / "policy.json", target / "policy.json")
+        candidates = candidates_of(state)
+        prompts += [*(each["prompt"] for each in candidates), *_prompts_of_people(state)]
+        names += [f"remade/{each['prompt']}.jsonl" for each in candidates]
+        names += [f"adapters/{each['adapter']}" for each in candidates if each["adapter"]]
+        names += [f"evaluations/{key}.jsonl" for key in evaluations_of(state)]
+    for name in dict.fromkeys([*names, *(f"prompts/{each}.md" for each in prompts)]):
+        _link(source / name, target / name)
 
 
 def material_of_rounds(run: Path, rounds_done: int) -> list[Path]:

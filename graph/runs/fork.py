@@ -1,7 +1,7 @@
 """Forks: a new run that shares another one's past up to a round, and decides otherwise from there."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,21 +94,12 @@ def fork(
 
 
 @contextmanager
-def _whole_or_gone(folder: Path) -> Iterator[None]:
-    """Delete the folder if the block fails: half a past would look like a run that has yet to begin."""
+def _undone_if_it_fails(undo: Callable[..., None], *given: Any) -> Iterator[None]:
+    """Delete a folder or a thread if the block fails: half a past would look like a run that has yet to begin."""
     try:
         yield
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _without_thread_if_it_fails(saver: Saver, thread: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        saver.delete_thread(thread)
+        undo(*given)
         raise
 
 
@@ -117,7 +108,7 @@ def complete(new: Execution, action: Literal["lora", "textgrad"] | None) -> None
 
     A fork that was killed before that cannot be resumed.
     """
-    with _whole_or_gone(new.folder):
+    with _undone_if_it_fails(shutil.rmtree, new.folder, True):
         if action is not None:
             force(new, action)
         record = read_run_file(new.folder)
@@ -211,7 +202,7 @@ def begin(
                 "whole": False,
             },
         )
-        with _whole_or_gone(folder):  # from here on it is this run's own
+        with _undone_if_it_fails(shutil.rmtree, folder, True):  # from here on it is this run's own
             workspace.prompts.add(workspace.task.prompt)
             copy_files(source.folder, folder, [each.values for each in past], beginning.round - 1)
             # Two objects of one name may be asked at other servers, or at another temperature.
@@ -228,7 +219,7 @@ def begin(
                 raise RunError(f"The checkpoint before round {beginning.round} of {source.folder} is gone.")
             if rounds := at.values.get("rounds"):
                 write_jsonl(folder / "decisions.jsonl", rounds)
-            with new.checkpointer() as target, _without_thread_if_it_fails(target, new.thread):
+            with new.checkpointer() as target, _undone_if_it_fails(target.delete_thread, new.thread):
                 copy_past(saver, target, found, new.thread)
                 if beginning.kind == "fork":
                     reopen(
