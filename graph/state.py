@@ -116,9 +116,7 @@ class RoundRecord(Work):
     signal: dict[str, dict[str, float]]
     person: NotRequired[dict[str, str]]  # as in Proposal
     overruled: NotRequired[bool]  # True if a person kept or dropped it against the test
-    cached_replies: NotRequired[
-        int
-    ]  # of its evaluation, if there were any: the cache had them, and they cost no tokens
+    cached_replies: NotRequired[int]  # of its evaluation, if any: the cache had them, and they cost no tokens
     editor_lines: NotRequired[int]  # of the editor's record by the end of the round
 
 

@@ -46,12 +46,7 @@ from nslora.tools.errors import (
 )
 from nslora.tools.files import quoted, read_jsonl, write_json
 from nslora.tools.prompt import Prompt
-from nslora.tools.workspace.record import (
-    OLD_THREAD,
-    QUESTION_FILE,
-    RUN_FILE,
-    read_run_file,
-)
+from nslora.tools.workspace.record import OLD_THREAD, QUESTION_FILE, RUN_FILE, read_run_file
 from nslora.tools.workspace.workspace import Workspace, refuse_changed_checks
 
 AnyGraph = StateGraph[Any, Any, Any, Any] | Graph
@@ -62,12 +57,8 @@ OUTWARD = (  # of a question that a Run meets inside a node of another graph
     " To let the question reach the caller of the graph that this node is of, call build_graph().invoke({}, "
     "context=run.context) in it in the place of the Run."
 )
-OWN_KEYS = (
-    "thread_id",
-    "checkpoint_id",
-    "checkpoint_ns",
-    "checkpoint_map",
-)  # of a config: they name where a run goes on
+# Of a config: they name where a run goes on.
+OWN_KEYS = ("thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map")
 
 
 @dataclass(frozen=True)
@@ -294,16 +285,13 @@ class Execution:
         with self.checkpointer() as saver:
             seen = self.compiled(saver).get_state(self.config)
         if seen.interrupts:
-            asked = seen.interrupts[0].value
-            problem = asked.get("problem") if isinstance(asked, Mapping) else None
-            then = (
-                "resume({'answer': 'accept'})"
-                if isinstance(asked, Mapping) and "answers" in asked
-                else "resume(answer)"
-            )
+            value = seen.interrupts[0].value
+            asked = value if isinstance(value, Mapping) else {}
+            problem = f"{asked['problem']} " if asked.get("problem") else ""
+            answer = "{'answer': 'accept'}" if "answers" in asked else "answer"
             raise RunError(
-                (f"{problem} " if problem else "") + f"The run {self.folder} waits for a person: look at "
-                f"question(), then {then}.{OUTWARD if var_child_runnable_config.get() else ''}"
+                f"{problem}The run {self.folder} waits for a person: look at question(), then resume({answer})."
+                f"{OUTWARD if var_child_runnable_config.get() else ''}"
             )
         if seen.next:
             raise RunError(

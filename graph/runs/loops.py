@@ -84,10 +84,8 @@ class FromThreads(_Around):
     def delete_thread(self, thread_id: str) -> None:
         self._wait(self.saver.adelete_thread(thread_id))
 
-    def get_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, DeltaChannelHistory]:
-        return self._wait(self.saver.aget_delta_channel_history(config=config, channels=channels))
+    def get_delta_channel_history(self, **asked: Any) -> Mapping[str, DeltaChannelHistory]:
+        return self._wait(self.saver.aget_delta_channel_history(**asked))
 
 
 class InThreads(_Around):
@@ -108,10 +106,8 @@ class InThreads(_Around):
     ) -> None:
         await asyncio.to_thread(self.saver.put_writes, config, writes, task_id, task_path)
 
-    async def aget_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, DeltaChannelHistory]:
-        return await asyncio.to_thread(self.saver.get_delta_channel_history, config=config, channels=channels)
+    async def aget_delta_channel_history(self, **asked: Any) -> Mapping[str, DeltaChannelHistory]:
+        return await asyncio.to_thread(self.saver.get_delta_channel_history, **asked)
 
 
 def awaitable(saver: Saver) -> Saver:
