@@ -176,6 +176,10 @@ class FieldCheck(BuiltInCheck):
     def matches(self, text: str, reply: str) -> bool:
         """Whether the reply passes for this text."""
 
+    def unfit(self, text: str) -> str | None:
+        """Say why no reply can pass for this text, as `problem` does; None if one can."""
+        return None
+
     def texts(self, example: Example) -> list[str]:
         """List the accepted texts. Suggestions use the first. Raises ValueError if the value holds no texts."""
         if self.field == "reference":
@@ -186,8 +190,8 @@ class FieldCheck(BuiltInCheck):
 
     def problem(self, example: Example) -> str | None:
         try:
-            if self.texts(example):
-                return None
+            if texts := self.texts(example):
+                return next(filter(None, map(self.unfit, texts)), None)
         except ValueError as error:
             return f"the check {self.name!r} needs text in the field {self.field!r}, which holds {error}"
         found = ", ".join(map(str, example.fields))

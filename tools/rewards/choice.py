@@ -13,7 +13,7 @@ from nslora.tools.rewards.denials import CLAIM_DENIED, DENIED_AFTER, FOREIGN
 from nslora.tools.rewards.exact_text import typed, without_edges
 
 if TYPE_CHECKING:
-    from nslora.tools.schema import Example
+    pass
 
 _Mentions = list[tuple[int, int, str]]
 
@@ -81,17 +81,13 @@ class Choice(FieldCheck):
             raise ValueError("needs at least two labels that differ in more than case and white space")
         return labels
 
-    def problem(self, example: Example) -> str | None:
-        if missing := super().problem(example):
-            return missing
-        known = {key_of(label) for label in self.labels}
-        for text in self.texts(example):
-            if key_of(text) not in known:
-                return (
-                    f"the check {self.name!r} needs one of its labels ({', '.join(self.labels)}) in the field "
-                    f"{self.field!r}, but found {text[:80]!r}: list all labels under `labels`"
-                )
-        return None
+    def unfit(self, text: str) -> str | None:
+        if key_of(text) in map(key_of, self.labels):
+            return None
+        return (
+            f"the check {self.name!r} needs one of its labels ({', '.join(self.labels)}) in the field "
+            f"{self.field!r}, but found {text[:80]!r}: list all labels under `labels`"
+        )
 
     def matches(self, text: str, reply: str) -> bool:
         return chosen(reply, self.labels) == key_of(text)

@@ -29,16 +29,11 @@ class JsonEqual(FieldCheck):
         value = example.fields.get(self.field)
         return [json.dumps(value, ensure_ascii=False)] if isinstance(value, Mapping) else super().texts(example)
 
-    def problem(self, example: Example) -> str | None:
-        if missing := super().problem(example):
-            return missing
-        for text in self.texts(example):
-            try:
-                parsed(text)
-            except (ValueError, RecursionError) as error:
-                return (
-                    f"the check {self.name!r} needs JSON in the field {self.field!r}, but found {text[:80]!r} ({error})"
-                )
+    def unfit(self, text: str) -> str | None:
+        try:
+            parsed(text)
+        except (ValueError, RecursionError) as error:
+            return f"the check {self.name!r} needs JSON in the field {self.field!r}, but found {text[:80]!r} ({error})"
         return None
 
     def matches(self, text: str, reply: str) -> bool:

@@ -42,8 +42,8 @@ class Label(Choice):
                 f"The check {self.name!r} found the labels {', '.join(labels)}: at least two are needed."
             ) from error
 
-    def problem(self, example: Example) -> str | None:
-        return super().problem(example) if self.labels else super(Choice, self).problem(example)
+    def unfit(self, text: str) -> str | None:
+        return super().unfit(text) if self.labels else None
 
     def numbers(self, examples: Sequence[Example], replies: Sequence[str]) -> dict[str, Any]:
         """The numbers of classification of these replies; see `classification`."""

@@ -17,7 +17,7 @@ from nslora.tools.rewards.math_worker import is_number, same_expression
 from nslora.tools.rewards.number_text import ENOUGH, Expression, Reading, read_number
 
 if TYPE_CHECKING:
-    from nslora.tools.schema import Example
+    pass
 
 _PER_CENT = re.compile(r"[^\d.^\\/*]*?(-?\d+(?:\.\d+)?)\s*\\?%[^\d^\\/*]*")
 _ROUNDING = Decimal("1e-12")  # relative error of a printed float
@@ -40,17 +40,14 @@ class Numeric(FieldCheck):
     def matches(self, text: str, reply: str) -> bool:
         return same_number(text, reply, self.tolerance)
 
-    def problem(self, example: Example) -> str | None:
-        if missing := super().problem(example):
-            return missing
-        for text in self.texts(example):
-            number = read_number(text).number
-            if number is None or (isinstance(number, Expression) and not _is_expression(number)):
-                return (
-                    f"the check {self.name!r} needs a number in the field {self.field!r}, but found {text[:80]!r} "
-                    "(a date, a range, a choice or a comparison is none): give one number, or use another check"
-                )
-        return None
+    def unfit(self, text: str) -> str | None:
+        number = read_number(text).number
+        if isinstance(number, Decimal) or (number is not None and _is_expression(number)):
+            return None
+        return (
+            f"the check {self.name!r} needs a number in the field {self.field!r}, but found {text[:80]!r} "
+            "(a date, a range, a choice or a comparison is none): give one number, or use another check"
+        )
 
 
 def _is_expression(number: Expression) -> bool:
