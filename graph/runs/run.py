@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -39,7 +40,7 @@ from nslora.tools.inference.weights import Notify
 from nslora.tools.policy import Policy
 from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.budget import plan_of
-from nslora.tools.workspace.judges import AGREEMENT_FILE, agreements_of, as_records
+from nslora.tools.workspace.judges import AGREEMENT_FILE, agreements_of
 from nslora.tools.workspace.record import read_run_file, recorded_settings, refuse_half_begun
 from nslora.tools.workspace.workspace import (
     Workspace,
@@ -142,7 +143,7 @@ class Run(AsyncExecution):
         )
         begun.seat_judges()
         if agreements:
-            write_json(path / AGREEMENT_FILE, as_records(agreements))
+            write_json(path / AGREEMENT_FILE, {name: asdict(each) for name, each in agreements.items()})
         if checked is not None:
             begun.editor.record(checked)
         return cls(path, begun, None if isinstance(checkpoints, str) else checkpoints, place, graph)

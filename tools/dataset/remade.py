@@ -85,13 +85,11 @@ class Remade:
     Attributes:
         rows: Verified rows, in the order of the train examples.
         generated_tokens: Tokens generated now; replies from the cache cost none.
-        asked: Replies that were graded.
         forward_tokens: Tokens of their prompts and replies, whether generated or from the cache.
     """
 
     rows: tuple[RemadeRow, ...]
     generated_tokens: int
-    asked: int = 0
     forward_tokens: int = 0
 
 
@@ -160,7 +158,7 @@ def remake(
         if length + max_new_tokens <= policy.context_tokens
     ]
     rows: dict[tuple[str, str], RemadeRow] = {}
-    generated = asked = forward = 0
+    generated = forward = 0
     for who in dict.fromkeys((None, adapter)):
         made = Counter(row.source for row in rows.values())
         wanted = [example for example in fitting if made[example.id] < per_row]
@@ -172,14 +170,14 @@ def remake(
             max_new_tokens=max_new_tokens,
             on_progress=on_progress,
         )
-        generated, asked, forward = generated + replies.tokens, asked + len(wanted), forward + replies.forward_tokens
+        generated, forward = generated + replies.tokens, forward + replies.forward_tokens
         for place, each in enumerate(grade(reward, wanted, replies.texts)):
             if each.score.passed and place not in replies.truncated:
                 row = _row(each.example, each.reply, prompt, who, each.score.value, edit, each.thinking)
                 rows.setdefault((each.example.asked, each.reply), row)
     order = {example.id: i for i, example in enumerate(every)}
     found = [*rows.values(), *_laid_out(reward, prompt, every, list(rows.values()), edit)]
-    return Remade(tuple(sorted(found, key=lambda row: order[row.source])), generated, asked, forward)
+    return Remade(tuple(sorted(found, key=lambda row: order[row.source])), generated, forward)
 
 
 def known_rows(

@@ -87,14 +87,14 @@ def check_task(
     full: dict[str, tuple[int, int]] = {}
     unreachable: list[Example] = []
     missed: list[Example] = []
-    hidden = not all(getattr(check, "reveal", True) for check in task.reward.checks)  # then nothing is suggested
     for split, rows in judged.items() if asked else ():
         passed = 0
         for row in rows:
             score = task.reward(row, row.reference or "")
             passed += score.passed
             if not score.passed:
-                (missed if hidden or task.reward.suggestion(row) is not None else unreachable).append(row)
+                may_be_repaired = not task.reward.reveals or task.reward.suggestion(row) is not None
+                (missed if may_be_repaired else unreachable).append(row)
             done += 1
             on_progress(done, total)
         full[split] = passed, len(rows)

@@ -18,7 +18,7 @@ from nslora.tools.classifier.attribution import Attribution, Need, need_of
 from nslora.tools.evaluation.acceptance import smallest_detectable_gain
 from nslora.tools.evaluation.paired_tests import REWARDS, TIE, bootstrap_interval, mean
 from nslora.tools.evaluation.records import Failure, Row
-from nslora.tools.evaluation.rollouts import ask, grade, measure
+from nslora.tools.evaluation.rollouts import ask, grade, measure, reference_losses
 from nslora.tools.inference.context_length import refuse_long_questions
 from nslora.tools.inference.reply_cache import ReplyCache, token_counts
 from nslora.tools.policy import OnProgress, Policy, no_progress
@@ -26,7 +26,7 @@ from nslora.tools.rewards.score import Graded, check_means
 from nslora.tools.router.inputs import RouterInput
 from nslora.tools.router.monitoring_signal import progress_of
 from nslora.tools.router.strategies import strategy_named
-from nslora.tools.schema import KINDS, Example
+from nslora.tools.schema import KINDS, Example, answered
 from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.cost_estimate import Cost, Speed, step_costs, update_tokens, whole_run
 from nslora.tools.workspace.reply_log import suggestions
@@ -123,7 +123,9 @@ def diagnose(
         count=lambda dialogues: token_counts(policy, cache, dialogues),
     )
     graded, reply_s, reply_tokens = _measured(task, policy, train, cache, on_progress)
-    losses, scored_per_s = _losses(task, policy)
+    started = time.perf_counter()
+    losses, scored_tokens = reference_losses(policy, None, task.prompt, task.validation, adapter=None)
+    scored_per_s = scored_tokens / max(1e-9, time.perf_counter() - started)
     on_validation, on_train = graded[: len(task.validation)], graded[len(task.validation) :]
     good = [each for each in on_train if each.score.passed] or suggestions(task)
     rows, failures = measure(on_validation, task.reward, good, "validation", losses, task.train)
@@ -135,7 +137,8 @@ def diagnose(
     advice, reason = _advice(task, settings, rows, need, bounds, detectable)
     # Without references there is no training on them either: generated tokens are then the nearest measure.
     speed = Speed.measured(reply_s, scored_per_s or task.max_new_tokens / max(reply_s))
-    epoch_tokens = sum(_row_tokens(task, policy, row) for row in task.train if row.reference)
+    learnt = [answered(task.prompt.dialogue(row), row.target or "") for row in task.train if row.reference]
+    epoch_tokens = sum(map(policy.count_tokens, learnt))
     steps = step_costs(task, settings, speed, epoch_tokens=epoch_tokens, reply_tokens=reply_tokens)
     known = [loss for loss in losses if loss is not None]
     return Diagnosis(
@@ -194,27 +197,6 @@ def _measured(
         if after > before
     ]
     return grade(task.reward, examples, replies.texts), reply_s, tokens / count
-
-
-def _losses(task: Task, policy: Policy) -> tuple[list[float | None], float]:
-    """Loss of each validation reference, nats per token, and tokens scored per second (0 without references)."""
-    rows = [row for row in task.validation if row.reference]
-    if not rows:
-        return [None] * len(task.validation), 0.0
-    dialogues = [task.prompt.dialogue(row) for row in rows]
-    started = time.perf_counter()
-    found = policy.reference_losses(dialogues, [row.target or "" for row in rows], adapter=None)
-    seconds = max(1e-9, time.perf_counter() - started)
-    by_row = {row.id: loss for row, loss in zip(rows, found, strict=True)}
-    return [by_row.get(row.id) for row in task.validation], sum(
-        _row_tokens(task, policy, row) for row in rows
-    ) / seconds
-
-
-def _row_tokens(task: Task, policy: Policy, row: Example) -> int:
-    """Tokens of a question under the prompt with its reference as the reply."""
-    dialogue = task.prompt.dialogue(row)
-    return policy.count_tokens([*dialogue, {"role": "assistant", "content": row.target or ""}])
 
 
 def _bound(repair: Repair, task: Task, rows: Sequence[Row], answers: Sequence[Attribution]) -> Bound:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nslora.tools.editor.pricing import Usage
@@ -22,11 +21,6 @@ def agreements_of(task: Task) -> dict[str, Agreement]:
     """Measure each judge that has labelled rows, by the name of its check. Raises RewardError."""
     found = {check.name: check.agreement() for check in task.reward.judges}
     return {name: each for name, each in found.items() if each is not None}
-
-
-def as_records(agreements: dict[str, Agreement]) -> dict[str, Any]:
-    """The agreements as plain values, for the run's folder."""
-    return {name: asdict(each) for name, each in agreements.items()}
 
 
 def judges_report(workspace: Workspace) -> dict[str, Any]:
