@@ -8,20 +8,10 @@ from typing import Any
 
 # Keys that hold right answers in SQuAD, TriviaQA and their like, and keys that may stand beside them.
 _ANSWERS = ("text", "texts", "value", "values", "answer", "answers", "aliases")
-_BESIDE = frozenset(
-    (
-        "answer_start",
-        "start",
-        "end",
-        "type",
-        "id",
-        "matched_wiki_entity_name",
-        "normalized_matched_wiki_entity_name",
-        "normalized_aliases",
-        "normalized_value",
-        "normalized_text",
-    )
-)
+_BESIDE = {
+    *("answer_start", "start", "end", "type", "id", "matched_wiki_entity_name", "normalized_matched_wiki_entity_name"),
+    *("normalized_aliases", "normalized_value", "normalized_text"),
+}
 
 _BARE_REPR: Any = object.__repr__  # of a class that says nothing about its values
 

@@ -32,17 +32,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 # Files of a model's folder that can change a reply: weights, configurations, vocabulary, chat templates.
 CHANGE_REPLIES = (
-    "*.safetensors",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*.json",
-    "*.model",
-    "vocab*",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "*.jinja",
-    "additional_chat_templates/*.jinja",
+    *("*.safetensors", "config.json", "generation_config.json", "tokenizer*.json", "*.model", "vocab*", "merges.txt"),
+    *("added_tokens.json", "special_tokens_map.json", "*.jinja", "additional_chat_templates/*.jinja"),
 )
 
 Notify = Callable[[str], None]

@@ -22,75 +22,20 @@ SCALES = {
 }  # fmt: skip
 SCALES_ATTACHED = {"k": "1e3", "K": "1e3", "M": "1e6", "bn": "1e9", "mn": "1e6"}
 
-# One unit a line, under its first name.
+# Units, each under its first name.
 _SAME_UNIT = """
-km kilometre kilometres kilometer kilometers 公里 千米 キロメートル
-m metre metres meter meters 米 メートル เมตร
-cm centimetre centimetres centimeter centimeters 厘米 センチ
-mm millimetre millimetres millimeter millimeters 毫米
-mile miles mi
-ft foot feet
-in inch inches
-yd yard yards
-kg kilogram kilograms 公斤 千克 キログラム
-g gram grams 克 グラム
-mg milligram milligrams
-lb lbs pound pounds
-oz ounce ounces
-t ton tons tonne tonnes 吨
-l L litre litres liter liters 升 リットル
-ml mL millilitre millilitres milliliter milliliters
-gallon gallons gal
-s sec second seconds 秒
-ms millisecond milliseconds
-min minute minutes 分钟
-h hr hrs hour hours 小时 時間
-day days 天
-week weeks 周
-month months 个月
-year years 年
-$ dollar dollars USD usd 美元 ドル ดอลลาร์
-cent cents ¢
-€ euro euros EUR 欧元 ユーロ
-GBP £
-¥ yen 円 日元 JPY
-元 yuan RMB CNY
-₹ rupee rupees INR
-° degree degrees 度
-°C
-°F
-W
-kW
-MW
-mW
-V
-mV
-kV
-A
-mA
-Hz
-kHz
-MHz
-GHz
-J
-kJ
-Pa
-kPa
-N
-K
-mol
-KB
-MB
-GB
-TB
-mph
-km/h
-m/s
-kmh
-baht บาท
-won 원
-""".strip().splitlines()
-UNITS = {word: words.split()[0] for words in _SAME_UNIT for word in words.split()}
+km kilometre kilometres kilometer kilometers 公里 千米 キロメートル; m metre metres meter meters 米 メートル เมตร;
+cm centimetre centimetres centimeter centimeters 厘米 センチ; mm millimetre millimetres millimeter millimeters 毫米;
+mile miles mi; ft foot feet; in inch inches; yd yard yards; kg kilogram kilograms 公斤 千克 キログラム;
+g gram grams 克 グラム; mg milligram milligrams; lb lbs pound pounds; oz ounce ounces; t ton tons tonne tonnes 吨;
+l L litre litres liter liters 升 リットル; ml mL millilitre millilitres milliliter milliliters; gallon gallons gal;
+s sec second seconds 秒; ms millisecond milliseconds; min minute minutes 分钟; h hr hrs hour hours 小时 時間;
+day days 天; week weeks 周; month months 个月; year years 年; $ dollar dollars USD usd 美元 ドル ดอลลาร์; cent cents ¢;
+€ euro euros EUR 欧元 ユーロ; GBP £; ¥ yen 円 日元 JPY; 元 yuan RMB CNY; ₹ rupee rupees INR; ° degree degrees 度;
+°C; °F; W; kW; MW; mW; V; mV; kV; A; mA; Hz; kHz; MHz; GHz; J; kJ; Pa; kPa; N; K; mol; KB; MB; GB; TB; mph; km/h; m/s;
+kmh; baht บาท; won 원
+"""
+UNITS = {word: words.split()[0] for words in _SAME_UNIT.split(";") for word in words.split()}
 LENGTHS = [word for word, unit in UNITS.items() if unit in ("km", "m", "cm", "mm", "mile", "ft", "in", "yd")]
 UNITS |= {
     before + word: f"{power} {UNITS[word]}"
