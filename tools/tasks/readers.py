@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import re
 from collections import Counter
@@ -156,9 +155,7 @@ def _numbered(rows: Iterable[tuple[str, Any]], labels: Mapping[str, Sequence[str
 
 def _text_of(path: Path) -> str:
     """Read a text file, plain or compressed, whatever its line ends are."""
-    if path.suffix.lower() != ".gz":
-        return path.read_text(encoding="utf-8-sig")
-    with gzip.open(path, "rt", encoding="utf-8-sig") as file:
+    with _opened(path) as file:
         return file.read()
 
 
@@ -202,7 +199,7 @@ def _json(path: Path) -> _Placed:
 
 
 def _csv(path: Path) -> _Placed:
-    with _lines_of(path) as file:
+    with _opened(path, newline="") as file:
         header = re.sub('"[^"]*"', "", file.readline())
         file.seek(0)
         # A header without commas: Excel writes semicolons where the comma is the decimal mark.
@@ -210,14 +207,14 @@ def _csv(path: Path) -> _Placed:
 
 
 def _tsv(path: Path) -> _Placed:
-    with _lines_of(path) as file:
+    with _opened(path, newline="") as file:
         yield from _delimited(path, file, "\t")
 
 
-def _lines_of(path: Path) -> TextIO:
-    if path.suffix.lower() == ".gz":
-        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+def _opened(path: Path, newline: str | None = None) -> TextIO:
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    file: TextIO = opener(path, "rt", encoding="utf-8-sig", newline=newline)
+    return file
 
 
 def _delimited(path: Path, file: TextIO, delimiter: str) -> _Placed:
