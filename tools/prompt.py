@@ -63,6 +63,8 @@ _HEADING = re.compile(r"#\s+\S|#\s*$|##\s*(?:question|reply)\s*:?\s*$", re.IGNOR
 # Characters that a text file does not keep across machines: control characters, other line ends, surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 _NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ud800-\udfff]")
+# ChatML and its like, Gemma, Mistral. A tokenizer reads them as the end or the begin of a turn, wherever they stand.
+_CONTROL_TOKEN = re.compile(r"<\|[A-Za-z]\w{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]")
 _FENCE = re.compile(r"\s*(?:(`{3,})[^`]*|(~{3,}).*)")
 _SECTION_NAME = re.compile(r"\w[\w-]*")
 _SECTION_USE = re.compile(r"\{section:(\w[\w-]*)\}")
@@ -322,6 +324,11 @@ def refuse_no_text(prompt: Prompt) -> None:
     """Raise PromptError if the prompt contains control characters, unpaired surrogates or U+FFFD."""
     if found := _NOT_TEXT.search(_everything(prompt)):
         raise PromptError(f"The prompt contains {found[0]!a}: send valid UTF-8 without control characters.")
+
+
+def control_tokens(text: str) -> set[str]:
+    """Find the marks of turns of known chat templates in a text, as in `<|im_end|>`."""
+    return set(_CONTROL_TOKEN.findall(text))
 
 
 def _everything(prompt: Prompt) -> str:

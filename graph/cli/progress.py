@@ -108,6 +108,8 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
         console.print(Panel(Syntax(report["prompt_diff"], "diff", word_wrap=True), title="prompt"))
     else:
         console.print("The prompt is unchanged.")
+    if report["result"]["adapter"] == report["start"]["adapter"]:
+        console.print(f"The weights are unchanged{'' if report['result']['adapter'] else ': result/ has no adapter'}.")
     test = report["test"]
     table = Table(title=f"test split, {test['questions']} questions, looked at once")
     checks = list(dict.fromkeys(name for which in ("base", "result") for name in test[which]["checks"]))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nslora.tools.prompt import control_tokens
 from nslora.tools.prompt_variables import QUESTION_NAME, variables
 from nslora.tools.schema import Example, Message
 from nslora.tools.tasks.near_duplicates import across
@@ -101,7 +102,8 @@ def check_task(
     sizes = {split: len(getattr(task, split)) for split in SPLITS}
     anything = _answers_to_anything(task) if asked else []
     wrong = (*_unreachable(task, unreachable), *anything, *_contradictions(task))
-    advice = (*_missed(missed, total), *_near(task), *_unasked(task), *_solutions(task), *_too_long(task))
+    of_rows = (note for each in (_near, _unasked, _marked, _solutions, _too_long) for note in each(task))
+    advice = (*_missed(missed, total), *of_rows)
     shown = tuple(_shown(task, row, asked=asked) for row in task.train[:SHOWN_ROWS])
     return TaskCheck(sizes, shown, full, wrong, (*task.notes, *said, *advice))
 
@@ -206,6 +208,19 @@ def _unasked(task: Task) -> list[str]:
     return [
         f"The model does not see the columns {', '.join(unused[:_LISTED])}: put one into the question template, as in "
         f"{{{unused[0]}}}, if the answer depends on it."
+    ]
+
+
+def _marked(task: Task) -> list[str]:
+    """Rows that hold marks of a chat template, as of data that was rendered for another model."""
+    rows = [row for split in SPLITS for row in getattr(task, split)]
+    held = {row.id: marks for row in rows if (marks := control_tokens(f"{row.asked}\n{row.reference or ''}"))}
+    if not held:
+        return []
+    listed = ", ".join(sorted(set().union(*held.values()))[:_LISTED])
+    return [
+        f"{len(held)} rows hold marks of a chat template ({listed}; first {next(iter(held))}), which may end a turn for "
+        "the model: remove them, or give the turns as `messages`."
     ]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from nslora.tools.errors import PromptError
 from nslora.tools.inference.context_length import refuse_long_questions
-from nslora.tools.prompt import Prompt, check_prompt, normalise
+from nslora.tools.prompt import Prompt, check_prompt, control_tokens, normalise
 from nslora.tools.schema import Example
 from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.workspace import Workspace
@@ -33,6 +33,7 @@ def check_for_run(prompt: Prompt, workspace: Workspace, kept: Prompt | None = No
     )
     if kept is not None:
         _refuse_wrong_demonstrations(prompt, kept, workspace.task)
+        _refuse_control_tokens(prompt, kept, train)
 
 
 def _refuse_wrong_demonstrations(prompt: Prompt, kept: Prompt, task: Task) -> None:
@@ -49,6 +50,16 @@ def _refuse_wrong_demonstrations(prompt: Prompt, kept: Prompt, task: Task) -> No
             raise PromptError(
                 f"Demonstration {number} earns {score.value:.2f} of 1 by the reward on its own row: {score.feedback}"
             )
+
+
+def _refuse_control_tokens(prompt: Prompt, kept: Prompt, train: Sequence[Example]) -> None:
+    """Raise PromptError if an edit brings a mark of turns that neither the prompt in force nor a train row holds."""
+    new = control_tokens(prompt.render()) - control_tokens(kept.render())
+    if new and (new := new - control_tokens("\n".join(f"{row.asked}\n{row.reference or ''}" for row in train))):
+        raise PromptError(
+            f"The prompt contains {min(new)!r}, which ends or begins a turn for the model: remove it; the chat "
+            "template writes the turns."
+        )
 
 
 def _longest(rows: Sequence[Example], workspace: Workspace) -> Example:

@@ -99,6 +99,14 @@ def test_a_column_that_nothing_reads_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_rows_that_hold_marks_of_a_chat_template_are_named() -> None:
+    rows = [{"question": f"<|im_start|>user\nWhat is {n}?<|im_end|>", "reference": f"n{n}"} for n in range(9)]
+    (note,) = check_task(task_from_rows(train=rows[:5], validation=rows[5:7], test=rows[7:])).notes
+    assert note.startswith(
+        "9 rows hold marks of a chat template (<|im_end|>, <|im_start|>; first train-1), which may end"
+    )
+
+
 def test_numbers_and_several_answers_are_shown_as_text(tmp_path: Path) -> None:
     rows = [{**row, "reference": [row["reference"], "x"]} for row in NUMBERS]
     result = checked(tmp_path, rows)

@@ -65,6 +65,7 @@ def test_a_result_is_shown_whatever_its_checks_are_called(finished: Run, said: s
     out = console()
     show_result(out, finished.folder / said, report)
     assert said in text_of(out)
+    assert "The weights are unchanged: result/ has no adapter." in text_of(out)
     assert f"{said}/result" in text_of(out).replace("\n", "")
 
 
