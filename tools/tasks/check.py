@@ -219,8 +219,8 @@ def _marked(task: Task) -> list[str]:
         return []
     listed = ", ".join(sorted(set().union(*held.values()))[:_LISTED])
     return [
-        f"{len(held)} rows hold marks of a chat template ({listed}; first {next(iter(held))}), which may end a turn for "
-        "the model: remove them, or give the turns as `messages`."
+        f"{len(held)} rows hold marks of a chat template ({listed}; first {next(iter(held))}), which may end a turn "
+        "for the model: remove them, or give the turns as `messages`."
     ]
 
 
