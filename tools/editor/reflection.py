@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from types import GenericAlias
 from typing import Any
 
-from langchain_core.utils.json import parse_json_markdown
 from pydantic import BaseModel, Field, create_model
 
 from nslora.tools.editor.answer_format import Part, plain_text, prompt_of_block, refuse_runaway, single_braces
@@ -174,11 +173,10 @@ def _json_of(text: str) -> dict[str, Any] | None:
     if begins is None or OPEN in text[: begins.start()]:
         return None
     try:
-        inside = text[begins.start() : text.rindex("}") + 1]
-        found = parse_json_markdown(inside, parser=functools.partial(json.loads, strict=False))
+        found: dict[str, Any] = json.JSONDecoder(strict=False).raw_decode(text, begins.start())[0]
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return found
 
 
 def _blocks(reply: str, finish_reason: str) -> list[str]:
