@@ -20,6 +20,7 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.config import ContextThreadPoolExecutor
 from pydantic import BaseModel, ValidationError
 
+from nslora.tools.editor import reply_causes, wrapped_chat
 from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error, with_arguments
 from nslora.tools.editor.call_failures import GO_ON, in_words, is_call_failure, remedy_for, status_of, wait_before
 from nslora.tools.editor.call_log import CHECK, EditorLog, RecordedCall, plain, request_sha256
@@ -28,25 +29,6 @@ from nslora.tools.editor.local_chat import LocalChat
 from nslora.tools.editor.policy_editor import PolicyChat
 from nslora.tools.editor.pricing import Caps, Usage, dearest, estimate, tokens_of
 from nslora.tools.editor.redaction import scrub, secrets_of, without
-from nslora.tools.editor.reply_causes import (
-    SETTINGS,
-    finish_reason_of,
-    reasoning_tokens_of,
-    refusal_of,
-    why_cut_off,
-    why_empty,
-    why_final,
-    written,
-)
-from nslora.tools.editor.wrapped_chat import (
-    Chat,
-    adjusted,
-    branches,
-    configured,
-    reply_tokens_of,
-    retries_itself,
-    to_fill_in,
-)
 from nslora.tools.errors import EditorCallError, EditorError, SettingsError, StoppedError
 from nslora.tools.rewards.calling import awaited
 
@@ -118,7 +100,7 @@ class EditorCalls:
 
     def __init__(
         self,
-        chat: Chat,
+        chat: wrapped_chat.Chat,
         *,
         log: EditorLog | None = None,
         caps: Caps | None = None,
@@ -140,24 +122,24 @@ class EditorCalls:
         self.never_swallow: tuple[type[BaseException], ...] = ()
         self._slowest_s = 0.0
         names = names_of(chat)
-        self._chat = configured(chat)
-        self._retries = 0 if retries_itself(self._chat) else transport_retries
+        self._chat = wrapped_chat.configured(chat)
+        self._retries = 0 if wrapped_chat.retries_itself(self._chat) else transport_retries
         self._of_thread = threading.local()
         self._async_only = False
         self._log = log
         self._secrets = secrets_of([chat, self._chat])  # `configured` may have created the model, with its key
-        models = [branch.model for branch in branches(self._chat)]
+        models = [branch.model for branch in wrapped_chat.branches(self._chat)]
         has_it = all((model.profile or {}).get("structured_output") for model in models)
         self._required = structured == "always"
         self._structured = self._required or (structured == "auto" and has_it)
-        if self._required and to_fill_in(self._chat, next(iter(FORMS.values()))) is None:
+        if self._required and wrapped_chat.to_fill_in(self._chat, next(iter(FORMS.values()))) is None:
             raise SettingsError(
                 f"The {role} {self.model} has no structured output, or not together with the arguments that are bound "
                 "to it: set `structured` to 'auto' or 'never'."
             )
         costs_money = any(model._llm_type not in FREE for model in models)
         needed = self.caps.cost is not None and costs_money
-        self._price = dearest(names, prices or {}, needed=needed, settings=SETTINGS[role])
+        self._price = dearest(names, prices or {}, needed=needed, settings=reply_causes.SETTINGS[role])
 
     @property
     def model(self) -> str:
@@ -200,7 +182,7 @@ class EditorCalls:
         self._of_thread.last = call
         with self._turn:
             self.requests.append(request)
-        if problem := call.error or why_final(call):
+        if problem := call.error or reply_causes.why_final(call):
             raise EditFailedError(problem)
         return call.reply
 
@@ -255,12 +237,12 @@ class EditorCalls:
     @property
     def in_process(self) -> bool:
         """Whether no call goes over a network."""
-        return all(isinstance(branch.model, LocalChat) for branch in branches(self._chat))
+        return all(isinstance(branch.model, LocalChat) for branch in wrapped_chat.branches(self._chat))
 
     @property
     def is_rules(self) -> bool:
         """Whether the embedded rule editor answers, which knows TextGrad's own requests alone."""
-        return all(branch.model._llm_type == "rules" for branch in branches(self._chat))
+        return all(branch.model._llm_type == "rules" for branch in wrapped_chat.branches(self._chat))
 
     @property
     def _last(self) -> RecordedCall | None:
@@ -275,13 +257,14 @@ class EditorCalls:
 
     def refuse_cut_off(self, reason: str) -> None:
         """Raise EditFailedError if the last reply, unusable for this reason, was cut off, as the next one would be."""
-        if self._last is not None and (why := why_cut_off(self._last)):
+        if self._last is not None and (why := reply_causes.why_cut_off(self._last)):
             raise EditFailedError(f"{why} What came cannot be used: {reason}")
 
     @property
     def why_empty(self) -> str:
         """What is known of the last reply, if it had no text; "" if it had."""
-        return why_empty(self._last) if self._last is not None and not written(self._last.reply) else ""
+        last = self._last
+        return reply_causes.why_empty(last) if last is not None and not reply_causes.written(last.reply) else ""
 
     def check(self) -> RecordedCall | None:
         """Ask for one token, to learn of a wrong key, model or address before anything is spent.
@@ -299,7 +282,7 @@ class EditorCalls:
             self._reserve(CHECK_REQUEST, None)
         except EditFailedError:
             return None
-        chat, self._chat = self._chat, adjusted(self._chat, warmer=0.0, reply_tokens=1, anyway=True)
+        chat, self._chat = self._chat, wrapped_chat.adjusted(self._chat, warmer=0.0, reply_tokens=1, anyway=True)
         try:
             return self._settled(CHECK_REQUEST, CHECK, None, 0.0)
         finally:
@@ -380,9 +363,9 @@ class EditorCalls:
             call_failed=failed,
             reply_bound=self._reply_bound,
             request=[[role, without(text, self._secrets)] for role, text in plain(messages)],
-            finish_reason=finish_reason_of(message),
-            refusal=scrub(refusal_of(message), self._secrets),
-            reasoning_tokens=reasoning_tokens_of(message),
+            finish_reason=reply_causes.finish_reason_of(message),
+            refusal=scrub(reply_causes.refusal_of(message), self._secrets),
+            reasoning_tokens=reply_causes.reasoning_tokens_of(message),
             status=None if failure is None else status_of(failure),
             round=self.round,
         )
@@ -390,10 +373,10 @@ class EditorCalls:
 
     def _invoke(self, messages: Messages, form: Form | None, warmer: float, config: RunnableConfig) -> AIMessage:
         capped = self.caps.tokens is not None or self.caps.cost is not None
-        chat = adjusted(self._chat, warmer=warmer, reply_tokens=self.caps.reply_tokens if capped else None)
+        chat = wrapped_chat.adjusted(self._chat, warmer=warmer, reply_tokens=self.caps.reply_tokens if capped else None)
         if form is not None:
             try:
-                if (filling_in := to_fill_in(chat, form)) is not None:
+                if (filling_in := wrapped_chat.to_fill_in(chat, form)) is not None:
                     return self._fill_in(filling_in, messages, form, config)
             except Exception as error:
                 # The model's profile promised structured output, but the model (or the server behind it) lacks it.
@@ -439,7 +422,7 @@ class EditorCalls:
     @property
     def _reply_bound(self) -> int:
         """Tokens that are reserved for the reply of a call."""
-        return reply_tokens_of(self._chat, self.caps.reply_tokens)
+        return wrapped_chat.reply_tokens_of(self._chat, self.caps.reply_tokens)
 
     def _reserve(self, messages: Messages, form: Form | None, *, failed: int = 0, wait_s: float = 0.0) -> None:
         """Raise EditFailedError if a call does not fit, after this many failed tries and this wait."""
@@ -464,7 +447,7 @@ class EditorCalls:
             ("calls", "tokens", "cost"), (caps.calls, caps.tokens, caps.cost), used, under_way, wanted, strict=True
         ):
             if cap is not None and before + beside + needed > cap:
-                setting = f"{SETTINGS[self.role]}.max_{name}"
+                setting = f"{reply_causes.SETTINGS[self.role]}.max_{name}"
                 raise EditFailedError(
                     f"The {self.role}'s cap on {name} ({cap:g}) is reached: {before:g} are spent and the next call may "
                     f"need {needed:g}; go on in a fork with a higher {setting}.",
