@@ -130,6 +130,9 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
     console.print(
         f"gain in all checks {gain['all_checks']:+.2f}, 95 % interval {words(gain['interval'])}, paired by question"
     )
+    partly = any(test[which]["reward"] != test[which]["all_checks"] for which in ("base", "result"))
+    if partly and "reward_interval" in gain:  # a run of an earlier version has none
+        console.print(f"gain in reward {gain['reward']:+.3f}, 95 % interval {words(gain['reward_interval'])}")
     gap = report.get("overfit_gap", {"result": None})  # a run of an earlier version has none
     if gap["result"] is not None:
         console.print(

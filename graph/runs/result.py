@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from nslora.tools.prompt import Prompt, parse
 
 
 class TestScores(NamedTuple):
-    """Shares of test replies that pass every check, in [0, 1].
+    """Base and result on the test split: shares of replies that pass every check, or mean rewards, in [0, 1].
 
     Attributes:
         base: Of the untouched model under the task's own prompt.
@@ -37,7 +38,9 @@ class Result:
     Attributes:
         prompt: The prompt that was chosen.
         adapter: Folder of the PEFT adapter that was chosen; None if the weights stay as they are.
-        test: Base and result on the test split, which is looked at once.
+        test: Base and result on the test split, which is looked at once: shares of replies that pass every check.
+        test_reward: The same of the mean reward, which tells more if checks give parts. The interval is NaN in a run of
+            an earlier version.
         cost: Tokens, TFLOP, editor calls and editor cost of the run. The tokens count the first evaluation and the
             test split, `tflop` only the first evaluation; `test_tflop` is the rest.
         rounds: What each round did.
@@ -49,6 +52,7 @@ class Result:
     prompt: Prompt
     adapter: Path | None
     test: TestScores
+    test_reward: TestScores
     cost: Mapping[str, float]
     rounds: tuple[Round, ...]
     stop: str
@@ -59,18 +63,17 @@ class Result:
 def result_of(folder: Path, report: Mapping[str, Any]) -> Result:
     """The result of the finished run in `folder`, whose report this is."""
     test, adapter = report["test"], folder / "result" / "adapter"
-    low, high = test["gain"]["interval"]
+    gain = {"reward_interval": (nan, nan), **test["gain"]}
+
+    def scores(of: str, interval: str) -> TestScores:
+        (low, high), base, result = gain[interval], test["base"][of], test["result"][of]
+        return TestScores(base, result, result - base, low, high, test["questions"])
+
     return Result(
         prompt=parse(read_text(folder / "result" / "prompt.md")),
         adapter=adapter if report["result"]["adapter"] else None,
-        test=TestScores(
-            test["base"]["all_checks"],
-            test["result"]["all_checks"],
-            test["gain"]["all_checks"],
-            low,
-            high,
-            test["questions"],
-        ),
+        test=scores("all_checks", "interval"),
+        test_reward=scores("reward", "reward_interval"),
         cost=report["cost"],
         rounds=tuple(round_of(each) for each in report["rounds"]),
         stop=report["stop"],

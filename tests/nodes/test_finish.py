@@ -14,9 +14,21 @@ from nslora.tools.dataset.remade import RemadeRow
 from nslora.tools.errors import RewardError, StoppedError
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.rewards import calling
+from nslora.tools.rewards.score import Graded, Score
 from nslora.tools.tasks.task import Task, task_from_rows
+from nslora.tools.workspace.report import compare_on_test
 
 Begin = Callable[..., Run]
+
+
+def test_a_gain_in_reward_that_passes_no_further_reply_is_told() -> None:
+    task = task_from_rows(
+        **{split: [{"question": split, "reference": "x"}] for split in ("train", "validation", "test")}
+    )
+    base, result = ([Graded(task.test[0], "", Score(value, {"judge": value}, ""))] * 4 for value in (0.25, 0.75))
+    test = compare_on_test(base, result, task.reward)
+    assert test["gain"].items() >= {"all_checks": 0.0, "interval": [0.0, 0.0], "reward": 0.5}.items()
+    assert test["gain"]["reward_interval"][1] == 0.5
 
 
 def test_a_test_that_cannot_be_scored_says_where_the_choice_lies(

@@ -7,7 +7,7 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from nslora.tools.files import sha256_of_file, sha256_of_json, write_json, write
 from nslora.tools.inference.flops import TERA
 from nslora.tools.prompt import difference
 from nslora.tools.rewards.reward import Reward
-from nslora.tools.rewards.score import Graded, check_means
+from nslora.tools.rewards.score import Graded, Score, check_means
 from nslora.tools.training.adapters import WEIGHTS
 from nslora.tools.workspace.budget import spent_of
 from nslora.tools.workspace.judges import judges_report
@@ -89,13 +89,21 @@ def compare_on_test(base: Sequence[Graded], result: Sequence[Graded], reward: Re
             ),
         }
 
+    def gain(name: str, of: Callable[[Score], float]) -> dict[str, Any]:
+        gains = [of(new.score) - of(old.score) for old, new in zip(base, result, strict=True)]
+        return {name: mean(gains), "interval": list(bootstrap_interval(gains))}
+
     before, after = ([float(each.score.passed) for each in graded] for graded in (base, result))
-    gains = [new - old for old, new in zip(before, after, strict=True)]
+    in_reward = gain("reward", lambda score: score.value)
     return {
         "questions": len(base),
         "base": numbers(base, before),
         "result": numbers(result, after),
-        "gain": {"all_checks": mean(gains), "interval": list(bootstrap_interval(gains))},
+        "gain": {
+            **gain("all_checks", lambda score: float(score.passed)),
+            "reward": in_reward["reward"],
+            "reward_interval": in_reward["interval"],
+        },
     }
 
 

@@ -61,10 +61,11 @@ def test_a_round_is_shown_whatever_its_note_says(finished: Run, said: str) -> No
 def test_a_result_is_shown_whatever_its_checks_are_called(finished: Run, said: str) -> None:
     report = finished.report()
     for name in ("base", "result"):
-        report["test"][name] = {**report["test"][name], "checks": {said: 0.5}}
+        report["test"][name] = {**report["test"][name], "checks": {said: 0.5}, "reward": 0.5}
     out = console()
     show_result(out, finished.folder / said, report)
     assert said in text_of(out)
+    assert "gain in reward +0.000, 95 % interval [0.00, 0.00]" in text_of(out)
     assert "The weights are unchanged: result/ has no adapter." in text_of(out)
     assert f"{said}/result" in text_of(out).replace("\n", "")
 

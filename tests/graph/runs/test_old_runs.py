@@ -62,7 +62,8 @@ def test_a_stopped_run_resumes_to_what_the_finished_one_came_to(old: Path) -> No
     run, whole = opened(old / "stopped"), opened(old / "finished").report()
     report = run.resume().report
     assert report["result"] == whole["result"]
-    assert report["test"] == whole["test"]
+    assert {**report["test"], "gain": 0} == {**whole["test"], "gain": 0}
+    assert report["test"]["gain"].items() >= whole["test"]["gain"].items()
     for one, other in zip(report["rounds"], whole["rounds"], strict=True):
         # 0.1.0 moved P(content) by what earlier updates had mended, which no decision hung on.
         assert {**one, "wall_s": 0, "editor": 0, "demand": 0} == {**other, "wall_s": 0, "editor": 0, "demand": 0}
