@@ -149,17 +149,8 @@ def begin(
     check_checkpoints(given)
     own = given if given is not None else source.saver or source.place
     place, own_saver = (own, None) if isinstance(own, str) else (None, own)
-    record = read_run_file(source.folder)
     old = source.workspace.settings
-    if beginning.round > 0 and _policy_of(settings) != _policy_of(old):
-        raise RunError(
-            f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
-            "another model, thinking, device or dtype begins at 0, with the first evaluation."
-        )
-    if settings.adapter != old.adapter:
-        raise RunError(f"{source.folder} starts from the adapter {old.adapter}: begin a new run from another one.")
-    if beginning.round > 0:
-        refuse_changed_checks(source.folder, source.workspace.task)
+    _refuse_another_run(beginning, settings)
     with source.checkpointer() as saver:
         graph = source.compiled(saver)
         past = past_of(line_of(graph, source.config), source.folder, beginning.round)
@@ -168,26 +159,9 @@ def begin(
         if beginning.round > 0 and at.values["kept"]["adapter"] is not None:
             _refuse_other_shape(old.lora, settings.lora, beginning.round)
         chat = editor or (source.workspace.editor_chat if keeps_editor else None)
-        workspace = Workspace(
-            folder.resolve(),
-            settings,
-            source.workspace.task,
-            policy=policy or source.workspace.given_policy,
-            editor_chat=chat,
-            notify=source.workspace.notify,
-        )
-        if chat is not None or not record["editor_is_object"] or not keeps_editor:
-            judged = bool(workspace.task.reward.judges)  # its rows, in the source
-            could_begin(workspace, ask_reward=not judged, judges=beginning.kind == "fork")
-            del workspace.editor  # its record is copied later
-        if beginning.round > 0 and workspace.regression_hash != source.workspace.regression_hash:
-            raise RunError(
-                f"What {source.folder} kept has not answered these anchor questions: a fork with another "
-                "anchor set begins at 0, with the first evaluation."
-            )
-        refuse_unusable(folder)
+        is_object = editor is not None or (keeps_editor and bool(read_run_file(source.folder)["editor_is_object"]))
+        workspace = _checked(beginning, settings, chat, policy, without_editor=is_object and chat is None)
         make_folder(folder)
-        is_object = editor is not None or (keeps_editor and bool(record["editor_is_object"]))
         write_record(
             workspace,
             editor_is_object=is_object,
@@ -228,6 +202,50 @@ def begin(
                         new_editor=editor is not None or not keeps_editor or settings.editing != old.editing,
                     )
     return new
+
+
+def _refuse_another_run(beginning: Beginning[R], settings: RunSettings) -> None:
+    """Raise RunError if the settings, or today's checks, make what the source measured another thing."""
+    source, old = beginning.source, beginning.source.workspace.settings
+    if beginning.round > 0 and _policy_of(settings) != _policy_of(old):
+        raise RunError(
+            f"The rewards of {source.folder} are those of {old.model} as it was loaded there: a fork with "
+            "another model, thinking, device or dtype begins at 0, with the first evaluation."
+        )
+    if settings.adapter != old.adapter:
+        raise RunError(f"{source.folder} starts from the adapter {old.adapter}: begin a new run from another one.")
+    if beginning.round > 0:
+        refuse_changed_checks(source.folder, source.workspace.task)
+
+
+def _checked(
+    beginning: Beginning[R], settings: RunSettings, chat: Chat | None, policy: Policy | None, *, without_editor: bool
+) -> Workspace:
+    """The new run's workspace, after every check that can be made before something is written.
+
+    without_editor: whether the editor is an object that was not given, so that it cannot be asked.
+    """
+    source = beginning.source
+    old, task = source.workspace, source.workspace.task
+    workspace = Workspace(
+        beginning.folder.resolve(),
+        settings,
+        task,
+        policy=policy or old.given_policy,
+        editor_chat=chat,
+        notify=old.notify,
+    )
+    if not without_editor:
+        judged = bool(task.reward.judges)  # its rows, in the source
+        could_begin(workspace, ask_reward=not judged, judges=beginning.kind == "fork")
+        del workspace.editor  # its record is copied later
+    if beginning.round > 0 and workspace.regression_hash != old.regression_hash:
+        raise RunError(
+            f"What {source.folder} kept has not answered these anchor questions: a fork with another "
+            "anchor set begins at 0, with the first evaluation."
+        )
+    refuse_unusable(beginning.folder)
+    return workspace
 
 
 def _policy_of(settings: RunSettings) -> tuple[object, ...]:
