@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nslora.tools.classifier.attribution import (
-    DEFAULTS,
     LARGEST_NOISE,
     Attribution,
     AttributionSettings,
@@ -44,7 +43,6 @@ def classify_failures(
     *,
     known_good: Sequence[Graded] = (),
     train: Sequence[Example] = (),
-    settings: AttributionSettings = DEFAULTS,
 ) -> list[Attribution]:
     """Attribute each failing reply to content, form or both.
 
@@ -53,7 +51,6 @@ def classify_failures(
         reward: The reward that scored them.
         known_good: Replies that earned full reward, from which layouts are learnt.
         train: Rows for the reference style and the reward heads; without them there are no heads.
-        settings: Call limits and tolerances.
 
     Returns:
         One attribution per failure, in the order of the failures.
@@ -63,7 +60,7 @@ def classify_failures(
     """
     if not failures:
         return []
-    settings = settings.model_copy(update={"tolerance": max(settings.tolerance, tolerance_of(reward, failures))})
+    settings = AttributionSettings(tolerance=tolerance_of(reward, failures))
     style = reference_style_of(train or [each.example for each in failures])
     plain = [without_reference_style(each, style) for each in failures]
     if reward.costly:
@@ -75,7 +72,7 @@ def classify_failures(
         for i, each in enumerate(repairs)
         if each.repaired_reward < settings.full_reward or each.repaired_reward <= 1.0 - each.missing_reward
     ]
-    heads = _heads_for(plain, known_good, train, style) if doubtful and settings.heads_weight > 0 else None
+    heads = _heads_for(plain, known_good, train, style) if doubtful else None
     if heads is not None:
         for i, second in zip(doubtful, heads.attribute([plain[i] for i in doubtful]), strict=True):
             repairs[i] = blend(repairs[i], second, weight=settings.heads_weight)

@@ -203,13 +203,13 @@ def align(reply: str, reference: str) -> Layout | None:
     return None
 
 
-def shared_layouts(texts: Sequence[str], limit: int = 2) -> list[Layout]:
+def shared_layouts(texts: Sequence[str]) -> list[Layout]:
     """Find what pairs of texts share before and after their answers, cut at whole words.
 
     Replies in the right form with wrong answers show the form before any reply earned full reward.
 
     Returns:
-        At most `limit` layouts that `LEAST_PAIRS` pairs share, the most frequent first.
+        At most two layouts that `LEAST_PAIRS` pairs share, the most frequent first.
     """
     counts: Counter[Layout] = Counter()
     for pair in itertools.combinations([text.strip() for text in dict.fromkeys(texts)][:COMPARED_TEXTS], 2):
@@ -217,7 +217,7 @@ def shared_layouts(texts: Sequence[str], limit: int = 2) -> list[Layout]:
         suffix = re.sub(r"^\w+", "", _common_start(pair[0][::-1], pair[1][::-1])[::-1])
         if (prefix.strip() or suffix.strip()) and len(prefix) + len(suffix) < min(map(len, pair)):
             counts[_layout(prefix, suffix)] += 1
-    return [layout for layout, count in counts.most_common(limit) if count >= LEAST_PAIRS]
+    return [layout for layout, count in counts.most_common(2) if count >= LEAST_PAIRS]
 
 
 def _common_start(one: str, other: str) -> str:

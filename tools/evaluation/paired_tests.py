@@ -16,6 +16,7 @@ EXACT_ROWS = 16  # 2**16 sign patterns are enumerated; beyond, Monte Carlo
 CHUNK = 4_000_000  # numbers held at once, 32 MB
 
 REWARDS = (0.0, 1.0)  # bounds of a value
+TAIL = (1 - 0.95) / 2  # on each side of a 95 % interval
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,7 +30,6 @@ def bootstrap_interval(
     values: Sequence[float],
     *,
     bounds: tuple[float, float] | None = None,
-    level: float = 0.95,
     samples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
@@ -46,30 +46,23 @@ def bootstrap_interval(
     for start in range(0, samples, step):
         drawn = generator.integers(0, rows.size, size=(min(step, samples - start), rows.size))
         means.append(rows[drawn].mean(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(means), [TAIL, 1 - TAIL])
     most = float(np.abs(rows).max())
-    return with_unseen(
-        (float(low), float(high)), float(rows.mean()), rows.size, bounds=bounds or (-most, most), level=level
-    )
+    return with_unseen((float(low), float(high)), float(rows.mean()), rows.size, bounds=bounds or (-most, most))
 
 
 def with_unseen(
-    interval: tuple[float, float],
-    center: float,
-    rows: int,
-    *,
-    bounds: tuple[float, float],
-    level: float = 0.95,
+    interval: tuple[float, float], center: float, rows: int, *, bounds: tuple[float, float]
 ) -> tuple[float, float]:
     """The interval of a mean, widened by what so few rows may not have shown.
 
     A bootstrap draws only values that came: from 0 of 6 it says [0, 0]. But a share q of all questions stays out of n
-    rows with probability (1 - q)^n, so q = 1 - ((1 - level) / 2)^(1 / n) of them may be as bad, or as good, as can be
+    rows with probability (1 - q)^n, so q = 1 - TAIL^(1 / n) of them may be as bad, or as good, as can be
     (Hanley and Lippman-Hand 1983; for 0 of n this is the exact binomial bound). With 60 rows q is 0.06, and of pass
     rates only those near 0 and 1 get another interval. 95 % intervals of rates from 0.02 to 0.95 with 5 to 60 rows hold
     the true one with a probability of 0.92 to 1.00, summed over all outcomes; without, of 0.10 to 0.98.
     """
-    unseen = 1 - ((1 - level) / 2) ** (1 / rows)
+    unseen = 1 - TAIL ** (1 / rows)
     return (
         min(interval[0], (1 - unseen) * center + unseen * bounds[0]),
         max(interval[1], (1 - unseen) * center + unseen * bounds[1]),

@@ -94,7 +94,6 @@ def diagnose(
     task: Task,
     policy: Policy,
     *,
-    settings: RunSettings | None = None,
     cache: ReplyCache | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Diagnosis:
@@ -103,7 +102,6 @@ def diagnose(
     Args:
         task: The task.
         policy: The model.
-        settings: Settings of the run that is considered; the defaults if None.
         cache: Known replies.
         on_progress: Called with replies done and wanted.
 
@@ -111,7 +109,7 @@ def diagnose(
         RewardError: The reward raised or returned no number in [0, 1]; the message names the row.
         TooLongError: A question does not fit into the model's context.
     """
-    settings = settings or RunSettings()
+    settings = RunSettings()
     calls = task.reward.calls
     chosen = set(random.Random(settings.seed).sample(range(len(task.train)), min(TRAIN_ROWS, len(task.train))))
     train = [row for i, row in enumerate(task.train) if i in chosen]
