@@ -106,6 +106,7 @@ class Editor:
 
     Attributes:
         consecutive_failures: Number of edits that failed in a row.
+        protocol: How the editor is asked.
 
     Args:
         chat: The chat model, possibly inside LangChain's wrappers.
@@ -151,7 +152,7 @@ class Editor:
             chat, log=log, caps=caps, prices=prices, structured=structured, transport_retries=transport_retries
         )
         self._part: Part = edit
-        self._protocol: Protocol = "textgrad" if self._calls.is_rules else protocol
+        self.protocol: Protocol = "textgrad" if self._calls.is_rules else protocol
         self._max_failures, self._retries, self._patience = max_failures, retries, patience
         self._max_input_tokens = max_input_tokens
         self._rules = tuple(rules)
@@ -160,11 +161,6 @@ class Editor:
     def name(self) -> str:
         """The editor's name for records; it holds no API key."""
         return self._calls.model
-
-    @property
-    def protocol(self) -> Protocol:
-        """How the editor is asked."""
-        return self._protocol
 
     def check(self) -> RecordedCall | None:
         """Ask for one token, as `EditorCalls.check` does."""
@@ -240,7 +236,7 @@ class Editor:
         self._calls.begin_edit()
         attempt = _Attempt(self._calls, self._part, self._retries, prompt, validate)
         try:
-            if self._protocol == "reflect":
+            if self.protocol == "reflect":
                 edit = self._reflect(attempt, failures, past, situation or Situation(), candidates)
             else:
                 constraints = [*format_rules(self._part, prompt.sections), *self._rules, *_past_rules(past)]

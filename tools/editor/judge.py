@@ -166,8 +166,10 @@ class Judge(JudgingCheck):
 
     def grade(self, example: Example, reply: str) -> CheckResult:
         found: list[Judgement] = []
+        request, read = self.request(example, reply), reader_of(list(self.criteria))
+        form = CriteriaVerdict if self.criteria else Verdict
         while len(found) < min(2, self.samples) or (len(found) < self.samples and _differ(found)):
-            found.append(self._judgement(example, reply, len(found) + 1))
+            found.append(self.calls.verdict(request, form, read, len(found) + 1))
         values = [self._value(each) for each in found]
         value = sum(values) / len(values)
         parts = None
@@ -218,10 +220,6 @@ class Judge(JudgingCheck):
             f"{whole}Criteria:\n{listed}\n\nAnswer with JSON alone: {shape}, with each criterion once, by its name, "
             f"and a score {_SCALE}."
         )
-
-    def _judgement(self, example: Example, reply: str, sample: int) -> Judgement:
-        form = CriteriaVerdict if self.criteria else Verdict
-        return self.calls.verdict(self.request(example, reply), form, reader_of(list(self.criteria)), sample)
 
     def _value(self, judgement: Judgement) -> float:
         if not self.criteria:
