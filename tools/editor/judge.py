@@ -16,8 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from nslora.tools.editor.call_log import request_sha256
 from nslora.tools.editor.chat_models import connect_editor, editor_name
-from nslora.tools.editor.judge_calls import JudgeCalls, JudgePlace
-from nslora.tools.editor.pricing import Usage
+from nslora.tools.editor.judge_calls import JudgeCalls
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.errors import ModelError, RewardError
 from nslora.tools.rewards.checks import ROW_PREFIX, CheckResult
@@ -137,14 +136,6 @@ class Judge(JudgingCheck):
     def most_calls(self) -> int:
         return self.samples
 
-    @property
-    def spent(self) -> Usage:
-        return self.calls.spent
-
-    @property
-    def judged(self) -> tuple[int, int]:
-        return self.calls.judged()
-
     @cached_property
     def calls(self) -> JudgeCalls:
         """The calls of the chat model, which is connected when it is asked first."""
@@ -152,17 +143,11 @@ class Judge(JudgingCheck):
         shared = isinstance(self.model, str) or ":" in self.judge
         return JudgeCalls(self.name, self.judge, self._connected, self.concurrency, shared=shared)
 
-    def connect(self) -> None:
-        _ = self.calls.calls
-
     def _connected(self) -> Chat:
         try:
             return connect_editor(self.model, base_url=self.base_url)
         except ModelError as error:
             raise RewardError(f"The judge of the check {self.name!r} cannot be had: {error}") from error
-
-    def work_in(self, place: JudgePlace) -> None:
-        self.calls.work_in(place)
 
     def grade(self, example: Example, reply: str) -> CheckResult:
         found: list[Judgement] = []

@@ -58,21 +58,26 @@ class JudgingCheck(Check):
 
     @property
     @abstractmethod
-    def spent(self) -> Any:
-        """The `Usage` of the run so far."""
+    def calls(self) -> Any:
+        """The `JudgeCalls` of the chat model, which is connected when it is asked first."""
 
     @property
-    @abstractmethod
+    def spent(self) -> Any:
+        """The `Usage` of the run so far."""
+        return self.calls.spent
+
+    @property
     def judged(self) -> tuple[int, int]:
         """How many replies were judged in the run, and on how many of them the samples differed."""
+        return self.calls.judged()  # type: ignore[no-any-return]
 
-    @abstractmethod
     def connect(self) -> None:
         """Make the chat model, without asking it. Raises RewardError, or SettingsError if a cap lacks a price."""
+        _ = self.calls.calls
 
-    @abstractmethod
     def work_in(self, place: Any) -> None:
         """Take caps, records and caches from this `JudgePlace` from now on."""
+        self.calls.work_in(place)
 
     @abstractmethod
     def unknown(self, pairs: Sequence[tuple[Example, str]]) -> int:
