@@ -49,6 +49,7 @@ from nslora.tools.editor.failures_view import (
     choose_failures,
     clip,
     failure_texts,
+    right_reply_of,
 )
 from nslora.tools.editor.pricing import Caps, Usage
 from nslora.tools.editor.redaction import SECRET_MARK
@@ -262,7 +263,8 @@ class Editor:
         """One request with all that is known, within the limit."""
         document = neutralise(attempt.old.render())
         constraints = [*layout_rules(self._part, situation.columns, attempt.old.sections), *self._rules]
-        answer = answer_format(self._part, candidates)
+        may_write = any(right_reply_of(each) is None for each in failures)
+        answer = answer_format(self._part, candidates, may_write=may_write)
         fixed = sum(map(tokens_of_text, step_request(document, "", constraints, answer)))
         limit = self._max_input_tokens or max(INPUT_TOKENS, fixed + LEAST_TOKENS)
         if limit - fixed < LEAST_TOKENS // 4:
@@ -275,7 +277,8 @@ class Editor:
             attempt.old, failures, situation, past, room=limit - fixed, most_rows=self._max_failures or MOST_ROWS
         )
         request = step_request(document, briefing.context, constraints, answer)
-        return attempt.reflect(request, briefing, candidates)
+        form = reflection_form(self._part, candidates, may_write=may_write)
+        return attempt.reflect(request, briefing, candidates, form)
 
     def _failed_often(self) -> str:
         return f"The editor {self.name} failed {self.consecutive_failures} times in a row"
@@ -293,11 +296,11 @@ class _Attempt:
     problems: list[str] = field(default_factory=list)
     shown: Sequence[Graded] = ()
 
-    def reflect(self, request: Request, briefing: Briefing, candidates: int) -> Edit:
+    def reflect(self, request: Request, briefing: Briefing, candidates: int, form: Form) -> Edit:
         """Ask once for an analysis and documents."""
         self.shown = briefing.failures
         read = partial(self._reflected, rows=briefing.rows, most=candidates)
-        found = self._asked(request, "reflect", reflection_form(self.part, candidates), read, lambda _: ANSWER_AGAIN)
+        found = self._asked(request, "reflect", form, read, lambda _: ANSWER_AGAIN)
         rows = [row.id for row in briefing.rows]
         return self._edit(found.prompts, list(filter(None, [found.analysis])), rows)
 

@@ -61,7 +61,6 @@ class DemonstrationsPart(BaseModel):
     """New demonstrations."""
 
     rows: list[int] = Field(description="Numbers of 2 to 4 rows with different right replies.", max_length=ROWS_IN_FORM)
-    replies: list[ReplyForm] | None = Field(None, max_length=ROWS_IN_FORM)
 
 
 class DocumentPart(DemonstrationsPart, SystemPart):
@@ -70,18 +69,37 @@ class DocumentPart(DemonstrationsPart, SystemPart):
     question_template: str | None = Field(None, description=f"Only if it must change; holds {PLACEHOLDER} once.")
 
 
+class WrittenDemonstrationsPart(DemonstrationsPart):
+    """New demonstrations."""
+
+    replies: list[ReplyForm] | None = Field(None, max_length=ROWS_IN_FORM)
+
+
+class WrittenDocumentPart(WrittenDemonstrationsPart, DocumentPart):
+    """A new document."""
+
+
 _PARTS: Mapping[Part, type[BaseModel]] = {
-    "document": DocumentPart,
+    "document": WrittenDocumentPart,
     "system": SystemPart,
     "question": TemplatePart,
-    "demonstrations": DemonstrationsPart,
+    "demonstrations": WrittenDemonstrationsPart,
 }
+# Without a field for replies: Qwen2.5-Coder-1.5B filled it in although each row had a right reply, copied a failing
+# reply, and repeated itself up to the length limit.
+_BY_NUMBER: Mapping[Part, type[BaseModel]] = {"document": DocumentPart, "demonstrations": DemonstrationsPart}
 
 
 @functools.cache
-def reflection_form(part: Part, documents: int) -> type[BaseModel]:
-    """Give the schema of a reply in which `part` may change. documents: most that it may hold."""
-    several: Any = GenericAlias(list, (_PARTS[part],))
+def reflection_form(part: Part, documents: int, *, may_write: bool) -> type[BaseModel]:
+    """Give the schema of a reply in which `part` may change.
+
+    Args:
+        part: What may change.
+        documents: Most that the reply may hold.
+        may_write: Whether demonstrations' replies may be written; else rows are named by their numbers.
+    """
+    several: Any = GenericAlias(list, (_PARTS[part] if may_write else _BY_NUMBER.get(part, _PARTS[part]),))
     return create_model(
         "Reflection",
         __doc__="The analysis of the failures, and the documents that mend them.",
@@ -102,10 +120,10 @@ class Reflected:
     faults: tuple[str, ...]
 
 
-def answer_format(part: Part, documents: int) -> str:
+def answer_format(part: Part, documents: int, *, may_write: bool) -> str:
     """Tell an editor in words how to answer. There is no example in it, since small models copy examples.
 
-    documents: most that one reply may hold.
+    Args: as of `reflection_form`.
     """
     several = "an object each, that take different ways; the best is found by a trial"
     lines = [
@@ -122,10 +140,11 @@ def answer_format(part: Part, documents: int) -> str:
             "  - rows: the numbers of 2 to 4 rows from above with different right replies. They become the new "
             "demonstrations, with their right replies; small models follow demonstrations far better than rules."
         )
-        lines.append(
-            "  - replies: only to write a demonstration's reply yourself; objects with row (its number) and reply, "
-            "which must earn the full reward."
-        )
+        if may_write:
+            lines.append(
+                "  - replies: only to write a demonstration's reply yourself; objects with row (its number) and reply, "
+                "which must earn the full reward."
+            )
     if part in ("document", "question"):
         only = "only if it must change; " if part == "document" else ""
         lines.append(f"  - question_template: {only}the user turn, with {PLACEHOLDER} once, where the question goes.")

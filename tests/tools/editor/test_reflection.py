@@ -120,7 +120,8 @@ def test_one_call_is_an_edit_and_its_analysis_is_the_textual_gradient() -> None:
     assert [len(prompt.demonstrations) for prompt in edit.prompts] == [1, 2]
     assert edit.critiques == ("No capitals.",)
     assert edit.rows == ("train-1", "train-2")
-    assert chat.asked_for == [reflection_form("document", 2)]
+    assert chat.asked_for == [reflection_form("document", 2, may_write=False)]
+    assert "ReplyForm" not in chat.asked_for[0].model_json_schema()["$defs"]  # each row has a right reply
     (request,) = chat.requests
     system, asked = texts(request)
     assert system.startswith("You are part of an optimization system")

@@ -171,7 +171,7 @@ def test_a_run_measures_what_a_real_editor_proposes_and_keeps_only_what_helps(
     record = state["rounds"][0]
     assert record["error"] is None
     assert record["candidate"]["prompt"] != state["start"]["prompt"]
-    assert record["editor"]["calls"] >= 2
+    assert record["editor"]["calls"] >= 1
     assert record["kept"] == (record["reward_after"] > record["reward_before"])
 
 
