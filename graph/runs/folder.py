@@ -208,7 +208,7 @@ def refuse_unusable(folder: Path, *, overwrite: bool = False) -> None:
     elif occupied:
         raise RunError(
             f"{folder} exists already: name another folder, continue it with nslora resume "
-            f"{quoted(folder)}, or replace it (nslora run --overwrite)."
+            f"{quoted(folder)}, or replace it (overwrite=True, nslora run --overwrite)."
         )
     parent = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(parent).free

@@ -109,8 +109,8 @@ def _name_of(branch: Branch) -> str:
     kind = type(branch.model).__name__
     if not isinstance(branch.model, BaseChatModel):
         raise ModelError(
-            f"The editor is a {kind}, which is no chat model: wanted {KNOWN}, or a chat model of "
-            "LangChain itself (bind, with_config, with_fallbacks, with_retry and configurable ones are understood)."
+            f"The editor has the type {kind}, which is no chat model: wanted {KNOWN}, also inside bind, with_config, "
+            "with_fallbacks or with_retry, or a configurable one."
         )
     names = [*map(branch.bound.get, MODEL_NAMES), *(getattr(branch.model, name, None) for name in MODEL_NAMES)]
     name = next((name for name in names if isinstance(name, str) and name), "")
@@ -138,7 +138,8 @@ def _of_provider(provider: str, model: str, timeout_s: float) -> BaseChatModel:
         raise ModelError(f"The editor '{name}' needs another package: {said}") from error
     except Exception as error:
         said = f"{type(error).__name__}: {scrub(first_line(error))}"
-        raise ModelError(f"The editor '{name}' cannot be connected ({said}); known are {KNOWN}.") from error
+        remedy = f"known are {KNOWN}" if "rovider" in said else "set what its integration of LangChain asks for"
+        raise ModelError(f"The editor '{name}' cannot be connected ({said}); {remedy}.") from error
 
 
 def transport_settings(kind: type[BaseChatModel], timeout_s: float) -> dict[str, Any]:

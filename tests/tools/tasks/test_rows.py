@@ -391,6 +391,10 @@ def test_frames_are_rows():
     frames = [pandas.DataFrame(part) for part in (rows[:-2], rows[-2:-1], rows[-1:])]
     task = task_from_rows(train=frames[0], validation=frames[1], test=frames[2])
     assert task.hash == task_of(rows).hash
+    frames[0]["hint"] = ["h", *[float("nan")] * (len(frames[0]) - 1)]
+    splits = {"train": frames[0], "validation": frames[1].assign(hint=None), "test": frames[2].assign(hint=None)}
+    hinted = task_from_rows(**splits, prompt="{hint}:{question}").train
+    assert [hinted[0].question, hinted[1].question, hinted[1].fields["n"]] == ["h:Who, a?", ":Who, b?", 3]
     frames[0].loc[0, "reference"] = None
     with pytest.raises(NsloraError, match="train row 1: the reference is"):
         task_from_rows(train=frames[0], validation=frames[1], test=frames[2])
