@@ -137,7 +137,8 @@ def from_python(rows: Iterable[Any], split: str) -> list[SourceRow]:
         TaskError: If `rows` is not iterable, or a row is not a mapping.
     """
     if type(rows).__name__ == "DataFrame" and hasattr(rows, "to_dict"):
-        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")  # pandas writes NaN for a missing value
+        frame: Any = rows
+        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")  # pandas writes NaN for no value
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise TaskError(f"{split}: got {type(rows).__name__}; give a list of rows, each a mapping of columns.")
     return _numbered(((f"{split} row {number}", row) for number, row in enumerate(rows, 1)), _label_names(rows))
