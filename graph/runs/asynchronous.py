@@ -39,14 +39,7 @@ class AsyncExecution(Execution):
             if begun is None:
                 return
             graph = begun.graph.copy({"checkpointer": awaitable(begun.saver)})
-            parts: Any = graph.astream(
-                begun.input,
-                begun.config,
-                context=begun.context,
-                stream_mode=wanted,
-                durability="sync",
-                control=control,
-            )
+            parts: Any = graph.astream(**begun.streamed(wanted, control))
 
             def stop() -> None:
                 control.request_drain("cancelled")

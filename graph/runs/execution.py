@@ -71,6 +71,11 @@ class Begun:
     config: RunnableConfig
     context: AdaptationContext
 
+    def streamed(self, modes: list[Any], control: RunControl | None) -> dict[str, Any]:
+        """The arguments of the graph's `stream` and `astream`."""
+        given = {"input": self.input, "config": self.config, "context": self.context}
+        return {**given, "stream_mode": modes, "durability": "sync", "control": control}
+
 
 class Execution:
     """A run's folder, workspace and checkpoints, and the graph that is executed on them.
@@ -186,14 +191,7 @@ class Execution:
                         "max_concurrency=1 leaves LangGraph no thread for its stream, so that it would wait for ever: "
                         "leave it out. The loop's nodes run one after the other in any case."
                     )
-                for mode, part in begun.graph.stream(
-                    begun.input,
-                    begun.config,
-                    context=begun.context,
-                    stream_mode=wanted,
-                    durability="sync",
-                    control=control,
-                ):
+                for mode, part in begun.graph.stream(**begun.streamed(wanted, control)):
                     yield str(mode), part
 
     @contextmanager
