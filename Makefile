@@ -55,8 +55,14 @@ test-fast: setup ## without the tests that run the embedded model
 
 # In parts: make test-engines PART=tests/notebooks. What cannot be set up here is skipped, and the end says why.
 PART ?= tests
-test-engines: setup ## tests on real servers, databases and notebook kernels, and what takes long
+ENGINES := .venv/.engines
+test-engines: $(ENGINES) ## tests on real servers, databases and notebook kernels, and what takes long
 	@$(PYTEST) -m engines -rs $(PART)
+
+$(ENGINES): $(INSTALLED)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[quantized]' \
+	  || echo "bitsandbytes could not be installed: its tests are skipped"
+	@touch $@
 
 coverage: setup ## lines of graph/ and nodes/ that `make test` runs, child processes included
 	@$(PYTEST) -m "not engines" --cov=graph --cov=nodes --cov-report=term
@@ -87,7 +93,7 @@ lock: ## write constraints.txt anew: resolve freely into a fresh environment, an
 	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 # torch first: left free, the newest one brings 6 GB of CUDA packages.
 	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python 'torch==$(TORCH_VERSION)'
-	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python --editable '.[$(EXTRAS),peers]'
+	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python --editable '.[$(EXTRAS),quantized,peers]'
 	@build/lock/bin/uv pip freeze --python build/lock/bin/python --exclude-editable | sed 's/+cpu//' | grep -v '^uv==' > constraints.txt
 	@rm -rf build/lock
 
