@@ -27,7 +27,7 @@ from nslora.tools.files import read_json, write_json
 from nslora.tools.inference.weights import cache_folder
 
 GGUF_MAGIC = b"GGUF"
-REPLY_TOKENS = 2048  # a small model may repeat itself without end
+REPLY_TOKENS = 1024  # a small model may repeat itself without end
 CONTEXT = 8192  # tokens of request and reply together; a document with its failures takes 2,000 to 4,000
 START_S = 600.0  # the weights may lie on a slow disk
 SCRIPT = Path(__file__).with_name("llama_cpp_server.py")

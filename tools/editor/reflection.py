@@ -2,8 +2,8 @@
 
 A chat model with structured output fills in the fields of `reflection_form`. Any other is asked for the same object in
 words; it may as well write whole documents between TextGrad's tags. Near-misses are repaired: a code fence, line ends
-inside a JSON text, one document outside the list, `{{question}}`, and a closing tag or both that a reply lacks although
-the model ended it by itself.
+inside a JSON text, one document outside the list, `{{question}}`, a closing tag or both that a reply lacks although
+the model ended it by itself, and a last document that was cut off behind whole ones.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from types import GenericAlias
 from typing import Any
 
+from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, Field, create_model
 
 from nslora.tools.editor.answer_format import Part, plain_text, prompt_of_block, refuse_runaway, single_braces
@@ -187,14 +188,23 @@ def read_reflection(reply: str, old: Prompt, part: Part, rows: Sequence[Row], fi
 
 
 def _json_of(text: str) -> dict[str, Any] | None:
-    """The JSON object of a reply, also within a code fence or prose; None if there is none."""
+    """The JSON object of a reply, also within a code fence or prose; None if there is none.
+
+    Of one that was cut off, or broken, the whole documents before that place remain.
+    """
     begins = re.search(r'\{\s*"', text)
     if begins is None or OPEN in text[: begins.start()]:
         return None
+    found: dict[str, Any]
     try:
-        found: dict[str, Any] = json.JSONDecoder(strict=False).raw_decode(text, begins.start())[0]
+        found = json.JSONDecoder(strict=False).raw_decode(text, begins.start())[0]
     except (ValueError, RecursionError):
-        return None
+        try:
+            found = parse_partial_json(text[begins.start() :])
+            *whole, _ = found["documents"]
+        except (ValueError, RecursionError, LookupError, TypeError):
+            return None
+        return {**found, "documents": whole} if whole else None
     return found
 
 

@@ -200,3 +200,16 @@ def test_a_model_without_structured_output_is_asked_in_words_and_a_cut_reply_is_
     with pytest.raises(EditFailedError, match="cut off at its length limit") as caught:
         reflecting(cut, retries=2).edit(OLD, [failure()])
     assert caught.value.usage.calls == 1
+
+
+def test_whole_documents_before_a_cut_are_taken() -> None:
+    """Qwen2.5-Coder-1.5B repeated itself in its third document up to the length limit."""
+    rows = (Row("train-1", "Who?", "ADA"), Row("train-2", "Whom?", "BOB"))
+    whole = json.dumps({"analysis": "No capitals.", "documents": [{"system": "Shout.", "rows": [1, 2]}] * 2})
+    cut = whole.removesuffix("]}") + ', {"system": "Shout, shout, shout, shout'
+    found = read_reflection(cut, Prompt(), "document", rows, "length")
+    assert (found.analysis, len(found.prompts), found.faults) == ("No capitals.", 2, ())
+    assert [each.reply for each in found.prompts[0].demonstrations] == ["ADA", "BOB"]
+    for nothing in ('{"analysis": "No capitals.", "documents": [{"system": "Shout, shout', '{"analysis": "No cap'):
+        with pytest.raises(PromptError, match="cut off"):
+            read_reflection(nothing, Prompt(), "document", rows, "length")
