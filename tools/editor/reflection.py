@@ -3,7 +3,7 @@
 A chat model with structured output fills in the fields of `reflection_form`. Any other is asked for the same object in
 words; it may as well write whole documents between TextGrad's tags. Near-misses are repaired: a code fence, line ends
 inside a JSON text, one document outside the list, `{{question}}`, a closing tag or both that a reply lacks although
-the model ended it by itself, and a last document that was cut off behind whole ones.
+the model ended it by itself, and what was cut off behind whole documents and fields.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class DemonstrationsPart(BaseModel):
     rows: list[int] = Field(description="Numbers of 2 to 4 rows with different right replies.", max_length=ROWS_IN_FORM)
 
 
-class DocumentPart(DemonstrationsPart, SystemPart):
+class DocumentPart(SystemPart, DemonstrationsPart):
     """A new document."""
 
     question_template: str | None = Field(None, description=f"Only if it must change; holds {PLACEHOLDER} once.")
@@ -76,7 +76,7 @@ class WrittenDemonstrationsPart(DemonstrationsPart):
     replies: list[ReplyForm] | None = Field(None, max_length=ROWS_IN_FORM)
 
 
-class WrittenDocumentPart(WrittenDemonstrationsPart, DocumentPart):
+class WrittenDocumentPart(DocumentPart, WrittenDemonstrationsPart):
     """A new document."""
 
 
@@ -134,8 +134,6 @@ def answer_format(part: Part, documents: int, *, may_write: bool) -> str:
         if documents > 1
         else "- documents: a list with one object, the new document. Its fields:",
     ]
-    if part in ("document", "system"):
-        lines.append(f"  - system: {SYSTEM_TURN} The answer to a single row is no such rule.")
     if part in ("document", "demonstrations"):
         lines.append(
             "  - rows: the numbers of 2 to 4 rows from above with different right replies. They become the new "
@@ -146,6 +144,8 @@ def answer_format(part: Part, documents: int, *, may_write: bool) -> str:
                 "  - replies: only to write a demonstration's reply yourself; objects with row (its number) and reply, "
                 "which must earn the full reward."
             )
+    if part in ("document", "system"):
+        lines.append(f"  - system: {SYSTEM_TURN} The answer to a single row is no such rule.")
     if part in ("document", "question"):
         only = "only if it must change; " if part == "document" else ""
         lines.append(f"  - question_template: {only}the user turn, with {PLACEHOLDER} once, where the question goes.")
@@ -190,7 +190,8 @@ def read_reflection(reply: str, old: Prompt, part: Part, rows: Sequence[Row], fi
 def _json_of(text: str) -> dict[str, Any] | None:
     """The JSON object of a reply, also within a code fence or prose; None if there is none.
 
-    Of one that was cut off, or broken, the whole documents before that place remain.
+    Of one that was cut off, or broken, the documents and fields before that place remain: small models name rows well,
+    and may then repeat themselves in the system turn without end.
     """
     begins = re.search(r'\{\s*"', text)
     if begins is None or OPEN in text[: begins.start()]:
@@ -201,9 +202,11 @@ def _json_of(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         try:
             found = parse_partial_json(text[begins.start() :])
-            *whole, _ = found["documents"]
-        except (ValueError, RecursionError, LookupError, TypeError):
+            *whole, last = found["documents"]
+            last.popitem()
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return None
+        whole += [last] if last else []
         return {**found, "documents": whole} if whole else None
     return found
 

@@ -210,6 +210,9 @@ def test_whole_documents_before_a_cut_are_taken() -> None:
     found = read_reflection(cut, Prompt(), "document", rows, "length")
     assert (found.analysis, len(found.prompts), found.faults) == ("No capitals.", 2, ())
     assert [each.reply for each in found.prompts[0].demonstrations] == ["ADA", "BOB"]
-    for nothing in ('{"analysis": "No capitals.", "documents": [{"system": "Shout, shout', '{"analysis": "No cap'):
+    begun = '{"analysis": "No capitals.", "documents": [{"rows": [2, 1], "system": "Shout, shout, shout'
+    (rows_alone,) = read_reflection(begun, Prompt(system="Be kind."), "document", rows, "length").prompts
+    assert (rows_alone.system, [each.reply for each in rows_alone.demonstrations]) == ("Be kind.", ["BOB", "ADA"])
+    for nothing in ('{"analysis": "No capitals.", "documents": [{"rows": [2, 1', '{"analysis": "No cap'):
         with pytest.raises(PromptError, match="cut off"):
             read_reflection(nothing, Prompt(), "document", rows, "length")
