@@ -27,8 +27,7 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
     if kept is None:
         return {"stop": "nothing was measured"}
     need = need_of([each.attribution for each in workspace.evaluations.load(kept["key"]).failed("validation")])
-    material_file = choose_rows(state, kept, workspace)
-    material = Material.load(workspace.folder / material_file)
+    material, material_file = choose_rows(state, kept, workspace)
     strategy = strategy_named(
         workspace.settings.strategy, settings=workspace.settings.routing, signal=workspace.settings.signal
     )

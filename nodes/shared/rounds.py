@@ -38,15 +38,16 @@ def material_of(state: AdaptationState, workspace: Workspace) -> Material:
     decision, kept = state["decision"], state["kept_measured"]
     if decision is None or kept is None:
         return Material((), (), ())
-    name = decision.get("material") or choose_rows(state, kept, workspace)
-    return Material.load(workspace.folder / name)
+    if name := decision.get("material"):
+        return Material.load(workspace.folder / name)
+    return choose_rows(state, kept, workspace)[0]
 
 
-def choose_rows(state: AdaptationState, kept: Measured, workspace: Workspace) -> str:
-    """Choose the train rows for each kind of update by the evaluation of what is kept; returns the file's name."""
+def choose_rows(state: AdaptationState, kept: Measured, workspace: Workspace) -> tuple[Material, str]:
+    """Choose the train rows for each kind of update by the evaluation of what is kept; give them and their file."""
     evaluation = workspace.evaluations.load(kept["key"])
     seed = f"{workspace.settings.seed}/{tries(state['rounds'], 'textgrad')}"
     name = f"material/{state['round'] + 1}-{kept['key']}.json"
     material = choose_material(workspace.task.train, evaluation.rows, evaluation.failures, seed=seed)
     material.save(workspace.folder / name)
-    return name
+    return material, name

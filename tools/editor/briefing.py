@@ -76,7 +76,7 @@ class Situation:
 class Row(NamedTuple):
     """A row that an editor may name by its number, and the demonstration that it then becomes.
 
-    right: None if no right reply is known. demonstration: of the document in force; then there is no id.
+    id: "" for a demonstration of the document in force. right: None if no right reply is known.
     """
 
     id: str
@@ -197,7 +197,7 @@ def _numbers(situation: Situation) -> list[str]:
         model += f" Its reply may take {most} tokens at most"
         model += (
             f"; {situation.truncated} of {len(situation.replies)} replies were cut off there."
-            if (situation.truncated)
+            if situation.truncated
             else "."
         )
     lines += [model.strip()] if model else []
