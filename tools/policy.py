@@ -1,7 +1,8 @@
 """The policy: the model that is adapted, behind one protocol.
 
-`tools/policies/local.py` implements it with a model in this process. Any other implementation works too, for example a
-client of a vLLM server that loads LoRA adapters: no code outside `inference/`, `training/` and `policies/` uses torch.
+Behind it stand replies (`ReplyEngine`) and training (`TrainingEngine`), joined by the adapter store.
+`tools/policies/local.py` does both with one copy of the weights in this process, `tools/policies/composed.py` joins any
+two. No code outside `inference/`, `training/` and `policies/` uses torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -98,18 +99,8 @@ class Generated:
     truncated: frozenset[int] = frozenset()
 
 
-class Policy(Protocol):
-    """A language model with LoRA adapters, which are named by content hash.
-
-    Attributes:
-        name: The model's name in reports.
-        fingerprint: Hash of the base weights and of whatever else changes a reply (chat template, dtype).
-        context_tokens: Length of the context.
-    """
-
-    name: str
-    fingerprint: str
-    context_tokens: int
+class ReplyEngine(Protocol):
+    """Generates and scores: a model in this process, or servers of it. It finds adapters in the store by their hash."""
 
     def generate(
         self,
@@ -132,6 +123,10 @@ class Policy(Protocol):
         """Return the mean negative log-likelihood of each reference after its dialogue, nats per token."""
         ...
 
+
+class TrainingEngine(Protocol):
+    """Trains adapters: in this process, or as a program of its own. It puts them into the store under their hash."""
+
     def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
         """Train and store a new adapter.
 
@@ -140,6 +135,21 @@ class Policy(Protocol):
             ModelError: If the rows do not fit the context or the memory.
         """
         ...
+
+
+class Policy(ReplyEngine, TrainingEngine, Protocol):
+    """A language model with LoRA adapters, which are named by content hash.
+
+    Attributes:
+        name: The model's name in reports.
+        fingerprint: Hash of the base weights and of whatever else changes a reply: chat template, dtype, the engine
+            if it is not local.
+        context_tokens: Length of the context.
+    """
+
+    name: str
+    fingerprint: str
+    context_tokens: int
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         """Count the tokens that go through the model.

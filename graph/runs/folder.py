@@ -22,7 +22,7 @@ from nslora.tools.errors import EditorCallError, ModelError, RunError, SettingsE
 from nslora.tools.files import quoted, write_json
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME, Notify, refuse_unreachable, resolve_model
 from nslora.tools.policies.local import fitted
-from nslora.tools.policy import Policy
+from nslora.tools.policy import Policy, ReplyEngine, TrainingEngine
 from nslora.tools.router.strategies import strategy_named
 from nslora.tools.tasks.task import Task
 from nslora.tools.workspace.record import FORMAT, RUN_FILE, read_run_file
@@ -30,7 +30,12 @@ from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.workspace import Workspace
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
-POLICY = [name for name in (*Policy.__annotations__, *vars(Policy)) if not name.startswith("_")]
+POLICY = [
+    name
+    for protocol in (Policy, ReplyEngine, TrainingEngine)
+    for name in (*protocol.__annotations__, *vars(protocol))
+    if not name.startswith("_")
+]
 FREE_SPACE_BYTES = 200e6  # adapters, checkpoints and replies of an ordinary run take less
 
 

@@ -5,10 +5,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nslora.tools.errors import ModelError, TooLongError, first_line
+from nslora.tools.errors import ModelError, first_line
 from nslora.tools.inference.chat_template import ChatFormat
-from nslora.tools.inference.flops import rates_of
-from nslora.tools.inference.weights import ModelSource, Notify, fingerprint, resolve_model
+from nslora.tools.inference.weights import ModelSource, Notify, resolve_model
 from nslora.tools.policies.environment import (
     PROCESS_WIDE,
     best_device,
@@ -18,6 +17,7 @@ from nslora.tools.policies.environment import (
     prepare_environment,
     silence_known_warnings,
 )
+from nslora.tools.policies.facts import ModelFacts
 from nslora.tools.policies.loading import UNLOADABLE, refuse_encoder, refuse_missing_quantizer, unloadable
 from nslora.tools.policies.peft_adapters import PeftAdapters
 from nslora.tools.policies.settings import DeviceSettings
@@ -110,18 +110,17 @@ class LocalPolicy:
     ) -> None:
         self.lora = lora or LoraSettings()
         self.adapters = adapters
-        self.name = model.name_or_path = source.name  # PEFT writes it into an adapter's config, so no local folder
+        model.name_or_path = source.name  # PEFT writes it into an adapter's config, so no local folder
         self.base = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.batch_size = (device.batch_size if device else None) or GENERATION_BATCH.get(self.device, 32)
-        embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
-        self.format = ChatFormat(tokenizer, _stops_of(model), embeddings, thinking)
-        weights, dtype = fingerprint(source.location, model), str(model.dtype).removeprefix("torch.")
-        self.fingerprint = f"{weights}{self.format.revision}-{dtype}"
-        self.context_tokens = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2048)
         # Before PEFT wraps the linear modules.
-        self._targets = lora_targets(model, self.lora, on_cpu=self.device == "cpu")
-        self.peft = PeftAdapters(self.base, adapters, peft_placement(model, self._targets))
+        self.facts = ModelFacts.of(
+            model, tokenizer, source=source, lora=self.lora, thinking=thinking, on_cpu=self.device == "cpu"
+        )
+        self.name, self.context_tokens, self.format = source.name, self.facts.context_tokens, self.facts.format
+        self.fingerprint = f"{self.facts.weights}-{str(model.dtype).removeprefix('torch.')}"
+        self.peft = PeftAdapters(self.base, adapters, peft_placement(model, self.facts.targets))
         self._found_exact: dict[str, bool] = {}
 
     @classmethod
@@ -210,11 +209,7 @@ class LocalPolicy:
             "device": self.device,
             "dtype": str(self.base.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
-            "parameters": self.base.num_parameters(),
-            "context_tokens": self.context_tokens,
-            "lora_targets": self._targets,
-            "learning_rate": self.lora.rate_for(self.base.config.get_text_config().hidden_size),
-            **rates_of(self.base, len(self._targets["layers_to_transform"])),
+            **self.facts.describe(self.lora),
         }
 
     def count_tokens(self, dialogue: Dialogue) -> int:
@@ -254,13 +249,8 @@ class LocalPolicy:
 
         if not dialogues:
             return Generated((), 0)
-        rows = [self.format.prompt_ids(dialogue) for dialogue in dialogues]
+        rows = self.facts.prompts(dialogues, max_new_tokens)
         longest = max(len(row) for row in rows) + max_new_tokens
-        if longest > self.context_tokens:
-            raise TooLongError(
-                f"A question with its prompt and reply takes {longest} tokens, but the model's context holds "
-                f"{self.context_tokens}: shorten the prompt or lower max_new_tokens."
-            )
         shared = self._shared(rows, longest)
         one_length = len({len(row) for row in rows}) == 1
         pads = shared > 0 or one_length or self._alike("padding", rows, 0)
@@ -292,8 +282,7 @@ class LocalPolicy:
         from nslora.tools.inference.likelihood import completion_losses
         from nslora.tools.inference.memory import first_batch_size
 
-        pairs = [self.format.pair_ids(*pair) for pair in zip(dialogues, references, strict=True)]
-        rows = [(prompt, completion[: max(1, self.context_tokens - len(prompt))]) for prompt, completion in pairs]
+        rows = self.facts.pairs(dialogues, references)
         longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
         shared = self._shared([prompt for prompt, _ in rows], longest)
         scored = max((len(completion) for _, completion in rows), default=0)
@@ -336,7 +325,7 @@ class LocalPolicy:
         with libraries_imported():
             import trl.trainer.sft_trainer  # noqa: F401
 
-        plan = self._plan(job)
+        plan = self.facts.plan(job, self.lora)
         with PROCESS_WIDE:
             try:
                 outcome = self._trained(job, plan, on_progress)
@@ -359,21 +348,6 @@ class LocalPolicy:
             log=tuple(outcome.log),
         )
 
-    def _plan(self, job: TrainingJob) -> "BatchPlan":
-        from nslora.tools.training.batches import BatchPlan, TokenRow
-
-        if not job.rows:
-            raise ModelError("A training job has no rows: give it at least one.")
-        pairs = [self.format.pair_ids(row.dialogue, row.completion) for row in job.rows]
-        rows = tuple(TokenRow(tuple(prompt), tuple(completion)) for prompt, completion in pairs)
-        tokens, source = max((len(row), job_row.source) for row, job_row in zip(rows, job.rows, strict=True))
-        if tokens > self.context_tokens:
-            raise TooLongError(
-                f"The train row {source} with its prompt and reply takes {tokens} tokens, but the model's context "
-                f"holds {self.context_tokens}: shorten or remove that row."
-            )
-        return BatchPlan(rows, job.epochs, job.seed, self.format.pad_id, self.lora)
-
     def _trained(self, job: TrainingJob, plan: "BatchPlan", on_progress: OnProgress) -> "Outcome":
         """Train with deterministic kernels; if this base lacks one, train again with the usual ones."""
         from nslora.tools.training.trainer import REPEATABLE, lacks_fixed_order, train
@@ -391,9 +365,3 @@ class LocalPolicy:
                 raise
             self._found_exact[REPEATABLE] = False
         return attempt()
-
-
-def _stops_of(model: Any) -> tuple[int, ...]:
-    """Return the end tokens of the model's generation config."""
-    end = getattr(model.generation_config, "eos_token_id", None)
-    return () if end is None else (end,) if isinstance(end, int) else tuple(end)

@@ -77,7 +77,7 @@ class Nameless:
         ({"model": object()}, "model=object is no Policy"),
         (
             {"model": Nameless()},
-            "it lacks fingerprint, context_tokens, generate, reference_losses, train, count_tokens",
+            "it lacks fingerprint, context_tokens, count_tokens, describe, generate, reference_losses, train",
         ),
         ({"model": FakePolicy}, "model=the class FakePolicy is no Policy"),
         ({"checkpoints": Path("x.sqlite")}, "Path is no checkpointer: wanted postgresql://"),

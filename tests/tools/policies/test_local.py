@@ -553,8 +553,8 @@ def test_blocks_that_differ_are_all_searched_for_their_linear_layers(tmp_path: P
 
     shape = {**SHAPE, "layer_types": ["conv", "full_attention", "conv"]}
     model = Lfm2ForCausalLM(Lfm2Config(**shape))
-    assert {"q_proj", "in_proj"} <= set(policy_of(model, tmp_path, top_blocks=2)._targets["target_modules"])
-    assert policy_of(model, tmp_path, top_blocks=2, targets=["q_proj"])._targets["target_modules"] == ["q_proj"]
+    assert {"q_proj", "in_proj"} <= set(policy_of(model, tmp_path, top_blocks=2).facts.targets["target_modules"])
+    assert policy_of(model, tmp_path, top_blocks=2, targets=["q_proj"]).facts.targets["target_modules"] == ["q_proj"]
 
 
 def test_a_job_elsewhere_or_in_other_modules_is_another_job(tiny_policy: Make) -> None:

@@ -1,0 +1,83 @@
+"""A policy from two engines: one for replies, one for training, joined by the adapter store."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nslora.tools.policies.facts import ModelFacts
+from nslora.tools.policy import (
+    Generated,
+    OnProgress,
+    ReplyEngine,
+    TrainingEngine,
+    TrainingJob,
+    TrainingResult,
+    no_progress,
+)
+from nslora.tools.schema import Dialogue
+
+
+class ComposedPolicy:
+    """Passes each call on to the engine that does it; needs no weights itself.
+
+    Args:
+        facts: The model's facts.
+        replies: Generates and scores.
+        training: Trains.
+        fingerprint: Hash of the weights with the dtype or the engine of the replies.
+        described: What `describe` tells of the facts and the engines.
+        context_tokens: Context of the engine for replies; None for the model's own.
+    """
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        replies: ReplyEngine,
+        training: TrainingEngine,
+        *,
+        fingerprint: str,
+        described: dict[str, Any],
+        context_tokens: int | None = None,
+    ) -> None:
+        self.facts, self.replies, self.training = facts, replies, training
+        self.name, self.format, self.fingerprint = facts.source.name, facts.format, fingerprint
+        self.context_tokens = min(facts.context_tokens, context_tokens or facts.context_tokens)
+        self._described = described
+
+    def generate(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        on_progress: OnProgress = no_progress,
+    ) -> Generated:
+        """Generate greedy replies, in order."""
+        return self.replies.generate(dialogues, adapter=adapter, max_new_tokens=max_new_tokens, on_progress=on_progress)
+
+    def reference_losses(
+        self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None
+    ) -> list[float]:
+        """Score references."""
+        return self.replies.reference_losses(dialogues, references, adapter=adapter)
+
+    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+        """Train and store a new adapter."""
+        return self.training.train(job, on_progress)
+
+    def count_tokens(self, dialogue: Dialogue) -> int:
+        """Count the tokens of the prompt, and of the reply if the last turn is one."""
+        return self.format.count(dialogue)
+
+    def describe(self) -> dict[str, Any]:
+        """Return model, weights' hash, context, and what the engines told."""
+        return {
+            "model": self.name,
+            "weights": self.fingerprint,
+            **self._described,
+            "context_tokens": self.context_tokens,
+        }
+
+    def save_template(self, folder: Path) -> None:
+        """Save the tokenizer with the template that replies were trained in, if the model has none of its own."""
+        self.format.save_plain(folder)
