@@ -107,8 +107,11 @@ def screen(
         return Screening()
     workspace = ledger.workspace
     evaluation, form = workspace.evaluations.of(state["kept_measured"]), material_of(state, workspace).form
-    failing, passing = screening_rows(workspace, evaluation, form)
+    shown = {each.question for prompt in prompts for each in prompt.demonstrations}
+    failing, passing = screening_rows(workspace, evaluation, form, shown)
     rows = [*failing, *passing]
+    if not rows:
+        return Screening()
     if not Budget(state, workspace).holds_screening(prompts, rows, ledger.flop):
         return Screening()
     answers = [ledger.mean_reward(each, state["kept"]["adapter"], rows, on_progress) for each in prompts]

@@ -214,6 +214,8 @@ class Execution:
                     f"{error} Nothing was overwritten; go on from the last good checkpoint with: nslora "
                     f"fork {quoted(self.folder)} --at {last_whole_round(graph, self.config, self.workspace)}"
                 ) from error
+            finally:
+                self.workspace.release()
 
     def _with(self, config: RunnableConfig | None) -> RunnableConfig:
         """The run's config with what a caller adds. Raises SettingsError if that names another place to go on from."""

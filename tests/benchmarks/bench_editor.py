@@ -30,7 +30,7 @@ from form import README, Figure, commit, figure, in_readme, machine, publish
 from validation_runs import EMBEDDED, Measured, measured, task_of
 
 from nslora.tools.editor.call_log import CHECK
-from nslora.tools.editor.llama_cpp import llama_cpp_chat
+from nslora.tools.editor.llama_cpp import LlamaCppChat, llama_cpp_chat
 from nslora.tools.evaluation.paired_tests import bootstrap_interval, mean
 from nslora.tools.evaluation.rollouts import grade
 from nslora.tools.files import append_jsonl, read_jsonl
@@ -46,6 +46,7 @@ EDITOR_MODEL = "qwen-1.5b"
 RULES, REFLECT, OWN, TWO_STAGES = "rules", "1.5B, reflect", "the policy, reflect", "1.5B, textgrad"
 RANDOM_ROWS, GEPA = "two random rows", "1.5B, GEPA's prompt"
 EDITORS = (RULES, RANDOM_ROWS, REFLECT, OWN, GEPA, TWO_STAGES)
+TIMEOUT_S = 1800.0  # of a request, while other work is on
 GEPA_ROWS = 3  # of one reflection, GEPA's own default
 
 
@@ -66,11 +67,11 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """All cells, sample by sample: an interrupted benchmark is complete for the first samples."""
-    for sample in range(SAMPLES):
-        for policy in POLICIES:
-            for task in TASKS:
-                yield from (Cell(task, policy, editor, sample) for editor in EDITORS)
+    """All cells; the samples of an editor follow each other, since llama.cpp reads an equal request once."""
+    for policy in POLICIES:
+        for task in TASKS:
+            for editor in EDITORS:
+                yield from (Cell(task, policy, editor, sample) for sample in range(SAMPLES))
 
 
 def finished() -> dict[Cell, dict[str, Any]]:
@@ -107,6 +108,11 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     }
 
 
+def chat_of(cell: Cell) -> LlamaCppChat:
+    """The editor of `gguf:`; each sample has a seed of its own, and its server stays for the next cell."""
+    return llama_cpp_chat(str(model_file(EDITOR_MODEL)), timeout_s=TIMEOUT_S, seed=cell.sample)
+
+
 def edited(cell: Cell, task: Task) -> tuple[Measured | None, Prompt | None, dict[str, Any]]:
     """One round of the strategy "textgrad", without remade data."""
     after = measured(
@@ -117,8 +123,8 @@ def edited(cell: Cell, task: Task) -> tuple[Measured | None, Prompt | None, dict
         seed=cell.sample,
         strategy="textgrad",
         remade_per_row=0,
-        editor={RULES: "rules", OWN: "policy"}.get(cell.editor, f"gguf:{model_file(EDITOR_MODEL)}"),
-        editing={"protocol": "textgrad" if cell.editor == TWO_STAGES else "reflect", "timeout_s": 900.0},
+        editor={RULES: "rules", OWN: "policy"}.get(cell.editor) or chat_of(cell),
+        editing={"protocol": "textgrad" if cell.editor == TWO_STAGES else "reflect", "timeout_s": TIMEOUT_S},
     )
     state = after.run.state()
     assert state is not None
@@ -165,11 +171,7 @@ def reflected_by_gepa(cell: Cell, base: Measured) -> tuple[Prompt | None, dict[s
     request = InstructionProposalSignature.prompt_renderer(
         {"current_instruction_doc": prompt.system or "Answer the question.", "dataset_with_feedback": examples}
     )
-    chat = llama_cpp_chat(str(model_file(EDITOR_MODEL)), timeout_s=900.0, seed=cell.sample)
-    try:
-        reply = chat.invoke(str(request))
-    finally:
-        chat.close()
+    reply = chat_of(cell).invoke(str(request))
     found = InstructionProposalSignature.output_extractor(str(reply.text))["new_instruction"]
     usage = reply.usage_metadata or {}
     spent = {

@@ -304,7 +304,7 @@ def test_a_demonstration_that_its_own_row_does_not_reward_is_refused_with_the_re
     failing = Prompt(BULLETS.system, demonstrations=(Demonstration(row.question, "nobody"),))
     right = Prompt(BULLETS.system, demonstrations=(Demonstration(row.question, f"- {row.reference}"),))
     chat = ScriptedChat([improved(failing), improved(right)])
-    begun = run(tmp_path, task, chat, editing={"protocol": "reflect"}, max_rounds=1)
+    begun = run(tmp_path, task, chat, editing={"protocol": "reflect", "candidates": 1}, max_rounds=1)
     assert state_of(begun)["rounds"][0]["candidate"]["prompt"] == right.hash
     told = str(chat.requests[1][3].text)
     assert "Demonstration 1 earns 0.00 of 1 by the reward on its own row" in told

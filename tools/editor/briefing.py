@@ -22,6 +22,7 @@ from nslora.tools.rewards.score import Graded
 # Tokenizers of today make a token of 4 bytes of English, and of 3 bytes of JSON, code or Chinese.
 BYTES_PER_TOKEN = 3.5
 INPUT_TOKENS, LEAST_TOKENS = 2000, 1000  # of a request; at least so many beside the document and its rules
+ROWS_FOR_SMALL = 12  # failures; on two cores each row costs llama.cpp four seconds
 MOST_ROWS, MOST_PASSING, MOST_PAST, MOST_REPLIES, MOST_VALUES = 20, 4, 8, 3, 20
 QUESTION, REPLY, VALUE, GOAL, SUMMARY = 400, 200, 80, 800, 400  # most characters of each that are shown
 
@@ -137,14 +138,13 @@ def brief(
     chosen = varied(failures, most_rows)
     passing = varied(situation.passing, MOST_PASSING)
     history = [_past_line(each) for each in past[-MOST_PAST:]]
-    left = room - tokens_of_text("\n".join(lines)) - _TITLES
+    common = _commonest_words(chosen)
+    left = room - tokens_of_text("\n".join([*lines, common])) - _TITLES
     taken: dict[str, list[int]] = {"failures": [], "passing": [], "values": [], "replies": [], "past": []}
     optional = {"values": _values(situation.references), "replies": _commonest(situation.replies)}
-    said = set[str]()
     for kind, number in _by_worth(len(chosen), len(passing), len(history), optional):
         if kind == "failures":
-            feedback = _words(chosen[number])
-            text = _row_text(chosen[number], _AS_BEFORE.format(99) if feedback in said else feedback)
+            text = _row_text(chosen[number], _feedback(chosen[number], common))
         elif kind == "passing":
             text = _row_text(passing[number], None)
         else:
@@ -153,7 +153,6 @@ def brief(
         if cost <= left or (kind == "failures" and not taken["failures"]):
             left -= cost
             taken[kind].append(number)
-            said |= {_words(chosen[number])} if kind == "failures" else set()
     lines += [optional[kind] for kind in ("replies", "values") if taken[kind]]
     if taken["past"]:
         lines += ["Earlier updates, the oldest first; build on what was kept, do not repeat what was dropped:"]
@@ -161,16 +160,15 @@ def brief(
     failing = [chosen[number] for number in sorted(taken["failures"])]
     shown = [passing[number] for number in sorted(taken["passing"])]
     rows = [Row("", each.question, each.reply) for each in prompt.demonstrations]
-    lines += ["<FEEDBACK>", *_rows_text(prompt.demonstrations, failing, shown), "</FEEDBACK>"]
+    lines += ["<FEEDBACK>", *_rows_text(prompt.demonstrations, failing, shown, common), "</FEEDBACK>"]
     rows += [Row(each.example.id, each.example.asked, right_reply_of(each)) for each in failing]
     rows += [Row(each.example.id, each.example.asked, each.reply) for each in shown]
     return Briefing("\n".join(lines), tuple(rows), tuple(failing))
 
 
 _TITLES, _NUMBER = 70, 2  # tokens of the headings around rows and updates, and of a row's number
-_AS_BEFORE = "the same as of row {}"
 _OF_THIS_ROW = re.compile(rf"{re.escape(ROW_PREFIX)}.*?['\"]\.(?=\s|$)", re.DOTALL)
-_OWN_TEXT = "This row's own answer is missing or wrong."
+_OWN_TEXT = "The answer itself is missing or wrong."
 
 
 def _by_worth(failing: int, passing: int, past: int, optional: Mapping[str, str]) -> Iterator[tuple[str, int]]:
@@ -206,8 +204,8 @@ def _numbers(situation: Situation) -> list[str]:
         lines.append(f"Under the present document {', and '.join(means)}.")
     if verdicts := ", ".join(f"{count} {name}" for name, count in situation.verdicts.items() if count):
         lines.append(
-            f"What the failing train replies lack: {verdicts}. A document mends form, which is how a reply is written. "
-            "It must not hold facts: the training of weights teaches them."
+            f"What the failing train replies lack: {verdicts}. The document is for form: how a reply is written. "
+            "Content, the facts, is left to the training of weights."
         )
     if situation.prompt_tokens is not None:
         lines.append(
@@ -259,14 +257,18 @@ def _past_line(edit: PastEdit) -> str:
 
 
 def _row_text(graded: Graded, feedback: str | None) -> str:
-    """A row as the editor sees it, without its number. feedback: None for a row that passes."""
+    """A row as the editor sees it, without its number.
+
+    feedback: The reward's words, "" if they stand above all rows; None for a row that passes.
+    """
     question, reply = (_shown(text, most) for text, most in ((graded.example.asked, QUESTION), (graded.reply, REPLY)))
     if feedback is None:
         return f"Question: {question}\nReply: {reply}"
     right = right_reply_of(graded)
     lines = [f"Question: {question}", f"Reply now: {reply or '(an empty reply)'}"]
     lines += [] if right is None else [f"Right reply: {_shown(right, REPLY)}"]
-    return "\n".join([*lines, f"The reward says: {_shown(feedback, QUESTION)}"])
+    lines += [f"The reward says: {_shown(feedback, QUESTION)}"] if feedback else []
+    return "\n".join(lines)
 
 
 def _words(failure: Graded) -> str:
@@ -275,19 +277,29 @@ def _words(failure: Graded) -> str:
     return words if right_reply_of(failure) is None else _OF_THIS_ROW.sub(_OWN_TEXT, words)
 
 
+def _commonest_words(failures: Sequence[Graded]) -> str:
+    """The reward's words of most failures; "" if none are said twice."""
+    ((words, count),) = Counter(_words(each) for each in failures).most_common(1)
+    return words if count > 1 else ""
+
+
+def _feedback(failure: Graded, common: str) -> str:
+    return "" if (words := _words(failure)) == common else words
+
+
 def _rows_text(
-    demonstrations: Sequence[Demonstration], failing: Sequence[Graded], passing: Sequence[Graded]
+    demonstrations: Sequence[Demonstration], failing: Sequence[Graded], passing: Sequence[Graded], common: str
 ) -> Iterable[str]:
-    """All rows, numbered from 1 over all three kinds. The reward's words stand where they come first."""
-    count, first = len(demonstrations), dict[str, int]()
+    """All rows, numbered from 1 over all three kinds. The reward's words of most rows stand above them."""
+    count = len(demonstrations)
     if count:
         numbers = "Row 1 is" if count == 1 else f"Rows 1 to {count} are"
         yield f"{numbers} the document's demonstration{'s' if count > 1 else ''}, in that order."
+    if common:
+        yield f"The reward says of each failing row, if nothing else stands there: {_shown(common, QUESTION)}"
     yield "Rows that fail now:"
     for number, each in enumerate(failing, count + 1):
-        feedback = _words(each)
-        text = feedback if first.setdefault(feedback, number) == number else _AS_BEFORE.format(first[feedback])
-        yield f"[{number}] {_row_text(each, text)}"
+        yield f"[{number}] {_row_text(each, _feedback(each, common))}"
     if passing:
         yield "Rows that pass now, and must go on passing:"
     for number, each in enumerate(passing, count + len(failing) + 1):

@@ -25,7 +25,7 @@ from nslora.tools.editor.answer_format import FORMS, Structured, reply_in_error,
 from nslora.tools.editor.call_failures import GO_ON, in_words, is_call_failure, remedy_for, status_of, wait_before
 from nslora.tools.editor.call_log import CHECK, EditorLog, RecordedCall, plain, request_sha256
 from nslora.tools.editor.chat_models import editor_name, names_of
-from nslora.tools.editor.local_chat import LocalChat
+from nslora.tools.editor.local_chat import LLAMA_CPP, LocalChat
 from nslora.tools.editor.policy_editor import PolicyChat
 from nslora.tools.editor.pricing import Caps, Usage, dearest, estimate, tokens_of
 from nslora.tools.editor.redaction import scrub, secrets_of, without
@@ -34,7 +34,8 @@ from nslora.tools.rewards.calling import awaited
 
 TOKENS_AROUND_A_MESSAGE = 16  # what a chat template adds to each message; for the reservation only
 # `_llm_type` of the chat models that run on this machine: a cap on cost needs no price for them.
-FREE = ("rules", "policy")
+FREE = ("rules", "policy", LLAMA_CPP)
+SMALL = ("policy", LLAMA_CPP)  # of these, models that write one short document better than several
 # HTTP statuses by which a server refuses structured output; the request is then sent again without it.
 REFUSED_STATUS = (400, 404, 415, 422, 501)
 # What chat models without structured output raise when it is asked for; network errors are none of these types.
@@ -240,6 +241,11 @@ class EditorCalls:
         return all(isinstance(branch.model, LocalChat) for branch in wrapped_chat.branches(self._chat))
 
     @property
+    def is_small(self) -> bool:
+        """Whether a model on this machine answers: one short document is asked of it."""
+        return any(branch.model._llm_type in SMALL for branch in wrapped_chat.branches(self._chat))
+
+    @property
     def is_rules(self) -> bool:
         """Whether the embedded rule editor answers, which knows TextGrad's own requests alone."""
         return all(branch.model._llm_type == "rules" for branch in wrapped_chat.branches(self._chat))
@@ -287,6 +293,12 @@ class EditorCalls:
             return self._settled(CHECK_REQUEST, CHECK, None, 0.0)
         finally:
             self._chat = chat
+
+    def close(self) -> None:
+        """Stop the servers of GGUF files; the next call starts them again."""
+        for branch in wrapped_chat.branches(self._chat):
+            if branch.model._llm_type == LLAMA_CPP:
+                branch.model.close()
 
     def record(self, call: RecordedCall) -> None:
         """Put a call on record, if there is one."""

@@ -10,7 +10,7 @@ EditFailedError with what the attempt cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar, get_args
@@ -30,6 +30,7 @@ from nslora.tools.editor.briefing import (
     INPUT_TOKENS,
     LEAST_TOKENS,
     MOST_ROWS,
+    ROWS_FOR_SMALL,
     Briefing,
     Row,
     Situation,
@@ -163,6 +164,10 @@ class Editor:
         """The editor's name for records; it holds no API key."""
         return self._calls.model
 
+    def close(self) -> None:
+        """Stop the server of a GGUF file; the next call starts it again."""
+        self._calls.close()
+
     def check(self) -> RecordedCall | None:
         """Ask for one token, as `EditorCalls.check` does."""
         return self._calls.check()
@@ -264,7 +269,9 @@ class Editor:
         document = neutralise(attempt.old.render())
         constraints = [*layout_rules(self._part, situation.columns, attempt.old.sections), *self._rules]
         may_write = any(right_reply_of(each) is None for each in failures)
-        answer = answer_format(self._part, candidates, may_write=may_write)
+        documents, short = (1, not may_write) if self._calls.is_small else (candidates, False)
+        answer = answer_format(self._part, documents, may_write=may_write, short=short)
+        most_rows = ROWS_FOR_SMALL if self._calls.is_small else MOST_ROWS
         fixed = sum(map(tokens_of_text, step_request(document, "", constraints, answer)))
         limit = self._max_input_tokens or max(INPUT_TOKENS, fixed + LEAST_TOKENS)
         if limit - fixed < LEAST_TOKENS // 4:
@@ -274,10 +281,10 @@ class Editor:
                 disabled=True,
             )
         briefing = brief(
-            attempt.old, failures, situation, past, room=limit - fixed, most_rows=self._max_failures or MOST_ROWS
+            attempt.old, failures, situation, past, room=limit - fixed, most_rows=self._max_failures or most_rows
         )
         request = step_request(document, briefing.context, constraints, answer)
-        form = reflection_form(self._part, candidates, may_write=may_write)
+        form = reflection_form(self._part, documents, may_write=may_write, short=short)
         return attempt.reflect(request, briefing, candidates, form)
 
     def _failed_often(self) -> str:
@@ -329,7 +336,21 @@ class _Attempt:
         if not prompts:
             raise PromptError(" ".join(dict.fromkeys(faults)))
         self.problems += faults
-        return replace(found, prompts=tuple(prompts))
+        return replace(found, prompts=(*prompts, *self._parts_alone(prompts, most)))
+
+    def _parts_alone(self, prompts: Sequence[Prompt], most: int) -> Iterator[Prompt]:
+        """Of one document that changes several parts: its demonstrations alone and its system turn alone.
+
+        They cost no call, and add fewer tokens to a row. The choice of rows is what small models do best, and their
+        system turns can spoil it (records/editor.jsonl).
+        """
+        if len(prompts) > 1:
+            return
+        (new,), old, given = prompts, self.old, most - 1
+        for alone in (replace(old, demonstrations=new.demonstrations), replace(old, system=new.system)):
+            if given and alone not in (new, old):
+                given -= 1
+                yield alone
 
     def run(self, failures: Sequence[Graded], constraints: Sequence[str], candidates: int) -> Edit:
         """Ask for a critique of each failure, and then for documents."""

@@ -22,6 +22,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
 from pydantic import PrivateAttr, SecretStr
 
+from nslora.tools.editor.local_chat import LLAMA_CPP
 from nslora.tools.errors import ModelError
 from nslora.tools.files import read_json, write_json
 from nslora.tools.inference.weights import cache_folder
@@ -30,6 +31,8 @@ GGUF_MAGIC = b"GGUF"
 REPLY_TOKENS = 1024  # a small model may repeat itself without end
 CONTEXT = 8192  # tokens of request and reply together; a document with its failures takes 2,000 to 4,000
 START_S = 600.0  # the weights may lie on a slow disk
+_STARTING = threading.Lock()
+_SERVERS: dict[Path, tuple[LlamaCppServer, set[object]]] = {}  # of this process, with who uses them; one for a file
 SCRIPT = Path(__file__).with_name("llama_cpp_server.py")
 
 
@@ -99,26 +102,34 @@ class LlamaCppChat(ChatOpenAI):
     """
 
     file: Path
-    _server: LlamaCppServer | None = PrivateAttr(None)
-    _starting: Any = PrivateAttr(default_factory=threading.Lock)
+    _user: object = PrivateAttr(default_factory=object)  # the same in the copies that `bind` and its like make
+
+    @property
+    def _llm_type(self) -> str:
+        return LLAMA_CPP
 
     def _serve(self) -> None:
-        """Start the server, or start it again if it ended, and point the clients at it."""
-        with self._starting:
-            if self._server is not None and not self._server.running:
-                self._server.stop()
-                self._server = None
-            if self._server is None:
-                self._server = LlamaCppServer(self.file)
+        """Start the file's server, or start it again if it ended, and point the clients at it."""
+        with _STARTING:
+            server, users = _SERVERS.get(self.file, (None, set()))
+            if server is None or not server.running:
+                if server is not None:
+                    server.stop()
+                server = LlamaCppServer(self.file)
+            _SERVERS[self.file] = server, {*users, self._user}
             for client in (self.root_client, self.root_async_client):
-                client.base_url = self._server.base_url
+                client.base_url = server.base_url
 
     def close(self) -> None:
-        """Stop the server; the next request starts it again."""
-        with self._starting:
-            if self._server is not None:
-                self._server.stop()
-            self._server = None
+        """Stop the server, unless another chat model of this process uses it; the next request starts it again."""
+        with _STARTING:
+            if self.file not in _SERVERS:
+                return
+            server, users = _SERVERS.pop(self.file)
+            if others := users - {self._user}:
+                _SERVERS[self.file] = server, others
+            else:
+                server.stop()
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **settings: Any) -> ChatResult:
         self._serve()

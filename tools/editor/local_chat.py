@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 
 # Key in the metadata of a reply whose token counts are right even if they are 0 (rule editor, records of calls).
 TOKENS_ARE_EXACT = "tokens_are_exact"
+LLAMA_CPP = "llama.cpp"  # the `_llm_type` behind `gguf:FILE`
 
 
 class LocalChat(BaseChatModel):

@@ -28,12 +28,19 @@ from nslora.tools.prompt import PLACEHOLDER, SYSTEM, TEMPLATE, Demonstration, Pr
 
 SYSTEM_CHARACTERS, MOST_DEMONSTRATIONS = 700, 8
 ROWS_IN_FORM = 4  # a small model that fills in a form fills every place of a list
-ANALYSIS_CHARACTERS = 2000  # that are kept
+ANALYSIS_CHARACTERS, SHORT_ANALYSIS = 2000, 300  # that are kept, that a small model may write
+REPEATED = re.compile(r"(\S.{14,}?)(?:\s*\1){2,}", re.DOTALL)  # three times in a row
+LOOKED_AT = 4000  # characters in which a repetition is looked for: the search is quadratic
 ANALYSIS = "One sentence: what the right replies have in common that the replies now lack."
 SYSTEM_TURN = (
     "The whole new system turn: short rules on how a reply is written, for all rows, "
     f"{SYSTEM_CHARACTERS} characters at most."
 )
+ROWS_FIELD = (
+    "the numbers of 2 to 4 rows from above with different right replies. They become the new demonstrations, with "
+    "their right replies; small models follow demonstrations far better than rules."
+)
+COPIED_WORDS = 7
 ENDED_BY_ITSELF = {"stop", "end_turn", "eos", "stop_sequence"}  # finish reasons
 
 
@@ -91,20 +98,57 @@ _PARTS: Mapping[Part, type[BaseModel]] = {
 _BY_NUMBER: Mapping[Part, type[BaseModel]] = {"document": DocumentPart, "demonstrations": DemonstrationsPart}
 
 
+class ShortSystemPart(BaseModel):
+    """A new system turn."""
+
+    system: str = Field(description=SYSTEM_TURN, max_length=SYSTEM_CHARACTERS)
+
+
+class ShortDocumentPart(ShortSystemPart, DemonstrationsPart):
+    """A new document."""
+
+
+# What a small model is given where its server holds it to the schema (llama.cpp does; OpenAI refuses a length limit).
+# The question template is no field of a document: Qwen2.5-Coder-1.5B filled it in each time, with what it is now.
+_SHORT: Mapping[Part, type[BaseModel]] = {
+    "document": ShortDocumentPart,
+    "system": ShortSystemPart,
+    "question": TemplatePart,
+    "demonstrations": DemonstrationsPart,
+}
+
+
+class _Analysed(BaseModel):
+    """The analysis of the failures, and what mends them."""
+
+    analysis: str = Field(description=ANALYSIS)
+
+
+class _ShortlyAnalysed(BaseModel):
+    """The analysis of the failures, and what mends them."""
+
+    analysis: str = Field(description=ANALYSIS, max_length=SHORT_ANALYSIS)
+
+
 @functools.cache
-def reflection_form(part: Part, documents: int, *, may_write: bool) -> type[BaseModel]:
+def reflection_form(part: Part, documents: int, *, may_write: bool, short: bool = False) -> type[BaseModel]:
     """Give the schema of a reply in which `part` may change.
 
     Args:
         part: What may change.
         documents: Most that the reply may hold.
         may_write: Whether demonstrations' replies may be written; else rows are named by their numbers.
+        short: Whether a small model fills it in, which writes one document of few short fields.
     """
-    several: Any = GenericAlias(list, (_PARTS[part] if may_write else _BY_NUMBER.get(part, _PARTS[part]),))
+    if short:
+        return create_model("Reflection", __base__=(_SHORT[part], _ShortlyAnalysed))
+    one = _PARTS[part] if may_write else _BY_NUMBER.get(part, _PARTS[part])
+    if documents == 1:
+        return create_model("Reflection", __base__=(one, _Analysed))
+    several: Any = GenericAlias(list, (one,))
     return create_model(
         "Reflection",
-        __doc__="The analysis of the failures, and the documents that mend them.",
-        analysis=(str, Field(description=ANALYSIS)),
+        __base__=_Analysed,
         documents=(
             several,
             Field(description="One or several different documents.", min_length=1, max_length=documents),
@@ -121,35 +165,29 @@ class Reflected:
     faults: tuple[str, ...]
 
 
-def answer_format(part: Part, documents: int, *, may_write: bool) -> str:
+def answer_format(part: Part, documents: int, *, may_write: bool, short: bool = False) -> str:
     """Tell an editor in words how to answer. There is no example in it, since small models copy examples.
 
     Args: as of `reflection_form`.
     """
-    several = "an object each, that take different ways; the best is found by a trial"
-    lines = [
-        "Answer with one JSON object and nothing else. Its fields:",
-        f"- analysis: {ANALYSIS}",
-        f"- documents: a list of up to {documents} new documents, {several}. The fields of each:"
-        if documents > 1
-        else "- documents: a list with one object, the new document. Its fields:",
-    ]
+    fields = []
     if part in ("document", "demonstrations"):
-        lines.append(
-            "  - rows: the numbers of 2 to 4 rows from above with different right replies. They become the new "
-            "demonstrations, with their right replies; small models follow demonstrations far better than rules."
-        )
+        fields.append(f"- rows: {ROWS_FIELD}")
         if may_write:
-            lines.append(
-                "  - replies: only to write a demonstration's reply yourself; objects with row (its number) and reply, "
+            fields.append(
+                "- replies: only to write a demonstration's reply yourself; objects with row (its number) and reply, "
                 "which must earn the full reward."
             )
     if part in ("document", "system"):
-        lines.append(f"  - system: {SYSTEM_TURN} The answer to a single row is no such rule.")
-    if part in ("document", "question"):
+        fields.append(f"- system: {SYSTEM_TURN} The answer to a single row is no such rule.")
+    if part == "question" or (part == "document" and not short):
         only = "only if it must change; " if part == "document" else ""
-        lines.append(f"  - question_template: {only}the user turn, with {PLACEHOLDER} once, where the question goes.")
-    return "\n".join(lines)
+        fields.append(f"- question_template: {only}the user turn, with {PLACEHOLDER} once, where the question goes.")
+    if documents > 1:
+        several = "an object each, that take different ways; the best is found by a trial"
+        new = f"- documents: a list of up to {documents} new documents, {several}. The fields of each:"
+        fields = [new, *(f"  {field}" for field in fields)]
+    return "\n".join(["Answer with one JSON object and nothing else. Its fields:", f"- analysis: {ANALYSIS}", *fields])
 
 
 def read_reflection(reply: str, old: Prompt, part: Part, rows: Sequence[Row], finish_reason: str = "") -> Reflected:
@@ -169,17 +207,17 @@ def read_reflection(reply: str, old: Prompt, part: Part, rows: Sequence[Row], fi
     record = _json_of(text)
     if record is None:
         blocks = _blocks(reply, finish_reason)
-        found = [functools.partial(prompt_of_block, block, old, part) for block in blocks]
+        found = [functools.partial(_prompt_of_block, block, old, part) for block in blocks]
         analysis = text.partition(OPEN)[0]
     else:
         documents = record.get("documents", [record])
         documents = documents if isinstance(documents, list) else [documents]
         found = [functools.partial(_prompt_of, each, old, part, rows) for each in documents]
         analysis = str(record.get("analysis") or "")
-    prompts, faults = [], []
+    prompts, faults = list[Prompt](), list[str]()
     for each in found:
         try:
-            prompts.append(each())
+            prompts.append(each(faults=faults))
         except PromptError as error:
             faults.append(str(error))
     if not prompts and not faults:
@@ -202,13 +240,18 @@ def _json_of(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         try:
             found = parse_partial_json(text[begins.start() :])
-            *whole, last = found["documents"]
-            last.popitem()
+            cut = found["documents"][-1] if "documents" in found else found
+            cut.popitem()
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return None
-        whole += [last] if last else []
-        return {**found, "documents": whole} if whole else None
+        if "documents" in found and not cut:
+            found["documents"].pop()
+        return found if found.get("documents", found.keys() - {"analysis"}) else None
     return found
+
+
+def _prompt_of_block(block: str, old: Prompt, part: Part, faults: list[str]) -> Prompt:
+    return prompt_of_block(block, old, part)
 
 
 def _blocks(reply: str, finish_reason: str) -> list[str]:
@@ -225,23 +268,46 @@ def _blocks(reply: str, finish_reason: str) -> list[str]:
     )
 
 
-def _prompt_of(document: Any, old: Prompt, part: Part, rows: Sequence[Row]) -> Prompt:
-    """The prompt of one document in a JSON object."""
+def _prompt_of(document: Any, old: Prompt, part: Part, rows: Sequence[Row], faults: list[str]) -> Prompt:
+    """The prompt of one document in a JSON object. faults: gets what is wrong with a part that was left out."""
     names = set(_PARTS[part].model_fields)
     given = {name for name in names if document.get(name) is not None} if isinstance(document, dict) else set()
     if not given:
         raise PromptError(f"A document has none of the fields {', '.join(sorted(names))}: fill them in.")
     refuse_runaway(json.dumps(document), old)
     changes: dict[str, Any] = {}
-    if "system" in given:
-        changes["system"] = system = re.sub(rf"^#\s+{SYSTEM}\s*\n+", "", plain_text(str(document["system"])))
-        if normalise(system) and f" {normalise(system)} " in f" {normalise(SYSTEM_TURN)} ":
-            raise PromptError("The system turn repeats how it is to be written: write the rules themselves.")
     if "question_template" in given:
         changes["template"] = single_braces(plain_text(str(document["question_template"])))
     if given & {"rows", "replies"}:
         changes["demonstrations"] = _demonstrations(document, rows)
+    if "system" in given:
+        try:
+            changes["system"] = _system_turn(str(document["system"]))
+        except PromptError as error:
+            if not changes:
+                raise
+            faults.append(str(error))
     return replace(old, **changes)
+
+
+def _system_turn(said: str) -> str:
+    """A system turn as it was meant. Raises PromptError if it holds no rules; its other parts may stand without it."""
+    system = re.sub(rf"^#\s+{SYSTEM}\s*\n+", "", plain_text(said))
+    if _of_the_request(system):
+        raise PromptError("The system turn repeats how it is to be written: write the rules themselves.")
+    if PLACEHOLDER in system:
+        raise PromptError(f"The system turn holds {PLACEHOLDER}, which is filled in nowhere but in the template.")
+    if REPEATED.search(system[:LOOKED_AT]):
+        raise PromptError("The system turn says the same three times in a row: write short rules.")
+    return system
+
+
+def _of_the_request(system: str) -> bool:
+    """Whether a system turn holds words of the request about the answer's fields, seven or more in a row."""
+    words = normalise(system).split()
+    told = f" {normalise(' '.join([SYSTEM_TURN, ROWS_FIELD, ANALYSIS]))} "
+    some = min(len(words), COPIED_WORDS)
+    return len(words) > 3 and any(f" {' '.join(words[i : i + some])} " in told for i in range(len(words) - some + 1))
 
 
 def _demonstrations(document: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Demonstration, ...]:

@@ -1,7 +1,7 @@
 """What a run tells its editor: failures, what else it knows, earlier updates; and the record of what came of it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -103,12 +103,16 @@ def past_edits(
 
 
 def screening_rows(
-    workspace: Workspace, evaluation: Evaluation, form: Sequence[str]
+    workspace: Workspace, evaluation: Evaluation, form: Sequence[str], shown: Collection[str]
 ) -> tuple[list[Example], list[Example]]:
-    """Train rows that fail (form: their ids) and that pass; if one side is short, the other fills up."""
+    """Train rows that fail (form: their ids) and that pass; if one side is short, the other fills up.
+
+    shown: Questions of the candidates' demonstrations; such a row would be copied from the prompt.
+    """
     most, by_id = workspace.settings.editing.screening_rows, workspace.examples
-    failing = [by_id[i] for i in form if i in by_id]
-    passing = [by_id[row.id] for row in evaluation.of("train").values() if row.passed]
+    failing = [by_id[i] for i in form if i in by_id and by_id[i].asked not in shown]
+    rows = evaluation.of("train").values()
+    passing = [by_id[row.id] for row in rows if row.passed and by_id[row.id].asked not in shown]
     few = min(len(passing), max(most // 2, most - len(failing)))
     return failing[: most - few], passing[:few]
 

@@ -108,6 +108,11 @@ class Workspace:
         log = EditorLog(self.folder / "editor.jsonl")
         return editor_of(self.settings, chat=self.editor_chat, log=log, policy=lambda: self.policy)
 
+    def release(self) -> None:
+        """Stop the server that an editor named in the settings has started; its next request starts it again."""
+        if self.editor_chat is None and "editor" in vars(self):
+            self.editor.close()
+
     @cached_property
     def replies(self) -> ReplyCache:
         """Known replies: shared with other runs, or only this run's if `reuse_replies` is off."""

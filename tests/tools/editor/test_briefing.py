@@ -49,8 +49,8 @@ def test_all_that_the_run_knows_is_told() -> None:
         "All right answers of the train rows, with their number: yes (10); no (10); unsure (10)",
         'round 1, edit: The system turn became "Hm.". Validation reward -0.100, label -0.10; dropped.',
         "round 2, LoRA training of the weights. Validation reward +0.200, label +0.20; kept.",
-        "[1] Question: Is 0 odd?\nReply now: maybe\nRight reply: yes\nThe reward says: The reply must be a label.",
-        "[2] Question: Is 1 odd?\nReply now: maybe\nRight reply: no\nThe reward says: the same as of row 1",
+        "The reward says of each failing row, if nothing else stands there: The reply must be a label.\n",
+        "[1] Question: Is 0 odd?\nReply now: maybe\nRight reply: yes\n[2] Question: Is 1 odd?",
         "[21] Question: Is 90 odd?\nReply: no",
     ):
         assert words in told, words
@@ -96,8 +96,8 @@ def test_the_rewards_words_of_one_row_are_not_repeated_beside_its_right_reply() 
     told = brief(
         Prompt(), [failed(0, words=words), failed(1, words=words.replace("it", "as"))], SITUATION, [], room=900
     )
-    assert "The reward says: This row's own answer is missing or wrong. The reply should be a label." in told.context
-    assert "The reward says: the same as of row 1" in told.context
+    assert "there: The answer itself is missing or wrong. The reply should be a label." in told.context
+    assert "The reward says:" not in told.context
 
 
 def test_what_all_right_replies_have_in_common_is_told() -> None:

@@ -122,7 +122,13 @@ def test_the_server_answers_restarts_and_stops(chat: LlamaCppChat, cache: Path) 
     process.kill()
     process.wait(10)
     assert chat.invoke("Say hello.").content == first.content  # a new server, the same seed
+    other = llama_cpp_chat(str(chat.file), timeout_s=600)
+    for each in (chat.model_copy(update={"stream_usage": True}), chat.bind(stop=["!"]), other):
+        each.invoke("Say hello.", max_tokens=2)
+    assert len(list((cache / "servers").glob("*.json"))) == 1  # of one file
     chat.close()
+    assert len(list((cache / "servers").glob("*.json"))) == 1  # the other uses it
+    other.close()
     assert not list((cache / "servers").glob("*.json"))
 
 

@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage
 
 from nslora.tools.editor.briefing import Row, Situation
 from nslora.tools.editor.editor import EditFailedError, Editor
+from nslora.tools.editor.local_chat import LLAMA_CPP
 from nslora.tools.editor.reflection import read_reflection, reflection_form
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import Demonstration, Prompt
@@ -67,6 +68,9 @@ def test_numbers_are_read_as_small_models_write_them(sent: Any, expected: tuple[
             {"system": "The whole new system turn: short rules on how a reply is written"},
             "repeats how it is to be written",
         ),
+        ({"system": "Shout. rows: They become the new demonstrations, with their right replies"}, "repeats how it is"),
+        ({"system": "ANSWER: {question} [END]"}, "filled in nowhere but in the template"),
+        ({"system": "Shout. " + "The town hall is a symbol of the city. " * 3}, "the same three times in a row"),
     ],
 )
 def test_a_document_that_cannot_be_used_is_a_fault_and_the_others_stand(document: Any, fault: str) -> None:
@@ -120,7 +124,7 @@ def test_one_call_is_an_edit_and_its_analysis_is_the_textual_gradient() -> None:
     assert [len(prompt.demonstrations) for prompt in edit.prompts] == [1, 2]
     assert edit.critiques == ("No capitals.",)
     assert edit.rows == ("train-1", "train-2")
-    assert chat.asked_for == [reflection_form("document", 2, may_write=False)]
+    assert chat.asked_for == [reflection_form("document", 2, may_write=False, short=False)]
     assert "ReplyForm" not in chat.asked_for[0].model_json_schema()["$defs"]  # each row has a right reply
     (request,) = chat.requests
     system, asked = texts(request)
@@ -216,3 +220,63 @@ def test_whole_documents_before_a_cut_are_taken() -> None:
     for nothing in ('{"analysis": "No capitals.", "documents": [{"rows": [2, 1', '{"analysis": "No cap'):
         with pytest.raises(PromptError, match="cut off"):
             read_reflection(nothing, Prompt(), "document", rows, "length")
+
+
+def test_rows_stand_without_a_system_turn_that_cannot_be_used() -> None:
+    found = read_reflection(reply({"rows": [2], "system": "It is 2019 in which " * 20}), OLD, "document", ROWS)
+    assert found.prompts == (Prompt(OLD.system, OLD.template, SHOWN[1:2]),)
+    assert "three times in a row" in found.faults[0]
+
+
+@pytest.mark.parametrize("system", ["One sentence.", "Name the city, then its country.", ""])
+def test_short_and_lively_system_turns_are_taken(system: str) -> None:
+    assert read_reflection(reply({"system": system}), OLD, "document", ROWS).prompts[0].system == system.strip()
+
+
+def test_of_one_document_its_parts_alone_are_candidates_too() -> None:
+    sent = reply({"system": "Shout.", "rows": [1]})
+    failures = [failure(1, right="ADA"), failure(2, right="BOB")]
+    row = (Demonstration("Question 1?", "ADA"),)
+    whole, rows, system = Prompt("Shout.", demonstrations=row), Prompt(demonstrations=row), Prompt("Shout.")
+    for candidates, expected in ((1, (whole,)), (2, (whole, rows)), (3, (whole, rows, system))):
+        assert reflecting(sent).edit(Prompt(), failures, candidates=candidates).prompts == expected
+    one_part = reply({"system": "Shout."})
+    assert reflecting(one_part).edit(Prompt(), failures, candidates=3).prompts == (system,)
+    two = reply({"system": "Shout.", "rows": [1]}, {"system": "Shout!", "rows": [2]})
+    assert len(reflecting(two).edit(Prompt(), failures, candidates=3).prompts) == 2
+
+
+class SmallChat(StructuredChat):
+    """A scripted model in the place of a GGUF file's."""
+
+    @property
+    def _llm_type(self) -> str:
+        return LLAMA_CPP
+
+
+def test_a_small_model_fills_in_one_short_document() -> None:
+    chat = SmallChat([json.dumps({"analysis": "No capitals.", "rows": [1], "system": "Shout."})])
+    failures = [failure(number, right=f"NAME {number}") for number in range(1, 31)]
+    edit = Editor(chat, protocol="reflect").edit(Prompt(), failures, candidates=3)
+    assert [prompt.system for prompt in edit.prompts] == ["Shout.", "", "Shout."]
+    (form,) = chat.asked_for
+    fields = form.model_json_schema()["properties"]
+    assert list(fields) == ["analysis", "rows", "system"]  # rows first: they stand if the system turn is cut off
+    assert [fields[name].get("maxLength") for name in ("analysis", "system")] == [300, 700]
+    asked = texts(chat.requests[0])[1]
+    assert "[12] Question" in asked
+    for words in ("[13] Question", "documents", "question_template", "Its fields:\n  "):
+        assert words not in asked
+
+
+def test_no_length_is_asked_of_a_server_that_may_refuse_it() -> None:
+    for part in ("document", "system"):
+        assert "maxLength" not in json.dumps(reflection_form(part, 3, may_write=False).model_json_schema())
+
+
+def test_of_a_flat_answer_that_was_cut_off_the_whole_fields_are_taken() -> None:
+    cut = '{"analysis": "No capitals.", "rows": [2, 1], "system": "Shout, sh'
+    found = read_reflection(cut, OLD, "document", ROWS, "length")
+    assert found.prompts == (Prompt(OLD.system, OLD.template, SHOWN[1::-1]),)
+    with pytest.raises(PromptError, match="cut off"):
+        read_reflection(cut[:40], OLD, "document", ROWS, "length")
