@@ -5,7 +5,7 @@ Behind it stand replies (`ReplyEngine`) and training (`TrainingEngine`), joined 
 two. No code outside `inference/`, `training/` and `policies/` uses torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,7 +17,24 @@ Thinking = Literal["off", "on", "template"]  # whether replies begin with thinki
 OnProgress = Callable[[int, int], None]  # (done, total), in the caller's unit
 
 
-def no_progress(done: int, total: int) -> None:
+class OnStep(Protocol):
+    """Called after each training step; a trainer that does not know the step's numbers leaves `values` out."""
+
+    def __call__(self, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
+        """Take note of a step.
+
+        Args:
+            done: Steps done.
+            total: All steps of the job.
+            values: `STEP_VALUES` of this step.
+        """
+
+
+# Of the trainer's log: nats per scored token, before clipping, and the optimizer's.
+STEP_VALUES = ("loss", "grad_norm", "learning_rate")
+
+
+def no_progress(done: int, total: int, values: Mapping[str, float] | None = None) -> None:
     """Ignore progress."""
 
 
@@ -70,7 +87,7 @@ class TrainingResult:
         grad_norms: Mean gradient norm of each epoch, before clipping.
         wall_s: Seconds of this process.
         fast_path: The shortcuts that were used.
-        log: The trainer's log, one entry a step.
+        log: `STEP_VALUES` of each step.
     """
 
     adapter: str
@@ -127,7 +144,7 @@ class ReplyEngine(Protocol):
 class TrainingEngine(Protocol):
     """Trains adapters: in this process, or as a program of its own. It puts them into the store under their hash."""
 
-    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+    def train(self, job: TrainingJob, on_progress: OnStep = no_progress) -> TrainingResult:
         """Train and store a new adapter.
 
         Raises:

@@ -1,6 +1,6 @@
 """What one call of a node spends, counted in one place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ from nslora.graph.state import Changes, Kind, Measured, Proposal, Work
 from nslora.tools.editor.pricing import Usage
 from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.evaluation.rollouts import Replies
-from nslora.tools.policy import OnProgress
+from nslora.tools.policy import OnProgress, OnStep
 from nslora.tools.prompt import Prompt
 from nslora.tools.schema import Example
 from nslora.tools.workspace.workspace import Workspace
@@ -110,12 +110,12 @@ def work_of_round(proposal: Proposal, measured: Measured | None) -> Work:
 class Steps:
     """Passes progress on, and remembers how far a training job or an evaluation came that ended before its end."""
 
-    def __init__(self, on_progress: OnProgress) -> None:
+    def __init__(self, on_progress: OnStep) -> None:
         self.on_progress, self.done, self.total = on_progress, 0, 0
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
         self.done, self.total = done, total
-        self.on_progress(done, total)
+        self.on_progress(done, total, values)
 
     @property
     def share(self) -> float:

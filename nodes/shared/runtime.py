@@ -1,6 +1,7 @@
 """What the nodes get from LangGraph: the workspace of the run, and a stream for their progress."""
 
 import time
+from collections.abc import Mapping
 
 from langgraph.errors import GraphDrained
 from langgraph.runtime import Runtime
@@ -8,7 +9,7 @@ from langgraph.runtime import Runtime
 from nslora.graph.state import AdaptationContext
 from nslora.tools.errors import BudgetError, RunError
 from nslora.tools.evaluation.rollouts import STORED_REPLIES
-from nslora.tools.policy import OnProgress
+from nslora.tools.policy import OnStep
 from nslora.tools.workspace.task_clock import TaskClock
 from nslora.tools.workspace.workspace import Workspace, open_workspace, refuse_changed_checks
 
@@ -32,7 +33,8 @@ def workspace_for(runtime: Runtime[AdaptationContext], node: str) -> Workspace:
 
     Args:
         runtime: As LangGraph gives it to the node.
-        node: The node's name, for progress events: {"node", "what", "done", "total"}.
+        node: The node's name, for progress events: {"node", "what", "done", "total"}, and after a training step
+            "values", its `STEP_VALUES`.
 
     Raises:
         RunError: If the graph was invoked without its context, or the scoring of a check has changed since.
@@ -52,8 +54,9 @@ def workspace_for(runtime: Runtime[AdaptationContext], node: str) -> Workspace:
     workspace.seat_judges()
     workspace.clock = clock = TaskClock(workspace.folder, workspace.task_id)
 
-    def on_progress(what: str, done: int, total: int) -> None:
-        runtime.stream_writer({"node": node, "what": what, "done": done, "total": total})
+    def on_progress(what: str, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
+        event = {"node": node, "what": what, "done": done, "total": total}
+        runtime.stream_writer({**event, "values": dict(values)} if values else event)
         clock.tick()
         if runtime.drain_requested and node in SAVES_EACH and done % SAVES_EACH[node] == 0:
             clock.save()
@@ -63,11 +66,11 @@ def workspace_for(runtime: Runtime[AdaptationContext], node: str) -> Workspace:
     return workspace
 
 
-def progress(workspace: Workspace, what: str, until: float | None = None) -> OnProgress:
+def progress(workspace: Workspace, what: str, until: float | None = None) -> OnStep:
     """A callback for work that is counted in `what`. It raises BudgetError if time.monotonic() has passed `until`."""
 
-    def on_progress(done: int, total: int) -> None:
-        workspace.on_progress(what, done, total)
+    def on_progress(done: int, total: int, values: Mapping[str, float] | None = None) -> None:
+        workspace.on_progress(what, done, total, values)
         if until is not None and time.monotonic() > until and done < total:
             raise BudgetError(f"stopped at {done} of {total} {what}: the run's max_seconds leave no more time.")
 

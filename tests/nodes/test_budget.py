@@ -237,7 +237,7 @@ def test_a_burst_that_diverged_is_charged_alike_when_its_record_is_met_again(tmp
         raise DivergedError("The loss was nan.")
 
     for _ in range(2):
-        steps = Steps(lambda done, total: None)
+        steps = Steps(lambda done, total, values=None: None)
         with pytest.raises(DivergedError):
             log.train_once(diverges, job, "request", steps)
         charged.append(steps.share)

@@ -8,6 +8,7 @@ from nslora.tools.policies.facts import ModelFacts
 from nslora.tools.policy import (
     Generated,
     OnProgress,
+    OnStep,
     ReplyEngine,
     TrainingEngine,
     TrainingJob,
@@ -61,7 +62,7 @@ class ComposedPolicy:
         """Score references."""
         return self.replies.reference_losses(dialogues, references, adapter=adapter)
 
-    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+    def train(self, job: TrainingJob, on_progress: OnStep = no_progress) -> TrainingResult:
         """Train and store a new adapter."""
         return self.training.train(job, on_progress)
 

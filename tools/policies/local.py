@@ -21,7 +21,7 @@ from nslora.tools.policies.facts import ModelFacts
 from nslora.tools.policies.loading import UNLOADABLE, refuse_encoder, refuse_missing_quantizer, unloadable
 from nslora.tools.policies.peft_adapters import PeftAdapters
 from nslora.tools.policies.settings import DeviceSettings
-from nslora.tools.policy import Generated, OnProgress, Thinking, TrainingJob, TrainingResult, no_progress
+from nslora.tools.policy import Generated, OnProgress, OnStep, Thinking, TrainingJob, TrainingResult, no_progress
 from nslora.tools.schema import Dialogue
 from nslora.tools.training.adapters import OPTIMIZER, AdapterStore
 from nslora.tools.training.lora_targets import lora_targets, peft_placement
@@ -310,7 +310,7 @@ class LocalPolicy:
                 lambda: replies_alike(base, prompts, shared, self.format.pad_id),
             )
 
-    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+    def train(self, job: TrainingJob, on_progress: OnStep = no_progress) -> TrainingResult:
         """Train a new adapter, or a copy of `job.start`, and store it.
 
         Raises:
@@ -348,7 +348,7 @@ class LocalPolicy:
             log=tuple(outcome.log),
         )
 
-    def _trained(self, job: TrainingJob, plan: "BatchPlan", on_progress: OnProgress) -> "Outcome":
+    def _trained(self, job: TrainingJob, plan: "BatchPlan", on_progress: OnStep) -> "Outcome":
         """Train with deterministic kernels; if this base lacks one, train again with the usual ones."""
         from nslora.tools.training.trainer import REPEATABLE, lacks_fixed_order, train
 

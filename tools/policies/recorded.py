@@ -9,7 +9,16 @@ from typing import Any
 from nslora.tools.files import read_json
 from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.inference.weights import refuse_other_weights, resolve_model
-from nslora.tools.policy import Generated, OnProgress, Policy, Thinking, TrainingJob, TrainingResult, no_progress
+from nslora.tools.policy import (
+    Generated,
+    OnProgress,
+    OnStep,
+    Policy,
+    Thinking,
+    TrainingJob,
+    TrainingResult,
+    no_progress,
+)
 from nslora.tools.schema import Dialogue
 
 
@@ -69,7 +78,7 @@ class RecordedPolicy:
         """Score references with the loaded policy; no dialogues load nothing."""
         return self.policy.reference_losses(dialogues, references, adapter=adapter) if dialogues else []
 
-    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+    def train(self, job: TrainingJob, on_progress: OnStep = no_progress) -> TrainingResult:
         """Train with the loaded policy."""
         return self.policy.train(job, on_progress)
 

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from nslora.tools.errors import DivergedError
-from nslora.tools.policy import OnProgress
+from nslora.tools.policy import STEP_VALUES, OnStep
 from nslora.tools.training.batches import BatchPlan
 from nslora.tools.training.frozen_trunk import without_trunk
 from nslora.tools.training.memory import refuse_what_does_not_fit
@@ -38,7 +38,7 @@ def train(
     plan: BatchPlan,
     progress: Snapshots,
     found_exact: dict[str, bool],
-    on_progress: OnProgress,
+    on_progress: OnStep,
 ) -> Outcome:
     """Train the active adapter of a PeftModel in place.
 
@@ -48,7 +48,7 @@ def train(
         plan: Rows, order and settings.
         progress: Snapshots of this job; the newest one is restored first.
         found_exact: Answers of earlier probes of this base. The caller keeps it, so that each probe runs once.
-        on_progress: Called with (steps done, all steps) after each step.
+        on_progress: Called with (steps done, all steps, `STEP_VALUES`) after each step.
 
     Raises:
         DivergedError: If a loss is not finite or above `settings.max_loss_nats`.
@@ -137,7 +137,7 @@ def job_trainer(
     shortcuts: Shortcuts,
     progress: Snapshots,
     outcome: Outcome,
-    on_progress: OnProgress,
+    on_progress: OnStep,
 ) -> Any:
     """Make an SFTTrainer that runs the rest of a plan in its order; the arguments are those of `train`."""
     import torch
@@ -165,12 +165,12 @@ def job_trainer(
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if logs is None or "loss" not in logs:
                 return
-            outcome.log.append({key: float(value) for key, value in logs.items()})
+            outcome.log.append({key: float(logs[key]) for key in STEP_VALUES if key in logs})
             outcome.steps_done += 1
             check_loss(float(logs["loss"]), settings.max_loss_nats, len(outcome.log))
             progress.after_step(optimizer, outcome.log)
             try:
-                on_progress(len(outcome.log), plan.steps)
+                on_progress(len(outcome.log), plan.steps, outcome.log[-1])
             except BaseException:  # Ctrl-C: keep this step
                 progress.save(optimizer, outcome.log)
                 raise

@@ -12,11 +12,11 @@ from typing import Any
 from nslora.tools.errors import DivergedError
 from nslora.tools.files import append_jsonl, read_jsonl, sha256_of_json
 from nslora.tools.inference.reply_cache import RENDERING
-from nslora.tools.policy import OnProgress, TrainingJob, TrainingResult, no_progress
+from nslora.tools.policy import OnStep, TrainingJob, TrainingResult, no_progress
 from nslora.tools.training.adapters import AdapterStore
 from nslora.tools.training.settings import LoraSettings
 
-Train = Callable[[TrainingJob, OnProgress], TrainingResult]
+Train = Callable[[TrainingJob, OnStep], TrainingResult]
 
 
 def job_sha256(job: TrainingJob, lora: LoraSettings, policy: Mapping[str, Any]) -> str:
@@ -45,7 +45,7 @@ class TrainingCache:
         return next((row for row in records if "error" in row or self.adapters.is_whole(row["adapter"])), None)
 
     def train_once(
-        self, train: Train, job: TrainingJob, request: str, on_progress: OnProgress = no_progress
+        self, train: Train, job: TrainingJob, request: str, on_progress: OnStep = no_progress
     ) -> TrainingResult:
         """Return the recorded result of a training job, or train and record it.
 
@@ -53,7 +53,7 @@ class TrainingCache:
             train: Trains a job.
             job: The job.
             request: Its `job_sha256`.
-            on_progress: Called with (steps done, all steps).
+            on_progress: Called with (steps done, all steps, `STEP_VALUES` of the step).
 
         Raises:
             DivergedError: If the job diverges, now or in its record.
@@ -61,9 +61,9 @@ class TrainingCache:
         record = self.find(request)
         reached: list[int] = []
 
-        def remembered(done: int, total: int) -> None:
+        def remembered(done: int, total: int, values: Mapping[str, float] | None = None) -> None:
             reached[:] = done, total
-            on_progress(done, total)
+            on_progress(done, total, values)
 
         if record is None:
             try:
@@ -72,7 +72,6 @@ class TrainingCache:
                 append_jsonl(self.path, {"request_sha256": request, "error": str(error), "steps": reached})
                 raise
             record = {"request_sha256": request, **asdict(result)}
-            del record["log"]
             append_jsonl(self.path, record)
         if "error" in record:
             if record.get("steps"):  # this run pays for these steps too

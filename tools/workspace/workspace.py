@@ -24,7 +24,7 @@ from nslora.tools.files import as_text, quoted, read_json, sha256_of_json, write
 from nslora.tools.inference.flops import FlopRates
 from nslora.tools.inference.reply_cache import ReplyCache, token_counts
 from nslora.tools.inference.weights import Notify, cache_folder, refuse_other_weights
-from nslora.tools.policy import OnProgress, Policy, TrainingJob, TrainingResult, no_progress
+from nslora.tools.policy import OnProgress, OnStep, Policy, TrainingJob, TrainingResult, no_progress
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.score import Graded
 from nslora.tools.schema import Dialogue, Example
@@ -36,6 +36,10 @@ from nslora.tools.workspace.prompt_store import PromptStore
 from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings, refuse_half_begun
 from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.task_clock import TaskClock
+
+
+def no_report(what: str, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
+    """Ignore what a node reports of its work."""
 
 
 class Workspace:
@@ -69,7 +73,7 @@ class Workspace:
         self.training_cache = TrainingCache(folder / "bursts.jsonl", self.adapters)
         self.task_id = ""  # of the graph's task that works now; it stays the same after a kill
         self.clock = TaskClock(folder, "")
-        self.on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
+        self.on_progress: Callable[..., None] = no_report  # (what, done, total, values of a training step)
         self.given_policy, self.editor_chat = policy, editor_chat  # None where the settings name them
 
     @cached_property
@@ -174,7 +178,7 @@ class Workspace:
         """Model FLOPs per token."""
         return FlopRates.of(self.policy.describe())
 
-    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
+    def train(self, job: TrainingJob, on_progress: OnStep = no_progress) -> TrainingResult:
         """Train, or return the recorded result of the same job. Deletes the job's snapshots. Raises DivergedError."""
         policy = {**self.policy.describe(), "fingerprint": self.policy.fingerprint}
         request = job_sha256(job, self.settings.lora, policy)

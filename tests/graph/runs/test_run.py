@@ -94,7 +94,7 @@ def test_a_snapshot_of_another_burst_is_no_beginning_of_this_one(begin: Begin) -
     rows = tuple(TrainingRow(({"role": "user", "content": text},), "b", text, "reference") for text in "abcd")
     one, other = (TrainingJob(rows, 3, seed=seed, progress=workspace.folder / "progress" / "task") for seed in (1, 2))
 
-    def stop(done: int, _: int) -> None:
+    def stop(done: int, _: int, values: Any = None) -> None:
         raise GraphDrained("test")
 
     with pytest.raises(GraphDrained):
@@ -110,7 +110,8 @@ def test_a_finished_run_has_nothing_more_to_do(finished: Run) -> None:
 
 def test_the_stream_gives_updates_values_and_progress(begin: Begin) -> None:
     seen: dict[str, list[Any]] = {"updates": [], "values": [], "custom": []}
-    for mode, part in begin(max_rounds=1, strategy="lora").stream(("updates", "values", "custom")):
+    run = begin(max_rounds=1, strategy="lora")
+    for mode, part in run.stream(("updates", "values", "custom")):
         seen[mode].append(part)
     assert [next(iter(part)) for part in seen["updates"]] == [
         "evaluate",
@@ -122,7 +123,10 @@ def test_the_stream_gives_updates_values_and_progress(begin: Begin) -> None:
         "finish",
     ]
     assert seen["values"][-1]["status"] == "finished"
-    assert [part["done"] for part in seen["custom"] if part["node"] == "lora_update"] == [1, 2, 3]
+    steps = [part for part in seen["custom"] if part["node"] == "lora_update"]
+    assert [part["done"] for part in steps] == [1, 2, 3]
+    assert set(steps[0]["values"]) == {"loss", "grad_norm", "learning_rate"}
+    assert read_jsonl(run.folder / "bursts.jsonl")[0]["log"] == [part["values"] for part in steps]
 
 
 def test_runs_in_threads_of_one_process_end_as_they_do_one_by_one(begin: Begin) -> None:

@@ -171,7 +171,7 @@ def test_a_job_that_was_killed_goes_on_and_ends_with_the_same_adapter(
     class Killed(Exception):  # noqa: N818
         pass
 
-    def die(done: int, total: int) -> None:
+    def die(done: int, total: int, values: Any = None) -> None:
         if done == killed_after:
             raise Killed
 
@@ -209,7 +209,7 @@ def test_a_job_that_is_stopped_keeps_its_last_step_whatever_snapshots_cost(
     monkeypatch.setattr("nslora.tools.training.snapshots.FREE_S", -1.0)
     monkeypatch.setattr("nslora.tools.training.snapshots.LARGEST_SHARE", -1.0)
 
-    def stop(done: int, total: int) -> None:
+    def stop(done: int, total: int, values: Any = None) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
