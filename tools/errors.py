@@ -77,5 +77,9 @@ class LostRoundsError(StoppedError):
     """
 
 
+class ExportError(NsloraError):
+    """A result cannot be exported, served or pushed. Nothing half written is left."""
+
+
 class DamagedError(RunError):
     """A file of a run was changed, truncated or deleted since it was written. The message names the file."""

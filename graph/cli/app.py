@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from nslora.graph.cli import export as cli_export
 from nslora.graph.cli import runs as cli_runs
 from nslora.graph.cli.check import checked
 from nslora.graph.cli.classifier import classify_log, diagnosed
@@ -169,6 +170,7 @@ app.command("diagnose")(diagnosed)
 
 
 cli_runs.register(app)
+cli_export.register(app)
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ class ChatFormat:
 
         It is a part of the policy's fingerprint, so that replies to other prompts are never taken from a record.
         """
-        surplus, header = self._opening
+        surplus, header = self.opening
         if self.thinks and self.thinking != "off":
             return f"+thinking-{self.thinking}"
         if surplus or (header and self._written(ASKED) == self._written(ASKED, add_generation_prompt=True)):
@@ -114,13 +114,13 @@ class ChatFormat:
         Raises:
             ModelError: If the chat template cannot write the dialogue.
         """
-        surplus, header = self._opening
+        surplus, header = self.opening
         text = self._written(self._told(dialogue), add_generation_prompt=True)
         return text.removesuffix(surplus) + header
 
     def _told(self, dialogue: Dialogue) -> list[dict[str, str]]:
         """The dialogue as the template can write it: without system turns, the first user turn says their text."""
-        if dialogue and dialogue[0]["role"] == "system" and not self._knows_system_turns:
+        if dialogue and dialogue[0]["role"] == "system" and not self.knows_system_turns:
             system, first, *rest = dialogue
             return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
         return list(dialogue)
@@ -150,7 +150,7 @@ class ChatFormat:
             ) from error
 
     @cached_property
-    def _knows_system_turns(self) -> bool:
+    def knows_system_turns(self) -> bool:
         """Whether the template writes a system turn; some raise an error (Gemma's), some leave it out silently."""
         try:
             return MARK in self._written([{"role": "system", "content": MARK}, *ASKED])
@@ -176,7 +176,7 @@ class ChatFormat:
         return next((pair for pair in MARKERS if pair[1].strip().removeprefix(NEXT_CHANNEL) in template), None)
 
     @cached_property
-    def _opening(self) -> tuple[str, str]:
+    def opening(self) -> tuple[str, str]:
         """What the template's generation prompt has too much before a reply, and what it lacks.
 
         With thinking off, the prompt is the text that the template itself writes before a reply: it closes an empty

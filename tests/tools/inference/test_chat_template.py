@@ -85,7 +85,7 @@ def trained(chat: ChatFormat, dialogue: list[dict[str, str]], reply: str) -> lis
 
 def told(chat: ChatFormat) -> list[dict[str, str]]:
     """The dialogue as this template can write it."""
-    return SHOTS if chat._knows_system_turns else [{"role": "user", "content": "Be brief.\n\n2 + 2?"}, *SHOTS[2:]]
+    return SHOTS if chat.knows_system_turns else [{"role": "user", "content": "Be brief.\n\n2 + 2?"}, *SHOTS[2:]]
 
 
 @pytest.mark.parametrize("pieces", [False, True])

@@ -1,0 +1,121 @@
+"""What a run gives, to be exported: a base, an adapter on it, and the prompt that both were measured with."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nslora.tools.errors import ExportError
+from nslora.tools.inference.weights import refuse_other_weights
+from nslora.tools.policies.local import LocalPolicy
+from nslora.tools.policies.settings import DeviceSettings
+from nslora.tools.policy import Thinking
+from nslora.tools.prompt import Prompt
+
+SPARE = 1.05  # headers, tokenizer and configuration beside the weights
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Adapter and prompt of a finished run.
+
+    Attributes:
+        name: Of the run.
+        model: The base, as the run's settings or `--base` name it.
+        fingerprint: Of the base's weights, template and dtype when the run was made; "" if it is not on record.
+        adapter: PEFT folder; None if the weights stay as they are.
+        prompt: The prompt.
+        thinking: Whether replies begin with thinking.
+        max_new_tokens: Length limit of the run's replies; None if the task is not at hand.
+        facts: What the model card and `nslora.json` say: task, test scores, hashes.
+    """
+
+    name: str
+    model: str
+    fingerprint: str
+    adapter: Path | None
+    prompt: Prompt
+    thinking: Thinking = "off"
+    max_new_tokens: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16", "float16"]:
+        """What the run computed in."""
+        found = self.fingerprint.rpartition("-")[2]
+        return "bfloat16" if found == "bfloat16" else "float16" if found == "float16" else "float32"
+
+    def load(self) -> LocalPolicy:
+        """Load the base in float32 on the CPU, where weights are merged.
+
+        Raises:
+            ModelError: If it cannot be loaded.
+            RunError: If it is another one than the run's.
+            ExportError: If it is quantised.
+        """
+        policy = LocalPolicy.load(
+            self.model,
+            adapters=Path("adapters"),  # none is taken from there
+            device=DeviceSettings(device="cpu", dtype="float32"),
+            thinking=self.thinking,
+        )
+        if getattr(policy.base.config, "quantization_config", None):
+            raise ExportError(
+                f"The base {policy.name} is quantised, and an adapter merged into rounded weights is another model: "
+                "name the base in full precision (--base), or serve base and adapter as they are."
+            )
+        if self.fingerprint:
+            weights = self.fingerprint.rpartition("-")[0]
+            found = policy.fingerprint.rpartition("-")[0]
+            refuse_other_weights(policy.name, f"{found}-", f"{weights}-")
+        return policy
+
+
+@contextmanager
+def written_whole(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new folder beside `target`, which takes its name when the block ends without an error.
+
+    Raises:
+        ExportError: If `target` is there already, or the disk does not take it.
+    """
+    refuse_existing(target, overwrite=overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    except OSError as error:
+        raise ExportError(
+            f"{target} cannot be written ({error.strerror}): name a folder that you may write."
+        ) from error
+    try:
+        partial.chmod(0o755)  # mkdtemp lets nobody else in
+        yield partial
+        if target.is_dir():
+            shutil.rmtree(target)
+        partial.replace(target)
+    except OSError as error:
+        raise ExportError(
+            f"{target} cannot be written ({error.strerror or error}): free some disk space, or name a folder on "
+            "another disk."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Raise ExportError if something stands at `target` that is not to be replaced."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
+        raise ExportError(f"{target} is there already: name a new folder, or replace it with --overwrite.")
+
+
+def refuse_full_disk(folder: Path, size: float, what: str) -> None:
+    """Raise ExportError if the disk of `folder` has no room for so many bytes."""
+    there = next(each for each in (folder, *folder.resolve().parents) if each.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < size * SPARE:
+        raise ExportError(
+            f"{what} needs {size * SPARE / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free: free some disk "
+            "space, or name a folder on another disk."
+        )
