@@ -80,6 +80,9 @@ def run(
     check_editor: Annotated[
         bool, typer.Option(help="Ask an editor behind an address for one token before anything is spent.")
     ] = True,
+    launch: Annotated[
+        str | None, typer.Option(help="Command that starts training on several GPUs: torchrun, accelerate launch.")
+    ] = None,
     checkpoints: Annotated[str | None, typer.Option(help="postgresql://... instead of a file in FOLDER.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate; spend nothing.")] = False,
     folder: Annotated[Path | None, typer.Option(help="New folder of the run. Default: runs/TASK-TIME.")] = None,
@@ -96,6 +99,8 @@ def run(
     caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
     if any(value is not None for value in caps.values()):
         settings["editing"] = {**group(settings, "editing"), **{k: v for k, v in caps.items() if v is not None}}
+    if launch is not None:
+        settings["engine"] = {**group(settings, "engine"), "launch": launch}
     settings |= {
         "adapter": adapter,
         "thinking": thinking,

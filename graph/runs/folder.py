@@ -22,6 +22,7 @@ from nslora.tools.errors import EditorCallError, ModelError, RunError, SettingsE
 from nslora.tools.files import quoted, write_json
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, EMBEDDED_NAME, Notify, refuse_unreachable, resolve_model
 from nslora.tools.policies.local import fitted
+from nslora.tools.policies.opening import refuse_unusable_engine
 from nslora.tools.policy import Policy, ReplyEngine, TrainingEngine
 from nslora.tools.router.strategies import strategy_named
 from nslora.tools.tasks.task import Task
@@ -36,6 +37,7 @@ POLICY = [
     for name in (*protocol.__annotations__, *vars(protocol))
     if not name.startswith("_")
 ]
+SECRET = ("editor_base_url", "engine.replies")  # addresses, in which a password may have come
 FREE_SPACE_BYTES = 200e6  # adapters, checkpoints and replies of an ordinary run take less
 
 
@@ -96,7 +98,7 @@ def read_settings(**values: Any) -> RunSettings:
         place = ".".join(str(part) for part in first["loc"])
         unknown = first["type"] == "extra_forbidden"
         known = f"; known: {', '.join(_fields_at(first['loc'][:-1]))}" if unknown else ""
-        came = "" if place == "editor_base_url" else f" (came: {first['input']!r})"  # there, a secret was in it
+        came = "" if place in SECRET else f" (came: {first['input']!r})"
         raise SettingsError(f"Setting {place}: {first['msg']}{came}{known}.") from None
 
 
@@ -158,6 +160,7 @@ def could_begin(workspace: Workspace, *, ask_reward: bool = True, judges: bool =
             f"device.device is {device!r}: wanted cpu, cuda, mps or another kind that torch knows, or "
             "nothing for what this machine has."
         )
+    refuse_unusable_engine(workspace.settings.engine, workspace.settings.lora)
     if judges:
         workspace.seat_judges(begun=False)
         for check in workspace.task.reward.judges:

@@ -87,7 +87,7 @@ class ModelFacts:
         pairs = [self.format.pair_ids(*pair) for pair in zip(dialogues, references, strict=True)]
         return [(prompt, completion[: max(1, self.context_tokens - len(prompt))]) for prompt, completion in pairs]
 
-    def plan(self, job: TrainingJob, lora: LoraSettings) -> "BatchPlan":
+    def plan(self, job: TrainingJob, lora: LoraSettings, shards: int = 1) -> "BatchPlan":
         """Return the plan of a training job. Raises TooLongError if a row does not fit, ModelError without rows."""
         from nslora.tools.training.batches import BatchPlan, TokenRow
 
@@ -101,7 +101,7 @@ class ModelFacts:
                 f"The train row {source} with its prompt and reply takes {tokens} tokens, but the model's context "
                 f"holds {self.context_tokens}: shorten or remove that row."
             )
-        return BatchPlan(rows, job.epochs, job.seed, self.format.pad_id, lora)
+        return BatchPlan(rows, job.epochs, job.seed, self.format.pad_id, lora, shards)
 
 
 def _stops_of(model: Any) -> tuple[int, ...]:

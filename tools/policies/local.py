@@ -25,6 +25,7 @@ from nslora.tools.policy import Generated, OnProgress, OnStep, Thinking, Trainin
 from nslora.tools.schema import Dialogue
 from nslora.tools.training.adapters import OPTIMIZER, AdapterStore
 from nslora.tools.training.lora_targets import lora_targets, peft_placement
+from nslora.tools.training.processes import is_first
 from nslora.tools.training.settings import LoraSettings
 from nslora.tools.training.snapshots import Snapshots
 from nslora.tools.training.start_adapter import lora_settings_of, refuse_other_base
@@ -95,6 +96,7 @@ class LocalPolicy:
         lora: Settings of training jobs.
         device: Its `batch_size` limits generation.
         thinking: Whether replies begin with thinking.
+        shards: Parts of each training batch, see `BatchPlan`.
     """
 
     def __init__(
@@ -107,9 +109,10 @@ class LocalPolicy:
         lora: LoraSettings | None = None,
         device: DeviceSettings | None = None,
         thinking: Thinking = "off",
+        shards: int = 1,
     ) -> None:
         self.lora = lora or LoraSettings()
-        self.adapters = adapters
+        self.adapters, self.shards = adapters, shards
         model.name_or_path = source.name  # PEFT writes it into an adapter's config, so no local folder
         self.base = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -132,6 +135,7 @@ class LocalPolicy:
         lora: LoraSettings | None = None,
         device: DeviceSettings | None = None,
         thinking: Thinking = "off",
+        shards: int = 1,
         notify: Notify = lambda _: None,
     ) -> "LocalPolicy":
         """Load a model.
@@ -142,6 +146,7 @@ class LocalPolicy:
             lora: Settings of training jobs.
             device: Where and how to compute.
             thinking: Whether replies begin with thinking.
+            shards: Parts of each training batch.
             notify: Called with a sentence if the embedded model is converted first.
 
         Raises:
@@ -192,7 +197,8 @@ class LocalPolicy:
                 "out to use the best device of this machine."
             ) from error
         store = AdapterStore(adapters)
-        return cls(model, tokenizer, source=source, adapters=store, lora=lora, device=device, thinking=thinking)
+        named: dict[str, Any] = {"lora": lora, "device": device, "thinking": thinking, "shards": shards}
+        return cls(model, tokenizer, source=source, adapters=store, **named)
 
     @property
     def device(self) -> str:
@@ -210,6 +216,7 @@ class LocalPolicy:
             "dtype": str(self.base.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             **self.facts.describe(self.lora),
+            **({"shards": self.shards} if self.shards > 1 else {}),
         }
 
     def count_tokens(self, dialogue: Dialogue) -> int:
@@ -318,6 +325,16 @@ class LocalPolicy:
             TooLongError: If a row does not fit the context.
             ModelError: If there are no rows, or the job does not fit the memory.
         """
+        return self.train_plan(self.facts.plan(job, self.lora, self.shards), job, on_progress)
+
+    def train_plan(self, plan: "BatchPlan", job: TrainingJob, on_progress: OnStep = no_progress) -> TrainingResult:
+        """Train by a plan; of several processes that do so together, the first one stores the adapter.
+
+        Args:
+            plan: Rows, order and settings.
+            job: Its seed, start adapter and folder of snapshots.
+            on_progress: Called with (steps done, all steps).
+        """
         from accelerate.utils.memory import should_reduce_batch_size
 
         from nslora.tools.training.memory import LOWER
@@ -325,11 +342,10 @@ class LocalPolicy:
         with libraries_imported():
             import trl.trainer.sft_trainer  # noqa: F401
 
-        plan = self.facts.plan(job, self.lora)
         with PROCESS_WIDE:
             try:
                 outcome = self._trained(job, plan, on_progress)
-                name = self.peft.save(outcome.moments)
+                name = self.peft.save(outcome.moments) if is_first() else ""
             except RuntimeError as error:
                 if should_reduce_batch_size(error):
                     raise ModelError(f"A training job ran out of memory: {LOWER}.") from error
@@ -354,8 +370,8 @@ class LocalPolicy:
 
         def attempt() -> "Outcome":
             start_optimizer = self.adapters.path(job.start) / OPTIMIZER if job.start else None
-            progress = Snapshots(job.progress, start_optimizer=start_optimizer)
-            model = self.peft.begin(job, self.lora)
+            progress = Snapshots(job.progress, start_optimizer, writes=is_first())
+            model = self.peft.begin(job, plan.settings)
             return train(model, self.tokenizer, plan, progress, self._found_exact, on_progress)
 
         try:

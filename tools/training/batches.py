@@ -33,6 +33,7 @@ class BatchPlan:
         seed: Seed of the order.
         pad_id: Token id of the padding.
         settings: The LoRA settings.
+        shards: Parts that each batch is cut into. Their gradients are added: by one process, or by one for each shard.
     """
 
     rows: tuple[TokenRow, ...]
@@ -40,6 +41,7 @@ class BatchPlan:
     seed: int
     pad_id: int
     settings: LoraSettings
+    shards: int = 1
 
     @cached_property
     def order(self) -> tuple[int, ...]:
@@ -60,9 +62,12 @@ class BatchPlan:
         """Return the epoch in which step `step` (from 0) begins."""
         return min(step * self.settings.batch_size // len(self.rows), self.epochs - 1)
 
-    def rest(self, steps_done: int) -> tuple[int, ...]:
-        """Return the part of `order` that is left after `steps_done` steps."""
-        return self.order[steps_done * self.settings.batch_size :]
+    def rest(self, steps_done: int) -> list[list[int]]:
+        """Return the shards that are left after `steps_done` steps, `shards` a step; some of the last may be empty."""
+        size = self.settings.batch_size
+        batches = [self.order[start : start + size] for start in range(steps_done * size, len(self.order), size)]
+        part = size // self.shards
+        return [list(batch[i * part : (i + 1) * part]) for batch in batches for i in range(self.shards)]
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,11 @@ class Collator:
     layout: Layout
     states: list[Any] | None = None
 
-    def __call__(self, items: Sequence[dict[str, int]]) -> dict[str, Any]:
-        numbers = [item["row"] for item in items]
-        batch = self.layout.batch(numbers)
+    def __call__(self, items: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        numbers = [number for item in items for number in item["rows"]]
+        batch = self.layout.batch(numbers or [0])
+        if not numbers:  # a shard of a last batch that is short: it teaches nothing
+            batch["labels"].fill_(-100)
         if self.states is not None:
             del batch["input_ids"]
             batch["inputs_embeds"] = self.layout.join([self.states[number] for number in numbers])
@@ -72,8 +74,8 @@ def exact_shortcuts(stack: ExitStack, model: Any, plan: BatchPlan, found_exact: 
     base = model.get_base_model()
     lowest = lowest_trained_block(base, [name for name, p in model.named_parameters() if p.requires_grad])
     layout: Layout = PaddedLayout(plan)
-    if not plan.settings.fast:
-        return Shortcuts(layout, "plain (switched off)", lowest)
+    if not plan.settings.fast or plan.shards > 1:  # other processes would not share what is cached here
+        return Shortcuts(layout, f"plain ({plan.shards} shards)" if plan.shards > 1 else "plain (switched off)", lowest)
     positions = stack.enter_context(compact_head(base))
     used = ["compact head"]
     model.eval()
@@ -146,6 +148,6 @@ def enter_graphs(stack: ExitStack, model: Any, collator: Collator, *, autocast: 
         return ""
     captured = stack.enter_context(captured_decoder(blocks_of(base)[0]))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    batches = [inputs_of(base, collator([{"row": number} for number in numbers])) for numbers in often]
+    batches = [inputs_of(base, collator([{"rows": list(numbers)}])) for numbers in often]
     notes = [captured.record(batch, trainable, autocast=autocast) for batch in batches]
     return ", ".join(dict.fromkeys(note or "CUDA graphs" for note in notes))

@@ -24,13 +24,14 @@ class Snapshots:
 
     Attributes:
         folder: Folder of the snapshots; None writes none.
+        writes: Whether this process writes them; of several that train together, one does.
         start_optimizer: File of the optimizer state to begin with, from the adapter that the job continues.
         log: The trainer's log in the restored snapshot.
         moments: The restored optimizer state.
     """
 
-    def __init__(self, folder: Path | None, start_optimizer: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, start_optimizer: Path | None = None, *, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
         self._began, self._spent_s = time.monotonic(), 0.0
         self._saved = 0  # steps in this process's last snapshot
         self.start_optimizer = start_optimizer
@@ -103,7 +104,7 @@ class Snapshots:
     def save(self, optimizer: Any, log: list[dict[str, float]]) -> None:
         """Take a snapshot of this step, unless it has one."""
         started = time.monotonic()
-        if self.folder is None or len(log) == self._saved:
+        if self.folder is None or not self.writes or len(log) == self._saved:
             return
         from safetensors.torch import save_file
 

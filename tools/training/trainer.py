@@ -25,6 +25,7 @@ from nslora.tools.training.batches import BatchPlan
 from nslora.tools.training.frozen_trunk import without_trunk
 from nslora.tools.training.memory import refuse_what_does_not_fit
 from nslora.tools.training.outcome import Outcome
+from nslora.tools.training.processes import processes
 from nslora.tools.training.shortcuts import Collator, Shortcuts, cached_states, enter_graphs, exact_shortcuts
 from nslora.tools.training.snapshots import Snapshots, moments
 
@@ -189,7 +190,7 @@ def job_trainer(
     trainer = JobTrainer(
         model=model,
         args=_trainer_arguments(plan, model),
-        train_dataset=Dataset.from_dict({"row": list(plan.rest(steps_done))}),
+        train_dataset=Dataset.from_dict({"rows": plan.rest(steps_done)}),
         data_collator=collator,
         processing_class=tokenizer,
         optimizers=(optimizer, scheduler),
@@ -208,7 +209,9 @@ def _trainer_arguments(plan: BatchPlan, model: Any) -> Any:
         output_dir=tempfile.gettempdir(),
         save_strategy="no",
         logging_steps=1,
-        per_device_train_batch_size=plan.settings.batch_size,
+        # An item is a whole shard of a batch: each process gets its own, or one process all of them in turn.
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=plan.shards // processes(),
         num_train_epochs=1,
         seed=plan.seed,
         max_grad_norm=plan.settings.max_grad_norm,

@@ -30,6 +30,7 @@ def job_sha256(job: TrainingJob, lora: LoraSettings, policy: Mapping[str, Any]) 
     """
     rows = [[list(row.dialogue), row.completion] for row in job.rows]
     place = [policy.get(name) for name in ("fingerprint", "device", "lora_targets")]
+    place += [policy[name] for name in ("shards", "launched") if name in policy]
     return sha256_of_json([RENDERING, place, lora.model_dump(mode="json"), rows, job.epochs, job.seed, job.start])
 
 

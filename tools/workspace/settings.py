@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from nslora.tools.editor.settings import EditorSettings, JudgeSettings, Protocol
 from nslora.tools.evaluation.acceptance import KeepSettings
-from nslora.tools.policies.settings import DeviceSettings
+from nslora.tools.policies.settings import DeviceSettings, EngineSettings
 from nslora.tools.policy import Thinking
 from nslora.tools.router.expected_gain import StrategySettings
 from nslora.tools.router.monitoring_signal import SignalSettings
@@ -44,6 +44,7 @@ class RunSettings(Settings):
     train_sample: int = Field(24, ge=1)  # train rows per evaluation, for failures to learn from
     lora: LoraSettings = LoraSettings()
     device: DeviceSettings = DeviceSettings()
+    engine: EngineSettings = EngineSettings()
     keep: KeepSettings = KeepSettings()
     signal: SignalSettings = SignalSettings()
     routing: StrategySettings = StrategySettings()

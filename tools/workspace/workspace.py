@@ -93,10 +93,11 @@ class Workspace:
 
     def load_policy(self) -> Policy:
         """Load the model that the settings name."""
-        from nslora.tools.policies.local import LocalPolicy
+        from nslora.tools.policies.opening import open_policy
 
-        return LocalPolicy.load(
+        return open_policy(
             self.settings.model,
+            engine=self.settings.engine,
             adapters=self.adapters.folder,
             lora=self.settings.lora,
             device=self.settings.device,
