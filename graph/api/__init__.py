@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nslora.graph.runs.adapt import adapt as adapt
     from nslora.graph.runs.result import Result as Result
     from nslora.graph.runs.run import Run as Run
+    from nslora.graph.sweep.sweep import sweep as sweep
     from nslora.tools.policy import Policy as Policy
     from nslora.tools.prompt import Demonstration as Demonstration
     from nslora.tools.prompt import Prompt as Prompt
@@ -31,6 +32,7 @@ _NAMES = {
     "nslora.graph.runs.adapt": ("adapt",),
     "nslora.graph.runs.result": ("Result",),
     "nslora.graph.runs.run": ("Run",),
+    "nslora.graph.sweep.sweep": ("sweep",),
     "nslora.tools.policy": ("Policy",),
     "nslora.tools.prompt": ("Demonstration", "Prompt", "Section"),
     "nslora.tools.rewards.score": ("Score",),

@@ -15,6 +15,7 @@ from nslora.graph.cli import runs as cli_runs
 from nslora.graph.cli.check import checked
 from nslora.graph.cli.classifier import classify_log, diagnosed
 from nslora.graph.cli.common import BAD_INPUT, RESUMABLE, announce, err, follow, group, out, parsed
+from nslora.graph.cli.sweep import sweep_file
 from nslora.tools.errors import NsloraError, StoppedError
 
 USAGE_ERROR = 2  # what click exits with after wrong arguments
@@ -172,6 +173,7 @@ def graph(mermaid: Annotated[bool, typer.Option(help="As a Mermaid diagram.")] =
 app.command("check")(checked)
 app.command("classify")(classify_log)
 app.command("diagnose")(diagnosed)
+app.command("sweep")(sweep_file)
 
 
 cli_runs.register(app)

@@ -1,0 +1,45 @@
+"""`nslora sweep`: many runs from one file, and a table of them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nslora.graph.cli.common import BAD_INPUT, err, out
+
+
+def sweep_file(
+    file: Annotated[Path, typer.Argument(help="YAML with lists: tasks, models, editors, strategies, seeds, ...")],
+    jobs: Annotated[int, typer.Option(help="Runs at once.")] = 1,
+    on: Annotated[str, typer.Option(help="local: processes of this machine.")] = "local",
+    folder: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/NAME.")] = None,
+    share: Annotated[bool, typer.Option(help="Cells share training jobs and replies that are the same.")] = True,
+) -> None:
+    """Run every combination of tasks, models, editors, strategies, seeds and settings. Run it again to go on."""
+    from langgraph.runtime import RunControl
+
+    from nslora.graph.cli.stop_signals import stopping
+    from nslora.graph.sweep.sweep import sweep
+    from nslora.tools.files import from_here, quoted
+    from nslora.tools.policies.environment import prepare_environment
+
+    prepare_environment()
+    control = RunControl()
+    words = [f"nslora sweep {quoted(file)}", *([f"--folder {quoted(folder)}"] if folder else [])]
+    go_on = f"Go on with: {' '.join(words)}{f' --jobs {jobs}' if jobs > 1 else ''}"
+
+    def say(line: str) -> None:
+        out.print(line, highlight=False, soft_wrap=True)
+
+    with stopping(control, err.print, lambda: err.print(f"Stopped at once. {go_on}")) as stopper:
+        found = sweep(file, folder=folder, jobs=jobs, on=on, share=share, notify=say, control=control)
+    say(found.table)
+    for line in found.failed:
+        err.print(f"failed: {line}")
+    say(f"table    {from_here(found.folder)}/table.csv, table.json; runs in {from_here(found.folder)}/runs")
+    if found.left:
+        err.print(f"{found.left} cells are left. {go_on}")
+        raise typer.Exit(stopper.exit_status)
+    if found.failed:
+        err.print(f"{len(found.failed)} cells failed; they are tried again by: {go_on.removeprefix('Go on with: ')}")
+        raise typer.Exit(BAD_INPUT)
