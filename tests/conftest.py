@@ -19,6 +19,7 @@ from nslora.tools.testing.tiny_task import write_tiny_task
 from nslora.tools.training.settings import LoraSettings
 
 prepare_environment()
+os.environ.setdefault("NSLORA_PAGE", "0")  # a page after each round of some hundred runs would take minutes
 # A test asserts behaviour; how long an example takes depends on what else the machine does.
 hypothesis_settings.register_profile("nslora", deadline=None)
 hypothesis_settings.load_profile("nslora")

@@ -165,9 +165,17 @@ def compare(folders: Annotated[list[Path], typer.Argument(help="Finished runs of
     show_comparison(out, put_together(folders))
 
 
+def html(folder: Folder) -> None:
+    """Write the page of a run: one HTML file, which needs no network."""
+    from nslora.graph.runs.page.writing import write_page
+    from nslora.tools.files import from_here
+
+    out.print(str(from_here(write_page(folder.absolute()))), highlight=False, soft_wrap=True)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (resume, question, report, state, history, runs, show, fork, replay, compare):
+    for command in (resume, question, report, state, history, runs, show, fork, replay, compare, html):
         app.command()(command)
 
 

@@ -46,6 +46,7 @@ class AsyncExecution(Execution):
 
             try:
                 while (part := await to_its_end(anext(parts, None), stop)) is not None:
+                    await to_its_end(in_thread(begun.look_again), stop)
                     yield str(part[0]), part[1]
             except (asyncio.CancelledError, GeneratorExit):
                 # A thread cannot be cancelled: the node goes on to the next place where it saves its work. Whatever

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from nslora.graph.runs.folder import read_settings
 from nslora.graph.runs.history import last_whole_round, line_of
 from nslora.graph.runs.integrity import check_records
 from nslora.graph.runs.loops import FromThreads, Saver, is_asynchronous
+from nslora.graph.runs.page.live import live_page
 from nslora.graph.runs.view import report_of
 from nslora.graph.state import AdaptationContext, AdaptationState, HeldContext
 from nslora.nodes.shared.rounds import first_state_of
@@ -63,13 +64,17 @@ OWN_KEYS = ("thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map")
 
 @dataclass(frozen=True)
 class Begun:
-    """A graph under its run's lock, with its open checkpoints, and what it is called with."""
+    """A graph under its run's lock, with its open checkpoints, and what it is called with.
+
+    look_again: to be called after each part of the graph's stream; it keeps the run's page up to date.
+    """
 
     graph: Graph
     saver: Saver
     input: Any
     config: RunnableConfig
     context: AdaptationContext
+    look_again: Callable[[], None]
 
     def streamed(self, modes: list[Any], control: RunControl | None) -> dict[str, Any]:
         """The arguments of the graph's `stream` and `astream`."""
@@ -192,6 +197,7 @@ class Execution:
                         "leave it out. The loop's nodes run one after the other in any case."
                     )
                 for mode, part in begun.graph.stream(**begun.streamed(wanted, control)):
+                    begun.look_again()
                     yield str(mode), part
 
     @contextmanager
@@ -205,7 +211,11 @@ class Execution:
                 self._refuse_where_unasked(graph, answer, begins_anew=moved_away)
                 found = self._beginning(graph, added, answer)
                 held = HeldContext(self.context.folder, stream)
-                yield None if found is None else Begun(graph, saver, *found, held)
+                if found is None:
+                    yield None
+                else:
+                    with live_page(self.folder, self.workspace) as look_again:
+                        yield Begun(graph, saver, *found, held, look_again)
             except (EditorCallError, UnreachableRewardError) as error:
                 kind = EditorCallError if isinstance(error, EditorCallError) else StoppedError
                 raise kind(f"{error} Every finished step is kept: nslora resume {quoted(self.folder)}") from error

@@ -305,3 +305,12 @@ class Run(AsyncExecution):
         """What the run did, or everything about one round (from 1). Raises RunError if there is no such round."""
         view = look(self.folder)
         return view if number is None else view.round(number)
+
+    def html(self) -> Path:
+        """Write the run's page, one HTML file, and return its path: in `result/` if the run has one.
+
+        A run writes it by itself after each round and at its end, unless NSLORA_PAGE=0 is in the environment.
+        """
+        from nslora.graph.runs.page.writing import write_page
+
+        return write_page(self.folder, self.workspace)

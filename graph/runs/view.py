@@ -171,8 +171,11 @@ def runs(folder: str | Path = "runs") -> list[RunView]:
     return sorted(found, key=lambda each: each.created, reverse=True)
 
 
-def look(folder: str | Path) -> RunView:
-    """One run. Raises RunError, naming the file, if the folder holds no run or a record is damaged."""
+def look(folder: str | Path, *, at_work: bool | None = None) -> RunView:
+    """One run. Raises RunError, naming the file, if the folder holds no run or a record is damaged.
+
+    at_work: whether a process is at work on it; None asks the lock.
+    """
     path = Path(folder)
     record = read_run_file(path)
     try:
@@ -186,7 +189,8 @@ def look(folder: str | Path) -> RunView:
     asked = read_json(path / QUESTION_FILE) if (path / QUESTION_FILE).is_file() else None
     waits = isinstance(asked, dict) and asked.get("round") == len(rounds) + 1
     start, best = _rewards(report, rounds)
-    status = "finished" if report else "running" if is_locked(path) else "waiting" if waits else "stopped"
+    locked = is_locked(path) if at_work is None else at_work
+    status = "finished" if report else "running" if locked else "waiting" if waits else "stopped"
     return RunView(
         folder=path,
         status=status,

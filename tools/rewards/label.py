@@ -47,13 +47,17 @@ class Label(Choice):
 
     def numbers(self, examples: Sequence[Example], replies: Sequence[str]) -> dict[str, Any]:
         """The numbers of classification of these replies; see `classification`."""
-        wanted, given = [], []
+        wanted, given = zip(*self.pairs(examples, replies), strict=True) if replies else ((), ())
+        return classification({key_of(label): label for label in self.labels}, wanted, given)
+
+    def pairs(self, examples: Sequence[Example], replies: Sequence[str]) -> list[tuple[str, str | None]]:
+        """The keys of each row's right label and of the label that its reply gives; None if the reply is no label."""
+        pairs = []
         for example, reply in zip(examples, replies, strict=True):
             right = [key_of(text) for text in example.answers or self.texts(example)]
             found = chosen(reply, self.labels)
-            wanted.append(found if found in right else right[0])
-            given.append(found)
-        return classification({key_of(label): label for label in self.labels}, wanted, given)
+            pairs.append((found if found is not None and found in right else right[0], found))
+        return pairs
 
 
 def classification(names: dict[str, str], wanted: Sequence[str], given: Sequence[str | None]) -> dict[str, Any]:

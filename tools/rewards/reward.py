@@ -171,6 +171,10 @@ class Reward:
         """Macro-F1 and the numbers of each label, by the name of each `label` check."""
         return {check.name: check.numbers(rows, replies) for check in self.checks if isinstance(check, Label)}
 
+    def label_pairs(self, rows: Sequence[Example], replies: Sequence[str]) -> dict[str, list[tuple[str, str | None]]]:
+        """The right label and the given one of each reply, by the name of each `label` check; see `Label.pairs`."""
+        return {check.name: check.pairs(rows, replies) for check in self.checks if isinstance(check, Label)}
+
     def remarks(self, examples: Sequence[Example]) -> list[str]:
         """Say what in these rows makes a check earn reward by chance, one sentence or two for each check."""
         return [remark for check in self.checks if (remark := check.remark(examples))]
