@@ -132,6 +132,13 @@ bench-strategies: $(if $(DATA),$(PEERS),setup) ## deciding each round against ev
 bench-peers: $(PEERS) ## TRL, TextGrad and DSPy by their own recipes, at equal compute (hours; what is done is kept)
 	@$(BIN)/python tests/benchmarks/bench_peers.py $(if $(DATA),--data $(DATA))
 
+.PHONY: bench-decisions
+# More: TREES='--depth 4 --seeds 0 1 --tasks banking12 --model qwen-0.5b --editor qwen-1.5b'
+TREES ?=
+
+bench-decisions: setup ## what each sequence of updates brings, as trees (about a day on two cores; what is done is kept)
+	@$(BIN)/python tests/benchmarks/bench_decisions.py $(if $(DATA),--data $(DATA)) $(TREES)
+
 $(PEERS): $(INSTALLED)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[peers]'
 	@touch $@

@@ -9,6 +9,7 @@ import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,25 +223,29 @@ def coin_flips() -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
+def public_rows(
+    data: Path,
+    path: str,
+    sizes: Sequence[int],
+    fields: Mapping[str, str],
+    wanted: Callable[[dict[str, Any]], bool] = lambda row: True,
+) -> Callable[[], dict[str, list[Any]]]:
+    """The first rows of each split of a public set in the folder `data`, with its columns renamed."""
+    separator = "." if path.startswith("bbh") else "/"
+    return lambda: {
+        split: [
+            {new: row[old] for new, old in fields.items()}
+            for row in read_jsonl(data / f"{path}{separator}{split}.jsonl")
+            if wanted(row)
+        ][:size]
+        for split, size in zip(SPLITS, sizes, strict=True)
+    }
+
+
 def public_tasks(data: Path) -> list[BenchTask]:
     """GSM8K, BIG-Bench Hard and IFEval from the folder `data`. This repository contains none of them."""
 
-    def rows(
-        path: str,
-        sizes: Sequence[int],
-        fields: Mapping[str, str],
-        wanted: Callable[[dict[str, Any]], bool] = lambda row: True,
-    ) -> Callable[[], dict[str, list[Any]]]:
-        separator = "." if path.startswith("bbh") else "/"
-        return lambda: {
-            split: [
-                {new: row[old] for new, old in fields.items()}
-                for row in read_jsonl(data / f"{path}{separator}{split}.jsonl")
-                if wanted(row)
-            ][:size]
-            for split, size in zip(SPLITS, sizes, strict=True)
-        }
-
+    rows = partial(public_rows, data)
     question = {"question": "question", "reference": "answer"}
     ifeval = {"question": "prompt", "instruction_id_list": "instruction_id_list", "kwargs": "kwargs"}
     return [
