@@ -152,7 +152,7 @@ bench-editor: $(PEERS) ## one edit by each editor, on real models (about six hou
 # Gemma's terms must be agreed to: make bench-rates AGREE=--agree
 AGREE ?=
 
-bench-rates: setup ## the default learning rate against four others, on three models (about five hours on two cores)
+bench-rates: setup ## the default learning rate and epochs against others, on three models (about seven hours)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_rates.py $(AGREE)
 
 .PHONY: bench-remade
