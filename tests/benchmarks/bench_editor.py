@@ -263,8 +263,17 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing: write the tables from the records")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="stop after so many samples of each cell")
     parser.add_argument("--policy", choices=POLICIES, action="append", help="only this policy")
+    parser.add_argument("--task", choices=TASKS, action="append", help="only this task")
+    parser.add_argument("--editor", choices=EDITORS, action="append", help="only this editor")
     options = parser.parse_args()
-    wanted = [c for c in cells() if c.sample < options.samples and c.policy in (options.policy or POLICIES)]
+    wanted = [
+        cell
+        for cell in cells()
+        if cell.sample < options.samples
+        and cell.policy in (options.policy or POLICIES)
+        and cell.task in (options.task or TASKS)
+        and cell.editor in (options.editor or EDITORS)
+    ]
     left = [] if options.table else [cell for cell in wanted if cell not in finished()]
     for name in {EDITOR_MODEL, *(cell.policy for cell in left)} - {EMBEDDED} if left else ():
         fetch(name)

@@ -87,11 +87,19 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Briefing:
-    """The context of a request. Row number n is `rows[n - 1]`; failures: those that are shown, in order."""
+    """The context of a request.
+
+    Attributes:
+        context: The text.
+        rows: Row number n is `rows[n - 1]`.
+        failures: Those that are shown, in order.
+        answers: The closed list of right answers, the commonest first, if it is shown.
+    """
 
     context: str
     rows: tuple[Row, ...]
     failures: tuple[Graded, ...]
+    answers: tuple[str, ...] = ()
 
 
 def tokens_of_text(text: str) -> int:
@@ -120,6 +128,7 @@ def brief(
     *,
     room: int,
     most_rows: int = MOST_ROWS,
+    small: bool = False,
 ) -> Briefing:
     """Write the context of a request for an edit.
 
@@ -133,15 +142,18 @@ def brief(
         past: Earlier updates, in their order.
         room: Tokens that the context may take, as `tokens_of_text` estimates them.
         most_rows: Failures to show, if they fit.
+        small: Whether a small model reads it. What the classifier found, the document's price and the commonest
+            replies are left out: Qwen2.5-Coder-1.5B copied them into the system turn.
     """
-    lines = [*_numbers(situation), *_in_common([reply for each in failures if (reply := right_reply_of(each))])]
+    lines = [*_numbers(situation, small=small), *_in_common(failures)]
     chosen = varied(failures, most_rows)
     passing = varied(situation.passing, MOST_PASSING)
     history = [_past_line(each) for each in past[-MOST_PAST:]]
     common = _commonest_words(chosen)
     left = room - tokens_of_text("\n".join([*lines, common])) - _TITLES
     taken: dict[str, list[int]] = {"failures": [], "passing": [], "values": [], "replies": [], "past": []}
-    optional = {"values": _values(situation.references), "replies": _commonest(situation.replies)}
+    answers = _answers(situation.references)
+    optional = {"values": _values(answers), "replies": "" if small else _commonest(situation.replies)}
     for kind, number in _by_worth(len(chosen), len(passing), len(history), optional):
         if kind == "failures":
             text = _row_text(chosen[number], _feedback(chosen[number], common))
@@ -163,12 +175,12 @@ def brief(
     lines += ["<FEEDBACK>", *_rows_text(prompt.demonstrations, failing, shown, common), "</FEEDBACK>"]
     rows += [Row(each.example.id, each.example.asked, right_reply_of(each)) for each in failing]
     rows += [Row(each.example.id, each.example.asked, each.reply) for each in shown]
-    return Briefing("\n".join(lines), tuple(rows), tuple(failing))
+    return Briefing("\n".join(lines), tuple(rows), tuple(failing), tuple(answers) if taken["values"] else ())
 
 
 _TITLES, _NUMBER = 70, 2  # tokens of the headings around rows and updates, and of a row's number
-_OF_THIS_ROW = re.compile(rf"{re.escape(ROW_PREFIX)}.*?['\"]\.(?=\s|$)", re.DOTALL)
-_OWN_TEXT = "The answer itself is missing or wrong."
+_OF_THIS_ROW = re.compile(rf"{re.escape(ROW_PREFIX)}the (.*?)(['\"]).*?\2\.(?=\s|$)", re.DOTALL)
+_OWN_TEXT = r"The \1'...' (each row's own text, which stands in its right reply)."
 
 
 def _by_worth(failing: int, passing: int, past: int, optional: Mapping[str, str]) -> Iterator[tuple[str, int]]:
@@ -185,8 +197,8 @@ def _by_worth(failing: int, passing: int, past: int, optional: Mapping[str, str]
     yield from [*newest[3:], *passes[2:], *failures[12:]]
 
 
-def _numbers(situation: Situation) -> list[str]:
-    """The lines that are told in any case."""
+def _numbers(situation: Situation, *, small: bool) -> list[str]:
+    """The lines that are told in any case, or in any case to a large model."""
     lines = []
     if situation.goal:
         lines.append(f"The goal, in the user's words: {_shown(situation.goal, GOAL)}")
@@ -202,6 +214,8 @@ def _numbers(situation: Situation) -> list[str]:
     means = [each.words(split) for split in ("train", "validation") if (each := getattr(situation, split))]
     if means:
         lines.append(f"Under the present document {', and '.join(means)}.")
+    if small:
+        return lines
     if verdicts := ", ".join(f"{count} {name}" for name, count in situation.verdicts.items() if count):
         lines.append(
             f"What the failing train replies lack: {verdicts}. The document is for form: how a reply is written. "
@@ -215,8 +229,9 @@ def _numbers(situation: Situation) -> list[str]:
     return lines
 
 
-def _in_common(right: Sequence[str]) -> list[str]:
-    """How all right replies begin and end, if there are three different ones or more."""
+def _in_common(failures: Sequence[Graded]) -> list[str]:
+    """How all right replies begin and end, if there are three different ones or more; else how long they are."""
+    right = [reply for each in failures if (reply := right_reply_of(each))]
     if len(set(right)) < 3:
         return []
     begin = _same_letters(right)
@@ -224,7 +239,18 @@ def _in_common(right: Sequence[str]) -> list[str]:
     ways = [
         f"{how} {_shown(text, VALUE)!r}" for how, text in (("begin with", begin), ("end with", end)) if text.strip()
     ]
-    return [f"All right replies to the failing rows {' and '.join(ways)}."] if ways else []
+    if ways:
+        return [f"All right replies to the failing rows {' and '.join(ways)}."]
+    lengths = [len(reply.split()) for reply in right]
+    wrong = [len(each.reply.split()) for each in failures]
+    if max(lengths) < min(wrong) or max(wrong) < min(lengths):
+        return [f"The right replies have {_range(lengths)}, the wrong replies {_range(wrong)}."]
+    return []
+
+
+def _range(words: Sequence[int]) -> str:
+    few, many = min(words), max(words)
+    return f"{few} word{'s' * (few != 1)}" if few == many else f"{few} to {many} words"
 
 
 def _same_letters(texts: Sequence[str]) -> str:
@@ -240,13 +266,15 @@ def _commonest(replies: Sequence[str]) -> str:
     return f"The commonest of {len(replies)} replies now: {told}"
 
 
-def _values(references: Sequence[str]) -> str:
-    """The closed list of answers, if there is one: few values, each on several rows."""
+def _answers(references: Sequence[str]) -> dict[str, int]:
+    """The closed list of answers, if there is one: few values, each on several rows. The commonest first."""
     counts = Counter(references)
-    if not counts or len(counts) > min(MOST_VALUES, len(references) // 2):
-        return ""
-    told = "; ".join(f"{_shown(value, VALUE)} ({count})" for value, count in counts.most_common())
-    return f"All right answers of the train rows, with their number: {told}"
+    return {} if len(counts) > min(MOST_VALUES, len(references) // 2) else dict(counts.most_common())
+
+
+def _values(answers: Mapping[str, int]) -> str:
+    told = "; ".join(f"{_shown(value, VALUE)} ({count})" for value, count in answers.items())
+    return f"All right answers of the train rows, with their number: {told}" if told else ""
 
 
 def _past_line(edit: PastEdit) -> str:
@@ -265,14 +293,14 @@ def _row_text(graded: Graded, feedback: str | None) -> str:
     if feedback is None:
         return f"Question: {question}\nReply: {reply}"
     right = right_reply_of(graded)
-    lines = [f"Question: {question}", f"Reply now: {reply or '(an empty reply)'}"]
+    lines = [f"Question: {question}", f"Wrong reply: {reply or '(an empty reply)'}"]
     lines += [] if right is None else [f"Right reply: {_shown(right, REPLY)}"]
     lines += [f"The reward says: {_shown(feedback, QUESTION)}"] if feedback else []
     return "\n".join(lines)
 
 
 def _words(failure: Graded) -> str:
-    """The reward's words. What it says of this row's own text stands under the right reply already."""
+    """The reward's words, without this row's own text, which stands under the right reply already."""
     words = feedback_of(failure)
     return words if right_reply_of(failure) is None else _OF_THIS_ROW.sub(_OWN_TEXT, words)
 

@@ -32,7 +32,6 @@ from nslora.tools.editor.briefing import (
     MOST_ROWS,
     ROWS_FOR_SMALL,
     Briefing,
-    Row,
     Situation,
     brief,
     tokens_of_text,
@@ -269,9 +268,9 @@ class Editor:
         document = neutralise(attempt.old.render())
         constraints = [*layout_rules(self._part, situation.columns, attempt.old.sections), *self._rules]
         may_write = any(right_reply_of(each) is None for each in failures)
-        documents, short = (1, not may_write) if self._calls.is_small else (candidates, False)
-        answer = answer_format(self._part, documents, may_write=may_write, short=short)
-        most_rows = ROWS_FOR_SMALL if self._calls.is_small else MOST_ROWS
+        small = self._calls.is_small
+        documents, short = (1, not may_write) if small else (candidates, False)
+        answer = answer_format(self._part, documents, may_write=may_write, short=short, listing=True)
         fixed = sum(map(tokens_of_text, step_request(document, "", constraints, answer)))
         limit = self._max_input_tokens or max(INPUT_TOKENS, fixed + LEAST_TOKENS)
         if limit - fixed < LEAST_TOKENS // 4:
@@ -281,10 +280,18 @@ class Editor:
                 disabled=True,
             )
         briefing = brief(
-            attempt.old, failures, situation, past, room=limit - fixed, most_rows=self._max_failures or most_rows
+            attempt.old,
+            failures,
+            situation,
+            past,
+            room=limit - fixed,
+            most_rows=self._max_failures or (ROWS_FOR_SMALL if small else MOST_ROWS),
+            small=small,
         )
+        ask = {"may_write": may_write, "short": short, "listing": bool(briefing.answers)}
+        answer = answer_format(self._part, documents, **ask)
         request = step_request(document, briefing.context, constraints, answer)
-        form = reflection_form(self._part, documents, may_write=may_write, short=short)
+        form = reflection_form(self._part, documents, **ask)
         return attempt.reflect(request, briefing, candidates, form)
 
     def _failed_often(self) -> str:
@@ -306,7 +313,7 @@ class _Attempt:
     def reflect(self, request: Request, briefing: Briefing, candidates: int, form: Form) -> Edit:
         """Ask once for an analysis and documents."""
         self.shown = briefing.failures
-        read = partial(self._reflected, rows=briefing.rows, most=candidates)
+        read = partial(self._reflected, briefing=briefing, most=candidates)
         found = self._asked(request, "reflect", form, read, lambda _: ANSWER_AGAIN)
         rows = [row.id for row in briefing.rows]
         return self._edit(found.prompts, list(filter(None, [found.analysis])), rows)
@@ -322,9 +329,10 @@ class _Attempt:
             tuple(calls.requests),
         )
 
-    def _reflected(self, reply: str, rows: Sequence[Row], most: int) -> Reflected:
+    def _reflected(self, reply: str, briefing: Briefing, most: int) -> Reflected:
         """The usable documents of a reply, at most so many. Raises PromptError if there is none."""
-        found = read_reflection(reply, self.old, self.part, rows, self.calls.finish_reason)
+        reason = self.calls.finish_reason
+        found = read_reflection(reply, self.old, self.part, briefing.rows, reason, briefing.answers)
         prompts, faults = list[Prompt](), list(found.faults)
         for prompt in found.prompts[:most]:
             try:

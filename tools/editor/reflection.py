@@ -31,15 +31,16 @@ ROWS_IN_FORM = 4  # a small model that fills in a form fills every place of a li
 ANALYSIS_CHARACTERS, SHORT_ANALYSIS = 2000, 300  # that are kept, that a small model may write
 REPEATED = re.compile(r"(\S.{14,}?)(?:\s*\1){2,}", re.DOTALL)  # three times in a row
 LOOKED_AT = 4000  # characters in which a repetition is looked for: the search is quadratic
-ANALYSIS = "One sentence: what the right replies have in common that the replies now lack."
+ANALYSIS = "One sentence: how do the right replies look, and how do the wrong replies differ from them?"
 SYSTEM_TURN = (
-    "The whole new system turn: short rules on how a reply is written, for all rows, "
-    f"{SYSTEM_CHARACTERS} characters at most."
+    "Instructions to the language model, for it to read: the form of every right reply. They hold for all questions, "
+    f"are short ({SYSTEM_CHARACTERS} characters at most), and replace the present system turn."
 )
 ROWS_FIELD = (
-    "the numbers of 2 to 4 rows from above with different right replies. They become the new demonstrations, with "
-    "their right replies; small models follow demonstrations far better than rules."
+    "The numbers of 2 to 4 rows from above with different right replies. The language model sees these questions and "
+    "right replies as examples; small models follow examples far better than rules."
 )
+LIST_ANSWERS = "true if the list of all right answers is to stand below these instructions, else false."
 COPIED_WORDS = 7
 ENDED_BY_ITSELF = {"stop", "end_turn", "eos", "stop_sequence"}  # finish reasons
 
@@ -68,7 +69,7 @@ class TemplatePart(BaseModel):
 class DemonstrationsPart(BaseModel):
     """New demonstrations."""
 
-    rows: list[int] = Field(description="Numbers of 2 to 4 rows with different right replies.", max_length=ROWS_IN_FORM)
+    rows: list[int] = Field(description=ROWS_FIELD, max_length=ROWS_IN_FORM)
 
 
 class DocumentPart(SystemPart, DemonstrationsPart):
@@ -108,6 +109,16 @@ class ShortDocumentPart(ShortSystemPart, DemonstrationsPart):
     """A new document."""
 
 
+class ListingSystemPart(ShortSystemPart):
+    """A new system turn, and whether the closed list of answers stands in it."""
+
+    list_answers: bool = Field(description=LIST_ANSWERS)
+
+
+class ListingDocumentPart(ListingSystemPart, DemonstrationsPart):
+    """A new document."""
+
+
 # What a small model is given where its server holds it to the schema (llama.cpp does; OpenAI refuses a length limit).
 # The question template is no field of a document: Qwen2.5-Coder-1.5B filled it in each time, with what it is now.
 _SHORT: Mapping[Part, type[BaseModel]] = {
@@ -130,8 +141,14 @@ class _ShortlyAnalysed(BaseModel):
     analysis: str = Field(description=ANALYSIS, max_length=SHORT_ANALYSIS)
 
 
+# With a closed list of answers, a small model says whether the list is to be shown; it rarely copies one whole.
+_LISTING: Mapping[Part, type[BaseModel]] = {**_SHORT, "document": ListingDocumentPart, "system": ListingSystemPart}
+
+
 @functools.cache
-def reflection_form(part: Part, documents: int, *, may_write: bool, short: bool = False) -> type[BaseModel]:
+def reflection_form(
+    part: Part, documents: int, *, may_write: bool, short: bool = False, listing: bool = False
+) -> type[BaseModel]:
     """Give the schema of a reply in which `part` may change.
 
     Args:
@@ -139,9 +156,11 @@ def reflection_form(part: Part, documents: int, *, may_write: bool, short: bool 
         documents: Most that the reply may hold.
         may_write: Whether demonstrations' replies may be written; else rows are named by their numbers.
         short: Whether a small model fills it in, which writes one document of few short fields.
+        listing: Whether there is a closed list of answers, which a small model may have shown.
     """
     if short:
-        return create_model("Reflection", __base__=(_SHORT[part], _ShortlyAnalysed))
+        one = (_LISTING if listing else _SHORT)[part]
+        return create_model("Reflection", __base__=(one, _ShortlyAnalysed))
     one = _PARTS[part] if may_write else _BY_NUMBER.get(part, _PARTS[part])
     if documents == 1:
         return create_model("Reflection", __base__=(one, _Analysed))
@@ -165,7 +184,7 @@ class Reflected:
     faults: tuple[str, ...]
 
 
-def answer_format(part: Part, documents: int, *, may_write: bool, short: bool = False) -> str:
+def answer_format(part: Part, documents: int, *, may_write: bool, short: bool = False, listing: bool = False) -> str:
     """Tell an editor in words how to answer. There is no example in it, since small models copy examples.
 
     Args: as of `reflection_form`.
@@ -179,7 +198,9 @@ def answer_format(part: Part, documents: int, *, may_write: bool, short: bool = 
                 "which must earn the full reward."
             )
     if part in ("document", "system"):
-        fields.append(f"- system: {SYSTEM_TURN} The answer to a single row is no such rule.")
+        fields.append(f"- system: {SYSTEM_TURN}")
+        if short and listing:
+            fields.append(f"- list_answers: {LIST_ANSWERS}")
     if part == "question" or (part == "document" and not short):
         only = "only if it must change; " if part == "document" else ""
         fields.append(f"- question_template: {only}the user turn, with {PLACEHOLDER} once, where the question goes.")
@@ -190,7 +211,14 @@ def answer_format(part: Part, documents: int, *, may_write: bool, short: bool = 
     return "\n".join(["Answer with one JSON object and nothing else. Its fields:", f"- analysis: {ANALYSIS}", *fields])
 
 
-def read_reflection(reply: str, old: Prompt, part: Part, rows: Sequence[Row], finish_reason: str = "") -> Reflected:
+def read_reflection(
+    reply: str,
+    old: Prompt,
+    part: Part,
+    rows: Sequence[Row],
+    finish_reason: str = "",
+    answers: Sequence[str] = (),
+) -> Reflected:
     """Read the documents that a reply proposes; what the editor may not change is taken from the old one.
 
     Args:
@@ -199,6 +227,7 @@ def read_reflection(reply: str, old: Prompt, part: Part, rows: Sequence[Row], fi
         part: The part that may change.
         rows: The rows that may be named by number, from 1.
         finish_reason: Why the model stopped, in the provider's word; "" if it does not say.
+        answers: The closed list of answers that a document may have shown.
 
     Raises:
         PromptError: If the reply holds no document at all; the message says why, in words for the editor.
@@ -212,7 +241,7 @@ def read_reflection(reply: str, old: Prompt, part: Part, rows: Sequence[Row], fi
     else:
         documents = record.get("documents", [record])
         documents = documents if isinstance(documents, list) else [documents]
-        found = [functools.partial(_prompt_of, each, old, part, rows) for each in documents]
+        found = [functools.partial(_prompt_of, each, old, part, rows, answers) for each in documents]
         analysis = str(record.get("analysis") or "")
     prompts, faults = list[Prompt](), list[str]()
     for each in found:
@@ -268,7 +297,9 @@ def _blocks(reply: str, finish_reason: str) -> list[str]:
     )
 
 
-def _prompt_of(document: Any, old: Prompt, part: Part, rows: Sequence[Row], faults: list[str]) -> Prompt:
+def _prompt_of(
+    document: Any, old: Prompt, part: Part, rows: Sequence[Row], answers: Sequence[str], faults: list[str]
+) -> Prompt:
     """The prompt of one document in a JSON object. faults: gets what is wrong with a part that was left out."""
     names = set(_PARTS[part].model_fields)
     given = {name for name in names if document.get(name) is not None} if isinstance(document, dict) else set()
@@ -282,7 +313,9 @@ def _prompt_of(document: Any, old: Prompt, part: Part, rows: Sequence[Row], faul
         changes["demonstrations"] = _demonstrations(document, rows)
     if "system" in given:
         try:
-            changes["system"] = _system_turn(str(document["system"]))
+            listed = document.get("list_answers") is True and answers
+            told = f"\n\nThe answer is one of: {'; '.join(answers)}" if listed else ""
+            changes["system"] = (_system_turn(str(document["system"])) + told).strip()
         except PromptError as error:
             if not changes:
                 raise

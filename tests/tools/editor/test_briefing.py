@@ -50,7 +50,7 @@ def test_all_that_the_run_knows_is_told() -> None:
         'round 1, edit: The system turn became "Hm.". Validation reward -0.100, label -0.10; dropped.',
         "round 2, LoRA training of the weights. Validation reward +0.200, label +0.20; kept.",
         "The reward says of each failing row, if nothing else stands there: The reply must be a label.\n",
-        "[1] Question: Is 0 odd?\nReply now: maybe\nRight reply: yes\n[2] Question: Is 1 odd?",
+        "[1] Question: Is 0 odd?\nWrong reply: maybe\nRight reply: yes\n[2] Question: Is 1 odd?",
         "[21] Question: Is 90 odd?\nReply: no",
     ):
         assert words in told, words
@@ -96,7 +96,8 @@ def test_the_rewards_words_of_one_row_are_not_repeated_beside_its_right_reply() 
     told = brief(
         Prompt(), [failed(0, words=words), failed(1, words=words.replace("it", "as"))], SITUATION, [], room=900
     )
-    assert "there: The answer itself is missing or wrong. The reply should be a label." in told.context
+    own = "The reply must contain '...' (each row's own text, which stands in its right reply)."
+    assert f"there: {own} The reply should be a label." in told.context
     assert "The reward says:" not in told.context
 
 
@@ -120,3 +121,25 @@ def test_rows_cannot_close_the_tags_around_them_and_are_shown_in_part() -> None:
     assert told.count("</FEEDBACK>") == 1
     assert "</CONTEXT>" not in told
     assert len(told) < 3000
+
+
+def test_how_long_right_replies_are_is_told_if_it_tells_them_apart() -> None:
+    failures = [
+        Graded(failed(i).example, reply, Score(0.0, {}, "No.", right))
+        for i, (reply, right) in enumerate(
+            [("It is so very long.", "ada"), ("It is long.", "bo co"), ("Too long, by far!", "di")]
+        )
+    ]
+    told = brief(Prompt(), failures, Situation(), [], room=900).context
+    assert "The right replies have 1 to 2 words, the wrong replies 3 to 5 words." in told
+    shorter = [*failures, Graded(failed(9).example, "x", Score(0.0, {}, "No.", "eve"))]
+    assert "words" not in brief(Prompt(), shorter, Situation(), [], room=900).context
+
+
+def test_a_small_model_is_told_less() -> None:
+    told = brief(Prompt(), [failed(n) for n in range(20)], SITUATION, PAST, room=1500, small=True)
+    for words in ("lack:", "adds 31 tokens", "The commonest"):
+        assert words not in told.context
+    for words in ("Answer whether a number is odd.", "The language model is tiny", "yes (10)", "round 1, edit"):
+        assert words in told.context
+    assert told.answers == ("yes", "no", "unsure")

@@ -65,10 +65,10 @@ def test_numbers_are_read_as_small_models_write_them(sent: Any, expected: tuple[
         ("Shout.", "none of the fields"),
         ({"system": "x" * 50_000}, "far too long"),
         (
-            {"system": "The whole new system turn: short rules on how a reply is written"},
+            {"system": "Instructions to the language model, for it to read: the form of every right reply."},
             "repeats how it is to be written",
         ),
-        ({"system": "Shout. rows: They become the new demonstrations, with their right replies"}, "repeats how it is"),
+        ({"system": "Shout. rows: small models follow examples far better than rules"}, "repeats how it is"),
         ({"system": "ANSWER: {question} [END]"}, "filled in nowhere but in the template"),
         ({"system": "Shout. " + "The town hall is a symbol of the city. " * 3}, "the same three times in a row"),
     ],
@@ -124,7 +124,7 @@ def test_one_call_is_an_edit_and_its_analysis_is_the_textual_gradient() -> None:
     assert [len(prompt.demonstrations) for prompt in edit.prompts] == [1, 2]
     assert edit.critiques == ("No capitals.",)
     assert edit.rows == ("train-1", "train-2")
-    assert chat.asked_for == [reflection_form("document", 2, may_write=False, short=False)]
+    assert chat.asked_for == [reflection_form("document", 2, may_write=False, short=False, listing=False)]
     assert "ReplyForm" not in chat.asked_for[0].model_json_schema()["$defs"]  # each row has a right reply
     (request,) = chat.requests
     system, asked = texts(request)
@@ -280,3 +280,18 @@ def test_of_a_flat_answer_that_was_cut_off_the_whole_fields_are_taken() -> None:
     assert found.prompts == (Prompt(OLD.system, OLD.template, SHOWN[1::-1]),)
     with pytest.raises(PromptError, match="cut off"):
         read_reflection(cut[:40], OLD, "document", ROWS, "length")
+
+
+def test_a_small_model_says_whether_the_closed_list_of_answers_is_shown() -> None:
+    references = [each for each in ("yes", "no", "unsure") for _ in range(10)]
+    for listed, expected in ((True, "Shout.\n\nThe answer is one of: yes; no; unsure"), (False, "Shout.")):
+        sent = {"analysis": "No capitals.", "rows": [1], "system": "Shout.", "list_answers": listed}
+        chat = SmallChat([json.dumps(sent)])
+        told = Situation(references=references)
+        edit = Editor(chat, protocol="reflect").edit(Prompt(), [failure(right="ADA")], situation=told)
+        assert [prompt.system for prompt in edit.prompts] == [expected]
+        assert list(chat.asked_for[0].model_json_schema()["properties"])[-1] == "list_answers"
+    without = SmallChat([json.dumps({"analysis": "", "rows": [1], "system": "S", "list_answers": True})])
+    edit = Editor(without, protocol="reflect").edit(Prompt(), [failure(right="ADA")])
+    assert edit.prompts[0].system == "S"  # there is no list
+    assert "list_answers" not in texts(without.requests[0])[1]
