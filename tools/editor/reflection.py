@@ -33,8 +33,8 @@ REPEATED = re.compile(r"(\S.{14,}?)(?:\s*\1){2,}", re.DOTALL)  # three times in 
 LOOKED_AT = 4000  # characters in which a repetition is looked for: the search is quadratic
 ANALYSIS = "One sentence: how do the right replies look, and how do the wrong replies differ from them?"
 SYSTEM_TURN = (
-    "Instructions to the language model, for it to read: the form of every right reply. They hold for all questions, "
-    f"are short ({SYSTEM_CHARACTERS} characters at most), and replace the present system turn."
+    "Instructions to the language model, in two or three sentences, for it to read: the form of every right reply. "
+    "They are the same for all questions."
 )
 ROWS_FIELD = (
     "The numbers of 2 to 4 rows from above with different right replies. The language model sees these questions and "
@@ -312,14 +312,17 @@ def _prompt_of(
     if given & {"rows", "replies"}:
         changes["demonstrations"] = _demonstrations(document, rows)
     if "system" in given:
+        listed = (
+            f"The answer is one of: {'; '.join(answers)}" if document.get("list_answers") is True and answers else ""
+        )
         try:
-            listed = document.get("list_answers") is True and answers
-            told = f"\n\nThe answer is one of: {'; '.join(answers)}" if listed else ""
-            changes["system"] = (_system_turn(str(document["system"])) + told).strip()
+            changes["system"] = _system_turn(str(document["system"]))
         except PromptError as error:
-            if not changes:
+            if not changes and not listed:
                 raise
             faults.append(str(error))
+        if listed and listed not in changes.get("system", old.system):
+            changes["system"] = f"{changes.get('system', old.system)}\n\n{listed}".strip()
     return replace(old, **changes)
 
 

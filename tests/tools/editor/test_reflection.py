@@ -295,3 +295,10 @@ def test_a_small_model_says_whether_the_closed_list_of_answers_is_shown() -> Non
     edit = Editor(without, protocol="reflect").edit(Prompt(), [failure(right="ADA")])
     assert edit.prompts[0].system == "S"  # there is no list
     assert "list_answers" not in texts(without.requests[0])[1]
+
+
+def test_the_list_of_answers_stands_without_a_system_turn_that_cannot_be_used() -> None:
+    sent = json.dumps({"analysis": "", "rows": [2], "system": "{question}!", "list_answers": True})
+    (new,) = read_reflection(sent, OLD, "document", ROWS, answers=("yes", "no")).prompts
+    assert new == Prompt("Be brief.\n\nThe answer is one of: yes; no", OLD.template, SHOWN[1:2])
+    assert read_reflection(sent, new, "document", ROWS, answers=("yes", "no")).prompts == (new,)  # it stands there
