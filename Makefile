@@ -62,6 +62,11 @@ test-engines: $(ENGINES) ## tests on real servers, databases and notebook kernel
 $(ENGINES): $(INSTALLED)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[quantized]' \
 	  || echo "bitsandbytes could not be installed: its tests are skipped"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[browser]' \
+	  || echo "selenium could not be installed: tests of pages in a browser are skipped"
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || { test "$$(id -u)" = 0 && apt-get update -qq \
+	  && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } > /dev/null 2>&1 \
+	  || echo "Chromium is not installed (apt-get install chromium chromium-driver): tests of pages in a browser are skipped"
 	@touch $@
 
 coverage: setup ## lines of graph/ and nodes/ that `make test` runs, child processes included
@@ -93,7 +98,7 @@ lock: ## write constraints.txt anew: resolve freely into a fresh environment, an
 	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 # torch first: left free, the newest one brings 6 GB of CUDA packages.
 	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python 'torch==$(TORCH_VERSION)'
-	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python --editable '.[$(EXTRAS),quantized,peers]'
+	@build/lock/bin/uv pip install --quiet --python build/lock/bin/python --editable '.[$(EXTRAS),quantized,browser,peers]'
 	@build/lock/bin/uv pip freeze --python build/lock/bin/python --exclude-editable | sed 's/+cpu//' | grep -v '^uv==' > constraints.txt
 	@rm -rf build/lock
 

@@ -37,6 +37,7 @@ def commands_of(folder: Path, record: Mapping[str, Any], rounds: int, *, finishe
         found.append(Command("Reproduce", again))
     if finished:
         found.append(Command("Replay from the records, offline", f"nslora replay {run}"))
+        found.append(Command("Export as one model", f"nslora export {run} --merged model"))
     if rounds:
         found.append(Command("Decide a round again", f"nslora fork {run} --at {rounds}"))
         found.append(Command("Show a round in full", f"nslora show {run} --round {rounds}"))

@@ -150,19 +150,17 @@ class RunPage:
         found = []
         if self.points:
             marks = "Filled marks were kept, hollow ones dropped; the line is the pair in force."
-            found.append(
-                ("Reward over compute", f"{marks} Numbers are rounds.", reward_chart(self.points, over="tflop"))
-            )
+            if self.points[-1].tflop > 0:  # else the model does not say what its tokens cost
+                drawing = reward_chart(self.points, over="tflop")
+                found.append(("Reward over compute", f"{marks} Numbers are rounds.", drawing))
             found.append(("Reward over rounds", marks, reward_chart(self.points, over="round")))
         if jobs := [(each.round.number, each.losses) for each in self.rounds if each.losses]:
             steps = sum(len(losses) for _, losses in jobs)
             found.append(("Training loss", f"{steps} steps in {len(jobs)} training jobs.", loss_chart(jobs)))
         if self.test:
             gap = self.report.get("overfit_gap", {}).get("result")
-            words = (
-                "" if gap is None else f" The result's gap, validation less test, is {gap:+.3f}.".replace("-", "\u2212")
-            )
-            caption = f"Bars are 95 % intervals.{words}"
+            words = "" if gap is None else f" The result's gap, validation less test, is {gap:+.3f}."
+            caption = "Bars are 95 % intervals." + words.replace("-", "\u2212")
             found.append(("Validation and test", caption, splits_chart(self._splits(self.test))))
         return found
 

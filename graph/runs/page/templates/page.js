@@ -41,7 +41,7 @@ if (filters) {
     filters.querySelector("output").textContent = `${shown} of ${total} rows`;
     document.querySelector(".empty").hidden = shown > 0;
   };
-  filters.addEventListener("input", apply);
+  for (const kind of ["input", "change"]) filters.addEventListener(kind, apply);
   filters.addEventListener("reset", () => setTimeout(apply));
   filters.addEventListener("submit", (event) => event.preventDefault());
   apply();

@@ -97,7 +97,7 @@ def test_nothing_that_a_row_a_prompt_an_editor_or_a_model_says_becomes_a_part_of
     )
     html = run.html().read_text()
     page = Page(html)
-    assert (page.tags["script"], page.tags["img"], page.tags["svg"]) == (1, 0, 3)
+    assert (page.tags["script"], page.tags["img"], page.tags["svg"]) == (1, 0, 2)
     assert not [name for name in page.attributes if name.startswith("on")]
     assert page.text.count(SCRIPT) > 24  # all of it is there to be read
     assert "sk-kkk" not in html
