@@ -6,7 +6,7 @@ from nslora.tools.policies.settings import DeviceSettings, EngineSettings
 from nslora.tools.router.expected_gain import StrategySettings
 from nslora.tools.router.monitoring_signal import SignalSettings
 from nslora.tools.training.settings import LoraSettings
-from nslora.tools.workspace.settings import RunSettings
+from nslora.tools.workspace.settings import RunSettings, TrackingSettings
 
 __all__ = [
     "DeviceSettings",
@@ -18,4 +18,5 @@ __all__ = [
     "RunSettings",
     "SignalSettings",
     "StrategySettings",
+    "TrackingSettings",
 ]

@@ -21,7 +21,7 @@ from nslora.tools.errors import NsloraError, StoppedError
 USAGE_ERROR = 2  # what click exits with after wrong arguments
 _NAMED_ALIKE = (
     "model adapter thinking editor strategy seed max-rounds max-seconds max-train-tokens max-tflop approve checkpoints "
-    "overwrite folder"
+    "overwrite folder track"
 )
 OPTIONS = {name.replace("-", "_"): f"--{name}" for name in _NAMED_ALIKE.split()} | {
     "editor_base_url": "--base-url",
@@ -84,6 +84,9 @@ def run(
     launch: Annotated[
         str | None, typer.Option(help="Command that starts training on several GPUs: torchrun, accelerate launch.")
     ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="mlflow, wandb, trackio, tensorboard or package.module:Class; several too.")
+    ] = None,
     checkpoints: Annotated[str | None, typer.Option(help="postgresql://... instead of a file in FOLDER.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate; spend nothing.")] = False,
     folder: Annotated[Path | None, typer.Option(help="New folder of the run. Default: runs/TASK-TIME.")] = None,
@@ -112,6 +115,7 @@ def run(
         "max_train_tokens": max_train_tokens,
         "max_tflop": max_tflop,
         "approve": approve,
+        "track": ",".join(track or []),
         "editor_base_url": base_url,
     }
     if not dry_run:

@@ -12,6 +12,7 @@ from langgraph.types import StreamMode
 from nslora.graph.runs.execution import Answer, Execution, modes_of
 from nslora.graph.runs.loops import FromThreads, awaitable, in_thread, in_threads, to_its_end
 from nslora.graph.state import AdaptationState
+from nslora.graph.tracking.following import trackers_of
 
 T = TypeVar("T")
 
@@ -35,7 +36,10 @@ class AsyncExecution(Execution):
         control, wanted = control or RunControl(), modes_of(modes)
         if isinstance(self.saver, FromThreads):
             self.saver.attach()
-        async with in_threads(self._begun(answer, config)) as begun:
+        if self.workspace.settings.track:  # imports packages; made here, they see what the host has open
+            await self._apart(trackers_of, self.workspace)
+        trackers = trackers_of(self.workspace)
+        async with in_threads(self._begun(answer, config, trackers)) as begun:
             if begun is None:
                 return
             graph = begun.graph.copy({"checkpointer": awaitable(begun.saver)})
@@ -47,7 +51,9 @@ class AsyncExecution(Execution):
             try:
                 while (part := await to_its_end(anext(parts, None), stop)) is not None:
                     await to_its_end(in_thread(begun.look_again), stop)
-                    yield str(part[0]), part[1]
+                    begun.follow.saw(str(part[0]), part[1])
+                    if part[0] in wanted:
+                        yield str(part[0]), part[1]
             except (asyncio.CancelledError, GeneratorExit):
                 # A thread cannot be cancelled: the node goes on to the next place where it saves its work. Whatever
                 # it fails with then, it will fail with again.

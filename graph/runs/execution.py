@@ -36,6 +36,8 @@ from nslora.graph.runs.loops import FromThreads, Saver, is_asynchronous
 from nslora.graph.runs.page.live import live_page
 from nslora.graph.runs.view import report_of
 from nslora.graph.state import AdaptationContext, AdaptationState, HeldContext
+from nslora.graph.tracking.following import Following, following, trackers_of
+from nslora.graph.tracking.tracker import Tracker
 from nslora.nodes.shared.rounds import first_state_of
 from nslora.tools.errors import (
     DamagedError,
@@ -66,7 +68,8 @@ OWN_KEYS = ("thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map")
 class Begun:
     """A graph under its run's lock, with its open checkpoints, and what it is called with.
 
-    look_again: to be called after each part of the graph's stream; it keeps the run's page up to date.
+    look_again: to be called after each part of the graph's stream; it keeps the run's page up to date. follow: to be
+    told each part; the run's trackers.
     """
 
     graph: Graph
@@ -75,11 +78,12 @@ class Begun:
     config: RunnableConfig
     context: AdaptationContext
     look_again: Callable[[], None]
+    follow: Following
 
     def streamed(self, modes: list[Any], control: RunControl | None) -> dict[str, Any]:
-        """The arguments of the graph's `stream` and `astream`."""
+        """The arguments of the graph's `stream` and `astream`. modes: wanted; those of the trackers are added."""
         given = {"input": self.input, "config": self.config, "context": self.context}
-        return {**given, "stream_mode": modes, "durability": "sync", "control": control}
+        return {**given, "stream_mode": self.follow.modes(modes), "durability": "sync", "control": control}
 
 
 class Execution:
@@ -188,8 +192,8 @@ class Execution:
             EditorCallError: If a call of the editor fails.
             DamagedError: If a file of the past is damaged. The last three name the command that goes on.
         """
-        wanted = modes_of(modes)
-        with self._begun(answer, config) as begun:
+        wanted, trackers = modes_of(modes), trackers_of(self.workspace)
+        with self._begun(answer, config, trackers) as begun:
             if begun is not None:
                 if begun.config.get("max_concurrency") == 1:  # LangGraph 1.2.22; awaited, it works
                     raise SettingsError(
@@ -198,10 +202,14 @@ class Execution:
                     )
                 for mode, part in begun.graph.stream(**begun.streamed(wanted, control)):
                     begun.look_again()
-                    yield str(mode), part
+                    begun.follow.saw(str(mode), part)
+                    if mode in wanted:
+                        yield str(mode), part
 
     @contextmanager
-    def _begun(self, answer: Answer | None, config: RunnableConfig | None) -> Iterator[Begun | None]:
+    def _begun(
+        self, answer: Answer | None, config: RunnableConfig | None, trackers: Mapping[str, Tracker]
+    ) -> Iterator[Begun | None]:
         """The graph under the run's lock; None if there is nothing to do. Raises what `stream` raises."""
         added = self._with(config)
         moved_away = self.saver is None and self.place is None and not (self.folder / CHECKPOINTS_FILE).exists()
@@ -211,11 +219,13 @@ class Execution:
                 self._refuse_where_unasked(graph, answer, begins_anew=moved_away)
                 found = self._beginning(graph, added, answer)
                 held = HeldContext(self.context.folder, stream)
-                if found is None:
-                    yield None
-                else:
-                    with live_page(self.folder, self.workspace) as look_again:
-                        yield Begun(graph, saver, *found, held, look_again)
+                # Also of a run that has ended: a tracker may lack something of it.
+                with following(self.workspace, lambda: graph.get_state(self.config).values, trackers) as follow:
+                    if found is None:
+                        yield None
+                    else:
+                        with live_page(self.folder, self.workspace) as look_again:
+                            yield Begun(graph, saver, *found, held, look_again, follow)
             except (EditorCallError, UnreachableRewardError) as error:
                 kind = EditorCallError if isinstance(error, EditorCallError) else StoppedError
                 raise kind(f"{error} Every finished step is kept: nslora resume {quoted(self.folder)}") from error

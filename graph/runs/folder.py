@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from nslora.graph.build import refuse_cached
 from nslora.graph.lock import HOLDER_FILE, LOCK_FILE, sole_writer
 from nslora.graph.runs.checkpoints import without_password
+from nslora.graph.tracking.tracker import refuse_unknown
 from nslora.tools.editor.call_log import RecordedCall
 from nslora.tools.errors import EditorCallError, ModelError, RunError, SettingsError
 from nslora.tools.files import quoted, write_json
@@ -154,6 +155,7 @@ def could_begin(workspace: Workspace, *, ask_reward: bool = True, judges: bool =
     """
     _refuse_unnameable(workspace.folder)
     strategy_named(workspace.settings.strategy)
+    refuse_unknown(workspace.settings.track)
     device = workspace.settings.device.device
     if device is not None and not DEVICE.fullmatch(device):
         raise SettingsError(

@@ -25,7 +25,6 @@ from nslora.tools.errors import RunError, SettingsError
 from nslora.tools.files import write_json, write_jsonl
 from nslora.tools.policy import Policy
 from nslora.tools.router.monitoring_signal import Update, signal_of
-from nslora.tools.router.strategies import name_of
 from nslora.tools.schema import KINDS
 from nslora.tools.training.settings import LoraSettings
 from nslora.tools.workspace.record import RUN_FILE, read_run_file
@@ -77,14 +76,14 @@ def fork(
     if action not in (None, *KINDS):
         raise SettingsError(f"action={action!r}: wanted {' or '.join(KINDS)}.")
     changed = dict(settings or {})
-    if callable(strategy := changed.get("strategy")):
-        changed["strategy"] = name_of(strategy)  # for the record
     values = merged(read_run_file(source.folder)["settings"], changed)
     if editor is not None:
         values["editor"] = editor if isinstance(editor, str) else editor_name(editor)
+    read = read_settings(**values)
+    changed |= {name: getattr(read, name) for name in ("strategy", "track") if name in changed}  # by their names
     new = begin(
         Beginning(source, Path(folder), at, "fork", checkpoints=checkpoints),
-        read_settings(**values),
+        read,
         editor=None if isinstance(editor, str) else editor,
         keeps_editor=editor is None,
         origin={"action": action, "settings": changed},

@@ -1,10 +1,12 @@
-"""Removes API keys from texts: those that a chat model holds, and anything else that looks like one."""
+"""Removes API keys from texts: those that a chat model or the environment holds, and whatever else looks like one."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -23,6 +25,9 @@ _SECRET = re.compile(
 # keys of a mapping. A mapping is often HTTP headers, where it is better to hide too much.
 _SECRET_FIELD = re.compile(r"secret|password|authorization|credential|key$|(?:^|_)(?:auth|token)$", re.IGNORECASE)
 _SECRET_ENTRY = re.compile(r"auth(?!or(?!i))|key|token|secret|password|credential", re.IGNORECASE)
+# Names of environment variables: OPENAI_API_KEY, HF_TOKEN, PGPASSWORD, AWS_ACCESS_KEY_ID.
+_SECRET_VARIABLE = re.compile(r"(?:key|token|secret|password|passwd|credentials?|auth)(?:_id)?$", re.IGNORECASE)
+_URL_USER = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 
 
 def secrets_of(chat: object) -> tuple[str, ...]:
@@ -62,3 +67,16 @@ def without(text: str, secrets: Sequence[str]) -> str:
 def scrub(text: str, secrets: Sequence[str] = ()) -> str:
     """Replace these keys, and anything that looks like a key, by `[secret]`."""
     return _SECRET.sub(SECRET_MARK, without(text, secrets))
+
+
+def environment_secrets(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Values of the environment variables whose names say that they hold a key."""
+    named = (value for name, value in environment.items() if _SECRET_VARIABLE.search(name))
+    return tuple(dict.fromkeys(value for value in named if len(value) >= SHORTEST_SECRET))
+
+
+def publishable(text: str, secrets: Sequence[str] = ()) -> str:
+    """A text as it may leave this machine: without keys, users of URLs, and the name of the home folder."""
+    home = str(Path.home())
+    kept = _URL_USER.sub(SECRET_MARK, scrub(text, secrets))
+    return kept if len(home) < 2 else re.sub(rf"(?<![\w.]){re.escape(home)}(?![\w.-])", "~", kept)

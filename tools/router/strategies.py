@@ -5,14 +5,12 @@ still makes (monitoring signal): see `tools/router/expected_gain.py`. The others
 share the stop rules of `tools/router/reasons.py`. Only a fixed order and a user's own function run a saturated kind.
 """
 
-import importlib
 import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from nslora.tools.errors import NsloraError, SettingsError
+from nslora.tools.named import object_named
 from nslora.tools.router.expected_gain import (
     DEFAULTS,
     StrategySettings,
@@ -221,40 +219,11 @@ def strategy_named(
         if len(steps) == len(parts):
             return FixedOrder(steps, tuple(len(part) > 1 for part in parts), signal or SIGNAL)
     elif ":" in wanted:
-        return UserChoice(wanted, _user_function(wanted))
+        return UserChoice(wanted, object_named("strategy", wanted))
     raise SettingsError(
         f"No strategy {name!r}; known are {', '.join(known)}, an order such as 'textgrad -> lora' or "
         "'textgrad once -> lora', or your own function as 'package.module:function'."
     )
-
-
-def _user_function(spec: str) -> Callable[[RouterInput], object]:
-    module, _, attribute = spec.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # behind all that is installed, which it therefore cannot hide
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        raise SettingsError(
-            f"Strategy {spec!r} cannot be loaded ({type(error).__name__}: {error}); write package.module:function, of "
-            f"a module that is installed or lies in {here}."
-        ) from error
-    if not callable(function):
-        raise SettingsError(f"Strategy {spec!r} is a {type(function).__name__}; name a function of a RouterInput.")
-    chosen: Callable[[RouterInput], object] = function
-    return chosen
-
-
-def name_of(function: Callable[..., object]) -> str:
-    """`module:function` of a user's own strategy. Raises SettingsError if another process would not find it so."""
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
-    if module in (None, "__main__") or getattr(sys.modules.get(module), name, None) is not function:
-        raise SettingsError(
-            f"strategy={name or function!r} stands in no module, so that a resumed run would not find it: write the "
-            "function into a module, on its first level, and give it or 'module:function'."
-        )
-    return f"{module}:{name}"
 
 
 def must_finish(router_input: RouterInput) -> RouterDecision | None:

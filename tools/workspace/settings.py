@@ -3,21 +3,29 @@
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from nslora.tools.editor.settings import EditorSettings, JudgeSettings, Protocol
 from nslora.tools.evaluation.acceptance import KeepSettings
+from nslora.tools.named import name_of
 from nslora.tools.policies.settings import DeviceSettings, EngineSettings
 from nslora.tools.policy import Thinking
 from nslora.tools.router.expected_gain import StrategySettings
 from nslora.tools.router.monitoring_signal import SignalSettings
-from nslora.tools.router.strategies import name_of
 from nslora.tools.schema import Settings
 from nslora.tools.training.settings import LoraSettings
 
 SEEDS = 2**32  # as many as NumPy takes
+
+
+class TrackingSettings(Settings):
+    """What trackers get, and how long the end of a run waits for them."""
+
+    project: str | None = None  # MLflow's experiment; None: as the tracker's environment has it, else "nslora"
+    adapters: bool = True  # send those that were kept
+    timeout_s: float = Field(30.0, gt=0)  # after it, a tracker that does not answer is named
 
 
 class RunSettings(Settings):
@@ -48,6 +56,8 @@ class RunSettings(Settings):
     keep: KeepSettings = KeepSettings()
     signal: SignalSettings = SignalSettings()
     routing: StrategySettings = StrategySettings()
+    track: tuple[str, ...] = ()  # mlflow, wandb, trackio, tensorboard, or "package.module:Class" of your own
+    tracking: TrackingSettings = TrackingSettings()
     reuse_replies: bool = True  # share replies with other runs; this run's own are cached in either case
 
     @property
@@ -68,7 +78,16 @@ class RunSettings(Settings):
     @field_validator("strategy", mode="before")
     @classmethod
     def _by_name(cls, strategy: object) -> object:
-        return name_of(strategy) if callable(strategy) else strategy
+        return name_of("strategy", strategy) if callable(strategy) else strategy
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _by_names(cls, track: Any) -> Any:
+        """One name, or several with commas, need no list; a class is recorded by its name."""
+        found = track.split(",") if isinstance(track, str) else [track] if callable(track) else track or ()
+        names = [name_of("track", each) if callable(each) else each for each in found]
+        stripped = [each.strip() if isinstance(each, str) else each for each in names]
+        return tuple(dict.fromkeys(each for each in stripped if each != ""))
 
     @field_validator("model")
     @classmethod

@@ -8,7 +8,7 @@ from fakes import CANARY
 from pydantic import Field
 
 from nslora.graph.runs.run import Run
-from nslora.tools.editor.redaction import SECRET_MARK, scrub, secrets_of
+from nslora.tools.editor.redaction import SECRET_MARK, environment_secrets, publishable, scrub, secrets_of
 from nslora.tools.editor.rule_editor import RuleEditor
 from nslora.tools.errors import EditorCallError
 from nslora.tools.workspace.workspace import Workspace, register
@@ -84,3 +84,21 @@ def test_keys_are_found_by_the_names_of_their_fields_and_by_their_looks() -> Non
         assert SECRET_MARK in scrub(f"refused {text} here")
         assert "abc-def" not in scrub(text)
     assert scrub("the monkey: 'tis a word; max_tokens: 12") == "the monkey: 'tis a word; max_tokens: 12"
+
+
+def test_what_leaves_the_machine_names_no_key_no_user_and_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    held = {"HF_TOKEN": "token value", "PGPASSWORD": "pass word", "AWS_ACCESS_KEY_ID": "key id", "PATH": "/usr/bin",
+            "TOKENIZERS_PARALLELISM": "falsely", "SHORT_KEY": "12345"}  # fmt: skip
+    assert environment_secrets(held) == ("token value", "pass word", "key id")
+    for text, left in {
+        "/home/me/models/x": "~/models/x",
+        "'/home/me'": "'~'",
+        "/home/meander /srv/home/me": "/home/meander /srv/home/me",
+        "https://me@host/x https://me:word@host": f"https://{SECRET_MARK}@host/x https://{SECRET_MARK}@host",
+        "me@host.org": "me@host.org",
+        "is token value": f"is {SECRET_MARK}",
+    }.items():
+        assert publishable(text, ["token value"]) == left
+    monkeypatch.setenv("HOME", "/")
+    assert publishable("/a/b") == "/a/b"
