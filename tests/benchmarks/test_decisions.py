@@ -1,0 +1,107 @@
+"""Decision trees: every path once, leaves end them, and a killed tree goes on where it was."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from bench_decisions import RECORDS, Tree, decision_tasks, grow_all, on_record
+from decision_trees import grow, paths_to
+from langgraph.runtime import RunControl
+
+from nslora import Task
+from nslora.graph.sweep.jobs import Event, Job, LocalExecutor
+from nslora.router import read_trees
+from nslora.tools.files import read_jsonl
+
+TREE = Tree("SmolLM2-135M-Instruct", "rules", "form-only", 0)
+
+
+class Pretended:
+    """Every node ends with the same record, and "lora" is a leaf."""
+
+    def run(self, groups: Sequence[Sequence[Job]], control: RunControl) -> Iterator[Event]:
+        for job in [each for group in groups for each in group]:
+            path = job.arguments["path"]
+            if path.startswith("lora/"):
+                yield Event(job, "finished", None)
+            elif path == "textgrad/lora":
+                yield Event(job, "failed", error="out of luck")
+            else:
+                yield Event(job, "finished", {"leaf": "target reached" if path == "lora" else ""})
+
+
+def test_every_path_is_grown_once_and_what_lies_below_a_leaf_is_not(tmp_path: Path) -> None:
+    records, task = tmp_path / "records.jsonl", decision_tasks(None)["form-only"]
+
+    def jobs(depth: int) -> list[Job]:
+        return TREE.jobs(task, depth, tmp_path, on_record(records).get(TREE, {}))
+
+    assert [job.arguments["path"] for job in jobs(1)] == ["", "lora", "textgrad"]
+    failed = grow_all({TREE: jobs(2)}, Pretended(), records, RunControl())
+    assert len(failed) == 1
+    assert failed[0].endswith("textgrad/lora, 0 s out of luck")
+    assert on_record(records) == {TREE: {"": "", "lora": "target reached", "textgrad": "", "textgrad/textgrad": ""}}
+    assert [job.arguments["path"] for job in jobs(2)] == ["textgrad/lora"]
+    assert len(paths_to(3)) == 15
+    assert len(jobs(3)) == 5  # that one, and the four below the edit
+
+
+def test_the_recorded_trees_can_be_read() -> None:
+    for tree in read_trees(RECORDS):
+        for path, node in tree.nodes.items():
+            assert len(node.input.history) == len(path)
+            assert (node.update is None) == (path == ())
+            assert not any((*path, kind) in tree.nodes for kind in ("lora", "textgrad") if node.leaf)
+
+
+@pytest.mark.engines  # three processes that import everything
+def test_a_tree_that_is_killed_ends_as_if_it_had_not_been(
+    own_cache: Path, keepers: Task, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = {
+        "model": str(tiny_folder()),
+        "keep": {"level": 0.45},
+        "lora": {"epochs": 2, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4},
+        "device": {"device": "cpu", "threads": 1},
+    }
+
+    def jobs(folder: str) -> list[Job]:
+        given = {"tree": str(tmp_path / folder), "source": keepers.source, "options": {}, "settings": settings}
+        return [
+            Job(path, "decision_trees:grow", {**given, "path": path}, tmp_path / "logs" / f"{i}.txt")
+            for i, path in enumerate(paths_to(2))
+        ]
+
+    plain = [(job.name, job.function, dict(job.arguments), str(job.log)) for job in jobs("killed")]
+    script = tmp_path / "grow.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "from pathlib import Path; from nslora.graph.sweep.jobs import Job, LocalExecutor, RunControl\n"
+        f"jobs = [Job(*given, Path(log)) for *given, log in {plain!r}]\n"
+        "for _ in LocalExecutor(1).run([jobs], RunControl()): pass\n"
+    )
+    killed = subprocess.Popen([sys.executable, str(script)])
+    while not (tmp_path / "killed" / "runs" / "lora" / "adapters").exists():  # in the middle of the first training job
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    records = tmp_path / "records.jsonl"
+    grow_all({TREE: jobs("killed")}, LocalExecutor(1), records, RunControl())
+    found = {row["path"]: row for row in read_jsonl(records)}
+    assert sorted(found) == sorted(paths_to(2))
+    assert len(read_trees(records)) == 1
+    trained = read_jsonl(tmp_path / "killed" / "shared" / "bursts.jsonl")
+    names = [each["request_sha256"] for each in trained]
+    assert 1 <= len(names) == len(set(names)) <= 3  # an update of weights on each of three paths, the same one once
+    for path in paths_to(1):
+        alone = grow(str(tmp_path / "alone"), path, keepers.source, {}, settings)
+        assert alone is not None
+        for name in ("router", "knows", "candidate", "delivers", "leaf"):
+            assert found[path][name] == alone[name], (path, name)
+        if alone["update"]:
+            for name in ("kept", "reward_after", "tflop", "epoch_losses_nats", "won", "lost"):
+                assert found[path]["update"][name] == alone["update"][name], (path, name)
