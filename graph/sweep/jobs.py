@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,3 +166,40 @@ class _Worker:
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def ended(
+    events: Iterable[Event],
+    total: int,
+    at_once: int,
+    notify: Callable[[str], None],
+    words: Callable[[Event], str] = lambda event: event.error,
+) -> Iterator[Event]:
+    """The jobs that finished or failed, with a line for each that begins or ends, and the time that is left.
+
+    Args:
+        events: Of an executor.
+        total: Jobs in all.
+        at_once: Jobs that run at once, for the time that is left.
+        notify: Is called with each line.
+        words: What to say of a job that ended.
+    """
+    took: list[float] = []
+    for event in events:
+        if event.status in ("started", "stopped"):
+            notify(f"{event.status:<8} {event.job.name}")
+            continue
+        took.append(event.wall_s)
+        said = ", ".join(each for each in (words(event), span(event.wall_s)) if each)
+        left = span(sum(took) / len(took) * (total - len(took)) / at_once)
+        notify(f"{event.status:<8} {len(took)} of {total}: {event.job.name}: {said}; about {left} left")
+        yield event
+
+
+def span(seconds: float) -> str:
+    """12 s, 3 min 20 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

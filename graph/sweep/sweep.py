@@ -1,10 +1,9 @@
 """A sweep: its folder, its one record, and the executor that runs what is not on record yet."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from langgraph.runtime import RunControl
@@ -12,7 +11,7 @@ from langgraph.runtime import RunControl
 from nslora.graph.lock import sole_writer
 from nslora.graph.runs.folder import make_folder
 from nslora.graph.sweep.cells import Cell, checked_cells, grid_cells, read_grid, run_settings
-from nslora.graph.sweep.jobs import Event, Executor, Job, LocalExecutor
+from nslora.graph.sweep.jobs import Event, Executor, Job, LocalExecutor, ended
 from nslora.graph.sweep.table import Row, text_table, write_tables
 from nslora.tools.errors import SettingsError
 from nslora.tools.files import append_jsonl, read_jsonl, sha256_of_json
@@ -82,8 +81,10 @@ def sweep(
         known = records(place)
         todo = [cell for cell in wanted if known.get(cell.key, {}).get("status") != "finished"]
         notify(f"{len(wanted) - len(todo)} of {len(wanted)} cells are on record in {place}")
-        groups = _groups(todo, place.absolute(), share)
-        _follow(executor.run(groups, control or RunControl()), todo, place, jobs, notify)
+        by_name = {cell.folder: cell for cell in todo}
+        events = executor.run(_groups(todo, place.absolute(), share), control or RunControl())
+        for event in ended(events, len(todo), jobs, notify, _outcome):  # nobody else writes the record
+            append_jsonl(place / RECORD, _row(by_name[event.job.log.stem], event))
         known = records(place)
         rows = [known[cell.key] for cell in wanted if cell.key in known]
         write_tables(place, rows)
@@ -129,49 +130,20 @@ def _groups(cells: Sequence[Cell], folder: Path, share: bool) -> list[list[Job]]
     return list(groups.values())
 
 
-def _follow(
-    events: Iterable[Event], cells: Sequence[Cell], folder: Path, jobs: int, notify: Callable[[str], None]
-) -> None:
-    """Write the record as cells end: nobody else writes it."""
-    by_log = {cell.folder: cell for cell in cells}
-    took: list[float] = []
-    ended = 0
-    for event in events:
-        if event.status == "started":
-            notify(f"begins   {event.job.name}")
-            continue
-        if event.status == "stopped":
-            notify(f"stopped  {event.job.name}")
-            continue
-        ended += 1
-        took.append(event.wall_s)
-        cell = by_log[event.job.log.stem]
-        row = {
-            **asdict(cell),
-            "name": cell.name,
-            "folder": str(Path("runs") / cell.folder),
-            "status": event.status,
-            **(event.result or {"error": event.error}),
-            "wall_s": round(event.wall_s, 1),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        append_jsonl(folder / RECORD, row)
-        left = fmean(took) * (len(cells) - ended) / jobs
-        notify(
-            f"{event.status:<8} {ended} of {len(cells)}: {event.job.name}: {_outcome(row)}; about {_span(left)} left"
-        )
+def _outcome(event: Event) -> str:
+    if event.status == "failed":
+        return event.error
+    return f"reward {event.result['base']['reward']:.3f} -> {event.result['result']['reward']:.3f} on test"
 
 
-def _outcome(row: Row) -> str:
-    if row["status"] == "failed":
-        return str(row["error"])
-    return f"reward {row['base']['reward']:.3f} -> {row['result']['reward']:.3f} on test, {_span(row['wall_s'])}"
-
-
-def _span(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 5 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _row(cell: Cell, event: Event) -> Row:
+    """The line of the record."""
+    return {
+        **asdict(cell),
+        "name": cell.name,
+        "folder": str(Path("runs") / cell.folder),
+        "status": event.status,
+        **(event.result or {"error": event.error}),
+        "wall_s": round(event.wall_s, 1),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -24,7 +24,7 @@ from strategy_tasks import BenchTask, bench_tasks, public_rows, written
 from validation_runs import EMBEDDED
 
 from nslora.graph.cli.stop_signals import stopping
-from nslora.graph.sweep.jobs import Executor, Job, LocalExecutor
+from nslora.graph.sweep.jobs import Executor, Job, LocalExecutor, ended
 from nslora.tools.files import append_jsonl, read_jsonl
 from nslora.tools.policies.environment import prepare_environment
 
@@ -118,21 +118,17 @@ def on_record(records: Path) -> dict[Tree, dict[str, str]]:
     return found
 
 
-def grow_all(trees: Mapping[Tree, list[Job]], executor: Executor, records: Path, control: RunControl) -> list[str]:
+def grow_all(
+    trees: Mapping[Tree, list[Job]], executor: Executor, records: Path, control: RunControl, workers: int = 1
+) -> list[str]:
     """Grow the trees, and record each node as it ends. Returns a line for each node that failed."""
     of_log = {job.log: tree for tree, jobs in trees.items() for job in jobs}
-    failed, done = [], 0
-    for event in executor.run(list(trees.values()), control):
-        if event.status == "started":
-            continue
-        done += 1
-        told = f"{event.status} {done} of {len(of_log)}: {event.job.name}, {event.wall_s:.0f} s {event.error}"
-        print(told.rstrip(), flush=True)
+    failed = []
+    for event in ended(executor.run(list(trees.values()), control), len(of_log), workers, print):
         if event.status == "failed":
-            failed.append(told)
+            failed.append(f"{event.job.name}: {event.error}")
         elif event.result:
-            tree = of_log[event.job.log]
-            identity = {name: getattr(tree, name) for name in IDENTITY}
+            identity = {name: getattr(of_log[event.job.log], name) for name in IDENTITY}
             append_jsonl(records, {**identity, "path": event.job.arguments["path"], **event.result})
     return failed
 
@@ -171,7 +167,9 @@ def main() -> int:
     }
     control = RunControl()
     with stopping(control, print, lambda: None):
-        failed = grow_all(trees, LocalExecutor(options.workers), options.records, control)
+        failed = grow_all(trees, LocalExecutor(options.workers), options.records, control, options.workers)
+    for line in failed:
+        print(line, file=sys.stderr)
     return 1 if failed or control.drain_requested else 0
 
 

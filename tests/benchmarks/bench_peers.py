@@ -26,7 +26,7 @@ from peers_meter import Batcher, Meter
 from peers_recipes import Bench, Outcome
 from peers_tables import OURS, publish_all
 from strategy_cells import RECORDS as STRATEGY_RECORDS
-from strategy_cells import ROUTER, Cell, import_all, record_of
+from strategy_cells import ROUTER, Cell, prepare, record_of
 from strategy_tasks import BenchTask, bench_tasks
 
 from nslora.graph.runs.run import Run
@@ -217,7 +217,7 @@ def main() -> int:
         os.environ["OMP_NUM_THREADS"] = "1"  # a process with a thread pool cannot be forked
         prepare_environment()
         if todo:
-            import_all()
+            prepare()
         for number, (peer, task, seed) in enumerate(todo, 1):
             print(f"[{number}/{len(todo)}] {datetime.now(UTC):%H:%M:%S} {task.name}, {peer}, seed {seed}", flush=True)
             if (task.name, peer, seed) not in on_record(options):  # another process may have finished it

@@ -10,17 +10,18 @@ the tables. Each cell is an ordinary run: `nslora show build/bench/strategies/ru
 import argparse
 import os
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from strategy_cells import STRATEGIES, Cell, cells_of, finished, groups_of, import_all, run_in_child
+import strategy_cells
+from langgraph.runtime import RunControl
+from strategy_cells import STRATEGIES, Cell, cells_of, finished, groups_of, job_of
 from strategy_tables import publish_all
 from strategy_tasks import BenchTask, bench_tasks
 
+from nslora.graph.cli.stop_signals import stopping
+from nslora.graph.sweep.jobs import Executor, LocalExecutor, ended
+from nslora.tools.files import append_jsonl
 from nslora.tools.policies.environment import default_threads, prepare_environment
 
 
@@ -31,7 +32,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--strategies", nargs="*", choices=STRATEGIES, help="only these")
     parser.add_argument("--seeds", type=int, help="only the first N seeds")
     parser.add_argument("--workers", type=int, default=None, help="cells at once, one thread each (default: cores)")
-    parser.add_argument("--minutes", type=float, help="start no cell after this many minutes")
     parser.add_argument("--table", action="store_true", help="run nothing; print the tables from the records")
     return parser.parse_args()
 
@@ -47,40 +47,17 @@ def wanted(options: argparse.Namespace, tasks: dict[str, BenchTask]) -> list[Cel
     ]
 
 
-def run_all(cells: Sequence[Cell], tasks: dict[str, BenchTask], workers: int, minutes: float | None) -> list[str]:
-    """Run the cells. Returns one line per failed cell. Ctrl-C ends the running cells."""
-    groups: SimpleQueue[list[Cell]] = SimpleQueue()
-    for group in groups_of(cells):
-        groups.put(group)
-    until = time.monotonic() + 60 * minutes if minutes else float("inf")
+def run_all(
+    cells: Sequence[Cell], data: Path | None, executor: Executor, control: RunControl, workers: int
+) -> list[str]:
+    """Run the cells, and record each as it ends. Returns one line per failed cell."""
+    groups = [[job_of(cell, data) for cell in group] for group in groups_of(cells)]
     failed: list[str] = []
-    forking = threading.Lock()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, speed_estimate_period=3600) as shown:
-        bar = shown.add_task("cells", total=len(cells))
-
-        def work() -> None:
-            while True:
-                try:
-                    group = groups.get_nowait()
-                except Empty:
-                    return
-                for cell in group:
-                    if time.monotonic() > until:
-                        return
-                    shown.update(bar, description=f"{cell.task}, {cell.strategy}, seed {cell.seed}")
-                    with forking:  # filelock refuses a fork while another thread forks
-                        child = run_in_child(cell, tasks[cell.task])
-                    child.join()
-                    if child.exitcode:
-                        failed.append(f"{cell}: exit status {child.exitcode}")
-                    shown.advance(bar)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    for event in ended(executor.run(groups, control), len(cells), workers, print):
+        if event.status == "failed":
+            failed.append(f"{event.job.name}: {event.error}")
+        else:
+            append_jsonl(strategy_cells.RECORDS, event.result)
     return failed
 
 
@@ -94,11 +71,11 @@ def main() -> int:
         done = finished()
         todo = [cell for cell in wanted(options, tasks) if cell not in done]
         workers = options.workers or default_threads()
-        # A cell computes on one thread, and a process with a thread pool cannot be forked.
-        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["OMP_NUM_THREADS"] = str(workers)  # one thread for each
         prepare_environment()
-        import_all()
-        failed = run_all(todo, tasks, workers, options.minutes)
+        control = RunControl()
+        with stopping(control, print):
+            failed = run_all(todo, options.data, LocalExecutor(workers), control, workers)
     for line in failed:
         print(line, file=sys.stderr)
     return 0 if publish_all(list(finished().values())) and not failed else 1

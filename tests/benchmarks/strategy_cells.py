@@ -5,8 +5,6 @@ The matrix is therefore much cheaper than its cells one by one. The compute of a
 nothing were shared.
 """
 
-import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from form import commit, machine
-from strategy_tasks import BenchTask
+from strategy_tasks import BenchTask, bench_tasks
 
 from nslora.graph.runs.copy_files import copy_records
 from nslora.graph.runs.run import Run
-from nslora.tools.files import append_jsonl, read_jsonl
+from nslora.graph.sweep.jobs import Job
+from nslora.graph.sweep.run_cell import prepare as prepare  # for the worker that forks for `run_cell`
+from nslora.tools.files import read_jsonl
 
 FOLDER = Path("build/bench/strategies")
 RECORDS = Path(__file__).parent / "records" / "strategies.jsonl"
@@ -54,10 +54,15 @@ class Cell:
     seed: int
 
     @property
+    def run_name(self) -> str:
+        """Of its run, in the folder of runs."""
+        strategy = self.strategy.replace(" -> ", "-then-").replace(", ", "-").replace(" ", "-")
+        return f"{self.task}/{strategy}/{self.seed}"
+
+    @property
     def folder(self) -> Path:
         """The folder of its run, for `nslora show`."""
-        name = self.strategy.replace(" -> ", "-then-").replace(", ", "-").replace(" ", "-")
-        return FOLDER / "runs" / self.task / name / str(self.seed)
+        return FOLDER / "runs" / self.run_name
 
 
 def cells_of(tasks: Mapping[str, BenchTask]) -> Iterator[Cell]:
@@ -87,49 +92,34 @@ def finished() -> dict[Cell, dict[str, Any]]:
     return {key_of(record): record for record in read_jsonl(RECORDS)}
 
 
-def import_all() -> None:
-    """Import what a run needs, so that forked children start at once. Creates no tensor."""
-    import peft  # noqa: F401
-    from trl import SFTConfig, SFTTrainer  # noqa: F401
-
-    import nslora.tools.policies.local
-    import nslora.tools.training.trainer  # noqa: F401
-    from nslora.tools.editor.textual_gradients import load_textgrad
-
-    load_textgrad()
+def job_of(cell: Cell, data: Path | None) -> Job:
+    """The cell as a job. data: folder of the public sets."""
+    arguments = {**asdict(cell), "data": str(data.absolute()) if data else ""}
+    return Job(str(cell), "strategy_cells:run_cell", arguments, FOLDER / "logs" / f"{cell.run_name}.txt")
 
 
-def run_in_child(cell: Cell, task: BenchTask) -> multiprocessing.process.BaseProcess:
-    """Start the cell in a forked process with one thread."""
-    child = multiprocessing.get_context("fork").Process(target=run_cell, args=(cell, task), name=str(cell))
-    child.start()
-    return child
-
-
-def run_cell(cell: Cell, task: BenchTask) -> None:
-    """Run a cell to its end and record it."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+def run_cell(task: str, strategy: str, seed: int, data: str) -> dict[str, Any]:
+    """Run a cell to its end. Returns its record."""
+    cell, bench = Cell(task, strategy, seed), bench_tasks(Path(data) if data else None)[task]
     started = time.monotonic()
     shutil.rmtree(cell.folder, ignore_errors=True)
     settings = {"strategy": cell.strategy, **STRATEGIES[cell.strategy]}
     run = Run.create(
         cell.folder,
-        task=task.load(FOLDER / "tasks"),
+        task=bench.load(FOLDER / "tasks"),
         seed=cell.seed,
-        max_rounds=task.rounds,
-        max_tflop=task.tflop,
+        max_rounds=bench.rounds,
+        max_tflop=bench.tflop,
         device={"threads": 1, "device": "cpu"},
         **settings,
     )
-    pool = FOLDER / "pool" / commit() / task.name / str(cell.seed)  # another commit may count or train differently
+    pool = FOLDER / "pool" / commit() / task / str(seed)  # another commit may count or train differently
     pool.mkdir(parents=True, exist_ok=True)
     copy_records(pool, cell.folder, editor=False, trained=True)
     report = run.adapt().report
     copy_records(cell.folder, pool, editor=False, trained=True)
-    append_jsonl(
-        RECORDS,
-        record_of(cell, task, report, read_jsonl(cell.folder / "result" / "test.jsonl"), time.monotonic() - started),
-    )
+    scores = read_jsonl(cell.folder / "result" / "test.jsonl")
+    return record_of(cell, bench, report, scores, time.monotonic() - started)
 
 
 def record_of(

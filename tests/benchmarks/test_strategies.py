@@ -1,6 +1,6 @@
 """The statistics behind the strategy tables, on records made up here; expected numbers are worked out by hand."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +9,7 @@ import bench_strategies
 import numpy as np
 import pytest
 from form import README, in_readme
+from langgraph.runtime import RunControl
 from strategy_cells import NOTHING, RECORDS, ROUTER, STRATEGIES, Cell, cells_of, groups_of, record_of
 from strategy_scores import (
     Scores,
@@ -39,6 +40,7 @@ from strategy_tables import (
 from strategy_tasks import KNOWN, SPLITS, bench_tasks
 
 from nslora.graph.runs.run import Run
+from nslora.graph.sweep.jobs import Event, Job
 from nslora.tools.files import read_jsonl
 
 
@@ -233,19 +235,21 @@ def test_the_matrix_has_every_strategy_on_every_task_and_ten_runs_of_each_with_n
     assert all(len({(cell.task, cell.seed) for cell in group}) == 1 for group in groups)
 
 
-def test_every_cell_is_run_once_and_one_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = bench_tasks(None)
+def test_every_cell_is_run_once_and_one_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cells = [Cell("form-only", ROUTER, seed) for seed in range(3)]
-    ran: list[Cell] = []
+    ran: list[Any] = []
 
-    def child(cell: Cell, _: Any) -> SimpleNamespace:
-        ran.append(cell)
-        return SimpleNamespace(join=lambda: None, exitcode=int(cell.seed == 1))
+    def run(groups: list[list[Job]], control: RunControl) -> Iterator[Event]:
+        for job in [each for group in groups for each in group]:
+            ran.append(job.arguments)
+            failed = job.arguments["seed"] == 1
+            yield Event(job, "failed", error="out of luck") if failed else Event(job, "finished", dict(job.arguments))
 
-    monkeypatch.setattr(bench_strategies, "run_in_child", child)
-    failed = bench_strategies.run_all(cells, tasks, workers=2, minutes=None)
-    assert sorted(ran, key=lambda cell: cell.seed) == cells
-    assert failed == [f"{cells[1]}: exit status 1"]
+    monkeypatch.setattr(bench_strategies.strategy_cells, "RECORDS", tmp_path / "records.jsonl")
+    failed = bench_strategies.run_all(cells, None, SimpleNamespace(run=run), RunControl(), workers=2)
+    assert ran == [{"task": "form-only", "strategy": ROUTER, "seed": seed, "data": ""} for seed in range(3)]
+    assert failed == [f"{cells[1]}: out of luck"]
+    assert [each["seed"] for each in read_jsonl(tmp_path / "records.jsonl")] == [0, 2]
 
 
 def test_the_planted_tasks_hold_what_they_are_named_after(tmp_path: Path) -> None:

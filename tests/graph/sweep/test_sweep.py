@@ -79,7 +79,7 @@ def test_a_sweep_runs_every_combination_once_and_goes_on_from_its_record(
     assert found.failed[0].endswith("low, lora, seed 1: out of luck")
     # 8 min 2 s for nine cells, and seven are left
     assert lines[-1].startswith("failed   9 of 16: ")
-    assert lines[-1].endswith("out of luck; about 6 min 15 s left")
+    assert lines[-1].endswith("out of luck, 2 s; about 6 min 15 s left")
     settings = first.groups[0][0].arguments["settings"]
     assert settings["lora"] == {"epochs": 2, "rank": 4}
     again = Pretended(result)
