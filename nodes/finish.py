@@ -6,7 +6,7 @@ from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Ch
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.errors import RewardError, TooLongError
 from nslora.tools.rewards.score import Graded
-from nslora.tools.workspace.report import Evaluated, RunFacts, compare_on_test, question_scores, write_result
+from nslora.tools.workspace.report import Evaluated, RunFacts, compare_on_test, write_result
 from nslora.tools.workspace.workspace import Workspace
 
 
@@ -40,7 +40,8 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
             "result": {"reward": state["best_reward"]},
         },
         test=compare_on_test(base, result, workspace.task.reward),
-        scores=[*question_scores("base", base), *question_scores("result", result)],
+        base=base,
+        result=result,
         wall_s=state["wall_s"] + wall_s,
         start_cost=Evaluated.of(measured),
         start_evaluation=measured["key"] if measured else None,

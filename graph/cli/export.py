@@ -1,7 +1,7 @@
 """`nslora export`: the pair of a finished run in the formats in which models are deployed."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,30 +15,40 @@ Base = Annotated[str | None, typer.Option(help="The base, if it lies elsewhere n
 def export(
     folder: Folder,
     merged: Annotated[
-        Path | None,
-        typer.Option(help="New folder: one model for transformers and vLLM, with the prompt in its template."),
+        Path | None, typer.Option(help="New folder: one model for transformers and vLLM, the prompt in its template.")
     ] = None,
+    gguf: Annotated[Path | None, typer.Option(help="New file, for llama.cpp and LM Studio.")] = None,
+    ollama: Annotated[Path | None, typer.Option(help="New folder with a GGUF file and a Modelfile.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Ask ten test questions of each export, as a client without the prompt.")
+    ] = False,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16, of --merged. Default: the run's.")
     ] = None,
+    gguf_type: Annotated[str, typer.Option(help="f16 or q8_0, of --gguf and --ollama.")] = "f16",
     base: Base = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
 ) -> None:
     """Write the pair of adapter and prompt where models are deployed: any client gets the tuned behaviour."""
-    from nslora.graph.runs.export import pair_of
-    from nslora.tools.export.merged import Merged, dtype_named
-    from nslora.tools.export.pair import refuse_existing, written_whole
-    from nslora.tools.files import quoted
+    from nslora.graph.runs.export import Targets, check_exports, pair_of, write_exports
+    from nslora.tools.export.gguf_file import gguf_type_named
+    from nslora.tools.export.merged import dtype_named
+    from nslora.tools.policies.environment import prepare_environment
 
-    if merged is None:
-        raise SettingsError("Say what to write: --merged DIR.")
-    wanted = dtype_named(dtype)
-    pair = pair_of(folder, base=base)
-    refuse_existing(merged, overwrite=overwrite)  # before the model is loaded
-    whole = Merged.of(pair, out.print)
-    with written_whole(merged, overwrite=overwrite) as partial:
-        whole.save(partial, wanted)
-    out.print(f"wrote    {quoted(merged)}: loads with transformers, vLLM, TRL", highlight=False, soft_wrap=True)
+    prepare_environment()
+    targets = Targets(merged, gguf, ollama, dtype_named(dtype), gguf_type_named(gguf_type))
+    if not any((merged, gguf, ollama)):
+        raise SettingsError("Say what to write: --merged DIR, --gguf FILE or --ollama DIR.")
+    for line in write_exports(pair_of(folder, base=base), targets, overwrite=overwrite, notify=_say):
+        _say(line)
+    if check:
+        _say("asking   test questions, as a client that knows nothing of the prompt")
+        for line in check_exports(folder, targets):
+            _say(line)
+
+
+def _say(line: Any) -> None:
+    out.print(line, highlight=False, soft_wrap=True)
 
 
 def register(app: typer.Typer) -> None:

@@ -26,6 +26,7 @@ from nslora.tools.rewards.score import Score
 from nslora.tools.schema import Dialogue
 from nslora.tools.tasks.task import Task, task_from_rows
 from nslora.tools.testing.scripted_chat import ScriptedChat
+from nslora.tools.workspace.tables import read_table
 
 THINGS = [
     "mill",
@@ -265,9 +266,8 @@ def test_the_result_folder_holds_what_others_rely_on(begin: Callable[..., Run]) 
     run = begin()
     report = run.adapt().report
     result = run.folder / "result"
-    assert {"adapter", "prompt.md", "remade.jsonl", "decisions.jsonl", "report.json"} <= {
-        path.name for path in result.iterdir()
-    }
+    names = {"adapter", "prompt.md", "remade.jsonl", "decisions.jsonl", "decisions.csv", "test.csv", "report.json"}
+    assert names <= {path.name for path in result.iterdir()}
     assert {"wall_s", "peak_rss_mb", "seed", "adapter_sha256", "versions", "task", "cost"} <= report.keys()
     assert len(report["adapter_sha256"]) == 64
     assert {"all_checks", "interval"} <= report["test"]["result"].keys()
@@ -276,6 +276,14 @@ def test_the_result_folder_holds_what_others_rely_on(begin: Callable[..., Run]) 
     assert remade
     assert all(row["prompt"][-1]["role"] == "user" and row["completion"][0]["role"] == "assistant" for row in remade)
     assert not any("The answer is" in json.dumps(row) for row in remade)
+    test = read_table(result / "test.csv")
+    assert [row["question"] for row in test] == [row.question for row in run.workspace.task.test]
+    passed = [all(float(row[f"result_{name}"]) >= 1 for name in report["test"]["base"]["checks"]) for row in test]
+    assert sum(passed) / len(passed) == report["test"]["result"]["all_checks"]
+    assert {row["base_reply"] for row in test} != {row["result_reply"] for row in test}
+    decisions = read_table(result / "decisions.csv")
+    wanted = [(str(each["round"]), each["action"], str(int(each["kept"]))) for each in report["rounds"]]
+    assert [(row["round"], row["action"], row["kept"]) for row in decisions] == wanted
 
 
 def test_the_drawing_shows_every_node_and_every_edge() -> None:

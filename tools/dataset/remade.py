@@ -28,6 +28,7 @@ from typing import Any
 from nslora.tools.classifier.layouts import learn_layouts
 from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import read_jsonl, unless_changed, without_blank, write_jsonl
+from nslora.tools.inference.chat_template import as_plain_text
 from nslora.tools.inference.reply_cache import ReplyCache, token_counts
 from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.prompt import Demonstration, Prompt, normalise
@@ -65,11 +66,17 @@ class RemadeRow:
     thinking: str = ""
     history: Turns = ()
 
-    def as_trl(self, prompt: Prompt) -> dict[str, Any]:
-        """The row in TRL's conversational prompt-completion format, with its origin in further columns."""
+    def as_trl(self, prompt: Prompt, *, as_text: bool = False) -> dict[str, Any]:
+        """The row in TRL's prompt-completion format, with its origin in further columns.
+
+        Args:
+            prompt: The prompt that the row teaches.
+            as_text: Write text, as the policy reads it, for a model that has no chat template; else chat turns.
+        """
+        dialogue, reply = prompt.messages(self.question, self.history), self.thinking + self.reply
         return {
-            "prompt": prompt.messages(self.question, self.history),
-            "completion": [{"role": "assistant", "content": self.thinking + self.reply}],
+            "prompt": as_plain_text(dialogue) if as_text else dialogue,
+            "completion": f" {reply}" if as_text else [{"role": "assistant", "content": reply}],
             "source": self.source,
             "prompt_hash": self.prompt,
             "edit": self.edit,

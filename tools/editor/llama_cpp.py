@@ -44,14 +44,22 @@ class LlamaCppServer:
     by the next one.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, context: int = CONTEXT, port: int | None = None) -> None:
+        """Start the server and wait until it answers.
+
+        Args:
+            file: The GGUF file.
+            context: Tokens of request and reply together; 0 takes the model's own.
+            port: None: a free one.
+
+        Raises:
+            ModelError: If it cannot serve the file.
+        """
         end_stale_servers()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = port or free_port()
         self.base_url = f"http://127.0.0.1:{port}/v1"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, str(SCRIPT), str(file), str(port), str(CONTEXT), str(_threads())]
+        command = [sys.executable, str(SCRIPT), str(file), str(port), str(context), str(_threads())]
         # A session of its own: Ctrl-C in the terminal reaches the run, which decides when the server ends.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
@@ -157,8 +165,7 @@ def llama_cpp_chat(file: str, *, timeout_s: float, seed: int = 0) -> LlamaCppCha
     with path.open("rb") as opened:
         if opened.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
             raise ModelError(f"{path} is no GGUF file: name the GGUF file of a chat model.")
-    if importlib.util.find_spec("xllamacpp") is None:
-        raise ModelError(f"The editor gguf:{path} needs llama.cpp's server: pip install 'nslora[llamacpp]'.")
+    refuse_no_llama_cpp(path)
     return LlamaCppChat(
         file=path.resolve(),
         model=path.name,
@@ -171,6 +178,19 @@ def llama_cpp_chat(file: str, *, timeout_s: float, seed: int = 0) -> LlamaCppCha
         seed=seed,
         profile={"structured_output": True},  # llama.cpp turns a JSON schema into a grammar, with any model
     )
+
+
+def refuse_no_llama_cpp(file: Path) -> None:
+    """Raise ModelError if the package of llama.cpp's server is missing."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ModelError(f"gguf:{file} needs llama.cpp's server: pip install 'nslora[llamacpp]'.")
+
+
+def free_port() -> int:
+    """A free port of the loopback address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def end_stale_servers() -> None:

@@ -29,7 +29,6 @@ class Pair:
         adapter: PEFT folder; None if the weights stay as they are.
         prompt: The prompt.
         thinking: Whether replies begin with thinking.
-        max_new_tokens: Length limit of the run's replies; None if the task is not at hand.
         facts: What the model card and `nslora.json` say: task, test scores, hashes.
     """
 
@@ -39,7 +38,6 @@ class Pair:
     adapter: Path | None
     prompt: Prompt
     thinking: Thinking = "off"
-    max_new_tokens: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,8 +73,10 @@ class Pair:
 
 
 @contextmanager
-def written_whole(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def written_whole(target: Path, *, overwrite: bool = False, file: bool = False) -> Iterator[Path]:
     """Yield a new folder beside `target`, which takes its name when the block ends without an error.
+
+    file: `target` is a file, and a path in such a folder is yielded.
 
     Raises:
         ExportError: If `target` is there already, or the disk does not take it.
@@ -91,10 +91,11 @@ def written_whole(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ) from error
     try:
         partial.chmod(0o755)  # mkdtemp lets nobody else in
-        yield partial
+        whole = partial / target.name if file else partial
+        yield whole
         if target.is_dir():
             shutil.rmtree(target)
-        partial.replace(target)
+        whole.replace(target)
     except OSError as error:
         raise ExportError(
             f"{target} cannot be written ({error.strerror or error}): free some disk space, or name a folder on "
@@ -106,7 +107,7 @@ def written_whole(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Raise ExportError if something stands at `target` that is not to be replaced."""
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
+    if not overwrite and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
         raise ExportError(f"{target} is there already: name a new folder, or replace it with --overwrite.")
 
 

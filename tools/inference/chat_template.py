@@ -308,6 +308,13 @@ class ChatFormat:
         return self.is_plain and PLAIN_STOP in str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
+def as_plain_text(dialogue: Dialogue) -> str:
+    """The prompt of a model without a chat template, without the special tokens that its tokenizer adds to a text."""
+    from jinja2 import Template
+
+    return str(Template(PLAIN_TEMPLATE).render(messages=dialogue, add_generation_prompt=True))
+
+
 def _beginning(tokenizer: Any) -> str:
     """The special tokens that a tokenizer puts before a text, such as `<bos>`; a template has to write them itself."""
     ids = list(tokenizer("a")["input_ids"])

@@ -23,6 +23,7 @@ from nslora.tools.rewards.score import Graded, Score, check_means
 from nslora.tools.training.adapters import WEIGHTS
 from nslora.tools.workspace.budget import spent_of
 from nslora.tools.workspace.judges import judges_report
+from nslora.tools.workspace.tables import DECISION_COLUMNS, decision_rows, test_rows, write_table
 from nslora.tools.workspace.workspace import Workspace
 
 PACKAGES = ("nslora", "torch", "transformers", "peft", "trl", "textgrad", "langgraph", "langchain-core")
@@ -57,7 +58,7 @@ class RunFacts:
         wall_s: Seconds at work.
         start_evaluation: Key of the evaluation before the first round.
         start_cost: Cost of the evaluation before the first round; test_cost: of the test split, base and result.
-        scores: One record per candidate and test question, for paired comparisons of runs.
+        base: Graded replies of the start to the test split, in the order of its rows; result: of the final candidate.
     """
 
     stop: str
@@ -70,7 +71,8 @@ class RunFacts:
     start_cost: Evaluated = Evaluated()
     test_cost: Evaluated = Evaluated()
     start_evaluation: str | None = None
-    scores: Sequence[Mapping[str, Any]] = ()
+    base: Sequence[Graded] = ()
+    result: Sequence[Graded] = ()
 
 
 def compare_on_test(base: Sequence[Graded], result: Sequence[Graded], reward: Reward) -> dict[str, Any]:
@@ -135,9 +137,12 @@ def write_result(workspace: Workspace, facts: RunFacts) -> Path:
     if save_template := getattr(workspace.policy, "save_template", None):
         save_template(partial / "tokenizer")
     write_text(partial / "prompt.md", prompt.render())
-    write_jsonl(partial / "remade.jsonl", _remade_rows(workspace))
+    write_jsonl(partial / "remade.jsonl", _remade_rows(workspace, as_text=(partial / "tokenizer").is_dir()))
     write_jsonl(partial / "decisions.jsonl", facts.rounds)
-    write_jsonl(partial / "test.jsonl", facts.scores)
+    write_table(partial / "decisions.csv", DECISION_COLUMNS, decision_rows(facts.rounds))
+    scores = [*question_scores("base", facts.base), *question_scores("result", facts.result)]
+    write_jsonl(partial / "test.jsonl", scores)
+    write_table(partial / "test.csv", *test_rows(facts.base, facts.result))
     report = {**_report(workspace, facts), "adapter_sha256": sha256, "prompt_diff": difference(start, prompt)}
     write_json(partial / "report.json", report)
     shutil.rmtree(final, ignore_errors=True)
@@ -235,12 +240,14 @@ def _costs(facts: RunFacts, check_tokens: int) -> dict[str, float]:
     }
 
 
-def _remade_rows(workspace: Workspace) -> list[dict[str, Any]]:
-    """All remade data of the run, in TRL's prompt-completion format."""
+def _remade_rows(workspace: Workspace, *, as_text: bool) -> list[dict[str, Any]]:
+    """All remade data of the run, in TRL's prompt-completion format: of chat turns, or of text for a model that has no
+    chat template.
+    """
     rows = []
     for path in sorted(workspace.remade.glob("*.jsonl")):
         prompt = workspace.prompts.get(path.stem)
-        rows += [row.as_trl(prompt) for row in read_rows(path)]
+        rows += [row.as_trl(prompt, as_text=as_text) for row in read_rows(path)]
     return rows
 
 

@@ -23,6 +23,7 @@ from nslora.tools.dataset.remade import (
 )
 from nslora.tools.dataset.selection import Material, training_rows
 from nslora.tools.files import write_jsonl
+from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.inference.reply_cache import ReplyCache
 from nslora.tools.policy import Generated, OnProgress, no_progress
 from nslora.tools.prompt import Demonstration, Prompt
@@ -202,22 +203,24 @@ def test_rows_are_found_again_by_their_source_and_feed_a_training_job(task: Task
     assert {row.origin for row in job} == {"remade"}
 
 
+@pytest.mark.parametrize("chat_template", [True, False])
 def test_the_file_is_a_data_set_that_datasets_loads_and_trl_trains_on(
-    task: Task, tmp_path: Path, tiny_folder: Callable[..., Path]
+    task: Task, tmp_path: Path, tiny_folder: Callable[..., Path], chat_template: bool
 ) -> None:
     from datasets import load_dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     rows, _ = remade(task, lambda question, _: f"- {answer_of(question)}")
-    write_jsonl(tmp_path / "remade.jsonl", [row.as_trl(PROMPT) for row in rows])
+    write_jsonl(tmp_path / "remade.jsonl", [row.as_trl(PROMPT, as_text=not chat_template) for row in rows])
     data = load_dataset(
         "json", data_files=str(tmp_path / "remade.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
     )
     assert data.column_names == ["prompt", "completion", "source", "prompt_hash", "edit", "adapter", "reward"]
-    assert data[0]["completion"] == [{"role": "assistant", "content": "- ok"}]
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder())
+    assert data[0]["completion"] == ([{"role": "assistant", "content": "- ok"}] if chat_template else " - ok")
+    folder = tiny_folder("llama", chat_template)
+    model = AutoModelForCausalLM.from_pretrained(folder)
     trainer = SFTTrainer(
         model=model,
         train_dataset=data,
@@ -232,6 +235,12 @@ def test_the_file_is_a_data_set_that_datasets_loads_and_trl_trains_on(
             disable_tqdm=True,
         ),
     )
+    chat = ChatFormat(AutoTokenizer.from_pretrained(folder))
+    prompt, completion = chat.pair_ids(PROMPT.messages(rows[0].question), rows[0].reply)
+    first = next(iter(trainer.train_dataset))
+    whole = [*prompt, *completion]  # TRL tokenizes the newline after the end of a turn, too
+    assert first["input_ids"][: len(whole)] == whole
+    assert first["labels"][: len(whole)] == [*[-100] * len(prompt), *completion]
     before = {name: value.clone() for name, value in trainer.model.named_parameters() if "lora_B" in name}
     trainer.train()
     assert any(not value.equal(before[name]) for name, value in trainer.model.named_parameters() if name in before)

@@ -48,9 +48,14 @@ def plain_replies(folder: Path, questions: Sequence[str], **switch: object) -> l
 
 def test_the_command_writes_the_pair_that_the_run_chose(finished: Run, tmp_path: Path) -> None:
     target, chosen = tmp_path / "merged", finished.report()["result"]
-    command = ["export", str(finished.folder), "--merged", str(target), "--dtype", "bfloat16"]
+    command = ["export", str(finished.folder), "--merged", str(target), "--dtype", "bfloat16", "--check"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
+    assert "merged: 6 of 6 replies are the run's own; all checks 0.00" in done.output
+    done = CliRunner().invoke(app, ["export", str(finished.folder), "--ollama", str(tmp_path / "ollama")])
+    assert done.exit_code == 0, done.output
+    assert "FROM ./finished.f16.gguf" in (tmp_path / "ollama" / "Modelfile").read_text()
+    assert (tmp_path / "ollama" / "finished.f16.gguf").stat().st_size > 10_000
     named = read_json(target / "nslora.json")
     assert (named["adapter"], named["prompt"], named["dtype"]) == (chosen["adapter"], chosen["prompt"], "bfloat16")
     with pytest.raises(ExportError, match=r"is there already.*--overwrite"):
