@@ -4,7 +4,8 @@
     make bench-decisions DATA=path/to/data        (with BIG-Bench Hard, GSM8K and IFEval from that folder)
 
 A line a node in tests/benchmarks/records/decisions.jsonl, written as the nodes end. What is on record is not run again,
-and a run that was interrupted goes on.
+and a run that was interrupted goes on. At its end, and with `--table` at once, the tables and the figure are drawn anew
+from the records.
 """
 
 import argparse
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from decision_tables import draw, forks_of, page
 from decision_trees import paths_to
 from fetch_models import model_file
+from form import README, in_readme
 from langgraph.runtime import RunControl
 from platformdirs import user_cache_path
 from strategy_tasks import BenchTask, bench_tasks, public_rows, written
@@ -25,11 +28,13 @@ from validation_runs import EMBEDDED
 
 from nslora.graph.cli.stop_signals import stopping
 from nslora.graph.sweep.jobs import Executor, Job, LocalExecutor, ended
+from nslora.router import read_trees
 from nslora.tools.files import append_jsonl, read_jsonl
 from nslora.tools.policies.environment import prepare_environment
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records" / "decisions.jsonl"
+PICTURE = RECORDS.with_suffix(".svg")
 ROWS = {"validation": 60, "test": 60}
 FIRST = (
     "form-only",
@@ -144,6 +149,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="nodes at once, one thread each")
     parser.add_argument("--runs", type=Path, default=user_cache_path("nslora") / "decisions", help="folder of the runs")
     parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--table", action="store_true", help="run nothing; draw tables and figure from the records")
     return parser.parse_args()
 
 
@@ -154,8 +160,38 @@ def wanted(options: argparse.Namespace, tasks: Mapping[str, BenchTask]) -> Itera
             yield Tree(options.model, options.editor, task, seed)
 
 
+def publish(records: Path) -> None:
+    """Write the tables into README.md, and draw the figure; of other records than the committed ones, print them."""
+    if not read_trees(records):
+        print(f"No whole tree is on record in {records} yet.")
+        return
+    lines = readme_lines(records)
+    print("\n".join(lines))
+    if records == RECORDS:
+        README.write_text(in_readme("bench-decisions", lines), encoding="utf-8")
+        draw(forks_of(read_trees(records, partial=True)), PICTURE)
+
+
+def readme_lines(records: Path) -> list[str]:
+    """The block in README.md: what has run, then the tables and the figure."""
+    rows, trees, partial = read_jsonl(records), read_trees(records), read_trees(records, partial=True)
+    dates, codes = (sorted({row[name] for row in rows}) for name in ("date", "code"))
+    return [
+        f"{len(rows)} nodes so far, {dates[0]} to {dates[-1]}, code {', '.join(codes)}: "
+        + "; ".join(f"{tree.task} ({tree.model}, seed {tree.seed}): {len(tree.nodes)} nodes" for tree in partial)
+        + ". What is not named here has not run.",
+        "",
+        *page(trees, partial),
+        "",
+        f"![what weights bring beyond an edit, against the share that needs content](records/{PICTURE.name})",
+    ]
+
+
 def main() -> int:
     options = arguments()
+    if options.table:
+        publish(options.records)
+        return 0
     tasks = decision_tasks(options.data)
     if unknown := set(options.tasks or ()) - tasks.keys():
         sys.exit(f"No task {', '.join(sorted(unknown))}; known: {', '.join(tasks)} (public sets: name --data).")
@@ -170,6 +206,7 @@ def main() -> int:
         failed = grow_all(trees, LocalExecutor(options.workers), options.records, control, options.workers)
     for line in failed:
         print(line, file=sys.stderr)
+    publish(options.records)
     return 1 if failed or control.drain_requested else 0
 
 

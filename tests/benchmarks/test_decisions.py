@@ -5,11 +5,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bench_decisions import RECORDS, Tree, decision_tasks, grow_all, on_record
+from bench_decisions import RECORDS, Tree, decision_tasks, grow_all, on_record, readme_lines
+from decision_tables import forks_of, shallow_tree, why_and_when
 from decision_trees import grow, paths_to
+from form import README, in_readme
 from langgraph.runtime import RunControl
+from tree_lines import line
 
 from nslora import Task
 from nslora.graph.sweep.jobs import Event, Job, LocalExecutor
@@ -49,11 +53,48 @@ def test_every_path_is_grown_once_and_what_lies_below_a_leaf_is_not(tmp_path: Pa
 
 
 def test_the_recorded_trees_can_be_read() -> None:
-    for tree in read_trees(RECORDS):
+    for tree in read_trees(RECORDS, partial=True):
         for path, node in tree.nodes.items():
             assert len(node.input.history) == len(path)
             assert (node.update is None) == (path == ())
             assert not any((*path, kind) in tree.nodes for kind in ("lora", "textgrad") if node.leaf)
+
+
+def test_a_state_with_both_updates_on_record_tells_which_brought_more() -> None:
+    """Gains count if they were kept; a tie tells nothing. A tree over states is fitted from four tasks on."""
+
+    def node(task: str, path: str, share: float, **update: Any) -> dict[str, Any]:
+        given = line(task, path, 1 + len(path), 0.5)
+        given["router"]["need"]["p_content"] = share
+        given["knows"]["references_full"] = 1.0
+        given["update"] = {"reward_before": 0.5, "tflop": 2.0, **update} if path else None
+        return given
+
+    rows = []
+    for task, share, weights, edit in (
+        ("a", 0.9, 0.8, 0.6), ("b", 0.8, 0.7, 0.6), ("c", 0.1, 0.6, 0.9), ("d", 0.2, 0.5, 0.7), ("e", 0.5, 0.9, None)
+    ):  # fmt: skip
+        rows += [
+            node(task, "", share),
+            node(task, "lora", share, reward_after=weights, kept=task != "e"),
+            node(task, "textgrad", share, reward_after=edit, kept=edit is not None),
+        ]
+    forks = forks_of(read_trees(rows))
+    assert [fork.better for fork in forks] == ["lora", "lora", "textgrad", "textgrad", None]
+    assert forks[4].gains == pytest.approx({"lora": 0.4, "textgrad": 0.0})
+    words = "\n".join(shallow_tree(forks))
+    assert words.startswith("5 states with both updates on record; at 1 of them neither")
+    # Left out, each task is told by the other three: its own kind is the rarer one there, so that the usual kind fails.
+    assert "not fitted on; always the more frequent kind does at 0%" in words
+    assert "at 100% of the states" in words
+    assert "No tree is fitted" in shallow_tree(forks[:2])[0]
+    assert any("+0.400 dropped" in each for each in why_and_when(forks))
+
+
+@pytest.mark.engines  # bootstraps
+def test_the_readme_shows_the_recorded_trees() -> None:
+    wanted = in_readme("bench-decisions", readme_lines(RECORDS))
+    assert README.read_text(encoding="utf-8") == wanted, "run: bench_decisions.py --table"
 
 
 @pytest.mark.engines  # three processes that import everything

@@ -132,8 +132,12 @@ class Evaluation:
     best_orders: Mapping[str, Order]
 
 
-def read_trees(records: str | Path | Iterable[Mapping[str, Any]]) -> list[Tree]:
-    """The trees of a JSONL file, or of its lines. A node whose way from the base is not on record is left out."""
+def read_trees(records: str | Path | Iterable[Mapping[str, Any]], *, partial: bool = False) -> list[Tree]:
+    """The trees of a JSONL file, or of its lines.
+
+    Each is cut to the depth to which all of its nodes are on record, and a base alone is no tree: a path that ends
+    because nothing was recorded would be mistaken for a strategy's choice. partial: with all nodes that can be reached.
+    """
     rows = read_jsonl(Path(records)) if isinstance(records, str | Path) else records
     found: dict[tuple[str, int, str, str], dict[Order, Node]] = {}
     for row in rows:
@@ -141,10 +145,20 @@ def read_trees(records: str | Path | Iterable[Mapping[str, Any]]) -> list[Tree]:
         found.setdefault((row["task"], row["seed"], row["model"], row["editor"]), {})[node.path] = node
     trees = []
     for identity, nodes in found.items():
-        whole = {path: node for path, node in nodes.items() if all(path[:i] in nodes for i in range(len(path)))}
-        if whole:
-            trees.append(Tree(*identity, nodes=whole))
+        depth = max(map(len, nodes)) if partial else _complete_depth(nodes)
+        kept = {path: node for path, node in nodes.items() if len(path) <= depth}
+        reached = {path: node for path, node in kept.items() if all(path[:i] in kept for i in range(len(path)))}
+        if len(reached) > 1:
+            trees.append(Tree(*identity, nodes=reached))
     return trees
+
+
+def _complete_depth(nodes: Mapping[Order, Node]) -> int:
+    """The depth to which no node lacks an update."""
+    lacking = [
+        len(path) for path, node in nodes.items() if not node.leaf and any((*path, kind) not in nodes for kind in KINDS)
+    ]
+    return min(lacking, default=max(map(len, nodes)))
 
 
 def _node(row: Mapping[str, Any]) -> Node:

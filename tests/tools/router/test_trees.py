@@ -1,44 +1,14 @@
 """Strategies on hand-made trees, whose right values were computed by hand."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 import pytest
+from tree_lines import line
 
-from nslora.router import RouterDecision, RouterInput, Update, evaluate, held_out, read_trees
-from nslora.tools.classifier.attribution import Need
+from nslora.router import RouterDecision, evaluate, held_out, read_trees
 from nslora.tools.errors import SettingsError
-from nslora.tools.router.monitoring_signal import progress_of
 from nslora.tools.router.trees import Node, Order, chance, walk, walk_along
 from nslora.tools.schema import KINDS
-
-
-def line(task: str, path: str, tflop: float, value: float, test: float | None = None, **more: Any) -> dict[str, Any]:
-    """A node as it is recorded; edits are what the failures need, and training costs ten times as much."""
-    steps: list[Any] = path.split("/") if path else []
-    history = tuple(Update(step, True, 0.1, 0.1) for step in steps)
-    router_input = RouterInput(
-        task=task,
-        round=len(steps),
-        rounds_left=0,
-        failures=10,
-        validation_reward=value,
-        target=1.0,
-        need=Need(10, 0.1, 0.9, 0.0, 0.1, 8.0),
-        progress={kind: progress_of(kind, history) for kind in KINDS},
-        cost_tokens={"lora": 1000.0, "textgrad": 100.0},
-        remade_waiting=0,
-        seed=0,
-        history=history,
-    )
-    return {
-        "task": task, "seed": 0, "model": "m", "editor": "e", "path": path, "leaf": "", "router": asdict(router_input),
-        "knows": {"bounds": {"lora": 0.9, "textgrad": 0.5}}, "update": None,
-        "delivers": {"validation": value, "test": [value if test is None else test] * 2},
-        "spent": {"tflop": tflop, "editor_tokens": 0.0}, **more,
-    }  # fmt: skip
-
 
 SHALLOW = [line("a", "", 1, 0.2, 0.1), line("a", "lora", 3, 0.6, 0.5), line("a", "textgrad", 2, 0.4, 0.6)]
 DEEP = [
@@ -78,9 +48,11 @@ def test_chance_draws_each_step_and_a_leaf_ends_a_path() -> None:
     assert walk("lora -> textgrad", tree).path == ("lora", "lora")
     assert walk("lora once -> textgrad", tree).path == ("lora", "textgrad")
     assert walk("neurosymbolic", tree).path == ("textgrad",)  # the need is form
-    (cut,) = read_trees(DEEP[:3])
-    assert walk("lora", cut).path == ("lora",)
-    assert [tree.depth for tree in read_trees([DEEP[0], DEEP[3]])] == [0]  # its way from the base is not on record
+    (cut,) = read_trees(DEEP[:4])  # one node of the second level has not run
+    assert (cut.depth, walk("lora", cut).path) == (1, ("lora",))
+    (whole,) = read_trees(DEEP[:4], partial=True)
+    assert (whole.depth, walk("lora", whole).path) == (2, ("lora", "lora"))
+    assert read_trees([DEEP[0], DEEP[3]], partial=True) == []  # its way from the base is not on record
 
 
 def test_a_strategy_is_compared_with_the_orders_and_the_oracle() -> None:
