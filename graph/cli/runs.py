@@ -165,12 +165,18 @@ def compare(folders: Annotated[list[Path], typer.Argument(help="Finished runs of
     show_comparison(out, put_together(folders))
 
 
-def html(folder: Folder) -> None:
-    """Write the page of a run: one HTML file, which needs no network."""
-    from nslora.graph.runs.page.writing import write_page
+def html(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Runs; of several, the first is what the others are compared to.")
+    ],
+    to: Annotated[Path, typer.Option(help="The page of several runs.")] = Path("comparison.html"),
+) -> None:
+    """Write the page of a run, or one of several: an HTML file that needs no network."""
+    from nslora.graph.runs.page.writing import write_comparison, write_page
     from nslora.tools.files import from_here
 
-    out.print(str(from_here(write_page(folder.absolute()))), highlight=False, soft_wrap=True)
+    path = write_page(folders[0].absolute()) if len(folders) == 1 else write_comparison({"": folders}, to)
+    out.print(str(from_here(path)), highlight=False, soft_wrap=True)
 
 
 def register(app: typer.Typer) -> None:

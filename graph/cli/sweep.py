@@ -19,6 +19,7 @@ def sweep_file(
     from langgraph.runtime import RunControl
 
     from nslora.graph.cli.stop_signals import stopping
+    from nslora.graph.runs.page.live import PAGE_FILE
     from nslora.graph.sweep.sweep import sweep
     from nslora.tools.files import from_here, quoted
     from nslora.tools.policies.environment import prepare_environment
@@ -37,6 +38,8 @@ def sweep_file(
     for line in found.failed:
         err.print(f"failed: {line}")
     say(f"table    {from_here(found.folder)}/table.csv, table.json; runs in {from_here(found.folder)}/runs")
+    if (found.folder / PAGE_FILE).is_file():
+        say(f"page     {from_here(found.folder)}/{PAGE_FILE}")
     if found.left:
         err.print(f"{found.left} cells are left. {go_on}")
         raise typer.Exit(stopper.exit_status)

@@ -306,11 +306,21 @@ class Run(AsyncExecution):
         view = look(self.folder)
         return view if number is None else view.round(number)
 
-    def html(self) -> Path:
+    def html(self, *others: "Run | str | Path", to: str | Path = "comparison.html") -> Path:
         """Write the run's page, one HTML file, and return its path: in `result/` if the run has one.
 
         A run writes it by itself after each round and at its end, unless NSLORA_PAGE=0 is in the environment.
-        """
-        from nslora.graph.runs.page.writing import write_page
 
-        return write_page(self.folder, self.workspace)
+        Args:
+            others: Finished runs of the same task. The page is then one of all of them, with differences to this run.
+            to: The file of such a page.
+
+        Raises:
+            RunError: If the runs cannot be compared, or `to` is another file than such a page.
+        """
+        from nslora.graph.runs.page.writing import write_comparison, write_page
+
+        if not others:
+            return write_page(self.folder, self.workspace)
+        folders = [each.folder if isinstance(each, Run) else Path(each) for each in others]
+        return write_comparison({"": [self.folder, *folders]}, Path(to))

@@ -1,5 +1,6 @@
 """A sweep: its folder, its one record, and the executor that runs what is not on record yet."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from langgraph.runtime import RunControl
 
 from nslora.graph.lock import sole_writer
 from nslora.graph.runs.folder import make_folder
+from nslora.graph.runs.page.live import PAGE_FILE, SWITCH
 from nslora.graph.sweep.cells import Cell, checked_cells, grid_cells, read_grid, run_settings
 from nslora.graph.sweep.jobs import Event, Executor, Job, LocalExecutor, ended
 from nslora.graph.sweep.table import Row, text_table, write_tables
@@ -88,8 +90,27 @@ def sweep(
         known = records(place)
         rows = [known[cell.key] for cell in wanted if cell.key in known]
         write_tables(place, rows)
+        write_sweep_page(place, rows, notify)
     failed = [f"{row['name']}: {row['error']}" for row in rows if row["status"] == "failed"]
     return SweepResult(place, rows, failed, len(wanted) - len(rows), text_table(rows))
+
+
+def write_sweep_page(folder: Path, rows: Sequence[Row], notify: Callable[[str], None]) -> None:
+    """Write the page of the finished cells, those of a task beside each other. What goes wrong stops no sweep."""
+    if os.environ.get(SWITCH) == "0":
+        return
+    groups: dict[str, list[Path]] = {}
+    for row in rows:
+        if row["status"] == "finished":
+            title = " ".join([str(row["task"]), *map(str, row["options"].values())])
+            groups.setdefault(title, []).append(folder / row["folder"])
+    try:
+        from nslora.graph.runs.page.writing import write_comparison
+
+        if groups:
+            write_comparison(groups, folder / PAGE_FILE)
+    except Exception as error:
+        notify(f"note     The page of the sweep could not be written ({type(error).__name__}: {error}).")
 
 
 def executor_of(on: str | Executor, jobs: int) -> Executor:

@@ -134,8 +134,8 @@ def reward_chart(points: Sequence[Point], *, over: str) -> Markup:
     return chart(draw, name=f"reward-{over}", label=label)
 
 
-def curves_chart(runs: Sequence[tuple[str, Sequence[Point]]]) -> Markup:
-    """The reward in force of several runs over compute."""
+def curves_chart(runs: Sequence[tuple[str, Sequence[Point]]], part: int) -> Markup:
+    """The reward in force of several runs over compute. part: of the page, for names that are unique on it."""
 
     def draw(axes: Axes) -> None:
         for number, (name, points) in enumerate(runs):
@@ -148,7 +148,7 @@ def curves_chart(runs: Sequence[tuple[str, Sequence[Point]]]) -> Markup:
 
     last = "; ".join(f"{name}: {_in_force(points, 'tflop')[1][-1]:.3f}" for name, points in runs)
     return chart(
-        draw, name="curves", label=f"Validation reward over compute, at the end {last}.", width=7.0, height=3.2
+        draw, name=f"curves-{part}", label=f"Validation reward over compute, at the end {last}.", width=7.0, height=3.2
     )
 
 
@@ -193,8 +193,8 @@ def splits_chart(rows: Sequence[tuple[str, Interval, Interval]]) -> Markup:
     return chart(draw, name="splits", label=f"Mean reward on validation and on test. {said}.", height=1.9)
 
 
-def forest_chart(rows: Sequence[tuple[str, Interval]], what: str) -> Markup:
-    """Paired differences with their intervals, one row each, against a line at no difference."""
+def forest_chart(rows: Sequence[tuple[str, Interval]], what: str, part: int) -> Markup:
+    """Paired differences with their intervals, one row each, against a line at no difference. part: of the page."""
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=COLOUR["muted"], linewidth=1)

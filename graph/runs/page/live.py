@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nslora.tools.workspace.workspace import Workspace
 
+PAGE_FILE = "report.html"
 SWITCH = "NSLORA_PAGE"  # 0: no run writes a page by itself
 LARGEST_SHARE = 0.05  # of a run's time for its page
 

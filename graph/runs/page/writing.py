@@ -7,7 +7,8 @@ ask for nothing.
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -17,18 +18,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from nslora.graph.runs.page.comparison import RunsOfOneTask
 from nslora.graph.runs.page.content import RunPage
+from nslora.graph.runs.page.live import PAGE_FILE
 from nslora.graph.runs.page.tested import OUTCOMES
 from nslora.graph.runs.view import RunView
 from nslora.tools.editor.redaction import scrub
-from nslora.tools.errors import NsloraError
+from nslora.tools.errors import NsloraError, RunError
 from nslora.tools.files import write_text
 from nslora.tools.workspace.workspace import Workspace, open_workspace
 
-PAGE_FILE = "report.html"
 REFRESH_S = 10  # of a page whose run is at work
 MOST_CHARACTERS = 20_000  # of a text of the editor
 KINDS = {"lora": "weights", "textgrad": "prompt"}
+GENERATOR = b'<meta name="generator" content="nslora'
 TEMPLATES = files(__package__) / "templates"
 SECTIONS = {
     "result": "Result",
@@ -64,6 +67,44 @@ def write_page(folder: Path, workspace: Workspace | None = None, *, at_work: boo
     write_text(folder / "result" / PAGE_FILE, rendered(page))
     write_text(folder / PAGE_FILE, _environment().get_template("moved.html").render(to=f"result/{PAGE_FILE}"))
     return folder / "result" / PAGE_FILE
+
+
+def write_comparison(runs: Mapping[str, Sequence[Path]], to: Path) -> Path:
+    """Write one page of several runs, and return its path.
+
+    Args:
+        runs: Folders of finished runs by a title; those under one title answered the same test questions. Without a
+            title ("") it is the name of the task.
+        to: The file. One that is there is replaced if it is such a page.
+
+    Raises:
+        RunError: If runs cannot be compared, or another file is there. OSError: If nothing can be written.
+    """
+    refuse_other_file(to)
+    groups = [RunsOfOneTask(folders, to, title, part) for part, (title, folders) in enumerate(runs.items(), 1)]
+    words = {"runs": "Runs", "decisions": "Decisions", "settings": "Settings"}
+    sections = [(f"runs-{i}", each.title) for i, each in enumerate(groups, 1)]
+    if len(groups) == 1:
+        there = {"runs": True, "decisions": groups[0].rounds, "settings": groups[0].rounds and groups[0].differences}
+        sections = [(f"{name}-1", words[name]) for name, any_ in there.items() if any_]
+    write_text(
+        to,
+        _render(
+            "comparison.html",
+            groups=groups,
+            title=groups[0].title if len(groups) == 1 else to.resolve().parent.name,
+            total=sum(len(group.lines) for group in groups),
+            sections=sections,
+            written=datetime.now(UTC),
+        ),
+    )
+    return to
+
+
+def refuse_other_file(path: Path) -> None:
+    """Raise RunError if something stands there that is no page of this package."""
+    if path.exists() and (not path.is_file() or GENERATOR not in path.read_bytes()[:4096]):
+        raise RunError(f"{path} exists and is no page of nslora, so it is not replaced: name another file with --to.")
 
 
 def rendered(page: RunPage) -> str:

@@ -12,12 +12,15 @@ from hostile_run import LABELS, SCRIPT, hostile_run
 from typer.testing import CliRunner
 
 from nslora.graph.cli.app import app
+from nslora.graph.runs.compare import compare
 from nslora.graph.runs.page import writing
 from nslora.graph.runs.page.commands import commands_of
 from nslora.graph.runs.page.content import RunPage
 from nslora.graph.runs.page.prompt_diff import side_by_side
 from nslora.graph.runs.run import Run
-from nslora.tools.files import read_json, read_jsonl, write_json
+from nslora.graph.sweep.sweep import write_sweep_page
+from nslora.tools.errors import RunError
+from nslora.tools.files import read_json, read_jsonl, write_json, write_jsonl
 from nslora.tools.prompt import Prompt
 from nslora.tools.workspace.record import read_run_file
 
@@ -182,3 +185,44 @@ def test_the_command_that_reproduces_a_run_names_what_is_not_the_default(finishe
     assert "--set keep.level=0.45" in again
     assert "seed" not in again
     assert lines["Decide a round again"].endswith("--at 3")
+
+
+def test_several_runs_stand_beside_each_other_with_paired_differences(
+    finished: Run, copied: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(copied, tmp_path / "other <b>$x^$</b>")
+    rows = read_jsonl(other / "result" / "test.jsonl")
+    write_jsonl(other / "result" / "test.jsonl", [{**row, "passed": True, "reward": 1.0} for row in rows])
+    writing.write_page(other, finished.workspace)
+    to = tmp_path / "pages" / "both.html"
+    shell = CliRunner().invoke(app, ["html", str(copied), str(other), "--to", str(to)])
+    assert shell.exit_code == 0, shell.output
+    page, gain = Page(to.read_text()), compare([copied, other]).gains[0]
+    low, high = (f"{each:.2f}".replace("-", "−") for each in gain.reward[1:])
+    assert f"[{low}, {high}]" in page.text
+    assert page.tags["svg"] == 3  # both differences and the curves
+    assert page.tags["b"] == 0
+    assert page.text.count(other.name) >= 3
+    assert "../other%20%3Cb%3E%24x%5E%24%3C/b%3E/result/report.html" in page.attributes["href"]
+    reasons = [each["reason"] for each in finished.report()["rounds"]]
+    assert page.text.count(reasons[0]) == 2 * reasons.count(reasons[0])
+    assert Run.open(copied).html(other, to=to) == to  # a page may be replaced
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is no page of nslora"):
+        writing.write_comparison({"": [copied, other]}, tmp_path / "notes.txt")
+
+
+def test_a_sweep_ends_with_a_page_that_has_a_part_for_each_task(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NSLORA_PAGE", "1")
+    row = {"status": "finished", "task": "keepers", "options": {}, "folder": copied.name}
+    rows = [row, {**row, "options": {"combine": "all"}}, row, {**row, "status": "failed", "folder": "nowhere"}]
+    said = list[str]()
+    write_sweep_page(tmp_path, rows, said.append)
+    page = Page((tmp_path / "report.html").read_text())
+    assert (page.ids["runs-1"], page.ids["runs-2"], page.ids["runs-3"], said) == (1, 1, 0, [])
+    assert "keepers all" in page.text
+    assert page.ids.most_common(1)[0][1] == 1
+    write_sweep_page(tmp_path, [{**row, "folder": "nowhere"}], said.append)
+    assert "The page of the sweep could not be written (RunError" in said[0]
