@@ -5,6 +5,9 @@ continues. A `PromptError` goes back to the editor or the user. All others end t
 it can be resumed.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if the message is empty."""
@@ -69,6 +72,19 @@ class EditorCallError(StoppedError):
 
     That is no edit and no evidence about prompts: no round is counted, and the run stops before more is spent.
     """
+
+
+class UnfinishedError(StoppedError):
+    """A policy stopped in the middle of some replies.
+
+    Attributes:
+        indices: Places, among the dialogues, of the replies that came.
+        generated: Those replies, to be kept.
+    """
+
+    def __init__(self, message: str, indices: Sequence[int], generated: Any) -> None:
+        super().__init__(message)
+        self.indices, self.generated = tuple(indices), generated
 
 
 class LostRoundsError(StoppedError):

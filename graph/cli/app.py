@@ -81,6 +81,9 @@ def run(
     check_editor: Annotated[
         bool, typer.Option(help="Ask an editor behind an address for one token before anything is spent.")
     ] = True,
+    replies: Annotated[
+        str | None, typer.Option(help="Addresses of vLLM servers that reply, as http://host:8000, with commas between.")
+    ] = None,
     launch: Annotated[
         str | None, typer.Option(help="Command that starts training on several GPUs: torchrun, accelerate launch.")
     ] = None,
@@ -103,8 +106,9 @@ def run(
     caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
     if any(value is not None for value in caps.values()):
         settings["editing"] = {**group(settings, "editing"), **{k: v for k, v in caps.items() if v is not None}}
-    if launch is not None:
-        settings["engine"] = {**group(settings, "engine"), "launch": launch}
+    engines = {key: value for key, value in (("replies", replies), ("launch", launch)) if value is not None}
+    if engines:
+        settings["engine"] = {**group(settings, "engine"), **engines}
     settings |= {
         "adapter": adapter,
         "thinking": thinking,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from nslora.tools.classifier.attribution import Attribution, repairable_rewards
 from nslora.tools.classifier.classify import classify_failures
+from nslora.tools.errors import UnfinishedError
 from nslora.tools.evaluation.records import Evaluation, EvaluationCost, Failure, Passing, Row, layouts_hash
 from nslora.tools.files import sha256_of_json
 from nslora.tools.inference.reply_cache import ReplyCache, reply_key, token_counts
@@ -62,12 +63,16 @@ def ask(
     tokens, spent_replies = cache.paid(request) if cache else (0, 0)
     for start in range(0, len(missing), STORED_REPLIES):
         lot = missing[start : start + STORED_REPLIES]
-        generated = policy.generate(
-            [by_key[key] for key in lot],
-            adapter=adapter,
-            max_new_tokens=max_new_tokens,
-            on_progress=_within(on_progress, start, len(lot), len(missing)),
-        )
+        stopped: UnfinishedError | None = None
+        try:
+            generated = policy.generate(
+                [by_key[key] for key in lot],
+                adapter=adapter,
+                max_new_tokens=max_new_tokens,
+                on_progress=_within(on_progress, start, len(lot), len(missing)),
+            )
+        except UnfinishedError as error:
+            stopped, generated, lot = error, error.generated, [lot[i] for i in error.indices]
         new = dict(zip(lot, generated.replies, strict=True))
         tokens += generated.tokens
         truncated = {marks[lot[i]]: "" for i in sorted(generated.truncated)}
@@ -76,6 +81,8 @@ def ask(
             cache.add(truncated)  # before the replies, or a kill between the two would lose the marks
             cache.add(new, request, generated.tokens)
             new |= cache.find(lot)  # where another process was faster, its replies are the ones on record
+        if stopped is not None:
+            raise stopped
         replies |= new
         on_progress(start + len(lot), len(missing))
     texts = tuple(replies[key] for key in keys)

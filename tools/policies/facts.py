@@ -1,13 +1,21 @@
 """What a policy knows of its model without computing with it: name, hash, template, context, place of LoRA."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nslora.tools.errors import ModelError, TooLongError
 from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.inference.flops import rates_of
-from nslora.tools.inference.weights import ModelSource, fingerprint
+from nslora.tools.inference.weights import ModelSource, Notify, fingerprint, resolve_model
+from nslora.tools.policies.environment import (
+    PROCESS_WIDE,
+    libraries_imported,
+    prepare_environment,
+    silence_known_warnings,
+)
+from nslora.tools.policies.loading import UNLOADABLE, unloadable
 from nslora.tools.policy import Thinking, TrainingJob
 from nslora.tools.schema import Dialogue
 from nslora.tools.training.lora_targets import lora_targets
@@ -27,6 +35,7 @@ class ModelFacts:
         context_tokens: Length of the context.
         format: Chat template and end tokens.
         targets: Place of LoRA, see `lora_targets`.
+        repetition_penalty: Of the model's generation config, which greedy generation applies.
         width: Hidden size, on which the default learning rate depends.
         sizes: Parameters, and FLOPs per token (`tools/inference/flops.py`).
     """
@@ -36,6 +45,7 @@ class ModelFacts:
     context_tokens: int
     format: ChatFormat
     targets: dict[str, Any]
+    repetition_penalty: float
     width: int
     sizes: dict[str, float]
 
@@ -60,7 +70,32 @@ class ModelFacts:
         targets = lora_targets(model, lora, on_cpu=on_cpu)
         sizes = {"parameters": model.num_parameters(), **rates_of(model, len(targets["layers_to_transform"]))}
         weights = f"{fingerprint(source.location, model)}{written.revision}"
-        return cls(source, weights, context, written, targets, config.hidden_size, sizes)
+        penalty = float(getattr(model.generation_config, "repetition_penalty", None) or 1.0)
+        return cls(source, weights, context, written, targets, penalty, config.hidden_size, sizes)
+
+    @classmethod
+    def read(
+        cls, name: str, *, lora: LoraSettings, thinking: Thinking, on_cpu: bool, notify: Notify = lambda _: None
+    ) -> "ModelFacts":
+        """Read the facts of a model from its files, without its weights; the arguments are those of `of`.
+
+        Raises:
+            ModelError: If it cannot be found or read.
+        """
+        prepare_environment()
+        silence_known_warnings()
+        with PROCESS_WIDE:
+            source = resolve_model(name, notify)
+            try:
+                tokenizer, model = tokenizer_of(source), skeleton_of(source)
+            except UNLOADABLE as error:
+                raise unloadable(source, error) from error
+            return cls.of(model, tokenizer, source=source, lora=lora, thinking=thinking, on_cpu=on_cpu)
+
+    def skeleton(self) -> Any:
+        """Return the model without weights, on the device `meta`."""
+        with PROCESS_WIDE:
+            return skeleton_of(self.source)
 
     def describe(self, lora: LoraSettings) -> dict[str, Any]:
         """Return parameters, context, LoRA's place and rate, FLOPs per token, for `Policy.describe`."""
@@ -82,10 +117,13 @@ class ModelFacts:
             )
         return rows
 
-    def pairs(self, dialogues: Sequence[Dialogue], references: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Return the token ids of each dialogue and of its reference, as far as the context holds them."""
+    def pairs(
+        self, dialogues: Sequence[Dialogue], references: Sequence[str], spare: int = 0
+    ) -> list[tuple[list[int], list[int]]]:
+        """Return the token ids of each dialogue and of its reference, as far as the context less `spare` holds them."""
         pairs = [self.format.pair_ids(*pair) for pair in zip(dialogues, references, strict=True)]
-        return [(prompt, completion[: max(1, self.context_tokens - len(prompt))]) for prompt, completion in pairs]
+        most = self.context_tokens - spare
+        return [(prompt, completion[: max(1, most - len(prompt))]) for prompt, completion in pairs]
 
     def plan(self, job: TrainingJob, lora: LoraSettings, shards: int = 1) -> "BatchPlan":
         """Return the plan of a training job. Raises TooLongError if a row does not fit, ModelError without rows."""
@@ -102,6 +140,29 @@ class ModelFacts:
                 f"holds {self.context_tokens}: shorten or remove that row."
             )
         return BatchPlan(rows, job.epochs, job.seed, self.format.pad_id, lora, shards)
+
+
+def tokenizer_of(source: ModelSource) -> Any:
+    """Load a model's tokenizer."""
+    with libraries_imported():
+        from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source.location)
+
+
+def skeleton_of(source: ModelSource) -> Any:
+    """Make a model on the device `meta` from its configuration, with its generation config."""
+    with libraries_imported():
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(source.location)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.name_or_path = source.name
+    with suppress(OSError):  # it has no generation config
+        model.generation_config = GenerationConfig.from_pretrained(source.location)
+    return model
 
 
 def _stops_of(model: Any) -> tuple[int, ...]:

@@ -47,6 +47,7 @@ class LaunchedTraining:
         adapters: The store, on a disk that the program's machines share.
         shards: Parts of each batch, one for each process that the command starts.
         device: Where the processes compute.
+        proves: Whether each new adapter gets a proof for the engine that replies.
     """
 
     command: str
@@ -55,6 +56,7 @@ class LaunchedTraining:
     adapters: AdapterStore
     shards: int = 1
     device: DeviceSettings = field(default_factory=DeviceSettings)
+    proves: bool = False
 
     def train(self, job: TrainingJob, on_progress: OnStep = no_progress) -> TrainingResult:
         """Train and store a new adapter. A program that ends without a result is started again, from its snapshot.
@@ -91,6 +93,7 @@ class LaunchedTraining:
                     "pad_id": plan.pad_id,
                     "start": job.start,
                     "shards": self.shards,
+                    "proves": self.proves,
                 },
             )
             said = ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nslora.tools.errors import ModelError, first_line
 from nslora.tools.inference.chat_template import ChatFormat
 from nslora.tools.inference.weights import ModelSource, Notify, resolve_model
+from nslora.tools.policies.adapter_proof import Row, write_proof
 from nslora.tools.policies.environment import (
     PROCESS_WIDE,
     best_device,
@@ -97,6 +98,7 @@ class LocalPolicy:
         device: Its `batch_size` limits generation.
         thinking: Whether replies begin with thinking.
         shards: Parts of each training batch, see `BatchPlan`.
+        proves: Whether each new adapter gets a proof, see `adapter_proof.py`.
     """
 
     def __init__(
@@ -110,9 +112,10 @@ class LocalPolicy:
         device: DeviceSettings | None = None,
         thinking: Thinking = "off",
         shards: int = 1,
+        proves: bool = False,
     ) -> None:
         self.lora = lora or LoraSettings()
-        self.adapters, self.shards = adapters, shards
+        self.adapters, self.shards, self.proves = adapters, shards, proves
         model.name_or_path = source.name  # PEFT writes it into an adapter's config, so no local folder
         self.base = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -136,6 +139,7 @@ class LocalPolicy:
         device: DeviceSettings | None = None,
         thinking: Thinking = "off",
         shards: int = 1,
+        proves: bool = False,
         notify: Notify = lambda _: None,
     ) -> "LocalPolicy":
         """Load a model.
@@ -147,6 +151,7 @@ class LocalPolicy:
             device: Where and how to compute.
             thinking: Whether replies begin with thinking.
             shards: Parts of each training batch.
+            proves: Whether each new adapter gets a proof.
             notify: Called with a sentence if the embedded model is converted first.
 
         Raises:
@@ -198,7 +203,7 @@ class LocalPolicy:
             ) from error
         store = AdapterStore(adapters)
         named: dict[str, Any] = {"lora": lora, "device": device, "thinking": thinking, "shards": shards}
-        return cls(model, tokenizer, source=source, adapters=store, **named)
+        return cls(model, tokenizer, source=source, adapters=store, proves=proves, **named)
 
     @property
     def device(self) -> str:
@@ -286,10 +291,13 @@ class LocalPolicy:
 
         Tokens beyond the context are left out, as TRL's `max_length` does.
         """
+        return self._losses(self.facts.pairs(dialogues, references), adapter)
+
+    def _losses(self, rows: Sequence[Row], adapter: str | None) -> list[float]:
+        """The losses of rows of token ids."""
         from nslora.tools.inference.likelihood import completion_losses
         from nslora.tools.inference.memory import first_batch_size
 
-        rows = self.facts.pairs(dialogues, references)
         longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
         shared = self._shared([prompt for prompt, _ in rows], longest)
         scored = max((len(completion) for _, completion in rows), default=0)
@@ -335,6 +343,7 @@ class LocalPolicy:
             job: Its seed, start adapter and folder of snapshots.
             on_progress: Called with (steps done, all steps).
         """
+        import torch
         from accelerate.utils.memory import should_reduce_batch_size
 
         from nslora.tools.training.memory import LOWER
@@ -352,6 +361,9 @@ class LocalPolicy:
                 raise
             finally:
                 self.peft.forget()
+        if self.proves and is_first():
+            rows = [(row.prompt_ids, row.completion_ids) for row in plan.rows]
+            write_proof(self.adapters, name, rows, self._losses, exact=self.base.dtype == torch.float32)
         return TrainingResult(
             adapter=name,
             steps=len(outcome.log),

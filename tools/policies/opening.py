@@ -1,16 +1,39 @@
 """The policy that a run's settings ask for: in this process, or of an engine for replies and one for training."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from nslora.tools.errors import SettingsError
 from nslora.tools.inference.weights import Notify
 from nslora.tools.policies.composed import ComposedPolicy
+from nslora.tools.policies.environment import best_device
+from nslora.tools.policies.facts import ModelFacts
 from nslora.tools.policies.launched import LaunchedTraining
 from nslora.tools.policies.local import LocalPolicy
+from nslora.tools.policies.served import ServedReplies
 from nslora.tools.policies.settings import DeviceSettings, EngineSettings
-from nslora.tools.policy import Policy, Thinking
+from nslora.tools.policy import OnStep, Policy, Thinking, TrainingEngine, TrainingJob, TrainingResult, no_progress
 from nslora.tools.training.adapters import AdapterStore
 from nslora.tools.training.settings import LoraSettings
+
+
+@dataclass
+class LocalTraining:
+    """Trains in this process, and loads the weights for the first job."""
+
+    load: Callable[[], LocalPolicy]
+
+    @cached_property
+    def policy(self) -> LocalPolicy:
+        """The model."""
+        return self.load()
+
+    def train(self, job: TrainingJob, on_progress: OnStep = no_progress) -> TrainingResult:
+        """Train and store a new adapter."""
+        return self.policy.train(job, on_progress)
 
 
 def refuse_unusable_engine(engine: EngineSettings, lora: LoraSettings) -> None:
@@ -20,6 +43,8 @@ def refuse_unusable_engine(engine: EngineSettings, lora: LoraSettings) -> None:
             f"engine.shards is {engine.shards}, but lora.batch_size is {lora.batch_size}: make the batch a multiple of "
             "the shards."
         )
+    if engine.replies != "local" and lora.use_dora:
+        raise SettingsError("lora.use_dora is on, but vLLM serves no DoRA: turn it off, or let this process reply.")
 
 
 def open_policy(
@@ -32,30 +57,51 @@ def open_policy(
     thinking: Thinking,
     notify: Notify,
 ) -> Policy:
-    """Load a model, and connect it with its engines.
+    """Load a model, or connect with engines; weights are loaded only for what this process does.
 
     Args:
         model: The embedded model, a folder, or a hub id.
         engine: What replies and what trains.
         adapters: Folder of the adapters.
         lora: Settings of training jobs.
-        device: Where and how to compute.
+        device: Where and how to compute; what a training program uses, too.
         thinking: Whether replies begin with thinking.
-        notify: Called with a sentence if the embedded model is converted first.
+        notify: Called with remarks of the engines, and if the embedded model is converted first.
 
     Raises:
-        ModelError: If the model cannot be loaded, or not on this device.
+        ModelError: If the model cannot be loaded, or an engine cannot be used.
         SettingsError: If the engines do not go with the settings.
+        StoppedError: If a server cannot be reached.
     """
     refuse_unusable_engine(engine, lora)
-    local = LocalPolicy.load(
-        model, adapters=adapters, lora=lora, device=device, thinking=thinking, shards=engine.shards, notify=notify
-    )
-    if engine.launch == "local":
-        return local
-    training = LaunchedTraining(engine.launch, local.facts, lora, AdapterStore(adapters), engine.shards, device)
+    served, store = engine.replies != "local", AdapterStore(adapters)
+    named: dict[str, Any] = {"adapters": adapters, "lora": lora, "device": device, "thinking": thinking}
+
+    def load() -> LocalPolicy:
+        return LocalPolicy.load(model, shards=engine.shards, proves=served, notify=notify, **named)
+
+    def training(facts: ModelFacts) -> TrainingEngine:
+        if engine.launch == "local":
+            return LocalTraining(load)
+        return LaunchedTraining(engine.launch, facts, lora, store, engine.shards, device, served)
+
     # Of more than two shards, the order in which processes add them differs from that of one process.
-    launched = {"launched": True} if engine.shards > 2 else {}
+    kind = {"launched": True} if engine.launch != "local" and engine.shards > 2 else {}
+    if not served:
+        local = load()
+        if engine.launch == "local":
+            return local
+        told = {**local.describe(), **kind}
+        return ComposedPolicy(local.facts, local, training(local.facts), fingerprint=local.fingerprint, described=told)
+    place = device.device or best_device()
+    facts = ModelFacts.read(model, lora=lora, thinking=thinking, on_cpu=place == "cpu", notify=notify)
+    replies = ServedReplies(engine, facts, lora, store, notify=notify).connect()
+    shards = {"shards": engine.shards} if engine.shards > 1 else {}
     return ComposedPolicy(
-        local.facts, local, training, fingerprint=local.fingerprint, described={**local.describe(), **launched}
+        facts,
+        replies,
+        training(facts),
+        fingerprint=f"{facts.weights}@vllm-{replies.told.version if replies.told else ''}",
+        described={"device": place, **facts.describe(lora), **shards, **kind, "probe_nats": replies.probe_nats},
+        context_tokens=replies.facts.context_tokens,
     )

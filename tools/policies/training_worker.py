@@ -77,6 +77,7 @@ def trained(folder: Path, job: dict[str, Any]) -> str:
         device=device,
         thinking=job["thinking"],
         shards=job["shards"],
+        proves=job["proves"],
     )
     policy.base.name_or_path = job["name"]
     if policy.facts.weights != job["weights"]:

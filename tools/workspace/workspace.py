@@ -37,6 +37,8 @@ from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_s
 from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.task_clock import TaskClock
 
+OTHER_BASE_NATS = 0.1  # above what rounding and batching change of a loss in 16 bits
+
 
 def no_report(what: str, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
     """Ignore what a node reports of its work."""
@@ -86,6 +88,7 @@ class Workspace:
             if not isinstance(known, dict) or "fingerprint" not in known:
                 raise DamagedError(f"{facts} is damaged: it names no fingerprint.")
             refuse_other_weights(policy.name, policy.fingerprint, known["fingerprint"])
+            refuse_other_losses(policy.describe().get("probe_nats"), known.get("probe_nats"))
         elif self.folder.is_dir():
             named = {name: getattr(policy, name) for name in ("name", "fingerprint", "context_tokens")}
             write_json(facts, {**policy.describe(), **named})
@@ -270,6 +273,15 @@ def open_workspace(folder: str | Path, *, needs_editor: bool = True) -> Workspac
     workspace = Workspace(path, recorded_settings(folder, record), task)
     refuse_other_regression_set(workspace, record)
     return register(workspace)
+
+
+def refuse_other_losses(found: Sequence[float] | None, known: Sequence[float] | None) -> None:
+    """Raise RunError if servers score fixed references otherwise than when the run began: it is another base."""
+    if found and known and max(abs(a - b) for a, b in zip(found, known, strict=True)) > OTHER_BASE_NATS:
+        raise RunError(
+            f"The servers of engine.replies score fixed texts with {found} nats per token, and with {known} when the "
+            "run began, so they have another base: start them with the run's model."
+        )
 
 
 def is_task_of(record: Mapping[str, Any], task: Task) -> bool:

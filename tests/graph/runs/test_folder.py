@@ -51,6 +51,8 @@ def test_a_run_that_has_begun_is_not_begun_again_on_top(finished: Run) -> None:
         ({"device": {"threads": 10**5}}, "1024"),
         ({"device": {"device": "banana"}}, "device.device"),
         ({"engine": {"shards": 3}}, "engine.shards is 3, but lora.batch_size is 8"),
+        ({"engine": {"replies": "http://me:secret@host"}}, r"password or query, because(?!.*secret)"),
+        ({"engine": {"replies": "http://host"}, "lora": {"use_dora": True}}, "vLLM serves no DoRA"),
         ({"lora": {"learning_rate": float("inf")}}, "learning_rate"),
         ({"lora": {"learning_rate": 1e300}}, "learning_rate"),
         ({"editor_base_url": "http://127.0.0.1:9/v1"}, "name the model"),
