@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from nslora.graph.cli import answer as cli_answer
 from nslora.graph.cli import export as cli_export
 from nslora.graph.cli import runs as cli_runs
 from nslora.graph.cli.check import checked
@@ -186,6 +187,7 @@ app.command("sweep")(sweep_file)
 
 cli_runs.register(app)
 cli_export.register(app)
+cli_answer.register(app)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nslora.graph.runs.execution import report_in
 from nslora.tools.editor.llama_cpp import LlamaCppServer, refuse_no_llama_cpp
-from nslora.tools.errors import DamagedError, ExportError, RunError
+from nslora.tools.errors import ExportError, RunError
 from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.evaluation.rollouts import grade
 from nslora.tools.export.clients import ask_folder, ask_server
@@ -17,10 +17,10 @@ from nslora.tools.export.gguf_file import GgufType, refuse_shape, write_gguf
 from nslora.tools.export.merged import Dtype, Merged
 from nslora.tools.export.ollama import modelfile
 from nslora.tools.export.pair import Pair, refuse_existing, written_whole
-from nslora.tools.files import quoted, read_json, read_text, sha256_of_file, write_text
+from nslora.tools.files import quoted, read_json, read_text, write_text
 from nslora.tools.inference.weights import Notify
 from nslora.tools.prompt import parse
-from nslora.tools.training.adapters import WEIGHTS
+from nslora.tools.training.adapters import AdapterStore
 from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings
 from nslora.tools.workspace.tables import read_table
 from nslora.tools.workspace.workspace import open_workspace
@@ -38,16 +38,12 @@ def pair_of(folder: str | Path, *, base: str | None = None) -> Pair:
 
     Raises:
         RunError: If the folder is no run, or the run has no result yet.
-        DamagedError: If the result's adapter is not the one that the report names.
+        DamagedError: If the adapter is missing or damaged.
     """
     path = Path(folder)
     settings, report = recorded_settings(path, read_run_file(path)), report_in(path)
-    adapter = path / "result" / "adapter" if report["result"]["adapter"] else None
-    sha256 = sha256_of_file(adapter / WEIGHTS) if adapter and (adapter / WEIGHTS).is_file() else None
-    if sha256 != report.get("adapter_sha256"):
-        raise DamagedError(
-            f"{path / 'result' / 'adapter'} is not the adapter that the report names: restore it from a copy."
-        )
+    chosen = report["result"]["adapter"]
+    adapter = AdapterStore(path.resolve() / "adapters").path(chosen) if chosen else None
     prompt = parse(read_text(path / "result" / "prompt.md"))
     policy = read_json(path / POLICY_FILE) if (path / POLICY_FILE).exists() else {}
     return Pair(

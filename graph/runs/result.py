@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nslora.graph.runs.view import Round, round_of
 from nslora.tools.files import read_text
 from nslora.tools.prompt import Prompt, parse
+
+if TYPE_CHECKING:
+    from nslora.tools.export.chat import PairChat
 
 
 class TestScores(NamedTuple):
@@ -58,6 +61,16 @@ class Result:
     stop: str
     folder: Path
     report: Mapping[str, Any] = field(repr=False)
+
+    def chat_model(self, *, max_tokens: int = 512) -> "PairChat":
+        """The pair as a LangChain chat model, with prompt and adapter in it, also as a node of a LangGraph graph.
+
+        Args:
+            max_tokens: Longest reply.
+        """
+        from nslora.graph.runs.answer import chat_model_of
+
+        return chat_model_of(self.folder, max_tokens=max_tokens)
 
 
 def result_of(folder: Path, report: Mapping[str, Any]) -> Result:

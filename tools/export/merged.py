@@ -51,7 +51,7 @@ class Merged:
             ExportError: If the base is quantised, or PEFT cannot merge the adapter.
         """
         notify(f"loading  {pair.model}")
-        policy = pair.load()
+        policy = pair.load_to_merge()
         model = _with_adapter(policy.base, pair.adapter)
         model.generation_config = _greedy(model.generation_config, policy.format)
         tokenizer = copy.deepcopy(policy.format.tokenizer)

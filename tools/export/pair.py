@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nslora.tools.errors import ExportError
-from nslora.tools.inference.weights import refuse_other_weights
+from nslora.tools.inference.weights import Notify, refuse_other_weights
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import Thinking
@@ -26,7 +26,7 @@ class Pair:
         name: Of the run.
         model: The base, as the run's settings or `--base` name it.
         fingerprint: Of the base's weights, template and dtype when the run was made; "" if it is not on record.
-        adapter: PEFT folder; None if the weights stay as they are.
+        adapter: PEFT folder, named by its content hash; None if the weights stay as they are.
         prompt: The prompt.
         thinking: Whether replies begin with thinking.
         facts: What the model card and `nslora.json` say: task, test scores, hashes.
@@ -46,29 +46,42 @@ class Pair:
         found = self.fingerprint.rpartition("-")[2]
         return "bfloat16" if found == "bfloat16" else "float16" if found == "float16" else "float32"
 
-    def load(self) -> LocalPolicy:
-        """Load the base in float32 on the CPU, where weights are merged.
+    @property
+    def adapter_name(self) -> str | None:
+        """The adapter's content hash, by which the loaded policy knows it."""
+        return self.adapter.name if self.adapter else None
+
+    def load(self, device: DeviceSettings | None = None, notify: Notify = lambda _: None) -> LocalPolicy:
+        """Load the base, with the adapter at hand by its name.
+
+        Args:
+            device: Where and how to compute; None chooses by the machine.
+            notify: Called with a sentence if weights are converted first.
 
         Raises:
             ModelError: If it cannot be loaded.
             RunError: If it is another one than the run's.
+        """
+        store = self.adapter.parent if self.adapter else Path("adapters")  # without adapter, nothing is taken there
+        policy = LocalPolicy.load(self.model, adapters=store, device=device, thinking=self.thinking, notify=notify)
+        if self.fingerprint:
+            weights, found = (each.rpartition("-")[0] for each in (self.fingerprint, policy.fingerprint))
+            refuse_other_weights(policy.name, f"{found}-", f"{weights}-")
+        return policy
+
+    def load_to_merge(self) -> LocalPolicy:
+        """Load the base in float32 on the CPU, where weights are merged.
+
+        Raises:
+            ModelError, RunError: As `load` does.
             ExportError: If it is quantised.
         """
-        policy = LocalPolicy.load(
-            self.model,
-            adapters=Path("adapters"),  # none is taken from there
-            device=DeviceSettings(device="cpu", dtype="float32"),
-            thinking=self.thinking,
-        )
+        policy = self.load(DeviceSettings(device="cpu", dtype="float32"))
         if getattr(policy.base.config, "quantization_config", None):
             raise ExportError(
                 f"The base {policy.name} is quantised, and an adapter merged into rounded weights is another model: "
                 "name the base in full precision (--base), or serve base and adapter as they are."
             )
-        if self.fingerprint:
-            weights = self.fingerprint.rpartition("-")[0]
-            found = policy.fingerprint.rpartition("-")[0]
-            refuse_other_weights(policy.name, f"{found}-", f"{weights}-")
         return policy
 
 

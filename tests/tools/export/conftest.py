@@ -1,5 +1,6 @@
 """A pair of tiny random models: every weight of the adapter matters, and so does the prompt."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,17 @@ def make_pair(model: Path, folder: Path) -> Known:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    # Small random weights repeat the last token, whatever is asked. With large ones every token counts.
+    base = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        for name, weight in base.named_parameters():
+            weight.mul_(25 if weight.dim() == 2 and "embed" not in name else 1)
+    model = shutil.copytree(model, folder / "base")
+    base.save_pretrained(model)
     torch.manual_seed(1)
-    config = LoraConfig(
-        r=4, lora_alpha=400, target_modules=["v_proj", "o_proj", "up_proj", "down_proj"], init_lora_weights=False
-    )
-    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder / "one")
+    modules = ["v_proj", "o_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=4, lora_alpha=2, target_modules=modules, init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(folder / "one")
     store = AdapterStore(folder / "adapters")
     adapter = store.take(folder / "one")
     policy = LocalPolicy.load(str(model), adapters=store.folder)
@@ -56,4 +63,6 @@ def make_pair(model: Path, folder: Path) -> Known:
     asked = [PROMPT.messages(question) for question in QUESTIONS]
     bare = [[{"role": "user", "content": question}] for question in QUESTIONS]
     own = policy.generate(asked, adapter=adapter, max_new_tokens=LENGTH).replies
+    assert all(own)
+    assert len({*own}) == len(own)
     return Known(pair, own, policy.generate(bare, adapter=None, max_new_tokens=LENGTH).replies)
