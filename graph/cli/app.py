@@ -15,7 +15,8 @@ from nslora.graph.cli import export as cli_export
 from nslora.graph.cli import runs as cli_runs
 from nslora.graph.cli.check import checked
 from nslora.graph.cli.classifier import classify_log, diagnosed
-from nslora.graph.cli.common import BAD_INPUT, RESUMABLE, announce, err, follow, group, out, parsed
+from nslora.graph.cli.common import BAD_INPUT, RESUMABLE, AsJson, Silent, err, follow, group, out, parsed
+from nslora.graph.cli.reporters import facts_of, reporter_of
 from nslora.graph.cli.sweep import sweep_file
 from nslora.tools.errors import NsloraError, StoppedError
 
@@ -96,12 +97,15 @@ def run(
     folder: Annotated[Path | None, typer.Option(help="New folder of the run. Default: runs/TASK-TIME.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a run that is already in FOLDER.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as lora.rank=16.")] = None,
+    quiet: Silent = False,
+    json_: AsJson = False,
 ) -> None:
     """Adapt a model to a task: evaluate, decide, update, until nothing is left to gain."""
     from nslora.tools.policies.environment import prepare_environment
     from nslora.tools.tasks.task import load_task
 
     prepare_environment()
+    say = reporter_of(quiet, json_)
     loaded = load_task(task, **{key: value for key, value in (("style", style), ("combine", combine)) if value})
     settings = parsed(set_ or [], elsewhere=OPTIONS)
     caps = {"max_calls": max_editor_calls, "max_tokens": max_editor_tokens, "max_cost": max_cost}
@@ -124,7 +128,7 @@ def run(
         "editor_base_url": base_url,
     }
     if not dry_run:
-        announce(loaded, model, editor, strategy, seed)
+        say.begins(facts_of(loaded, model, editor, strategy, seed))
     # From here on imports take seconds.
     from nslora.graph.runs.adapt import default_folder
     from nslora.graph.runs.run import Run
@@ -141,12 +145,13 @@ def run(
             task=loaded,
             model=model,
             editor=editor,
-            notify=out.print,
+            notify=say.note,
             checkpoints=checkpoints,
             overwrite=overwrite,
             check_editor=check_editor,
             **settings,
-        )
+        ),
+        say,
     )
 
 

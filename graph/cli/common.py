@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -10,48 +10,43 @@ import yaml
 from nslora.graph.cli.plain_console import PlainConsole
 from nslora.tools.errors import SettingsError
 
+if TYPE_CHECKING:
+    from nslora.graph.cli.reporters import Reporter
+
 PRICES = "editing.prices."
 BAD_INPUT, RESUMABLE = 1, 3  # exit statuses; 130 is that of Ctrl-C
 out = PlainConsole(soft_wrap=False)
+Silent = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON line per event, for programs.")]
 err = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 
 
-def announce(task: Any, model: str, editor: str, strategy: str, seed: int) -> None:
-    """The first line of a run, said before the libraries are imported, which takes seconds."""
-    out.print(
-        f"task     {task.name}: {len(task.train)} train, {len(task.validation)} validation, {len(task.test)} test "
-        f"rows; model {model}; editor {editor}; strategy {strategy}; seed {seed}"
-    )
-
-
-def follow(begun: Any, answer: dict[str, str] | None = None) -> None:
-    """Show a run until it ends, is stopped or asks a person; then say how to go on with it."""
+def follow(begun: Any, say: "Reporter", answer: dict[str, str] | None = None) -> None:
+    """Work on a run until it ends, is stopped or asks a person, and tell it; then say how to go on with it."""
     from langgraph.errors import GraphDrained
     from langgraph.runtime import RunControl
 
-    from nslora.graph.cli.progress import show_result, show_run
     from nslora.graph.cli.stop_signals import stopping
-    from nslora.graph.cli.tables import show_question
     from nslora.tools.files import from_here, quoted
 
     control = RunControl()
-    go_on = f"Go on with: nslora resume {quoted(begun.folder)}"
+    go_on = f"nslora resume {quoted(begun.folder)}"
 
     def at_once() -> None:
         out.show_cursor(True)  # the progress bar hides it, and gets no chance to bring it back
-        err.print(f"Stopped at once; the step that was under way will be done again. {go_on}")
+        say.stopped("Stopped at once; the step that was under way will be done again.", go_on)
 
     with stopping(control, err.print, at_once) as stopper:
         try:
-            show_run(out, begun.stream(control=control, answer=answer))
+            say.follows(begun, begun.stream(control=control, answer=answer))
         except GraphDrained:
-            err.print(f"Stopped; every finished step is kept. {go_on}")
+            say.stopped("Stopped; every finished step is kept.", go_on)
             raise typer.Exit(stopper.exit_status) from None
     waiting = begun.question()
     if waiting is not None:
-        show_question(out, from_here(begun.folder), waiting)
+        say.asks(from_here(begun.folder), waiting)
         raise typer.Exit(RESUMABLE)
-    show_result(out, from_here(begun.folder), begun.report())
+    say.ended(from_here(begun.folder), begun.report())
 
 
 def parsed(assignments: list[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.syntax import Syntax
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from nslora.graph.cli.meter import Meter
 from nslora.graph.routing import NODE_OF
 
 WORKING = {
@@ -28,29 +29,37 @@ WORKING = {
 NEXT = {"evaluate": "monitor", "lora_update": "evaluate", "textgrad_edit": "evaluate", "approve": "evaluate"}
 
 
-def show_run(console: Console, events: Iterator[tuple[str, Any]]) -> None:
-    """Follow a stream of ("updates" | "custom", part) to its end."""
-    columns = (
+def progress_line(console: Console) -> Progress:
+    """One line in any width: the step with its time left, and what a meter says of the whole run (`run`)."""
+    return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[run]}", markup=False, table_column=Column(no_wrap=True)),
+        console=console,
+        transient=True,
+        expand=True,
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(WORKING["evaluate"], total=None)
+
+
+def show_run(console: Console, events: Iterator[tuple[str, Any]], meter: Meter) -> None:
+    """Follow a stream of ("updates" | "custom", part) to its end."""
+    with progress_line(console) as bar:
+        task = bar.add_task(WORKING["evaluate"], total=None, run=meter.line())
         for mode, part in events:
             if mode == "custom":
-                bar.update(
-                    task, description=f"{part['node']}: {part['what']}", completed=part["done"], total=part["total"]
-                )
+                words, done, total = f"{part['node']}: {part['what']}", part["done"], part["total"]
+                bar.update(task, description=words, completed=done, total=total, run=meter.line())
                 continue
             for node, changes in part.items():
                 if node == "__interrupt__":  # a question to a person, shown when the stream has ended
                     continue
+                meter.saw(changes or {})
                 show_node(console, node, changes or {})
                 upcoming = next_node(node, changes or {})
-                bar.reset(task, description=WORKING.get(upcoming, upcoming), total=None)
+                bar.reset(task, description=WORKING.get(upcoming, upcoming), total=None, run=meter.line())
 
 
 def next_node(node: str, changes: Mapping[str, Any]) -> str:

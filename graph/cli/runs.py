@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nslora.graph.cli.common import announce, follow, out, parsed
+from nslora.graph.cli.common import AsJson, Silent, follow, out, parsed
+from nslora.graph.cli.reporters import Reporter, facts_of, reporter_of
 from nslora.tools.errors import RunError, SettingsError
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
@@ -24,11 +25,14 @@ def resume(
         bool, typer.Option("--restore", help="Bring back rounds that pruned checkpoints held, from decisions.jsonl.")
     ] = False,
     checkpoints: Database = None,
+    quiet: Silent = False,
+    json_: AsJson = False,
 ) -> None:
     """Go on with a run from its last checkpoint, and answer the question that waits, if one does."""
     from nslora.tools.workspace.record import QUESTION_FILE
 
-    run, answer = _opened(folder, checkpoints), _answer_of(accept, reject, prompt)
+    say = reporter_of(quiet, json_)
+    run, answer = _opened(folder, checkpoints, notify=say.note), _answer_of(accept, reject, prompt)
     elsewhere = (folder / QUESTION_FILE).exists()  # asked under another checkpointer: then the stream says so
     if answer is not None and run.question() is None and not elsewhere:
         raise RunError(f"{folder} waits for no answer: leave out --accept, --reject or --prompt.")
@@ -36,9 +40,7 @@ def resume(
         run.restore()
     if max_rounds is not None:
         run.allow(max_rounds)
-    settings = run.workspace.settings
-    announce(run.workspace.task, settings.model, settings.editor, settings.strategy, settings.seed)
-    follow(run, answer)
+    _follow(run, say, answer)
 
 
 def question(folder: Folder, checkpoints: Database = None) -> None:
@@ -122,13 +124,15 @@ def fork(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as lora.rank=16.")] = None,
     into: NewFolder = None,
     checkpoints: Database = None,
+    quiet: Silent = False,
+    json_: AsJson = False,
 ) -> None:
     """Go another way from a round of a run, in a new run. The original stays as it is."""
+    say = reporter_of(quiet, json_)
     source = _opened(folder, checkpoints, needs_editor=editor is None)
     new = source.fork(into, at=at, action=action, editor=editor, settings=parsed(set_ or []))
-    settings = new.workspace.settings
-    announce(new.workspace.task, settings.model, settings.editor, settings.strategy, settings.seed)
-    follow(new)
+    new.workspace.notify = say.note
+    _follow(new, say)
 
 
 def replay(
@@ -185,13 +189,23 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _opened(folder: Path, checkpoints: str | None, *, needs_editor: bool = True) -> Any:
+def _follow(run: Any, say: Reporter, answer: dict[str, str] | None = None) -> None:
+    """Say which run it is, and work on it."""
+    settings = run.workspace.settings
+    say.begins(facts_of(run.workspace.task, settings.model, settings.editor, settings.strategy, settings.seed))
+    follow(run, say, answer)
+
+
+def _opened(folder: Path, checkpoints: str | None, *, needs_editor: bool = True, notify: Any = None) -> Any:
     """The run in a folder. Settings of torch and tokenizers must stand before either is imported."""
     from nslora.graph.runs.run import Run
     from nslora.tools.policies.environment import prepare_environment
 
     prepare_environment()
-    return Run.open(folder, checkpoints=checkpoints, needs_editor=needs_editor)
+    run = Run.open(folder, checkpoints=checkpoints, needs_editor=needs_editor)
+    if notify is not None:
+        run.workspace.notify = notify
+    return run
 
 
 def _answer_of(accept: bool, reject: bool, prompt: Path | None) -> dict[str, str] | None:
