@@ -21,6 +21,7 @@ KNOWN = (
     "'recorded:FILE' for the editor.jsonl of an earlier run, or a LangChain chat model object"
 )
 TIMEOUT_S = 180.0  # of one request; OpenAI's client would wait 600 s
+LOCAL_TIMEOUT_S = 1800.0  # a 1.5B model on two busy cores reads 1,300 tokens in three minutes
 MODEL_NAMES = ("model_name", "model", "model_id")
 # The names of this setting in the integrations, as fields or as aliases of fields.
 TIMEOUT_NAMES = ("timeout", "request_timeout", "default_request_timeout")
@@ -31,7 +32,7 @@ def connect_editor(
     *,
     base_url: str | None = None,
     policy_chat: Callable[[], BaseChatModel] | None = None,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float | None = None,
 ) -> Chat:
     """Create the chat model that a name stands for; no request is sent.
 
@@ -43,7 +44,8 @@ def connect_editor(
         base_url: An OpenAI-compatible server (vLLM, llama.cpp, Ollama); `spec` is then the model's name on it. The key
             is taken from OPENAI_API_KEY, if that is set.
         policy_chat: Creates the chat model for "policy".
-        timeout_s: Timeout of one request, in seconds, if the integration has this setting.
+        timeout_s: Timeout of one request, in seconds, if the integration has this setting; None: `TIMEOUT_S`, or
+            `LOCAL_TIMEOUT_S` for a GGUF file.
 
     Raises:
         ModelError: The name is unknown, or a package or key is missing; the message says what to do.
@@ -61,7 +63,7 @@ def connect_editor(
     if base_url is not None:
         if not base_url.startswith(("http://", "https://")):
             raise ModelError(f"base_url={base_url!r} is no address: wanted one such as http://127.0.0.1:8000/v1.")
-        return _chat_openai(spec.removeprefix("openai:"), base_url, timeout_s)
+        return _chat_openai(spec.removeprefix("openai:"), base_url, timeout_s or TIMEOUT_S)
     if spec == "rules":
         from nslora.tools.editor.rule_editor import RuleEditor
 
@@ -82,8 +84,8 @@ def connect_editor(
     if provider == "gguf":
         from nslora.tools.editor.llama_cpp import llama_cpp_chat
 
-        return llama_cpp_chat(model, timeout_s=timeout_s)
-    return _of_provider(provider, model, timeout_s)
+        return llama_cpp_chat(model, timeout_s=timeout_s or LOCAL_TIMEOUT_S)
+    return _of_provider(provider, model, timeout_s or TIMEOUT_S)
 
 
 def editor_name(chat: Chat) -> str:

@@ -19,7 +19,14 @@ from typing import Any
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, Field, create_model
 
-from nslora.tools.editor.answer_format import Part, plain_text, prompt_of_block, refuse_runaway, single_braces
+from nslora.tools.editor.answer_format import (
+    Part,
+    layout_rules,
+    plain_text,
+    prompt_of_block,
+    refuse_runaway,
+    single_braces,
+)
 from nslora.tools.editor.briefing import Row
 from nslora.tools.editor.reply_causes import written
 from nslora.tools.editor.textual_gradients import CLOSE, OPEN, answers
@@ -339,9 +346,9 @@ def _system_turn(said: str) -> str:
 
 
 def _of_the_request(system: str) -> bool:
-    """Whether a system turn holds words of the request about the answer's fields, seven or more in a row."""
+    """Whether a system turn holds words of the request about the document or the answer, seven or more in a row."""
     words = normalise(system).split()
-    told = f" {normalise(' '.join([SYSTEM_TURN, ROWS_FIELD, ANALYSIS]))} "
+    told = f" {normalise(' '.join([SYSTEM_TURN, ROWS_FIELD, ANALYSIS, *layout_rules('document', (), ())]))} "
     some = min(len(words), COPIED_WORDS)
     return len(words) > 3 and any(f" {' '.join(words[i : i + some])} " in told for i in range(len(words) - some + 1))
 

@@ -52,7 +52,7 @@ class EditorSettings(CallSettings):
     reply_tokens: int = Field(4096, ge=1)  # longest reply that is requested under a cap
     protected: tuple[str, ...] = ()  # texts that must stay in the prompt, word for word
     rules: tuple[str, ...] = ()  # further sentences that the editor must follow
-    timeout_s: float = Field(180.0, gt=0)  # of one request; a local model on a CPU may need minutes
+    timeout_s: float | None = Field(None, gt=0)  # of one request; None: 180, or 1800 for a GGUF file on this machine
     transport_retries: int = Field(2, ge=0)  # after a timeout, a lost connection, a rate limit or a server error
     policy_reply_tokens: int = Field(768, ge=16)  # longest reply of the editor "policy"
 

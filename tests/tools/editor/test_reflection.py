@@ -69,6 +69,7 @@ def test_numbers_are_read_as_small_models_write_them(sent: Any, expected: tuple[
             "repeats how it is to be written",
         ),
         ({"system": "Shout. rows: small models follow examples far better than rules"}, "repeats how it is"),
+        ({"system": "Send demonstrations to the language model as earlier turns of the chat."}, "repeats how it is"),
         ({"system": "ANSWER: {question} [END]"}, "filled in nowhere but in the template"),
         ({"system": "Shout. " + "The town hall is a symbol of the city. " * 3}, "the same three times in a row"),
     ],
