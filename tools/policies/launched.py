@@ -154,11 +154,11 @@ class LaunchedTraining:
     def _start(self, folder: Path, token: str) -> subprocess.Popen[str]:
         """Start the launcher in a process group of its own; the programs of this environment come first."""
         own = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        argv = [*shlex.split(self.command), "-m", WORKER, str(folder)]
+        argv = [*shlex.split(self.command), "-m", WORKER, str(folder), token]
         try:
             return subprocess.Popen(
                 argv,
-                env={**os.environ, "PATH": own, "NSLORA_LEASE": token},
+                env={**os.environ, "PATH": own},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -1,7 +1,9 @@
-"""One process of a launched training job: `LAUNCHER -m nslora.tools.policies.training_worker FOLDER`.
+"""One process of a launched training job: `LAUNCHER -m nslora.tools.policies.training_worker FOLDER TOKEN`.
 
 All processes train together; the first one tells the steps and writes the result. A job whose lease another program has
 taken, or that nobody waits for, is given up at the next step.
+
+The token tells this program from a later one for the same job.
 """
 
 import os
@@ -33,8 +35,8 @@ OF_RUST = re.compile(r"\(os error (\d+)\)")  # as safetensors writes what the sy
 class Lease:
     """Tells whether somebody still waits for this job, and steps are still wanted from this program."""
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.token = file, os.environ.get("NSLORA_LEASE", "")
+    def __init__(self, file: Path, token: str) -> None:
+        self.file, self.token = file, token
         self._seen, self._since = "", time.monotonic()
 
     def check(self) -> None:
@@ -61,7 +63,7 @@ def refuse_launcher(shards: int) -> None:
         )
 
 
-def trained(folder: Path, job: dict[str, Any]) -> str:
+def trained(folder: Path, job: dict[str, Any], token: str) -> str:
     """Train the job of a folder, and return its result as JSON."""
     refuse_launcher(job["shards"])
     device = DeviceSettings(**job["device"])
@@ -87,7 +89,7 @@ def trained(folder: Path, job: dict[str, Any]) -> str:
         )
     rows = tuple(TokenRow(tuple(prompt), tuple(completion)) for prompt, completion in job["rows"])
     plan = BatchPlan(rows, job["epochs"], job["seed"], job["pad_id"], lora, job["shards"])
-    lease = Lease(folder / LEASE)
+    lease = Lease(folder / LEASE, token)
 
     def on_progress(done: int, total: int, values: Mapping[str, float] | None = None) -> None:
         lease.check()
@@ -98,10 +100,10 @@ def trained(folder: Path, job: dict[str, Any]) -> str:
     return as_result(policy.train_plan(plan, given, on_progress))
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, token: str) -> None:
     """Train, and write the result or the reason why there is none."""
     try:
-        result = trained(folder, read_json(folder / JOB))
+        result = trained(folder, read_json(folder / JOB), token)
     except (NsloraError, OSError, SafetensorError) as error:
         if isinstance(error, NsloraError):
             kind = type(error).__name__
@@ -116,4 +118,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

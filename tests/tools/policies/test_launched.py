@@ -21,10 +21,10 @@ from nslora.tools.training.processes import processes
 
 Make = Callable[..., LocalPolicy]
 ASKED = [{"role": "user", "content": "Who keeps the mill?"}]
-# Plays launcher and worker: its first argument is what to do, its last one the folder of the job.
+# Plays launcher and worker: its first argument is what to do, its last but one the folder of the job.
 PROGRAM = """
 import json, os, pathlib, sys, time
-folder, act = pathlib.Path(sys.argv[-1]), sys.argv[1]
+folder, act = pathlib.Path(sys.argv[-2]), sys.argv[1]
 job, starts = json.loads((folder / "job.json").read_text()), folder / "starts"
 starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
 (folder / "steps.jsonl").write_text('[1, 4, {"loss": 2.0}]\\n')
