@@ -3,9 +3,12 @@
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nslora.tools.errors import StoppedError
+
+if TYPE_CHECKING:
+    from nslora.graph.runs.run import Run
 
 
 def prepare() -> None:
@@ -35,9 +38,6 @@ def run_cell(folder: str, pool: str, source: str, options: dict[str, Any], setti
         source: Of the task, as `options`: see `load_task`.
         settings: The arguments of `Run.create`.
     """
-    from langgraph.errors import GraphDrained
-    from langgraph.runtime import RunControl
-
     from nslora.graph.runs.copy_files import copy_records
     from nslora.graph.runs.run import Run
     from nslora.tools.tasks.task import load_task
@@ -50,6 +50,20 @@ def run_cell(folder: str, pool: str, source: str, options: dict[str, Any], setti
         run = Run.create(path, task=load_task(source, **options), notify=print, **settings)
         if pool and shared.is_dir():
             copy_records(shared, path, editor=False, trained=True)
+    to_the_end(run)
+    if question := run.question():
+        raise StoppedError(f"round {question['round']} waits for a person: nslora resume {path}")
+    if pool:
+        shared.mkdir(parents=True, exist_ok=True)
+        copy_records(path, shared, editor=False, trained=True)
+    return record_of(run.report())
+
+
+def to_the_end(run: "Run") -> None:
+    """Go on with a run to its end, or to a question. Raises StoppedError if SIGTERM ends it after a step."""
+    from langgraph.errors import GraphDrained
+    from langgraph.runtime import RunControl
+
     control = RunControl()
     signal.signal(signal.SIGTERM, lambda *_: control.request_drain("SIGTERM"))
     try:
@@ -57,12 +71,6 @@ def run_cell(folder: str, pool: str, source: str, options: dict[str, Any], setti
             pass
     except GraphDrained:
         raise StoppedError("stopped; every finished step is kept") from None
-    if question := run.question():
-        raise StoppedError(f"round {question['round']} waits for a person: nslora resume {path}")
-    if pool:
-        shared.mkdir(parents=True, exist_ok=True)
-        copy_records(path, shared, editor=False, trained=True)
-    return record_of(run.report())
 
 
 def record_of(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nslora.graph.sweep.run_cell import prepare as prepare  # for the worker that forks for `grow`
+from nslora.graph.sweep.run_cell import to_the_end
 from nslora.tools.errors import RunError
 from nslora.tools.files import read_jsonl
 from nslora.tools.schema import KINDS
@@ -83,7 +84,7 @@ def _run_of(tree: Path, path: str, source: str, options: dict[str, Any], setting
     if not (folder / "result" / "report.json").is_file():
         if any(pool.iterdir()):
             copy_records(pool, folder, editor=True, trained=True)
-        run.adapt()
+        to_the_end(run)
         copy_records(folder, pool, editor=True, trained=True)
     return run
 

@@ -20,6 +20,7 @@ from nslora.graph.runs.copy_files import copy_records
 from nslora.graph.runs.run import Run
 from nslora.graph.sweep.jobs import Job
 from nslora.graph.sweep.run_cell import prepare as prepare  # for the worker that forks for `run_cell`
+from nslora.graph.sweep.run_cell import to_the_end
 from nslora.tools.files import read_jsonl
 
 FOLDER = Path("build/bench/strategies")
@@ -116,7 +117,8 @@ def run_cell(task: str, strategy: str, seed: int, data: str) -> dict[str, Any]:
     pool = FOLDER / "pool" / commit() / task / str(seed)  # another commit may count or train differently
     pool.mkdir(parents=True, exist_ok=True)
     copy_records(pool, cell.folder, editor=False, trained=True)
-    report = run.adapt().report
+    to_the_end(run)
+    report = run.report()
     copy_records(cell.folder, pool, editor=False, trained=True)
     scores = read_jsonl(cell.folder / "result" / "test.jsonl")
     return record_of(cell, bench, report, scores, time.monotonic() - started)

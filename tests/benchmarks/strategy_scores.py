@@ -166,6 +166,26 @@ def delivered(record: Record) -> Record:
     return {**record, "curve": curve}
 
 
+def without_further_tries(record: Record) -> tuple[Record, list[bool]]:
+    """The run without training jobs that follow a dropped one while nothing was kept; whether each of them was kept.
+
+    A dropped update changes nothing that a later one begins with, so what follows stays as it is recorded; after a job
+    that was kept nothing is known, and the run ends before it.
+    """
+    rounds: list[Any] = []
+    curve, fates = [list(record["curve"][0])], []
+    for (before, _), (after, _), each in zip(record["curve"], record["curve"][1:], record["rounds"], strict=False):
+        kept = any(one["kept"] for one in rounds)
+        if each["action"] == "lora" and not kept and any(one["action"] == "lora" for one in rounds):
+            fates.append(each["kept"])
+            if each["kept"]:
+                break
+            continue
+        rounds.append(each)
+        curve.append([curve[-1][0] + after - before, max(curve[-1][1], each["reward"] or 0.0)])
+    return {**record, "rounds": rounds, "curve": curve}, fates
+
+
 def near_final(curve: Sequence[Sequence[float]]) -> float:
     """TFLOP at which the validation reward has `NEAR_FINAL` of its gain; the first evaluation's if it never rose."""
     start, end = curve[0][1], curve[-1][1]

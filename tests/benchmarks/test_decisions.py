@@ -4,12 +4,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_decisions import RECORDS, Tree, decision_tasks, grow_all, on_record, readme_lines
-from decision_tables import forks_of, shallow_tree, why_and_when
+from decision_tables import bounds_per_token, forks_of, references_count, shallow_tree, why_and_when
 from decision_trees import grow, paths_to
 from form import README, in_readme
 from langgraph.runtime import RunControl
@@ -17,7 +18,7 @@ from tree_lines import line
 
 from nslora import Task
 from nslora.graph.sweep.jobs import Event, Job, LocalExecutor
-from nslora.router import read_trees
+from nslora.router import Node, read_trees
 from nslora.tools.files import read_jsonl
 
 TREE = Tree("SmolLM2-135M-Instruct", "rules", "form-only", 0)
@@ -89,6 +90,21 @@ def test_a_state_with_both_updates_on_record_tells_which_brought_more() -> None:
     assert "at 100% of the states" in words
     assert "No tree is fitted" in shallow_tree(forks[:2])[0]
     assert any("+0.400 dropped" in each for each in why_and_when(forks))
+
+
+def test_the_formulas_that_wait_for_trees_choose_as_they_say() -> None:
+    def base(full: float, bounds: dict[str, float]) -> Node:
+        given = line("a", "", 1, 0.5)
+        given["knows"] = {"references_full": full, "bounds": bounds}
+        (tree,) = read_trees([given, line("a", "lora", 2, 0.6), line("a", "textgrad", 2, 0.6)])
+        return replace(tree.nodes[()], input=replace(tree.nodes[()].input, rounds_left=2))
+
+    bounds = {"lora": 0.5, "textgrad": 0.9}
+    assert [references_count(base(full, bounds)).action for full in (0.9, 1.0)] == ["textgrad", "lora"]
+    # Edits: 0.4 for 100 tokens; weights: 0 or, with references in full, 0.5 for 1000.
+    assert [bounds_per_token(base(full, bounds)) for full in (0.9, 1.0)] == ["textgrad", "textgrad"]
+    assert bounds_per_token(base(1.0, {"lora": 0.5, "textgrad": 0.7})) == "lora"
+    assert bounds_per_token(base(0.9, {"lora": 0.5, "textgrad": 0.5})) == "finish"
 
 
 @pytest.mark.engines  # bootstraps

@@ -25,6 +25,7 @@ from strategy_scores import (
     over_budgets,
     over_tasks,
     reward_at,
+    without_further_tries,
 )
 from strategy_tables import (
     draw,
@@ -287,6 +288,24 @@ def test_a_record_says_what_a_run_did_and_cost(finished: Run, tmp_path: Path) ->
     assert len(found["result"]["passed"]) == len(finished.workspace.task.test)
     assert len(found["curve"]) == len(finished.report()["rounds"]) + 1
     assert found["curve"][-1][0] == pytest.approx(finished.report()["cost"]["tflop"], abs=1e-3)
+
+
+def test_further_tries_from_the_start_are_taken_out_of_a_record() -> None:
+    def step(action: str, kept: bool, reward: float) -> dict[str, Any]:
+        return {"action": action, "kept": kept, "reward": reward}
+
+    steps = [("lora", False, 0.2), ("lora", False, 0.3), ("textgrad", True, 0.5), ("lora", True, 0.9)]
+    record = {
+        "curve": [[1, 0.1], [4, 0.2], [8, 0.3], [10, 0.5], [15, 0.9]],
+        "rounds": [step(*each) for each in steps],
+        "changed": True,
+    }
+    cut, fates = without_further_tries(record)
+    assert fates == [False]
+    assert cut["curve"] == [[1, 0.1], [4, 0.2], [6, 0.5], [11, 0.9]]
+    late = {**record, "rounds": [step(*steps[0]), step("lora", True, 0.3), *(step(*each) for each in steps[2:])]}
+    cut, fates = without_further_tries(late)
+    assert (cut["curve"], fates) == ([[1, 0.1], [4, 0.2]], [True])
 
 
 @pytest.mark.engines  # 12 s of bootstraps

@@ -84,6 +84,11 @@ def closed_words(router_input: RouterInput, kind: Kind) -> str:
         return f"{_title(kind)} is given up for this run, since the editor failed too often or reached its cap"
     if router_input.progress[kind].evidence.get("no_material"):
         return f"{_title(kind)} has no failure on train to learn from"
+    if router_input.progress[kind].evidence.get("in_vain"):
+        return (
+            f"{_title(kind)} was tried from the start in vain, and is not tried again before an update is kept "
+            "(routing.tries_from_start)"
+        )
     return f"{_title(kind)} is saturated"
 
 
@@ -93,8 +98,17 @@ def why_nothing_goes(router_input: RouterInput) -> str:
     for kind in saturated:
         if router_input.progress[kind].evidence.get("given_up"):
             return f"{closed_words(router_input, kind)}, and the other kind has nothing more to bring."
-    if len(saturated) == len(KINDS) and any(router_input.progress[kind].evidence.get("no_material") for kind in KINDS):
-        return "; ".join(closed_words(router_input, kind) for kind in KINDS) + "."
+    told = [
+        each
+        for kind in saturated
+        for each in ("no_material", "in_vain")
+        if router_input.progress[kind].evidence.get(each)
+    ]
+    if told and (len(saturated) == len(KINDS) or "in_vain" in told):
+        left = (
+            "" if len(saturated) == len(KINDS) else "; the failures left need nothing that the other kind could bring"
+        )
+        return "; ".join(closed_words(router_input, kind) for kind in saturated) + f"{left}."
     if len(saturated) == len(KINDS):
         return "Both kinds are saturated: neither weights nor edits of the prompt still bring reward."
     names = " and ".join(_title(kind) for kind in saturated) or "no kind"

@@ -7,7 +7,7 @@ share the stop rules of `tools/router/reasons.py`. Only a fixed order and a user
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nslora.tools.errors import NsloraError, SettingsError
 from nslora.tools.named import object_named
@@ -21,7 +21,7 @@ from nslora.tools.router.expected_gain import (
 )
 from nslora.tools.router.inputs import RouterDecision, RouterInput, Strategy, evidence, open_kinds
 from nslora.tools.router.monitoring_signal import DEFAULTS as SIGNAL
-from nslora.tools.router.monitoring_signal import SignalSettings, Update, progress_of
+from nslora.tools.router.monitoring_signal import SignalSettings, Update, closed, progress_of
 from nslora.tools.router.reasons import WORDS, need_words, signal_words, why_nothing_goes, why_stop, why_this_kind
 from nslora.tools.schema import KINDS, Kind
 
@@ -47,6 +47,7 @@ class Neurosymbolic(_Chosen):
     name: str = "neurosymbolic"
 
     def _choose(self, router_input: RouterInput) -> RouterDecision:
+        router_input = without_vain_tries(router_input, self.settings)
         needs = needs_of(router_input, self.settings)
         wanted = [kind for kind in open_kinds(router_input) if needs[kind] > 0]
         if not wanted:
@@ -150,8 +151,13 @@ class WithoutSignal(_Chosen):
     name: str = "neurosymbolic-without-signal"
 
     def _choose(self, router_input: RouterInput) -> RouterDecision:
+        router_input = without_vain_tries(router_input, self.settings)
+        vain = router_input.progress["lora"].evidence.get("in_vain")
         needs, costs = needs_of(router_input, self.settings), affordability(router_input, self.settings)
         wanted = [kind for kind in KINDS if needs[kind] > 0 and not self.done(kind, router_input.history)]
+        wanted = [kind for kind in wanted if kind != "lora" or not vain]
+        if not wanted and vain:
+            return _finish(why_nothing_goes(router_input), router_input)
         if not wanted:
             drops = self.settings.drops_without_signal
             return _finish(f"Every kind wanted was dropped {drops} times in a row.", router_input)
@@ -224,6 +230,20 @@ def strategy_named(
         f"No strategy {name!r}; known are {', '.join(known)}, an order such as 'textgrad -> lora' or "
         "'textgrad once -> lora', or your own function as 'package.module:function'."
     )
+
+
+def without_vain_tries(router_input: RouterInput, settings: StrategySettings) -> RouterInput:
+    """The input with weights closed if training jobs were dropped from the start, and nothing has been kept since.
+
+    Another job would learn the same rows from the same start: only its draws and, after a dropped edit, remade rows
+    would differ. A job that failed was not measured, and does not count.
+    """
+    history, most = router_input.history, settings.tries_from_start
+    vain = sum(update.kind == "lora" and not update.failed for update in history)
+    if most is None or vain < most or any(update.kept for update in history):
+        return router_input
+    progress = {**router_input.progress, "lora": closed(router_input.progress["lora"], "in_vain")}
+    return replace(router_input, progress=progress)
 
 
 def must_finish(router_input: RouterInput) -> RouterDecision | None:

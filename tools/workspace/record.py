@@ -19,6 +19,8 @@ POLICY_FILE = "policy.json"  # what a replay needs to know of the policy without
 FORMAT = 1  # of a run's folder; a folder of a higher format is left alone
 KEYS = {"created", "settings", "editor_is_object", "task"}
 UNKNOWN_ONCE = {"remade_rows": None}  # settings of runs that began before there was a limit
+# Of runs that began before there were these settings: how they went.
+ADDED: dict[str, dict[str, Any]] = {"editing.": {"protocol": "textgrad"}, "routing.": {"tries_from_start": None}}
 REMOVED = {"keep.interval_level"}  # settings of earlier versions that changed no decision
 
 
@@ -53,8 +55,7 @@ def migrated(settings: Mapping[str, Any], group: str = "") -> dict[str, Any]:
         settings: Recorded settings, or one group of them.
         group: Name of the group with a dot, "" for all settings.
     """
-    added = {"protocol": "textgrad"} if group == "editing." and "protocol" not in settings else {}
-    return added | {
+    return {name: value for name, value in ADDED.get(group, {}).items() if name not in settings} | {
         name: migrated(value, f"{group}{name}.") if isinstance(value, Mapping) else value
         for name, value in settings.items()
         if f"{group}{name}" not in REMOVED

@@ -174,10 +174,32 @@ def test_without_the_classifier_a_kind_stays_until_saturated():
 
 
 def test_without_the_signal_two_drops_in_a_row_end_a_kind():
-    name = "neurosymbolic-without-signal"
-    assert choose(name, p_content=0.9, history=[DROPPED["lora"]]).action == "lora"
-    assert choose(name, p_content=0.9, history=[DROPPED["lora"]] * 2).action == "textgrad"
-    assert choose(name, p_content=0.9, history=[DROPPED["lora"]] * 2 + [DROPPED["textgrad"]] * 2).action == "finish"
+    name, kept = "neurosymbolic-without-signal", [KEPT["textgrad"]]
+    assert choose(name, p_content=0.9, history=[*kept, DROPPED["lora"]]).action == "lora"
+    assert choose(name, p_content=0.9, history=[*kept, *[DROPPED["lora"]] * 2]).action == "textgrad"
+    every = [*kept, *[DROPPED["lora"]] * 2, *[DROPPED["textgrad"]] * 2]
+    assert choose(name, p_content=0.9, history=every).action == "finish"
+
+
+@pytest.mark.parametrize("name", ["neurosymbolic", "neurosymbolic-without-signal"])
+def test_weights_are_tried_once_from_the_start_until_something_is_kept(name):
+    lora, edit = DROPPED["lora"], DROPPED["textgrad"]
+    rows = dataclasses.replace(edit, new_rows=20)
+    assert choose(name, p_content=1.0, history=[lora]).action == "textgrad"
+    assert (
+        "tried from the start in vain" in choose(name, p_content=1.0, history=[lora]).reason or name != "neurosymbolic"
+    )
+    # The rows of a dropped edit do not open weights a second time, and a job that failed was not measured.
+    assert choose(name, p_content=1.0, history=[lora, rows], remade_waiting=20).action == "textgrad"
+    assert "in vain" not in choose(name, p_content=1.0, history=[dataclasses.replace(lora, failed=True)]).reason
+    assert choose(name, p_content=1.0, history=[rows], remade_waiting=20).action == "lora"
+    assert choose(name, p_content=1.0, history=[lora, KEPT["textgrad"]]).action == "lora"
+    end = choose(name, p_content=1.0, history=[lora, edit, edit])
+    assert end.action == "finish"
+    assert "routing.tries_from_start" in end.reason
+    settings = StrategySettings(tries_from_start=None)
+    again = strategy_named(name, settings=settings).choose(router_input(p_content=1.0, history=[lora]))
+    assert again.action == "lora"
 
 
 def own_choice(router_input):
