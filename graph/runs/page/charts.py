@@ -48,6 +48,7 @@ SETTINGS: dict[Any, Any] = {
 }
 _DRAWING = threading.Lock()  # Matplotlib's settings are the whole process's
 WIDTH, HEIGHT = 4.6, 2.9  # inches at 72 points; the page scales the chart to its column
+LONGEST_NAME = 20  # characters beside a chart; the middle of a longer name is left out
 STYLES = ("-", "--", ":")
 
 
@@ -147,9 +148,7 @@ def curves_chart(runs: Sequence[tuple[str, Sequence[Point]]], part: int) -> Mark
         _count_axis(axes, "tflop")
 
     last = "; ".join(f"{name}: {_in_force(points, 'tflop')[1][-1]:.3f}" for name, points in runs)
-    return chart(
-        draw, name=f"curves-{part}", label=f"Validation reward over compute, at the end {last}.", width=7.0, height=3.2
-    )
+    return chart(draw, name=f"curves-{part}", label=f"Validation reward over compute, at the end {last}.")
 
 
 def loss_chart(jobs: Sequence[tuple[int, Sequence[float]]]) -> Markup:
@@ -197,12 +196,13 @@ def forest_chart(rows: Sequence[tuple[str, Interval]], what: str, part: int) -> 
     """Paired differences with their intervals, one row each, against a line at no difference. part: of the page."""
 
     def draw(axes: Axes) -> None:
+        names = [name if len(name) <= LONGEST_NAME else f"{name[:10]}…{name[-9:]}" for name, _ in rows]
         axes.axvline(0, color=COLOUR["muted"], linewidth=1)
         for number, (_, each) in enumerate(rows):
             sure = (each.low or 0) > 0 or (each.high or 0) < 0
             colour = COLOUR["muted"] if not sure else COLOUR["good"] if each.mean > 0 else COLOUR["bad"]
             _interval(axes, each, number, colour, filled=True)
-        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.margins(x=0.08)
         axes.grid(axis="x")

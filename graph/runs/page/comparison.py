@@ -15,6 +15,7 @@ from nslora.graph.runs.compare import Comparison, Gain, compare
 from nslora.graph.runs.page.charts import STYLES, Interval, curves_chart, forest_chart
 from nslora.graph.runs.page.content import RunPage
 from nslora.graph.runs.view import Round
+from nslora.tools.workspace.record import recorded_settings
 
 MOST_SIDE_BY_SIDE = 12  # runs whose decisions stand beside each other
 
@@ -101,7 +102,7 @@ class RunsOfOneTask:
     @cached_property
     def differences(self) -> list[tuple[str, list[Any]]]:
         """The settings in which the runs differ."""
-        flat = [dict(_flat(page.record["settings"])) for page in self.pages]
+        flat = [dict(_flat(recorded_settings(page.folder, page.record).model_dump(mode="json"))) for page in self.pages]
         names = dict.fromkeys(name for each in flat for name in each)
         rows = [(name, [each.get(name) for each in flat]) for name in names]
         return [(name, values) for name, values in rows if any(value != values[0] for value in values)]

@@ -3,7 +3,7 @@
 import base64
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +139,19 @@ def test_filters_work_by_click_and_by_keyboard(browser: Any, run: Run) -> None:
     assert shown(browser) == 2
 
 
+@pytest.fixture(scope="module")
+def pages(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page of one run and a page of several."""
+    folder = tmp_path_factory.mktemp("several")
+    others = [shutil.copytree(run.folder, folder / f"a run with a rather long name {i}") for i in range(4)]
+    return {"one": run.html(), "several": run.html(*others, to=folder / "several.html")}
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1600])
-def test_the_page_fits_and_can_be_read(browser: Any, run: Run, width: int, theme: str) -> None:
-    opened(browser, run.html(), width, theme)
+@pytest.mark.parametrize("kind", ["one", "several"])
+def test_the_page_fits_and_can_be_read(browser: Any, pages: dict[str, Path], kind: str, width: int, theme: str) -> None:
+    opened(browser, pages[kind], width, theme)
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
     background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) > 384) == (theme == "light")
@@ -152,28 +161,31 @@ def test_the_page_fits_and_can_be_read(browser: Any, run: Run, width: int, theme
     clip = {"x": 0, "y": 0, "width": width, "height": 6000, "scale": 1}
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
     SHOTS.mkdir(parents=True, exist_ok=True)
-    (SHOTS / f"{width}-{theme}.png").write_bytes(base64.b64decode(shot["data"]))
+    (SHOTS / f"{kind}-{width}-{theme}.png").write_bytes(base64.b64decode(shot["data"]))
 
 
 def test_a_page_of_a_run_at_work_reads_itself_anew_and_keeps_open_what_was_opened(
     browser: Any, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    monkeypatch.setattr(writing, "REFRESH_S", 1)
+    def until(holds: Callable[[Any], Any], seconds: float = 20) -> None:
+        WebDriverWait(browser, seconds, ignored_exceptions=[StaleElementReferenceException]).until(holds)
+
+    monkeypatch.setattr(writing, "REFRESH_S", 2)
     folder = shutil.copytree(run.folder, tmp_path / "live")
     shutil.move(folder / "result", tmp_path / "result")
     opened(browser, writing.write_page(folder, run.workspace, at_work=True))
+    until(lambda it: of(it, "[data-pause]").click() is None)
     of(browser, "#more-1 summary").click()
-    pause = of(browser, "[data-pause]")
-    pause.click()
     browser.execute_script("window.same = 1")
-    with pytest.raises(Exception, match="Message"):
-        WebDriverWait(browser, 2.5).until(lambda it: not it.execute_script("return window.same"))
-    pause.click()
-    WebDriverWait(browser, 10).until(lambda it: not it.execute_script("return window.same"))
-    assert of(browser, "#more-1").get_attribute("open")
+    with pytest.raises(TimeoutException):
+        until(lambda it: not it.execute_script("return window.same"), 5)
+    of(browser, "[data-pause]").click()
+    until(lambda it: not it.execute_script("return window.same"))
+    until(lambda it: of(it, "#more-1").get_attribute("open"))
     shutil.move(tmp_path / "result", folder / "result")
     writing.write_page(folder, run.workspace, at_work=False)
-    WebDriverWait(browser, 10).until(lambda it: it.current_url.endswith("/result/report.html"))
-    assert of(browser, ".status").text == "finished"
+    until(lambda it: it.current_url.endswith("/result/report.html"))
+    until(lambda it: of(it, ".status").text == "finished")
