@@ -56,10 +56,13 @@ test-fast: setup ## without the tests that run the embedded model
 # In parts: make test-engines PART=tests/notebooks. What cannot be set up here is skipped, and the end says why.
 PART ?= tests
 ENGINES := .venv/.engines
+# MLflow and trackio want older pyarrow and pillow than constraints.txt has: an environment above .venv has those.
+TRACKERS := .venv/trackers
+TRACKER_VERSIONS := tests/graph/tracking/packages.txt
 test-engines: $(ENGINES) ## tests on real servers, databases and notebook kernels, and what takes long
 	@$(PYTEST) -m engines -rs $(PART)
 
-$(ENGINES): $(INSTALLED)
+$(ENGINES): $(INSTALLED) $(TRACKER_VERSIONS)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[quantized]' \
 	  || echo "bitsandbytes could not be installed: its tests are skipped"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[browser]' \
@@ -67,6 +70,14 @@ $(ENGINES): $(INSTALLED)
 	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || { test "$$(id -u)" = 0 && apt-get update -qq \
 	  && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } > /dev/null 2>&1 \
 	  || echo "Chromium is not installed (apt-get install chromium chromium-driver): tests of pages in a browser are skipped"
+	@$(MAKE) --no-print-directory $(TRACKERS) || echo "the trackers could not be installed: their tests are skipped"
+	@touch $@
+
+$(TRACKERS): $(TRACKER_VERSIONS)
+	@rm -rf $@ && $(BIN)/python -m venv --without-pip $@
+	@beneath=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  echo "import site; site.addsitedir('$$beneath')" > $$($@/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth
+	@$(BIN)/uv pip install --quiet --python $@/bin/python --no-deps --requirements $(TRACKER_VERSIONS) || { rm -rf $@; exit 1; }
 	@touch $@
 
 coverage: setup ## lines of graph/ and nodes/ that `make test` runs, child processes included

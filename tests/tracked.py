@@ -1,8 +1,10 @@
 """A tracker that remembers, and runs for it: in a test's process, or as a program of their own that is killed."""
 
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +72,7 @@ class SteppingPolicy(FakePolicy):
     untold = 0
 
     def train(self, job: TrainingJob, on_progress: OnStep = no_progress) -> TrainingResult:
-        before, log = STEPS * len(self.jobs), []
+        before, log = STEPS * (job.seed % 1000), []  # jobs are seeded by their number
         for step in range(1, STEPS + 1):
             log.append({"loss": 1 / (before + step), "grad_norm": 1.0, "learning_rate": 0.5})
             if step != self.untold:
@@ -87,15 +89,32 @@ def tracked_run(folder: Path, task: Task, **settings: Any) -> Run:
     return Run.create(folder, task=task, model=policy, reuse_replies=False, **values)
 
 
-def kill_after(run: Run, events: int) -> None:
-    """Work on a run, and kill this process at once after so many events."""
+def kill_after(run: Run, events: int, tracker: str) -> None:
+    """Work on a run, and kill this process after so many events, as soon as a tracker has what there is.
+
+    events: 0 for no kill; if negative, the tracker is not waited for.
+    """
     for number, _ in enumerate(run.stream(), 1):
-        if number == events:
+        if number == abs(events):
+            while events > 0 and sent(run.folder, tracker) < lines(run.folder):
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def lines(folder: Path) -> int:
+    """Entries of a run's journal."""
+    return (folder / "tracking" / "events.jsonl").read_bytes().count(b"\n")
+
+
+def sent(folder: Path, tracker: str) -> int:
+    """How far a tracker came."""
+    path = folder / "tracking" / f"{tracker}.json"
+    return int(json.loads(path.read_text())["sent"]) if path.exists() else 0
+
+
 if __name__ == "__main__":
-    at, trackers, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    at, name, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     if not (at.parent / "task").exists():
-        write_tiny_task(at.parent / "task")
-    kill_after(tracked_run(at, load_task(at.parent / "task"), track=trackers), after)
+        write_tiny_task(at.parent / "task", rows=6)
+    limit = {"timeout_s": float(os.environ.get("TRACKING_TIMEOUT_S", "120"))}
+    kill_after(tracked_run(at, load_task(at.parent / "task"), track=name, tracking=limit), after, name)

@@ -1,7 +1,7 @@
 """Neurosymbolic LoRA: decide at every round, from measurements, whether to tune weights or to rewrite the prompt.
 
-What this module and `nslora.errors`, `nslora.settings`, `nslora.testing`, `nslora.router` and `nslora.nodes` name is
-public. All else may change. A name is imported when it is first used, so that `import nslora` costs nothing.
+What this module and `nslora.{errors, nodes, router, settings, testing, tracking}` name is public. All else may change.
+A name is imported when it is first used, so that `import nslora` costs nothing.
 """
 
 from importlib import import_module
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_MODULES = ("errors", "nodes", "router", "settings", "testing")
+_MODULES = ("errors", "nodes", "router", "settings", "testing", "tracking")
 _NAMES = {
     "nslora.graph.build": ("build_graph", "build_workflow"),
     "nslora.graph.runs.adapt": ("adapt",),

@@ -15,7 +15,7 @@ from nslora.graph.state import AdaptationState
 PAGE = (Path(__file__).parents[2] / "graph" / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 FILE = re.compile(r"# (\w+)\.py\n")  # the first line of a snippet that is a module
-PUBLIC = ("nslora", *(f"nslora.{each}" for each in ("errors", "nodes", "router", "settings", "testing")))
+PUBLIC = ("nslora", *(f"nslora.{each}" for each in ("errors", "nodes", "router", "settings", "testing", "tracking")))
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,11 @@ def test_the_snippets_say_what_the_page_promises(
     run_until: Callable[[int], dict[str, Any]],
 ) -> None:
     names = run_until(len(SNIPPETS) - 1)
+    spans = {span.name: span for span in names["spans"].get_finished_spans()}
+    assert {"tuning", "textgrad_edit", "editor: improve 1", "finish"} <= spans.keys()
+    edit = spans["textgrad_edit"].context
+    assert spans["editor: improve 1"].parent.span_id == edit.span_id
+    assert spans["finish"].parent.span_id == spans["tuning"].context.span_id
     assert [each.action for each in names["result"].rounds] == ["lora"]
     assert names["result"].rounds[0].reason.startswith("P(content) is ")
     assert names["other"].show(1).round.action == "lora"

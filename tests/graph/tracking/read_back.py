@@ -97,9 +97,8 @@ def trackio(place: str) -> Found:
     from trackio import Api
     from trackio.sqlite_storage import SQLiteStorage
 
-    project = os.environ.get("TRACKIO_TEST_PROJECT", "nslora")
-    runs = list(Api().runs(project))
-    with sqlite3.connect(SQLiteStorage.get_project_db_path(project)) as store:
+    runs = list(Api().runs("nslora"))
+    with sqlite3.connect(SQLiteStorage.get_project_db_path("nslora")) as store:
         rows = [json.loads(each[0]) for each in store.execute("SELECT metrics FROM metrics ORDER BY id")]
         artifacts = [each[0] for each in store.execute("SELECT name FROM artifacts")]
     return {

@@ -17,10 +17,13 @@ from tracked import STEPS, RecordingTracker, SteppingPolicy, tracked_run
 
 from nslora.graph.build import build_graph
 from nslora.graph.runs.run import Run
+from nslora.graph.tracking.following import following
 from nslora.graph.tracking.journal import Journal
 from nslora.graph.tracking.tracker import Entry
 from nslora.tools.errors import SettingsError
+from nslora.tools.files import read_jsonl
 from nslora.tools.tasks.task import Task
+from nslora.tools.training.adapters import CONFIG, WEIGHTS
 
 
 @pytest.fixture(autouse=True)
@@ -225,3 +228,18 @@ def test_a_run_whose_journal_cannot_be_written_goes_on(
         run.adapt()
     assert "The run is tracked no longer: FileExistsError" in caplog.text
     assert run.report()["rounds"]
+
+
+def test_a_run_that_ended_before_is_told_whole_with_its_adapters(tmp_path: Path, finished: Run) -> None:
+    run = Run.open(shutil.copytree(finished.folder, tmp_path / "run"))
+    with following(run.workspace, run.state, {"late": RecordingTracker()}):
+        pass
+    jobs = read_jsonl(run.folder / "bursts.jsonl")
+    assert [loss for _, loss in RecordingTracker.series("train/loss_nats")] == [
+        each["loss"] for job in jobs for each in job["log"]
+    ]
+    kept = [each.adapter for each in run.show().rounds if each.kept and each.adapter]  # type: ignore[union-attr]
+    assert kept
+    files = [name for name in RecordingTracker.files if name.startswith("adapters/")]
+    assert files == [f"adapters/{each}:{file}" for each in kept for file in (WEIGHTS, CONFIG)]
+    assert RecordingTracker.ended == ["finished"]
