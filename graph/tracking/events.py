@@ -7,13 +7,14 @@ from typing import Any
 
 from nslora.graph.tracking.journal import Journal
 from nslora.tools.editor.redaction import publishable
-from nslora.tools.files import read_json, read_jsonl, sha256_of_json
+from nslora.tools.files import read_json, read_jsonl, sha256_of_json, unless_changed
 from nslora.tools.workspace.budget import spent_of
 from nslora.tools.workspace.settings import TrackingSettings
 
 STEP_NAMES = {"loss": "train/loss_nats", "grad_norm": "train/grad_norm", "learning_rate": "train/learning_rate"}
 UNNAMEABLE = re.compile(r"[^\w. /-]")  # what no tracker takes in a metric's name
 RESULT_FILES = ("prompt.md", "decisions.jsonl", "report.json", "report.html")
+_jobs_in = unless_changed(read_jsonl)
 
 
 class Events:
@@ -85,25 +86,29 @@ class Events:
 
     def _saw_round(self, record: Mapping[str, Any]) -> None:
         self.rounds = [*(each for each in self.rounds if each["round"] < record["round"]), record]
-        number = record["round"]
-        self._fill_steps(record)
-        metrics: dict[str, Any] = {
+        number, candidate = record["round"], record["candidate"] or {}
+        key = f"round/{number}/{sha256_of_json(record)[:16]}"
+        if key not in self.journal.keys:
+            self._fill_steps(record)
+            texts = {f"round/{name}": record.get(name) for name in ("action", "reason", "verdict", "note", "error")}
+            self._add(key, number, self._numbers_of(record), texts)
+        self._keep_prompt(number, candidate)
+        if record["kept"] and candidate.get("adapter") and self.settings.adapters:
+            self._keep(number, f"adapters/{candidate['adapter']}", f"adapters/{candidate['adapter']}")
+
+    def _numbers_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What a round decided and measured, and what the run has spent by its end."""
+        found: dict[str, Any] = {
             "round/kept": float(record["kept"]),
             "round/lora": float(record["action"] == "lora"),
             "round/reward_before": record["reward_before"],
             "round/reward_after": record["reward_after"],
             "round/new_rows": record["new_rows"],
         }
-        metrics |= {f"round/need/{name}": value for name, value in record["demand"].items()}
-        metrics |= {f"round/signal/{kind}": signal["value"] for kind, signal in record["signal"].items()}
-        metrics |= {f"round/test/{name}": value for name, value in record["numbers"].items()}
-        metrics |= {f"cost/{name}": value for name, value in self._spent().items()}
-        texts = {f"round/{name}": record.get(name) or "" for name in ("action", "reason", "verdict", "note", "error")}
-        self._add(f"round/{number}/{sha256_of_json(record)[:16]}", number, metrics, texts)
-        candidate = record["candidate"] or {}
-        self._keep_prompt(number, candidate)
-        if record["kept"] and candidate.get("adapter") and self.settings.adapters:
-            self._keep(number, f"adapters/{candidate['adapter']}", f"adapters/{candidate['adapter']}")
+        found |= {f"round/need/{name}": value for name, value in record["demand"].items()}
+        found |= {f"round/signal/{kind}": signal["value"] for kind, signal in record["signal"].items()}
+        found |= {f"round/test/{name}": value for name, value in record["numbers"].items()}
+        return found | {f"cost/{name}": value for name, value in self._spent().items()}
 
     def _spent(self) -> dict[str, float]:
         """What the run has spent so far."""
@@ -124,7 +129,7 @@ class Events:
         """Add training steps of a round that no event told: its job was known, or a kill came between."""
         if not (adapter := (record["candidate"] or {}).get("adapter")) or record["action"] != "lora":
             return
-        jobs = [job for job in read_jsonl(self.journal.folder / "bursts.jsonl") if job.get("adapter") == adapter]
+        jobs = [job for job in _jobs_in(self.journal.folder / "bursts.jsonl") if job.get("adapter") == adapter]
         for done, values in enumerate(jobs[-1].get("log", ()) if jobs else (), 1):
             named = {STEP_NAMES.get(name, name): value for name, value in values.items()}
             self.journal.add_step(record["round"], done, named)
@@ -152,7 +157,7 @@ class Events:
     def _keep(self, number: int, path: str, name: str, key: str = "") -> None:
         self.journal.add(f"artifact/{key or name}", "round", number, artifact=(path, name))
 
-    def _add(self, key: str, number: int, metrics: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> None:
+    def _add(self, key: str, number: int, metrics: Mapping[str, Any], texts: Mapping[str, Any] | None = None) -> None:
         plain = {
             UNNAMEABLE.sub("_", publishable(name, self.secrets)): float(value)
             for name, value in metrics.items()

@@ -21,7 +21,6 @@ from nslora.graph.tracking.following import following
 from nslora.graph.tracking.journal import Journal
 from nslora.graph.tracking.tracker import Entry
 from nslora.tools.errors import SettingsError
-from nslora.tools.files import read_jsonl
 from nslora.tools.tasks.task import Task
 from nslora.tools.training.adapters import CONFIG, WEIGHTS
 
@@ -230,16 +229,17 @@ def test_a_run_whose_journal_cannot_be_written_goes_on(
     assert run.report()["rounds"]
 
 
-def test_a_run_that_ended_before_is_told_whole_with_its_adapters(tmp_path: Path, finished: Run) -> None:
-    run = Run.open(shutil.copytree(finished.folder, tmp_path / "run"))
-    with following(run.workspace, run.state, {"late": RecordingTracker()}):
+def test_a_run_that_ended_before_is_told_whole_with_its_kept_adapters(tmp_path: Path, keepers: Task) -> None:
+    run = tracked_run(tmp_path / "run", keepers, track=())
+    run.adapt()
+    state = run.state()
+    assert state is not None
+    state["rounds"] = [{**each, "kept": True} for each in state["rounds"]]  # type: ignore[typeddict-item]
+    kept = [each["candidate"]["adapter"] for each in state["rounds"] if each["action"] == "lora"]  # type: ignore[index]
+    (run.folder / "adapters" / str(kept[0]) / "optimizer.safetensors").write_text("stays here")
+    with following(run.workspace, lambda: state, {"late": RecordingTracker()}):
         pass
-    jobs = read_jsonl(run.folder / "bursts.jsonl")
-    assert [loss for _, loss in RecordingTracker.series("train/loss_nats")] == [
-        each["loss"] for job in jobs for each in job["log"]
-    ]
-    kept = [each.adapter for each in run.show().rounds if each.kept and each.adapter]  # type: ignore[union-attr]
-    assert kept
-    files = [name for name in RecordingTracker.files if name.startswith("adapters/")]
-    assert files == [f"adapters/{each}:{file}" for each in kept for file in (WEIGHTS, CONFIG)]
+    assert steps() == list(range(1, 2 * STEPS + 1))
+    files = {name for name in RecordingTracker.files if name.startswith("adapters/")}
+    assert files == {f"adapters/{each}:{file}" for each in kept for file in (WEIGHTS, CONFIG)}
     assert RecordingTracker.ended == ["finished"]
