@@ -64,6 +64,7 @@ FEATURES: Mapping[str, str] = {
     "references full": "share of train references that earn full reward",
     "updates so far": "on this path",
 }
+DEEP = 2  # in a tree of one update each, a strategy that needs two would end after its first
 SEVERAL = 4  # forks of different tasks that a shallow tree is fitted on
 
 
@@ -119,11 +120,13 @@ def forks_of(trees: Sequence[Tree]) -> list[Fork]:
 
 def page(trees: Sequence[Tree], partial: Sequence[Tree]) -> list[str]:
     """All tables, as Markdown. What has not run is not in them. partial: with nodes below the last whole level."""
+    deep = [tree for tree in trees if tree.depth >= DEEP]
+    none = [f"No tree has run to a depth of {DEEP} yet."]
     return [
         *["### Which kind brings more", "", *why_and_when(forks_of(partial)), ""],
         *["### Does the order matter?", "", *orders(trees), ""],
-        *["### Strategies on the recorded trees", "", *strategies(trees), ""],
-        *["### Base, prompt only, weights only, the loop", "", *sides(trees)],
+        *["### Strategies on the recorded trees", "", *(strategies(deep) if deep else none), ""],
+        *["### Base, prompt only, weights only, the loop", "", *(sides(deep) if deep else none)],
     ]
 
 
@@ -209,7 +212,8 @@ def strategies(trees: Sequence[Tree]) -> list[str]:
         *lines,
         "",
         f"Regret: area below the oracle, in reward, over budgets up to {REACH:g} times the dearest node. "
-        f"{len(trees)} trees of {cells} cells; intervals draw cells and trees. Best single order: {single}. "
+        f"{len(trees)} trees of {cells} cells, those of at least {DEEP} updates; intervals draw cells and trees. "
+        f"Best single order: {single}. "
         "No threshold was chosen on these trees. Chosen with one task left out: "
         + ", ".join(f"{name} ({task})" for task, name in by_task.items())
         + ".",
