@@ -117,7 +117,7 @@ def tensorboard(place: str) -> Found:
     found.Reload()
     tags = found.Tags()
     return {
-        "runs": [place],
+        "runs": [Path(place).name],
         "status": None,
         "series": {name: [[each.step, each.value] for each in found.Scalars(name)] for name in tags["scalars"]},
         "artifacts": tags["tensors"],
