@@ -31,7 +31,13 @@ SAID = {
         "finished 1 round",
         "failures after each evaluation: [6, 6]",
     ),
-    "05_results": ("cells on record", "mean regret to each task's best fixed order", "| `neurosymbolic` |", "<svg"),
+    "05_results": (
+        "cells on record",
+        "mean regret to each task's best fixed order",
+        "| `neurosymbolic` |",
+        "<svg",
+        "states with both updates on record",
+    ),
     REAL_MODEL: ("textgrad: 0.00 -> ", "http server is up", "the same without a server: True"),
 }
 
