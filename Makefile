@@ -113,6 +113,9 @@ lock: ## write constraints.txt anew: resolve freely into a fresh environment, an
 	@build/lock/bin/uv pip freeze --python build/lock/bin/python --exclude-editable | sed 's/+cpu//' | grep -v '^uv==' > constraints.txt
 	@rm -rf build/lock
 
+# Nobody looks at the page of each run of a benchmark, and a kill is placed by what a run writes.
+bench-%: export NSLORA_PAGE = 0
+
 .PHONY: bench-attribution bench-causes
 
 bench-attribution: setup ## the classifier against labels, on real failures (minutes; replies are kept)

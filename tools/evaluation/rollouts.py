@@ -98,20 +98,6 @@ def ask(
     )
 
 
-def recorded_replies(
-    fingerprint: str,
-    cache: ReplyCache,
-    dialogues: Sequence[Dialogue],
-    *,
-    adapter: str | None,
-    max_new_tokens: int,
-) -> list[str | None]:
-    """The replies that `ask` gave to these dialogues, from the cache alone; None if it has lost one."""
-    keys = [reply_key(fingerprint, adapter, json.dumps(dialogue), max_new_tokens) for dialogue in dialogues]
-    found = cache.find(list(dict.fromkeys(keys)))
-    return [found.get(key) for key in keys]
-
-
 def _within(on_progress: OnProgress, start: int, lot: int, total: int) -> OnProgress:
     """Progress inside a lot of replies. Its end is left to whoever stores them, since a run may stop there."""
 

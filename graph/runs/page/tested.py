@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nslora.tools.errors import NsloraError
-from nslora.tools.evaluation.rollouts import recorded_replies
-from nslora.tools.files import read_json, read_jsonl
+from nslora.tools.files import read_jsonl
 from nslora.tools.rewards.choice import key_of
 from nslora.tools.schema import Example
 from nslora.tools.thinking import split_thinking
-from nslora.tools.workspace.record import POLICY_FILE
+from nslora.tools.workspace.tables import read_table
 from nslora.tools.workspace.workspace import Workspace
 
 CANDIDATES = ("base", "result")
@@ -24,7 +22,7 @@ MOST_CHARACTERS = 4000  # of a text
 
 @dataclass(frozen=True)
 class Answer:
-    """One candidate's reply to a row, with its scores. reply: None if it is not on record any more."""
+    """One candidate's reply to a row, with its scores. reply: None if it is not on record."""
 
     reply: str | None
     thinking: str
@@ -40,7 +38,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class TestedRow:
-    """A row of the test split. question, reference: None if the task cannot be read. label: of a `label` check."""
+    """A row of the test split. question, reference: None if they are not on record. label: of a `label` check."""
 
     id: str
     question: str | None
@@ -69,7 +67,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class TestedSplit:
-    """rows: those that changed come first. problem: why texts are missing, "" if none is."""
+    """rows: those that changed come first. problem: what is missing, and why."""
 
     rows: tuple[TestedRow, ...]
     checks: tuple[str, ...]
@@ -97,52 +95,38 @@ class TestedSplit:
 def tested_split_of(folder: Path, report: Mapping[str, Any], workspace: Workspace | None, problem: str) -> TestedSplit:
     """The test split of a finished run. Raises DamagedError.
 
-    workspace: of the run; None if its task cannot be had, because of `problem`. Without it there are scores alone.
+    workspace: of the run, for the labels of `label` checks; None if its task cannot be had, because of `problem`.
     """
     scores: dict[str, dict[str, Any]] = {name: {} for name in CANDIDATES}
     for row in read_jsonl(folder / "result" / "test.jsonl"):
         scores[row["candidate"]][str(row["id"])] = row
-    ids = list(scores["result"])
-    examples = {row.id: row for row in workspace.task.test} if workspace else {}
-    known = [examples[name] for name in ids if name in examples]
-    replies = {name: dict.fromkeys(ids) for name in CANDIDATES} | _replies(folder, report, workspace, known)
-    if workspace and not problem and any(replies[name][row.id] is None for name in CANDIDATES for row in known):
-        problem = "Some replies are not in the reply cache any more."
-    labels = workspace.task.reward.label_pairs(known, [""] * len(known)) if workspace else {}
-    classes = {row.id: pair[0] for pairs in labels.values() for row, pair in zip(known, pairs, strict=True)}
+    table = folder / "result" / "test.csv"
+    texts = {row["id"]: row for row in read_table(table)} if table.is_file() else {}
+    if not texts:
+        problem = "An earlier version wrote this result, without test.csv: rows are shown by their ids and scores."
+    elif workspace or not any("labels" in report["test"][name] for name in CANDIDATES):
+        problem = ""
+    examples = [row for row in workspace.task.test if row.id in texts] if workspace else []
+    labels = workspace.task.reward.label_pairs(examples, [""] * len(examples)) if workspace else {}
+    classes = {row.id: pair[0] for pairs in labels.values() for row, pair in zip(examples, pairs, strict=True)}
     rows = tuple(
         TestedRow(
             name,
-            examples[name].asked[:MOST_CHARACTERS] if name in examples else None,
-            (examples[name].reference or "")[:MOST_CHARACTERS] if name in examples else None,
+            _asked(texts[name]) if name in texts else None,
+            texts[name]["reference"][:MOST_CHARACTERS] if name in texts else None,
             classes.get(name, ""),
-            *(_answer(scores[which][name], replies[which][name]) for which in CANDIDATES),
+            *(_answer(scores[which][name], texts.get(name, {}).get(f"{which}_reply")) for which in CANDIDATES),
         )
-        for name in ids
+        for name in scores["result"]
     )
     checks = tuple(dict.fromkeys(name for row in rows for name in row.result.checks))
-    return TestedSplit(rows, checks, _confusions(workspace, known, replies), problem)
+    return TestedSplit(rows, checks, _confusions(workspace, examples, texts), problem)
 
 
-def _replies(
-    folder: Path, report: Mapping[str, Any], workspace: Workspace | None, rows: Sequence[Example]
-) -> dict[str, dict[str, str | None]]:
-    """The recorded replies of both candidates by the rows' ids; no model is loaded for them."""
-    if workspace is None or not (folder / POLICY_FILE).is_file():
-        return {}
-    fingerprint = read_json(folder / POLICY_FILE)["fingerprint"]
-    found = {}
-    for name, candidate in (("base", report["start"]), ("result", report["result"])):
-        prompt = workspace.prompts.get(candidate["prompt"])
-        texts = recorded_replies(
-            fingerprint,
-            workspace.replies,
-            [prompt.dialogue(row) for row in rows],
-            adapter=candidate["adapter"],
-            max_new_tokens=workspace.task.max_new_tokens,
-        )
-        found[name] = dict(zip([row.id for row in rows], texts, strict=True))
-    return found
+def _asked(row: Mapping[str, str]) -> str:
+    """The question, after the turns before it."""
+    turns = [f"{role}: {text}" for role, text in json.loads(row.get("history") or "[]")]
+    return "\n".join([*turns, row["question"]])[:MOST_CHARACTERS]
 
 
 def _answer(score: Mapping[str, Any], text: str | None) -> Answer:
@@ -157,25 +141,16 @@ def _answer(score: Mapping[str, Any], text: str | None) -> Answer:
 
 
 def _confusions(
-    workspace: Workspace | None, rows: Sequence[Example], replies: Mapping[str, Mapping[str, str | None]]
+    workspace: Workspace | None, rows: Sequence[Example], texts: Mapping[str, Mapping[str, str]]
 ) -> tuple[Confusion, ...]:
-    """The confusion of each `label` check, for base and result; only rows whose replies are known count."""
+    """The confusion of each `label` check, for base and result."""
     found = []
     for candidate in CANDIDATES if workspace else ():
-        answered = [(row, reply) for row in rows if (reply := replies[candidate].get(row.id)) is not None]
-        said = [split_thinking(reply)[1] for _, reply in answered]
+        said = [split_thinking(texts[row.id][f"{candidate}_reply"])[1] for row in rows]
         assert workspace is not None
-        for check, pairs in workspace.task.reward.label_pairs([row for row, _ in answered], said).items():
+        for check, pairs in workspace.task.reward.label_pairs(rows, said).items():
             cells = Counter(pairs)
             labels = sorted({each for pair in pairs for each in pair if each is not None}, key=key_of)
             counts = tuple(tuple(cells[wanted, given] for given in (*labels, None)) for wanted in labels)
             found.append(Confusion(check, candidate, tuple(labels), counts))
     return tuple(found)
-
-
-def texts_of(folder: Path, open_task: Any) -> tuple[Workspace | None, str]:
-    """The workspace that knows the run's texts, and why there is none."""
-    try:
-        return open_task(folder, needs_editor=False), ""
-    except (NsloraError, OSError, json.JSONDecodeError) as error:
-        return None, str(error)

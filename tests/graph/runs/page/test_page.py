@@ -113,11 +113,17 @@ def test_nothing_that_a_row_a_prompt_an_editor_or_a_model_says_becomes_a_part_of
     assert sum(result.counts[i][i] for i in range(3)) == 10
 
 
-def test_a_page_of_a_task_that_cannot_be_had_shows_scores_and_says_why(finished: Run, copied: Path) -> None:
+def test_a_page_needs_neither_task_nor_cache_and_shows_scores_alone_of_an_old_result(
+    finished: Run, copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     record = read_json(copied / "run.json")
     write_json(copied / "run.json", {**record, "task": {**record["task"], "source": None}})
+    monkeypatch.setenv("NSLORA_CACHE", str(tmp_path / "empty"))
     page = Page(writing.write_page(copied).read_text())
-    assert "was made from Python objects" in page.text
+    assert all(row.question in page.text for row in finished.workspace.task.test)
+    (copied / "result" / "test.csv").unlink()
+    page = Page(writing.write_page(copied).read_text())
+    assert "without test.csv" in page.text
     assert all(row.id in page.text for row in finished.workspace.task.test)
 
 
