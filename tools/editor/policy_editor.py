@@ -57,7 +57,8 @@ class PolicyChat(LocalChat):
                 "editing.failures by textgrad), or use another editor."
             )
         generated = policy.generate([dialogue], adapter=self.adapter, max_new_tokens=room)
-        reply = generated.replies[0]
+        reply, ended = generated.replies[0], "length" if generated.truncated else "stop"
         for end in filter(None, stop):
             reply = reply.partition(end)[0]
-        return AIMessage(reply, usage_metadata=tokens_used(tokens, generated.tokens))
+        told = {"finish_reason": ended}
+        return AIMessage(reply, usage_metadata=tokens_used(tokens, generated.tokens), response_metadata=told)

@@ -277,7 +277,9 @@ def _json_of(text: str) -> dict[str, Any] | None:
         try:
             found = parse_partial_json(text[begins.start() :])
             cut = found["documents"][-1] if "documents" in found else found
-            cut.popitem()
+            name, value = cut.popitem()
+            if isinstance(value, list) and value[:-1]:
+                cut[name] = value[:-1]  # small models count rows up without end
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return None
         if "documents" in found and not cut:
@@ -317,7 +319,7 @@ def _prompt_of(
     if "question_template" in given:
         changes["template"] = single_braces(plain_text(str(document["question_template"])))
     if given & {"rows", "replies"}:
-        changes["demonstrations"] = _demonstrations(document, rows)
+        changes["demonstrations"] = _demonstrations(document, rows, faults)
     if "system" in given:
         listed = (
             f"The answer is one of: {'; '.join(answers)}" if document.get("list_answers") is True and answers else ""
@@ -353,16 +355,29 @@ def _of_the_request(system: str) -> bool:
     return len(words) > 3 and any(f" {' '.join(words[i : i + some])} " in told for i in range(len(words) - some + 1))
 
 
-def _demonstrations(document: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Demonstration, ...]:
-    """The rows that a document names, each once, with the replies that it writes for them."""
+def _demonstrations(document: Mapping[str, Any], rows: Sequence[Row], faults: list[str]) -> tuple[Demonstration, ...]:
+    """The rows that a document names, each once, with the replies that it writes for them.
+
+    Of more than a prompt may hold, the first few are taken. faults: gets what is wrong with a number beside two good
+    ones.
+    """
     own: dict[int, str] = {}
     for each in document.get("replies") or ():
         if isinstance(each, Mapping) and str(each.get("reply") or "").strip():
             own[_number(each.get("row"), rows)] = plain_text(str(each["reply"]))
     named = document.get("rows") or []
-    numbers = [_number(each, rows) for each in (named if isinstance(named, list) else [named])]
+    numbers, wrong = list[int](), ""
+    for each in named if isinstance(named, list) else [named]:
+        try:
+            numbers.append(_number(each, rows))
+        except PromptError as error:
+            wrong = wrong or str(error)
+    chosen = list(dict.fromkeys([*numbers, *own]))
+    if wrong and len(chosen) < 2:
+        raise PromptError(wrong)
+    faults += [wrong] if wrong else []
     found = []
-    for number in list(dict.fromkeys([*numbers, *own]))[:MOST_DEMONSTRATIONS]:
+    for number in chosen if len(chosen) <= MOST_DEMONSTRATIONS else chosen[:ROWS_IN_FORM]:
         row = rows[number - 1]
         if (reply := own.get(number, row.right)) is None:
             raise PromptError(f'No right reply to row {number} is known: write it under "replies", or name other rows.')

@@ -106,7 +106,7 @@ def why_cut_off(call: RecordedCall, role: str = "editor") -> str:
 def _longer(role: str) -> str:
     return (
         f"allow longer replies (max_tokens of the chat model, --set {SETTINGS[role]}.reply_tokens=N where the {role} "
-        "has a cap, or the limit of its server)"
+        "has a cap, --set editing.policy_reply_tokens=N of the policy, or the limit of its server)"
     )
 
 

@@ -218,7 +218,7 @@ def test_whole_documents_before_a_cut_are_taken() -> None:
     begun = '{"analysis": "No capitals.", "documents": [{"rows": [2, 1], "system": "Shout, shout, shout'
     (rows_alone,) = read_reflection(begun, Prompt(system="Be kind."), "document", rows, "length").prompts
     assert (rows_alone.system, [each.reply for each in rows_alone.demonstrations]) == ("Be kind.", ["BOB", "ADA"])
-    for nothing in ('{"analysis": "No capitals.", "documents": [{"rows": [2, 1', '{"analysis": "No cap'):
+    for nothing in ('{"analysis": "No capitals.", "documents": [{"rows": [2', '{"analysis": "No cap'):
         with pytest.raises(PromptError, match="cut off"):
             read_reflection(nothing, Prompt(), "document", rows, "length")
 
@@ -303,3 +303,17 @@ def test_the_list_of_answers_stands_without_a_system_turn_that_cannot_be_used() 
     (new,) = read_reflection(sent, OLD, "document", ROWS, answers=("yes", "no")).prompts
     assert new == Prompt("Be brief.\n\nThe answer is one of: yes; no", OLD.template, SHOWN[1:2])
     assert read_reflection(sent, new, "document", ROWS, answers=("yes", "no")).prompts == (new,)  # it stands there
+
+
+def test_of_rows_that_are_counted_up_without_end_the_first_are_taken() -> None:
+    rows = tuple(Row(f"train-{n}", f"Who is {n}?", f"NAME {n}") for n in range(1, 13))
+    counted = ", ".join(map(str, range(1, 300)))
+    for sent, reason in (
+        (f'{{"analysis": "", "rows": [{counted}', "length"),
+        (reply({"rows": [*range(1, 99)]}), "stop"),
+    ):
+        found = read_reflection(sent, OLD, "document", rows, reason)
+        assert [each.reply for each in found.prompts[0].demonstrations] == ["NAME 1", "NAME 2", "NAME 3", "NAME 4"]
+        assert "There is no row 13" in found.faults[0]
+    found = read_reflection('{"rows": [3, 1, 1', OLD, "document", rows, "length")  # the last may have been 12
+    assert [each.reply for each in found.prompts[0].demonstrations] == ["NAME 3", "NAME 1"]
