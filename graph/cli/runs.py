@@ -21,6 +21,8 @@ def resume(
     reject: Annotated[bool, typer.Option("--reject", help="Reject it.")] = False,
     prompt: Annotated[Path | None, typer.Option(help="Use the prompt in this file instead.")] = None,
     max_rounds: Annotated[int | None, typer.Option(help="Allow so many rounds; a run that has ended goes on.")] = None,
+    replies: Annotated[str | None, typer.Option(help="New addresses of the run's servers.")] = None,
+    launch: Annotated[str | None, typer.Option(help="New command that starts training.")] = None,
     restore: Annotated[
         bool, typer.Option("--restore", help="Bring back rounds that pruned checkpoints held, from decisions.jsonl.")
     ] = False,
@@ -36,6 +38,8 @@ def resume(
     elsewhere = (folder / QUESTION_FILE).exists()  # asked under another checkpointer: then the stream says so
     if answer is not None and run.question() is None and not elsewhere:
         raise RunError(f"{folder} waits for no answer: leave out --accept, --reject or --prompt.")
+    if engine := {key: value for key, value in (("replies", replies), ("launch", launch)) if value is not None}:
+        run.connect(**engine)
     if restore:
         run.restore()
     if max_rounds is not None:

@@ -345,6 +345,21 @@ class Execution:
                 changes = {"status": "running", "stop": "", "decision": None}
                 graph.update_state(self.config, changes, as_node="monitor")
 
+    def connect(self, **engine: Any) -> None:
+        """Give the run other addresses of servers (replies=), or another launch command (launch=).
+
+        Raises:
+            SettingsError: If they cannot be used.
+            RunError: If another process works on the run.
+        """
+        record = read_run_file(self.folder)
+        known = record["settings"].get("engine", {})
+        settings = read_settings(**{**record["settings"], "engine": {**known, **engine}})
+        with sole_writer(self.folder):
+            write_json(self.folder / RUN_FILE, {**record, "settings": settings.model_dump(mode="json")})
+        self.workspace.settings = settings
+        vars(self.workspace).pop("policy", None)  # it was connected with the old ones
+
     def question(self) -> Any:
         """What an `approve` node asks: {"kind", "round", "diff", "screening", ...}; None if nothing waits.
 

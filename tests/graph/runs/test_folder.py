@@ -184,3 +184,14 @@ def test_a_hub_id_that_leads_nowhere_is_told_as_such_whatever_lora_is_to_go_on(
     monkeypatch.setattr("huggingface_hub.hf_hub_download", nowhere)
     with pytest.raises(ModelError, match="cannot be fetched from the Hugging Face Hub"):
         Run.create(tmp_path / "run", task=keepers, model="nobody/nothing", lora={"targets": ["q_proj"]})
+
+
+def test_a_run_can_be_given_other_servers_and_another_launcher(begin: Begin) -> None:
+    run = begin()
+    run.connect(replies="http://one:8000,http://two:8000/", launch="torchrun")
+    settings = Run.open(run.folder).workspace.settings.engine
+    assert (settings.replies, settings.launch) == (("http://one:8000", "http://two:8000"), "torchrun")
+    run.connect(replies="local")
+    assert (run.workspace.settings.engine.replies, run.workspace.settings.engine.launch) == ("local", "torchrun")
+    with pytest.raises(SettingsError, match="must be addresses such as"):
+        run.connect(replies="here")
