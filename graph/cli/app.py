@@ -13,6 +13,7 @@ from rich.text import Text
 from nslora.graph.cli import answer as cli_answer
 from nslora.graph.cli import export as cli_export
 from nslora.graph.cli import runs as cli_runs
+from nslora.graph.cli import serve as cli_serve
 from nslora.graph.cli.check import checked
 from nslora.graph.cli.classifier import classify_log, diagnosed
 from nslora.graph.cli.common import BAD_INPUT, RESUMABLE, AsJson, Silent, err, follow, group, out, parsed
@@ -193,6 +194,7 @@ app.command("sweep")(sweep_file)
 cli_runs.register(app)
 cli_export.register(app)
 cli_answer.register(app)
+cli_serve.register(app)
 
 
 def main() -> None:

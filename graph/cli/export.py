@@ -22,6 +22,10 @@ def export(
     check: Annotated[
         bool, typer.Option("--check", help="Ask ten test questions of each export, as a client without the prompt.")
     ] = False,
+    push: Annotated[
+        str | None, typer.Option(help="Repository on the Hugging Face Hub for --merged, with a model card.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everyone read a new repository.")] = False,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16, of --merged. Default: the run's.")
     ] = None,
@@ -30,8 +34,9 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
 ) -> None:
     """Write the pair of adapter and prompt where models are deployed: any client gets the tuned behaviour."""
-    from nslora.graph.runs.export import Targets, check_exports, pair_of, write_exports
+    from nslora.graph.runs.export import Targets, check_exports, pair_of, push_merged, write_exports
     from nslora.tools.export.gguf_file import gguf_type_named
+    from nslora.tools.export.hub import refuse_name
     from nslora.tools.export.merged import dtype_named
     from nslora.tools.policies.environment import prepare_environment
 
@@ -39,12 +44,19 @@ def export(
     targets = Targets(merged, gguf, ollama, dtype_named(dtype), gguf_type_named(gguf_type))
     if not any((merged, gguf, ollama)):
         raise SettingsError("Say what to write: --merged DIR, --gguf FILE or --ollama DIR.")
-    for line in write_exports(pair_of(folder, base=base), targets, overwrite=overwrite, notify=_say):
+    if push is not None:
+        refuse_name(push)
+        if merged is None:
+            raise SettingsError("--push uploads a merged folder: add --merged DIR.")
+    pair = pair_of(folder, base=base)
+    for line in write_exports(pair, targets, overwrite=overwrite, notify=_say):
         _say(line)
     if check:
         _say("asking   test questions, as a client that knows nothing of the prompt")
         for line in check_exports(folder, targets):
             _say(line)
+    if push is not None and merged is not None:
+        _say(f"pushed   {push_merged(pair, merged, push, public=public)}")
 
 
 def _say(line: Any) -> None:

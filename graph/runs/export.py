@@ -14,7 +14,8 @@ from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.evaluation.rollouts import grade
 from nslora.tools.export.clients import ask_folder, ask_server
 from nslora.tools.export.gguf_file import GgufType, refuse_shape, write_gguf
-from nslora.tools.export.merged import Dtype, Merged
+from nslora.tools.export.hub import licence_of, push, write_card
+from nslora.tools.export.merged import NAMING_FILE, Dtype, Merged
 from nslora.tools.export.ollama import modelfile
 from nslora.tools.export.pair import Pair, refuse_existing, written_whole
 from nslora.tools.files import quoted, read_json, read_text, write_text
@@ -116,6 +117,13 @@ def write_exports(
             write_gguf(whole, new / name, targets.gguf_type)
             write_text(new / "Modelfile", ollama)
         yield f"wrote    {quoted(targets.ollama)}: ollama create {pair.name} -f {quoted(targets.ollama / 'Modelfile')}"
+
+
+def push_merged(pair: Pair, folder: Path, repository: str, *, public: bool = False) -> str:
+    """Write the model card of a merged folder, upload it, and give its address. Raises ExportError."""
+    facts = read_json(folder / NAMING_FILE)
+    write_card(folder, facts, pair.prompt.render(), licence_of(facts["base"]))
+    return push(folder, repository, public=public)
 
 
 def check_exports(folder: Path, targets: Targets, questions: int = CHECKED) -> Iterator[str]:

@@ -33,6 +33,7 @@ CONTEXT = 8192  # tokens of request and reply together; a document with its fail
 START_S = 600.0  # the weights may lie on a slow disk
 _STARTING = threading.Lock()
 _SERVERS: dict[Path, tuple[LlamaCppServer, set[object]]] = {}  # of this process, with who uses them; one for a file
+LOOPBACK = "127.0.0.1"
 SCRIPT = Path(__file__).with_name("llama_cpp_server.py")
 
 
@@ -44,12 +45,13 @@ class LlamaCppServer:
     by the next one.
     """
 
-    def __init__(self, file: Path, *, context: int = CONTEXT, port: int | None = None) -> None:
+    def __init__(self, file: Path, *, context: int = CONTEXT, host: str = LOOPBACK, port: int | None = None) -> None:
         """Start the server and wait until it answers.
 
         Args:
             file: The GGUF file.
             context: Tokens of request and reply together; 0 takes the model's own.
+            host: Where it listens.
             port: None: a free one.
 
         Raises:
@@ -57,9 +59,9 @@ class LlamaCppServer:
         """
         end_stale_servers()
         port = port or free_port()
-        self.base_url = f"http://127.0.0.1:{port}/v1"
+        self.base_url = f"http://{host}:{port}/v1"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, str(SCRIPT), str(file), str(port), str(context), str(_threads())]
+        command = [sys.executable, str(SCRIPT), str(file), str(port), str(context), str(_threads()), host]
         # A session of its own: Ctrl-C in the terminal reaches the run, which decides when the server ends.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
@@ -67,7 +69,7 @@ class LlamaCppServer:
         atexit.register(self.stop)
         self._record = _records() / f"{self._process.pid}.json"
         write_json(self._record, {"server": _identity(self._process.pid), "owner": _identity(os.getpid())})
-        self._wait(f"http://127.0.0.1:{port}/health", file)
+        self._wait(f"http://{host}:{port}/health", file)
 
     def stop(self) -> None:
         """End the server; nothing happens if it has ended."""
