@@ -65,7 +65,7 @@ FEATURES: Mapping[str, str] = {
     "updates so far": "on this path",
 }
 DEEP = 2  # in a tree of one update each, a strategy that needs two would end after its first
-SEVERAL = 4  # forks of different tasks that a shallow tree is fitted on
+SEVERAL, STATES = 4, 20  # tasks and states that a shallow tree is fitted on
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def shallow_tree(forks: Sequence[Fork]) -> list[str]:
     tasks = [each.tree.task for each in told]
     ties = len(forks) - len(told)
     words = f"{len(forks)} states with both updates on record; at {ties} of them neither brought more than the other."
-    if len(set(tasks)) < SEVERAL or len({each.better for each in told}) < len(KINDS):
-        return [f"{words} No tree is fitted: that takes {SEVERAL} tasks, and states of both kinds."]
+    if len(set(tasks)) < SEVERAL or len(told) < STATES or len({each.better for each in told}) < len(KINDS):
+        return [f"{words} No tree is fitted: that takes {STATES} states of {SEVERAL} tasks and of both kinds."]
     x, y = np.array([each.features for each in told]), np.array([each.better for each in told])
     right, usual = [], []
     for task in dict.fromkeys(tasks):

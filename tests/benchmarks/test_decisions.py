@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import decision_tables
 import pytest
 from bench_decisions import RECORDS, Tree, decision_tasks, grow_all, on_record, readme_lines
 from decision_tables import bounds_per_token, forks_of, references_count, shallow_tree, why_and_when
@@ -61,8 +62,9 @@ def test_the_recorded_trees_can_be_read() -> None:
             assert not any((*path, kind) in tree.nodes for kind in ("lora", "textgrad") if node.leaf)
 
 
-def test_a_state_with_both_updates_on_record_tells_which_brought_more() -> None:
+def test_a_state_with_both_updates_on_record_tells_which_brought_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gains count if they were kept; a tie tells nothing. A tree over states is fitted from four tasks on."""
+    monkeypatch.setattr(decision_tables, "STATES", 4)
 
     def node(task: str, path: str, share: float, **update: Any) -> dict[str, Any]:
         given = line(task, path, 1 + len(path), 0.5)
