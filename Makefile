@@ -188,3 +188,8 @@ SPEED ?=
 
 bench-speed: setup ## training and generation against the alternatives (about 40 minutes on one core; DEVICE=cuda SPEED='--shape 7b')
 	@$(BIN)/python tests/benchmarks/bench_speed.py --device $(DEVICE) $(SPEED)
+
+.PHONY: bench-scale
+
+bench-scale: setup ## replies from servers: in flight, two servers, CPU and memory of the process that asks (two minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_scale.py
