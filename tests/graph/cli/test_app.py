@@ -73,6 +73,7 @@ def test_a_bad_task_is_refused_before_anything_is_written(
         (["handbook", "--model", "no such model"], "SmolLM2-135M-Instruct"),
         (["handbook", "--editor", "quill"], "rules"),
         (["handbook", "--strategy", "hope"], "neurosymbolic"),
+        (["handbook", "--track", "tracked:RecordingTracker", "--track", "mlfow"], "known are mlflow, wandb"),
         (["handbook", "--set", "lora.rank=0"], "lora.rank"),
         (["handbook", "--set", "lora.colour=red"], "lora.colour"),
         (["handbook", "--set", "nonsense"], "name=value"),
