@@ -24,6 +24,7 @@ PRIVATE = {
     "silent": True,
     "host": "",
     "program": "",
+    "init_timeout": 20.0,  # s; the process cannot end while W&B waits for its server, by default for 90 s
     "x_transaction_log_flush_interval": 1.0,  # s; by default a kill loses the last 15 s of an offline run
 }
 HEADER, BLOCK = 7, 32768  # bytes: of a .wandb file and of each record in it; of a block of LevelDB's log format
