@@ -29,17 +29,19 @@ def test_editors_are_compared_question_by_question_on_the_samples_that_both_have
 
 
 def test_a_rate_is_chosen_on_one_seed_and_compared_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rewards(rate: str, seed: int) -> dict[str, float]:
+    def rewards(setting: str, seed: int) -> dict[str, float]:
+        chosen = float(setting in ("1e-3", "16 epochs"))
         if seed == bench_rates.CHOOSING:
-            return {"a": float(rate == "1e-3"), "b": float(rate == "1e-3")}
-        return {"a": float(rate != "1e-3"), "b": 1.0}
+            return {"a": chosen, "b": chosen}
+        return {"a": float(setting != "1e-3"), "b": 1.0}
 
     model = bench_rates.EMBEDDED
     cells = [cell for cell in bench_rates.cells() if (cell.model, cell.task) == (model, "banking12")]
     monkeypatch.setattr(
-        bench_rates, "finished", lambda: {cell: {"rewards": rewards(cell.rate, cell.seed)} for cell in cells}
+        bench_rates, "finished", lambda: {cell: {"rewards": rewards(cell.setting, cell.seed)} for cell in cells}
     )
-    lines, (figure,) = bench_rates.compared()
-    assert len(lines) == 3
-    assert "1e-3 | +0.500 |" in lines[2]
-    assert figure.holds
+    lines, figures = bench_rates.compared()
+    assert len(lines) == 4
+    assert "rate: 1e-3 | +0.500 |" in lines[2]
+    assert "epochs: 16 epochs | +0.000 | [+0.000, +0.000] |" in lines[3]
+    assert [figure.holds for figure in figures] == [True, True]
