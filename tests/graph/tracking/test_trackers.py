@@ -3,9 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +155,80 @@ print("HELD", i)
     assert found["runs"] == [done.stdout.split("HELD ")[-1].splitlines()[0]]
     assert [value for _, value in found["series"]["mine/a"]] == [1, 1]
     assert len(found["series"]["nslora/train/loss_nats"]) == 2 * STEPS
+
+
+@contextmanager
+def mlflow_server(python: Path, folder: Path, port: int) -> Iterator[str]:
+    """MLflow's own server on loopback, with a SQLite store."""
+    words = [
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        f"{folder}/kept",
+    ]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # If litellm is installed, the server imports it, and its download of prices locks up with MLflow's import hooks.
+    where = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    words = [str(python), "-m", "mlflow", *words]
+    with (folder / "server.log").open("a") as log:
+        server = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder, env=where, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 400  # a loaded machine imports MLflow for minutes
+        while True:
+            assert server.poll() is None, (folder / "server.log").read_text()
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+            except OSError:
+                assert time.monotonic() < until, (folder / "server.log").read_text()
+                time.sleep(0.3)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def test_mlflow_by_its_own_server_which_dies_and_comes_back(program: Program, python: Path, tmp_path: Path) -> None:
+    folder, port = tmp_path / "home" / "run", free_port()
+    secret = {"MLFLOW_TRACKING_URI": f"http://someone:{CANARY}@127.0.0.1:{port}"}
+    with mlflow_server(python, tmp_path, port):
+        assert program(TRACKED, folder, "mlflow", 9, **secret).returncode == -signal.SIGKILL
+        there = sent(folder, "mlflow")
+    gone = program(TRACKED, folder, "mlflow", 0, TRACKING_TIMEOUT_S="3", **secret)
+    assert gone.returncode == 0, gone.stderr
+    assert gone.stderr.count("The tracker mlflow") == 1
+    assert CANARY not in gone.stderr
+    assert (folder / "result" / "report.json").exists()
+    assert sent(folder, "mlflow") == there < lines(folder)
+    with mlflow_server(python, tmp_path, port) as url:
+        assert program(TRACKED, folder, "mlflow", 0, **secret).returncode == 0
+        found = held(program, "mlflow", folder, MLFLOW_TRACKING_URI=url)
+    assert_whole(found)
+    assert "result/report.json" in found["artifacts"]
+    assert CANARY not in (folder / "tracking" / "mlflow.json").read_text()
+
+
+def test_wandb_whose_server_never_answers_holds_nothing_up(program: Program, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        changed = {
+            "WANDB_MODE": "online",
+            "WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "WANDB_API_KEY": "0" * 40,
+            "TRACKING_TIMEOUT_S": "3",
+        }
+        folder = tmp_path / "home" / "run"
+        done = program(TRACKED, folder, "wandb", 0, **changed)
+        waited = time.time() - (folder / "result" / "report.json").stat().st_mtime
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("The tracker wandb has not") == 1
+    assert "0" * 40 not in done.stderr
+    assert waited < 60  # W&B itself waits for 90 s
