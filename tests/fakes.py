@@ -62,7 +62,7 @@ class FakePolicy:
         if self.learns:
             memory |= {last_word(row.dialogue[-1]["content"]): row.completion for row in job.rows}
         scratch = self.adapters.folder / ".scratch"
-        scratch.mkdir(parents=True)
+        scratch.mkdir(parents=True, exist_ok=True)  # a killed process may have left it
         (scratch / WEIGHTS).write_text(json.dumps(memory, sort_keys=True))  # what it knows stands for its weights
         (scratch / CONFIG).write_text(json.dumps({"r": 1, "lora_alpha": 1, "target_modules": ["memory"]}))
         name = self.adapters.add(scratch)

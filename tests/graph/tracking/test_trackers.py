@@ -231,4 +231,4 @@ def test_wandb_whose_server_never_answers_holds_nothing_up(program: Program, tmp
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("The tracker wandb has not") == 1
     assert "0" * 40 not in done.stderr
-    assert waited < 60  # W&B itself waits for 90 s
+    assert waited < 85  # W&B itself waits for 90 s
