@@ -356,9 +356,17 @@ class _Attempt:
             return
         (new,), old, given = prompts, self.old, most - 1
         for alone in (replace(old, demonstrations=new.demonstrations), replace(old, system=new.system)):
-            if given and alone not in (new, old):
+            if given and alone not in (new, old) and self._is_usable(alone):
                 given -= 1
                 yield alone
+
+    def _is_usable(self, prompt: Prompt) -> bool:
+        """Whether a part alone passes the checks: a text that must stay may have moved to the other part."""
+        try:
+            self._check(prompt)
+        except PromptError:
+            return False
+        return True
 
     def run(self, failures: Sequence[Graded], constraints: Sequence[str], candidates: int) -> Edit:
         """Ask for a critique of each failure, and then for documents."""

@@ -247,6 +247,16 @@ def test_of_one_document_its_parts_alone_are_candidates_too() -> None:
     assert len(reflecting(two).edit(Prompt(), failures, candidates=3).prompts) == 2
 
 
+def test_a_part_alone_that_must_not_be_proposed_is_no_candidate() -> None:
+    def keeps_its_rows(prompt: Prompt) -> None:
+        if not prompt.demonstrations:
+            raise PromptError("The demonstrations must stay.")
+
+    sent = reply({"system": "Shout.", "rows": [1]})
+    edit = reflecting(sent).edit(Prompt(), [failure(1, right="ADA")], candidates=3, validate=keeps_its_rows)
+    assert [(prompt.system, len(prompt.demonstrations)) for prompt in edit.prompts] == [("Shout.", 1), ("", 1)]
+
+
 class SmallChat(StructuredChat):
     """A scripted model in the place of a GGUF file's."""
 
