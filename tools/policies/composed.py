@@ -1,25 +1,15 @@
 """A policy from two engines: one for replies, one for training, joined by the adapter store."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nslora.tools.policies.facts import ModelFacts
-from nslora.tools.policy import (
-    Generated,
-    OnProgress,
-    OnStep,
-    ReplyEngine,
-    TrainingEngine,
-    TrainingJob,
-    TrainingResult,
-    no_progress,
-)
+from nslora.tools.policy import ReplyEngine, TrainingEngine
 from nslora.tools.schema import Dialogue
 
 
 class ComposedPolicy:
-    """Passes each call on to the engine that does it; needs no weights itself.
+    """Its calls are those of the engines; it needs no weights itself.
 
     Args:
         facts: The model's facts.
@@ -43,28 +33,8 @@ class ComposedPolicy:
         self.facts, self.replies, self.training = facts, replies, training
         self.name, self.format, self.fingerprint = facts.source.name, facts.format, fingerprint
         self.context_tokens = min(facts.context_tokens, context_tokens or facts.context_tokens)
+        self.generate, self.reference_losses, self.train = replies.generate, replies.reference_losses, training.train
         self._described = described
-
-    def generate(
-        self,
-        dialogues: Sequence[Dialogue],
-        *,
-        adapter: str | None,
-        max_new_tokens: int,
-        on_progress: OnProgress = no_progress,
-    ) -> Generated:
-        """Generate greedy replies, in order."""
-        return self.replies.generate(dialogues, adapter=adapter, max_new_tokens=max_new_tokens, on_progress=on_progress)
-
-    def reference_losses(
-        self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None
-    ) -> list[float]:
-        """Score references."""
-        return self.replies.reference_losses(dialogues, references, adapter=adapter)
-
-    def train(self, job: TrainingJob, on_progress: OnStep = no_progress) -> TrainingResult:
-        """Train and store a new adapter."""
-        return self.training.train(job, on_progress)
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         """Count the tokens of the prompt, and of the reply if the last turn is one."""
