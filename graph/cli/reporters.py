@@ -157,7 +157,7 @@ def meter_of(run: Any) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """A value as JSON can hold it: a number that is none becomes null."""
+    """A value as JSON can hold it: NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {str(name): _finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

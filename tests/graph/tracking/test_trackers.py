@@ -17,6 +17,8 @@ import pytest
 from fakes import CANARY
 from tracked import STEPS, lines, sent
 
+from nslora.tools.editor.llama_cpp import free_port
+
 pytestmark = pytest.mark.engines
 HERE = Path(__file__).parent
 TRACKED = HERE.parents[1] / "tracked.py"
@@ -188,13 +190,6 @@ def mlflow_server(python: Path, folder: Path, port: int) -> Iterator[str]:
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def test_mlflow_by_its_own_server_which_dies_and_comes_back(program: Program, python: Path, tmp_path: Path) -> None:
