@@ -21,7 +21,9 @@ from nslora.tools.training.settings import LoraSettings
 prepare_environment()
 os.environ.setdefault("NSLORA_PAGE", "0")  # a page after each round of some hundred runs would take minutes
 # A test asserts behaviour; how long an example takes depends on what else the machine does.
-hypothesis_settings.register_profile("nslora", deadline=None)
+# The examples of `make test` are the same each time; `pytest --hypothesis-profile=explore` looks for new ones.
+hypothesis_settings.register_profile("nslora", deadline=None, derandomize=True)
+hypothesis_settings.register_profile("explore", deadline=None, max_examples=2000)
 hypothesis_settings.load_profile("nslora")
 # NSLORA_TEST_DEVICE=cuda: the tests of tiny policies on a GPU, in the float32 that they are exact in.
 DEVICE = DeviceSettings(device=os.environ.get("NSLORA_TEST_DEVICE", "cpu"), dtype="float32", threads=1)

@@ -121,6 +121,15 @@ _IN_WORDS = re.compile(
     re.IGNORECASE,
 )
 _LONE_ONE = re.compile(r"(?:\A|[:=]|\b(?:is|exactly|only|just))\W*\Z", re.IGNORECASE)  # unlike "no one", "this one"
+_THERE_IS = re.compile(r"\bthere\s*(?:['’]s|is|are|was|were)\s+(?:exactly\s+|only\s+|just\s+)?\Z", re.IGNORECASE)
+
+
+def _counts_one(before: str, after: str) -> bool:
+    """Whether "one" is a number here: alone ("It is one."), or of one noun ("There is one apple.")."""
+    return bool(
+        (_LONE_ONE.search(before) and re.match(r"\W*\Z", after))
+        or (_THERE_IS.search(before) and re.match(r"\s+\w+\W*\Z", after))
+    )
 
 
 def in_digits(text: str) -> str:
@@ -135,7 +144,7 @@ def in_digits(text: str) -> str:
     start, end = found[0].span()
     words = re.findall(r"[a-z]+", found[0].group().lower())
     behind = re.match(r"[\s-]+(and\s+a\s+half|hal(?:f|ves)|thirds?|quarters?|fourths?)\b", text[end:], re.IGNORECASE)
-    if words == ["one"] and not behind and not (_LONE_ONE.search(text[:start]) and re.match(r"\W*\Z", text[end:])):
+    if words == ["one"] and not behind and not _counts_one(text[:start], text[end:]):
         return text
     if not behind and re.match(r"[\s-]+(?:point|\w+ths?)\b", text[end:], re.IGNORECASE):
         return text

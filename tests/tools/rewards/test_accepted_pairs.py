@@ -64,6 +64,13 @@ def test_a_number_in_english_words_is_that_number(number: int, words: str) -> No
     assert value("numeric", str(number), f"not {in_words(number)}") == 0
 
 
+def test_one_is_a_number_where_it_counts_a_noun() -> None:
+    for reply in ("There is one apple.", "There are one apples!", "There's only one left."):
+        assert value("numeric", "1", reply) == 1
+    for reply in ("There is no one.", "There is one of them", "There is one more.", "There is one-half.", "one day"):
+        assert value("numeric", "1", reply) == 0
+
+
 @given(NUMBERS, st.sampled_from((*DENIED, *COMPARED)))
 def test_a_number_that_is_denied_or_compared_earns_nothing(number: str, words: str) -> None:
     assert value("numeric", number, words.format(number)) == 0
