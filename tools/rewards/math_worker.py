@@ -1,8 +1,9 @@
 """Fractions, LaTeX and other arithmetic: math-verify, in a subprocess.
 
 math-verify's timeout is an alarm signal, which Python allows in the main thread only, but LangGraph runs nodes in other
-threads. And sympy can stay inside one large integer operation, where no alarm interrupts it. In the subprocess the
-alarm works; if it does not, the parent kills the subprocess, and the reply counts as one without a number.
+threads; and it counts seconds of the clock, so that a busy machine would grade other than an idle one. In the
+subprocess, timers of CPU time end a request. sympy can stay inside one large integer operation, where no signal handler
+runs: a second timer then ends the subprocess, and the reply counts as one without a number.
 
 `multiprocessing` and pools built on it (pebble 5.2) do not fit: with "spawn" they import the user's script again, which
 fails if the script has no `if __name__ == "__main__"`, and a forked child that exits terminates its parent's worker.
@@ -15,19 +16,20 @@ import json
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from typing import Any
 
 from nslora.tools.errors import RewardError
 from nslora.tools.prompt import MINUS
 
-_ALARM_S = 5  # for each of two parses and a comparison
-_START_S = 600.0  # the import of sympy, on a busy machine
-KILL_S = 20.0
+_WAIT_S = 600.0  # of the clock: the import of sympy on a busy machine, or a subprocess that was stopped
+KILL_S = 20.0  # of CPU time, for one request; a third of it interrupts what can be interrupted
 _LONGEST_CHARS = 4000  # of a longer reply, only the end is read: the result is there
 
 
@@ -68,7 +70,7 @@ class _Worker:
             if process is None or self._owner != os.getpid() or process.poll() is not None:
                 self._end()
                 process = self._start()
-            answer = _answer(process, json.dumps(request), KILL_S)
+            answer = _answer(process, json.dumps(request))
             if not answer:
                 status = process.wait()
                 self._end()
@@ -79,7 +81,7 @@ class _Worker:
     def _start(self) -> subprocess.Popen[str]:
         # start_new_session: Ctrl-C goes to the run only. The subprocess ends when its input ends.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __spec__.name],
+            [sys.executable, "-P", "-m", __spec__.name, str(KILL_S)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -88,7 +90,7 @@ class _Worker:
             start_new_session=True,
         )
         self._process, self._owner = process, os.getpid()
-        if _answer(process, '["0"]', _START_S) != "true\n":
+        if _answer(process, '["0"]') != "true\n":
             raise RewardError(f"The math-verify process does not start: {_see()}.")
         return process
 
@@ -102,11 +104,11 @@ class _Worker:
             pass
 
 
-def _answer(process: subprocess.Popen[str], line: str, limit_s: float) -> str:
-    """Send a line and read one. Kills the process after `limit_s`; "" if it ended or was killed."""
+def _answer(process: subprocess.Popen[str], line: str) -> str:
+    """Send a line and read one; "" if the process ended or was killed."""
     assert process.stdin is not None
     assert process.stdout is not None
-    timer = threading.Timer(limit_s, process.kill)
+    timer = threading.Timer(_WAIT_S, process.kill)
     timer.start()
     try:
         process.stdin.write(line + "\n")
@@ -122,14 +124,14 @@ _WORKER = _Worker()
 
 
 def _see() -> str:
-    return f"see the output of `echo '[\"0\"]' | {sys.executable} -m {__spec__.name}`"
+    return f"see the output of `echo '[\"0\"]' | {sys.executable} -m {__spec__.name} {KILL_S}`"
 
 
 def _parsed(text: str) -> list[Any]:
     """Parse with math-verify: [] or [sympy expression, its text]."""
     from math_verify import parse
 
-    return list(parse(text[-_LONGEST_CHARS:].translate(MINUS), parsing_timeout=_ALARM_S, fallback_mode="no_fallback"))
+    return list(parse(text[-_LONGEST_CHARS:].translate(MINUS), parsing_timeout=None, fallback_mode="no_fallback"))
 
 
 def _same(expected: str, reply: str, tolerance: float) -> bool:
@@ -141,13 +143,13 @@ def _same(expected: str, reply: str, tolerance: float) -> bool:
     if getattr(gold[0], "is_Number", False) and not _worked_out(given[0]):
         return False
     if "%" in expected + reply:  # "50%" equals 0.5, and 50 if the question asks for per cent
-        return bool(verify(gold, given, timeout_seconds=_ALARM_S))
+        return bool(verify(gold, given, timeout_seconds=None))
     wanted, got = _value(gold), _value(given)
     if isinstance(wanted, Fraction) and isinstance(got, Fraction):
         return abs(wanted - got) <= Fraction(tolerance)
     if wanted is not None and got is not None:
         return math.isclose(wanted, got, rel_tol=1e-12, abs_tol=tolerance)  # math-verify would round to six places
-    return bool(verify(gold, given, timeout_seconds=_ALARM_S))
+    return bool(verify(gold, given, timeout_seconds=None))
 
 
 def _worked_out(expression: Any) -> bool:
@@ -180,6 +182,23 @@ def _value(parsed: list[Any]) -> Fraction | float | None:
     return value if math.isfinite(value) else None
 
 
+@contextmanager
+def _limited(cpu_s: float) -> Iterator[None]:
+    """Raise TimeoutError at a third of the CPU time, and each second after; end this process at the whole."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGVTALRM, interrupt)
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF: without a handler it ends the process
+    signal.setitimer(signal.ITIMER_VIRTUAL, cpu_s / 3, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def main() -> None:
     """Answer each line of stdin, `[text]` or `[expected, reply, tolerance]` in JSON, with true or false."""
     answers, sys.stdout = sys.stdout, sys.stderr  # so that a library's print is not read as an answer
@@ -187,7 +206,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            found = bool(_parsed(*request)) if len(request) == 1 else _same(*request)
+            with _limited(float(sys.argv[1])):
+                found = bool(_parsed(*request)) if len(request) == 1 else _same(*request)
         except Exception:  # math-verify cannot parse this text; `_start` checks that it works at all
             found = False
         answers.write(json.dumps(found) + "\n")
