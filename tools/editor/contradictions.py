@@ -23,8 +23,12 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 SHOWN_CHARACTERS = 120
 
 
+class ContradictionError(PromptError):
+    """A rule of a prompt contradicts the reward's words on a row."""
+
+
 def refuse_contradictions(new: Prompt, old: Prompt, failures: Sequence[Graded]) -> None:
-    """Raise PromptError if a new rule forbids what is right on a row that was shown, or demands of all what is not.
+    """Raise ContradictionError if a new rule forbids what is right on a row shown, or demands of all what is not.
 
     Only rules that quote a text are judged, and none that says when it holds.
 
@@ -50,7 +54,7 @@ def refuse_contradictions(new: Prompt, old: Prompt, failures: Sequence[Graded]) 
                 continue
             if wrong is not None:
                 row = right[wrong][0]
-                raise PromptError(
+                raise ContradictionError(
                     f"The rule {clip(rule.strip(), SHOWN_CHARACTERS)!r} {what} {text!r}, but the right reply to "
                     f"{clip(row.example.asked, SHOWN_CHARACTERS)!r} is "
                     f"{clip(right_reply_of(row) or '', SHOWN_CHARACTERS)!r}: remove the rule, or say when it holds."

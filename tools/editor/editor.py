@@ -38,7 +38,7 @@ from nslora.tools.editor.briefing import (
 )
 from nslora.tools.editor.call_log import EditorLog, RecordedCall
 from nslora.tools.editor.calls import EditFailedError, EditorCalls, Form
-from nslora.tools.editor.contradictions import refuse_contradictions
+from nslora.tools.editor.contradictions import ContradictionError, refuse_contradictions
 from nslora.tools.editor.failures_view import (
     ALTERNATIVE_PREFIX,
     CRITIQUE_CHARACTERS,
@@ -330,7 +330,10 @@ class _Attempt:
         )
 
     def _reflected(self, reply: str, briefing: Briefing, most: int) -> Reflected:
-        """The usable documents of a reply, at most so many. Raises PromptError if there is none."""
+        """The usable documents of a reply, at most so many. Raises PromptError if there is none.
+
+        Of a document with a rule that contradicts the reward, the demonstrations stand alone.
+        """
         reason = self.calls.finish_reason
         found = read_reflection(reply, self.old, self.part, briefing.rows, reason, briefing.answers)
         prompts, faults = list[Prompt](), list(found.faults)
@@ -339,8 +342,10 @@ class _Attempt:
                 self._check(prompt)
             except PromptError as error:
                 faults.append(str(error))
-            else:
-                prompts += [prompt] if prompt not in prompts else []
+                prompt = replace(self.old, demonstrations=prompt.demonstrations)
+                if not (isinstance(error, ContradictionError) and prompt.demonstrations and self._is_usable(prompt)):
+                    continue
+            prompts += [prompt] if prompt not in prompts else []
         if not prompts:
             raise PromptError(" ".join(dict.fromkeys(faults)))
         self.problems += faults

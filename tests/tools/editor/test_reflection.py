@@ -257,6 +257,14 @@ def test_a_part_alone_that_must_not_be_proposed_is_no_candidate() -> None:
     assert [(prompt.system, len(prompt.demonstrations)) for prompt in edit.prompts] == [("Shout.", 1), ("", 1)]
 
 
+def test_rows_stand_without_a_system_turn_that_contradicts_the_reward() -> None:
+    """Three replies of Qwen2.5-Coder-1.5B had such a rule, and rows that were right."""
+    rule = "Right replies do not begin with 'ANSWER: '."
+    edit = reflecting(reply({"system": rule, "rows": [2]})).edit(OLD, [failure(1, right="ANSWER: ADA")])
+    assert edit.prompts == (Prompt(OLD.system, OLD.template, (Demonstration("Question 1?", "ANSWER: ADA"),)),)
+    assert "forbids 'ANSWER: '" in edit.problems[0]
+
+
 class SmallChat(StructuredChat):
     """A scripted model in the place of a GGUF file's."""
 
