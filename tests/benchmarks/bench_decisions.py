@@ -13,10 +13,11 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from decision_probes import Probes
 from decision_tables import draw, forks_of, page
 from decision_trees import paths_to
 from fetch_models import model_file
@@ -82,7 +83,9 @@ class Tree:
         """Of its folder."""
         return re.sub(r"[^\w.]+", "-", "-".join((self.task, self.model, self.editor))) + f"-{self.seed}"
 
-    def jobs(self, task: BenchTask, depth: int, folder: Path, known: Mapping[str, str]) -> list[Job]:
+    def jobs(
+        self, task: BenchTask, depth: int, folder: Path, known: Mapping[str, str], probes: Mapping[str, int]
+    ) -> list[Job]:
         """A job for each node that is not on record. known: path -> why it is a leaf, of the nodes on record."""
         source, options = task.source(folder / "tasks" / self.task)
         settings = {
@@ -92,6 +95,7 @@ class Tree:
             "device": {"threads": 1, "device": "cpu"},
         }
         arguments = {"tree": str(folder / self.name), "source": source, "options": dict(options), "settings": settings}
+        arguments["probes"] = dict(probes)
         return [
             Job(
                 f"{self.name} {path or 'base'}",
@@ -146,6 +150,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--editor", default="rules", help="or a name in models.toml")
     parser.add_argument("--depth", type=int, default=3, help="most updates on a path")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    for each in fields(Probes):
+        words = f"rows of the probe `{each.name}`, 0 for none (see decision_probes.py)"
+        parser.add_argument(f"--{each.name.replace('_', '-')}", type=int, default=each.default, help=words)
     parser.add_argument("--workers", type=int, default=1, help="nodes at once, one thread each")
     parser.add_argument("--runs", type=Path, default=user_cache_path("nslora") / "decisions", help="folder of the runs")
     parser.add_argument("--records", type=Path, default=RECORDS)
@@ -198,8 +205,10 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = str(options.workers)  # one thread for each
     prepare_environment()
     known, folder = on_record(options.records), options.runs.absolute()
+    probes = {each.name: getattr(options, each.name) for each in fields(Probes)}
     trees = {
-        tree: tree.jobs(tasks[tree.task], options.depth, folder, known.get(tree, {})) for tree in wanted(options, tasks)
+        tree: tree.jobs(tasks[tree.task], options.depth, folder, known.get(tree, {}), probes)
+        for tree in wanted(options, tasks)
     }
     control = RunControl()
     with stopping(control, print, lambda: None):

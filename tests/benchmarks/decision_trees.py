@@ -11,7 +11,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from decision_probes import Probes, epochs_kept, probed
 
 from nslora.graph.sweep.run_cell import prepare as prepare  # for the worker that forks for `grow`
 from nslora.graph.sweep.run_cell import to_the_end
@@ -37,7 +40,14 @@ def code_hash() -> str:
     return found.hexdigest()[:12]
 
 
-def grow(tree: str, path: str, source: str, options: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any] | None:
+def grow(
+    tree: str,
+    path: str,
+    source: str,
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    probes: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, Any] | None:
     """The record of one node, and of nothing if its parent is a leaf.
 
     Args:
@@ -45,9 +55,17 @@ def grow(tree: str, path: str, source: str, options: dict[str, Any], settings: d
         path: Updates from the base, as "lora/textgrad".
         source: Of the task, as `options`: see `load_task`.
         settings: The arguments of `Run.create`.
+        probes: Those of `Probes` that differ from its defaults.
     """
-    run = _run_of(Path(tree), path, source, options, settings)
-    return None if run is None else node_of(run, _opened(Path(tree), path.rpartition("/")[0]) if path else None)
+    with epochs_kept(Path(tree) / "epochs"):
+        run = _run_of(Path(tree), path, source, options, settings)
+    if run is None:
+        return None
+    parent = _opened(Path(tree), path.rpartition("/")[0]) if path else None
+    node = node_of(run, parent)
+    if parent:
+        node["update"] |= rounded(probed(run, parent, Path(tree), Probes(**probes)))
+    return node
 
 
 def _folder(tree: Path, path: str) -> Path:

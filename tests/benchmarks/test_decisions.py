@@ -43,7 +43,7 @@ def test_every_path_is_grown_once_and_what_lies_below_a_leaf_is_not(tmp_path: Pa
     records, task = tmp_path / "records.jsonl", decision_tasks(None)["form-only"]
 
     def jobs(depth: int) -> list[Job]:
-        return TREE.jobs(task, depth, tmp_path, on_record(records).get(TREE, {}))
+        return TREE.jobs(task, depth, tmp_path, on_record(records).get(TREE, {}), {})
 
     assert [job.arguments["path"] for job in jobs(1)] == ["", "lora", "textgrad"]
     failed = grow_all({TREE: jobs(2)}, Pretended(), records, RunControl())
@@ -125,9 +125,11 @@ def test_a_tree_that_is_killed_ends_as_if_it_had_not_been(
         "lora": {"epochs": 2, "batch_size": 4, "learning_rate": 3e-2, "rank": 4, "top_blocks": 4},
         "device": {"device": "cpu", "threads": 1},
     }
+    probes = {"held_out": 4, "stopped": 4, "variance": 2}
 
     def jobs(folder: str) -> list[Job]:
         given = {"tree": str(tmp_path / folder), "source": keepers.source, "options": {}, "settings": settings}
+        given["probes"] = probes
         return [
             Job(path, "decision_trees:grow", {**given, "path": path}, tmp_path / "logs" / f"{i}.txt")
             for i, path in enumerate(paths_to(2))
@@ -156,10 +158,19 @@ def test_a_tree_that_is_killed_ends_as_if_it_had_not_been(
     names = [each["request_sha256"] for each in trained]
     assert 1 <= len(names) == len(set(names)) <= 3  # an update of weights on each of three paths, the same one once
     for path in paths_to(1):
-        alone = grow(str(tmp_path / "alone"), path, keepers.source, {}, settings)
+        alone = grow(str(tmp_path / "alone"), path, keepers.source, {}, settings, probes)
         assert alone is not None
         for name in ("router", "knows", "candidate", "delivers", "leaf"):
             assert found[path][name] == alone[name], (path, name)
         if alone["update"]:
             for name in ("kept", "reward_after", "tflop", "epoch_losses_nats", "won", "lost"):
                 assert found[path]["update"][name] == alone["update"][name], (path, name)
+            for name in ("held_out", "stopped", "variance"):
+                here, there = found[path]["update"][name] or {}, alone["update"][name] or {}
+                assert here.keys() == there.keys()
+                assert all(here[key] == there[key] for key in here if key != "seconds"), (path, name)
+    weights, edit = (found[path]["update"] for path in ("lora", "textgrad"))
+    assert len(weights["held_out"]["losses_nats"]) == len(weights["epoch_losses_nats"]) == 2
+    assert edit["variance"]["prompts"] >= 2
+    assert weights["variance"] is edit["held_out"] is None
+    assert not list((tmp_path / "killed" / "epochs").iterdir())
