@@ -68,7 +68,7 @@ class ServedReplies:
         except ImportError as error:
             raise ModelError("engine.replies needs the package httpx: pip install 'nslora[served]'.") from error
         key = os.environ.get("VLLM_API_KEY")
-        urls = [] if engine.replies == "local" else engine.replies
+        urls = engine.replies if isinstance(engine.replies, tuple) else ()
         client = httpx.Client(
             timeout=httpx.Timeout(engine.timeout_s, connect=min(10.0, engine.timeout_s), pool=None),
             limits=httpx.Limits(max_connections=IN_FLIGHT * len(urls) + len(urls)),
@@ -227,11 +227,12 @@ class ServedReplies:
                 except UnknownModelError:  # restarted
                     with server.loading:
                         server.restarted(restarts)
+                    restarts = server.restarts
                     self._load(server, adapter)
                     return ask(server, row)
             except (ServerDownError, UnknownModelError) as error:
                 why = str(error)
-                self._leave_out(server, why)
+                self._leave_out(server, why, restarts)
         raise StoppedError(
             f"One request fails wherever it is asked ({why}), though the servers of engine.replies answer others: look "
             "into their logs, then resume."
@@ -259,9 +260,10 @@ class ServedReplies:
                     )
                 time.sleep(min(LOOK_S, self.timeout_s))
 
-    def _leave_out(self, server: VllmServer, why: str) -> None:
+    def _leave_out(self, server: VllmServer, why: str, restarts: int) -> None:
+        """Leave a server out, unless it was restarted since `restarts` was its number."""
         with self._changing:
-            if server.url not in self.out:
+            if server.url not in self.out and server.restarts == restarts:
                 self.out[server.url] = why
                 self.notify(f"note     left out: {why}")
 

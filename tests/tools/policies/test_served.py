@@ -195,6 +195,23 @@ def test_a_server_that_dies_is_left_out_and_named_and_comes_back(
         replies.generate(DIALOGUES, adapter=None, max_new_tokens=4)
 
 
+def test_requests_that_fail_together_leave_a_server_out_once(
+    local: LocalPolicy, fakes: Callable[..., FakeVllm]
+) -> None:
+    fake, said = fakes(), list[str]()
+
+    def mended(line: str) -> None:
+        said.append(line.split(":")[0])
+        time.sleep(0.3)  # until each of the others has failed
+        fake.fault.clear()
+
+    replies = served(local, fake, notify=mended)
+    fake.fault["500"] = 99
+    wanted = local.generate(DIALOGUES, adapter=None, max_new_tokens=4)
+    assert replies.generate(DIALOGUES, adapter=None, max_new_tokens=4) == wanted
+    assert said == ["note     left out", "note     back"]
+
+
 def test_replies_that_came_before_the_last_server_died_are_kept(
     local: LocalPolicy, adapter: str, fakes: Callable[..., FakeVllm], tmp_path: Path
 ) -> None:
