@@ -201,6 +201,8 @@ def _limited(cpu_s: float) -> Iterator[None]:
 
 def main() -> None:
     """Answer each line of stdin, `[text]` or `[expected, reply, tolerance]` in JSON, with true or false."""
+    import math_verify  # noqa: F401 -- its import takes seconds, which no request pays
+
     answers, sys.stdout = sys.stdout, sys.stderr  # so that a library's print is not read as an answer
     logging.disable()
     for line in sys.stdin:

@@ -7,6 +7,9 @@ import json
 import math
 import pickle
 import re
+import signal
+import subprocess
+import sys
 import threading
 from decimal import Decimal
 from pathlib import Path
@@ -637,20 +640,27 @@ def test_brackets_without_end_are_no_json() -> None:
 
 
 def test_arithmetic_that_takes_forever_is_ended_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    math_worker._WORKER._end()  # the next one has this limit
+    math_worker._WORKER._end()  # the next process has this limit
     monkeypatch.setattr(math_worker, "KILL_S", 1.0)
     found: list[bool] = []
 
     def ask() -> None:
         found.append(same_number("1", r"$\binom{99999999}{4999999}$", 1e-6))
-        assert math_worker._WORKER._process is None  # its pipes are closed
+        math_worker._WORKER._end()
         monkeypatch.setattr(math_worker, "KILL_S", 60.0)
-        found.append(same_number("0.5", r"$\frac{1}{2}$", 1e-6))  # by the process that took its place
+        found.append(same_number("0.5", r"$\frac{1}{2}$", 1e-6))
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
     assert found == [False, True]
+
+
+@pytest.mark.parametrize(("work", "status"), [("while True: pass", 1), ("sum(range(10**12))", -signal.SIGPROF)])
+def test_a_request_ends_by_its_cpu_time_also_inside_one_operation(work: str, status: int) -> None:
+    script = f"from nslora.tools.rewards.math_worker import _limited\nwith _limited(0.3):\n    {work}"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, "TimeoutError" in ended.stderr) == (status, status == 1)
 
 
 @pytest.mark.parametrize(
