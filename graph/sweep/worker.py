@@ -51,15 +51,19 @@ def _work(job: dict[str, Any]) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
-    module, _, name = job["function"].partition(":")
+    write_json(Path(job["log"]).with_suffix(".json"), answer_of(job["function"], job["arguments"]))
+
+
+def answer_of(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Call `module:function`, and return {"result"}, or {"error"} with one line on why there is none."""
+    module, _, name = function.partition(":")
     try:
-        answer = {"result": getattr(import_module(module), name)(**job["arguments"])}
+        return {"result": getattr(import_module(module), name)(**arguments)}
     except NsloraError as error:
-        answer = {"error": first_line(error)}
+        return {"error": first_line(error)}
     except Exception as error:
         traceback.print_exc()
-        answer = {"error": f"{type(error).__name__}: {first_line(error)}"}
-    write_json(Path(job["log"]).with_suffix(".json"), answer)
+        return {"error": f"{type(error).__name__}: {first_line(error)}"}
 
 
 def _end_with_the_sweep() -> None:
