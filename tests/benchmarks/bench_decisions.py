@@ -24,6 +24,8 @@ from fetch_models import model_file
 from form import README, in_readme
 from langgraph.runtime import RunControl
 from platformdirs import user_cache_path
+from signal_tables import signal_lines
+from strategy_cells import RECORDS as STRATEGY_RECORDS
 from strategy_tasks import BenchTask, bench_tasks, public_rows, written
 from validation_runs import EMBEDDED
 
@@ -157,6 +159,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=user_cache_path("nslora") / "decisions", help="folder of the runs")
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--table", action="store_true", help="run nothing; draw tables and figure from the records")
+    parser.add_argument("--signal", action="store_true", help="run nothing; does the monitoring signal pay?")
     return parser.parse_args()
 
 
@@ -196,6 +199,9 @@ def readme_lines(records: Path) -> list[str]:
 
 def main() -> int:
     options = arguments()
+    if options.signal:
+        print("\n".join(signal_lines(read_jsonl(STRATEGY_RECORDS))))
+        return 0
     if options.table:
         publish(options.records)
         return 0

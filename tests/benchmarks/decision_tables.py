@@ -13,7 +13,7 @@ from nslora.tools.schema import KINDS, Kind
 
 STRATEGIES = (
     "neurosymbolic",
-    "neurosymbolic-without-signal",
+    "neurosymbolic-with-signal",
     "neurosymbolic-without-classifier",
     "lora",
     "textgrad",

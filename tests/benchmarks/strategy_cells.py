@@ -25,8 +25,9 @@ from nslora.tools.files import read_jsonl
 
 FOLDER = Path("build/bench/strategies")
 RECORDS = Path(__file__).parent / "records" / "strategies.jsonl"
+SIGNAL = {"routing": {"use_signal": True}}  # as the default was in all cells on record
 STRATEGIES: Mapping[str, Mapping[str, Any]] = {
-    "neurosymbolic": {},
+    "neurosymbolic": SIGNAL,
     "lora": {},
     "textgrad": {},
     "lora -> textgrad": {},
@@ -36,7 +37,7 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "random": {},
     "neurosymbolic-without-classifier": {},
     "neurosymbolic-without-signal": {},
-    "neurosymbolic, no remade data": {"strategy": "neurosymbolic", "remade_per_row": 0},
+    "neurosymbolic, no remade data": {**SIGNAL, "strategy": "neurosymbolic", "remade_per_row": 0},
 }
 SINGLE_KINDS = ("lora", "textgrad")
 FIXED_ORDERS = (*SINGLE_KINDS, *(strategy for strategy in STRATEGIES if "->" in strategy))

@@ -218,6 +218,17 @@ def gain_at(scores: Scores, ours: str, theirs: str, budget: int, *, tasks_too: b
     return _paired(scores, ours, theirs, lambda each: reward_at(each, BUDGETS[budget] * each["cap_tflop"]), tasks_too)
 
 
+def more_compute(scores: Scores, ours: str, theirs: str, *, tasks_too: bool = False) -> Estimate:
+    """Mean over tasks of the difference in FLOPs, as a share of the mean that `theirs` take, and its 95 % interval."""
+
+    def spent(record: Record) -> float:
+        return float(record["curve"][-1][0])
+
+    whole = float(np.mean([np.mean([spent(each) for each in scores.of(task, theirs)]) for task in scores.compared()]))
+    mean, (low, high) = _paired(scores, ours, theirs, spent, tasks_too)
+    return mean / whole, (low / whole, high / whole)
+
+
 def _paired(scores: Scores, ours: str, theirs: str, value: Callable[[Record], float], tasks_too: bool) -> Estimate:
     def values(task: str, strategy: str) -> Floats:
         return np.array([value(each) for each in scores.of(task, strategy)])

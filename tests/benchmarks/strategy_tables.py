@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from form import README, Figure, figure, in_readme, publish
+from signal_tables import signal_lines
 from strategy_cells import NOTHING, RECORDS, ROUTER, ROUTER_SEEDS_OF_NOTHING, cells_of
 from strategy_scores import (
     BUDGETS,
@@ -81,6 +82,8 @@ def readme_lines(scores: Scores, records: Sequence[Record]) -> list[str]:
         "",
         further_tries(records),
         "",
+        *signal_lines(records),
+        "",
         "| task | planted | seeds | base | router (95 %) | best fixed order | regret |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(router_line(scores, task, seeds[task]) for task in tasks),
@@ -105,11 +108,13 @@ def further_tries(records: Sequence[Record]) -> str:
     gaining = {each["task"] for each in records if each["changed"]}
     somewhere = sum(task in gaining for task, _ in fates)
     return (
-        "These cells are older than the rule that weights are tried once from the start until an update is kept "
-        f"(`routing.tries_from_start`). In the records of all strategies, {sum(kept for _, kept in fates)} of "
-        f"{len(fates)} further tries were kept; only {somewhere} of them are on tasks where some strategy gains "
-        f"anything, so their worth there is hardly known. Without them the router's {len(ours)} cells take "
-        f"{spent[0]:.0f} TFLOP instead of {spent[1]:.0f}; cells that deliver less on validation: {less}."
+        "In these cells `neurosymbolic` goes by the monitoring signal, as the default did then; without it, the router "
+        "is `neurosymbolic-without-signal`. They are older than the rule that weights are tried once from the start "
+        "until an update is kept (`routing.tries_from_start`). In the records of all strategies, "
+        f"{sum(kept for _, kept in fates)} of {len(fates)} further tries were kept; only {somewhere} of them are on "
+        f"tasks where some strategy gains anything, so their worth there is hardly known. Without them the "
+        f"router's {len(ours)} cells take {spent[0]:.0f} TFLOP instead of {spent[1]:.0f}; cells that deliver less on "
+        f"validation: {less}."
     )
 
 

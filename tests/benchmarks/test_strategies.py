@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from form import README, in_readme
 from langgraph.runtime import RunControl
+from signal_tables import WITH, WITHOUT, signal_lines
 from strategy_cells import NOTHING, RECORDS, ROUTER, STRATEGIES, Cell, cells_of, groups_of, record_of
 from strategy_scores import (
     Scores,
@@ -94,6 +95,21 @@ def matrix() -> list[dict[str, Any]]:
                     passed = "1111" if task == "one" else "1000"
                 rows.append(record(task, strategy, seed, passed))
     return rows
+
+
+def test_the_signal_pays_if_it_saves_a_fifth_of_the_compute_at_equal_reward_or_brings_a_larger_area() -> None:
+    early, late = ((1.0, 0.0), (3.0, 0.5)), ((1.0, 0.0), (4.0, 0.5))
+    for curve, words in (
+        (early, "It pays"),  # 25 % less compute
+        (late, "It does not"),
+        (((1.0, 0.0), (3.5, 0.5)), "It pays"),  # 12 % less, but the area is larger in each pair
+    ):
+        rows = [record("one", WITH, seed, "1100", curve=curve) for seed in (0, 1)]
+        found = "\n".join(signal_lines([*rows, *(record("one", WITHOUT, seed, "1100", curve=late) for seed in (0, 1))]))
+        assert words in found
+        assert "2 pairs of runs (task and seed) on 1 tasks; in 2 of them" in found
+    assert "| compute, as a share | -0.1250 | [-0.1250, -0.1250] |" in found
+    assert signal_lines(rows) == ["No run with the signal has a recorded pair without it."]
 
 
 def test_regret_is_to_the_best_fixed_order_of_each_task() -> None:

@@ -92,7 +92,7 @@ def run(task: Task, model: Path, own_cache: Path, tmp_path_factory: pytest.TempP
         max_rounds=ROUNDS,
         train_sample=6,
         signal=PATIENT,
-        routing={"tries_from_start": None},
+        routing={"tries_from_start": None, "use_signal": True},
         keep={"level": 0.45},
         device={"device": "cpu", "threads": 1},
         lora={"epochs": 6, "batch_size": 6, "rank": 4, "learning_rate": 1e-2, "top_blocks": 4},

@@ -4,11 +4,12 @@ Expected gain of a kind = need x headroom x affordability (this project's own fo
 
     need           lora: share of the missing reward that needs content; textgrad: the rest, which needs form.
                    With verified remade rows waiting, weights learn form from them too: lora's need is 1.
-    headroom       the signal's value of that kind, at least `open_headroom` while it is not saturated
+    headroom       1 for a kind that is open; with `use_signal` the signal's value of it, at least `open_headroom`
     affordability  max(cost_floor, (cheapest / cost) ** cost_exponent), in tokens through the model
 
-The kind of larger gain goes next; within 5 % the cheaper one. A saturated kind never goes, and neither do weights that
-were tried from the start and dropped, until an update is kept (`tries_from_start`).
+The kind of larger gain goes next; within 5 % the cheaper one. A kind is closed after `drops_without_signal` updates
+that were dropped since any update was kept; with `use_signal`, while it is saturated. Weights that were tried from the
+start and dropped are closed until an update is kept (`tries_from_start`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,11 @@ class StrategySettings(Settings):
     # records, of all strategies, none of 146 further ones was kept, and the router's runs take 28 % less compute
     # without them, at the same final reward in each cell. Only 6 of the 146 are on tasks with something to gain.
     tries_from_start: int | None = Field(1, ge=1)
-    # As the signal's patience, for its ablation.
+    # Whether the monitoring signal closes a kind and weighs an open one. In 50 pairs of recorded runs it changed no
+    # result, and took a tenth more compute (tests/benchmarks/README.md). It is recorded in either case.
+    use_signal: bool = False
+    # Without the signal: dropped updates of a kind, since any update was kept, after which it is closed. One can be bad
+    # luck of its sample.
     drops_without_signal: int = Field(2, ge=1)
 
 

@@ -170,9 +170,12 @@ def read_signal(signal: Mapping[str, Mapping[str, float]]) -> dict[Kind, Progres
     return found
 
 
-def closed(progress: Progress, why: Literal["given_up", "no_material", "in_vain"]) -> Progress:
-    """The same kind, closed whatever its progress: its editor is given up, no failure on train is left to show, or it
-    was tried from the start in vain.
+Closed = Literal["given_up", "no_material", "in_vain", "dropped"]
+
+
+def closed(progress: Progress, why: Closed) -> Progress:
+    """The same kind, closed whatever its progress: its editor is given up, no failure on train is left to show, it was
+    tried from the start in vain, or it was dropped too often.
     """
     return replace(progress, value=0.0, saturated=True, evidence={**progress.evidence, why: 1.0})
 

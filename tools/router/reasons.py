@@ -63,6 +63,8 @@ def signal_words(router_input: RouterInput, kind: Kind) -> str:
     state = router_input.progress[kind]
     if state.evidence.get("given_up"):
         return closed_words(router_input, kind)
+    if (drops := state.evidence.get("drops")) is not None and not state.saturated and state.evidence["tries"]:
+        return f"{_title(kind)} is open" + (f", {drops:.0f} dropped since an update was kept" if drops else "")
     if state.saturated:
         return f"{_title(kind)} is saturated (progress {state.value:.2f})"
     if not state.evidence.get("tries", 0.0):
@@ -89,6 +91,8 @@ def closed_words(router_input: RouterInput, kind: Kind) -> str:
             f"{_title(kind)} was tried from the start in vain, and is not tried again before an update is kept "
             "(routing.tries_from_start)"
         )
+    if router_input.progress[kind].evidence.get("dropped"):
+        return f"{_title(kind)} was dropped too often since an update was kept (routing.drops_without_signal)"
     return f"{_title(kind)} is saturated"
 
 
@@ -101,10 +105,10 @@ def why_nothing_goes(router_input: RouterInput) -> str:
     told = [
         each
         for kind in saturated
-        for each in ("no_material", "in_vain")
+        for each in ("no_material", "in_vain", "dropped")
         if router_input.progress[kind].evidence.get(each)
     ]
-    if told and (len(saturated) == len(KINDS) or "in_vain" in told):
+    if told and (len(saturated) == len(KINDS) or told != ["no_material"]):
         left = (
             "" if len(saturated) == len(KINDS) else "; the failures left need nothing that the other kind could bring"
         )

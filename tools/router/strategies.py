@@ -1,31 +1,32 @@
 """The choice of the next update: train weights, edit the prompt, or finish. Pure functions of a RouterInput.
 
-The default, `neurosymbolic`, weighs what the failures need (classifier) against the progress that each kind of update
-still makes (monitoring signal): see `tools/router/expected_gain.py`. The others are baselines and ablations. All
-share the stop rules of `tools/router/reasons.py`. Only a fixed order and a user's own function run a saturated kind.
+The default, `neurosymbolic`, weighs what the failures need (classifier) against what each kind of update costs, and
+with `routing.use_signal` against the progress that it still makes (monitoring signal): `tools/router/expected_gain.py`.
+The others are baselines and ablations, which go by the signal. All share the stop rules of `tools/router/reasons.py`.
 """
 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from nslora.tools.errors import NsloraError, SettingsError
 from nslora.tools.named import object_named
 from nslora.tools.router.expected_gain import (
     DEFAULTS,
     StrategySettings,
-    affordability,
     best_of,
     expected_gains,
     needs_of,
 )
 from nslora.tools.router.inputs import RouterDecision, RouterInput, Strategy, evidence, open_kinds
 from nslora.tools.router.monitoring_signal import DEFAULTS as SIGNAL
-from nslora.tools.router.monitoring_signal import SignalSettings, Update, closed, progress_of
-from nslora.tools.router.reasons import WORDS, need_words, signal_words, why_nothing_goes, why_stop, why_this_kind
+from nslora.tools.router.monitoring_signal import Progress, SignalSettings, Update, closed, progress_of
+from nslora.tools.router.reasons import WORDS, signal_words, why_nothing_goes, why_stop, why_this_kind
 from nslora.tools.schema import KINDS, Kind
 
 NO_GAINS: Mapping[Kind, float] = {}
+WITH_SIGNAL, WITHOUT_SIGNAL = "neurosymbolic-with-signal", "neurosymbolic-without-signal"
 ONCE = "once"  # behind a step of an order: one update instead of as many as go
 
 
@@ -41,20 +42,27 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class Neurosymbolic(_Chosen):
-    """Classifier and signal together: the default."""
+    """What the failures need against what an update costs, with `use_signal` weighed by the signal: the default."""
 
     settings: StrategySettings = DEFAULTS
     name: str = "neurosymbolic"
 
     def _choose(self, router_input: RouterInput) -> RouterDecision:
         router_input = without_vain_tries(router_input, self.settings)
-        needs = needs_of(router_input, self.settings)
-        wanted = [kind for kind in open_kinds(router_input) if needs[kind] > 0]
+        seen = self.seen(router_input)
+        needs = needs_of(seen, self.settings)
+        wanted = [kind for kind in open_kinds(seen) if needs[kind] > 0]
         if not wanted:
-            return _finish(why_nothing_goes(router_input), router_input)
-        gains = expected_gains(router_input, self.settings)
-        kind = best_of(wanted, gains, router_input, self.settings.tie_share)
-        return _go(kind, why_this_kind(kind, wanted, gains, router_input, self.settings), router_input, gains)
+            return _finish(why_nothing_goes(seen), router_input)
+        gains = expected_gains(seen, self.settings)
+        kind = best_of(wanted, gains, seen, self.settings.tie_share)
+        # The decision records the signal as it is, used or not.
+        return _go(kind, why_this_kind(kind, wanted, gains, seen, self.settings), router_input, gains)
+
+    def seen(self, router_input: RouterInput) -> RouterInput:
+        """The input with kinds closed by the rules that these settings name."""
+        router_input = without_vain_tries(router_input, self.settings)
+        return router_input if self.settings.use_signal else without_signal(router_input, self.settings)
 
 
 @dataclass(frozen=True)
@@ -144,34 +152,6 @@ class WithoutClassifier(_Chosen):
 
 
 @dataclass(frozen=True)
-class WithoutSignal(_Chosen):
-    """Ablation: the classifier alone. A kind whose last updates were all dropped is done for good."""
-
-    settings: StrategySettings = DEFAULTS
-    name: str = "neurosymbolic-without-signal"
-
-    def _choose(self, router_input: RouterInput) -> RouterDecision:
-        router_input = without_vain_tries(router_input, self.settings)
-        vain = router_input.progress["lora"].evidence.get("in_vain")
-        needs, costs = needs_of(router_input, self.settings), affordability(router_input, self.settings)
-        wanted = [kind for kind in KINDS if needs[kind] > 0 and not self.done(kind, router_input.history)]
-        wanted = [kind for kind in wanted if kind != "lora" or not vain]
-        if not wanted and vain:
-            return _finish(why_nothing_goes(router_input), router_input)
-        if not wanted:
-            drops = self.settings.drops_without_signal
-            return _finish(f"Every kind wanted was dropped {drops} times in a row.", router_input)
-        gains: dict[Kind, float] = {kind: needs[kind] * costs[kind] for kind in KINDS}
-        kind = best_of(wanted, gains, router_input, self.settings.tie_share)
-        return _go(kind, f"By the classifier alone: {need_words(kind, router_input)}", router_input, gains)
-
-    def done(self, kind: Kind, history: Sequence[Update]) -> bool:
-        """Whether the last few updates of this kind were all dropped."""
-        last = [update.kept for update in history if update.kind == kind][-self.settings.drops_without_signal :]
-        return len(last) == self.settings.drops_without_signal and not any(last)
-
-
-@dataclass(frozen=True)
 class UserChoice(_Chosen):
     """A user's own function of a RouterInput; it returns a RouterDecision or the name of an action."""
 
@@ -215,7 +195,10 @@ def strategy_named(
         "textgrad": SingleKind("textgrad", "textgrad"),
         "random": RandomChoice(),
         "neurosymbolic-without-classifier": WithoutClassifier(),
-        "neurosymbolic-without-signal": WithoutSignal(settings),
+        **{
+            name: Neurosymbolic(settings.model_copy(update={"use_signal": name == WITH_SIGNAL}), name)
+            for name in (WITH_SIGNAL, WITHOUT_SIGNAL)
+        },
     }
     if wanted in known:
         return known[wanted]
@@ -243,6 +226,20 @@ def without_vain_tries(router_input: RouterInput, settings: StrategySettings) ->
     if most is None or vain < most or any(update.kept for update in history):
         return router_input
     progress = {**router_input.progress, "lora": closed(router_input.progress["lora"], "in_vain")}
+    return replace(router_input, progress=progress)
+
+
+def without_signal(router_input: RouterInput, settings: StrategySettings) -> RouterInput:
+    """The input with every kind at full headroom, and closed once it was dropped too often since an update was kept."""
+    progress = dict(router_input.progress)
+    since = list(takewhile(lambda update: not update.kept, reversed(router_input.history)))
+    for kind, found in router_input.progress.items():
+        if any(found.evidence.get(why) for why in ("given_up", "no_material", "in_vain")):
+            continue  # closed, whatever the signal says
+        drops = sum(update.kind == kind for update in since)
+        tries = sum(update.kind == kind for update in router_input.history)
+        plain = Progress(kind, 1.0, False, {"tries": float(tries), "drops": float(drops)})
+        progress[kind] = closed(plain, "dropped") if drops >= settings.drops_without_signal else plain
     return replace(router_input, progress=progress)
 
 

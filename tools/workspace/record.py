@@ -20,7 +20,10 @@ FORMAT = 1  # of a run's folder; a folder of a higher format is left alone
 KEYS = {"created", "settings", "editor_is_object", "task"}
 UNKNOWN_ONCE = {"remade_rows": None}  # settings of runs that began before there was a limit
 # Of runs that began before there were these settings: how they went.
-ADDED: dict[str, dict[str, Any]] = {"editing.": {"protocol": "textgrad"}, "routing.": {"tries_from_start": None}}
+ADDED: dict[str, dict[str, Any]] = {
+    "editing.": {"protocol": "textgrad"},
+    "routing.": {"tries_from_start": None, "use_signal": True},
+}
 REMOVED = {"keep.interval_level"}  # settings of earlier versions that changed no decision
 
 

@@ -12,7 +12,7 @@ from nslora.tools.classifier.attribution import Need
 from nslora.tools.errors import SettingsError
 from nslora.tools.router.expected_gain import StrategySettings, expected_gains
 from nslora.tools.router.inputs import RouterDecision, RouterInput
-from nslora.tools.router.monitoring_signal import Update, progress_of
+from nslora.tools.router.monitoring_signal import Update, closed, progress_of
 from nslora.tools.router.strategies import strategy_named
 from nslora.tools.schema import KINDS
 
@@ -24,8 +24,9 @@ BUILT_IN = [
     "textgrad -> lora -> textgrad",
     "textgrad once -> lora",
     "neurosymbolic-without-classifier",
-    "neurosymbolic-without-signal",
+    "neurosymbolic-with-signal",
 ]
+WITH = "neurosymbolic-with-signal"
 DROPPED = {kind: Update(kind, False, 0.0, 0.0) for kind in KINDS}
 KEPT = {"lora": Update("lora", True, 0.2, 0.2, (2.0, 1.4), (1.0, 0.8)), "textgrad": Update("textgrad", True, 0.2, 0.2)}
 
@@ -93,9 +94,10 @@ def test_table_of_saturation_demand_and_budget(lora, textgrad, p_content, rounds
 def test_an_edit_that_was_dropped_but_left_remade_rows_leads_to_weights_even_if_all_failures_are_form():
     trained = Update("lora", True, 0.5, 0.5, (3.0, 0.1), (1.0, 0.1))
     dropped = Update("textgrad", False, 0.0, 0.0, new_rows=22)
-    decision = choose(p_content=0.0, history=[trained, dropped], remade_waiting=22)
-    assert decision.action == "lora"
-    assert "22 verified remade rows" in decision.reason
+    for name, history in ((WITH, [trained, dropped]), ("neurosymbolic", [trained, dropped, dropped])):
+        decision = choose(name, p_content=0.0, history=history, remade_waiting=22)
+        assert decision.action == "lora"
+        assert "22 verified remade rows" in decision.reason
 
 
 def test_after_a_kept_edit_that_mended_the_form_weights_are_next():
@@ -107,8 +109,10 @@ def test_one_dropped_edit_does_not_hand_a_matter_of_form_to_weights():
     assert choose(p_content=0.1, history=[DROPPED["textgrad"]]).action == "textgrad"
 
 
-def test_one_dropped_edit_hands_a_mixed_demand_to_weights():
-    assert choose(p_content=0.5, history=[DROPPED["textgrad"]]).action == "lora"
+def test_the_signal_hands_a_mixed_demand_to_weights_after_one_dropped_edit_and_the_default_after_two():
+    assert choose(WITH, p_content=0.5, history=[DROPPED["textgrad"]]).action == "lora"
+    assert choose(p_content=0.5, history=[DROPPED["textgrad"]]).action == "textgrad"
+    assert choose(p_content=0.5, history=[DROPPED["textgrad"]] * 2).action == "lora"
 
 
 def test_a_tie_goes_to_the_cheaper():
@@ -118,8 +122,15 @@ def test_a_tie_goes_to_the_cheaper():
 
 
 def test_the_reason_tells_demand_progress_and_choice():
-    decision = choose(p_content=0.9, history=[KEPT["lora"]])
-    assert decision.reason == "20 of 20 failures need content; LoRA still progresses (loss -30% last epoch); weights."
+    for name, history, words in (
+        (WITH, [KEPT["lora"]], "LoRA still progresses (loss -30% last epoch)"),
+        ("neurosymbolic", [], "LoRA is untried"),
+        ("neurosymbolic", [KEPT["lora"]], "LoRA is open"),
+        ("neurosymbolic", [KEPT["lora"], DROPPED["lora"]], "LoRA is open, 1 dropped since an update was kept"),
+    ):
+        decision = choose(name, p_content=0.9, history=history)
+        assert decision.reason == f"20 of 20 failures need content; {words}; weights."
+        assert decision.evidence["lora_progress"] == progress_of("lora", history).value  # used or not
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -173,22 +184,35 @@ def test_without_the_classifier_a_kind_stays_until_saturated():
     assert choose(name, p_content=1.0, history=[DROPPED["lora"]] * 2).action == "textgrad"
 
 
-def test_without_the_signal_two_drops_in_a_row_end_a_kind():
-    name, kept = "neurosymbolic-without-signal", [KEPT["textgrad"]]
-    assert choose(name, p_content=0.9, history=[*kept, DROPPED["lora"]]).action == "lora"
-    assert choose(name, p_content=0.9, history=[*kept, *[DROPPED["lora"]] * 2]).action == "textgrad"
-    every = [*kept, *[DROPPED["lora"]] * 2, *[DROPPED["textgrad"]] * 2]
-    assert choose(name, p_content=0.9, history=every).action == "finish"
+def test_without_the_signal_two_drops_close_a_kind_until_an_update_is_kept():
+    kept, lora, edit = KEPT["textgrad"], DROPPED["lora"], DROPPED["textgrad"]
+    for name in ("neurosymbolic", "neurosymbolic-without-signal"):
+        assert choose(name, p_content=0.9, history=[kept, lora]).action == "lora"
+        assert choose(name, p_content=0.9, history=[kept, lora, lora]).action == "textgrad"
+        assert choose(name, p_content=0.9, history=[kept, lora, lora, kept]).action == "lora"
+        end = choose(name, p_content=0.9, history=[kept, lora, edit, lora, edit])
+        assert end.action == "finish"
+        assert end.reason.count("(routing.drops_without_signal)") == 2
 
 
-@pytest.mark.parametrize("name", ["neurosymbolic", "neurosymbolic-without-signal"])
+def test_without_the_signal_a_kind_is_closed_that_cannot_go():
+    history = [KEPT["lora"], DROPPED["lora"], DROPPED["lora"]]
+    found = router_input(p_content=0.9, history=history)
+    no_edit = dataclasses.replace(
+        found, progress={**found.progress, "textgrad": closed(found.progress["textgrad"], "no_material")}
+    )
+    assert strategy_named("neurosymbolic").choose(found).action == "textgrad"
+    end = strategy_named("neurosymbolic").choose(no_edit)
+    assert end.action == "finish"
+    assert "TextGrad has no failure on train to learn from" in end.reason
+
+
+@pytest.mark.parametrize("name", ["neurosymbolic", WITH])
 def test_weights_are_tried_once_from_the_start_until_something_is_kept(name):
     lora, edit = DROPPED["lora"], DROPPED["textgrad"]
     rows = dataclasses.replace(edit, new_rows=20)
     assert choose(name, p_content=1.0, history=[lora]).action == "textgrad"
-    assert (
-        "tried from the start in vain" in choose(name, p_content=1.0, history=[lora]).reason or name != "neurosymbolic"
-    )
+    assert "tried from the start in vain" in choose(name, p_content=1.0, history=[lora]).reason
     # The rows of a dropped edit do not open weights a second time, and a job that failed was not measured.
     assert choose(name, p_content=1.0, history=[lora, rows], remade_waiting=20).action == "textgrad"
     assert "in vain" not in choose(name, p_content=1.0, history=[dataclasses.replace(lora, failed=True)]).reason
@@ -273,7 +297,7 @@ def test_no_history_leaves_the_loop_without_a_decision(name, history, p_content,
     if decision.action in KINDS and name not in (
         "textgrad -> lora -> textgrad",
         "textgrad once -> lora",
-        "neurosymbolic-without-signal",
+        "neurosymbolic",
     ):
         assert not progress_of(decision.action, history).saturated
 

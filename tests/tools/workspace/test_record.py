@@ -26,8 +26,15 @@ def test_a_damaged_record_is_refused(begin: Begin, tmp_path: Path) -> None:
 
 def test_settings_of_an_old_run_open_without_those_that_are_gone(begin: Begin) -> None:
     today = RunSettings(keep={"level": 0.45}, lora={"rank": 4}).model_dump(mode="json")
-    old = {**today, "keep": {**today["keep"], "interval_level": 0.95}}  # as 0.1.0 wrote them
+    old = {
+        **today,
+        "routing": {**today["routing"]},
+        "keep": {**today["keep"], "interval_level": 0.95},
+    }  # as 0.1.0 wrote them
     assert migrated(old) == migrated(today) == today
+    as_it_went = {**today["routing"], "use_signal": True, "tries_from_start": None}
+    del today["routing"]["use_signal"], today["routing"]["tries_from_start"]
+    assert migrated(today)["routing"] == as_it_went
 
     folder = begin().folder
     record = json.loads((folder / RUN_FILE).read_text())
