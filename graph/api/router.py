@@ -7,7 +7,7 @@ from nslora.tools.classifier.attribution import Need
 from nslora.tools.router.inputs import RouterDecision, RouterInput, Strategy
 from nslora.tools.router.monitoring_signal import Progress, Update
 from nslora.tools.router.strategies import strategy_named
-from nslora.tools.router.trees import Evaluation, Node, Tree, evaluate, held_out, read_trees
+from nslora.tools.router.trees import Evaluation, Node, Tree, evaluate, held_out, held_out_fit, lead, read_trees
 
 __all__ = [
     "Evaluation",
@@ -21,6 +21,8 @@ __all__ = [
     "Update",
     "evaluate",
     "held_out",
+    "held_out_fit",
+    "lead",
     "read_trees",
     "strategy_named",
 ]

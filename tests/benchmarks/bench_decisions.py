@@ -17,8 +17,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import learnt_router
 from decision_probes import Probes
-from decision_tables import draw, forks_of, page
+from decision_tables import SEVERAL, draw, forks_of, page
 from decision_trees import paths_to
 from fetch_models import model_file
 from form import README, in_readme
@@ -179,7 +180,10 @@ def publish(records: Path) -> None:
     print("\n".join(lines))
     if records == RECORDS:
         README.write_text(in_readme("bench-decisions", lines), encoding="utf-8")
-        draw(forks_of(read_trees(records, partial=True)), PICTURE)
+        trees = read_trees(records, partial=True)
+        draw(forks_of(trees), PICTURE)
+        if len({tree.task for tree in trees}) >= SEVERAL:
+            learnt_router.write(learnt_router.fit(trees), trees)
 
 
 def readme_lines(records: Path) -> list[str]:

@@ -1,14 +1,16 @@
 """Tables and the figure of bench_decisions, from the records alone: from which states which kind brings more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import learnt_router
 import numpy as np
+from probe_tables import stopping, variance
 
-from nslora.router import Evaluation, Node, RouterDecision, Tree, evaluate, held_out, strategy_named
+from nslora.router import Evaluation, Node, RouterDecision, Tree, evaluate, held_out, held_out_fit, lead, strategy_named
 from nslora.tools.router.expected_gain import StrategySettings
-from nslora.tools.router.trees import REACH, Choice, Estimate, walk
+from nslora.tools.router.trees import REACH, TIE, Choice, Estimate, Walk, walk
 from nslora.tools.schema import KINDS, Kind
 
 STRATEGIES = (
@@ -55,6 +57,7 @@ FORMULAS: Mapping[str, Choice] = {
     "references in full count for weights": references_count,
     "bounds per token": bounds_per_token,
 }
+LEARNT = "logistic regression, fitted to the other tasks"
 SIDES: Mapping[str, str] = {"prompt only": "textgrad", "weights only": "lora", "the loop": "neurosymbolic"}
 FEATURES: Mapping[str, str] = {
     "content share": "p_content",
@@ -125,8 +128,10 @@ def page(trees: Sequence[Tree], partial: Sequence[Tree]) -> list[str]:
     return [
         *["### Which kind brings more", "", *why_and_when(forks_of(partial)), ""],
         *["### Does the order matter?", "", *orders(trees), ""],
-        *["### Strategies on the recorded trees", "", *(strategies(deep) if deep else none), ""],
-        *["### Base, prompt only, weights only, the loop", "", *(sides(deep) if deep else none)],
+        *["### Strategies on the recorded trees", "", *(strategies(deep, partial) if deep else none), ""],
+        *["### Base, prompt only, weights only, the loop", "", *(sides(deep) if deep else none), ""],
+        *["### Ending a training job early", "", *stopping(partial), ""],
+        *["### Variance among prompts, and among replies", "", *variance(partial)],
     ]
 
 
@@ -193,18 +198,27 @@ def orders(trees: Sequence[Tree]) -> list[str]:
     return [*lines, "", "A dash: the first update ended the tree, or the node has not run."]
 
 
-def strategies(trees: Sequence[Tree]) -> list[str]:
-    """Each strategy as a path through the trees."""
+def strategies(trees: Sequence[Tree], partial: Sequence[Tree]) -> list[str]:
+    """Each strategy as a path through the trees. partial: all recorded updates, which a learnt model is fitted to."""
     choices: dict[str, Choice] = {name: name for name in STRATEGIES} | dict(FORMULAS)
     found = {name: evaluate(choice, trees) for name, choice in choices.items()}
     chosen, by_task = held_out(FORMULAS, trees)
     found["of the formulas, with one task left out"] = chosen
+    tasks = {tree.task for tree in trees}
+    if len(tasks) >= SEVERAL:
+
+        def fit(others: Sequence[Tree]) -> Choice:
+            left_out = tasks - {tree.task for tree in others}
+            return learnt_router.fit([tree for tree in partial if tree.task not in left_out])
+
+        found[LEARNT] = held_out_fit(fit, trees)
     first = found[STRATEGIES[0]]
     lines = [
-        "| strategy | regret, validation | regret, test | over the best single order | level with the best | TFLOP |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| strategy | regret, validation | regret, test | over the best single order | over each task's best order | "
+        "level with it | TFLOP |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *(_line(name, each) for name, each in found.items()),
-        f"| chance | {first.chance['validation']:.3f} | {first.chance['test']:.3f} | | | |",
+        f"| chance | {first.chance['validation']:.3f} | {first.chance['test']:.3f} | | | | |",
     ]
     single = ", ".join(first.best_single) or "no update"
     cells = len({tree.cell for tree in trees})
@@ -213,35 +227,97 @@ def strategies(trees: Sequence[Tree]) -> list[str]:
         "",
         f"Regret: area below the oracle, in reward, over budgets up to {REACH:g} times the dearest node. "
         f"{len(trees)} trees of {cells} cells, those of at least {DEEP} updates; intervals draw cells and trees. "
-        f"Best single order: {single}. "
+        f"Best single order: {single}. Each task's best order is known only afterwards. "
         "No threshold was chosen on these trees. Chosen with one task left out: "
         + ", ".join(f"{name} ({task})" for task, name in by_task.items())
         + ".",
+        "",
+        learnt_words(found),
     ]
+
+
+def learnt_words(found: Mapping[str, Evaluation]) -> str:
+    """What the learnt model brings on tasks that it was not fitted to, against the formula."""
+    if LEARNT not in found:
+        return f"No model is learnt: that takes trees of {SEVERAL} tasks."
+    over = lead(found[LEARNT], found[STRATEGIES[0]])
+    verdict = "better than the formula" if over[1] > 0 else "worse" if over[2] < 0 else "a null result"
+    return (
+        f"The learnt model ([`learnt_router.py`](learnt_router.py)) less the formula, in area on tasks that it was not "
+        f"fitted to: {words(over, '+')}: {verdict}."
+    )
 
 
 def _line(name: str, found: Evaluation) -> str:
     tflop = np.mean([each.end.tflop for each in found.walks])
-    regret = found.regret
-    cells = (words(regret["validation"]), words(regret["test"]), words(found.over_best_single["validation"], "+"))
+    regret, over = found.regret, [found.over_best_single["validation"], found.over_best_orders["validation"]]
+    cells = (words(regret["validation"]), words(regret["test"]), *(words(each, "+") for each in over))
     return f"| {name} | {' | '.join(cells)} | {found.level:.0%} | {tflop:.1f} |"
 
 
 def sides(trees: Sequence[Tree]) -> list[str]:
-    """Mean reward on the 60 test rows of what each side delivers at the end of its path, and its compute."""
+    """Reward on the test rows of what each side delivers, at the end of its path and over all budgets; its losses."""
     lines = [
         f"| model | task | seeds | base | {' | '.join(SIDES)} | TFLOP |",
         f"| --- | --- | --- | --- |{' --- |' * len(SIDES)} --- |",
     ]
+    lost = []
     for cell in dict.fromkeys(tree.cell for tree in trees):
         of_cell = [tree for tree in trees if tree.cell == cell]
         base = np.mean([tree.nodes[()].value["test"] for tree in of_cell])
         walks = {name: [walk(strategy, tree) for tree in of_cell] for name, strategy in SIDES.items()}
-        values = [f"{np.mean([each.end.value['test'] for each in of_side]):.3f}" for of_side in walks.values()]
+        values = [
+            f"{np.mean([each.end.value['test'] for each in of_side]):.3f} "
+            f"({np.mean([each.area['test'] for each in of_side]):.3f})"
+            for of_side in walks.values()
+        ]
         spent = " / ".join(f"{np.mean([each.end.tflop for each in of_side]):.0f}" for of_side in walks.values())
         line = (of_cell[0].model, of_cell[0].task, str(len(of_cell)), f"{base:.3f}", *values, spent)
         lines.append(f"| {' | '.join(line)} |")
-    return lines
+        *others, loop = walks.items()
+        lost += [loss for name, found in others for loss in map(loss_against(name), loop[1], found) if loss]
+    words_of_losses = ["", *lost] if lost else ["", "The loop is behind neither side in any tree."]
+    return [
+        *lines,
+        "",
+        "Mean reward on the test rows of what the path delivers at its end; in brackets over all budgets, so at equal "
+        "compute.",
+        *words_of_losses,
+    ]
+
+
+def loss_against(name: str) -> Callable[[Walk, Walk], str]:
+    """A line on a tree in which the loop ends behind that side on test; "" if it does not."""
+
+    def line(loop: Walk, side: Walk) -> str:
+        behind = side.end.value["test"] - loop.end.value["test"]
+        if behind <= TIE:
+            return ""
+        tree = loop.tree
+        return (
+            f"- {tree.task} ({tree.model}, seed {tree.seed}): {behind:.3f} behind {name}, "
+            f"{_path(loop)} against {_path(side)}: {reason(loop, side)}"
+        )
+
+    return line
+
+
+def reason(loop: Walk, side: Walk) -> str:
+    """Why the loop ended behind, as far as the records tell."""
+    if loop.end.value["validation"] >= side.end.value["validation"] - TIE:
+        return "no worse on validation, less on test."
+    same = next((i for i, (a, b) in enumerate(zip(loop.path, side.path, strict=False)) if a != b), None)
+    if same is None and len(loop.path) < len(side.path):
+        said = ROUTER.choose(replace(loop.end.input, rounds_left=1))
+        return f"it ended where the other went on ({said.reason})"
+    if same is None:
+        return "it went on, and what it delivers fell."
+    node = loop.tree.nodes[loop.path[:same]]
+    return f"another update {same + 1}: {ROUTER.choose(replace(node.input, rounds_left=1)).reason}"
+
+
+def _path(found: Walk) -> str:
+    return ", ".join(found.path) or "no update"
 
 
 def words(estimate: Estimate, sign: str = "") -> str:

@@ -214,6 +214,19 @@ def held_out(candidates: Mapping[str, Choice], trees: Sequence[Tree]) -> tuple[E
     return evaluation_of([walks[chosen[tree.task]][i] for i, tree in enumerate(trees)]), chosen
 
 
+def held_out_fit(fit: Callable[[Sequence[Tree]], Choice], trees: Sequence[Tree]) -> Evaluation:
+    """Leave one task out: each task is walked by what `fit` made of the trees of the others."""
+    tasks = dict.fromkeys(tree.task for tree in trees)
+    fitted = {task: fit([tree for tree in trees if tree.task != task]) for task in tasks}
+    return evaluation_of([walk(fitted[tree.task], tree) for tree in trees])
+
+
+def lead(one: Evaluation, other: Evaluation, split: Split = "validation") -> Estimate:
+    """Area of one strategy above that of another on the same trees, paired by tree."""
+    pairs = list(zip(one.walks, other.walks, strict=True))
+    return estimate([a.tree for a, _ in pairs], [a.area[split] - b.area[split] for a, b in pairs])
+
+
 def walk(strategy: Choice, tree: Tree) -> Walk:
     """The path of a strategy in a tree; it ends where the strategy does, at a leaf, or where nothing was recorded."""
     choice = strategy_named(strategy) if isinstance(strategy, str) else strategy
@@ -299,14 +312,14 @@ def evaluation_of(walks: Sequence[Walk]) -> Evaluation:
 
     def over(which: str) -> dict[Split, Estimate]:
         pairs = list(zip(walks, against[which], strict=True))
-        return {split: _estimate(trees, [a.area[split] - b.area[split] for a, b in pairs]) for split in SPLITS}
+        return {split: estimate(trees, [a.area[split] - b.area[split] for a, b in pairs]) for split in SPLITS}
 
     by_chance = [chance(tree) for tree in trees]
     level = [a.area["validation"] >= b.area["validation"] - TIE for a, b in zip(walks, against["own"], strict=True)]
     return Evaluation(
         walks,
-        {split: _estimate(trees, [each.regret[split] for each in walks]) for split in SPLITS},
-        {split: _estimate(trees, [each[split] for each in by_chance])[0] for split in SPLITS},
+        {split: estimate(trees, [each.regret[split] for each in walks]) for split in SPLITS},
+        {split: estimate(trees, [each[split] for each in by_chance])[0] for split in SPLITS},
         over("single"),
         over("own"),
         float(np.mean(level)),
@@ -322,7 +335,7 @@ def _mean_of_cells(walks: Sequence[Walk], value: Callable[[Walk], float]) -> flo
     return float(np.mean(means)) if means else 0.0
 
 
-def _estimate(trees: Sequence[Tree], values: Sequence[float]) -> Estimate:
+def estimate(trees: Sequence[Tree], values: Sequence[float]) -> Estimate:
     """Mean of the cells' means, with an interval that draws cells and, within each, its trees."""
     by_cell: dict[str, list[float]] = {}
     for tree, value in zip(trees, values, strict=True):

@@ -1,11 +1,11 @@
 """Strategies on hand-made trees, whose right values were computed by hand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 from tree_lines import line
 
-from nslora.router import RouterDecision, evaluate, held_out, read_trees
+from nslora.router import RouterDecision, Tree, evaluate, held_out, held_out_fit, lead, read_trees
 from nslora.tools.errors import SettingsError
 from nslora.tools.router.trees import Node, Order, chance, walk, walk_along
 from nslora.tools.schema import KINDS
@@ -86,6 +86,21 @@ def test_what_is_chosen_on_other_tasks_is_scored_on_the_one_left_out() -> None:
     # Prompts lose a little on a and b, weights lose much on c.
     assert chosen == {"a": "prompt", "b": "prompt", "c": "weights"}
     assert [each.path for each in found.walks] == [("textgrad",), ("textgrad",), ("lora",)]
+
+
+def test_what_is_fitted_to_other_tasks_walks_the_one_left_out() -> None:
+    trees = read_trees([*SHALLOW, *DEEP])
+    seen = []
+
+    def fit(others: Sequence[Tree]) -> str:
+        seen.append([tree.task for tree in others])
+        return "lora" if others[0].task == "a" else "textgrad"
+
+    found = held_out_fit(fit, trees)
+    assert seen == [["b"], ["a"]]
+    assert [each.path for each in found.walks] == [("textgrad",), ("lora", "lora")]
+    over = lead(found, evaluate("lora", trees))
+    assert over[0] == pytest.approx(((2 * 0.2 + 2.5 * 0.4) - (3 * 0.2 + 1.5 * 0.6)) / 4.5 / 2)  # b is the same, half
 
 
 def test_nothing_to_score_is_said() -> None:
