@@ -193,9 +193,11 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve_vllm(policy: LocalPolicy, *, port: int = 0, **options: Any) -> Iterator[FakeVllm]:
+def serve_vllm(
+    policy: LocalPolicy, *, port: int = 0, kind: type[FakeVllm] = FakeVllm, **options: Any
+) -> Iterator[FakeVllm]:
     """Serve a policy until the block ends."""
-    fake = FakeVllm(policy, root=policy.facts.source.location, **options)
+    fake = kind(policy, root=policy.facts.source.location, **options)
     handler = type("Handler", (_Handler,), {"fake": fake})
     fake.server = _Server(("127.0.0.1", port), handler)
     fake.url = f"http://127.0.0.1:{fake.server.server_address[1]}"

@@ -75,11 +75,11 @@ class EditorCallError(StoppedError):
 
 
 class UnfinishedError(StoppedError):
-    """A policy stopped in the middle of some replies.
+    """A policy stopped in the middle of some replies or losses.
 
     Attributes:
-        indices: Places, among the dialogues, of the replies that came.
-        generated: Those replies, to be kept.
+        indices: Places, among the dialogues, of those that came.
+        generated: Those replies or losses, to be kept.
     """
 
     def __init__(self, message: str, indices: Sequence[int], generated: Any) -> None:

@@ -122,12 +122,24 @@ def reference_losses(
         for dialogue, reference in zip(dialogues, references, strict=True)
     ]
     known = cache.find(keys) if cache else {}
-    if all(key in known for key in keys):
-        losses = [float(known[key]) for key in keys]
-    else:  # all of them again, since a batch of other rows would be padded to another width
-        losses = policy.reference_losses(dialogues, references, adapter=adapter)
+    lacking = [i for i, key in enumerate(keys) if key not in known]
+    if lacking:
+        if not getattr(policy, "scores_alone", False):  # a batch of other rows would be padded to another width
+            lacking = list(range(len(keys)))
+        stopped: UnfinishedError | None = None
+        try:
+            found = policy.reference_losses(
+                [dialogues[i] for i in lacking], [references[i] for i in lacking], adapter=adapter
+            )
+        except UnfinishedError as error:
+            stopped, found, lacking = error, error.generated, [lacking[i] for i in error.indices]
+        new = {keys[i]: repr(loss) for i, loss in zip(lacking, found, strict=True)}
         if cache:
-            cache.add({key: repr(loss) for key, loss in zip(keys, losses, strict=True)})
+            cache.add(new)
+        if stopped is not None:
+            raise stopped
+        known |= new
+    losses = [float(known[key]) for key in keys]
     counts = token_counts(policy, cache, [answered(*each) for each in zip(dialogues, references, strict=True)])
     by_id = {row.id: loss for row, loss in zip(scored, losses, strict=True)}
     return [by_id.get(row.id) for row in rows], sum(counts)

@@ -14,6 +14,7 @@ from nslora.tools.training.adapters import WEIGHTS, AdapterStore
 PROOF = "proof.json"
 TRIED, KEPT = 16, 4  # training rows that are scored, and those of them that are kept, where the adapter shows most
 EXACT_NATS, ROUNDED_NATS = 1e-3, 0.03  # differences per token between engines in float32 (measured: 1.3e-5) and below
+OTHER_BASE_NATS = 0.1  # between losses of two bases; above what rounding and batching change in 16 bits
 NOISE = 4  # an adapter's rows may differ by so many times what the base's rows differ
 
 Row = tuple[Sequence[int], Sequence[int]]  # (prompt ids, completion ids)

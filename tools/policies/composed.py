@@ -34,6 +34,7 @@ class ComposedPolicy:
         self.name, self.format, self.fingerprint = facts.source.name, facts.format, fingerprint
         self.context_tokens = min(facts.context_tokens, context_tokens or facts.context_tokens)
         self.generate, self.reference_losses, self.train = replies.generate, replies.reference_losses, training.train
+        self.scores_alone = getattr(replies, "scores_alone", False)
         self._described = described
 
     def count_tokens(self, dialogue: Dialogue) -> int:

@@ -1,7 +1,8 @@
 """Replies and losses from vLLM's own server, one or several of them.
 
-Rows are dealt by their hash, at most `IN_FLIGHT` at a time to each server. A server that fails at every try is left out
-and named, and its rows go to the others; at the next call it is tried again. If none is left, they are waited for.
+Rows are dealt by their hash, at most `IN_FLIGHT` at a time to each server. A server that fails is left out and named,
+and its rows go to the others. One that is down is tried again at the next call, and waited for if no other is left. One
+that answers wrongly (another base, an adapter that it does not apply) stays out.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from typing import Any, TypeVar, cast
 
 from nslora.tools.errors import ModelError, StoppedError, UnfinishedError
 from nslora.tools.inference.weights import Notify, fingerprint
-from nslora.tools.policies.adapter_proof import EXACT_NATS, Row, refuse_unproven
+from nslora.tools.policies.adapter_proof import EXACT_NATS, OTHER_BASE_NATS, Row, refuse_unproven
 from nslora.tools.policies.facts import ModelFacts
 from nslora.tools.policies.probe_adapter import write_probe_adapter
 from nslora.tools.policies.settings import EngineSettings
@@ -44,6 +45,9 @@ PROBE = (("What is the capital of France?", "Paris is the capital of France."), 
 class ServedReplies:
     """Generates and scores on servers. `connect` comes first.
 
+    Attributes:
+        scores_alone: A loss depends on its own row alone.
+
     Args:
         engine: Addresses, and the longest time for one request, or for servers that are waited for.
         facts: The model's facts.
@@ -52,6 +56,8 @@ class ServedReplies:
         notify: Called with a line for each server that is left out, or is back.
         pauses_s: Between the tries of one request.
     """
+
+    scores_alone = True
 
     def __init__(
         self,
@@ -78,6 +84,7 @@ class ServedReplies:
         self.timeout_s = engine.timeout_s
         self.servers = [VllmServer(url, client, adapters, pauses_s) for url in urls]
         self.out: dict[str, str] = {}  # why a server is left out, by its address
+        self.wrong: set[str] = set()  # those of them that are not tried again
         self._changing = threading.Lock()
         asked = [[{"role": "user", "content": question}] for question, _ in PROBE]
         self._probe_rows: Sequence[Row] = facts.pairs(asked, [said for _, said in PROBE])
@@ -121,7 +128,6 @@ class ServedReplies:
 
         Raises:
             TooLongError: If a dialogue with its reply does not fit the context; a server would cut it without a word.
-            ModelError: If a server refuses an adapter or a request.
             UnfinishedError: If no server is left; it holds the replies that came.
         """
         rows = self.facts.prompts(dialogues, max_new_tokens)
@@ -155,8 +161,7 @@ class ServedReplies:
         """Return the mean negative log-likelihood of each reference with its end of turn, nats per token.
 
         Raises:
-            ModelError: If a server refuses an adapter or a request.
-            StoppedError: If no server is left.
+            UnfinishedError: If no server is left; it holds the losses that came.
         """
         rows = self.facts.pairs(dialogues, references, spare=1)  # a server wants room for one token more
         losses: dict[int, float] = {}
@@ -164,7 +169,10 @@ class ServedReplies:
         def ask(server: VllmServer, row: Row) -> float:
             return _loss(server.logprobs([*row[0], *row[1]], adapter), row)
 
-        self._all(rows, adapter, ask, losses, no_progress)
+        try:
+            self._all(rows, adapter, ask, losses, no_progress)
+        except StoppedError as error:
+            raise UnfinishedError(str(error), sorted(losses), [losses[i] for i in sorted(losses)]) from error
         return [losses[i] for i in range(len(rows))]
 
     def _all(
@@ -175,46 +183,75 @@ class ServedReplies:
         answers: dict[int, T],
         on_progress: OnProgress,
     ) -> None:
-        """Ask about all rows at once; `answers` takes what comes, by the number of the row."""
-        for server in self.servers:
-            self._back(server)
-        cancelled = threading.Event()
+        """Ask about all rows at once; `answers` takes what comes, by the number of the row.
+
+        Raises:
+            StoppedError: If no server is left.
+        """
+        by: dict[int, VllmServer] = {}
+        while missing := [number for number in range(len(rows)) if number not in answers]:
+            for server in self.servers:
+                self._back(server)
+
+            def answer(number: int, cancelled: threading.Event) -> T:
+                by[number], found = self._answer(rows[number], adapter, ask, cancelled)
+                return found
+
+            try:
+                self._deal(missing, answer, answers, lambda: on_progress(len(answers), len(rows)))
+            except StoppedError:
+                self._drop_of_another_base(answers, by)
+                raise
+            self._drop_of_another_base(answers, by)
+
+    def _deal(
+        self,
+        numbers: Sequence[int],
+        answer: Callable[[int, threading.Event], T],
+        answers: dict[int, T],
+        on_answer: Callable[[], None],
+    ) -> None:
+        """Answer these rows in threads. If one finds no server, those under way are waited for."""
+        cancelled, stopped = threading.Event(), cast(StoppedError | None, None)
         waiting: SimpleQueue[int] = SimpleQueue()
         came: SimpleQueue[tuple[int, T | None, BaseException | None]] = SimpleQueue()
-        for number in range(len(rows)):
+        for number in numbers:
             waiting.put(number)
 
         def work() -> None:
-            while not cancelled.is_set():
+            while (number := _next(waiting)) is not None:
                 try:
-                    number = waiting.get_nowait()
-                except Empty:
-                    return
-                try:
-                    came.put((number, self._answer(rows[number], adapter, ask, cancelled), None))
+                    came.put((number, answer(number, cancelled), None))
                 except BaseException as error:  # the caller raises it
                     came.put((number, None, error))
 
         # Daemons, so that a request that hangs does not keep a process alive that is to end.
-        for _ in range(min(len(rows), IN_FLIGHT * len(self.servers))):
+        for _ in range(min(len(numbers), IN_FLIGHT * len(self.servers))):
             threading.Thread(target=work, daemon=True).start()
+        left = len(numbers)
         try:
-            for done in range(1, len(rows) + 1):
-                number, answer, error = came.get()
-                if error is not None:
+            while left:
+                number, found, error = came.get()
+                left -= 1
+                if error is None:
+                    answers[number] = cast(T, found)
+                    on_answer()
+                    continue
+                if not isinstance(error, StoppedError):
                     raise error
-                answers[number] = cast(T, answer)
-                on_progress(done, len(rows))
+                stopped = stopped or error
+                cancelled.set()
+                left -= sum(1 for _ in iter(lambda: _next(waiting), None))
         finally:
             cancelled.set()
-            while not came.empty():
-                number, answer, error = came.get()
-                if error is None:
-                    answers[number] = cast(T, answer)
+            while _next(waiting) is not None:
+                pass
+        if stopped is not None:
+            raise stopped
 
     def _answer(
         self, row: Any, adapter: str | None, ask: Callable[[VllmServer, Any], T], cancelled: threading.Event
-    ) -> T:
+    ) -> tuple[VllmServer, T]:
         """Ask one server after the other about a row until one answers."""
         why = ""
         for _ in range(2 * len(self.servers) + 1):
@@ -223,16 +260,21 @@ class ServedReplies:
             try:
                 self._load(server, adapter)
                 try:
-                    return ask(server, row)
+                    return server, ask(server, row)
                 except UnknownModelError:  # restarted
                     with server.loading:
-                        server.restarted(restarts)
+                        if server.restarts == restarts:
+                            self._refuse_other(server, server.facts())
+                            self._refuse_other_base(server)
                     restarts = server.restarts
                     self._load(server, adapter)
-                    return ask(server, row)
+                    return server, ask(server, row)
             except (ServerDownError, UnknownModelError) as error:
                 why = str(error)
                 self._leave_out(server, why, restarts)
+            except ModelError as error:
+                why = str(error)
+                self._leave_out(server, why)
         raise StoppedError(
             f"One request fails wherever it is asked ({why}), though the servers of engine.replies answer others: look "
             "into their logs, then resume."
@@ -251,37 +293,66 @@ class ServedReplies:
         with self._changing:
             until = time.monotonic() + self.timeout_s
             while len(self.out) == len(self.servers):
-                if any(self._back(server) for server in self.servers):
-                    return
-                if time.monotonic() > until or cancelled.is_set():
+                if cancelled.is_set() or time.monotonic() > until or len(self.wrong) == len(self.servers):
                     raise StoppedError(
-                        f"No server of engine.replies answers ({'; '.join(self.out.values())}): start one again, then "
-                        "resume. Every reply that came is kept."
+                        f"No server of engine.replies answers as it has to ({'; '.join(self._reasons())}): mend "
+                        "or start one, then resume. Every answer that came is kept."
                     )
-                time.sleep(min(LOOK_S, self.timeout_s))
+                if not any(self._back(server) for server in self.servers):
+                    time.sleep(min(LOOK_S, self.timeout_s))
 
-    def _leave_out(self, server: VllmServer, why: str, restarts: int) -> None:
-        """Leave a server out, unless it was restarted since `restarts` was its number."""
+    def _reasons(self) -> list[str]:
+        return [why.rstrip(".") for why in self.out.values()]
+
+    def _leave_out(self, server: VllmServer, why: str, restarts: int | None = None) -> None:
+        """Leave a server out: for good, or, with `restarts`, unless it was restarted since that was its number."""
         with self._changing:
-            if server.url not in self.out and server.restarts == restarts:
-                self.out[server.url] = why
-                self.notify(f"note     left out: {why}")
+            if restarts is None:
+                new = server.url not in self.wrong
+                self.wrong.add(server.url)
+            else:
+                new = server.url not in self.out and server.restarts == restarts
+            if new:
+                self._say_out(server, why)
+
+    def _say_out(self, server: VllmServer, why: str) -> None:
+        self.out[server.url] = why
+        self.notify(f"note     left out: {why}")
 
     def _back(self, server: VllmServer) -> bool:
         """Put a server that was left out back, if it computes again and is the one that it was."""
         if server.url not in self.out:
             return True
-        pauses, server.pauses_s = server.pauses_s, ()
-        try:
-            self._refuse_other(server, server.facts())
-            _scorer(server)(self._probe_rows[:1], None)
-        except ServerDownError:
+        if server.url in self.wrong:
             return False
-        finally:
-            server.pauses_s = pauses
+        try:
+            with server.impatient():
+                self._refuse_other(server, server.facts())
+                self._refuse_other_base(server)
+        except (ServerDownError, UnknownModelError):
+            return False
+        except ModelError as error:
+            self.wrong.add(server.url)
+            self._say_out(server, str(error))
+            return False
         del self.out[server.url]
         self.notify(f"note     back: {server.url}")
         return True
+
+    def _drop_of_another_base(self, answers: dict[int, T], by: dict[int, VllmServer]) -> None:
+        """Drop the answers of a server that has another base by now: a restart shows nowhere if no request fails."""
+        for server in {each.url: each for each in by.values()}.values():
+            if server.url in self.wrong:
+                continue
+            try:
+                with server.impatient():
+                    self._refuse_other_base(server)
+            except (ServerDownError, UnknownModelError):
+                continue  # down, which is not wrong
+            except ModelError as error:
+                self._leave_out(server, str(error))
+                for number in [number for number in answers if by[number] is server]:
+                    del answers[number]
 
     def _load(self, server: VllmServer, adapter: str | None) -> None:
         """Load an adapter on a server, and have it prove that it applies it, before the first row."""
@@ -310,13 +381,24 @@ class ServedReplies:
                 f"The server {error} fails at a loss under an adapter: if it computes on a CPU, start it with "
                 "--lora-target-modules that name no lm_head; else take a newer vLLM."
             ) from error
+        except UnknownModelError as error:
+            raise ModelError(
+                f"{server.url} does not know an adapter that it has just loaded ({error}): if it stands for several "
+                "servers, name each of them in engine.replies."
+            ) from error
         if max(abs(a - b) for a, b in zip(base, changed, strict=True)) < EXACT_NATS:
             raise ModelError(f"{server.url} answers under an adapter as without it: look into its log.")
-        if self.probe_nats and max(abs(a - b) for a, b in zip(base, self.probe_nats, strict=True)) > 0.1:
-            raise ModelError(
-                f"{server.url} has another base than {self.servers[0].url}: start both with the run's model."
-            )
         self.probe_nats = self.probe_nats or base
+        self._refuse_other_base(server, base)
+
+    def _refuse_other_base(self, server: VllmServer, base: Sequence[float] = ()) -> None:
+        """Raise ModelError if a server scores the probe otherwise than the first one did at the start."""
+        base = base or _scorer(server)(self._probe_rows[:1], None)
+        if max(abs(a - b) for a, b in zip(base, self.probe_nats, strict=False)) > OTHER_BASE_NATS:
+            raise ModelError(
+                f"{server.url} has another base than {self.servers[0].url} had at the start: start it with the run's "
+                "model."
+            )
 
     def _refuse_other(self, server: VllmServer, found: ServerFacts) -> None:
         """Raise ModelError if a server has another model, or another version or context than the first one."""
@@ -337,6 +419,13 @@ class ServedReplies:
                 f"{server.url} is vLLM {found.version} with a context of {found.context_tokens} tokens, another one of "
                 f"engine.replies is {known.version} with {known.context_tokens}: make them alike."
             )
+
+
+def _next(waiting: "SimpleQueue[int]") -> int | None:
+    try:
+        return waiting.get_nowait()
+    except Empty:
+        return None
 
 
 def _made(folder: Path) -> Path:

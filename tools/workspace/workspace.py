@@ -24,6 +24,7 @@ from nslora.tools.files import as_text, quoted, read_json, sha256_of_json, write
 from nslora.tools.inference.flops import FlopRates
 from nslora.tools.inference.reply_cache import ReplyCache, token_counts
 from nslora.tools.inference.weights import Notify, cache_folder, refuse_other_weights
+from nslora.tools.policies.adapter_proof import OTHER_BASE_NATS
 from nslora.tools.policy import OnProgress, OnStep, Policy, TrainingJob, TrainingResult, no_progress
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.score import Graded
@@ -36,8 +37,6 @@ from nslora.tools.workspace.prompt_store import PromptStore
 from nslora.tools.workspace.record import POLICY_FILE, read_run_file, recorded_settings, refuse_half_begun
 from nslora.tools.workspace.settings import RunSettings
 from nslora.tools.workspace.task_clock import TaskClock
-
-OTHER_BASE_NATS = 0.1  # above what rounding and batching change of a loss in 16 bits
 
 
 def no_report(what: str, done: int, total: int, values: Mapping[str, float] | None = None) -> None:

@@ -150,23 +150,25 @@ def test_an_adapter_that_a_server_does_not_apply_stops_the_run(
         return replies.generate(DIALOGUES[:2], adapter=name, max_new_tokens=4)
 
     fake.applies = False
-    with pytest.raises(ModelError, match="as it was trained: its losses are those of the base"):
+    with pytest.raises(UnfinishedError, match="as it was trained: its losses are those of the base"):
         asked()
     known = proof.read_text()
     proof.unlink()  # as of an adapter that was trained elsewhere
-    with pytest.raises(ModelError, match="answers under the adapter"):
+    fake.applies = True
+    replies = served(local, fake)
+    fake.applies = False
+    with pytest.raises(UnfinishedError, match="answers under the adapter"):
         asked()
     fake.applies = True
+    replies = served(local, fake)
     assert asked().tokens
     replies.servers[0].loaded.clear()
     values = json.loads(known)
     proof.write_text(json.dumps({**values, "base": [each + 1 for each in values["base"]]}))
-    with pytest.raises(ModelError, match=r"has another base than the trainer: .* differ by 1 nats per token"):
+    with pytest.raises(UnfinishedError, match=r"has another base than the trainer: .* differ by 1 nats per token"):
         asked()
     proof.write_text(known)
-    fake.fault["shortened"] = 1
-    with pytest.raises(ModelError, match="ended a reply after 1 of 4 tokens"):
-        asked(None)
+    replies = served(local, fake)
     shutil.copytree(local.adapters.folder / adapter, local.adapters.folder / ("0" * 16))
     try:
         with pytest.raises(DamagedError, match="is damaged, its content hash is"):
@@ -189,10 +191,10 @@ def test_a_server_that_dies_is_left_out_and_named_and_comes_back(
     one.fault.clear()
     assert replies.generate(DIALOGUES, adapter=None, max_new_tokens=4) == wanted
     assert said[-1] == f"note     back: {one.url}"
-    two.version = one.version = "0.99"
+    one.version = "0.99"
     replies.out[one.url] = "restarted"
-    with pytest.raises(ModelError, match=r"is vLLM 0.99 .* is 0.32.0"):
-        replies.generate(DIALOGUES, adapter=None, max_new_tokens=4)
+    assert replies.generate(DIALOGUES, adapter=None, max_new_tokens=4) == wanted
+    assert "is vLLM 0.99 with" in said[-1]
 
 
 def test_requests_that_fail_together_leave_a_server_out_once(
@@ -222,7 +224,9 @@ def test_replies_that_came_before_the_last_server_died_are_kept(
     ask(policy, cache, DIALOGUES[:1], adapter=adapter, max_new_tokens=4)  # loaded and proven
     fake.answered.clear()
     fake.lives = 3
-    with pytest.raises(UnfinishedError, match=r"No server of engine.replies answers \(http://127.*status 500"):
+    with pytest.raises(
+        UnfinishedError, match=r"No server of engine.replies answers as it has to \(http://127.*status 500"
+    ):
         ask(policy, cache, DIALOGUES, adapter=adapter, max_new_tokens=4)
     asked = {prompt for prompt, _ in fake.answered}
     fake.lives = None
