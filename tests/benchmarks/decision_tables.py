@@ -10,7 +10,7 @@ from probe_tables import stopping, variance
 
 from nslora.router import Evaluation, Node, RouterDecision, Tree, evaluate, held_out, held_out_fit, lead, strategy_named
 from nslora.tools.router.expected_gain import StrategySettings
-from nslora.tools.router.trees import REACH, TIE, Choice, Estimate, Walk, walk
+from nslora.tools.router.trees import REACH, TIE, Choice, Estimate, Walk, oracle, value_at, walk, walk_along
 from nslora.tools.schema import KINDS, Kind
 
 STRATEGIES = (
@@ -68,6 +68,7 @@ FEATURES: Mapping[str, str] = {
     "updates so far": "on this path",
 }
 DEEP = 2  # in a tree of one update each, a strategy that needs two would end after its first
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of a tree's largest budget
 SEVERAL, STATES = 4, 20  # tasks and states that a shallow tree is fitted on
 
 
@@ -233,7 +234,31 @@ def strategies(trees: Sequence[Tree], partial: Sequence[Tree]) -> list[str]:
         + ".",
         "",
         learnt_words(found),
+        "",
+        *by_budget(trees, first),
     ]
+
+
+def by_budget(trees: Sequence[Tree], router: Evaluation) -> list[str]:
+    """Validation reward within shares of the largest budget: oracle, router, best orders, no update."""
+    single = [walk_along(router.best_single, tree) for tree in trees]
+    own = [walk_along(router.best_orders[tree.cell], tree) for tree in trees]
+    ways = {
+        "oracle": [oracle(tree) for tree in trees],
+        STRATEGIES[0]: [each.nodes for each in router.walks],
+        "best order of each task": [each.nodes for each in own],
+        "best single order": [each.nodes for each in single],
+        "no update": [[tree.nodes[()]] for tree in trees],
+    }
+    lines = [f"| validation reward at | {' | '.join(f'{share:.0%}' for share in SHARES)} |"]
+    lines += ["| --- |" + " --- |" * len(SHARES)]
+    for name, nodes in ways.items():
+        values = [
+            np.mean([value_at(each, share, "validation", tree) for each, tree in zip(nodes, trees, strict=True)])
+            for share in SHARES
+        ]
+        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |")
+    return [*lines, "", "Shares of each tree's largest budget; mean over trees."]
 
 
 def learnt_words(found: Mapping[str, Evaluation]) -> str:

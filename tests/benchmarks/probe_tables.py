@@ -56,9 +56,10 @@ def stopping(trees: Sequence[Tree]) -> list[str]:
     """The rule against whole jobs, in pairs: same task, seed, start, rows and draws."""
     jobs, stops = jobs_of(trees), stops_of(trees)
     if len(stops) < PAIRS:
+        every = sum(path[-1:] == ("lora",) for tree in trees for path in tree.nodes)
         return [
-            f"{len(jobs)} training jobs with held-out losses are on record; in {len(stops)} of them the loss rises "
-            f"before the last epoch. A finding takes {PAIRS} such pairs."
+            f"{len(jobs)} training jobs with held-out losses are on record, of {every} nodes of weights; in "
+            f"{len(stops)} of them the loss rises before the last epoch. A finding takes {PAIRS} such pairs."
         ]
     gain, low, high = estimate([each.tree for each in stops], [each.gain for each in stops])
     lines = [

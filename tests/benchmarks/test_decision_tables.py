@@ -7,11 +7,11 @@ from typing import Any
 
 import learnt_router
 import pytest
-from decision_tables import LEARNT, learnt_words, sides
+from decision_tables import LEARNT, by_budget, learnt_words, sides
 from probe_tables import PAIRS, stopping, variance
 from tree_lines import line
 
-from nslora.router import Tree, evaluate, held_out_fit, read_trees
+from nslora.router import Tree, evaluate, held_out_fit, read_trees, strategy_named
 
 
 def tree(task: str, share: float, values: dict[str, float], **tests: float) -> Iterator[dict[str, Any]]:
@@ -51,6 +51,7 @@ def test_a_learnt_model_chooses_what_was_kept_on_other_tasks_and_its_file_keeps_
         assert learnt_router.read(file).probability(given, kind) == pytest.approx(wanted, abs=1e-3)
     assert model.probability(given, "lora") > 0.5 > model.probability(given, "textgrad")
     assert model(replace(given, rounds_left=0)) == "finish"
+    assert strategy_named("learnt_router:choose").choose(given).action in ("lora", "textgrad")  # the committed file
     assert learnt_router.fit(trees[:2]).coefficients["lora"][1:] == [0.0] * len(learnt_router.FEATURES)  # always kept
 
 
@@ -61,6 +62,17 @@ def test_a_learnt_model_that_is_no_better_is_a_null_result(trees: list[Tree]) ->
     assert learnt_words(better).endswith("better than the formula.")
     assert learnt_words({"neurosymbolic": better[LEARNT], LEARNT: better["neurosymbolic"]}).endswith("worse.")
     assert "takes trees of" in learnt_words({})
+
+
+def test_rewards_by_budget_are_those_of_the_paths() -> None:
+    """The cap is 1.5 * 5: an edit ends at 3 (40 % of it), a second update at 5 (67 %)."""
+    values = {"": 0.2, "lora": 0.2, "textgrad": 0.6, "lora/lora": 0.2, "lora/textgrad": 0.2}
+    trees = read_trees(tree("a", 0.0, {**values, "textgrad/lora": 0.9, "textgrad/textgrad": 0.6}))
+    found = {each.split(" | ")[0]: each for each in by_budget(trees, evaluate("textgrad", trees))}
+    assert found["| oracle"] == "| oracle | 0.200 | 0.600 | 0.900 | 0.900 |"
+    assert found["| neurosymbolic"] == "| neurosymbolic | 0.200 | 0.600 | 0.600 | 0.600 |"
+    assert found["| best single order"] == "| best single order | 0.200 | 0.600 | 0.900 | 0.900 |"
+    assert found["| no update"].endswith("| 0.200 | 0.200 | 0.200 | 0.200 |")
 
 
 def test_every_loss_of_the_loop_is_named_with_its_reason() -> None:
@@ -91,9 +103,8 @@ def test_ends_of_training_jobs_are_compared_in_pairs_each_job_once() -> None:
     worse = [each for number in range(PAIRS) for each in job(number, -0.1)]
     assert "costs reward" in "\n".join(stopping(read_trees(worse, partial=True)))
     few = [*job(1, 0.1), *job(2, 0.1, stopped=None), *job(3, 0.1, held_out=None)]
-    assert stopping(read_trees(few, partial=True))[0].startswith(
-        "2 training jobs with held-out losses are on record; in 1"
-    )
+    (words,) = stopping(read_trees(few, partial=True))
+    assert words.startswith("2 training jobs with held-out losses are on record, of 3 nodes of weights; in 1 of them")
     assert "not been measured" in variance(read_trees(few, partial=True))[0]
     sampled = job(4, 0.1, variance={"among_prompts": 0.02, "among_replies": 0.01})
     assert variance(read_trees(sampled, partial=True))[-1] == "| t4 | lora | 0.0200 | 0.0100 | +0.600 |"

@@ -103,6 +103,11 @@ class Walk:
     regret: Mapping[Split, float]
 
     @property
+    def nodes(self) -> list[Node]:
+        """From the base to the end."""
+        return [self.tree.nodes[self.path[:i]] for i in range(len(self.path) + 1)]
+
+    @property
     def end(self) -> Node:
         return self.tree.nodes[self.path]
 
@@ -248,7 +253,7 @@ def walk_along(order: Order, tree: Tree) -> Walk:
     """The path of a fixed order, as far as the tree goes."""
     path = next(order[:i] for i in range(len(order), -1, -1) if order[:i] in tree.nodes)
     nodes = [tree.nodes[path[:i]] for i in range(len(path) + 1)]
-    best = _oracle(tree)
+    best = oracle(tree)
     area: dict[Split, float] = {}
     regret: dict[Split, float] = {}
     for split in SPLITS:
@@ -260,13 +265,19 @@ def walk_along(order: Order, tree: Tree) -> Walk:
 SPLITS: tuple[Split, Split] = ("validation", "test")
 
 
-def _oracle(tree: Tree) -> list[Node]:
+def oracle(tree: Tree) -> list[Node]:
     """The base, then each node that is better on validation than all cheaper ones."""
     best: list[Node] = [tree.nodes[()]]
     for node in sorted(tree.nodes.values(), key=lambda each: (each.tflop, -each.value["validation"])):
         if node.value["validation"] > best[-1].value["validation"] + TIE:
             best.append(node)
     return best
+
+
+def value_at(nodes: Sequence[Node], share: float, split: Split, tree: Tree) -> float:
+    """Value of the last of these nodes within a share of the tree's largest budget; that of the base before it."""
+    within = [node for node in nodes[1:] if node.tflop <= share * tree.cap]
+    return (within[-1] if within else nodes[0]).value[split]
 
 
 def _area(nodes: Sequence[Node], split: Split, cap: float) -> float:
