@@ -85,10 +85,11 @@ def run(
         bool, typer.Option(help="Ask an editor behind an address for one token before anything is spent.")
     ] = True,
     replies: Annotated[
-        str | None, typer.Option(help="Addresses of vLLM servers that reply, as http://host:8000, with commas between.")
+        str | None,
+        typer.Option(help="Who replies: addresses of vLLM servers with commas between, ray, ray://HOST:10001."),
     ] = None,
     launch: Annotated[
-        str | None, typer.Option(help="Command that starts training on several GPUs: torchrun, accelerate launch.")
+        str | None, typer.Option(help="What starts training on several GPUs: torchrun, accelerate launch, or ray.")
     ] = None,
     track: Annotated[
         list[str] | None, typer.Option(help="mlflow, wandb, trackio, tensorboard or package.module:Class; several too.")

@@ -1,4 +1,4 @@
-"""Training as a program of its own, started by `accelerate launch` or `torchrun`: several GPUs, several machines.
+"""Training as a program of its own, by `accelerate launch`, `torchrun` or Ray Train: several GPUs, several machines.
 
 The job is a folder on a disk that all machines share. The program's processes (`training_worker.py`) read `job.json`,
 train together by the function that trains in this process, and the first one writes `result.json`. The graph never runs
@@ -24,6 +24,7 @@ from typing import IO, Any
 from nslora.tools.errors import DamagedError, DivergedError, ModelError, SettingsError, StoppedError, TooLongError
 from nslora.tools.files import read_json, read_jsonl, write_json, write_text
 from nslora.tools.policies.facts import ModelFacts
+from nslora.tools.policies.ray_cluster import on_ray
 from nslora.tools.policies.settings import DeviceSettings
 from nslora.tools.policy import OnStep, TrainingJob, TrainingResult, no_progress
 from nslora.tools.training.adapters import AdapterStore
@@ -31,6 +32,7 @@ from nslora.tools.training.settings import LoraSettings
 
 JOB, RESULT, LEASE, STEPS = "job.json", "result.json", "lease", "steps.jsonl"
 WORKER = "nslora.tools.policies.training_worker"
+ON_RAY = "nslora.tools.policies.ray_training"
 STARTS = 3  # of the program, for one job: a process that is killed costs the steps since the last snapshot
 POLL_S, RENEW_S, STOP_S = 0.1, 5.0, 10.0  # looks at the program, renewals of its lease, time to end
 REFUSALS = {each.__name__: each for each in (DamagedError, DivergedError, ModelError, SettingsError, TooLongError)}
@@ -41,7 +43,7 @@ class LaunchedTraining:
     """Trains by a launcher.
 
     Attributes:
-        command: The launcher with its options, such as "torchrun --standalone --nproc_per_node 2".
+        command: The launcher with its options, such as "torchrun --standalone --nproc_per_node 2", or a Ray cluster.
         facts: The model's facts.
         lora: Settings of training jobs.
         adapters: The store, on a disk that the program's machines share.
@@ -154,7 +156,9 @@ class LaunchedTraining:
     def _start(self, folder: Path, token: str) -> subprocess.Popen[str]:
         """Start the launcher in a process group of its own; the programs of this environment come first."""
         own = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        argv = [*shlex.split(self.command), "-m", WORKER, str(folder), token]
+        ray = [sys.executable, "-m", ON_RAY, self.command]
+        launcher = ray if on_ray(self.command) else [*shlex.split(self.command), "-m", WORKER]
+        argv = [*launcher, str(folder), token]
         try:
             return subprocess.Popen(
                 argv,

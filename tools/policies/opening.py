@@ -13,6 +13,8 @@ from nslora.tools.policies.environment import best_device
 from nslora.tools.policies.facts import ModelFacts
 from nslora.tools.policies.launched import LaunchedTraining
 from nslora.tools.policies.local import LocalPolicy
+from nslora.tools.policies.ray_cluster import on_ray, refuse_missing_ray
+from nslora.tools.policies.ray_replies import RayReplies
 from nslora.tools.policies.served import ServedReplies
 from nslora.tools.policies.settings import DeviceSettings, EngineSettings
 from nslora.tools.policy import OnStep, Policy, Thinking, TrainingEngine, TrainingJob, TrainingResult, no_progress
@@ -43,7 +45,10 @@ def refuse_unusable_engine(engine: EngineSettings, lora: LoraSettings) -> None:
             f"engine.shards is {engine.shards}, but lora.batch_size is {lora.batch_size}: make the batch a multiple of "
             "the shards."
         )
-    if engine.replies != "local" and lora.use_dora:
+    for name in ("replies", "launch"):
+        if on_ray(getattr(engine, name)):
+            refuse_missing_ray(f"engine.{name}=ray")
+    if isinstance(engine.replies, tuple) and lora.use_dora:
         raise SettingsError("lora.use_dora is on, but vLLM serves no DoRA: turn it off, or let this process reply.")
 
 
@@ -74,7 +79,7 @@ def open_policy(
         StoppedError: If a server cannot be reached.
     """
     refuse_unusable_engine(engine, lora)
-    served, store = engine.replies != "local", AdapterStore(adapters)
+    served, store = isinstance(engine.replies, tuple), AdapterStore(adapters)
     named: dict[str, Any] = {"adapters": adapters, "lora": lora, "device": device, "thinking": thinking}
 
     def load() -> LocalPolicy:
@@ -87,7 +92,7 @@ def open_policy(
 
     # Of more than two shards, the order in which processes add them differs from that of one process.
     kind = {"launched": True} if engine.launch != "local" and engine.shards > 2 else {}
-    if not served:
+    if engine.replies == "local":
         local = load()
         if engine.launch == "local":
             return local
@@ -95,13 +100,20 @@ def open_policy(
         return ComposedPolicy(local.facts, local, training(local.facts), fingerprint=local.fingerprint, described=told)
     place = device.device or best_device()
     facts = ModelFacts.read(model, lora=lora, thinking=thinking, on_cpu=place == "cpu", notify=notify)
-    replies = ServedReplies(engine, facts, lora, store, notify=notify).connect()
     shards = {"shards": engine.shards} if engine.shards > 1 else {}
+    described = {"device": place, **facts.describe(lora), **shards, **kind}
+    if not served:
+        actors = RayReplies(engine, facts, store, device, notify).connect()
+        fingerprint = f"{facts.weights}-{actors.told['dtype']}@ray"
+        return ComposedPolicy(
+            facts, actors, training(facts), fingerprint=fingerprint, described={**described, **actors.told}
+        )
+    replies = ServedReplies(engine, facts, lora, store, notify=notify).connect()
     return ComposedPolicy(
         facts,
         replies,
         training(facts),
         fingerprint=f"{facts.weights}@vllm-{replies.told.version if replies.told else ''}",
-        described={"device": place, **facts.describe(lora), **shards, **kind, "probe_nats": replies.probe_nats},
+        described={**described, "probe_nats": replies.probe_nats},
         context_tokens=replies.facts.context_tokens,
     )

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from nslora.tools.policies.ray_cluster import on_ray
 from nslora.tools.schema import Settings
 
 
@@ -20,26 +21,26 @@ class DeviceSettings(Settings):
 class EngineSettings(Settings):
     """What replies and what trains, if it is not this process (tools/policies/README.md)."""
 
-    replies: Literal["local"] | tuple[str, ...] = "local"  # addresses of vLLM servers of the model
-    launch: str = "local"  # command that starts a training program, such as "accelerate launch --config_file FILE"
+    # Addresses of vLLM servers of the model, or a Ray cluster: "ray", "ray://HOST:10001".
+    replies: str | tuple[str, ...] = "local"
+    # Command that starts a training program, such as "accelerate launch --config_file FILE", or a Ray cluster.
+    launch: str = "local"
     shards: int = Field(1, ge=1)  # parts of each training batch; with `launch`, the processes that it starts
     timeout_s: float = Field(600.0, gt=0)  # of one request to a server
 
     @field_validator("replies", mode="before")
     @classmethod
     def _separated(cls, replies: object) -> object:
-        return replies.split(",") if isinstance(replies, str) and replies != "local" else replies
+        return replies if not isinstance(replies, str) or replies == "local" or on_ray(replies) else replies.split(",")
 
     @field_validator("replies")
     @classmethod
     def _addresses(cls, replies: object) -> object:
-        addresses = () if replies == "local" else replies
-        for url in addresses if isinstance(addresses, tuple) else ():
-            if not re.fullmatch(r"https?://[^@?#\s]+", url):
-                raise ValueError(
-                    "must be addresses such as http://host:8000, without user, password or query, because they are "
-                    "written to disk: give a key in the environment (VLLM_API_KEY)"
-                )
-        if replies == ():
-            raise ValueError("must be 'local' or at least one address")
-        return tuple(url.rstrip("/") for url in addresses) if isinstance(addresses, tuple) and addresses else replies
+        addresses = replies if isinstance(replies, tuple) else (str(replies),)
+        wanted = r"https?://[^@?#\s]+" if isinstance(replies, tuple) else r"local|ray|ray://[^@?#\s]+"
+        if not addresses or not all(re.fullmatch(wanted, url) for url in addresses):
+            raise ValueError(
+                "must be local, ray, ray://host:10001, or addresses such as http://host:8000, without user, password "
+                "or query, because they are written to disk: give a key in the environment (VLLM_API_KEY)"
+            )
+        return tuple(url.rstrip("/") for url in addresses) if isinstance(replies, tuple) else replies
