@@ -1,5 +1,8 @@
 """lora_update: propose new weights, trained with TRL's SFTTrainer on rows that need content and on remade data."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from langgraph.runtime import Runtime
 
 from nslora.graph.state import AdaptationContext, AdaptationState, Candidate, Changes
@@ -9,6 +12,7 @@ from nslora.nodes.shared.rounds import material_of, training_prompt, tries
 from nslora.nodes.shared.runtime import progress, workspace_for
 from nslora.tools.dataset.remade import RemadeRow, known_rows, read_rows, rows_by_source
 from nslora.tools.dataset.selection import training_rows
+from nslora.tools.dataset.trajectories import remake_calls
 from nslora.tools.errors import BudgetError, DivergedError, TooLongError
 from nslora.tools.files import write_jsonl
 from nslora.tools.inference.context_length import within_context
@@ -36,10 +40,15 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
 def trained(state: AdaptationState, workspace: Workspace) -> Changes:
     """The proposal of one training job."""
     ledger, budget, prompt_hash = CostLedger(workspace), Budget(state, workspace), training_prompt(state)
-    rows, left_out = rows_to_train(state, workspace)
+    try:
+        rows, left_out = rows_to_train(state, ledger)
+    except BudgetError as error:
+        return ledger.propose("lora", error=str(error))
     if not rows:
-        error = left_out or "no train row has a reference or a verified reply to learn from"
-        return ledger.propose("lora", error=error)
+        nothing = "no train row has a reference or a verified reply to learn from"
+        if workspace.task.agent:
+            nothing = "no trajectory of a train row earned full reward, greedy or sampled"
+        return ledger.propose("lora", error=left_out or nothing)
     job = budget.fit(
         TrainingJob(
             tuple(rows),
@@ -67,8 +76,12 @@ def trained(state: AdaptationState, workspace: Workspace) -> Changes:
     )
 
 
-def rows_to_train(state: AdaptationState, workspace: Workspace) -> tuple[list[TrainingRow], str]:
-    """The rows of the training job, recorded in `material/`; and in words, which rows the context had no room for."""
+def rows_to_train(state: AdaptationState, ledger: CostLedger) -> tuple[list[TrainingRow], str]:
+    """The rows of the training job, recorded in `material/`; and in words, which rows the context had no room for.
+
+    ledger: is charged with the trajectories that an agent makes to learn from.
+    """
+    workspace = ledger.workspace
     pool, settings, prompt_hash = state["remade"], workspace.settings, training_prompt(state)
     waiting = bool(pool and pool["waiting"])
     remade = rows_by_source(read_rows(workspace.remade / f"{prompt_hash}.jsonl"))
@@ -78,7 +91,9 @@ def rows_to_train(state: AdaptationState, workspace: Workspace) -> tuple[list[Tr
         train = tuple(row for row in train if row.id in remade)
     without = [row for row in train if row.id not in remade]
     if without and prompt_hash == state["kept"]["prompt"]:
-        remade |= rows_by_source(known_to_the_kept(without, state, workspace))
+        remade |= rows_by_source(known_to_the_kept(without, state, ledger))
+    if workspace.task.agent:  # a reference is no reply to one of an agent's calls
+        train = tuple(replace(row, reference=None) for row in train)
     material = material_of(state, workspace)
     rows, left_out = within_context(
         training_rows(
@@ -86,7 +101,8 @@ def rows_to_train(state: AdaptationState, workspace: Workspace) -> tuple[list[Tr
             material,
             workspace.prompts.get(prompt_hash),
             remade,
-            everything=waiting,
+            # A passing trajectory shows an agent's form as well as its content.
+            everything=waiting or workspace.task.agent is not None,
             replay_share=settings.lora.replay_share,
             seed=f"{settings.seed}/{tries(state['rounds'], 'lora')}",
         ),
@@ -102,11 +118,26 @@ def rows_to_train(state: AdaptationState, workspace: Workspace) -> tuple[list[Tr
     return rows, left_out
 
 
-def known_to_the_kept(examples: list[Example], state: AdaptationState, workspace: Workspace) -> list[RemadeRow]:
+def known_to_the_kept(examples: list[Example], state: AdaptationState, ledger: CostLedger) -> Sequence[RemadeRow]:
     """Full-reward replies to these train rows from the evaluation of the candidate in force.
 
-    There are none if the settings turn remade data off, or if the reward is costly.
+    There are none if the settings turn remade data off, or if the reward is costly. An agent's are the calls of passing
+    trajectories; rows that were not looked at yet are run, and failing ones are tried again by samples.
     """
+    workspace = ledger.workspace
+    if workspace.task.agent:
+        until = Budget(state, workspace).deadline()
+        made = remake_calls(
+            workspace.policy,
+            workspace.replies,
+            workspace.task,
+            workspace.prompts.get(state["kept"]["prompt"]),
+            examples,
+            adapter=state["kept"]["adapter"],
+            on_progress=progress(workspace, "trajectories to learn from", until),
+        )
+        ledger.generate(made.generated_tokens, made.forward_tokens)
+        return made.rows
     if not workspace.settings.remade_per_row or workspace.task.reward.costly:
         return []
     evaluation = workspace.evaluations.of(state["kept_measured"])

@@ -116,8 +116,25 @@ class Generated:
     truncated: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Draws replies in place of the greedy ones: the same one for the same dialogue, number and temperature.
+
+    Attributes:
+        temperature: Above 0.
+        number: Which sample of a dialogue, from 1.
+    """
+
+    temperature: float
+    number: int
+
+
 class ReplyEngine(Protocol):
-    """Generates and scores: a model in this process, or servers of it. It finds adapters in the store by their hash."""
+    """Generates and scores: a model in this process, or servers of it. It finds adapters in the store by their hash.
+
+    An engine whose `generate` takes `sampling` (a `Sampling`, or None for greedy replies) can try again where no greedy
+    trajectory of an agent passed.
+    """
 
     def generate(
         self,

@@ -38,7 +38,7 @@ import difflib
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nslora.tools.errors import PromptError
@@ -138,6 +138,22 @@ class Prompt:
     def held_sections(self) -> list[str]:
         """Names of the sections that the system turn or the template puts in."""
         return _SECTION_USE.findall(f"{self.system}\n{self.template}")
+
+    @property
+    def read_sections(self) -> list[str]:
+        """Names of the sections that no turn puts in: those that an agent reads by their names."""
+        return [section.name for section in self.sections if section.name not in self.held_sections]
+
+    def with_texts(self, texts: Mapping[str, str]) -> Prompt:
+        """The prompt with other texts of sections. Raises PromptError if one is unknown or protected."""
+        known = {section.name: section for section in self.sections}
+        for name in texts:
+            if name not in known or known[name].protected:
+                others = ", ".join(section.name for section in self.sections if not section.protected)
+                why = "is protected" if name in known else "does not exist"
+                raise PromptError(f"The section {name!r} {why}: rewrite one of {others or 'none'}.")
+        written = [replace(each, text=texts.get(each.name, each.text)) for each in self.sections]
+        return replace(self, sections=tuple(written))
 
     def _filled(self, text: str) -> str:
         """Put in the sections of a text."""
@@ -272,6 +288,7 @@ def check_prompt(
     allowed_questions: Iterable[str] = (),
     protected: Iterable[str] = (),
     columns: Iterable[str] = (),
+    read_by_agent: Iterable[str] | None = None,
 ) -> None:
     """Check a prompt before it is proposed.
 
@@ -285,13 +302,17 @@ def check_prompt(
         allowed_questions: Questions of train. A demonstration may use one even if it contains a forbidden question.
         protected: Texts that must stay in the prompt, word for word.
         columns: Columns of the rows. `{question}` alone is filled in: another name in braces is an error.
+        read_by_agent: Names of sections that the task's agent reads, which must stay. None for a task of one call.
 
     Raises:
         PromptError: If a check fails.
     """
     refuse_no_text(prompt)
     check_variables(prompt.system, prompt.template, columns)
-    check_sections(prompt, columns)
+    check_sections(prompt, columns, read_by_agent=read_by_agent is not None)
+    for name in read_by_agent or ():
+        if name not in {section.name for section in prompt.sections}:
+            raise PromptError(f"The section {name} is missing, which the agent reads: keep it, or write another text.")
     for number, demonstration in enumerate(prompt.demonstrations, 1):
         if not demonstration.question.strip() or not demonstration.reply.strip():
             raise PromptError(f"Demonstration {number} has an empty question or reply: write both.")
@@ -309,10 +330,13 @@ def check_prompt(
             )
 
 
-def check_sections(prompt: Prompt, columns: Iterable[str] = ()) -> None:
-    """Raise PromptError if no turn holds a section, or a section names a column, where nothing is filled in."""
+def check_sections(prompt: Prompt, columns: Iterable[str] = (), *, read_by_agent: bool = False) -> None:
+    """Raise PromptError if no turn holds a section, or a section names a column, where nothing is filled in.
+
+    read_by_agent: an agent reads the sections by their names, so no turn has to hold them.
+    """
     for section in prompt.sections:
-        if section.name not in prompt.held_sections:
+        if section.name not in prompt.held_sections and not read_by_agent:
             raise PromptError(
                 f"No turn holds the section {section.name}: write {{section:{section.name}}} into the system turn or "
                 "the question template, where its text goes, or remove it (a protected one cannot be removed)."

@@ -28,6 +28,7 @@ class Example:
         answers: All right answers, `reference` first, if there are several: a reply to any of them is right.
         thinking: What stands before the reference, up to `</think>`; "" without thinking.
         history: Turns before the question, as (role, text): perhaps a system turn, then user and assistant in turn.
+        trajectory: What an agent did for this row (`tools/trajectory.py`), while a reply to it is scored; else None.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Example:
     answers: tuple[str, ...] = ()
     thinking: str = ""
     history: Turns = ()
+    trajectory: Any = None
 
     @property
     def asked(self) -> str:

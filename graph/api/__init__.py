@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_MODULES = ("errors", "nodes", "router", "settings", "testing", "tracking")
+_MODULES = ("agents", "errors", "nodes", "router", "settings", "testing", "tracking")
 _NAMES = {
     "nslora.graph.build": ("build_graph", "build_workflow"),
     "nslora.graph.runs.adapt": ("adapt",),

@@ -1,5 +1,7 @@
-"""`nslora check`: a task as a model will see it, and what looks wrong with it. No model is loaded."""
+"""`nslora check`: a task as a model will see it, and what looks wrong with it. Only agents run a model."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,12 +9,14 @@ from rich.text import Text
 
 from nslora.graph.cli.classifier import CombineOption, StyleOption
 from nslora.graph.cli.common import BAD_INPUT, out
+from nslora.tools.inference.weights import EMBEDDED_NAME
 
 if TYPE_CHECKING:
     from nslora.tools.tasks.check import ShownRow, TaskCheck
     from nslora.tools.tasks.task import Task
 
 _SHOWN = 600  # characters of a turn
+SHOWN_STEPS = 20  # of a trajectory, before and after its fault
 
 
 def checked(
@@ -20,6 +24,9 @@ def checked(
     style: StyleOption = None,
     combine: CombineOption = None,
     ask_judges: Annotated[bool, typer.Option("--ask-judges", help="Let judges be asked, which costs money.")] = False,
+    model: Annotated[
+        str, typer.Option(help="Runs three examples of a task with an agent; 'none' runs none.")
+    ] = EMBEDDED_NAME,
 ) -> None:
     """Show rows as the model will see them, and what looks wrong with a task. Exit status 1 if something is."""
     from nslora.tools.tasks.check import check_task
@@ -33,6 +40,8 @@ def checked(
 
         found = check_task(loaded, on_progress, ask_judges=ask_judges)
     _show(loaded, found)
+    if loaded.agent:
+        _show_agent(loaded, model)
     if found.wrong:
         raise typer.Exit(BAD_INPUT)
 
@@ -50,6 +59,26 @@ def _show(task: "Task", found: "TaskCheck") -> None:
     for problem in found.wrong:
         _line("wrong", problem, "bold red")
     _line("result", "nothing looks wrong" if not found.wrong else f"{len(found.wrong)} to mend")
+
+
+def _show_agent(task: "Task", model: str) -> None:
+    """Draw the agent's graph, run it on the first train rows, and show what it did."""
+    from nslora.tools.agents.running import run_agent, try_agent, with_trajectories
+    from nslora.tools.evaluation.rollouts import grade
+    from nslora.tools.policies.local import LocalPolicy
+    from nslora.tools.tasks.check import SHOWN_ROWS
+
+    _line("agent", try_agent(task, task.prompt).get_graph().draw_mermaid().strip())
+    if model == "none":
+        return
+    rows = task.train[:SHOWN_ROWS]
+    with TemporaryDirectory() as folder, out.status(f"{model} runs {len(rows)} examples"):
+        policy = LocalPolicy.load(model, adapters=Path(folder), notify=out.print)
+        flown = run_agent(policy, None, task, task.prompt, rows, adapter=None)
+    for each in grade(task.reward, with_trajectories(rows, flown.trajectories), flown.replies.texts):
+        _line("trajectory", f"{each.example.id}\n{each.example.trajectory.told(_SHOWN, SHOWN_STEPS)}")
+        _line("  answer", _short(each.reply) or "(none)")
+        _line("  reward", f"{each.score.value:g}" + (f" {_short(each.score.feedback)}" if each.score.feedback else ""))
 
 
 def _show_row(row: "ShownRow") -> None:

@@ -18,6 +18,7 @@ from nslora.graph.build import refuse_cached
 from nslora.graph.lock import HOLDER_FILE, LOCK_FILE, sole_writer
 from nslora.graph.runs.checkpoints import without_password
 from nslora.graph.tracking.tracker import refuse_unknown
+from nslora.tools.agents.running import try_agent
 from nslora.tools.editor.call_log import RecordedCall
 from nslora.tools.errors import EditorCallError, ModelError, RunError, SettingsError
 from nslora.tools.files import quoted, write_json
@@ -169,6 +170,7 @@ def could_begin(workspace: Workspace, *, ask_reward: bool = True, judges: bool =
             check.connect()
     if ask_reward:
         probe(workspace.task)
+    try_agent(workspace.task, workspace.task.prompt)
     _ = workspace.editor  # connects, and checks prices if there is a cap on cost
     if workspace.given_policy is None and workspace.settings.model not in (EMBEDDED_NAME, EMBEDDED_HUB_ID):
         resolve_model(workspace.settings.model)

@@ -4,6 +4,7 @@ from nslora.graph.state import AdaptationState
 from nslora.nodes.shared.budget import Budget, in_order
 from nslora.nodes.shared.cost import CostLedger
 from nslora.tools.dataset.remade import Remade, remake, write_rows
+from nslora.tools.dataset.trajectories import remake_calls
 from nslora.tools.policy import OnProgress
 from nslora.tools.prompt import Prompt
 
@@ -30,6 +31,18 @@ def remake_under(
     workspace = ledger.workspace
     budget = Budget(state, workspace)
     examples = budget.affordable_remakes(prompt, spent_flop)
+    if workspace.task.agent:
+        remade = remake_calls(
+            workspace.policy,
+            workspace.replies,
+            workspace.task,
+            prompt,
+            examples,
+            adapter=state["kept"]["adapter"],
+            edit=edit,
+            on_progress=on_progress,
+        )
+        return stored(remade, prompt, ledger)
     asked = {example.id for example in examples}
     remade = remake(
         workspace.policy,
@@ -44,6 +57,11 @@ def remake_under(
         unasked=[row for row in in_order(budget.remade_sample(), workspace.task.train) if row.id not in asked],
         on_progress=on_progress,
     )
+    return stored(remade, prompt, ledger)
+
+
+def stored(remade: Remade, prompt: Prompt, ledger: CostLedger) -> Remade:
+    """Charge the remade data, and write it to its file."""
     ledger.generate(remade.generated_tokens, remade.forward_tokens)
-    write_rows(workspace.remade / f"{prompt.hash}.jsonl", remade.rows)
+    write_rows(ledger.workspace.remade / f"{prompt.hash}.jsonl", remade.rows)
     return remade

@@ -58,7 +58,9 @@ def workspace_for(runtime: Runtime[AdaptationContext], node: str) -> Workspace:
         event = {"node": node, "what": what, "done": done, "total": total}
         runtime.stream_writer({**event, "values": dict(values)} if values else event)
         clock.tick()
-        if runtime.drain_requested and node in SAVES_EACH and done % SAVES_EACH[node] == 0:
+        # An agent's trajectories are kept one by one.
+        each = 1 if workspace.task.agent else SAVES_EACH.get(node, 0)
+        if runtime.drain_requested and node in SAVES_EACH and done % each == 0:
             clock.save()
             raise GraphDrained(runtime.drain_reason or "stopped")
 

@@ -18,7 +18,7 @@ from nslora.errors import RunError, SettingsError
 ROOT = Path(__file__).parents[2]
 NAMES = ("Run", "adapt", "load_task", "task_from_rows", "Task", "Example", "Score", "Prompt", "Demonstration",
          "Section", "Result", "build_graph", "build_workflow", "sweep")  # fmt: skip
-MODULES = ("errors", "settings", "testing", "router", "nodes", "tracking")
+MODULES = ("errors", "settings", "testing", "router", "nodes", "tracking", "agents")
 
 
 def run_python(code: str) -> str:

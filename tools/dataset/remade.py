@@ -30,11 +30,12 @@ from nslora.tools.evaluation.rollouts import ask, grade
 from nslora.tools.files import read_jsonl, unless_changed, without_blank, write_jsonl
 from nslora.tools.inference.chat_template import as_plain_text
 from nslora.tools.inference.reply_cache import ReplyCache, token_counts
+from nslora.tools.inference.tool_turns import for_template, in_words, tools_of
 from nslora.tools.policy import OnProgress, Policy, no_progress
 from nslora.tools.prompt import Demonstration, Prompt, normalise
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded
-from nslora.tools.schema import Example, Turns
+from nslora.tools.schema import Example, Message, Turns
 from nslora.tools.thinking import split_thinking
 
 LAYOUT = "layout"  # stands for the adapter of a row that no model wrote
@@ -54,6 +55,7 @@ class RemadeRow:
         reward: Reward of the reply.
         edit: Name of the edit that proposed the prompt, as in the run's folder `edits`; "" for known rows.
         thinking: What the reply begins with.
+        dialogue: What one call of an agent was sent; empty if the reply follows the question.
     """
 
     source: str
@@ -65,6 +67,11 @@ class RemadeRow:
     edit: str = ""
     thinking: str = ""
     history: Turns = ()
+    dialogue: tuple[Message, ...] = ()
+
+    def sent(self, prompt: Prompt) -> list[Message]:
+        """What is sent before the reply, under the prompt that the row teaches."""
+        return list(self.dialogue) or prompt.messages(self.question, self.history)
 
     def as_trl(self, prompt: Prompt, *, as_text: bool = False) -> dict[str, Any]:
         """The row in TRL's prompt-completion format, with its origin in further columns.
@@ -73,9 +80,11 @@ class RemadeRow:
             prompt: The prompt that the row teaches.
             as_text: Write text, as the policy reads it, for a model that has no chat template; else chat turns.
         """
-        dialogue, reply = prompt.messages(self.question, self.history), self.thinking + self.reply
+        (tools, dialogue), reply = tools_of(self.sent(prompt)), self.thinking + self.reply
+        told = in_words(tools, dialogue) if self.dialogue else dialogue
         return {
-            "prompt": as_plain_text(dialogue) if as_text else dialogue,
+            "prompt": as_plain_text(told) if as_text else for_template(dialogue),
+            **({"tools": tools} if tools and not as_text else {}),
             "completion": f" {reply}" if as_text else [{"role": "assistant", "content": reply}],
             "source": self.source,
             "prompt_hash": self.prompt,
@@ -268,13 +277,15 @@ def rows_by_source(rows: Sequence[RemadeRow]) -> dict[str, list[RemadeRow]]:
 
 def write_rows(path: Path, rows: Sequence[RemadeRow]) -> None:
     """Write the rows as JSONL, atomically."""
-    write_jsonl(path, [without_blank(asdict(row), "thinking", "history") for row in rows])
+    write_jsonl(path, [without_blank(asdict(row), "thinking", "history", "dialogue") for row in rows])
 
 
 @unless_changed
 def read_rows(path: Path) -> list[RemadeRow]:
     """The rows that `write_rows` wrote; none if there is no file. Raises DamagedError if a line is damaged."""
     return [
-        RemadeRow(**{**row, "history": tuple(map(tuple, row.get("history", ())))})
+        RemadeRow(
+            **{**row, "history": tuple(map(tuple, row.get("history", ()))), "dialogue": tuple(row.get("dialogue", ()))}
+        )
         for row in read_jsonl(path, written_whole=True)
     ]

@@ -112,9 +112,10 @@ def training_rows(
     replay = set(random.Random(seed).sample(sorted(material.mastered), count))
     rows = []
     for example in (each for each in train if each.id in wanted | replay):
-        made = [row.thinking + row.reply for row in remade.get(example.id, ())]
-        completions = made or ([] if example.target is None else [example.target])
+        made, asked = remade.get(example.id, ()), tuple(prompt.dialogue(example))
+        pairs = [(row.dialogue or asked, row.thinking + row.reply) for row in made]
+        if not made and example.target is not None:
+            pairs = [(asked, example.target)]
         origin: Origin = "replay" if example.id in replay else "remade" if made else "reference"
-        dialogue = tuple(prompt.dialogue(example))
-        rows += [TrainingRow(dialogue, completion, example.id, origin) for completion in completions]
+        rows += [TrainingRow(dialogue, completion, example.id, origin) for dialogue, completion in pairs]
     return rows

@@ -82,6 +82,19 @@ class DocumentForm(DemonstrationsForm, TemplateForm, SystemForm):
     """The improved variable, section by section."""
 
 
+class SectionForm(BaseModel):
+    """A section with its new text."""
+
+    name: str
+    text: str
+
+
+class SectionedForm(DocumentForm):
+    """The improved variable, section by section."""
+
+    sections: list[SectionForm] | None = Field(None, description="New texts of sections that an agent reads by name.")
+
+
 FORMS: Mapping[Part, type[BaseModel]] = {
     "document": DocumentForm,
     "system": SystemForm,
@@ -90,8 +103,25 @@ FORMS: Mapping[Part, type[BaseModel]] = {
 }
 
 
-def format_rules(part: Part, sections: Sequence[Section] = ()) -> list[str]:
-    """List the sentences that tell an editor the document's format and the part that may change."""
+def form_for(part: Part, old: Prompt) -> type[BaseModel]:
+    """The fields of structured output for an edit of this prompt; those of an agent may have other sections."""
+    return SectionedForm if part == "document" and old.read_sections else FORMS[part]
+
+
+def agent_rule(read: Sequence[str]) -> str:
+    """What an editor is told of the sections that an agent reads."""
+    return (
+        f"The model is called by an agent, several times for one question. Its nodes and tools read the sections "
+        f"{', '.join(read)} by name: as the system turn of a node, or the description of a tool. Rewrite those that "
+        "took part in what went wrong, and keep all of them."
+    )
+
+
+def format_rules(part: Part, sections: Sequence[Section] = (), read: Sequence[str] = ()) -> list[str]:
+    """List the sentences that tell an editor the document's format and the part that may change.
+
+    sections: of the document. read: names of those that an agent reads.
+    """
     layout = _LAYOUT
     if sections:
         layout = layout.replace(_NO_OTHERS, "")
@@ -99,6 +129,8 @@ def format_rules(part: Part, sections: Sequence[Section] = ()) -> list[str]:
         if any(section.protected for section in sections):
             layout += "Leave out sections that are protected; they stay as they are. "
         layout += _NO_OTHERS
+    if read:
+        layout += f" {agent_rule(read)}"
     if part == "document":
         return [f"{layout} Send the whole document.", _DEMONSTRATIONS, _ESCAPE]
     heading = _HEADINGS[part] + (" ..." if part == "demonstrations" else "")
@@ -106,17 +138,22 @@ def format_rules(part: Part, sections: Sequence[Section] = ()) -> list[str]:
     return [layout, *([_DEMONSTRATIONS] if part == "demonstrations" else []), _ESCAPE, only]
 
 
-def layout_rules(part: Part, columns: Sequence[str], sections: Sequence[Section]) -> list[str]:
+def layout_rules(
+    part: Part, columns: Sequence[str], sections: Sequence[Section], read: Sequence[str] = ()
+) -> list[str]:
     """List the sentences that tell an editor what the document is, without how to send it.
 
     columns: of the rows; the editor is told that none of them but the question is filled in. sections: of the document.
+    read: names of those that an agent reads.
     """
     rules = [
         f"The variable has a system turn (may be empty), a question template ({PLACEHOLDER} exactly once) and "
         "demonstrations, which are sent to the language model as earlier turns of the chat."
     ]
-    if sections:
-        marks = ", ".join(f"{{section:{section.name}}}" for section in sections)
+    if read:
+        rules.append(agent_rule(read))
+    if held := [section.name for section in sections if section.name not in read]:
+        marks = ", ".join(f"{{section:{name}}}" for name in held)
         rules.append(
             f"{marks}: the text of the section is put in there; keep that mark, and leave the section as it is."
         )
@@ -139,15 +176,18 @@ def read_prompt(reply: str, old: Prompt, part: Part) -> Prompt:
         PromptError: The reply holds no usable document; the message says why, in words for the editor.
     """
     try:
-        fields = FORMS[part].model_validate_json(reply)
+        fields = form_for(part, old).model_validate_json(reply)
     except ValidationError as error:
         if answers(reply) or not is_object(reply):
             return _from_tags(reply, old, part)
-        raise PromptError(_wrong_fields(error, FORMS[part])) from error
+        raise PromptError(_wrong_fields(error, form_for(part, old))) from error
     refuse_runaway(reply, old)
     changes: dict[str, Any] = {}
     for name, value in fields:
-        if name == "demonstrations":
+        if name == "sections":
+            if value:
+                old = old.with_texts({each.name: plain_text(each.text) for each in value})
+        elif name == "demonstrations":
             changes[name] = tuple(Demonstration(plain_text(pair.question), plain_text(pair.reply)) for pair in value)
         else:
             text = plain_text(value)

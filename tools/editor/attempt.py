@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from nslora.tools.editor.answer_format import FORMS, Part, is_object, read_prompt
+from nslora.tools.editor.answer_format import Part, form_for, is_object, read_prompt
 from nslora.tools.editor.briefing import Briefing
 from nslora.tools.editor.calls import EditFailedError, EditorCalls, Form
 from nslora.tools.editor.contradictions import ContradictionError, refuse_contradictions
@@ -178,7 +178,9 @@ class Attempt:
     def _improve(self, request: Request, number: int) -> Prompt:
         """Ask for candidate `number` until a reply passes all checks."""
         warmer = WARMER_PER_CANDIDATE * (number - 1)
-        return self._asked(request, f"improve {number}", FORMS[self.part], self._accepted, _send_again, warmer)
+        return self._asked(
+            request, f"improve {number}", form_for(self.part, self.old), self._accepted, _send_again, warmer
+        )
 
     def _asked(
         self,
@@ -222,7 +224,8 @@ class Attempt:
         refuse_no_text(new)
         if new == self.old:
             raise PromptError("The document is the same as before: change it so that the feedback is met.")
-        if not new.system.strip() and not new.demonstrations and new.template.strip() == Prompt().template:
+        bare = not new.system.strip() and not new.demonstrations and new.template.strip() == Prompt().template
+        if bare and not new.read_sections:
             raise PromptError("The document has been emptied: keep or write a system turn or demonstrations.")
         # Recorded replies have this mark in place of the chat model's own keys.
         if SECRET_MARK in new.render() and SECRET_MARK not in self.old.render():

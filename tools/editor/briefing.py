@@ -293,7 +293,10 @@ def _row_text(graded: Graded, feedback: str | None) -> str:
     if feedback is None:
         return f"Question: {question}\nReply: {reply}"
     right = right_reply_of(graded)
-    lines = [f"Question: {question}", f"Wrong reply: {reply or '(an empty reply)'}"]
+    lines = [f"Question: {question}"]
+    if (done := graded.example.trajectory) is not None:
+        lines += [f"What the agent did: {neutralise(done.told())}"]
+    lines += [f"Wrong reply: {reply or '(an empty reply)'}"]
     lines += [] if right is None else [f"Right reply: {_shown(right, REPLY)}"]
     lines += [f"The reward says: {_shown(feedback, QUESTION)}"] if feedback else []
     return "\n".join(lines)

@@ -191,7 +191,11 @@ class Editor:
             if self.protocol == "reflect":
                 edit = self._reflect(attempt, failures, past, situation or Situation(), candidates)
             else:
-                constraints = [*format_rules(self._part, prompt.sections), *self._rules, *_past_rules(past)]
+                constraints = [
+                    *format_rules(self._part, prompt.sections, prompt.read_sections),
+                    *self._rules,
+                    *_past_rules(past),
+                ]
                 edit = attempt.run(
                     choose_failures(failures, self._max_failures or MAX_FAILURES), constraints, candidates
                 )
@@ -213,11 +217,15 @@ class Editor:
     ) -> Edit:
         """One request with all that is known, within the limit."""
         document = neutralise(attempt.old.render())
-        constraints = [*layout_rules(self._part, situation.columns, attempt.old.sections), *self._rules]
+        constraints = [
+            *layout_rules(self._part, situation.columns, attempt.old.sections, attempt.old.read_sections),
+            *self._rules,
+        ]
         may_write = any(right_reply_of(each) is None for each in failures)
         small = self._calls.is_small
         documents, short = (1, not may_write) if small else (candidates, False)
-        answer = answer_format(self._part, documents, may_write=may_write, short=short, listing=True)
+        sections = self._part == "document" and bool(attempt.old.read_sections)
+        answer = answer_format(self._part, documents, may_write=may_write, short=short, listing=True, sections=sections)
         fixed = sum(map(tokens_of_text, step_request(document, "", constraints, answer)))
         limit = self._max_input_tokens or max(INPUT_TOKENS, fixed + LEAST_TOKENS)
         if limit - fixed < LEAST_TOKENS // 4:
@@ -236,6 +244,7 @@ class Editor:
             small=small,
         )
         ask = {"may_write": may_write, "short": short, "listing": bool(briefing.answers)}
+        ask |= {"sections": True} if sections else {}
         answer = answer_format(self._part, documents, **ask)
         request = step_request(document, briefing.context, constraints, answer)
         form = reflection_form(self._part, documents, **ask)

@@ -59,6 +59,8 @@ def failure_texts(failure: Graded) -> ShownFailure:
         shown += f"\n{SUGGESTION_PREFIX}{suggestion}"
     question = clip(failure.example.asked, QUESTION_CHARACTERS)
     reply = clip(failure.reply, REPLY_CHARACTERS) or "(an empty reply)"
+    if (done := failure.example.trajectory) is not None:
+        reply = f"What the agent did:\n{done.told()}\nFinal answer: {reply}"
     return ShownFailure(neutralise(question), neutralise(reply), neutralise(_valid(shown)))
 
 

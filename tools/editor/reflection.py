@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, create_model
 
 from nslora.tools.editor.answer_format import (
     Part,
+    SectionForm,
     layout_rules,
     plain_text,
     prompt_of_block,
@@ -48,6 +49,9 @@ ROWS_FIELD = (
     "right replies as examples; small models follow examples far better than rules."
 )
 LIST_ANSWERS = "true if the list of all right answers is to stand below these instructions, else false."
+SECTIONS_FIELD = (
+    "Only for sections that must change: objects with name and text. An agent's nodes and tools read each by its name."
+)
 COPIED_WORDS = 7
 ENDED_BY_ITSELF = {"stop", "end_turn", "eos", "stop_sequence"}  # finish reasons
 
@@ -93,6 +97,12 @@ class WrittenDemonstrationsPart(DemonstrationsPart):
 
 class WrittenDocumentPart(DocumentPart, WrittenDemonstrationsPart):
     """A new document."""
+
+
+class SectionsPart(BaseModel):
+    """New texts of sections."""
+
+    sections: list[SectionForm] | None = Field(None, description=SECTIONS_FIELD, max_length=ROWS_IN_FORM)
 
 
 _PARTS: Mapping[Part, type[BaseModel]] = {
@@ -154,7 +164,13 @@ _LISTING: Mapping[Part, type[BaseModel]] = {**_SHORT, "document": ListingDocumen
 
 @functools.cache
 def reflection_form(
-    part: Part, documents: int, *, may_write: bool, short: bool = False, listing: bool = False
+    part: Part,
+    documents: int,
+    *,
+    may_write: bool,
+    short: bool = False,
+    listing: bool = False,
+    sections: bool = False,
 ) -> type[BaseModel]:
     """Give the schema of a reply in which `part` may change.
 
@@ -164,14 +180,17 @@ def reflection_form(
         may_write: Whether demonstrations' replies may be written; else rows are named by their numbers.
         short: Whether a small model fills it in, which writes one document of few short fields.
         listing: Whether there is a closed list of answers, which a small model may have shown.
+        sections: Whether texts of sections that an agent reads may change.
     """
+    more = (SectionsPart,) if sections else ()
     if short:
         one = (_LISTING if listing else _SHORT)[part]
-        return create_model("Reflection", __base__=(one, _ShortlyAnalysed))
+        return create_model("Reflection", __base__=(*more, one, _ShortlyAnalysed))
     one = _PARTS[part] if may_write else _BY_NUMBER.get(part, _PARTS[part])
     if documents == 1:
-        return create_model("Reflection", __base__=(one, _Analysed))
-    several: Any = GenericAlias(list, (one,))
+        return create_model("Reflection", __base__=(*more, one, _Analysed))
+    whole = create_model("AgentDocument", __base__=(*more, one)) if more else one
+    several: Any = GenericAlias(list, (whole,))
     return create_model(
         "Reflection",
         __base__=_Analysed,
@@ -191,7 +210,15 @@ class Reflected:
     faults: tuple[str, ...]
 
 
-def answer_format(part: Part, documents: int, *, may_write: bool, short: bool = False, listing: bool = False) -> str:
+def answer_format(
+    part: Part,
+    documents: int,
+    *,
+    may_write: bool,
+    short: bool = False,
+    listing: bool = False,
+    sections: bool = False,
+) -> str:
     """Tell an editor in words how to answer. There is no example in it, since small models copy examples.
 
     Args: as of `reflection_form`.
@@ -211,6 +238,8 @@ def answer_format(part: Part, documents: int, *, may_write: bool, short: bool = 
     if part == "question" or (part == "document" and not short):
         only = "only if it must change; " if part == "document" else ""
         fields.append(f"- question_template: {only}the user turn, with {PLACEHOLDER} once, where the question goes.")
+    if sections:
+        fields.append(f"- sections: {SECTIONS_FIELD}")
     if documents > 1:
         several = "an object each, that take different ways; the best is found by a trial"
         new = f"- documents: a list of up to {documents} new documents, {several}. The fields of each:"
@@ -310,7 +339,7 @@ def _prompt_of(
     document: Any, old: Prompt, part: Part, rows: Sequence[Row], answers: Sequence[str], faults: list[str]
 ) -> Prompt:
     """The prompt of one document in a JSON object. faults: gets what is wrong with a part that was left out."""
-    names = set(_PARTS[part].model_fields)
+    names = {*_PARTS[part].model_fields, *(["sections"] if part == "document" and old.read_sections else [])}
     given = {name for name in names if document.get(name) is not None} if isinstance(document, dict) else set()
     if not given:
         raise PromptError(f"A document has none of the fields {', '.join(sorted(names))}: fill them in.")
@@ -318,6 +347,8 @@ def _prompt_of(
     changes: dict[str, Any] = {}
     if "question_template" in given:
         changes["template"] = single_braces(plain_text(str(document["question_template"])))
+    if "sections" in given:
+        old = old.with_texts(_texts(document["sections"]))
     if given & {"rows", "replies"}:
         changes["demonstrations"] = _demonstrations(document, rows, faults)
     if "system" in given:
@@ -333,6 +364,14 @@ def _prompt_of(
         if listed and listed not in changes.get("system", old.system):
             changes["system"] = f"{changes.get('system', old.system)}\n\n{listed}".strip()
     return replace(old, **changes)
+
+
+def _texts(said: Any) -> dict[str, str]:
+    """New texts of sections by name. Raises PromptError if they cannot be read."""
+    found = [each for each in said if isinstance(each, Mapping) and {"name", "text"} <= each.keys()]
+    if not isinstance(said, list) or len(found) < len(said):
+        raise PromptError('The field sections must be a list of objects with "name" and "text".')
+    return {str(each["name"]): plain_text(str(each["text"])) for each in found}
 
 
 def _system_turn(said: str) -> str:

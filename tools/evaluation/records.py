@@ -36,7 +36,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failing reply with its text and the classifier's answer. truncated: the length limit ended the reply."""
+    """A failing reply with its text and the classifier's answer.
+
+    truncated: the length limit ended the reply. Of an agent, else "": trajectory: record of what it did; mended: of the
+    same with one call mended, if one could be; fault: the call that is to blame, in words.
+    """
 
     RECORD_NAMES: ClassVar[Mapping[str, str]] = {"truncated": "cut"}
 
@@ -48,6 +52,9 @@ class Failure:
     attribution: Attribution
     truncated: bool = False
     thinking: str = ""
+    trajectory: str = ""
+    mended: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Passing:
     id: str
     reply: str
     thinking: str = ""
+    trajectory: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,8 +187,11 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
         path,
         [{"header": header}]
         + [{"row": as_record(row)} for row in evaluation.rows]
-        + [{"failure": without_blank(as_record(each), "thinking")} for each in evaluation.failures]
-        + [{"passing": without_blank(asdict(each), "thinking")} for each in evaluation.passing],
+        + [
+            {"failure": without_blank(as_record(each), "thinking", "trajectory", "mended", "fault")}
+            for each in evaluation.failures
+        ]
+        + [{"passing": without_blank(asdict(each), "thinking", "trajectory")} for each in evaluation.passing],
     )
 
 

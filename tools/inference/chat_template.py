@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nslora.tools.errors import ModelError, first_line
+from nslora.tools.inference.tool_turns import TOOL, TOOL_CALLS, for_template, in_words, tools_of, with_tools
 from nslora.tools.policy import Thinking
 from nslora.tools.schema import Dialogue
 from nslora.tools.thinking import CLOSING, OPENING, THOUGHT_KEYS, split_thinking, thought_in
@@ -119,11 +120,18 @@ class ChatFormat:
         return text.removesuffix(surplus) + header
 
     def _told(self, dialogue: Dialogue) -> list[dict[str, str]]:
-        """The dialogue as the template can write it: without system turns, the first user turn says their text."""
-        if dialogue and dialogue[0]["role"] == "system" and not self.knows_system_turns:
-            system, first, *rest = dialogue
-            return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
-        return list(dialogue)
+        """The dialogue as the template can write it.
+
+        Tools that it does not know are said in words. Without system turns, the first user turn says their text.
+        """
+        tools, turns = tools_of(dialogue)
+        uses_tools = tools or any(turn["role"] == TOOL or TOOL_CALLS in turn for turn in turns)
+        if uses_tools and not self.knows_tools:
+            tools, turns = [], in_words(tools, turns)
+        if turns and turns[0]["role"] == "system" and not self.knows_system_turns:
+            system, first, *rest = turns
+            turns = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+        return with_tools(turns, tools)
 
     def _written(self, dialogue: Dialogue, *, add_generation_prompt: bool = False) -> str:
         """Apply the chat template, with thinking as the setting has it."""
@@ -132,10 +140,12 @@ class ChatFormat:
         template = self.tokenizer.chat_template
         dated = DATED + template if isinstance(template, str) and "strftime_now" in template else None
         switch = {} if self.thinking == "template" else {"enable_thinking": self.thinking == "on"}
+        tools, turns = tools_of(dialogue)
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(dialogue),
+                    for_template(turns),
+                    tools=tools or None,
                     chat_template=dated,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
@@ -143,7 +153,7 @@ class ChatFormat:
                 )
             )
         except (TemplateError, TypeError, ValueError) as error:
-            roles = ", ".join(turn["role"] for turn in dialogue)
+            roles = ", ".join(turn["role"] for turn in turns)
             raise ModelError(
                 f"The tokenizer's chat template cannot write a dialogue of {roles} ({first_line(error)}): give the "
                 "tokenizer another chat_template."
@@ -154,6 +164,17 @@ class ChatFormat:
         """Whether the template writes a system turn; some raise an error (Gemma's), some leave it out silently."""
         try:
             return MARK in self._written([{"role": "system", "content": MARK}, *ASKED])
+        except ModelError:
+            return False
+
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Whether the template writes the schemas of tools, and the results of calls."""
+        tool = {"type": "function", "function": {"name": MARK, "description": MARK, "parameters": {"type": "object"}}}
+        results = [{"role": "assistant", "content": "a"}, {"role": TOOL, "name": "a", "content": MARK}]
+        try:
+            asked = self._written(with_tools(ASKED, [tool]))
+            return MARK in asked and MARK in self._written([*ASKED, *results])
         except ModelError:
             return False
 

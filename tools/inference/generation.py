@@ -5,6 +5,7 @@ values, each batch gets a copy, and only the rest of each question is computed p
 """
 
 import copy
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from nslora.tools.inference.decoder import beyond_window
 from nslora.tools.inference.memory import halving_batches
-from nslora.tools.policy import OnProgress
+from nslora.tools.policy import OnProgress, Sampling
 
 # Below this, copying the cache costs more than computing the prefix; measured with SmolLM2-135M on two cores.
 SHORTEST_SHARED_PREFIX_TOKENS = 8
@@ -108,8 +109,9 @@ def generate_ids(
     on_progress: OnProgress,
     shared: int,
     pads: bool = True,
+    sampling: Sampling | None = None,
 ) -> list[list[int]]:
-    """Generate the greedy continuations of `rows`, in their order.
+    """Generate the continuations of `rows`, in their order.
 
     Rows are batched by length, to pad little. A batch that runs out of memory is halved.
 
@@ -123,11 +125,13 @@ def generate_ids(
         on_progress: Called with (rows done, all rows) after each batch.
         shared: Tokens that all rows begin with and that are computed once, 0 for none.
         pads: Whether rows of different lengths may share a batch.
+        sampling: Draws them; None for greedy ones.
 
     Raises:
         ModelError: If a batch of one row runs out of memory.
     """
     import torch
+    from transformers import LogitsProcessorList
 
     replies: dict[int, list[int]] = {}
     wanted = {"max_new_tokens": max_new_tokens, "eos_token_id": list(stop_ids)}
@@ -135,7 +139,9 @@ def generate_ids(
     def generate_rest(size: int) -> None:
         rest = {i: len(row) for i, row in enumerate(rows) if i not in replies}
         for batch in _batches(rest, size, pads):
-            output = _generate(model, [rows[i] for i in batch], shared, prefix, pad_id, wanted)
+            chosen = [rows[i] for i in batch]
+            drawn = {} if sampling is None else {"logits_processor": LogitsProcessorList([_Gumbel(chosen, sampling)])}
+            output = _generate(model, chosen, shared, prefix, pad_id, wanted | drawn)
             start = max(len(rows[i]) for i in batch)
             replies.update(
                 (i, _until_stop(ids, stop_ids)) for i, ids in zip(batch, output[:, start:].tolist(), strict=True)
@@ -146,6 +152,30 @@ def generate_ids(
         prefix = prefix_cache(model, rows[0][:shared]) if shared else None
         halving_batches(generate_rest, batch_size)
     return [replies[i] for i in range(len(rows))]
+
+
+class _Gumbel:
+    """Makes the greedy choice a draw at a temperature (Gumbel-max trick, Yellott 1977).
+
+    Each row has its own random numbers, by its tokens and the sample's number, so that a draw does not depend on what
+    shares the row's batch.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        import torch
+
+        self.temperature = sampling.temperature
+        self.generators = []
+        for row in rows:
+            seed = hashlib.sha256(f"{sampling.number}/{list(row)}".encode()).digest()[:8]
+            self.generators.append(torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1))
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        import torch
+
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=each) for each in self.generators])
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+        return scores.float() / self.temperature + gumbel.to(scores.device)
 
 
 def _batches(lengths: Mapping[int, int], size: int, pads: bool) -> Iterator[list[int]]:

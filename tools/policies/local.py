@@ -22,7 +22,16 @@ from nslora.tools.policies.facts import ModelFacts
 from nslora.tools.policies.loading import UNLOADABLE, refuse_encoder, refuse_missing_quantizer, unloadable
 from nslora.tools.policies.peft_adapters import PeftAdapters
 from nslora.tools.policies.settings import DeviceSettings
-from nslora.tools.policy import Generated, OnProgress, OnStep, Thinking, TrainingJob, TrainingResult, no_progress
+from nslora.tools.policy import (
+    Generated,
+    OnProgress,
+    OnStep,
+    Sampling,
+    Thinking,
+    TrainingJob,
+    TrainingResult,
+    no_progress,
+)
 from nslora.tools.schema import Dialogue
 from nslora.tools.training.adapters import OPTIMIZER, AdapterStore
 from nslora.tools.training.lora_targets import lora_targets, peft_placement
@@ -243,14 +252,16 @@ class LocalPolicy:
         adapter: str | None,
         max_new_tokens: int,
         on_progress: OnProgress = no_progress,
+        sampling: Sampling | None = None,
     ) -> Generated:
-        """Generate greedy replies, in order.
+        """Generate replies, in order.
 
         Args:
             dialogues: The dialogues, each up to the turn before the reply.
             adapter: Hash of the adapter, None for the base alone.
             max_new_tokens: Length limit of a reply.
             on_progress: Called with (replies done, all replies) after each batch.
+            sampling: Draws them; None for greedy replies.
 
         Raises:
             TooLongError: If a dialogue with its reply does not fit the context.
@@ -277,6 +288,7 @@ class LocalPolicy:
                 shared=shared,
                 pads=pads,
                 batch_size=first_batch_size(model, longest, self.batch_size),
+                sampling=sampling,
             )
         return Generated(
             tuple(self.format.decode(row) for row in ids),

@@ -66,11 +66,14 @@ class RecordedPolicy:
         adapter: str | None,
         max_new_tokens: int,
         on_progress: OnProgress = no_progress,
+        **sampling: Any,
     ) -> Generated:
         """Generate replies with the loaded policy; no dialogues load nothing."""
         if not dialogues:
             return Generated((), 0)
-        return self.policy.generate(dialogues, adapter=adapter, max_new_tokens=max_new_tokens, on_progress=on_progress)
+        return self.policy.generate(
+            dialogues, adapter=adapter, max_new_tokens=max_new_tokens, on_progress=on_progress, **sampling
+        )
 
     def reference_losses(
         self, dialogues: Sequence[Dialogue], references: Sequence[str], *, adapter: str | None

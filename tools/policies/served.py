@@ -30,7 +30,7 @@ from nslora.tools.policies.vllm_server import (
     UnknownModelError,
     VllmServer,
 )
-from nslora.tools.policy import Generated, OnProgress, no_progress
+from nslora.tools.policy import Generated, OnProgress, Sampling, no_progress
 from nslora.tools.schema import Dialogue
 from nslora.tools.training.adapters import AdapterStore
 from nslora.tools.training.settings import LoraSettings
@@ -123,8 +123,9 @@ class ServedReplies:
         adapter: str | None,
         max_new_tokens: int,
         on_progress: OnProgress = no_progress,
+        sampling: Sampling | None = None,
     ) -> Generated:
-        """Generate greedy replies, in order.
+        """Generate replies, in order: greedy ones, or drawn by `sampling`.
 
         Raises:
             TooLongError: If a dialogue with its reply does not fit the context; a server would cut it without a word.
@@ -137,7 +138,7 @@ class ServedReplies:
             self._all(
                 rows,
                 adapter,
-                lambda server, row: server.reply(row, adapter, max_new_tokens, stops, penalty),
+                lambda server, row: server.reply(row, adapter, max_new_tokens, stops, penalty, sampling),
                 ids,
                 on_progress,
             )

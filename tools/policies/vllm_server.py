@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nslora.tools.errors import ModelError, first_line
+from nslora.tools.policy import Sampling
 from nslora.tools.training.adapters import AdapterStore
 
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # between the tries of one request
@@ -88,9 +89,15 @@ class VllmServer:
             self.pauses_s, self.timeout_s = before
 
     def reply(
-        self, ids: Sequence[int], adapter: str | None, max_new_tokens: int, stops: Sequence[int], penalty: float
+        self,
+        ids: Sequence[int],
+        adapter: str | None,
+        max_new_tokens: int,
+        stops: Sequence[int],
+        penalty: float,
+        sampling: Sampling | None = None,
     ) -> list[int]:
-        """Return the ids of a greedy reply, with the stop token that ended it.
+        """Return the ids of a reply, with the stop token that ended it.
 
         Args:
             ids: Token ids of the prompt.
@@ -98,8 +105,10 @@ class VllmServer:
             max_new_tokens: Length limit.
             stops: Token ids that end a reply.
             penalty: The model's repetition penalty.
+            sampling: Draws the reply; None for the greedy one.
         """
-        wanted = {"max_tokens": max_new_tokens, "stop_token_ids": list(stops), "repetition_penalty": penalty}
+        drawn = {} if sampling is None else {"temperature": sampling.temperature, "seed": sampling.number}
+        wanted = {"max_tokens": max_new_tokens, "stop_token_ids": list(stops), "repetition_penalty": penalty, **drawn}
         found: list[int] = self._completion(ids, adapter, wanted)["token_ids"]
         if len(found) < max_new_tokens and not (found and found[-1] in stops):
             raise ModelError(

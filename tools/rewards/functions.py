@@ -101,7 +101,7 @@ def function_check(spec: Mapping[str, Any], folder: Path | None = None) -> Funct
         RewardError: If the function cannot be found or called, or `name` or `weight` is wrong.
     """
     kind = spec["check"]
-    function = _find(kind, folder)
+    function = find_function("check", kind, folder)
     own = {key: spec[key] for key in ("name", "weight", "wanted") if key in spec}
     options = {key: value for key, value in spec.items() if key != "check" and key not in own}
     signature_of(kind, function, options)
@@ -121,7 +121,8 @@ def callable_check(function: Callable[..., Any]) -> FunctionCheck:
     return FunctionCheck(check=name, name="reward", function=function)
 
 
-def _find(kind: str, folder: Path | None) -> Callable[..., Any]:
+def find_function(what: str, kind: str, folder: Path | None) -> Callable[..., Any]:
+    """What `module:function` names, in the task's folder or installed. what: for messages. Raises RewardError."""
     module_name, _, name = kind.partition(":")
     try:
         module = _module(module_name, folder)
@@ -134,13 +135,13 @@ def _find(kind: str, folder: Path | None) -> Callable[..., Any]:
                 "have a module of that name: put both into one file, or install them"
             )
         raise RewardError(
-            f"The module of the check {kind!r} cannot be imported ({type(error).__name__}: {error}): {remedy}."
+            f"The module of the {what} {kind!r} cannot be imported ({type(error).__name__}: {error}): {remedy}."
         ) from error
     function: Any = module
     for part in name.split("."):
         function = getattr(function, part, None)
     if not callable(function):
-        raise RewardError(f"The check {kind!r} cannot be found: the module {module_name!r} has no callable {name!r}.")
+        raise RewardError(f"The {what} {kind!r} cannot be found: the module {module_name!r} has no callable {name!r}.")
     return function  # type: ignore[no-any-return]
 
 

@@ -80,13 +80,13 @@ class Reward:
         self.checks, self.combine, self.calls = tuple(checks), combine, 0
         self.costly, self.noise = bool(self.judges) if costly is None else costly, noise
         self.tolerance: float | None = None  # measured by the classifier
-        self._scores: dict[tuple[str, str, str], Score] = {}
+        self._scores: dict[tuple[str, str, str, Any], Score] = {}
         self._suggestions: dict[tuple[str, str], str | None] = {}
         self._place: Any = None  # of the judges
 
     def __call__(self, example: Example, reply: str) -> Score:
         reply = split_thinking(reply)[1]  # what was only considered is no answer
-        key = (example.id, example.asked, reply)
+        key = (example.id, example.asked, reply, example.trajectory)
         if key not in self._scores:
             self._scores[key] = self.fresh(example, reply)
         return self._scores[key]

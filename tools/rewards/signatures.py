@@ -14,14 +14,16 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from nslora.tools.errors import RewardError
+from nslora.tools.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from nslora.tools.schema import Example
 
 KNOWN = (
-    "(question, reference, reply, example), TRL's (prompts, completions, **columns), TRL's and verifiers' (prompt, "
-    "completion, answer, state, info, task), DSPy's (gold or example, pred or prediction, trace), GEPA's (gold, pred, "
-    "trace, pred_name, pred_trace) and verl's (data_source, solution_str, ground_truth, extra_info)"
+    "(question, reference, reply, example) with an agent's trajectory, TRL's (prompts, completions, **columns), TRL's "
+    "and verifiers' (prompt, completion, answer, state, info, task), DSPy's (gold or example, pred or prediction, "
+    "trace), GEPA's (gold, pred, trace, pred_name, pred_trace) and verl's (data_source, solution_str, ground_truth, "
+    "extra_info)"
 )
 # The parameter that takes the reply, and whose signature it belongs to.
 _REPLY = {
@@ -32,7 +34,7 @@ _REPLY = {
     "prediction": "dspy",
 }
 _NAMES = {
-    "own": ("question", "reference", "reply", "example"),
+    "own": ("question", "reference", "reply", "example", "trajectory"),
     "batch": ("prompts", "completions"),
     "single": ("prompt", "completion", "answer", "state", "info", "task"),
     "verl": ("data_source", "solution_str", "ground_truth", "extra_info"),
@@ -121,7 +123,8 @@ class Signature:
     def _offered(self, example: Example, reply: str) -> dict[str, Any]:
         question, reference, columns = example.asked, example.reference, dict(example.fields)
         if self.family == "own":
-            return {"question": question, "reference": reference, "reply": reply, "example": example}
+            given = {"question": question, "reference": reference, "reply": reply, "example": example}
+            return given | {"trajectory": example.trajectory or Trajectory()}
         named = {} if reference is None else dict.fromkeys(_REFERENCE, reference)
         if self.family == "verl":
             truth = {} if reference is None else {"ground_truth": reference}
@@ -138,6 +141,7 @@ class Signature:
         values = {"info": columns, "task": "default", **named, **columns, "prompt": prompt, "completion": completion}
         answer = {"answer": values["answer"]} if "answer" in values else {}
         state = {"prompt": prompt, "completion": completion, **answer, "info": values["info"], "task": values["task"]}
+        state |= {"trajectory": example.trajectory} if example.trajectory else {}
         return {**values, "state": state}
 
     @staticmethod

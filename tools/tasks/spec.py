@@ -14,6 +14,7 @@ from nslora.tools.errors import RewardError, TaskError
 from nslora.tools.rewards.checks import Check
 from nslora.tools.rewards.reward import Combine, Reward, build_check, first_problem
 from nslora.tools.schema import Settings
+from nslora.tools.tasks.agent import AgentSpec, agent_spec
 from nslora.tools.tasks.readers import readable
 
 SPLITS = ("train", "validation", "test")
@@ -95,7 +96,8 @@ class RewardSpec(Settings):
 class TaskSpec(Settings):
     """A whole task.yaml. `prompt` is a prompt document, or the path of a document that ends in .md.
 
-    `goal` says in the user's words what the replies are for; an editor of prompts reads it.
+    `goal` says in the user's words what the replies are for; an editor of prompts reads it. `agent` is the function
+    that makes the task's agent, or an `AgentSpec`; None for a task of one call.
     """
 
     name: str = Field(pattern=r"\S")
@@ -107,6 +109,7 @@ class TaskSpec(Settings):
     duplicates: Literal["refuse", "drop", "merge"] = "refuse"
     fields: Fields = Fields()
     prompt: str | None = None
+    agent: AgentSpec | None = None
     max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1, strict=True)
     reward: RewardSpec = RewardSpec()
     styles: dict[str, tuple[str | dict[str, Any], ...]] = Field(default_factory=dict)
@@ -116,6 +119,11 @@ class TaskSpec(Settings):
     @classmethod
     def _one_file(cls, data: Any) -> Any:
         return {"train": data} if isinstance(data, str) else data
+
+    @field_validator("agent", mode="before")
+    @classmethod
+    def _function_alone(cls, agent: Any) -> Any:
+        return agent_spec(agent)
 
     @field_validator("reward", mode="before")
     @classmethod

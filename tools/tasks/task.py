@@ -21,6 +21,7 @@ from nslora.tools.prompt import PLACEHOLDER, SYSTEM, TEMPLATE, Prompt, check_sec
 from nslora.tools.prompt_variables import check_system, variables
 from nslora.tools.rewards.reward import Reward, build_reward
 from nslora.tools.schema import Example
+from nslora.tools.tasks.agent import Agent, agent_of
 from nslora.tools.tasks.examples import RowReader, examples_of, prepared, refuse_one_question
 from nslora.tools.tasks.near_duplicates import across, together
 from nslora.tools.tasks.readers import SourceRow, from_python, read_dataset, read_rows, readable
@@ -76,6 +77,7 @@ class Task:
         reader: Reads further rows as those of the task: the regression set, logs of replies.
         notes: What was decided on loading, such as samples, and advice; not part of the hash.
         goal: What the replies are for, in the user's words; editors of prompts read it. "" if nobody said.
+        agent: Makes the agent whose final answer is the reply; None for a task of one call.
     """
 
     name: str
@@ -92,11 +94,13 @@ class Task:
     reader: RowReader = field(default_factory=lambda: RowReader(Fields()))
     notes: tuple[str, ...] = ()
     goal: str = ""
+    agent: Agent | None = None
 
     def hash_of(self, revisions: Mapping[str, int]) -> str:
         """The hash that the task has under these revisions of its checks, by name; 1 for one that is not named."""
         splits = {split: getattr(self, split) for split in SPLITS}
-        return _hash_of(splits, self.reward.spec_of(revisions), self.max_new_tokens, self.prompt, self.goal)
+        reward = self.reward.spec_of(revisions)
+        return _hash_of(splits, reward, self.max_new_tokens, self.prompt, self.goal, self.agent)
 
 
 def load_task(source: str | Path, *, style: str | None = None, combine: str | None = None, **overrides: Any) -> Task:
@@ -139,6 +143,7 @@ def task_from_rows(
     rows: Mapping[str, int] | None = None,
     duplicates: str = "refuse",
     goal: str | None = None,
+    agent: Callable[..., Any] | Mapping[str, Any] | str | None = None,
 ) -> Task:
     """Make a task from rows in memory.
 
@@ -157,6 +162,8 @@ def task_from_rows(
         duplicates: "drop" drops rows that repeat within a split or in another one; "merge" makes the rows of a question
             one with all of their answers, and drops those of another split; "refuse" refuses the latter.
         goal: What the replies are for, in your words; editors of prompts read it.
+        agent: Called with (chat model, prompts), returns a Runnable such as a compiled LangGraph graph; or the fields
+            of `AgentSpec` in a mapping, with the function under "make".
 
     Raises:
         TaskError: If a row or an argument is wrong.
@@ -171,6 +178,7 @@ def task_from_rows(
         "max_new_tokens": max_new_tokens,
         "rows": rows or {},
         "duplicates": duplicates,
+        "agent": agent,
     }
     document = Document(Path("task_from_rows"), Path(), content)
     spec = validated(document, {})
@@ -294,8 +302,9 @@ def _task(
     source: str,
     options: Mapping[str, Any],
 ) -> Task:
+    agent = agent_of(spec.agent, document.place(["agent"]), document.folder) if spec.agent else None
     found, reader, prompt, notes = prepared(
-        sources, spec.fields, reward, lambda changed: _prompt(spec.prompt, document, changed)
+        sources, spec.fields, reward, lambda changed: _prompt(spec.prompt, document, changed, agent)
     )
     refuse_one_question(found, reader)
     rows, more = _in_splits(spec, found, reader)
@@ -314,22 +323,28 @@ def _task(
         reward=reward,
         prompt=prompt,
         max_new_tokens=spec.max_new_tokens,
-        hash=_hash_of(splits, reward.spec, spec.max_new_tokens, prompt, goal),
+        hash=_hash_of(splits, reward.spec, spec.max_new_tokens, prompt, goal, agent),
         source=source,
         options=dict(options),
         columns=columns,
         reader=reader,
         notes=tuple(notes + more),
         goal=goal,
+        agent=agent,
     )
 
 
 def _hash_of(
-    splits: Mapping[str, Sequence[Example]], reward: Mapping[str, Any], max_new_tokens: int, prompt: Prompt, goal: str
+    splits: Mapping[str, Sequence[Example]],
+    reward: Mapping[str, Any],
+    max_new_tokens: int,
+    prompt: Prompt,
+    goal: str,
+    agent: Agent | None,
 ) -> str:
     rows = {split: [_hashed(example) for example in splits[split]] for split in SPLITS}
     hashed = {"rows": rows, "reward": reward, "max_new_tokens": max_new_tokens}
-    said = {"goal": goal} if goal else {}
+    said = {**({"goal": goal} if goal else {}), **({"agent": agent.hashed} if agent else {})}
     return sha256_of_json({**json.loads(json.dumps(hashed, default=as_text)), "prompt": prompt.render(), **said})
 
 
@@ -366,7 +381,7 @@ def _check_overlap(splits: Mapping[str, Sequence[Example]]) -> None:
             )
 
 
-def _prompt(text: str | None, document: Document, changed: Callable[[str], str]) -> Prompt:
+def _prompt(text: str | None, document: Document, changed: Callable[[str], str], agent: Agent | None) -> Prompt:
     """Parse a prompt document; one line that ends in .md is its path, a text without headings one of the two turns."""
     if text is None:
         return Prompt()
@@ -379,7 +394,7 @@ def _prompt(text: str | None, document: Document, changed: Callable[[str], str])
         text = f"# {TEMPLATE if variables(text) else SYSTEM}\n\n{text}"
     try:
         prompt = parse(text, template=PLACEHOLDER, changed=changed)
-        check_sections(prompt)
+        check_sections(prompt, read_by_agent=agent is not None)
         return prompt
     except PromptError as error:
         raise TaskError(f"{where}: the start prompt is rejected: {error}") from error

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nslora.tools.classifier.attribution import Attribution, Need, need_of
+from nslora.tools.errors import TaskError
 from nslora.tools.evaluation.acceptance import smallest_detectable_gain
 from nslora.tools.evaluation.paired_tests import REWARDS, TIE, bootstrap_interval, mean
 from nslora.tools.evaluation.records import Failure, Row
@@ -106,9 +107,15 @@ def diagnose(
         on_progress: Called with replies done and wanted.
 
     Raises:
+        TaskError: The task has an agent.
         RewardError: The reward raised or returned no number in [0, 1]; the message names the row.
         TooLongError: A question does not fit into the model's context.
     """
+    if task.agent:
+        raise TaskError(
+            f"{task.name} has an agent, and a diagnosis measures tasks of one call: nslora check shows trajectories, "
+            "and a run with --max-rounds 1 measures it."
+        )
     settings = RunSettings()
     calls = task.reward.calls
     chosen = set(random.Random(settings.seed).sample(range(len(task.train)), min(TRAIN_ROWS, len(task.train))))
@@ -126,8 +133,8 @@ def diagnose(
     scored_per_s = scored_tokens / max(1e-9, time.perf_counter() - started)
     on_validation, on_train = graded[: len(task.validation)], graded[len(task.validation) :]
     good = [each for each in on_train if each.score.passed] or suggestions(task)
-    rows, failures = measure(on_validation, task.reward, good, "validation", losses, task.train)
-    train_rows, train_failures = measure(on_train, task.reward, good, "train", train=task.train)
+    rows, failures = measure(on_validation, task, good, "validation", losses)
+    train_rows, train_failures = measure(on_train, task, good, "train")
     answers = [each.attribution for each in failures]
     need, rewards, level = need_of(answers), [row.value for row in rows], settings.keep.from_start
     bounds = tuple(_bound(repair, task, rows, answers) for repair in REPAIRS)

@@ -10,6 +10,7 @@ from nslora.tools.editor.editor import Edit, PastEdit
 from nslora.tools.editor.failures_view import describe_edit
 from nslora.tools.evaluation.paired_tests import mean
 from nslora.tools.evaluation.records import Evaluation
+from nslora.tools.evaluation.rollouts import with_trajectory
 from nslora.tools.evaluation.screening import Screening
 from nslora.tools.files import write_json
 from nslora.tools.prompt import Prompt
@@ -35,7 +36,7 @@ def failures_to_show(workspace: Workspace, evaluation: Evaluation, form: Sequenc
         shown += [i for i in failed if i not in set(shown)]
     return [
         Graded(
-            workspace.examples[i],
+            with_trajectory(workspace.examples[i], failed[i].trajectory),
             failed[i].reply,
             Score(rows[i].value, rows[i].checks, failed[i].feedback),
             failed[i].thinking,

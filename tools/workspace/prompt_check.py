@@ -3,7 +3,8 @@
 import heapq
 from collections.abc import Sequence
 
-from nslora.tools.errors import PromptError
+from nslora.tools.agents.running import try_agent
+from nslora.tools.errors import PromptError, TaskError
 from nslora.tools.inference.context_length import refuse_long_questions
 from nslora.tools.prompt import Prompt, check_prompt, control_tokens, normalise
 from nslora.tools.schema import Example
@@ -30,7 +31,12 @@ def check_for_run(prompt: Prompt, workspace: Workspace, kept: Prompt | None = No
         allowed_questions=[text for row in train for text in workspace.task.reader.quotable(row)],
         protected=workspace.settings.editing.protected,
         columns=workspace.task.columns,
+        read_by_agent=[each.name for each in workspace.task.prompt.sections] if workspace.task.agent else None,
     )
+    try:
+        try_agent(workspace.task, prompt)
+    except TaskError as error:
+        raise PromptError(str(error)) from error
     if kept is not None:
         _refuse_wrong_demonstrations(prompt, kept, workspace.task)
         _refuse_control_tokens(prompt, kept, train)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from nslora.tools.agents.running import run_agent, with_trajectories
 from nslora.tools.editor.call_log import EditorLog
 from nslora.tools.editor.editor import Editor
 from nslora.tools.editor.judge_calls import JudgePlace
@@ -165,7 +166,16 @@ class Workspace:
     def graded_replies(
         self, prompt: Prompt, adapter: str | None, rows: Sequence[Example], on_progress: OnProgress
     ) -> tuple[list[Graded], Replies]:
-        """The policy's graded replies to rows, and what they cost; the reply cache answers what it knows."""
+        """The policy's graded replies to rows, and what they cost; the reply cache answers what it knows.
+
+        A task with an agent gets the final answers of its trajectories, and rows that hold these.
+        """
+        if self.task.agent:
+            flown = run_agent(
+                self.policy, self.replies, self.task, prompt, rows, adapter=adapter, on_progress=on_progress
+            )
+            seen = with_trajectories(rows, flown.trajectories)
+            return grade(self.task.reward, seen, flown.replies.texts), flown.replies
         replies = ask(
             self.policy,
             self.replies,

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
+from agent_fakes import AgentPolicy, write_agent_task
 from typer.testing import CliRunner, Result
 
 from nslora.graph.cli.app import app
+from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.tasks.check import check_task
 from nslora.tools.tasks.task import load_task, task_from_rows
 
@@ -124,3 +126,14 @@ def test_a_costly_reward_judges_a_part() -> None:
     task = task_from_rows(train=rows[:250], validation=rows[250:260], test=rows[260:])
     task.reward.costly = True
     assert check_task(task).full == {"train": (200, 200), "validation": (10, 10), "test": (40, 40)}
+
+
+def test_an_agents_graph_is_drawn_and_three_examples_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = write_agent_task(tmp_path / "task")
+    monkeypatch.setattr(LocalPolicy, "load", lambda *_, adapters, **__: AgentPolicy(adapters))
+    result = CliRunner().invoke(app, ["check", str(task)])
+    assert result.exit_code == 0, result.output
+    assert "__start__([<p>__start__</p>]):::first" in result.output
+    assert "researcher" in result.output
+    assert " ".join(result.output.split()).count("[malformed call: the call is not valid JSON") == 3
+    assert "trajectory" not in CliRunner().invoke(app, ["check", str(task), "--model", "none"]).output
