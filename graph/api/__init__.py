@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nslora.graph.build import build_graph as build_graph
     from nslora.graph.build import build_workflow as build_workflow
     from nslora.graph.runs.adapt import adapt as adapt
+    from nslora.graph.runs.merge_prompt import MergedPrompt as MergedPrompt
     from nslora.graph.runs.result import Result as Result
     from nslora.graph.runs.run import Run as Run
     from nslora.graph.sweep.sweep import sweep as sweep
@@ -30,6 +31,7 @@ _MODULES = ("agents", "errors", "nodes", "router", "settings", "testing", "track
 _NAMES = {
     "nslora.graph.build": ("build_graph", "build_workflow"),
     "nslora.graph.runs.adapt": ("adapt",),
+    "nslora.graph.runs.merge_prompt": ("MergedPrompt",),
     "nslora.graph.runs.result": ("Result",),
     "nslora.graph.runs.run": ("Run",),
     "nslora.graph.sweep.sweep": ("sweep",),

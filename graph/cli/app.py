@@ -12,6 +12,7 @@ from rich.text import Text
 
 from nslora.graph.cli import answer as cli_answer
 from nslora.graph.cli import export as cli_export
+from nslora.graph.cli import merge_prompt as cli_merge_prompt
 from nslora.graph.cli import runs as cli_runs
 from nslora.graph.cli import serve as cli_serve
 from nslora.graph.cli.check import checked
@@ -196,6 +197,7 @@ cli_runs.register(app)
 cli_export.register(app)
 cli_answer.register(app)
 cli_serve.register(app)
+cli_merge_prompt.register(app)
 
 
 def main() -> None:

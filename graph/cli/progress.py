@@ -16,6 +16,7 @@ from rich.text import Text
 
 from nslora.graph.cli.meter import Meter
 from nslora.graph.routing import NODE_OF
+from nslora.tools.files import quoted
 
 WORKING = {
     "evaluate": "evaluate: replies on validation and a sample of train",
@@ -113,6 +114,8 @@ def _round_line(record: Mapping[str, Any]) -> Text:
 
 def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> None:
     """The prompt's diff, base and result on the test split, and the folder of the result."""
+    from nslora.tools.workspace.report import has_long_prompt
+
     if report["prompt_diff"]:
         console.print(Panel(Syntax(report["prompt_diff"], "diff", word_wrap=True), title="prompt"))
     else:
@@ -153,6 +156,13 @@ def show_result(console: Console, folder: Path, report: Mapping[str, Any]) -> No
         console.print(
             f"prompt   adds {tokens['result']} tokens to each row trained on and each reply served (base "
             f"{tokens['base']})"
+        )
+    if has_long_prompt(report):
+        console.print(
+            f"         that is {report['prompt_share']:.0%} of a row: nslora merge-prompt {quoted(folder)} trains it "
+            "into the weights, if nothing is lost",
+            highlight=False,
+            soft_wrap=True,
         )
     console.print(cost_line(report))
     for name, judge in report.get("judges", {}).items():

@@ -34,7 +34,7 @@ def resume(
     from nslora.tools.workspace.record import QUESTION_FILE
 
     say = reporter_of(quiet, json_)
-    run, answer = _opened(folder, checkpoints, notify=say.note), _answer_of(accept, reject, prompt)
+    run, answer = opened(folder, checkpoints, notify=say.note), _answer_of(accept, reject, prompt)
     elsewhere = (folder / QUESTION_FILE).exists()  # asked under another checkpointer: then the stream says so
     if answer is not None and run.question() is None and not elsewhere:
         raise RunError(f"{folder} waits for no answer: leave out --accept, --reject or --prompt.")
@@ -51,7 +51,7 @@ def question(folder: Folder, checkpoints: Database = None) -> None:
     """Show what a run asks a person, and how to answer."""
     from nslora.graph.cli.tables import show_question
 
-    waiting = _opened(folder, checkpoints, needs_editor=False).question()
+    waiting = opened(folder, checkpoints, needs_editor=False).question()
     if waiting is None:
         out.print(f"{folder} asks nothing.", highlight=False)
     else:
@@ -72,14 +72,14 @@ def report(folder: Folder, json_: Annotated[bool, typer.Option("--json", help="P
 
 def state(folder: Folder, checkpoints: Database = None) -> None:
     """Print the newest state of a run as JSON."""
-    print(json.dumps(_opened(folder, checkpoints, needs_editor=False).state(), indent=2, ensure_ascii=False))
+    print(json.dumps(opened(folder, checkpoints, needs_editor=False).state(), indent=2, ensure_ascii=False))
 
 
 def history(folder: Folder, checkpoints: Database = None) -> None:
     """List the checkpoints of a run, the newest first."""
     from nslora.graph.cli.tables import show_history
 
-    show_history(out, _opened(folder, checkpoints, needs_editor=False).history())
+    show_history(out, opened(folder, checkpoints, needs_editor=False).history())
 
 
 def runs(folder: Annotated[Path, typer.Argument(help="The folder of the runs.")] = Path("runs")) -> None:
@@ -133,7 +133,7 @@ def fork(
 ) -> None:
     """Go another way from a round of a run, in a new run. The original stays as it is."""
     say = reporter_of(quiet, json_)
-    source = _opened(folder, checkpoints, needs_editor=editor is None)
+    source = opened(folder, checkpoints, needs_editor=editor is None)
     new = source.fork(into, at=at, action=action, editor=editor, settings=parsed(set_ or []))
     new.workspace.notify = say.note
     _follow(new, say)
@@ -151,7 +151,7 @@ def replay(
     from nslora.graph.runs.folder import beside
     from nslora.tools.files import from_here
 
-    source, copy = _opened(folder, checkpoints, needs_editor=False), into or beside(folder, "replay")
+    source, copy = opened(folder, checkpoints, needs_editor=False), into or beside(folder, "replay")
     with report_when_stopped(out.print, f"Stopped: {copy} holds half a replay, delete it. {folder} is unchanged."):
         found = source.replay(copy, begin_at=from_, retrain=retrain)
     rounds = f"{found.rounds} round{'' if found.rounds == 1 else 's'}" if found.rounds else "The end"
@@ -200,7 +200,7 @@ def _follow(run: Any, say: Reporter, answer: dict[str, str] | None = None) -> No
     follow(run, say, answer)
 
 
-def _opened(folder: Path, checkpoints: str | None, *, needs_editor: bool = True, notify: Any = None) -> Any:
+def opened(folder: Path, checkpoints: str | None, *, needs_editor: bool = True, notify: Any = None) -> Any:
     """The run in a folder. Settings of torch and tokenizers must stand before either is imported."""
     from nslora.graph.runs.run import Run
     from nslora.tools.policies.environment import prepare_environment

@@ -7,6 +7,7 @@ from pathlib import Path
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from nslora.graph.runs.export import pair_of
+from nslora.graph.runs.merge_prompt import taken
 from nslora.tools.errors import ExportError, RunError, SettingsError
 from nslora.tools.export.answers import answer_in_lots
 from nslora.tools.export.chat import ROLES, PairChat, streamed
@@ -56,8 +57,9 @@ def answer_file(
     if target.suffix not in (".csv", ".jsonl"):
         raise SettingsError(f"--out {target}: wanted a name that ends in .csv or .jsonl.")
     refuse_existing(target, overwrite=overwrite)
-    pair, settings = pair_of(folder, base=base), recorded_settings(folder, read_run_file(folder))
-    reader, length = _reader_of(folder)
+    pair, run = pair_of(folder, base=base), taken(folder).run
+    settings = recorded_settings(run, read_run_file(run))
+    reader, length = _reader_of(run)
     rows = read_rows(questions)
     dialogues = [pair.prompt.messages(reader.question(row), row.history) for row in rows]
     policy = pair.load(settings.device, notify)
@@ -141,5 +143,6 @@ def opened_chat(folder: Path, *, base: str | None = None, max_tokens: int = 256)
 
 def chat_model_of(folder: Path, *, base: str | None = None, max_tokens: int = 512) -> PairChat:
     """A finished run's result as a LangChain chat model; nothing is loaded before the first request."""
-    settings = recorded_settings(folder, read_run_file(folder))
+    run = taken(folder).run
+    settings = recorded_settings(run, read_run_file(run))
     return PairChat(pair=pair_of(folder, base=base), device=settings.device, max_tokens=max_tokens)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nslora.graph.runs.execution import report_in
+from nslora.graph.runs.merge_prompt import kept_report, taken
 from nslora.tools.editor.llama_cpp import LlamaCppServer, refuse_no_llama_cpp
 from nslora.tools.errors import ExportError, RunError
 from nslora.tools.evaluation.paired_tests import mean
@@ -18,6 +19,7 @@ from nslora.tools.export.hub import licence_of, push, write_card
 from nslora.tools.export.merged import NAMING_FILE, Dtype, Merged
 from nslora.tools.export.ollama import modelfile
 from nslora.tools.export.pair import Pair, refuse_existing, written_whole
+from nslora.tools.export.serving import command_of, started
 from nslora.tools.files import quoted, read_json, read_text, write_text
 from nslora.tools.inference.weights import Notify
 from nslora.tools.prompt import parse
@@ -34,21 +36,23 @@ def pair_of(folder: str | Path, *, base: str | None = None) -> Pair:
     """The pair that a finished run chose.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder, or its `result/merged_prompt`.
         base: The base, if it lies elsewhere now; None: as the run's settings name it.
 
     Raises:
-        RunError: If the folder is no run, or the run has no result yet.
+        RunError: If the folder is no run, the run has no result yet, or its merged prompt was not kept.
         DamagedError: If the adapter is missing or damaged.
     """
-    path = Path(folder)
+    path, result, name = taken(Path(folder))
     settings, report = recorded_settings(path, read_run_file(path)), report_in(path)
+    if result.parent != path:
+        report = kept_report(result)
     chosen = report["result"]["adapter"]
     adapter = AdapterStore(path.resolve() / "adapters").path(chosen) if chosen else None
-    prompt = parse(read_text(path / "result" / "prompt.md"))
+    prompt = parse(read_text(result / "prompt.md"))
     policy = read_json(path / POLICY_FILE) if (path / POLICY_FILE).exists() else {}
     return Pair(
-        name=path.resolve().name,
+        name=name,
         model=base or settings.model,
         fingerprint=policy.get("fingerprint", ""),
         adapter=adapter,
@@ -129,32 +133,36 @@ def push_merged(pair: Pair, folder: Path, repository: str, *, public: bool = Fal
 def check_exports(folder: Path, targets: Targets, questions: int = CHECKED) -> Iterator[str]:
     """Ask exports the first test questions, as a client that sends them alone, and say how the replies compare.
 
-    The run's own replies stand in `result/test.csv`. Scores are those of the task's reward.
+    The run's own replies stand in `test.csv` of its result, or of its merged prompt. Scores are those of the task's
+    reward.
 
     Raises:
         DamagedError: If the run has no test.csv.
         ExportError: If an export does not answer, or other than the run: none of its replies is the run's own.
     """
-    if not (folder / "result" / "test.csv").exists():
+    run, result, name = taken(folder)
+    if not (result / "test.csv").exists():
         raise RunError(
             f"{folder} has no result/test.csv, since an earlier version finished it: write its result anew with "
             f"nslora replay {quoted(folder)}, and export that."
         )
-    rows = read_table(folder / "result" / "test.csv")[:questions]
+    rows = read_table(result / "test.csv")[:questions]
     dialogues = [_asked(row) for row in rows]
-    graded, length = _grading(folder, rows)
+    graded, length = _grading(run, rows)
     wanted = [row["result_reply"].strip() for row in rows]
     yield f"run      {_scored(graded(wanted))}"
-    asks: dict[Path, Callable[[], list[str]]] = {}
+    asks: dict[str, Callable[[], list[str]]] = {}
     if targets.merged:
-        asks[targets.merged] = partial(ask_folder, targets.merged, dialogues, max_new_tokens=length)
-    file = targets.gguf or (targets.ollama and targets.ollama / targets.gguf_in(folder.resolve().name))
+        asks[targets.merged.name] = partial(ask_folder, targets.merged, dialogues, max_new_tokens=length)
+        if command_of("vllm"):
+            asks[f"{targets.merged.name} behind vLLM"] = partial(_by_vllm, targets.merged, dialogues, length)
+    file = targets.gguf or (targets.ollama and targets.ollama / targets.gguf_in(name))
     if file:
-        asks[file] = partial(_by_llama_cpp, file, dialogues, length)
+        asks[file.name] = partial(_by_llama_cpp, file, dialogues, length)
     for place, ask in asks.items():
         replies = ask()
         same = sum(reply == each for reply, each in zip(replies, wanted, strict=True))
-        yield f"{place.name}: {same} of {len(rows)} replies are the run's own; {_scored(graded(replies))}"
+        yield f"{place}: {same} of {len(rows)} replies are the run's own; {_scored(graded(replies))}"
         if not same:
             raise ExportError(
                 f"{place} gives none of the run's replies, such as {replies[0]!r} in the place of {wanted[0]!r}: it is "
@@ -183,6 +191,14 @@ def _grading(folder: Path, rows: Sequence[Mapping[str, str]]) -> tuple[Callable[
 
 def _scored(share: float | None) -> str:
     return "not scored, since the task is a Python object" if share is None else f"all checks {share:.2f}"
+
+
+def _by_vllm(folder: Path, dialogues: list[list[dict[str, str]]], length: int) -> list[str]:
+    server = started("vllm", folder, folder.name)
+    try:
+        return ask_server(server.base_url, dialogues, max_new_tokens=length)
+    finally:
+        server.stop()
 
 
 def _by_llama_cpp(file: Path, dialogues: list[list[dict[str, str]]], length: int) -> list[str]:

@@ -62,15 +62,20 @@ class Result:
     folder: Path
     report: Mapping[str, Any] = field(repr=False)
 
-    def chat_model(self, *, max_tokens: int = 512) -> "PairChat":
+    def chat_model(self, *, merged_prompt: bool = False, max_tokens: int = 512) -> "PairChat":
         """The pair as a LangChain chat model, with prompt and adapter in it, also as a node of a LangGraph graph.
 
         Args:
+            merged_prompt: Take the adapter that `Run.merge_prompt` kept, which needs no prompt.
             max_tokens: Longest reply.
+
+        Raises:
+            RunError: If no merged prompt was kept.
         """
         from nslora.graph.runs.answer import chat_model_of
+        from nslora.graph.runs.merge_prompt import folder_in
 
-        return chat_model_of(self.folder, max_tokens=max_tokens)
+        return chat_model_of(folder_in(self.folder) if merged_prompt else self.folder, max_tokens=max_tokens)
 
 
 def result_of(folder: Path, report: Mapping[str, Any]) -> Result:

@@ -29,12 +29,14 @@ from nslora.graph.runs.folder import (
 )
 from nslora.graph.runs.fork import fork
 from nslora.graph.runs.loops import Saver
+from nslora.graph.runs.merge_prompt import MergedPrompt, merge_prompt
 from nslora.graph.runs.replay import Replay, replay
 from nslora.graph.runs.result import Result, result_of
 from nslora.graph.runs.view import RoundDetails, RunView, look
 from nslora.tools.editor.chat_models import editor_name
 from nslora.tools.editor.wrapped_chat import Chat
 from nslora.tools.errors import RunError, SettingsError
+from nslora.tools.evaluation.acceptance import MARGIN
 from nslora.tools.files import write_json
 from nslora.tools.inference.weights import Notify
 from nslora.tools.policy import Policy
@@ -305,6 +307,18 @@ class Run(AsyncExecution):
         """What the run did, or everything about one round (from 1). Raises RunError if there is no such round."""
         view = look(self.folder)
         return view if number is None else view.round(number)
+
+    def merge_prompt(self, *, margin: float = MARGIN) -> MergedPrompt:
+        """Train the result's prompt into its weights, and keep that only if validation shows that nothing is lost.
+
+        Args:
+            margin: The largest loss of mean reward that the 95 % interval may leave possible, in (0, 1].
+
+        Raises:
+            RunError: If the run has no result, the result no prompt, or no reply to a train question earns full reward.
+            SettingsError: If the validation rows are too few to rule out such a loss.
+        """
+        return merge_prompt(self.workspace, self.report(), margin=margin)
 
     def html(self, *others: "Run | str | Path", to: str | Path = "comparison.html") -> Path:
         """Write the run's page, one HTML file, and return its path: in `result/` if the run has one.

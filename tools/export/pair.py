@@ -1,12 +1,15 @@
 """What a run gives, to be exported: a base, an adapter on it, and the prompt that both were measured with."""
 
+import os
 import shutil
-import tempfile
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from nslora.tools.errors import ExportError
 from nslora.tools.inference.weights import Notify, refuse_other_weights
@@ -97,13 +100,12 @@ def written_whole(target: Path, *, overwrite: bool = False, file: bool = False) 
     refuse_existing(target, overwrite=overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        partial = _new_partial(target)
     except OSError as error:
         raise ExportError(
             f"{target} cannot be written ({error.strerror}): name a folder that you may write."
         ) from error
     try:
-        partial.chmod(0o755)  # mkdtemp lets nobody else in
         whole = partial / target.name if file else partial
         yield whole
         if target.is_dir():
@@ -116,6 +118,18 @@ def written_whole(target: Path, *, overwrite: bool = False, file: bool = False) 
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _new_partial(target: Path) -> Path:
+    """A new folder beside `target`, named by this process; those of processes that were killed are removed."""
+    here = f".{target.name}-{socket.gethostname()}-"
+    for left in target.parent.iterdir():
+        number = left.name.removeprefix(here)
+        if left.name.startswith(here) and number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = target.with_name(f"{here}{os.getpid()}")
+    partial.mkdir()
+    return partial
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:

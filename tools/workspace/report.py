@@ -14,18 +14,21 @@ from typing import Any
 
 from nslora.tools.dataset.remade import read_rows
 from nslora.tools.editor.call_log import CHECK, EditorLog
+from nslora.tools.errors import ModelError
 from nslora.tools.evaluation.paired_tests import KEEP_TEST, REWARDS, bootstrap_interval, mean
 from nslora.tools.files import sha256_of_file, sha256_of_json, write_json, write_jsonl, write_text
 from nslora.tools.inference.flops import TERA
 from nslora.tools.prompt import difference
 from nslora.tools.rewards.reward import Reward
 from nslora.tools.rewards.score import Graded, Score, check_means
+from nslora.tools.schema import answered
 from nslora.tools.training.adapters import WEIGHTS
 from nslora.tools.workspace.budget import spent_of
 from nslora.tools.workspace.judges import judges_report
 from nslora.tools.workspace.tables import DECISION_COLUMNS, decision_rows, test_rows, write_table
 from nslora.tools.workspace.workspace import Workspace
 
+LONG_PROMPT = 0.5  # share of a row from which on a report offers to train the prompt into the weights
 PACKAGES = ("nslora", "torch", "transformers", "peft", "trl", "textgrad", "langgraph", "langchain-core")
 
 
@@ -142,7 +145,7 @@ def write_result(workspace: Workspace, facts: RunFacts) -> Path:
     write_table(partial / "decisions.csv", DECISION_COLUMNS, decision_rows(facts.rounds))
     scores = [*question_scores("base", facts.base), *question_scores("result", facts.result)]
     write_jsonl(partial / "test.jsonl", scores)
-    write_table(partial / "test.csv", *test_rows(facts.base, facts.result))
+    write_table(partial / "test.csv", *test_rows(facts.base, facts.result, named="base"))
     report = {**_report(workspace, facts), "adapter_sha256": sha256, "prompt_diff": difference(start, prompt)}
     write_json(partial / "report.json", report)
     shutil.rmtree(final, ignore_errors=True)
@@ -180,6 +183,7 @@ def _report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
             which: workspace.prompt_tokens(workspace.prompts.get(str(candidate["prompt"])))
             for which, candidate in (("base", facts.start), ("result", facts.final))
         },
+        "prompt_share": _prompt_share(workspace, facts),
         "keep_test": KEEP_TEST,
         "rounds": [dict(each) for each in facts.rounds],
         "cost": _costs(facts, sum(each.input_tokens + each.output_tokens for each in log.of(CHECK))),
@@ -193,6 +197,11 @@ def _report(workspace: Workspace, facts: RunFacts) -> dict[str, Any]:
     }
 
 
+def has_long_prompt(report: Mapping[str, Any]) -> bool:
+    """Whether most of what a request of the result costs is its prompt; a report of an earlier version does not say."""
+    return (report.get("prompt_share") or 0.0) >= LONG_PROMPT
+
+
 def _labels_on_validation(workspace: Workspace, facts: RunFacts, candidate: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of `label` checks for a candidate; its evaluation has the text of failing replies alone."""
     keys = {sha256_of_json(each["candidate"]): each["evaluation"] for each in facts.rounds}
@@ -204,6 +213,19 @@ def _labels_on_validation(workspace: Workspace, facts: RunFacts, candidate: Mapp
     rows = workspace.task.validation
     labels = workspace.task.reward.label_numbers(rows, [failed.get(row.id, row.reference or "") for row in rows])
     return {"labels": labels} if labels else {}
+
+
+def _prompt_share(workspace: Workspace, facts: RunFacts) -> float | None:
+    """The prompt's share of the tokens of a test question with its reply, of the result; None if they are not known."""
+    prompt = workspace.prompts.get(str(facts.final["prompt"]))
+    try:
+        counts = workspace.token_counts(
+            [answered(prompt.dialogue(each.example), each.thinking + each.reply) for each in facts.result]
+        )
+    except ModelError:  # the model is gone, and they are not on record
+        return None
+    tokens = workspace.prompt_tokens(prompt)
+    return None if tokens is None or not counts else tokens / mean(counts)
 
 
 def _overfit_gap(facts: RunFacts, name: str) -> float | None:

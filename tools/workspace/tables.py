@@ -38,14 +38,17 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise DamagedError(f"{path} cannot be read ({error}).") from error
 
 
-def test_rows(base: Sequence[Graded], result: Sequence[Graded]) -> tuple[list[str], list[dict[str, Any]]]:
+def test_rows(
+    base: Sequence[Graded], result: Sequence[Graded], *, named: str
+) -> tuple[list[str], list[dict[str, Any]]]:
     """Columns and rows of test.csv: what was asked, and what base and result replied, with each check.
 
-    `history` holds the turns before the question as JSON, in tasks of dialogues.
+    `history` holds the turns before the question as JSON, in tasks of dialogues. named: what the columns of `base` are
+    called.
     """
     checks = list(result[0].score.checks) if result else []
-    columns = ["id", "question", "reference", "base_reply", "result_reply", "base_reward", "result_reward"]
-    columns += [f"{which}_{name}" for name in checks for which in ("base", "result")]
+    columns = ["id", "question", "reference", f"{named}_reply", "result_reply", f"{named}_reward", "result_reward"]
+    columns += [f"{which}_{name}" for name in checks for which in (named, "result")]
     rows = []
     for old, new in zip(base, result, strict=True):
         row: dict[str, Any] = {
@@ -55,7 +58,7 @@ def test_rows(base: Sequence[Graded], result: Sequence[Graded]) -> tuple[list[st
         }
         if new.example.history:
             row["history"] = json.dumps(new.example.history, ensure_ascii=False)
-        for which, each in (("base", old), ("result", new)):
+        for which, each in ((named, old), ("result", new)):
             row |= {f"{which}_reply": each.thinking + each.reply, f"{which}_reward": each.score.value}
             row |= {f"{which}_{name}": value for name, value in each.score.checks.items()}
         rows.append(row)

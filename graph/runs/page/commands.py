@@ -28,7 +28,9 @@ class Command(NamedTuple):
     line: str
 
 
-def commands_of(folder: Path, record: Mapping[str, Any], rounds: int, *, finished: bool) -> list[Command]:
+def commands_of(
+    folder: Path, record: Mapping[str, Any], rounds: int, *, finished: bool, long_prompt: bool = False
+) -> list[Command]:
     """The commands for a run. record: its `run.json`. rounds: how many have ended."""
     run, found = quoted(folder), list[Command]()
     if not finished:
@@ -38,6 +40,8 @@ def commands_of(folder: Path, record: Mapping[str, Any], rounds: int, *, finishe
     if finished:
         found.append(Command("Replay from the records, offline", f"nslora replay {run}"))
         found.append(Command("Export as one model", f"nslora export {run} --merged model"))
+        if long_prompt:
+            found.append(Command("Train the long prompt into the weights", f"nslora merge-prompt {run}"))
     if rounds:
         found.append(Command("Decide a round again", f"nslora fork {run} --at {rounds}"))
         found.append(Command("Show a round in full", f"nslora show {run} --round {rounds}"))

@@ -22,6 +22,7 @@ from nslora.tools.files import read_json, read_jsonl
 from nslora.tools.inference.flops import TERA, FlopRates
 from nslora.tools.prompt import Prompt
 from nslora.tools.workspace.record import POLICY_FILE, QUESTION_FILE, read_run_file
+from nslora.tools.workspace.report import has_long_prompt
 from nslora.tools.workspace.workspace import Workspace
 
 
@@ -167,7 +168,8 @@ class RunPage:
     @cached_property
     def commands(self) -> list[Command]:
         """The commands that reproduce, replay, fork and show this run."""
-        return commands_of(self.folder, self.record, len(self.view.rounds), finished=self.finished)
+        long = has_long_prompt(self.report)
+        return commands_of(self.folder, self.record, len(self.view.rounds), finished=self.finished, long_prompt=long)
 
     def _splits(self, test: TestedSplit) -> list[tuple[str, Interval, Interval]]:
         keys = {(each.adapter, each.prompt): key for each, key in zip(self.view.rounds, self._keys(), strict=True)}

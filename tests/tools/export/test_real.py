@@ -1,5 +1,7 @@
 """The embedded model, exported and served: a client that knows nothing of the prompt gets the run's own replies."""
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from nslora.tools.editor.llama_cpp import LlamaCppServer
+from nslora.tools.export import serving
 from nslora.tools.export.clients import ask_folder, ask_server
 from nslora.tools.export.gguf_file import write_gguf
 from nslora.tools.export.merged import Merged
@@ -78,5 +81,23 @@ def test_llama_cpp_gets_the_runs_prompt_and_gives_its_replies(real: Real, tmp_pa
         replies = ask_server(server.base_url, DIALOGUES, max_new_tokens=LENGTH)
         assert sum(a == b for a, b in zip(replies, real.replies, strict=True)) >= len(replies) - 1  # f16 rounds
         assert ask_server(server.base_url, DIALOGUES, max_new_tokens=LENGTH, prompt=False) != replies
+    finally:
+        server.stop()
+
+
+def test_vllm_in_float32_gives_the_runs_own_replies(
+    real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = Path(os.environ.get(serving.VLLM, Path(sys.prefix) / "vllm"))
+    monkeypatch.setenv(serving.VLLM, str(elsewhere))
+    if serving.command_of("vllm") is None:
+        pytest.skip(f"no vLLM in {elsewhere} or on the path: {serving.VLLM} names the folder of its environment")
+    for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    real.merged.save(tmp_path / "merged")
+    server = serving.started("vllm", tmp_path / "merged", "real")
+    try:
+        assert tuple(ask_server(server.base_url, DIALOGUES, max_new_tokens=LENGTH)) == real.replies
+        assert tuple(ask_server(server.base_url, DIALOGUES, max_new_tokens=LENGTH, prompt=False)) != real.replies
     finally:
         server.stop()

@@ -69,6 +69,8 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
 def test_the_first_engine_that_is_there_and_takes_the_model_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     there: set[str] = {"fastapi", "uvicorn"}
     monkeypatch.setattr(serving.shutil, "which", lambda name: f"/bin/{name}" if name in there else None)
+    monkeypatch.setattr(serving.sys, "executable", "/nowhere/python")
+    monkeypatch.delenv(serving.VLLM, raising=False)
     monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: name in there or None)
     assert engine_named(None, "llama") == "transformers"
     there.add("xllamacpp")
