@@ -127,19 +127,25 @@ def _losses(
         return None
     prompt = workspace.prompts.get(record["candidate"]["prompt"])
     dialogues, references = [prompt.dialogue(row) for row in chosen], [row.target or "" for row in chosen]
-    kept, adapter = parent.state()["kept"], record["candidate"]["adapter"]
+    candidate, kept, before = record["candidate"], parent.state()["kept"], parent.state()["kept_measured"]
+    same = kept["prompt"] == candidate["prompt"]
 
-    def mean_of(name: str | None) -> float:
-        return fmean(workspace.policy.reference_losses(dialogues, references, adapter=name))
+    def scored(adapter: str | None) -> float:
+        return fmean(workspace.policy.reference_losses(dialogues, references, adapter=adapter))
+
+    def measured(key: str) -> float:
+        """From an evaluation, which scored all validation rows."""
+        losses = workspace.evaluations.load(key).of("validation")
+        return fmean(losses[row.id].loss_nats for row in chosen)
 
     def of_epoch(epoch: int) -> float | None:
-        with weights_of(workspace.policy, adapter, folder / f"{epoch}.safetensors") as found:
-            return mean_of(adapter) if found else None
+        with weights_of(workspace.policy, candidate["adapter"], folder / f"{epoch}.safetensors") as found:
+            return scored(candidate["adapter"]) if found else None
 
     return {
         "rows": len(chosen),
-        "before_nats": mean_of(kept["adapter"]),
-        "losses_nats": [*(of_epoch(epoch) for epoch in range(1, epochs)), mean_of(adapter)],
+        "before_nats": measured(before["key"]) if same else scored(kept["adapter"]),
+        "losses_nats": [*(of_epoch(epoch) for epoch in range(1, epochs)), measured(record["evaluation"])],
         "seconds": time.monotonic() - started,
     }
 
