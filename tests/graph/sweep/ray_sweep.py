@@ -1,41 +1,72 @@
-"""A sweep on two nodes of Ray, one worker of which is killed; run by test_ray_jobs.py in Ray's environment.
+"""A sweep on two nodes of Ray: its driver is killed, the next one is stopped, and a worker of the third one is killed.
 
-python ray_sweep.py FOLDER    reads cells.json there, and writes found.json
+Run by test_ray_jobs.py in Ray's environment: python ray_sweep.py FOLDER    reads grid.yaml there, and writes found.json
 """
 
 import json
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from langgraph.runtime import RunControl
 from ray_nodes import two_nodes
 
 from nslora import sweep
+from nslora.graph.sweep.sweep import records
 
 
-def kill_one(folder: Path, killed: list[int]) -> None:
-    """Kill the worker of a run that has an evaluation."""
-    while not killed:
+def workers() -> list[psutil.Process]:
+    """The processes that are at a run."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "ray::_called" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def soon(condition: Callable[[], object]) -> None:
+    while not condition():
         time.sleep(0.2)
-        if not list(folder.glob("sweep/runs/*/evaluations/*.jsonl")):
-            continue
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                if "ray::_called" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-                    return
+
+
+def evaluations(folder: Path) -> int:
+    return len(list(folder.glob("runs/*/evaluations/*.jsonl")))
 
 
 def main(folder: Path) -> None:
-    cells, killed = json.loads((folder / "cells.json").read_text()), list[int]()
+    grid, place, killed, control = folder / "grid.yaml", folder / "sweep", list[int](), RunControl()
     with two_nodes():
-        threading.Thread(target=kill_one, args=(folder, killed), daemon=True).start()
-        found = sweep(cells, folder=folder / "sweep", jobs=2, on="ray", share=False, notify=print)
-    (folder / "found.json").write_text(json.dumps({"killed": killed, "rows": found.rows}))
+        command = [sys.executable, "-m", "nslora.graph.cli", "sweep", grid, "--on", "ray", "--jobs", "2"]
+        driver = subprocess.Popen([*command, "--folder", place, "--no-share"])
+        soon(lambda: evaluations(place) or driver.poll() is not None)
+        driver.kill()
+        driver.wait()
+        soon(lambda: not workers())
+
+        def stop() -> None:
+            soon(workers)
+            control.request_drain()
+
+        threading.Thread(target=stop, daemon=True).start()
+        stopped = sweep(grid, folder=place, jobs=2, on="ray", share=False, notify=print, control=control)
+        begun, known = evaluations(place), records(place)
+
+        def kill() -> None:
+            soon(lambda: evaluations(place) > begun and workers())
+            victim = workers()[0]
+            victim.kill()
+            killed.append(victim.pid)
+
+        threading.Thread(target=kill, daemon=True).start()
+        found = sweep(grid, folder=place, jobs=2, on="ray", share=False, notify=print)
+    told = {"killed": killed, "left": stopped.left, "failed": stopped.failed, "known": list(known), "rows": found.rows}
+    (folder / "found.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from ray_nodes import run_with_ray
 
 from nslora import Task, sweep
@@ -27,19 +28,23 @@ def test_ray_is_chosen_by_its_name_and_asked_for_if_it_is_missing(monkeypatch: p
 
 
 @pytest.mark.engines
-def test_a_sweep_on_two_nodes_with_a_killed_worker_is_the_local_one(
+def test_a_sweep_on_two_nodes_is_the_local_one_whatever_is_killed(
     keepers: Task, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    options = {"model": str(tiny_folder()), "max_rounds": 1, "reuse_replies": False, "lora": {"epochs": 2}}
-    cells = [
-        {"task": keepers.source, "strategy": strategy, "seed": seed, **options}
-        for strategy in ("lora", "textgrad")
-        for seed in (0, 1)
-    ]
-    (tmp_path / "cells.json").write_text(json.dumps(cells))
+    grid = {
+        "tasks": [keepers.source],
+        "models": [str(tiny_folder())],
+        "strategies": ["lora", "textgrad"],
+        "seeds": 2,
+        "settings": {"max_rounds": 1, "reuse_replies": False, "lora": {"epochs": 2}},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     run_with_ray(Path(__file__).with_name("ray_sweep.py"), tmp_path)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["killed"]
+    assert (found["failed"], found["left"]) == ([], 4 - len(found["known"]))  # the step under way was saved
+    assert found["left"] >= 2
+    assert not list((tmp_path / "sweep" / "logs").glob("*.stop"))
     assert len({row["folder"] for row in found["rows"] if row["status"] == "finished"}) == 4
-    here = json.loads(json.dumps(sweep(cells, folder=tmp_path / "here", share=False).rows))
+    here = json.loads(json.dumps(sweep(grid, folder=tmp_path / "here", share=False).rows))
     assert [[row[name] for name in ALIKE] for row in found["rows"]] == [[row[name] for name in ALIKE] for row in here]
