@@ -180,6 +180,13 @@ TREES ?=
 bench-decisions: setup ## what each sequence of updates brings, as trees (about a day on two cores; what is done is kept)
 	@$(BIN)/python tests/benchmarks/bench_decisions.py $(if $(DATA),--data $(DATA)) $(TREES)
 
+.PHONY: bench-agents
+# The first cell alone: AGENTS=--first; the table alone: AGENTS=--table
+AGENTS ?=
+
+bench-agents: setup ## agents with a tool by prompts, by weights and by the loop (about 12 hours on two cores; what is done is kept)
+	@$(BIN)/python tests/benchmarks/bench_agents.py $(if $(DATA),--data $(DATA)) $(AGENTS)
+
 $(PEERS): $(INSTALLED)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[peers]'
 	@touch $@
