@@ -24,11 +24,11 @@ from nslora.tools.errors import TooLongError
 from nslora.tools.evaluation.rollouts import grade
 from nslora.tools.files import append_jsonl, publish_folder, read_jsonl
 from nslora.tools.policies.local import LocalPolicy
-from nslora.tools.policy import OnStep, TrainingJob, TrainingResult, no_progress
+from nslora.tools.policy import OnStep, Sampling, TrainingJob, TrainingResult, no_progress
 from nslora.tools.prompt import Prompt
 from nslora.tools.schema import Example
 
-SAMPLED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+TEMPERATURE = 1.0  # of sampled replies
 REPLIES = 4  # sampled to each question under each prompt
 PROMPTS = 4  # at most, the kept one among them
 TIE = 1e-9
@@ -243,34 +243,17 @@ def _sampled(
     workspace: Any, prompt: Prompt, adapter: str | None, rows: Sequence[Example]
 ) -> tuple[list[list[float]], int]:
     """Rewards of sampled replies by row, and the tokens generated for them."""
-    import torch
-
-    policy, task = workspace.policy, workspace.task
-    prompts = policy.facts.prompts([prompt.dialogue(row) for row in rows], task.max_new_tokens)
-    torch.manual_seed(0)
-    rewards, tokens = [], 0
-    for row, ids in zip(rows, prompts, strict=True):
-        asked = torch.tensor([list(ids)], device=policy.base.device)
-        with torch.inference_mode(), policy.using(adapter) as model:
-            found = model.generate(
-                input_ids=asked,
-                attention_mask=torch.ones_like(asked),
-                max_new_tokens=task.max_new_tokens,
-                num_return_sequences=REPLIES,
-                eos_token_id=list(policy.format.stop_ids),
-                pad_token_id=policy.format.pad_id,
-                **SAMPLED,
-            )
-        replies = [_until_stop(each, policy.format.stop_ids) for each in found[:, len(ids) :].tolist()]
-        tokens += sum(map(len, replies))
-        texts = [policy.format.decode(each) for each in replies]
-        rewards.append([each.score.value for each in grade(task.reward, [row] * REPLIES, texts)])
-    return rewards, tokens
-
-
-def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
-    end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
-    return list(ids[: end + 1])
+    task, dialogues, drawn, tokens = workspace.task, [prompt.dialogue(row) for row in rows], [], 0
+    for number in range(1, REPLIES + 1):
+        replies = workspace.policy.generate(
+            dialogues,
+            adapter=adapter,
+            max_new_tokens=task.max_new_tokens,
+            sampling=Sampling(TEMPERATURE, number),
+        )
+        tokens += replies.tokens
+        drawn.append([each.score.value for each in grade(task.reward, rows, replies.replies)])
+    return [list(row) for row in zip(*drawn, strict=True)], tokens
 
 
 def sample(rows: Sequence[Example], most: int) -> list[Example]:
