@@ -10,12 +10,13 @@ from probe_tables import stopping, variance
 
 from nslora.router import Evaluation, Node, RouterDecision, Tree, evaluate, held_out, held_out_fit, lead, strategy_named
 from nslora.tools.router.expected_gain import StrategySettings
+from nslora.tools.router.strategies import WITH_SIGNAL
 from nslora.tools.router.trees import REACH, TIE, Choice, Estimate, Walk, oracle, value_at, walk, walk_along
 from nslora.tools.schema import KINDS, Kind
 
 STRATEGIES = (
     "neurosymbolic",
-    "neurosymbolic-with-signal",
+    WITH_SIGNAL,
     "neurosymbolic-without-classifier",
     "lora",
     "textgrad",
@@ -233,7 +234,8 @@ def strategies(trees: Sequence[Tree], partial: Sequence[Tree]) -> list[str]:
         + ", ".join(f"{name} ({task})" for task, name in by_task.items())
         + ".",
         "",
-        learnt_words(found),
+        "With the monitoring signal less without it, in area: "
+        f"{words(lead(found[WITH_SIGNAL], first), '+')}. {learnt_words(found)}",
         "",
         *by_budget(trees, first),
     ]
