@@ -1,10 +1,14 @@
 """The Ray cluster that runs, replies or training go to: `ray` (this machine's, or RAY_ADDRESS) or `ray://HOST:10001`."""
 
 import importlib.util
+import logging
 import os
+import socket
 from typing import Any
 
 from nslora.tools.errors import SettingsError, StoppedError, first_line
+
+CONNECT_S = 10.0
 
 
 def on_ray(place: object) -> bool:
@@ -34,8 +38,11 @@ def connected(place: str, *, says: bool = False) -> Any:
     import ray
 
     if not ray.is_initialized():
+        host, _, port = (os.environ.get("RAY_ADDRESS", "") if place == "ray" else "").rpartition(":")
         try:
-            ray.init(None if place == "ray" else place, log_to_driver=says)
+            if host and "/" not in host:  # Ray itself would try for a quarter of an hour
+                socket.create_connection((host, int(port)), CONNECT_S).close()
+            ray.init(None if place == "ray" else place, log_to_driver=says, logging_level=logging.ERROR)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise StoppedError(
                 f"The Ray cluster {os.environ.get('RAY_ADDRESS', place)} cannot be reached ({first_line(error)}): "
