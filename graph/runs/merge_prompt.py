@@ -112,12 +112,15 @@ def merge_prompt(workspace: Workspace, report: Mapping[str, Any], *, margin: flo
         margin: The largest loss of mean reward that the 95 % interval may leave possible, in (0, 1].
 
     Raises:
-        RunError: If the result has no prompt, no reply of it earns full reward, or another process works on the run.
+        RunError: If the result has no prompt or is of an agent, no reply of it earns full reward, or another process
+            works on the run.
         SettingsError: If so few validation rows cannot rule out such a loss.
     """
     folder, pair = workspace.folder, report["result"]
     if pair["prompt"] == EMPTY.hash:
         raise RunError(f"The result of {folder} has no prompt: its model is asked with questions alone already.")
+    if workspace.task.agent:
+        raise RunError(f"The task of {folder} has an agent, whose nodes read their prompts: they stay prompts.")
     refuse_blind(len(workspace.task.validation), margin)
     refuse_changed_checks(folder, workspace.task)
     target, asked = folder_in(folder), {"pair": pair, "margin": margin}

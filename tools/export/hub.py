@@ -8,6 +8,7 @@ from typing import Any
 from nslora.tools.errors import ExportError, SettingsError, first_line
 from nslora.tools.files import write_text
 from nslora.tools.inference.weights import EMBEDDED_HUB_ID, HUB_ID
+from nslora.tools.prompt import Prompt
 
 CARD_FILE = "README.md"
 
@@ -40,15 +41,14 @@ def write_card(folder: Path, facts: Mapping[str, Any], prompt: str, licence: str
     rows += [(f"{name} version", version) for name, version in facts["versions"].items()]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     licensed = "The licence is that of the base" + ("." if licence else ", which its own card names.")
-    fence = "`" * 6  # a prompt may hold fences of its own
+    told, shown = _of_the_prompt(prompt)
     text = f"""---
 {data.to_yaml()}
 ---
 
 # {facts["run"]}
 
-{base}, adapted by nslora: LoRA in its weights, and a prompt in its chat template.
-Send questions alone, at temperature 0. `nslora=false` among the template's variables leaves the prompt out.
+{base}, adapted by nslora: {told}
 
 | {test["questions"]} test questions | all checks passed |
 | --- | --- |
@@ -60,14 +60,29 @@ The test split chose nothing; it was read at the end. {licensed}
 | | |
 | --- | --- |
 {table}
+{shown}"""
+    write_text(folder / CARD_FILE, text)
 
+
+def _of_the_prompt(prompt: str) -> tuple[str, str]:
+    """What a card says of the prompt: how to ask, and the document itself, if the template sends one."""
+    if prompt == Prompt().render():
+        return "LoRA in its weights, and the prompt trained into them.\nSend questions alone, at temperature 0.", ""
+    told = (
+        "LoRA in its weights, and a prompt in its chat template.\nSend questions alone, at temperature 0. "
+        "`nslora=false` among the template's variables leaves the prompt out."
+    )
+    fence = "`" * 6  # a prompt may hold fences of its own
+    return (
+        told,
+        f"""
 The prompt, which holds demonstrations from the train split:
 
 {fence}
 {prompt.rstrip()}
 {fence}
-"""
-    write_text(folder / CARD_FILE, text)
+""",
+    )
 
 
 def refuse_name(repository: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from nslora.tools.policy import OnProgress, TrainingJob, TrainingResult, no_prog
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.score import Score
 from nslora.tools.schema import Dialogue
+from nslora.tools.tasks.agent import Agent, AgentSpec
 from nslora.tools.tasks.task import Task, load_task, task_from_rows
 from nslora.tools.testing.tiny_task import KEEPERS, PLACES, write_tiny_task
 from nslora.tools.training.adapters import CONFIG, WEIGHTS, AdapterStore
@@ -154,6 +155,9 @@ def test_what_cannot_be_merged_is_said_before_anything_is_trained(tmp_path: Path
     half = task_of(reward=lambda question, reference, reply: 0.5 * reply.startswith("- "))
     with pytest.raises(RunError, match=r"No reply of .* to its 24 train questions earns full reward"):
         finished_run(tmp_path / "half", half).merge_prompt()
+    run.workspace.task = replace(run.workspace.task, agent=Agent(AgentSpec(make="unused"), print))
+    with pytest.raises(RunError, match=r"has an agent, whose nodes read their prompts"):
+        run.merge_prompt()
     unfinished = begun(tmp_path, task_of(), edits(BULLETS), "unfinished", model=TeachablePolicy(folder=tmp_path))
     with pytest.raises(RunError, match=r"has no result yet: let it finish"):
         unfinished.merge_prompt()

@@ -15,6 +15,7 @@ from safetensors.numpy import load, save_file
 
 from nslora.tools.errors import ExportError, SettingsError
 from nslora.tools.export.hub import licence_of, push, refuse_name, write_card
+from nslora.tools.prompt import Prompt
 
 FACTS: dict[str, Any] = {
     "base": "org/base",
@@ -135,6 +136,8 @@ def test_the_folder_arrives_with_a_card_that_says_what_it_is(hub: Hub, tmp_path:
     assert "| this model | 0.833 |" in card
     assert "ab" * 32 in card
     assert "Be brief." in card
+    write_card(tmp_path, FACTS, Prompt().render(), "mit")
+    assert "the prompt trained into them" in (tmp_path / "README.md").read_text()
 
 
 def test_what_the_hub_does_not_take_is_said_in_a_sentence(hub: Hub, tmp_path: Path) -> None:
