@@ -126,13 +126,14 @@ def known_to_the_kept(examples: list[Example], state: AdaptationState, ledger: C
     """
     workspace = ledger.workspace
     if workspace.task.agent:
-        until = Budget(state, workspace).deadline()
+        budget = Budget(state, workspace)
+        until = budget.deadline()
         made = remake_calls(
             workspace.policy,
             workspace.replies,
             workspace.task,
             workspace.prompts.get(state["kept"]["prompt"]),
-            examples,
+            budget.affordable_trajectories(examples),
             adapter=state["kept"]["adapter"],
             on_progress=progress(workspace, "trajectories to learn from", until),
         )

@@ -11,7 +11,10 @@ from nslora.tools.files import read_text
 from nslora.tools.prompt import Prompt, parse
 
 if TYPE_CHECKING:
+    from langchain_core.runnables import Runnable
+
     from nslora.tools.export.chat import PairChat
+    from nslora.tools.tasks.task import Task
 
 
 class TestScores(NamedTuple):
@@ -76,6 +79,19 @@ class Result:
         from nslora.graph.runs.merge_prompt import folder_in
 
         return chat_model_of(folder_in(self.folder) if merged_prompt else self.folder, max_tokens=max_tokens)
+
+    def agent(self, task: "Task | None" = None) -> "Runnable[Any, Any]":
+        """The adapted agent of a task that has one, as a Runnable: `agent.invoke("a question")`.
+
+        Args:
+            task: The task, if it was made from Python objects.
+
+        Raises:
+            RunError: If the task has no agent, or is not given and cannot be loaded.
+        """
+        from nslora.graph.runs.adapted_agent import adapted_agent
+
+        return adapted_agent(self.folder, task)
 
 
 def result_of(folder: Path, report: Mapping[str, Any]) -> Result:

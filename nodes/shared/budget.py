@@ -189,6 +189,17 @@ class Budget:
         affordable = [row for row, need in zip(rows, accumulate(needs), strict=True) if need <= left]
         return in_order(affordable, workspace.task.train)
 
+    def affordable_trajectories(self, rows: Sequence[Example]) -> Sequence[Example]:
+        """The first of these rows whose trajectories, with all samples, fit into half of what the evaluation leaves.
+
+        The other half is for the training job that learns from them.
+        """
+        if self.workspace.settings.max_tflop is None:
+            return rows
+        left = self.left_flop - self.evaluation_flop(self.next_prompt)
+        needs = accumulate(remakes_flop(self.workspace, self.next_prompt, rows, 1))
+        return [row for row, need in zip(rows, needs, strict=True) if need <= left / 2]
+
     def tokens_per_epoch(self) -> int:
         """Most tokens of one epoch over all train rows; 0 if nothing caps them."""
         settings = self.workspace.settings

@@ -83,6 +83,20 @@ def test_a_kill_among_trajectories_loses_none_and_a_replay_calls_nobody(
 
 
 @pytest.mark.engines
+def test_trajectories_to_learn_from_stay_within_the_cap_of_compute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"model": "fake", "forward_flop_per_token": 1e9, "training_flop_per_token": 1e9}
+    monkeypatch.setattr(AgentPolicy, "describe", lambda self: rates)
+    for cap, learns in ((20.0, False), (1000.0, True)):
+        policy = policy_of(tmp_path, f"run-{cap:g}")
+        run = begun(tmp_path, f"run-{cap:g}", policy, max_tflop=cap)
+        run.adapt()
+        assert bool(policy.jobs) == learns
+        assert run.report()["cost"]["tflop"] <= cap
+
+
+@pytest.mark.engines
 def test_an_edit_rewrites_what_an_agent_is_told(tmp_path: Path) -> None:
     run = begun(tmp_path, "run", policy_of(tmp_path, "run"), strategy="textgrad")
     run.adapt()
