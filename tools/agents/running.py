@@ -80,8 +80,7 @@ def run_agent(
     agent = task.agent
     if agent is None:
         raise TaskError(f"The task {task.name} has no agent: name one under `agent`.")
-    mends = mends or {}
-    starts = [_start(policy, task, agent, prompt, row, adapter, sampling, mends.get(row.id)) for row in rows]
+    starts = [_start(policy, task, agent, prompt, row, adapter, sampling, (mends or {}).get(row.id)) for row in rows]
     by_key = {start.key: start for start in starts}
     asking = Asking(policy, cache, task.max_new_tokens, adapter, sampling, sha256_of_json(sorted(by_key)))
     account = f"{asking.request}-ended"
@@ -107,8 +106,7 @@ def run_agent(
         record_of=lambda start: Record(cache, start.key),
         batch_size=getattr(policy, "batch_size", agent.spec.in_flight),
     )
-    found = {key: Trajectory.from_json(text) for key, text in known.items()}
-    trajectories = tuple(found[start.key] for start in starts)
+    trajectories = tuple(Trajectory.from_json(known[start.key]) for start in starts)
     forward = sum(call.forward_tokens for each in trajectories for call in each.calls)
     return Flown(trajectories, asking.tokens, len(by_key) - len(missing) - ended_before, forward)
 

@@ -10,6 +10,7 @@ import pytest
 from agent_fakes import CALLED, AgentPolicy, make_agent, write_agent_task
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
+from langgraph.graph import START, MessagesState, StateGraph
 
 from nslora.tools.agents.once import once
 from nslora.tools.agents.running import run_agent
@@ -107,6 +108,28 @@ def test_an_agent_that_fails_is_a_row_with_a_reason(policy: AgentPolicy, body: A
     flown = run_agent(policy, None, task, task.prompt, task.train[:2], adapter=None)
     assert {reason in each.failure for each in flown.trajectories} == {True}, flown.trajectories[0].failure
     assert flown.replies.texts == ("", "")
+
+
+def test_an_agent_of_async_nodes_and_one_that_calls_several_times_at_once_are_run(policy: AgentPolicy) -> None:
+    async def node(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await held[0].ainvoke(state["messages"])]}
+
+    def asynchronous(chat: Any, prompts: Any) -> Any:
+        held[:] = [chat]
+        graph = StateGraph(MessagesState)
+        graph.add_node("node", node)
+        graph.add_edge(START, "node")
+        return graph.compile()
+
+    def several(chat: Any, prompts: Any) -> Any:
+        return RunnableLambda(lambda state: " ".join(each.text for each in chat.batch([state["messages"]] * 3)))
+
+    held: list[Any] = []
+    for make, calls in ((asynchronous, 1), (several, 3)):
+        task = task_of(make)
+        (done,) = run_agent(policy, None, task, task.prompt, task.train[:1], adapter=None).trajectories
+        assert (done.failure, len(done.calls)) == ("", calls)
+        assert done.answer.count("</tool_call>") == calls  # without tools a reply is text
 
 
 def test_an_agent_that_cannot_be_made_is_one_sentence(policy: AgentPolicy) -> None:
