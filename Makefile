@@ -152,9 +152,11 @@ bench-keep: setup ## what the level of keep-or-drop costs and saves, simulated (
 	@$(BIN)/python tests/benchmarks/bench_keep.py
 
 .PHONY: bench-crashes bench-growth bench-replay
+# With a server and a launcher: CRASHES='--engines --points 40'
+CRASHES ?=
 
 bench-crashes: setup ## kill -9 at 60 places of a run on a tiny model, resume, compare (minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_crashes.py
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_crashes.py $(CRASHES)
 
 bench-growth: setup ## 500 rounds without a model: bytes and time per round stay flat; reading them back
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_growth.py

@@ -22,6 +22,7 @@ from typing import Any
 
 from nslora.tools.inference.generation import generate_ids
 from nslora.tools.policies.local import LocalPolicy
+from nslora.tools.training.adapters import AdapterStore
 
 COMPUTING = threading.Lock()
 
@@ -82,8 +83,9 @@ class FakeVllm:
     def _choice(self, ids: list[int], adapter: str | None, body: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        pad = self.policy.format.pad_id
-        with self.policy.using(adapter) as model:
+        pad, folder = self.policy.format.pad_id, Path(self.loaded.get(adapter or "", ""))
+        self.policy.peft.store = AdapterStore(folder.parent)
+        with self.policy.using(folder.name if adapter else None) as model:
             wanted: dict[str, Any] = {"max_new_tokens": body["max_tokens"], "stop_ids": body["stop_token_ids"] or [pad]}
             plain: dict[str, Any] = {"pad_id": pad, "on_progress": lambda *_: None, "shared": 0, "pads": True}
             reply = generate_ids(model, [ids], batch_size=1, **wanted, **plain)[0]

@@ -1,10 +1,12 @@
 """Kill a run on a tiny model (`kill -9`) at many places, resume it, and compare with the uninterrupted run."""
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from crash_points import NODES
-from crash_runs import chosen, crash, import_all, in_child, outcome, uninterrupted
+from crash_runs import ENGINES, chosen, crash, import_all, in_child, outcome, serving, uninterrupted
 from form import figure, publish
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +28,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "inside an edit: call in progress, call recorded": ("editor",),
     "while a file is half written, or not yet renamed": ("file",),
     "around cached replies and training records": ("replies", "adapter record"),
+    "around requests to a server": ("served",),
+    "around a training program": ("launched",),
 }
 
 
@@ -33,18 +37,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--kinds", nargs="*", help="only places whose name begins with one of these; one kill each")
+    parser.add_argument("--engines", action="store_true", help="replies from a server, training by torchrun")
     wanted = parser.parse_args()
     import_all()
-    with tempfile.TemporaryDirectory(prefix="nslora-crashes-") as name:
+    with tempfile.TemporaryDirectory(prefix="nslora-crashes-") as name, ExitStack() as stack:
+        setting = Path(name) / "setting"
+        setting.mkdir()
+        if in_child(lambda: write_setting(setting), Path(name) / "log"):
+            raise RuntimeError((Path(name) / "log").read_text())
+        settings = {}
+        if wanted.engines:
+            served = {"replies": stack.enter_context(serving(setting / "model", Path(name) / "log"))}
+            settings = {"engine": {**served, **ENGINES}, "strategy": "textgrad once -> lora", "max_rounds": 2}
+        (setting / "settings.json").write_text(json.dumps(settings))
         sys.exit(0 if measure(Path(name), wanted.points, wanted.kinds) else 1)
 
 
 def measure(folder: Path, points: int, kinds: list[str] | None) -> bool:
     """Kill at `points` places. Returns whether every goal holds."""
     setting = folder / "setting"
-    setting.mkdir()
-    if in_child(lambda: write_setting(setting), folder / "log"):
-        raise RuntimeError((folder / "log").read_text())
     places = uninterrupted(folder / "whole", setting)
     expected = outcome(folder / "whole" / "run")
     picked = chosen(places, points)

@@ -35,11 +35,12 @@ class Places:
 
 
 def install(passed: Places) -> None:
-    """Patch the places into the package: nodes, files, records, training, editor, checkpoints."""
+    """Patch the places into the package: nodes, files, records, training, editor, checkpoints, engines."""
     nodes(passed)
     files(passed)
     training(passed)
     records(passed)
+    engines(passed)
 
 
 def around(owner: Any, name: str, passed: Places, title: str | Callable[..., str]) -> None:
@@ -121,6 +122,18 @@ def training(passed: Places) -> None:
 
     Snapshots.after_step = after_step  # type: ignore[method-assign]
     around(safetensors.torch, "save_file", passed, "training: tensors")
+
+
+def engines(passed: Places) -> None:
+    """Requests to a server, and the start and the result of a training program. Requests pass from several threads."""
+    from nslora.tools.policies.launched import LaunchedTraining
+    from nslora.tools.policies.vllm_server import VllmServer
+
+    around(VllmServer, "load", passed, "served: load")
+    around(VllmServer, "reply", passed, "served: reply")
+    around(VllmServer, "logprobs", passed, "served: loss")
+    around(LaunchedTraining, "_start", passed, "launched: start")
+    around(LaunchedTraining, "_result", passed, "launched: result")
 
 
 def records(passed: Places) -> None:

@@ -5,9 +5,11 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,44 @@ def in_child(work: Callable[[], None], log: Path) -> int:
     return os.waitpid(pid, 0)[1]
 
 
+ENGINES = {"launch": "torchrun --standalone --nproc_per_node 2", "shards": 2}
+
+
+@contextmanager
+def serving(model: Path, log: Path) -> Iterator[str]:
+    """Serve the model over vLLM's routes in a forked process; yields its address."""
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with log.open("a") as file:
+                os.dup2(file.fileno(), 2)
+            serve_until_killed(model, writing)
+        finally:
+            os._exit(1)
+    try:
+        os.close(writing)
+        with os.fdopen(reading) as told:
+            yield told.readline().strip()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def serve_until_killed(model: Path, writing: int) -> None:
+    from vllm_server import serve_vllm
+
+    from nslora.tools.policies.local import LocalPolicy
+    from nslora.tools.policies.settings import DeviceSettings
+
+    device = DeviceSettings(device="cpu", dtype="float32", threads=1)
+    with serve_vllm(LocalPolicy.load(str(model), adapters=model / "adapters", device=device)) as server:
+        os.write(writing, f"{server.url}\n".encode())
+        os.close(writing)
+        signal.pause()
+
+
 def work_on(folder: Path, setting: Path, kill_at: int | None, *, traced: bool = True) -> None:
     """In a child: begin or continue the run in `folder`; kill this process at place number `kill_at`."""
     os.environ["NSLORA_CACHE"] = str(folder / "cache")
@@ -100,7 +140,8 @@ def work_on(folder: Path, setting: Path, kill_at: int | None, *, traced: bool = 
     if (folder / "run" / "run.json").is_file():
         run = Run.open(folder / "run", task=task, editor=PaidEditor())
     else:
-        run = Run.create(folder / "run", task=task, model=str(setting / "model"), editor=PaidEditor(), **SETTINGS)
+        settings = {**SETTINGS, **json.loads((setting / "settings.json").read_text())}
+        run = Run.create(folder / "run", task=task, model=str(setting / "model"), editor=PaidEditor(), **settings)
     for _ in run.stream():
         pass
     while run.question() is not None:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -374,9 +375,10 @@ class ServedReplies:
         self._refuse_other(server, server.facts())
         base = _scorer(server)(self._probe_rows, None)
         try:
-            server.load(probe)
-            changed = _scorer(server)(self._probe_rows, probe)
-            server.unload(probe)
+            # Runs of one model have one probe, and none may unload that of another.
+            server.load(probe, name := f"{probe}-{uuid.uuid4().hex[:8]}")
+            changed = _scorer(server)(self._probe_rows, name)
+            server.unload(name)
         except ServerDownError as error:
             raise ModelError(
                 f"The server {error} fails at a loss under an adapter: if it computes on a CPU, start it with "

@@ -127,13 +127,19 @@ class VllmServer:
             raise ModelError(f"{self.url} returns log-probabilities that are no numbers: look into its log.")
         return found
 
-    def load(self, adapter: str) -> bool:
-        """Load an adapter, and return whether it was not loaded yet. Raises ModelError if it is not taken."""
-        if adapter in self.loaded:
+    def load(self, adapter: str, name: str = "") -> bool:
+        """Load an adapter, and return whether it was not loaded yet. Raises ModelError if it is not taken.
+
+        Args:
+            adapter: Its hash.
+            name: Of the adapter on the server, its hash by default.
+        """
+        name = name or adapter
+        if name in self.loaded:
             return False
         while len(self.loaded) >= MOST_LOADED:
             self.unload(self.loaded[0])
-        body = {"lora_name": adapter, "lora_path": str(self.adapters.path(adapter).resolve())}
+        body = {"lora_name": name, "lora_path": str(self.adapters.path(adapter).resolve())}
         status, said = self._tried("POST", "/v1/load_lora_adapter", body, wanted=(200, 400, 404, 500))
         if status != 200 and "already been loaded" not in said:  # that is as good, since names are hashes
             if status == 500 and "Engine" in said:  # not about this adapter
@@ -142,7 +148,7 @@ class VllmServer:
                 raise ModelError(f"{self.url} loads no adapters: {RUNTIME_LORA}.")
             todo = next((do for text, do in REFUSED if text in said), "look into its log")
             raise ModelError(f"{self.url} does not load the adapter {adapter} ({said}): {todo}.")
-        self.loaded.append(adapter)
+        self.loaded.append(name)
         return True
 
     def unload(self, adapter: str) -> None:

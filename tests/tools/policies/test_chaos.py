@@ -328,3 +328,5 @@ def test_a_server_that_cannot_serve_is_refused_at_the_start(benches: Callable[[i
         bench.servers[1].restart()
         assert {each.name for each in bench.store.folder.iterdir()} == {bench.adapter}, name
     assert not sum((each.asked for each in bench.proxies), Counter[str]())["reply"]
+    probes = bench.servers[0].loads
+    assert len(set(probes)) == len(probes) >= len(REFUSED)  # of several runs at once, none takes away another's

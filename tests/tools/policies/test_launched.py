@@ -8,18 +8,22 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from nslora.tools.errors import BudgetError, DivergedError, SettingsError, StoppedError
+from nslora.tools.errors import BudgetError, DivergedError, RunError, SettingsError, StoppedError
+from nslora.tools.policies import training_worker
 from nslora.tools.policies.launched import JOB, LEASE, RESULT, LaunchedTraining
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.training.processes import processes
 
 Make = Callable[..., LocalPolicy]
+FULL = os.strerror(errno.ENOSPC)
 ASKED = [{"role": "user", "content": "Who keeps the mill?"}]
 # Plays launcher and worker: its first argument is what to do, its last but one the folder of the job.
 PROGRAM = """
@@ -94,6 +98,85 @@ def test_a_program_that_fails_is_told_by_its_kind(
     assert not (tmp_path / "job" / RESULT).exists()
     with pytest.raises(StoppedError, match=r"cannot be started \(No such file or directory: no-such-launcher\)"):
         launched(command="no-such-launcher --x").train(job)
+
+
+@pytest.mark.parametrize(
+    ("error", "written"),
+    [
+        (DivergedError("nan at step 3"), {"error": "DivergedError", "message": "nan at step 3"}),
+        (RunError("no policy"), {"error": "ModelError", "message": "no policy"}),
+        (OSError(errno.ENOSPC, "full"), {"error": "OSError", "message": FULL, "errno": errno.ENOSPC}),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            {"error": "OSError", "message": FULL, "errno": errno.ENOSPC},
+        ),
+        (SafetensorError("header too large"), None),  # nothing that is known: the program is started again
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_ends_leaves_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, written: dict[str, object] | None, rank: int
+) -> None:
+    """What the disk said is written by the first process; what all of them meet alike, by whoever is faster."""
+
+    def trained(*_: object) -> str:
+        raise error
+
+    def ends(status: int) -> None:
+        raise SystemExit(status)
+
+    (tmp_path / JOB).write_text("{}")
+    monkeypatch.setattr(training_worker, "trained", trained)
+    monkeypatch.setattr(os, "_exit", ends)
+    for name, value in (("LOCAL_RANK", rank), ("RANK", rank), ("WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SystemExit, match="1"):
+        training_worker.main(tmp_path, "token")
+    found = json.loads((tmp_path / RESULT).read_text()) if (tmp_path / RESULT).exists() else None
+    assert found == (None if rank and isinstance(error, OSError | SafetensorError) else written)
+
+
+def test_a_job_that_nobody_waits_for_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", ends)
+    lease = training_worker.Lease(tmp_path / LEASE, "mine")
+    (tmp_path / LEASE).write_text("mine 1")
+    lease.check()
+    lease.check()  # soon after: it need not be renewed yet
+    monkeypatch.setattr(training_worker, "LEASE_S", -1.0)
+    with pytest.raises(SystemExit, match="75"):
+        lease.check()
+    (tmp_path / LEASE).write_text("mine 2")
+    lease.check()
+    for text in ("another's 1", None):
+        (tmp_path / LEASE).write_text(text) if text else (tmp_path / LEASE).unlink()
+        with pytest.raises(SystemExit, match="75"):
+            lease.check()
+
+
+@pytest.mark.parametrize(
+    ("environment", "shards", "words"),
+    [
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 2, ""),
+        ({}, 1, ""),
+        ({"WORLD_SIZE": "8"}, 1, ""),  # of a cluster's scheduler, not of a launcher
+        ({}, 2, r"engine.shards is 2, but engine.launch started 1 process: .* use torchrun --nproc_per_node"),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "4"}, 2, "started 4 processes: make the two equal"),
+        ({"ACCELERATE_USE_FSDP": "true"}, 1, "divides the model by FSDP or DeepSpeed"),
+        ({"ACCELERATE_USE_DEEPSPEED": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 2, "MULTI_GPU"),
+    ],
+)
+def test_a_launcher_starts_as_many_processes_as_shards(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], shards: int, words: str
+) -> None:
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=words) if words else nullcontext():
+        training_worker.refuse_launcher(shards)
 
 
 def test_a_budget_ends_the_program(launched: Callable[..., LaunchedTraining], tmp_path: Path) -> None:
