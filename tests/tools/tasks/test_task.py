@@ -265,7 +265,7 @@ def test_rows_may_come_from_a_generator_and_ids_from_an_array():
 def test_a_missing_task_is_refused_with_the_embedded_ones():
     assert refused("handbok") == (
         "No task 'handbok': give a folder, a task.yaml, a file of rows such as rows.csv, or an embedded task (known: "
-        "handbook)."
+        "handbook, handbook-agent)."
     )
 
 
