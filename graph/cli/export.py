@@ -34,7 +34,7 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
 ) -> None:
     """Write the pair of adapter and prompt where models are deployed: any client gets the tuned behaviour."""
-    from nslora.graph.runs.export import Targets, check_exports, pair_of, push_merged, write_exports
+    from nslora.graph.runs.export import Targets, check_exports, pair_of, push_merged, refuse_no_check, write_exports
     from nslora.tools.export.gguf_file import gguf_type_named
     from nslora.tools.export.hub import refuse_name
     from nslora.tools.export.merged import dtype_named
@@ -49,6 +49,8 @@ def export(
         if merged is None:
             raise SettingsError("--push uploads a merged folder: add --merged DIR.")
     pair = pair_of(folder, base=base)
+    if check:
+        refuse_no_check(folder, targets)
     for line in write_exports(pair, targets, overwrite=overwrite, notify=_say):
         _say(line)
     if check:

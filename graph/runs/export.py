@@ -130,6 +130,17 @@ def push_merged(pair: Pair, folder: Path, repository: str, *, public: bool = Fal
     return push(folder, repository, public=public)
 
 
+def refuse_no_check(folder: Path, targets: Targets) -> None:
+    """Raise RunError or ModelError if exports of this run cannot be checked: before any is written."""
+    if not (taken(folder).result / "test.csv").exists():
+        raise RunError(
+            f"{folder} has no result/test.csv, since an earlier version finished it: write its result anew with "
+            f"nslora replay {quoted(folder)}, and export that."
+        )
+    if file := targets.gguf or targets.ollama:
+        refuse_no_llama_cpp(file)
+
+
 def check_exports(folder: Path, targets: Targets, questions: int = CHECKED) -> Iterator[str]:
     """Ask exports the first test questions, as a client that sends them alone, and say how the replies compare.
 
@@ -141,11 +152,6 @@ def check_exports(folder: Path, targets: Targets, questions: int = CHECKED) -> I
         ExportError: If an export does not answer, or other than the run: none of its replies is the run's own.
     """
     run, result, name = taken(folder)
-    if not (result / "test.csv").exists():
-        raise RunError(
-            f"{folder} has no result/test.csv, since an earlier version finished it: write its result anew with "
-            f"nslora replay {quoted(folder)}, and export that."
-        )
     rows = read_table(result / "test.csv")[:questions]
     dialogues = [_asked(row) for row in rows]
     graded, length = _grading(run, rows)

@@ -3,6 +3,7 @@
 The tensors' names come from the package gguf; what differs by shape follows llama.cpp's convert_hf_to_gguf.py.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,9 @@ def gguf_type_named(name: str) -> GgufType:
 
 
 def refuse_shape(config: Any) -> None:
-    """Raise ExportError if a model of this configuration cannot be written."""
+    """Raise ExportError if a model of this configuration cannot be written, or no model can."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ExportError("GGUF files are written by the package gguf, which is not installed: pip install gguf.")
     kind = config.model_type
     if kind not in SHAPES:
         raise ExportError(

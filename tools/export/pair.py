@@ -143,7 +143,8 @@ def refuse_full_disk(folder: Path, size: float, what: str) -> None:
     there = next(each for each in (folder, *folder.resolve().parents) if each.is_dir())
     free = shutil.disk_usage(there).free
     if free < size * SPARE:
+        seen = next(each for each in (there, *there.parents) if not each.name.startswith("."))  # not a partial one
         raise ExportError(
-            f"{what} needs {size * SPARE / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free: free some disk "
+            f"{what} needs {size * SPARE / 1e9:.1f} GB in {seen}, where {free / 1e9:.1f} GB are free: free some disk "
             "space, or name a folder on another disk."
         )

@@ -50,10 +50,12 @@ class ProcessServer:
     """A server's command as a child process, which ends with this one.
 
     Raises:
-        ExportError: If it ends before it answers; the message quotes its last line.
+        ExportError: If it ends before it answers, or does not answer in time; the message quotes its last words.
     """
 
-    def __init__(self, command: list[str], host: str, port: int, *, start_s: float = START_S) -> None:
+    def __init__(
+        self, command: list[str], host: str, port: int, *, name: str = "the server", start_s: float = START_S
+    ) -> None:
         self.base_url = f"http://{host}:{port}/v1"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -70,11 +72,14 @@ class ProcessServer:
                     return
             except httpx.HTTPError:
                 time.sleep(0.2)
+        late = self.running
         self.stop()
         self._log.seek(0)
         lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
-        said = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no word")
-        raise ExportError(f"{Path(command[0]).name} does not serve the model ({said.strip()[:300]}).")
+        last = lines[-1] if lines else "no word"
+        said = last if late else next((line for line in reversed(lines) if "error" in line.lower()), last)
+        what = f"does not answer within {start_s:.0f} s" if late else "does not serve the model"
+        raise ExportError(f"{name} {what} ({said.strip()[:300]}).")
 
     @property
     def running(self) -> bool:
@@ -161,7 +166,7 @@ def started(engine: Engine, model: Path, name: str, *, host: str = LOOPBACK, por
             *("--override-generation-config", json.dumps({"temperature": 0})),
         ],
     }
-    return ProcessServer(commands[engine](), host, port)
+    return ProcessServer(commands[engine](), host, port, name=engine)
 
 
 def _vllm_serves(model: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """The GGUF file holds the merged weights, the tokenizer and the template, as an independent reader finds them."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from nslora.tools.errors import ExportError, SettingsError
-from nslora.tools.export.gguf_file import gguf_type_named, write_gguf
+from nslora.tools.export.gguf_file import gguf_type_named, refuse_shape, write_gguf
 from nslora.tools.export.merged import Merged
 from nslora.tools.export.pair import Pair
 from nslora.tools.testing.tiny_model import byte_tokenizer
@@ -72,9 +73,16 @@ def test_gemma_3_keeps_its_windows_and_norms(tmp_path: Path) -> None:
 
 
 def test_other_shapes_types_and_tokenizers_are_refused(
-    tiny_folder: Callable[..., Path], known_pair: Callable[..., Any], tmp_path: Path
+    tiny_folder: Callable[..., Path],
+    known_pair: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = Merged.of(Pair("gpt2", str(tiny_folder("gpt2")), "", None, _prompt()))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "gguf", None)
+        with pytest.raises(ExportError, match=r"not installed: pip install gguf"):
+            refuse_shape(whole.model.config)
     with pytest.raises(ExportError, match=r"type gpt2 is not written to GGUF here.*convert_hf_to_gguf"):
         write_gguf(whole, tmp_path / "pair.gguf")
     with pytest.raises(SettingsError, match=r"--gguf-type q4_k: wanted f16 or q8_0"):

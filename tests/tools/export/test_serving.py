@@ -64,6 +64,9 @@ def test_a_server_answers_and_ends_with_its_owner(tmp_path: Path) -> None:
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"does not serve the model \(ValueError: no such model"):
         ProcessServer([sys.executable, "-c", "raise ValueError('no such model')"], LOOPBACK, free_port())
+    slow = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(ExportError, match=r"slow does not answer within 1 s"):
+        ProcessServer(slow, LOOPBACK, free_port(), name="slow", start_s=1)
 
 
 def test_the_first_engine_that_is_there_and_takes_the_model_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
