@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import psutil
 from ray_nodes import two_nodes
 
+from nslora.tools.errors import StoppedError
 from nslora.tools.policies.local import LocalPolicy
 from nslora.tools.policies.opening import open_policy
+from nslora.tools.policies.ray_cluster import connected
 from nslora.tools.policies.settings import DeviceSettings, EngineSettings
 from nslora.tools.policy import TrainingJob, TrainingRow
 from nslora.tools.training.settings import LoraSettings
@@ -40,6 +43,10 @@ def main(folder: Path) -> None:
     local = LocalPolicy.load(model, adapters=folder / "here", shards=2, **named)
     job, said, found = TrainingJob(rows, LORA.epochs, seed=1), list[str](), dict[str, Any]()
     adapter = local.train(job).adapter
+    os.environ["RAY_ADDRESS"] = "127.0.0.1:9"  # nobody there
+    with suppress(StoppedError):
+        connected("ray")
+        raise AssertionError("no error")
     with two_nodes() as cluster:
         engine = EngineSettings(replies="ray", launch="ray", shards=2)
         one = {**named, "device": DEVICE.model_copy(update={"batch_size": 1})}  # so that an actor dies with rows left
