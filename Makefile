@@ -222,5 +222,5 @@ bench-speed: setup ## training and generation against the alternatives (about 40
 
 .PHONY: bench-scale
 
-bench-scale: setup ## replies from servers: in flight, two servers, CPU and memory of the process that asks (two minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_scale.py
+bench-scale: setup ## servers, launchers, sweeps: what they cost and bring (ten minutes; what is done is kept)
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_scale.py

@@ -1,7 +1,8 @@
-"""What replies from servers cost the process that asks: throughput by requests in flight, two servers, CPU, memory.
+"""What servers, launchers and sweeps cost and bring: in flight, two servers, CPU, memory, bytes, two cores against one.
 
-The servers are stand-ins in processes of their own, with a fixed time for a reply and a fixed number of slots,
-so that the figures are about the client alone. Ratios are of one run.
+The servers of most parts are stand-ins in processes of their own, with a fixed time for a reply and a fixed number of
+slots, so that the figures are about the client alone. Ratios are of one run. A part that is done is written to
+records/scale.jsonl and not measured again.
 """
 
 import argparse
@@ -12,21 +13,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from form import figure, publish
+import scale_parts
+from form import Figure, commit, figure, machine, publish
+from scale_simulation import RECORD
 
+from nslora.tools.files import append_jsonl, read_jsonl
 from nslora.tools.policies import served
-from nslora.tools.policies.facts import ModelFacts
 from nslora.tools.policies.opening import open_policy
-from nslora.tools.policies.probe_adapter import write_probe_adapter
 from nslora.tools.policies.settings import DeviceSettings, EngineSettings
 from nslora.tools.testing.tiny_model import write_tiny_model
-from nslora.tools.training.adapters import WEIGHTS, AdapterStore
 from nslora.tools.training.settings import LoraSettings
 
 REPLY_S, SLOTS = 0.1, 64  # of a stand-in: seconds for a reply, replies at once
@@ -113,15 +116,55 @@ def rate(policy: Any) -> tuple[float, float]:
     return ROWS / (time.monotonic() - began), 1e3 * (time.process_time() - cpu) / ROWS
 
 
-def peak_mb(model: Path, store: Path) -> float:
-    """The peak memory of a process that connects and asks for replies."""
+def in_flight(folder: Path) -> list[Figure]:
+    """Throughput against requests in flight, on one server, and the CPU of a reply."""
+    model, rates = write_tiny_model(folder / "model"), dict[int, float]()
     with stand_ins(model, 1, SLOTS) as urls:
-        argv = [sys.executable, __file__, "--orchestrate", str(model), urls[0], str(store)]
-        return float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        policy = connected(model, urls, folder / "adapters")
+        for served.IN_FLIGHT in IN_FLIGHT:
+            rates[served.IN_FLIGHT], cpu_ms = rate(policy)
+    return [
+        *(figure(f"replies a second, {count} in flight", value) for count, value in rates.items()),
+        figure("64 in flight against 1", rates[64] / rates[1], "times", at_least=8.0),
+        figure("64 in flight against the servers' own rate", rates[64] * REPLY_S / SLOTS, "share"),
+        figure("CPU of the asking process for a reply", cpu_ms, "ms"),
+        figure("replies a second that one asking process can take", 1e3 / cpu_ms),
+    ]
+
+
+def two_servers(folder: Path) -> list[Figure]:
+    """Two slow servers against one."""
+    model = write_tiny_model(folder / "model")
+    with stand_ins(model, 2, SLOTS // 8) as urls:
+        pair = [rate(connected(model, urls[:count], folder / "adapters"))[0] for count in (1, 2)]
+    return [figure("two servers against one", pair[1] / pair[0], "times", at_least=1.7)]
+
+
+def memory(folder: Path) -> list[Figure]:
+    """The peak memory of a process that connects and asks for replies."""
+    model = write_tiny_model(folder / "model")
+    with stand_ins(model, 1, SLOTS) as urls:
+        argv = [sys.executable, __file__, "--orchestrate", str(model), urls[0], str(folder / "apart")]
+        peak = float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return [figure("peak memory of the asking process", peak, "MB", at_most=MOST_MB)]
+
+
+PARTS: dict[str, Callable[[Path], list[Figure]]] = {
+    "in flight": in_flight,
+    "two servers": two_servers,
+    "memory": memory,
+    "a round": scale_parts.a_round,
+    "served against local": scale_parts.served_against_local,
+    "torchrun": scale_parts.torchrun,
+    "sweep": scale_parts.sweep_on_two_cores,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--again", action="store_true", help="measure them although they are on record")
+    parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--slots", type=int, default=SLOTS, help=argparse.SUPPRESS)
     parser.add_argument("--orchestrate", nargs=3, help=argparse.SUPPRESS)
@@ -133,37 +176,26 @@ def main() -> None:
         rate(connected(Path(model), (url,), Path(store)))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     else:
-        with tempfile.TemporaryDirectory(prefix="nslora-scale-") as name:
-            sys.exit(not measured(Path(name)))
+        sys.exit(not measured(arguments.only, arguments.record, again=arguments.again))
 
 
-def measured(folder: Path) -> bool:
-    """Measure and publish; returns whether every goal holds."""
-    model, store = write_tiny_model(folder / "model"), folder / "adapters"
-    rates: dict[int, float] = {}
-    with stand_ins(model, 1, SLOTS) as urls:
-        policy = connected(model, urls, store)
-        for served.IN_FLIGHT in IN_FLIGHT:
-            rates[served.IN_FLIGHT], cpu_ms = rate(policy)
-    with stand_ins(model, 2, SLOTS // 8) as urls:
-        pair = [rate(connected(model, urls[:count], store))[0] for count in (1, 2)]
-    facts = ModelFacts.read("SmolLM2-135M-Instruct", lora=LoraSettings(), thinking="off", on_cpu=True)
-    adapter = write_probe_adapter(facts, LoraSettings(), AdapterStore(store), folder / "probe")
-    size = (store / adapter / WEIGHTS).stat().st_size
-    ideal = min(SLOTS, IN_FLIGHT[-1]) / REPLY_S
-    return publish(
-        "scale",
-        [
-            *(figure(f"replies a second, {count} in flight", value) for count, value in rates.items()),
-            figure("64 in flight against 1", rates[64] / rates[1], "times", at_least=8.0),
-            figure("64 in flight against the servers' own rate", rates[64] / ideal, "share"),
-            figure("two servers against one", pair[1] / pair[0], "times", at_least=1.7),
-            figure("CPU of the asking process for a reply", cpu_ms, "ms"),
-            figure("replies a second that one asking process can take", 1e3 / cpu_ms),
-            figure("peak memory of the asking process", peak_mb(model, folder / "apart"), "MB", at_most=MOST_MB),
-            figure("an adapter of the embedded model, to each server", size / 1e6, "MB"),
-        ],
-    )
+def measured(parts: Sequence[str], record: Path, *, again: bool) -> bool:
+    """Measure parts that are not on record, add them to it, and publish all; returns whether every goal holds."""
+    for part in parts:
+        if again or part not in on_record(record):
+            with tempfile.TemporaryDirectory(prefix="nslora-scale-") as name:
+                found = PARTS[part](Path(name))
+            for each in found:
+                print(f"{part}: {each.name}: {each.value:.4g} {each.unit}", flush=True)
+            line = {"part": part, "figures": [asdict(each) for each in found], "machine": machine(), "commit": commit()}
+            append_jsonl(record, {**line, "date": datetime.now(UTC).isoformat(timespec="seconds")})
+    known = on_record(record)
+    return publish("scale", [Figure(**each) for part in PARTS if part in known for each in known[part]["figures"]])
+
+
+def on_record(record: Path) -> dict[str, dict[str, Any]]:
+    """The lines of a record by part; the later one counts."""
+    return {line["part"]: line for line in read_jsonl(record)}
 
 
 if __name__ == "__main__":
