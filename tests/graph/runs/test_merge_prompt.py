@@ -214,6 +214,7 @@ reward: {checks: [{name: fact, check: contains}]}
 """
 
 
+@pytest.mark.engines
 def test_the_tiny_models_merged_prompt_answers_in_the_place_of_the_run(
     own_cache: Path, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
