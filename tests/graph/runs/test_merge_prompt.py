@@ -1,5 +1,6 @@
 """A result's prompt is trained into its weights, and that is kept only if nothing is lost."""
 
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -11,15 +12,19 @@ import pytest
 from conftest import begin_tiny_run
 from fakes import ObedientPolicy
 from langchain_core.messages import HumanMessage
+from rich.console import Console
 from scripted_runs import BULLETS, begun, edits
 from typer.testing import CliRunner
 
 from nslora.graph.cli.app import app
+from nslora.graph.cli.progress import show_result
 from nslora.graph.runs.export import pair_of
+from nslora.graph.runs.page.content import RunPage
 from nslora.graph.runs.result import result_of
 from nslora.graph.runs.run import Run
 from nslora.tools.errors import DivergedError, RunError, SettingsError
 from nslora.tools.evaluation.acceptance import nothing_lost, smallest_loss_ruled_out
+from nslora.tools.files import quoted
 from nslora.tools.policy import OnProgress, TrainingJob, TrainingResult, no_progress
 from nslora.tools.prompt import Prompt
 from nslora.tools.rewards.score import Score
@@ -118,6 +123,18 @@ def test_verified_replies_are_learnt_without_the_prompt_and_the_pair_is_needed_n
     assert (policy.sent, len(policy.jobs)) == ([], 1)
     assert run.merge_prompt(margin=0.5).kept
     assert len(policy.jobs) == 1  # another margin decides anew, and trains nothing
+
+
+def test_the_report_offers_it_if_the_prompt_is_long(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    report = run.report()
+    assert 0.5 < report["prompt_share"] < 1
+    offered = f"nslora merge-prompt {quoted(run.folder)}"
+    assert offered in [each.line for each in RunPage(run.folder, run.workspace).commands]
+    for share, offers in ((report["prompt_share"], True), (0.4, False)):
+        console = Console(file=io.StringIO(), width=200)
+        show_result(console, run.folder, {**report, "prompt_share": share})
+        assert (offered in console.file.getvalue()) == offers  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
