@@ -105,10 +105,10 @@ def questions(count: int) -> list[list[dict[str, str]]]:
     return [[{"role": "user", "content": f"Who keeps the mill of village {i}, and since when?"}] for i in range(count)]
 
 
-def asked(policy: Policy, adapter: str | None, rows: int) -> tuple[Generated, float]:
+def asked(policy: Policy, adapter: str | None, rows: int, new_tokens: int) -> tuple[Generated, float]:
     """Replies, and tokens a second."""
     began = time.monotonic()
-    found = policy.generate(questions(rows), adapter=adapter, max_new_tokens=NEW_TOKENS)
+    found = policy.generate(questions(rows), adapter=adapter, max_new_tokens=new_tokens)
     return found, found.tokens / (time.monotonic() - began)
 
 
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nslora-served-") as name:
         figures = measured(arguments, Path(name))
@@ -138,8 +139,8 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[Figure]:
     adapter, figures = local.train(TrainingJob(rows, 4, seed=1)).adapter, list[Figure]()
     before = {}
     for name in (None, adapter):
-        asked(local, name, 8)  # the first batch compiles kernels
-        before[name], speed = asked(local, name, arguments.rows)
+        asked(local, name, 8, arguments.new_tokens)  # the first batch compiles kernels
+        before[name], speed = asked(local, name, arguments.rows, arguments.new_tokens)
         figures.append(figure(f"local, {_words(name)}", speed, "tokens/s"))
     for invariant in (False, True):
         log = folder / "vllm.log"
@@ -147,7 +148,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[Figure]:
         said, began = "batch-invariant" if invariant else "vLLM", time.monotonic()
         with server as url:
             figures.append(figure(f"{said}: start", time.monotonic() - began, "s"))
-            figures += served_figures(said, url, model, folder / "adapters", device, local, before, arguments.rows)
+            figures += served_figures(said, url, model, folder / "adapters", device, local, before, arguments)
     return figures
 
 
@@ -159,16 +160,17 @@ def served_figures(
     device: DeviceSettings,
     local: LocalPolicy,
     before: dict[str | None, Generated],
-    rows: int,
+    arguments: argparse.Namespace,
 ) -> list[Figure]:
     """Figures of one server. The adapter's proof has been checked when its first reply comes."""
-    engine = EngineSettings(replies=url, launch="torchrun", timeout_s=120)
+    engine, rows = EngineSettings(replies=url, launch="torchrun", timeout_s=240), arguments.rows
     named: dict[str, Any] = {"adapters": adapters, "lora": LORA, "device": device, "thinking": "off"}
     policy, figures = open_policy(str(model), engine=engine, notify=print, **named), list[Figure]()
+    replies: list[Generated] = []
     for name, known in before.items():
-        asked(policy, name, 8)
-        found, speed = asked(policy, name, rows)
-        again, _ = asked(policy, name, rows // 4)  # the same rows in smaller batches
+        asked(policy, name, 8, arguments.new_tokens)
+        found, speed = asked(policy, name, rows, arguments.new_tokens)
+        again, _ = asked(policy, name, rows // 4, arguments.new_tokens)  # the same rows in smaller batches
         scored, references = questions(16), ["Ada, since 1901."] * 16
         one, other = (each.reference_losses(scored, references, adapter=name) for each in (local, policy))
         words = f"{said}, {_words(name)}"
@@ -178,7 +180,8 @@ def served_figures(
             figure(f"{words}: replies equal in another batch", equal(again, found), "share"),
             figure(f"{words}: largest difference of a loss", max(map(_apart, one, other)), "nats"),
         ]
-    changed = 1 - equal(asked(policy, None, 64)[0], asked(policy, list(before)[-1], 64)[0])
+        replies.append(found)
+    changed = 1 - equal(*replies)
     return [*figures, figure(f"{said}: replies that the adapter changes", changed, "share", at_least=0.01)]
 
 

@@ -121,7 +121,8 @@ def main() -> None:
         figures.append(
             figure(f"{cores} cores saturate with engines of (0: with none of these)", saturated, "replies/s")
         )
-        figures.append(figure(f"{cores} cores saturate at, replies a second", cores * 1e3 / known.reply_ms))
+        most = cores / (known.reply_ms / 1e3 + known.round_s / known.replies)
+        figures.append(figure(f"{cores} cores: replies a second at most, with their rounds", most))
     figures.append(figure(f"memory of {wanted.runs} runs", wanted.runs * known.peak_mb / 1e3, "GB"))
     moved = known.round_kb / 1e3 + wanted.engines * known.adapter_mb
     figures.append(figure("moved by a round, with an adapter to each engine", moved, "MB"))

@@ -45,7 +45,7 @@ def test_constants_come_from_the_record_and_none_may_be_missing(tmp_path: Path) 
 def test_the_script_for_a_gpu_runs_without_one(tmp_path: Path) -> None:
     script = Path(__file__).with_name("bench_served_gpu.py")
     done = subprocess.run(
-        [sys.executable, script, "--device", "cpu", "--shape", "tiny", "--rows", "8"],
+        [sys.executable, script, "--device", "cpu", "--shape", "tiny", "--rows", "4", "--new-tokens", "8"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
