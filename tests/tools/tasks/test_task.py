@@ -274,7 +274,7 @@ def test_a_missing_task_is_refused_with_the_embedded_ones():
     [
         (
             {"nam": "x"},
-            "task.yaml:6: unknown field 'nam' (known: data, dataset, duplicates, fields, ",
+            "task.yaml:6: unknown field 'nam' (known: agent, data, dataset, duplicates, fields, ",
         ),
         ({"max_new_tokens": "many"}, "task.yaml:6: max_new_tokens: input should be a valid integer"),
         ({"reward": {"combine": "max"}}, "task.yaml:7: reward.combine: input should be 'mean' or 'all' (came: 'max')"),
