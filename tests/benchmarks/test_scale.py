@@ -1,9 +1,6 @@
-"""What bench-scale keeps, what the simulation makes of it, and the script for a GPU without one."""
+"""What bench-scale keeps, and what the simulation makes of it."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,22 +36,3 @@ def test_constants_come_from_the_record_and_none_may_be_missing(tmp_path: Path) 
         constants(recorded(tmp_path / "nothing.jsonl"))
     if RECORD.exists():
         constants(recorded())
-
-
-@pytest.mark.engines
-def test_the_script_for_a_gpu_runs_without_one(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("bench_served_gpu.py")
-    done = subprocess.run(
-        [sys.executable, script, "--device", "cpu", "--shape", "tiny", "--rows", "4", "--new-tokens", "8"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    record = json.loads((tmp_path / "build" / "bench" / "served-gpu.json").read_text())
-    found = {each["name"]: each["value"] for each in record["figures"]}
-    assert record["dry"]
-    assert found["vLLM, with an adapter: replies equal to local ones"] == 1.0
-    assert found["batch-invariant, base: largest difference of a loss"] < 1e-3
