@@ -73,9 +73,9 @@ class ProcessServer:
             except httpx.HTTPError:
                 time.sleep(0.2)
         late = self.running
-        self.stop()
         self._log.seek(0)
         lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        self.stop()  # after its last words were read: it has others for its end
         last = lines[-1] if lines else "no word"
         said = last if late else next((line for line in reversed(lines) if "error" in line.lower()), last)
         what = f"does not answer within {start_s:.0f} s" if late else "does not serve the model"
