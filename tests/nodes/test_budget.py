@@ -264,7 +264,7 @@ def test_candidates_are_screened_only_where_the_budget_holds_it(
         settings=settings(max_tflop=max_tflop),
         flop_rates=FlopRates(1e12, 3e12),
         token_counts=lambda dialogues: [2] * len(dialogues),
-        task=SimpleNamespace(max_new_tokens=10),
+        task=SimpleNamespace(max_new_tokens=10, agent=None),
     )
     state: Any = {"rounds": [], "wall_s": 0.0, "start_measured": {"flop": 1e12}}
     rows = [Example("1", "Who?", "Ada", {})] * 2
@@ -276,7 +276,7 @@ def test_rows_that_a_budget_lets_be_answered_anew_come_from_all_of_the_file(monk
     workspace: Any = SimpleNamespace(
         settings=SimpleNamespace(remade_per_row=1, remade_rows=None, max_tflop=20e-12, seed=0),
         flop_rates=SimpleNamespace(forward=1.0),
-        task=SimpleNamespace(train=rows, max_new_tokens=1),
+        task=SimpleNamespace(train=rows, max_new_tokens=1, agent=None),
         token_counts=lambda dialogues: [1] * len(dialogues),
     )
     monkeypatch.setattr(Budget, "spent", Spent())

@@ -55,7 +55,7 @@ def test_evaluate_makes_a_first_state_of_an_empty_one(tmp_path: Path, task: Task
 
 
 def test_classify_decides_from_the_signal_in_the_state(tmp_path: Path, task: Task) -> None:
-    room = workspace(tmp_path, task)
+    room = workspace(tmp_path, task, routing={"use_signal": True})
     begun = after_start(room)
     decision = classify(begun, room)["decision"]
     assert decision["action"] == "textgrad"

@@ -261,7 +261,7 @@ def test_the_shell_brings_lost_rounds_back(tmp_path: Path, task: Task, monkeypat
     run.adapt()
     with run.checkpointer() as saver:
         shortened(saver, run)
-    monkeypatch.setattr("nslora.graph.cli.runs._opened", lambda *_, **__: run)
+    monkeypatch.setattr("nslora.graph.cli.runs.opened", lambda *_, **__: run)
     lost = CliRunner().invoke(app, ["resume", str(run.folder)])
     assert "--restore" in str(lost.exception)
     found = CliRunner().invoke(app, ["resume", str(run.folder), "--restore"])

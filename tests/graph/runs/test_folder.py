@@ -193,5 +193,5 @@ def test_a_run_can_be_given_other_servers_and_another_launcher(begin: Begin) -> 
     assert (settings.replies, settings.launch) == (("http://one:8000", "http://two:8000"), "torchrun")
     run.connect(replies="local")
     assert (run.workspace.settings.engine.replies, run.workspace.settings.engine.launch) == ("local", "torchrun")
-    with pytest.raises(SettingsError, match="must be addresses such as"):
+    with pytest.raises(SettingsError, match="must be local, ray, ray://host:10001, or addresses"):
         run.connect(replies="here")

@@ -489,9 +489,8 @@ def test_a_function_that_raises_stops_the_run_with_the_row_and_the_cause():
 
 def test_a_function_is_called_with_the_names_it_asks_for():
     assert build_reward(lambda reply, example: float(reply == example.fields["key"]))(row(), "1911").value == 1.0
-    assert build_reward(lambda **named: float(set(named) == {"question", "reference", "reply", "example"}))(
-        row(), "x"
-    ).passed
+    all_names = {"question", "reference", "reply", "example", "trajectory"}
+    assert build_reward(lambda **named: float(set(named) == all_names))(row(), "x").passed
 
 
 def test_a_function_that_cannot_be_called_is_refused_before_the_run():
