@@ -41,6 +41,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> LocalPolicy:
     return LocalPolicy.load(str(write_tiny_model(folder / "model", "qwen2", blocks=2)), adapters=folder / "adapters")
 
 
+@pytest.mark.engines
 def test_trajectories_of_shared_batches_are_those_of_batch_1(policy: LocalPolicy) -> None:
     def answers(in_flight: int, sampling: Sampling | None = None) -> list[list[str]]:
         task = task_of(in_flight)

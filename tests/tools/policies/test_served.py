@@ -99,6 +99,7 @@ def test_facts_without_weights_are_those_of_the_loaded_model(tiny_policy: Make) 
         assert facts.format.stop_ids == policy.format.stop_ids
 
 
+@pytest.mark.engines
 def test_faults_that_pass_cost_nothing(local: LocalPolicy, adapter: str, fakes: Callable[..., FakeVllm]) -> None:
     fake = fakes()
     replies = served(local, fake)
@@ -140,6 +141,7 @@ def test_an_unusable_server_is_refused_before_anything_is_asked(
     assert not list(local.adapters.folder.glob(".*"))
 
 
+@pytest.mark.engines
 def test_an_adapter_that_a_server_does_not_apply_stops_the_run(
     local: LocalPolicy, adapter: str, fakes: Callable[..., FakeVllm], tmp_path: Path
 ) -> None:
@@ -214,6 +216,7 @@ def test_requests_that_fail_together_leave_a_server_out_once(
     assert said == ["note     left out", "note     back"]
 
 
+@pytest.mark.engines
 def test_replies_that_came_before_the_last_server_died_are_kept(
     local: LocalPolicy, adapter: str, fakes: Callable[..., FakeVllm], tmp_path: Path
 ) -> None:
