@@ -10,7 +10,7 @@ from nslora.tools.classifier.attribution import Need, need_of
 from nslora.tools.dataset.selection import Material
 from nslora.tools.router.inputs import RouterInput
 from nslora.tools.router.monitoring_signal import Progress, Update, closed, read_signal
-from nslora.tools.router.strategies import Neurosymbolic, strategy_named
+from nslora.tools.router.strategies import strategy_named
 from nslora.tools.schema import as_record
 from nslora.tools.workspace.cost_estimate import update_tokens
 from nslora.tools.workspace.workspace import Workspace
@@ -32,8 +32,7 @@ def step(state: AdaptationState, workspace: Workspace) -> Changes:
         workspace.settings.strategy, settings=workspace.settings.routing, signal=workspace.settings.signal
     )
     router_input = router_input_of(state, workspace, kept, need, material)
-    seen = strategy.seen(router_input) if isinstance(strategy, Neurosymbolic) else router_input
-    choice = Budget(state, workspace).allow(strategy.choose(router_input), seen)
+    choice = Budget(state, workspace).allow(strategy.choose(router_input), strategy.seen(router_input))
     decision = Decision(
         action=choice.action,
         reason=choice.reason,

@@ -11,7 +11,7 @@ from langchain_core.tools import tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 
-from nslora.tools.policy import Generated, OnProgress, Sampling, TrainingJob, TrainingResult, no_progress
+from nslora.tools.policy import Generated, OnProgress, Sampling, no_progress
 from nslora.tools.schema import Dialogue
 from nslora.tools.testing.tiny_task import KEEPERS, PLACES, write_tiny_task
 
@@ -90,9 +90,6 @@ class AgentPolicy(FakePolicy):
         known = self._memory(adapter) if adapter else {}
         replies = tuple(self._next(dialogue, known, lucky) for dialogue in dialogues)
         return Generated(replies, sum(len(reply.split()) for reply in replies))
-
-    def train(self, job: TrainingJob, on_progress: OnProgress = no_progress) -> TrainingResult:
-        return super().train(job, on_progress)
 
     def _next(self, dialogue: Dialogue, known: dict[str, str], lucky: bool) -> str:
         replies, last = list(known.values()), dialogue[-1]

@@ -11,6 +11,7 @@ one EditFailedError with what the attempt cost.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import get_args
 
 from nslora.tools.editor.answer_format import Part, Structured, format_rules, layout_rules
@@ -36,7 +37,7 @@ from nslora.tools.editor.failures_view import (
     right_reply_of,
 )
 from nslora.tools.editor.pricing import Caps, Usage
-from nslora.tools.editor.reflection import answer_format, reflection_form
+from nslora.tools.editor.reflection import AnswerShape, answer_format, reflection_form
 from nslora.tools.editor.settings import Protocol
 from nslora.tools.editor.textual_gradients import neutralise, step_request
 from nslora.tools.editor.wrapped_chat import Chat
@@ -225,8 +226,8 @@ class Editor:
         small = self._calls.is_small
         documents, short = (1, not may_write) if small else (candidates, False)
         sections = self._part == "document" and bool(attempt.old.read_sections)
-        answer = answer_format(self._part, documents, may_write=may_write, short=short, listing=True, sections=sections)
-        fixed = sum(map(tokens_of_text, step_request(document, "", constraints, answer)))
+        longest = AnswerShape(self._part, documents, may_write, short, listing=True, sections=sections)
+        fixed = sum(map(tokens_of_text, step_request(document, "", constraints, answer_format(longest))))
         limit = self._max_input_tokens or max(INPUT_TOKENS, fixed + LEAST_TOKENS)
         if limit - fixed < LEAST_TOKENS // 4:
             raise EditFailedError(
@@ -243,12 +244,9 @@ class Editor:
             most_rows=self._max_failures or (ROWS_FOR_SMALL if small else MOST_ROWS),
             small=small,
         )
-        ask = {"may_write": may_write, "short": short, "listing": bool(briefing.answers)}
-        ask |= {"sections": True} if sections else {}
-        answer = answer_format(self._part, documents, **ask)
-        request = step_request(document, briefing.context, constraints, answer)
-        form = reflection_form(self._part, documents, **ask)
-        return attempt.reflect(request, briefing, candidates, form)
+        shape = replace(longest, listing=bool(briefing.answers))
+        request = step_request(document, briefing.context, constraints, answer_format(shape))
+        return attempt.reflect(request, briefing, candidates, reflection_form(shape))
 
     def _failed_often(self) -> str:
         return f"The editor {self.name} failed {self.consecutive_failures} times in a row"

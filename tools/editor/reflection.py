@@ -162,19 +162,11 @@ class _ShortlyAnalysed(BaseModel):
 _LISTING: Mapping[Part, type[BaseModel]] = {**_SHORT, "document": ListingDocumentPart, "system": ListingSystemPart}
 
 
-@functools.cache
-def reflection_form(
-    part: Part,
-    documents: int,
-    *,
-    may_write: bool,
-    short: bool = False,
-    listing: bool = False,
-    sections: bool = False,
-) -> type[BaseModel]:
-    """Give the schema of a reply in which `part` may change.
+@dataclass(frozen=True)
+class AnswerShape:
+    """Which fields an editor's answer has.
 
-    Args:
+    Attributes:
         part: What may change.
         documents: Most that the reply may hold.
         may_write: Whether demonstrations' replies may be written; else rows are named by their numbers.
@@ -182,12 +174,24 @@ def reflection_form(
         listing: Whether there is a closed list of answers, which a small model may have shown.
         sections: Whether texts of sections that an agent reads may change.
     """
-    more = (SectionsPart,) if sections else ()
-    if short:
-        one = (_LISTING if listing else _SHORT)[part]
+
+    part: Part
+    documents: int
+    may_write: bool
+    short: bool = False
+    listing: bool = False
+    sections: bool = False
+
+
+@functools.cache
+def reflection_form(shape: AnswerShape) -> type[BaseModel]:
+    """Give the schema of a reply of this shape."""
+    part, more = shape.part, (SectionsPart,) if shape.sections else ()
+    if shape.short:
+        one = (_LISTING if shape.listing else _SHORT)[part]
         return create_model("Reflection", __base__=(*more, one, _ShortlyAnalysed))
-    one = _PARTS[part] if may_write else _BY_NUMBER.get(part, _PARTS[part])
-    if documents == 1:
+    one = _PARTS[part] if shape.may_write else _BY_NUMBER.get(part, _PARTS[part])
+    if shape.documents == 1:
         return create_model("Reflection", __base__=(*more, one, _Analysed))
     whole = create_model("AgentDocument", __base__=(*more, one)) if more else one
     several: Any = GenericAlias(list, (whole,))
@@ -196,7 +200,7 @@ def reflection_form(
         __base__=_Analysed,
         documents=(
             several,
-            Field(description="One or several different documents.", min_length=1, max_length=documents),
+            Field(description="One or several different documents.", min_length=1, max_length=shape.documents),
         ),
     )
 
@@ -210,39 +214,28 @@ class Reflected:
     faults: tuple[str, ...]
 
 
-def answer_format(
-    part: Part,
-    documents: int,
-    *,
-    may_write: bool,
-    short: bool = False,
-    listing: bool = False,
-    sections: bool = False,
-) -> str:
-    """Tell an editor in words how to answer. There is no example in it, since small models copy examples.
-
-    Args: as of `reflection_form`.
-    """
+def answer_format(shape: AnswerShape) -> str:
+    """Tell an editor in words how to answer. There is no example in it, since small models copy examples."""
     fields = []
-    if part in ("document", "demonstrations"):
+    if shape.part in ("document", "demonstrations"):
         fields.append(f"- rows: {ROWS_FIELD}")
-        if may_write:
+        if shape.may_write:
             fields.append(
                 "- replies: only to write a demonstration's reply yourself; objects with row (its number) and reply, "
                 "which must earn the full reward."
             )
-    if part in ("document", "system"):
+    if shape.part in ("document", "system"):
         fields.append(f"- system: {SYSTEM_TURN}")
-        if short and listing:
+        if shape.short and shape.listing:
             fields.append(f"- list_answers: {LIST_ANSWERS}")
-    if part == "question" or (part == "document" and not short):
-        only = "only if it must change; " if part == "document" else ""
+    if shape.part == "question" or (shape.part == "document" and not shape.short):
+        only = "only if it must change; " if shape.part == "document" else ""
         fields.append(f"- question_template: {only}the user turn, with {PLACEHOLDER} once, where the question goes.")
-    if sections:
+    if shape.sections:
         fields.append(f"- sections: {SECTIONS_FIELD}")
-    if documents > 1:
+    if shape.documents > 1:
         several = "an object each, that take different ways; the best is found by a trial"
-        new = f"- documents: a list of up to {documents} new documents, {several}. The fields of each:"
+        new = f"- documents: a list of up to {shape.documents} new documents, {several}. The fields of each:"
         fields = [new, *(f"  {field}" for field in fields)]
     return "\n".join(["Answer with one JSON object and nothing else. Its fields:", f"- analysis: {ANALYSIS}", *fields])
 

@@ -19,7 +19,7 @@ from nslora.tools.router.expected_gain import (
     expected_gains,
     needs_of,
 )
-from nslora.tools.router.inputs import RouterDecision, RouterInput, Strategy, evidence, open_kinds
+from nslora.tools.router.inputs import RouterDecision, RouterInput, evidence, open_kinds
 from nslora.tools.router.monitoring_signal import DEFAULTS as SIGNAL
 from nslora.tools.router.monitoring_signal import Progress, SignalSettings, Update, closed, progress_of
 from nslora.tools.router.reasons import WORDS, signal_words, why_nothing_goes, why_stop, why_this_kind
@@ -30,18 +30,22 @@ WITH_SIGNAL, WITHOUT_SIGNAL = "neurosymbolic-with-signal", "neurosymbolic-withou
 ONCE = "once"  # behind a step of an order: one update instead of as many as go
 
 
-class _Chosen:
+class Chosen:
     """A choice below the stop rules that all strategies share."""
 
     def choose(self, router_input: RouterInput) -> RouterDecision:
         return must_finish(router_input) or self._choose(router_input)
+
+    def seen(self, router_input: RouterInput) -> RouterInput:
+        """The input with the kinds closed that this strategy's own rules close."""
+        return router_input
 
     def _choose(self, router_input: RouterInput) -> RouterDecision:
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Neurosymbolic(_Chosen):
+class Neurosymbolic(Chosen):
     """What the failures need against what an update costs, with `use_signal` weighed by the signal: the default."""
 
     settings: StrategySettings = DEFAULTS
@@ -60,13 +64,12 @@ class Neurosymbolic(_Chosen):
         return _go(kind, why_this_kind(kind, wanted, gains, seen, self.settings), router_input, gains)
 
     def seen(self, router_input: RouterInput) -> RouterInput:
-        """The input with kinds closed by the rules that these settings name."""
         router_input = without_vain_tries(router_input, self.settings)
         return router_input if self.settings.use_signal else without_signal(router_input, self.settings)
 
 
 @dataclass(frozen=True)
-class SingleKind(_Chosen):
+class SingleKind(Chosen):
     """One kind of update until it is saturated."""
 
     kind: Kind
@@ -81,7 +84,7 @@ class SingleKind(_Chosen):
 
 
 @dataclass(frozen=True)
-class RandomChoice(_Chosen):
+class RandomChoice(Chosen):
     """Any kind that is not saturated, drawn by task, seed and round.
 
     By the seed alone it would draw the same kinds on every task, and a mean over tasks would be of one draw.
@@ -98,7 +101,7 @@ class RandomChoice(_Chosen):
 
 
 @dataclass(frozen=True)
-class FixedOrder(_Chosen):
+class FixedOrder(Chosen):
     """Steps in a fixed order. Each step repeats its kind until that is saturated, counted from the step's start.
 
     once: whether each step ends after a single update instead, kept or dropped.
@@ -137,7 +140,7 @@ class FixedOrder(_Chosen):
 
 
 @dataclass(frozen=True)
-class WithoutClassifier(_Chosen):
+class WithoutClassifier(Chosen):
     """Ablation: the signal alone. Stays with a kind until it is saturated, then the other; starts with the cheaper."""
 
     name: str = "neurosymbolic-without-classifier"
@@ -152,7 +155,7 @@ class WithoutClassifier(_Chosen):
 
 
 @dataclass(frozen=True)
-class UserChoice(_Chosen):
+class UserChoice(Chosen):
     """A user's own function of a RouterInput; it returns a RouterDecision or the name of an action."""
 
     name: str
@@ -184,12 +187,10 @@ class UserChoice(_Chosen):
         )
 
 
-def strategy_named(
-    name: str, *, settings: StrategySettings = DEFAULTS, signal: SignalSettings | None = None
-) -> Strategy:
+def strategy_named(name: str, *, settings: StrategySettings = DEFAULTS, signal: SignalSettings | None = None) -> Chosen:
     """The strategy of that name. Raises SettingsError, with the known names, if there is none."""
     wanted = name.strip()
-    known: dict[str, Strategy] = {
+    known: dict[str, Chosen] = {
         "neurosymbolic": Neurosymbolic(settings),
         "lora": SingleKind("lora", "lora"),
         "textgrad": SingleKind("textgrad", "textgrad"),

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage
 from nslora.tools.editor.briefing import Row, Situation
 from nslora.tools.editor.editor import EditFailedError, Editor
 from nslora.tools.editor.local_chat import LLAMA_CPP
-from nslora.tools.editor.reflection import read_reflection, reflection_form
+from nslora.tools.editor.reflection import AnswerShape, read_reflection, reflection_form
 from nslora.tools.errors import PromptError
 from nslora.tools.prompt import Demonstration, Prompt
 from nslora.tools.rewards.score import Graded, Score
@@ -125,7 +125,7 @@ def test_one_call_is_an_edit_and_its_analysis_is_the_textual_gradient() -> None:
     assert [len(prompt.demonstrations) for prompt in edit.prompts] == [1, 2]
     assert edit.critiques == ("No capitals.",)
     assert edit.rows == ("train-1", "train-2")
-    assert chat.asked_for == [reflection_form("document", 2, may_write=False, short=False, listing=False)]
+    assert chat.asked_for == [reflection_form(AnswerShape("document", 2, may_write=False))]
     assert "ReplyForm" not in chat.asked_for[0].model_json_schema()["$defs"]  # each row has a right reply
     (request,) = chat.requests
     system, asked = texts(request)
@@ -290,7 +290,7 @@ def test_a_small_model_fills_in_one_short_document() -> None:
 
 def test_no_length_is_asked_of_a_server_that_may_refuse_it() -> None:
     for part in ("document", "system"):
-        assert "maxLength" not in json.dumps(reflection_form(part, 3, may_write=False).model_json_schema())
+        assert "maxLength" not in json.dumps(reflection_form(AnswerShape(part, 3, may_write=False)).model_json_schema())
 
 
 def test_of_a_flat_answer_that_was_cut_off_the_whole_fields_are_taken() -> None:
