@@ -104,7 +104,7 @@ def merge_prompt(workspace: Workspace, report: Mapping[str, Any], *, margin: flo
     """Train a result's prompt into its weights, and keep the new adapter only if nothing is lost on validation.
 
     The test split decides nothing: it is answered after the decision, and only if the adapter is kept. A second call
-    with the same arguments gives what the first one wrote; one that was stopped goes on.
+    with the same arguments reads what the first one wrote. After a call that was stopped, the next one goes on.
 
     Args:
         workspace: Of the finished run.
